@@ -1,0 +1,8 @@
+"""`python -m sam_runner` is `sam-train`."""
+
+import sys
+
+from sam_runner.cli import train
+
+if __name__ == "__main__":
+    sys.exit(train())

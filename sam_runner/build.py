@@ -1,0 +1,258 @@
+"""From settings to objects: the only place where names in a configuration become calls."""
+
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from hydra.utils import get_object
+from torch import nn
+from torch.nn import functional as F
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from sam_runner import schedules
+from sam_runner.config import unknown_key
+from sam_runner.data.augment import Augmentation
+from sam_runner.data.loader import Loader, Normalisation
+from sam_runner.data.sets import Splits, hold_out
+from sam_runner.errors import InputError
+from sam_runner.objective import Objective
+from sam_runner.sam import SamStep
+from sam_runner.seeding import seed_everything
+from sam_runner.trainer import Run
+from sam_runner.trust import prefixes, require_trusted_name
+
+Settings = Mapping[str, Any]
+EVAL_BATCH = 512
+
+
+def locate(target: str) -> Callable[..., Any]:
+    """The function or class of a dotted name, if it is defined in a trusted module.
+
+    The name alone is not enough: ``sam_runner.files.os.system`` starts well and ends elsewhere.
+
+    Raises:
+        InputError: Where it is not trusted or does not exist.
+    """
+    require_trusted_name(target)
+    try:
+        found = get_object(target)
+    except Exception as error:
+        parent, _, name = target.rpartition(".")
+        try:
+            known = [entry for entry in dir(get_object(parent)) if not entry.startswith("_")]
+        except Exception:
+            raise InputError(f"_target_={target} does not exist: {error}") from error
+        raise InputError(
+            f"_target_={target} does not exist\n  {unknown_key(name, known).splitlines()[-1].strip()[:300]}"
+        ) from error
+    home = f"{getattr(found, '__module__', None)}."
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not home.startswith(prefixes()):
+        raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]})")
+    called: Callable[..., Any] = found
+    return called
+
+
+def construct(node: Settings, what: str, **context: Any) -> Any:
+    """Call what ``_target_`` names with the node's other keys and with those of `context` that it takes.
+
+    Args:
+        node: Settings with ``_target_``.
+        what: Where it stands in the configuration, for messages.
+        context: What the program supplies.
+
+    Raises:
+        InputError: Where a key is unknown or missing, or a value is refused.
+    """
+    function = locate(node["_target_"])
+    keys = {key: value for key, value in node.items() if key != "_target_"}
+    parameters = inspect.signature(function).parameters
+    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
+    for key in keys:
+        if key not in parameters and not takes_any:
+            raise InputError(
+                unknown_key(f"{what}.{key}", [f"{what}.{name}" for name in parameters if name not in context])
+            )
+    supplied = {key: value for key, value in context.items() if key in parameters}
+    try:
+        return function(**supplied, **keys)
+    except (TypeError, ValueError) as error:
+        raise InputError(f"{what} ({node['_target_']}) refuses its settings: {error}\n  given: {keys}") from error
+
+
+def device_of(settings: Settings) -> torch.device:
+    """The device to train on.
+
+    Raises:
+        InputError: Where a CUDA device is asked for that does not exist.
+    """
+    name = settings["device"]
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    device = torch.device(name)
+    if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
+        raise InputError(
+            f"device={name}: found {torch.cuda.device_count()} CUDA devices\n  use device=cpu or device=auto"
+        )
+    return device
+
+
+def autocast_dtype(settings: Settings, device: torch.device) -> torch.dtype | None:
+    """The type that `precision` stands for; None is float32 throughout."""
+    precision = settings["precision"]
+    if precision == "auto":
+        if device.type == "cpu":
+            return None
+        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
+    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def build_data(settings: Settings) -> Splits:
+    """Training set with its noise, held-out set and test set."""
+    data = dict(settings["data"])
+    fraction = data.pop("val_fraction", 0.0)
+    drop_last = data.pop("drop_last", True)
+    splits = hold_out(construct(data, "data"), fraction)
+    train = splits.train
+    if drop_last and len(train) < settings["batch_size"]:
+        raise InputError(
+            f"batch_size={settings['batch_size']} is larger than the training set of {len(train)} images, and "
+            "data.drop_last=true leaves incomplete batches out\n  use a smaller batch_size or data.drop_last=false"
+        )
+    pad, side = settings["augment"]["pad"], min(train.images_NCHW.shape[2:])
+    if settings["augment"]["pad_mode"] == "reflect" and pad >= side:
+        raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
+    noisy = construct(
+        settings["noise"], "noise", labels=train.labels, num_classes=len(train.classes), seed=settings["seed"]
+    )
+    return replace(splits, train=train.relabelled(noisy))
+
+
+def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.Module:
+    """The network for the data's channels and classes, initialised from the seed, on the device."""
+    node, channels = settings["model"], splits.train.images_NCHW.shape[1]
+    parameters = inspect.signature(locate(node["_target_"])).parameters
+    if "in_channels" not in parameters and channels != 3:
+        raise InputError(f"model {node['_target_']} is for 3 channels, the images have {channels}")
+    num_classes = len(splits.train.classes)
+    if "num_classes" not in parameters and any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
+        node = {"num_classes": num_classes, **node}
+    seed_everything(settings["seed"], "initialisation")
+    model = construct(node, "model", num_classes=num_classes, in_channels=channels)
+    assert isinstance(model, nn.Module)
+    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+    return model.to(device).to(memory_format=layout)
+
+
+def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+    """The base optimizer over all parameters that require gradients."""
+    node = dict(settings["optimizer"]["base"])
+    if settings["optimizer"]["weight_decay_in_loss"]:
+        node["weight_decay"] = 0.0
+    params = [param for param in model.parameters() if param.requires_grad]
+    optimizer = construct(node, "optimizer.base", params=params)
+    name = node["_target_"]
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise InputError(f"optimizer.base._target_={name} is no torch.optim optimizer")
+    closure = inspect.signature(optimizer.step).parameters.get("closure")
+    if (closure is not None and closure.default is closure.empty) or isinstance(optimizer, torch.optim.SparseAdam):
+        raise InputError(f"{name} cannot be a base optimizer: it needs a closure or sparse gradients")
+    for group in optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    return optimizer
+
+
+def build_step(
+    settings: Settings,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    dtype: torch.dtype | None,
+    device: torch.device,
+) -> SamStep:
+    """The optimizer step; one of plain training is SAM's with rho 0."""
+    options = settings["optimizer"]
+    smoothing = settings["label_smoothing"]
+    objective = Objective(
+        model,
+        lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
+        forward=torch.compile(model) if settings["compile"] else model,
+        autocast_dtype=dtype,
+        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+        num_chunks=settings["accumulate"],
+        batch_size=settings["batch_size"],
+        weight_decay=options["base"]["weight_decay"] if options["weight_decay_in_loss"] else 0.0,
+    )
+    sam = {name: options[name] for name in ("p", "ascent_steps", "second_order") if name in options}
+    projected = options.get("ascent") == "projected"
+    return SamStep(
+        objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected, **sam
+    )
+
+
+def build_lr(settings: Settings, total_steps: int, steps_per_epoch: int) -> schedules.Schedule:
+    """Factor of the initial learning rate by step."""
+    node = dict(settings["schedule"])
+    warmup_steps = round(node.pop("warmup_epochs", 0.0) * steps_per_epoch)
+    schedule: schedules.Schedule = construct(node, "schedule", total_steps=total_steps, warmup_steps=warmup_steps)
+    return schedule
+
+
+def build_rho(settings: Settings, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Radius by step; 0 for plain training."""
+    options = settings["optimizer"]
+    rho = options.get("rho", 0.0)
+    if rho == 0:
+        return lambda _: 0.0
+    final = {} if options["rho_schedule"] == "constant" else {"final": options["rho_final"]}
+    warmup_steps = round(options["rho_warmup_epochs"] * steps_per_epoch)
+    kinds: dict[str, Callable[..., schedules.Schedule]] = {
+        "constant": schedules.constant, "linear": schedules.linear, "cosine": schedules.cosine,
+    }  # fmt: skip
+    factor = kinds[options["rho_schedule"]](total_steps=total_steps, warmup_steps=warmup_steps, **final)
+    return lambda step: rho * factor(step)
+
+
+def build_run(settings: Settings) -> Run:
+    """Everything that is trained and evaluated.
+
+    Raises:
+        InputError: Where the settings cannot be used.
+    """
+    device = device_of(settings)
+    dtype = autocast_dtype(settings, device)
+    splits = build_data(settings)
+    model = build_model(settings, splits, device)
+    optimizer = build_optimizer(settings, model)
+    step = build_step(settings, model, optimizer, dtype, device)
+    common = {
+        "normalisation": Normalisation.of(splits.train.images_NCHW),
+        "device": device,
+        "channels_last": settings["channels_last"],
+    }
+    train = Loader(
+        splits.train,
+        batch_size=settings["batch_size"],
+        augmentation=Augmentation(**settings["augment"]),
+        seed=settings["seed"],
+        drop_last=settings["data"].get("drop_last", True),
+        **common,
+    )
+    sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
+    total_steps = min(settings["epochs"] * len(train), settings["max_steps"] or 2**62)
+    decay = settings["ema_decay"]
+    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    seed_everything(settings["seed"], "training")
+    return Run(
+        model=model,
+        step=step,
+        train=train,
+        evaluations={name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()},
+        classes=splits.train.classes,
+        lr=build_lr(settings, total_steps, len(train)),
+        rho=build_rho(settings, total_steps, len(train)),
+        epochs=settings["epochs"],
+        max_steps=total_steps,
+        log_every=settings["log_every"],
+        ema=averaged,
+    )

@@ -1,0 +1,195 @@
+"""What a configuration has to satisfy beyond names and types, and what identifies it. Imports no torch."""
+
+import hashlib
+import json
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from difflib import get_close_matches
+from typing import Any
+
+from omegaconf import DictConfig, ListConfig, OmegaConf
+
+from sam_runner.errors import InputError
+from sam_runner.schema import Ascent, RhoSchedule
+from sam_runner.trust import require_trusted_name
+
+
+@dataclass(frozen=True)
+class Range:
+    """Numbers from `low` to `high`; an open end is not in it."""
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+POSITIVE, NOT_NEGATIVE, FRACTION = Range(0, low_open=True), Range(0), Range(0, 1, high_open=False)
+BELOW_ONE, AT_LEAST_ONE = Range(0, 1), Range(1)
+RANGES: dict[str, Range] = {
+    "rho": NOT_NEGATIVE, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "epochs": AT_LEAST_ONE, "max_steps":
+    AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay":
+    BELOW_ONE, "grad_clip": POSITIVE, "seed": Range(0, 2**63), "log_every": AT_LEAST_ONE,
+    "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
+    "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
+    "data.test_fraction": Range(0, 1, low_open=True), "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
+    "noise.rate": FRACTION, "augment.pad": NOT_NEGATIVE, "augment.cutout": NOT_NEGATIVE,
+    "model.width": AT_LEAST_ONE, "model.dropout": BELOW_ONE, "model.depth": Range(8),
+    "optimizer.rho": NOT_NEGATIVE, "optimizer.p": Range(1, math.inf, high_open=False), "optimizer.m": AT_LEAST_ONE,
+    "optimizer.ascent_steps": AT_LEAST_ONE, "optimizer.rho_final": NOT_NEGATIVE, "optimizer.rho_warmup_epochs":
+    NOT_NEGATIVE, "optimizer.base.lr": POSITIVE, "optimizer.base.weight_decay": NOT_NEGATIVE, "optimizer.base.momentum":
+    BELOW_ONE, "optimizer.base.alpha": BELOW_ONE, "optimizer.base.eps": NOT_NEGATIVE,
+    "schedule.warmup_epochs": NOT_NEGATIVE, "schedule.final": NOT_NEGATIVE, "schedule.gamma": POSITIVE,
+}  # fmt: skip
+LISTS = {"schedule.milestones": Range(0, 1, low_open=True), "optimizer.base.betas": BELOW_ONE}
+LOCAL = frozenset({"run_dir", "sweep_name", "dry_run", "log_every", "rho"})  # rho is an alias of optimizer.rho
+
+
+def validate(cfg: DictConfig, overrides: Sequence[str], *, multirun: bool) -> None:
+    """Check what types cannot say: unknown keys added with +, ranges, keys that exclude each other or have no effect.
+
+    Args:
+        cfg: The composed configuration.
+        overrides: What was typed, as ``key=value``.
+        multirun: Whether it is a cell of a sweep, where a key may be without effect in some cells.
+
+    Raises:
+        InputError: On the first fault.
+    """
+    _require_known(cfg, "")
+    for missing in sorted(OmegaConf.missing_keys(cfg)):
+        raise InputError(f"{missing} has to be given: {missing}=...")
+    require_allowed_targets(cfg)
+    for key, accepted in RANGES.items():
+        value = OmegaConf.select(cfg, key)
+        if value is not None and (isinstance(value, str) or value not in accepted):
+            raise InputError(f"{key}={value} is out of range\n  accepted: {accepted}")
+    for key, accepted in LISTS.items():
+        for value in OmegaConf.select(cfg, key) or []:
+            if value not in accepted:
+                raise InputError(f"{key} holds {value}, out of range\n  accepted: {accepted}")
+    typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
+    for rule in RULES:
+        rule(cfg, typed)
+    if not multirun and "rho" in typed and "rho" not in cfg.optimizer:
+        raise InputError(
+            "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
+        )
+    if multirun and "run_dir" in typed:
+        raise InputError(
+            "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
+        )
+
+
+def _require_known(node: Any, path: str) -> None:
+    """Hydra's + adds keys to a typed node without a word."""
+    if not isinstance(node, DictConfig) or node._is_missing() or node._is_none():
+        return
+    schema = OmegaConf.get_type(node)
+    names = {field.name for field in fields(schema)} if schema and is_dataclass(schema) else set(map(str, node))
+    for key in map(str, node):
+        if key not in names:
+            raise InputError(unknown_key(f"{path}{key}", [f"{path}{name}" for name in sorted(names)]))
+        if not OmegaConf.is_missing(node, key):
+            _require_known(node._get_node(key), f"{path}{key}.")
+
+
+def unknown_key(key: str, accepted: Sequence[str]) -> str:
+    """The message for a key that does not exist: the nearest one beside it, else the nearest anywhere, else all."""
+    parent, _, name = key.rpartition(".")
+    names = [entry for entry in accepted if not entry.endswith("_target_")]
+    beside = [entry for entry in names if entry.rpartition(".")[0] == parent]
+    for candidates in (beside, names):
+        by_name = {entry.rpartition(".")[2]: entry for entry in candidates}
+        close = get_close_matches(name, list(by_name), 1)
+        if close:
+            return f"unknown key {key}\n  did you mean {by_name[close[0]]}?"
+    return f"unknown key {key}\n  keys: {', '.join(sorted(beside or names))}"
+
+
+def require_allowed_targets(node: Any) -> None:
+    """Refuse `_target_` values outside the trusted modules before anything is imported; `build.locate` looks closer."""
+    if isinstance(node, DictConfig):
+        for key in map(str, node):
+            value = node._get_node(key)
+            if key == "_target_":
+                require_trusted_name(str(node[key]))
+            elif key.startswith("_") and key.endswith("_"):
+                raise InputError(f"{key} is not supported in a configuration")
+            else:
+                require_allowed_targets(value)
+    elif isinstance(node, ListConfig):
+        for index in range(len(node)):
+            require_allowed_targets(node._get_node(index))
+
+
+def _batch_parts(cfg: DictConfig, _: set[str]) -> None:
+    for key in ("accumulate", "optimizer.m"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value > cfg.batch_size:
+            raise InputError(f"{key}={value} is larger than batch_size={cfg.batch_size}")
+
+
+def _epochs(cfg: DictConfig, _: set[str]) -> None:
+    for key in ("schedule.warmup_epochs", "optimizer.rho_warmup_epochs"):
+        value = OmegaConf.select(cfg, key)
+        if value is not None and value >= cfg.epochs:
+            raise InputError(f"{key}={value:g} leaves none of epochs={cfg.epochs}\n  it must be smaller than epochs")
+
+
+def _ascent(cfg: DictConfig, typed: set[str]) -> None:
+    optimizer = cfg.optimizer
+    if "rho" not in optimizer:
+        return
+    if {"rho", "optimizer.rho"} <= typed and cfg.rho != optimizer.rho:
+        raise InputError(f"rho={cfg.rho:g} and optimizer.rho={optimizer.rho:g} were both given\n  leave one out")
+    if optimizer.second_order and optimizer.ascent_steps > 1:
+        raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
+    if optimizer.second_order and cfg.compile:
+        raise InputError(
+            "optimizer.second_order=true differentiates twice, which torch.compile cannot\n  use compile=false"
+        )
+    if optimizer.ascent == Ascent.projected and optimizer.p != 2:
+        raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {optimizer.p:g}")
+    if "optimizer.ascent" in typed and optimizer.ascent_steps == 1:
+        raise InputError("optimizer.ascent has no effect with optimizer.ascent_steps=1")
+    if "optimizer.rho_final" in typed and optimizer.rho_schedule == RhoSchedule.constant:
+        raise InputError(
+            "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n  use linear or cosine"
+        )
+
+
+def _device(cfg: DictConfig, _: set[str]) -> None:
+    kind, _, index = cfg.device.partition(":")
+    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+        raise InputError(f"device={cfg.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
+
+
+def _augment(cfg: DictConfig, typed: set[str]) -> None:
+    if "augment.pad_mode" in typed and cfg.augment.pad == 0:
+        raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
+
+
+RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_batch_parts, _epochs, _ascent, _device, _augment)
+
+
+def plain(cfg: DictConfig) -> dict[str, Any]:
+    """The configuration as plain Python types, interpolations resolved, enumerations by name."""
+    container = OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+    assert isinstance(container, dict)
+    return {str(key): value for key, value in container.items()}
+
+
+def fingerprint(cfg: DictConfig) -> str:
+    """12 hex digits that are equal for settings that give the same run, whatever its folder."""
+    settings = {key: value for key, value in plain(cfg).items() if key not in LOCAL}
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]

@@ -1,0 +1,1 @@
+"""Data: image sets, label noise, augmentation, loading. One module per idea."""

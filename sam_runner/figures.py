@@ -1,0 +1,66 @@
+"""Pictures for TensorBoard, drawn without a plotting library."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from torch import Tensor
+
+LARGEST_TABLE = 20  # classes; beyond that cells are too small for their counts
+
+
+def image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -> Tensor:
+    """Images side by side with a white line between, small ones enlarged; (3, H, W) in [0, 1].
+
+    Args:
+        images_NCHW: Values in [0, 1], one or three channels (others: the first one).
+        columns: Images in a row.
+        min_side: Pixels to which an image is enlarged by a whole factor.
+    """
+    images = images_NCHW.float().cpu()
+    images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
+    factor = max(1, -(-min_side // images.shape[-1]))
+    images = images.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+    images = torch.nn.functional.pad(images, (1, 1, 1, 1), value=1.0)
+    rows = -(-len(images) // columns)
+    blank = torch.ones(rows * columns - len(images), *images.shape[1:])
+    grid: Tensor = torch.cat([images, blank]).unflatten(0, (rows, columns))
+    picture: Tensor = grid.permute(2, 0, 3, 1, 4).flatten(3, 4).flatten(1, 2)
+    return picture
+
+
+def confusion_picture(counts: Tensor, classes: Sequence[str]) -> Tensor:
+    """A confusion matrix as an image: rows are true classes, columns predictions, darker is a larger part of the row.
+
+    Up to 20 classes it has names and counts.
+
+    Args:
+        counts: int64, (C, C).
+        classes: C names.
+
+    Returns:
+        uint8, (3, H, W).
+    """
+    parts = (counts.double() / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
+    labelled = len(classes) <= LARGEST_TABLE
+    cell = 44 if labelled else max(4, 880 // len(classes))
+    margin = 110 if labelled else 24
+    size = margin + cell * len(classes) + 8
+    picture = Image.new("RGB", (size, size), "white")
+    draw = ImageDraw.Draw(picture)
+    font = ImageFont.load_default(12)
+    draw.text((8, 6), "true (rows), predicted (columns)", fill="black", font=font)
+    for row, column in np.ndindex(*parts.shape):
+        left, top = margin + column * cell, margin + row * cell
+        shade = int(255 - 205 * parts[row, column])
+        draw.rectangle((left, top, left + cell - 2, top + cell - 2), fill=(shade, shade, 255))
+        count = int(counts[row, column])
+        if labelled and count:
+            ink = "white" if parts[row, column] > 0.5 else "black"
+            draw.text((left + cell / 2, top + cell / 2), str(count), fill=ink, font=font, anchor="mm")
+    for index, name in enumerate(classes if labelled else ()):
+        middle = margin + index * cell + cell / 2
+        draw.text((margin - 6, middle), name[:16], fill="black", font=font, anchor="rm")
+        draw.text((middle, margin - 6 - 14 * (index % 2)), name[:10], fill="black", font=font, anchor="ms")
+    return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)

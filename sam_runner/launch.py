@@ -1,0 +1,118 @@
+"""One run, from checked settings to a finished folder."""
+
+import logging
+import traceback
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from sam_runner import run_folder, trainer
+from sam_runner.build import build_run, device_of
+from sam_runner.checkpoint import CheckpointFolder
+from sam_runner.errors import InputError
+from sam_runner.files import write_json
+from sam_runner.plan import describe
+from sam_runner.tracking import Tracker
+from sam_runner.trainer import Outputs, Progress, Run
+
+log = logging.getLogger("sam_runner")
+
+
+def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[str], sweep_folder: Path | None) -> None:
+    """Train one run, or say why there is nothing to do.
+
+    Args:
+        settings: Plain, resolved, validated.
+        fingerprint: Of the settings.
+        overrides: What was typed; names the folder of a sweep's cell.
+        sweep_folder: The sweep's folder, None for a single run.
+
+    Raises:
+        InputError: Where settings or folder cannot be used; nothing has been made then.
+        TrainingError: Where the training fails for a known reason.
+    """
+    if sweep_folder is not None:
+        folder = run_folder.cell_folder(sweep_folder, overrides)
+    else:
+        folder = Path(settings["run_dir"]).expanduser() if settings["run_dir"] else run_folder.new_run_folder()
+    if settings["dry_run"]:
+        print(describe(settings, build_run(settings), folder))
+        return
+    run_folder.require_usable(folder, settings)
+    twin = folder if run_folder.finished_result(folder) else None
+    if twin is None and sweep_folder is not None:
+        twin = run_folder.finished_twin(sweep_folder, fingerprint)
+    if twin is not None:
+        log.info("already finished: %s  %s", twin, _summary(run_folder.finished_result(twin) or {}))
+        return
+    run = build_run(settings)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
+    with _recorded(folder):
+        _train(run, folder, settings, fingerprint)
+
+
+def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str) -> None:
+    run_folder.write_settings(folder, settings)
+    run_folder.write_environment(folder, str(device_of(settings)))
+    run_folder.write_status(folder, "running")
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    found = checkpoints.latest()
+    progress, metrics_bytes = Progress(), 0
+    if found is not None:
+        progress, metrics_bytes = trainer.restore(run, found[0]), found[1]["metrics_bytes"]
+        log.info("continuing %s after epoch %d, step %d", folder, progress.epoch, progress.step)
+    else:
+        log.info("run folder %s", folder)
+    tracker = Tracker(folder, progress.step, metrics_bytes)
+    try:
+        trainer.fit(run, Outputs(tracker, checkpoints), progress)
+        tracker.hparams(run_folder.flat(settings), progress.final)
+    finally:
+        tracker.close()
+    result = {
+        "status": "finished",
+        "seed": settings["seed"],
+        "epoch": progress.epoch,
+        "step": progress.step,
+        "skipped_steps": progress.step - progress.updates,
+        "final": progress.final,
+        "best": progress.best,
+        "best_epoch": progress.best_epoch,
+        "selected_by": "validation/accuracy" if "validation" in run.evaluations else "last epoch",
+        "images_per_second": progress.images / progress.seconds,
+        "fingerprint": fingerprint,
+    }
+    write_json(folder / "result.json", result)
+    log.info("finished: %s  %s", folder, _summary(result))
+
+
+def _summary(result: Mapping[str, Any]) -> str:
+    final = result.get("final", {})
+    shown = [f"{tag} {value:.4f}" for tag, value in final.items() if tag.endswith("/accuracy") or tag == "test/nll"]
+    return f"{', '.join(shown)}, {result.get('images_per_second', 0):,.0f} images/s"
+
+
+@contextmanager
+def _recorded(folder: Path) -> Iterator[None]:
+    """Write the log to run.log, and the way the run ended to status.json."""
+    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    log.addHandler(handler)
+    try:
+        yield
+        run_folder.write_status(folder, "finished", exit_code=0)
+    except KeyboardInterrupt:
+        log.info("interrupted; the last epoch's checkpoint is kept, the same command continues from it")
+        run_folder.write_status(folder, "interrupted", exit_code=130)
+        raise
+    except Exception as error:
+        handler.emit(log.makeRecord(log.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
+        run_folder.write_status(folder, "failed", exit_code=1, error=f"{type(error).__name__}: {error}")
+        raise
+    finally:
+        log.removeHandler(handler)
+        handler.close()

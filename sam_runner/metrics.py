@@ -1,0 +1,125 @@
+"""Numbers about a model: sums over training steps, metrics of a whole set. Accuracies are fractions."""
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from sam_runner.sam import StepStats
+
+SUMS = (
+    "num_steps", "num_images", "loss", "loss_perturbed", "grad_norm", "eps_norm", "correct",
+    "num_clean", "correct_clean", "num_corrupted", "correct_corrupted", "recovered_corrupted",
+)  # fmt: skip
+
+
+class TrainMeter:
+    """Sums over training steps, kept on the device; only `take` waits for it.
+
+    Args:
+        device: Of the steps.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+
+    def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor) -> None:
+        """Count a step; `labels` are the labels learnt, `clean_labels` those before noise, both (N,)."""
+        prediction = stats.logits.argmax(1)
+        correct, corrupted = prediction == labels, labels != clean_labels
+        num_images = torch.full_like(stats.loss, len(labels))
+        values = [
+            torch.ones_like(stats.loss), num_images,
+            stats.loss * num_images, stats.loss_perturbed * num_images, stats.grad_norm, stats.eps_norm,
+            correct.sum(), (~corrupted).sum(), (correct & ~corrupted).sum(),
+            corrupted.sum(), (correct & corrupted).sum(), ((prediction == clean_labels) & corrupted).sum(),
+        ]  # fmt: skip
+        self._sums += torch.stack([value.double() for value in values])
+
+    def take(self) -> dict[str, float]:
+        """The sums since the last call, by the names of `SUMS`; waits for the device."""
+        sums = dict(zip(SUMS, self._sums.tolist(), strict=True))
+        self._sums.zero_()
+        return sums
+
+
+def train_metrics(sums: Mapping[str, float], *, perturbed: bool) -> dict[str, float]:
+    """Means of the sums of a `TrainMeter`.
+
+    Args:
+        sums: By the names of `SUMS`, at least one step.
+        perturbed: Whether the steps had a second pass; without, there is no loss at w + eps to report.
+
+    Returns:
+        ``loss`` at w, ``accuracy`` against the labels learnt and ``grad_norm``; for steps of two passes
+        ``loss_perturbed`` at w + eps, ``loss_gap`` between them and ``eps_norm``; where labels are corrupted,
+        ``accuracy_clean`` on the others, ``memorised`` (corrupted examples predicted as their wrong label) and
+        ``recovered`` (as their true one).
+    """
+    values = {
+        "loss": sums["loss"] / sums["num_images"],
+        "accuracy": sums["correct"] / sums["num_images"],
+        "grad_norm": sums["grad_norm"] / sums["num_steps"],
+    }
+    if perturbed:
+        values["loss_perturbed"] = sums["loss_perturbed"] / sums["num_images"]
+        values["loss_gap"] = values["loss_perturbed"] - values["loss"]
+        values["eps_norm"] = sums["eps_norm"] / sums["num_steps"]
+    if sums["num_corrupted"]:
+        values["accuracy_clean"] = sums["correct_clean"] / max(sums["num_clean"], 1)
+        values["memorised"] = sums["correct_corrupted"] / sums["num_corrupted"]
+        values["recovered"] = sums["recovered_corrupted"] / sums["num_corrupted"]
+    return values
+
+
+def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
+    """Metrics of a whole set.
+
+    Args:
+        logits: (N, C), floating point.
+        labels: int64, (N,).
+
+    Returns:
+        ``accuracy`` (top-1), ``accuracy_top5`` (with more than five classes), ``nll`` (mean negative log-likelihood in
+        nats) and ``calibration_error`` (see `calibration_error`).
+    """
+    logits = logits.double()
+    hits = logits.topk(min(5, logits.shape[1]), dim=1).indices == labels[:, None]
+    values = {
+        "accuracy": hits[:, :1].any(1).double().mean(),
+        "nll": torch.nn.functional.cross_entropy(logits, labels),
+        "calibration_error": calibration_error(logits, labels),
+    }
+    if logits.shape[1] > 5:
+        values["accuracy_top5"] = hits.any(1).double().mean()
+    return {name: float(value) for name, value in values.items()}
+
+
+def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> Tensor:
+    """Expected calibration error: mean |accuracy - confidence| over equal bins of confidence, by their examples.
+
+    Guo, Pleiss, Sun and Weinberger (ICML 2017), eq. 3, with their 15 bins; a bin is closed on the right.
+
+    Args:
+        logits: (N, C).
+        labels: int64, (N,).
+        num_bins: Bins over (0, 1].
+
+    Returns:
+        0-dim, in [0, 1].
+    """
+    confidence, prediction = logits.softmax(1).max(1)
+    index = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    surplus = (prediction == labels).to(confidence.dtype) - confidence
+    return torch.zeros(num_bins, dtype=confidence.dtype, device=logits.device).index_add(
+        0, index, surplus
+    ).abs().sum() / len(labels)
+
+
+def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
+    """Counts of (true class, predicted class), int64, (C, C)."""
+    num_classes = logits.shape[1]
+    return torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2).reshape(
+        num_classes, num_classes
+    )

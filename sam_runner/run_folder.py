@@ -1,0 +1,178 @@
+"""A run's folder: its name, what is in it, and whether it can be used."""
+
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import datetime, timezone
+from hashlib import sha256
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from omegaconf import OmegaConf
+
+from sam_runner.config import LOCAL
+from sam_runner.errors import InputError
+from sam_runner.files import read_json, write_atomically, write_json
+
+RUNS = Path("outputs") / "runs"
+LONGEST_NAME = 120
+
+
+def new_run_folder() -> Path:
+    """Folder for a single run without a name of its own; SAM_RUNNER_STARTED, set once per command, is unique."""
+    return RUNS / os.environ["SAM_RUNNER_STARTED"]
+
+
+def cell_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
+    """Folder of a sweep's cell, named after what was typed for it; the same cell has the same folder each time."""
+    named = sorted(entry for entry in overrides if entry.lstrip("+").split("=")[0] not in LOCAL - {"rho"})
+    name = re.sub(r"[^\w.=,+-]", "_", ",".join(named)) or "default"
+    if len(name) > LONGEST_NAME:
+        name = f"{name[: LONGEST_NAME - 13]}-{sha256(','.join(named).encode()).hexdigest()[:12]}"
+    return sweep_folder / name
+
+
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """``key: old -> new`` for each setting that makes another run."""
+    flat_before, flat_now = dict(_flat(before)), dict(_flat(now))
+    return [
+        f"{key}: {flat_before.get(key)} -> {flat_now.get(key)}"
+        for key in sorted(flat_before.keys() | flat_now.keys())
+        if key not in LOCAL and flat_before.get(key) != flat_now.get(key)
+    ]
+
+
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", value
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Settings with dotted keys."""
+    return dict(_flat(settings))
+
+
+def require_usable(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Refuse a folder that holds something else than this run.
+
+    Raises:
+        InputError: It is a file, holds files that no run made, or a run with other settings.
+    """
+    if not folder.exists():
+        return
+    if not folder.is_dir():
+        raise InputError(f"run_dir={folder} is a file\n  give a folder")
+    config = folder / "config.yaml"
+    if not config.is_file():
+        if any(folder.iterdir()):
+            raise InputError(f"run_dir={folder} holds files that are not of a run\n  give an empty or new folder")
+        return
+    differences = differing_keys(read_settings(folder), settings)
+    if differences:
+        more = [f"  (and {len(differences) - 12} more)"] if len(differences) > 12 else []
+        lines = "\n".join([f"  {line}" for line in differences[:12]] + more)
+        raise InputError(
+            f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings"
+        )
+
+
+def read_settings(folder: Path) -> dict[str, Any]:
+    """The settings of the run in a folder.
+
+    Raises:
+        InputError: Where there is none, or its config.yaml does not parse.
+    """
+    path = folder / "config.yaml"
+    if not path.is_file():
+        raise InputError(
+            f"{folder} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
+        )
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path), resolve=True)
+    except Exception as error:
+        raise InputError(f"{path} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} is not a configuration")
+    return {str(key): value for key, value in settings.items()}
+
+
+def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Write config.yaml."""
+    text = OmegaConf.to_yaml(OmegaConf.create(dict(settings)))
+    write_atomically(folder / "config.yaml", lambda handle: handle.write(text.encode()))
+
+
+def finished_result(folder: Path) -> dict[str, Any] | None:
+    """result.json of a finished run, or None."""
+    result = read_json(folder / "result.json")
+    return result if isinstance(result, dict) and result.get("status") == "finished" else None
+
+
+def finished_twin(sweep_folder: Path, fingerprint: str) -> Path | None:
+    """A finished run in the sweep with the same fingerprint, or None."""
+    for path in sorted(sweep_folder.glob("*/result.json")):
+        result = finished_result(path.parent)
+        if result is not None and result.get("fingerprint") == fingerprint:
+            return path.parent
+    return None
+
+
+def write_status(folder: Path, state: str, **details: Any) -> None:
+    """Write status.json: running, finished, failed or interrupted."""
+    now = datetime.now(timezone.utc).isoformat(timespec="seconds")
+    write_json(
+        folder / "status.json",
+        {"status": state, "time": now, "pid": os.getpid(), "host": socket.gethostname(), **details},
+    )
+
+
+def write_environment(folder: Path, device: str) -> None:
+    """Write environment.json: what the numbers may depend on beside the settings."""
+    import torch
+
+    packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
+    write_json(
+        folder / "environment.json",
+        {
+            "command": sys.argv,
+            "folder": os.getcwd(),
+            "git_commit": _git("rev-parse", "HEAD"),
+            "git_changes": bool(_git("status", "--porcelain")),
+            "python": platform.python_version(),
+            "platform": platform.platform(),
+            "packages": {name: _version(name) for name in packages},
+            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+            "threads": torch.get_num_threads(),
+            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        },
+    )
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return None
+
+
+def _git(*arguments: str) -> str | None:
+    """What git says of the program's own checkout, or None where it is not one."""
+    try:
+        done = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), *arguments],
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=False,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return done.stdout.strip() if done.returncode == 0 else None

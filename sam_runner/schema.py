@@ -1,0 +1,222 @@
+"""The typed configuration: what keys there are and of which type. Imports no torch.
+
+Hydra fills these classes from conf/ and the command line, which checks names and types. A group typed Any takes the class
+that its option names as ``/schema/...``; an option without one (your own) is checked against what its ``_target_`` accepts.
+"""
+
+from dataclasses import dataclass
+from enum import Enum
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+
+Precision = Enum("Precision", ["auto", "fp32", "bf16", "fp16"])
+PadMode = Enum("PadMode", ["reflect", "zero"])
+Ascent = Enum("Ascent", ["sphere", "projected"])
+RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
+
+
+@dataclass
+class Target:
+    """Anything built from a function or class that `_target_` names."""
+
+    _target_: str
+
+
+@dataclass
+class Data(Target):
+    """Keys of every data set."""
+
+    val_fraction: float
+    drop_last: bool
+
+
+@dataclass
+class Synthetic(Data):
+    """Keys of data=synthetic."""
+
+    num_train: int
+    num_test: int
+    num_classes: int
+    channels: int
+    image_size: int
+    data_seed: int
+
+
+@dataclass
+class FashionMnist(Data):
+    """Keys of data=fashion_mnist."""
+
+    root: str
+    download: bool
+
+
+@dataclass
+class ImageFolder(Data):
+    """Keys of data=image_folder."""
+
+    root: str
+    image_size: int | None
+    test_fraction: float
+    num_workers: int
+
+
+@dataclass
+class Symmetric(Target):
+    """Keys of noise=symmetric."""
+
+    rate: float
+    include_true_class: bool
+
+
+@dataclass
+class Augment:
+    """Keys of the group augment; see `sam_runner.data.augment.Augmentation`."""
+
+    pad: int
+    pad_mode: PadMode
+    flip: bool
+    cutout: int
+
+
+@dataclass
+class SmallCnn(Target):
+    """Keys of model=small_cnn."""
+
+    width: int
+    batch_norm: bool
+    dropout: float
+
+
+@dataclass
+class ResnetCifar(Target):
+    """Keys of the CIFAR residual networks."""
+
+    depth: int
+
+
+@dataclass
+class Base(Target):
+    """Keys of every base optimizer."""
+
+    lr: float
+    weight_decay: float
+
+
+@dataclass
+class Sgd(Base):
+    """Keys of optimizer/base=sgd."""
+
+    momentum: float
+    nesterov: bool
+
+
+@dataclass
+class AdamW(Base):
+    """Keys of optimizer/base=adamw."""
+
+    betas: list[float]
+    eps: float
+
+
+@dataclass
+class RMSprop(Base):
+    """Keys of optimizer/base=rmsprop."""
+
+    momentum: float
+    alpha: float
+    eps: float
+
+
+@dataclass
+class Plain:
+    """Keys of optimizer=sgd; see `sam_runner.sam.SamStep`."""
+
+    m: int | None
+    weight_decay_in_loss: bool
+    base: Any
+
+
+@dataclass
+class Sam(Plain):
+    """Keys of optimizer=sam."""
+
+    rho: float
+    p: float
+    ascent_steps: int
+    ascent: Ascent
+    second_order: bool
+    rho_schedule: RhoSchedule
+    rho_final: float
+    rho_warmup_epochs: float
+
+
+@dataclass
+class Schedule(Target):
+    """Keys of every learning-rate schedule."""
+
+    warmup_epochs: float
+
+
+@dataclass
+class Decay(Schedule):
+    """Keys of the schedules that end at a fraction of the start."""
+
+    final: float
+
+
+@dataclass
+class StepDecay(Schedule):
+    """Keys of schedule=step."""
+
+    milestones: list[float]
+    gamma: float
+
+
+@dataclass
+class Root:
+    """Top-level keys."""
+
+    rho: float
+    lr: float
+    weight_decay: float
+    epochs: int
+    max_steps: int | None
+    batch_size: int
+    accumulate: int
+    label_smoothing: float
+    ema_decay: float | None
+    grad_clip: float | None
+    seed: int
+    device: str
+    precision: Precision
+    channels_last: bool
+    compile: bool
+    log_every: int
+    run_dir: str | None
+    sweep_name: str
+    dry_run: bool
+    data: Any
+    noise: Any
+    augment: Augment
+    model: Any
+    optimizer: Any
+    schedule: Any
+
+
+SCHEMAS: dict[str, type] = {
+    "data/digits": Data, "data/synthetic": Synthetic, "data/fashion_mnist": FashionMnist, "data/image_folder":
+    ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "model/small_cnn": SmallCnn, "model/resnet_cifar":
+    ResnetCifar, "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":
+    RMSprop, "schedule/cosine": Decay, "schedule/linear": Decay, "schedule/constant": Schedule, "schedule/step":
+    StepDecay, "augment": Augment,
+}  # fmt: skip
+
+
+def register_schemas() -> None:
+    """Make the classes known to Hydra as the group ``schema``, apart from the groups that people choose from."""
+    store = ConfigStore.instance()
+    store.store(group="schema", name="root", node=Root, package="_global_")
+    for path, node in SCHEMAS.items():
+        group, _, name = f"schema/{path}".rpartition("/")
+        store.store(group=group, name=name, node=node)

@@ -1,0 +1,55 @@
+"""Random numbers as functions of (seed, purpose, ...), and the replay that gives both SAM passes the same masks."""
+
+import hashlib
+import random
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def derive_seed(seed: int, *keys: int | str) -> int:
+    """A 63-bit seed for one purpose.
+
+    Streams with different keys are independent, and none depends on how much another has drawn.
+
+    Args:
+        seed: The run's seed.
+        keys: What the numbers are for, e.g. ``("order", epoch)``.
+    """
+    digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+def generator(seed: int, *keys: int | str) -> torch.Generator:
+    """A CPU generator for one purpose; see `derive_seed`."""
+    return torch.Generator().manual_seed(derive_seed(seed, *keys))
+
+
+def seed_everything(seed: int, *keys: int | str) -> None:
+    """Seed Python's, NumPy's and torch's global generators (all devices) for one phase of a run."""
+    value = derive_seed(seed, *keys)
+    random.seed(value)
+    np.random.seed(value % 2**32)
+    torch.manual_seed(value)
+
+
+@dataclass(frozen=True)
+class RngState:
+    """State of torch's global generators: the CPU's and, on CUDA, the device's."""
+
+    cpu: Tensor
+    cuda: Tensor | None = None
+
+    @staticmethod
+    def capture(device: torch.device) -> "RngState":
+        """Read the state; on CUDA it is host-side bookkeeping and does not synchronise."""
+        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
+        return RngState(torch.get_rng_state(), cuda)
+
+    def restore(self, device: torch.device) -> None:
+        """Put the state back, so that what is drawn next repeats what was drawn after `capture`."""
+        torch.set_rng_state(self.cpu)
+        if self.cuda is not None:
+            torch.cuda.set_rng_state(self.cuda, device)

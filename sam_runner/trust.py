@@ -1,0 +1,28 @@
+"""Which code a configuration may name. A configuration can come from a stranger; a `_target_` is a call."""
+
+import os
+
+from sam_runner.errors import InputError
+
+ALLOWED = ("sam_runner.", "torch.optim.", "torchvision.models.", "timm.")
+VARIABLE = "SAM_RUNNER_TRUSTED"
+
+
+def prefixes() -> tuple[str, ...]:
+    """Module prefixes that `_target_` may start with: ours, and those in SAM_RUNNER_TRUSTED, separated by commas."""
+    extra = (name.strip().rstrip(".") for name in os.environ.get(VARIABLE, "").split(","))
+    return (*ALLOWED, *(f"{name}." for name in extra if name))
+
+
+def require_trusted_name(target: str) -> None:
+    """Refuse a dotted name outside the trusted modules.
+
+    Raises:
+        InputError: With the way to trust one's own module.
+    """
+    if not f"{target}.".startswith(prefixes()):
+        raise InputError(
+            f"_target_={target} is not in a trusted module\n"
+            f"  trusted: {', '.join(name + '*' for name in prefixes())}\n"
+            f"  for your own code: {VARIABLE}=your_module sam-train ..."
+        )

@@ -1,0 +1,22 @@
+#!/bin/sh
+# A few steps of every shipped option, through the installed command. Usage: scripts/smoke.sh [folder of the programs]
+set -eu
+bin=${1:-$(dirname "$(command -v sam-train)")}
+case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
+cd "$work"
+tiny="data=synthetic data.num_train=64 data.num_test=32 data.image_size=16 batch_size=32 debug=fast"
+run() { echo "sam-train $*"; "$bin/sam-train" "$@" >log 2>&1 || { cat log; exit 1; }; }
+
+run -m $tiny optimizer=sgd,sam optimizer/base=sgd,adamw,rmsprop schedule=cosine,linear,constant,step sweep_name=optimizers
+run -m $tiny optimizer=sam model=small_cnn,resnet20,resnet32 augment=none,basic,cutout noise=none,symmetric sweep_name=data
+run $tiny optimizer=sam precision=bf16 optimizer.m=8 accumulate=8 ema_decay=0.9 grad_clip=5 channels_last=true data.val_fraction=0.25
+run $tiny optimizer=sam precision=fp16
+run $tiny optimizer=sam optimizer.second_order=true
+run $tiny optimizer=sam optimizer.p=inf optimizer.ascent_steps=2
+run optimizer=sam rho=0.05 epochs=1 run_dir=digits
+"$bin/sam-eval" run_dir=digits
+"$bin/sam-train" optimizer=sam model=resnet110 dry_run=true
+if "$bin/sam-train" rho=-1 2>log; then echo "a negative rho was accepted"; exit 1; fi
+echo "smoke: all passed"
