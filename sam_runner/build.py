@@ -151,16 +151,21 @@ def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
     if settings["optimizer"]["weight_decay_in_loss"]:
         node["weight_decay"] = 0.0
     params = [param for param in model.parameters() if param.requires_grad]
-    optimizer = construct(node, "optimizer.base", params=params)
-    name = node["_target_"]
-    if not isinstance(optimizer, torch.optim.Optimizer):
-        raise InputError(f"optimizer.base._target_={name} is no torch.optim optimizer")
-    closure = inspect.signature(optimizer.step).parameters.get("closure")
-    if (closure is not None and closure.default is closure.empty) or isinstance(optimizer, torch.optim.SparseAdam):
-        raise InputError(f"{name} cannot be a base optimizer: it needs a closure or sparse gradients")
+    _require_base_optimizer(node["_target_"])
+    optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=params)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _require_base_optimizer(name: str) -> None:
+    """Refuse what is no optimizer, or one that cannot be given a gradient."""
+    kind = locate(name)
+    if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
+        raise InputError(f"optimizer.base._target_={name} is no optimizer of torch.optim")
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    if (closure is not None and closure.default is closure.empty) or issubclass(kind, torch.optim.SparseAdam):
+        raise InputError(f"{name} cannot be a base optimizer: it needs a closure or sparse gradients")
 
 
 def build_step(

@@ -81,6 +81,7 @@ def _train(arguments: list[str]) -> int:
     now = datetime.now()
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
     register_schemas()
+    sys.argv[1:] = arguments = [_home_expanded(argument) for argument in arguments]
     failures: list[tuple[str, Exception]] = []
     entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: _job(cfg, failures))
     try:
@@ -92,6 +93,14 @@ def _train(arguments: list[str]) -> int:
     except SystemExit as stop:  # argparse, and Hydra's --cfg
         return stop.code if isinstance(stop.code, int) else DONE
     return _report(failures)
+
+
+def _home_expanded(argument: str) -> str:
+    """``data.root=~/photos``: the shell leaves the ~ alone in the middle of a word, and Hydra's grammar refuses it."""
+    key, _, value = argument.partition("=")
+    if not value.startswith("~") or "," in value or "'" in value:
+        return argument
+    return f"{key}='{Path(value).expanduser()}'"
 
 
 def _job(cfg: Any, failures: list[tuple[str, Exception]]) -> None:

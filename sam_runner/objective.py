@@ -84,8 +84,8 @@ class Objective:
         self.params = [param for param in model.parameters() if param.requires_grad]
         self.device = self.params[0].device
         self.statistics = RunningStatistics(model)
-        self.scaler = scaler or torch.amp.GradScaler(self.device.type, enabled=False)
-        self._forward = forward or model
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
+        self._forward = model if forward is None else forward
         self._loss = loss
         self.autocast_dtype = autocast_dtype
         self._chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)

@@ -11,6 +11,7 @@ For a batch B, weights w and a base optimizer:
 never waits for the device, except for float16's loss scaler, which has to know whether its step was skipped.
 """
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -38,24 +39,29 @@ def epsilon(grads: list[Tensor], rho: float, p: float = 2.0) -> list[Tensor]:
         p: Norm of the ball, in [1, inf].
 
     Returns:
-        e, tensors of the shapes and dtypes of `grads`; NaN where g holds NaN or inf (except p = inf, for an inf).
+        e, tensors of the shapes and dtypes of `grads`; NaN where g holds a NaN or an infinity.
     """
     if p == 2:
+        if any(grad.requires_grad for grad in grads):
+            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
+            return [grad * torch.where(norm == 0, 0.0, rho / norm) for grad in grads]
         norm = get_total_norm(grads, 2.0)
-        scale = torch.where(norm == 0, 0.0, rho / norm)
-        return [grad * scale for grad in grads] if norm.requires_grad else list(torch._foreach_mul(grads, scale))
-    if p == float("inf"):
-        return [rho * grad.sign() for grad in grads]
-    largest = get_total_norm([grad.detach() for grad in grads], float("inf"))
+        return list(torch._foreach_mul(grads, torch.where(norm == 0, 0.0, rho / norm)))
+    largest = get_total_norm([grad.detach() for grad in grads], math.inf)
+    radius = rho + 0 * largest  # NaN for a non-finite gradient, whose sign would look harmless
+    if p == math.inf:
+        return [radius * grad.sign() for grad in grads]
     if p == 1:
         ties = [grad.abs() == largest for grad in grads]
         num_ties = torch.stack([tie.sum() for tie in ties]).sum()
-        return [rho * grad.sign() * tie / num_ties for grad, tie in zip(grads, ties, strict=True)]
+        return [radius * grad.sign() * tie / num_ties for grad, tie in zip(grads, ties, strict=True)]
     q = p / (p - 1)
     unit = [grad / torch.where(largest == 0, 1.0, largest) for grad in grads]
-    power_sum = torch.stack([part.abs().pow(q).sum() for part in unit]).sum()
-    scale = torch.where(largest == 0, 0.0, rho / torch.where(largest == 0, 1.0, power_sum).pow(1 / p))
-    return [part.sign() * part.abs().pow(q - 1) * scale for part in unit]
+    # An entry that is exactly 0 stays 0; its derivative, infinite for p > 2, is taken as 0.
+    sizes = [torch.where(part == 0, 1.0, part.abs()) for part in unit]
+    power_sum = torch.stack([(size.pow(q) * (part != 0)).sum() for size, part in zip(sizes, unit, strict=True)]).sum()
+    scale = torch.where(largest == 0, 0.0, radius / torch.where(largest == 0, 1.0, power_sum).pow(1 / p))
+    return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
 
 
 @contextmanager

@@ -1,0 +1,19 @@
+"""One thread per process: tests run two processes at a time, and bits depend on the number of threads."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+
+@pytest.fixture
+def device():
+    """The device of tests marked gpu; SAM_RUNNER_TEST_DEVICE=cpu rehearses them."""
+    name = os.environ.get("SAM_RUNNER_TEST_DEVICE", "cuda")
+    if name == "cuda" and not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return torch.device(name)

@@ -1,0 +1,63 @@
+"""Problems with known answers, in float64, wrapped as the models and losses that the product takes."""
+
+import torch
+from torch import nn
+
+from sam_runner.objective import Batch, Objective
+from sam_runner.sam import SamStep
+
+
+class Quadratic(nn.Module):
+    """L(w) = w' A w / 2 whatever the input; A is diagonal."""
+
+    def __init__(self, w=(3.0, 1.0), diagonal=(1.0, 4.0)):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+        self.diagonal = torch.tensor(diagonal, dtype=torch.float64)
+
+    def forward(self, images):
+        return (0.5 * (self.diagonal * self.w**2).sum()).expand(len(images), 1)
+
+
+class Linear(nn.Module):
+    """w' x."""
+
+    def __init__(self, w):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(w, dtype=torch.float64))
+
+    def forward(self, images):
+        return (images @ self.w)[:, None]
+
+
+def mean_output(logits, labels):
+    return logits.mean()
+
+
+def squared_error(logits, labels):
+    return ((logits[:, 0] - labels) ** 2).mean() / 2
+
+
+def batch_of(inputs, labels=None):
+    inputs = torch.as_tensor(inputs, dtype=torch.float64)
+    labels = torch.zeros(len(inputs), dtype=torch.float64) if labels is None else torch.as_tensor(labels)
+    return Batch(inputs, labels)
+
+
+ONE = batch_of([[0.0]])
+
+
+def make_step(model, loss, *, lr=0.1, momentum=0.0, nesterov=False, weight_decay=0.0, objective=None, **sam):
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=lr, momentum=momentum, nesterov=nesterov, weight_decay=weight_decay
+    )
+    return SamStep(Objective(model, loss, **(objective or {})), optimizer, **sam)
+
+
+def quadratic(rho=0.5, steps=1, **options):
+    """Take steps on Q from w = (3, 1); the model, and the statistics of the last step."""
+    model = Quadratic()
+    step = make_step(model, mean_output, **options)
+    for _ in range(steps):
+        stats = step(ONE, rho)
+    return model, stats

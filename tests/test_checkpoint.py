@@ -1,0 +1,331 @@
+"""Checkpoints under damage: found, named, passed over, never run."""
+
+import hashlib
+import json
+import logging
+import pickle
+import random
+from contextlib import suppress
+
+import pytest
+import torch
+from torch import nn
+
+from sam_runner import checkpoint
+from sam_runner.checkpoint import CheckpointFolder
+from sam_runner.errors import InputError
+
+
+def state_of(number):
+    return {"model": {"w": torch.full((4,), float(number))}, "optimizer": {}}
+
+
+def save(checkpoints, step, *, is_best=False):
+    return checkpoints.save(step, state_of(step), metrics_bytes=100 * step, is_best=is_best)
+
+
+def saved(folder, steps):
+    """The folder with checkpoints of some steps, and the path of the last."""
+    checkpoints = CheckpointFolder(folder)
+    for step in steps:
+        path = save(checkpoints, step)
+    return checkpoints, path
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kept_files(*steps):
+    return [f"step-{step:08d}.{suffix}" for step in steps for suffix in ("json", "pt")]
+
+
+def flip(content, bit):
+    damaged = bytearray(content)
+    damaged[bit // 8] ^= 1 << bit % 8
+    return bytes(damaged)
+
+
+def write_with_manifest(folder, content, step=9, **changes):
+    """A file that no run wrote, under a manifest that fits it."""
+    folder.mkdir(exist_ok=True)
+    path = folder / f"step-{step:08d}.pt"
+    path.write_bytes(content)
+    manifest = {
+        "format": 1, "file": path.name, "step": step, "bytes": len(content),
+        "sha256": hashlib.sha256(content).hexdigest(), "metrics_bytes": 0,
+    }  # fmt: skip
+    path.with_suffix(".json").write_text(json.dumps({**manifest, **changes}))
+    return path
+
+
+class Exploit:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, marker):
+        self.marker = marker
+
+    def __reduce__(self):
+        return open, (str(self.marker), "w")
+
+
+def test_round_trip_of_model_and_optimizer(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    model(torch.randn(8, 3)).square().sum().backward()
+    optimizer.step()
+    state = {
+        "model": model.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "rng": {"cpu": torch.get_rng_state(), "cuda": None},
+        "progress": {"epoch": 1, "final": {"test/accuracy": 0.5}},
+    }
+    CheckpointFolder(tmp_path / "checkpoints").save(7, state, metrics_bytes=123, is_best=False)
+    loaded, manifest = CheckpointFolder(tmp_path / "checkpoints").latest()
+    assert all(torch.equal(loaded["model"][name], value) for name, value in model.state_dict().items())
+    for index, values in optimizer.state_dict()["state"].items():
+        assert torch.equal(loaded["optimizer"]["state"][index]["momentum_buffer"], values["momentum_buffer"])
+    assert loaded["optimizer"]["param_groups"] == optimizer.state_dict()["param_groups"]
+    assert torch.equal(loaded["rng"]["cpu"], torch.get_rng_state())
+    assert loaded["progress"] == state["progress"]
+    assert loaded["step"] == manifest["step"] == 7
+    assert manifest["metrics_bytes"] == 123
+
+
+def test_file_loads_with_weights_only(tmp_path):
+    _, path = saved(tmp_path, [3])
+    loaded = torch.load(path, weights_only=True)
+    assert {"model", "optimizer", "step"} <= loaded.keys()
+
+
+def test_manifest_gives_size_and_sha256(tmp_path):
+    _, path = saved(tmp_path, [3])
+    manifest = json.loads(path.with_suffix(".json").read_text())
+    assert manifest["sha256"] == hashlib.sha256(path.read_bytes()).hexdigest()
+    assert manifest["bytes"] == path.stat().st_size
+    assert manifest["file"] == path.name == "step-00000003.pt"
+
+
+def test_same_state_gives_the_same_bytes_at_any_path(tmp_path):
+    paths = [save(CheckpointFolder(tmp_path / name), 3) for name in ("a", "another")]
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+
+
+def test_no_checkpoint_yet(tmp_path):
+    assert CheckpointFolder(tmp_path / "checkpoints").latest() is None
+    with pytest.raises(InputError, match="no best checkpoint"):
+        CheckpointFolder(tmp_path / "checkpoints").best()
+
+
+def test_latest_is_the_highest_step(tmp_path):
+    checkpoints, _ = saved(tmp_path, [9, 10, 200])
+    assert checkpoints.latest()[0]["step"] == 200
+
+
+def test_last_two_and_best_are_kept(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path)
+    for step in range(1, 6):
+        save(checkpoints, step, is_best=step == 2)
+    assert names(tmp_path) == ["best.json", *kept_files(2, 4, 5)]
+    assert checkpoints.best()[0]["model"]["w"].tolist() == [2.0] * 4
+    assert checkpoints.latest()[0]["model"]["w"].tolist() == [5.0] * 4
+
+
+def test_old_best_goes_when_a_better_one_comes(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path)
+    for step in range(1, 7):
+        save(checkpoints, step, is_best=step in (2, 6))
+    assert names(tmp_path) == ["best.json", *kept_files(5, 6)]
+    assert checkpoints.best()[0]["step"] == 6
+
+
+@pytest.mark.parametrize("keep", [1, 3])
+def test_number_kept_is_an_option(tmp_path, keep):
+    checkpoints = CheckpointFolder(tmp_path, keep=keep)
+    for step in range(1, 6):
+        save(checkpoints, step)
+    assert len(list(tmp_path.glob("*.pt"))) == len(list(tmp_path.glob("*.json"))) == keep
+
+
+def test_every_truncation_falls_back_to_the_previous_checkpoint(tmp_path):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    content = path.read_bytes()
+    for length in sorted({0, 1, len(content) - 1, *range(0, len(content), 13)}):
+        path.write_bytes(content[:length])
+        state, manifest = checkpoints.latest()
+        assert (state["step"], manifest["step"], manifest["metrics_bytes"]) == (1, 1, 100)
+
+
+def test_single_bit_flips_fall_back_to_the_previous_checkpoint(tmp_path):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    content = path.read_bytes()
+    for bit in random.Random(0).sample(range(8 * len(content)), 40):
+        path.write_bytes(flip(content, bit))
+        assert checkpoints.latest()[0]["step"] == 1
+    path.write_bytes(content)
+    assert checkpoints.latest()[0]["step"] == 2
+
+
+def test_damage_is_named_in_the_log(tmp_path, caplog):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    path.write_bytes(flip(path.read_bytes(), 1000))
+    with caplog.at_level(logging.WARNING):
+        checkpoints.latest()
+    assert str(path) in caplog.text
+    assert "sha256" in caplog.text
+
+
+def test_missing_file_falls_back_to_the_previous_checkpoint(tmp_path):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    path.unlink()
+    assert checkpoints.latest()[0]["step"] == 1
+
+
+def test_truncated_manifest_falls_back_to_the_previous_checkpoint(tmp_path):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    manifest = path.with_suffix(".json")
+    content = manifest.read_bytes()
+    for length in range(len(content.rstrip())):
+        manifest.write_bytes(content[:length])
+        assert checkpoints.latest()[0]["step"] == 1
+
+
+def test_bit_flips_in_a_manifest_are_found_or_change_nothing(tmp_path):
+    checkpoints, path = saved(tmp_path, [1, 2345678])
+    manifest = path.with_suffix(".json")
+    content = manifest.read_bytes()
+    for bit in range(0, 8 * len(content), 3):
+        manifest.write_bytes(flip(content, bit))
+        state, read = checkpoints.latest()
+        assert read["metrics_bytes"] == 100 * state["step"]
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", '{"format": "1"}', '{"format": null}', '{"file": "../x.pt"}'])
+def test_manifest_of_another_shape_falls_back_to_the_previous_checkpoint(tmp_path, content):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    changed = json.loads(path.with_suffix(".json").read_text())
+    given = json.loads(content)
+    path.with_suffix(".json").write_text(json.dumps({**changed, **given} if isinstance(given, dict) else given))
+    assert checkpoints.latest()[0]["step"] == 1
+
+
+def test_all_damaged_is_an_input_error(tmp_path):
+    checkpoints, _ = saved(tmp_path, [1, 2])
+    for path in tmp_path.glob("*.pt"):
+        path.write_bytes(path.read_bytes()[:-1])
+    with pytest.raises(InputError) as caught:
+        checkpoints.latest()
+    assert str(tmp_path) in str(caught.value)
+    assert "damaged" in str(caught.value)
+
+
+def test_damaged_best_is_an_input_error(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path)
+    path = save(checkpoints, 1, is_best=True)
+    path.write_bytes(flip(path.read_bytes(), 999))
+    with pytest.raises(InputError, match=r"no best checkpoint.*sha256"):
+        checkpoints.best()
+
+
+@pytest.mark.parametrize("in_torch_file", [True, False])
+def test_pickle_that_would_run_code_is_refused_and_does_not_run(tmp_path, in_torch_file):
+    marker, source = tmp_path / "ran", tmp_path / "source"
+    value = {"model": Exploit(marker), "optimizer": {}, "step": 9}
+    if in_torch_file:
+        torch.save(value, source)
+    else:
+        source.write_bytes(pickle.dumps(value, protocol=2))
+    pickle.loads(pickle.dumps(value))["model"].close()
+    assert marker.exists()
+    marker.unlink()
+    write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
+    with pytest.raises(InputError, match="refused"):
+        CheckpointFolder(tmp_path / "checkpoints").latest()
+    assert not marker.exists()
+
+
+def test_best_that_would_run_code_is_refused_and_does_not_run(tmp_path):
+    marker, source = tmp_path / "ran", tmp_path / "source"
+    torch.save({"model": Exploit(marker)}, source)
+    path = write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
+    path.with_suffix(".json").rename(path.with_name("best.json"))
+    with pytest.raises(InputError, match="refused"):
+        CheckpointFolder(tmp_path / "checkpoints").best()
+    assert not marker.exists()
+
+
+def test_manifest_cannot_name_a_file_elsewhere(tmp_path):
+    _, path = saved(tmp_path / "other", [1])
+    write_with_manifest(tmp_path / "checkpoints", path.read_bytes(), file=f"../other/{path.name}")
+    with pytest.raises(InputError):
+        CheckpointFolder(tmp_path / "checkpoints").latest()
+
+
+def test_newer_format_is_refused(tmp_path):
+    source = tmp_path / "source"
+    torch.save(state_of(9), source)
+    write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
+    assert CheckpointFolder(tmp_path / "checkpoints").latest() is not None
+    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=2)
+    with pytest.raises(InputError) as caught:
+        CheckpointFolder(tmp_path / "checkpoints").latest()
+    assert "format 2" in str(caught.value)
+
+
+def test_newer_format_of_the_best_is_refused(tmp_path):
+    save(CheckpointFolder(tmp_path), 1, is_best=True)
+    manifest = json.loads((tmp_path / "best.json").read_text())
+    (tmp_path / "best.json").write_text(json.dumps({**manifest, "format": 2}))
+    with pytest.raises(InputError, match="written in format 2, this version reads up to 1"):
+        CheckpointFolder(tmp_path).best()
+
+
+def test_crash_before_the_manifest_leaves_the_previous_checkpoint_in_use(tmp_path, monkeypatch):
+    checkpoints, _ = saved(tmp_path, [1, 2])
+
+    def crash(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "write_json", crash)
+        with pytest.raises(KeyboardInterrupt):
+            save(checkpoints, 3)
+    assert (tmp_path / "step-00000003.pt").is_file()
+    assert checkpoints.latest()[0]["step"] == 2
+    save(checkpoints, 3)
+    assert checkpoints.latest()[0]["step"] == 3
+
+
+@pytest.mark.parametrize("last", [1, 2])
+def test_crash_between_two_writes_does_not_part_the_latest_from_the_best(tmp_path, monkeypatch, last):
+    checkpoints = CheckpointFolder(tmp_path)
+    save(checkpoints, 1, is_best=True)
+    write_json, written = checkpoint.write_json, []
+
+    def crash(path, value):
+        written.append(path)
+        if len(written) == last:
+            raise KeyboardInterrupt
+        write_json(path, value)
+
+    with monkeypatch.context() as patch, suppress(KeyboardInterrupt):
+        patch.setattr(checkpoint, "write_json", crash)
+        save(checkpoints, 2, is_best=True)
+    assert not (checkpoints.latest()[0]["step"] == 2 and checkpoints.best()[0]["step"] == 1)
+
+
+def test_state_that_cannot_be_saved_leaves_no_trace(tmp_path):
+    checkpoints, _ = saved(tmp_path, [1])
+    before = names(tmp_path)
+    with pytest.raises((pickle.PicklingError, AttributeError)):
+        checkpoints.save(2, {**state_of(2), "hook": lambda: None}, metrics_bytes=0, is_best=True)
+    assert names(tmp_path) == before
+    assert checkpoints.latest()[0]["step"] == 1
+
+
+def test_saving_a_step_again_replaces_a_damaged_file(tmp_path):
+    checkpoints, path = saved(tmp_path, [1, 2])
+    path.write_bytes(b"")
+    save(checkpoints, 2)
+    assert checkpoints.latest()[0]["step"] == 2

@@ -1,0 +1,174 @@
+"""Every file under conf/ composes, is typed, and builds what it names."""
+
+from pathlib import Path
+
+import pytest
+import torch
+import yaml
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from sam_runner.build import build_run, locate
+from sam_runner.cli import CONF
+from sam_runner.config import RANGES, fingerprint, plain, validate
+from sam_runner.errors import InputError
+from sam_runner.schema import SCHEMAS
+from sam_runner.usage import first_comment, options
+from tests.commands import TINY, compose_config, settings_of
+
+SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=8", "batch_size=32", "device=cpu")
+FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+NEEDS = {  # what a file cannot do without
+    "data/image_folder.yaml": lambda folder: [f"data.root={image_folder(folder)}"],
+    "data/fashion_mnist.yaml": lambda folder: [f"data.root={fashion(folder)}"],
+    "data/digits.yaml": lambda folder: [],
+    "optimizer/base/torch.yaml": lambda folder: ["optimizer.base._target_=torch.optim.Adagrad"],
+}
+COUNT = 27
+
+
+def image_folder(folder):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(32):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / part / name / f"{index}.png")
+    return folder
+
+
+def fashion(folder):
+    for name, count in (("train", 64), ("t10k", 16)):
+        header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (count, 28, 28))
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + bytes(range(256)) * (count * 784 // 256))
+        labels = bytes(index % 10 for index in range(count))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count.to_bytes(4, "big") + labels)
+    return folder
+
+
+def overrides_for(file, folder):
+    """A command line that chooses the file."""
+    if file == "config.yaml":
+        return list(SMALL)
+    group, _, name = file.removesuffix(".yaml").rpartition("/")
+    needed = NEEDS.get(file, lambda folder: [])(folder)
+    chosen = SMALL if group != "data" or file == "data/synthetic.yaml" else ("batch_size=32", "device=cpu")
+    return [*chosen, f"{group}={name}", *needed]
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_file_composes_validates_and_trains_a_step(file, tmp_path):
+    overrides = overrides_for(file, tmp_path)
+    config = compose_config(*overrides)
+    validate(config, overrides, multirun=False)
+    run = build_run(plain(config))
+    examples = next(iter(run.train.epoch(0)))
+    from sam_runner.objective import Batch
+
+    stats = run.step(Batch(examples.images, examples.labels), run.rho(0))
+    assert torch.isfinite(stats.loss)
+    assert stats.logits.shape == (32, len(run.classes))
+
+
+def test_the_number_of_files_is_known():
+    assert len(FILES) == COUNT
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_file_opens_with_what_it_is_for(file):
+    assert len(first_comment(CONF / file)) > 15
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "_target_" in (CONF / file).read_text()])
+def test_the_target_exists_and_takes_the_keys(file):
+    content = yaml.safe_load((CONF / file).read_text())
+    if content["_target_"] != "???":
+        assert callable(locate(content["_target_"]))
+
+
+def test_schema_nodes_are_no_options_of_a_group():
+    assert set(options(CONF)) == {
+        "augment",
+        "data",
+        "debug",
+        "model",
+        "noise",
+        "optimizer",
+        "optimizer/base",
+        "schedule",
+    }
+    with pytest.raises(MissingConfigException) as caught:
+        compose_config("optimizer=schema")
+    assert set(caught.value.options) == {"sam", "sgd"}
+
+
+def test_every_range_is_of_a_key_that_exists():
+    known = set()
+    for group, names in options(CONF).items():
+        for name in names:
+            content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+            known |= {f"{group.replace('/', '.')}.{key}" for key in content if key != "defaults"}
+    known |= set(yaml.safe_load((CONF / "config.yaml").read_text()))
+    assert set(RANGES) <= known
+
+
+def test_every_schema_is_used():
+    used = "".join((CONF / file).read_text() for file in FILES)
+    assert all(f"/schema/{path}@_here_" in used for path in SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    ("same", "first", "second"),
+    [
+        (True, ["optimizer=sgd"], ["optimizer=sgd", "run_dir=elsewhere", "log_every=7"]),
+        (True, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "optimizer.rho=0.1"]),
+        (False, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "rho=0.2"]),
+        (False, ["optimizer=sgd"], ["optimizer=sam"]),
+        (False, ["seed=0"], ["seed=1"]),
+        (False, ["noise=symmetric"], ["noise=symmetric", "noise.rate=0.3"]),
+    ],
+)
+def test_fingerprints_tell_runs_apart(same, first, second):
+    assert (fingerprint(compose_config(*first)) == fingerprint(compose_config(*second))) is same
+
+
+def test_own_code_needs_trust_and_then_works(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "import torch\n\ndef flat(num_classes, in_channels, *, size=8):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_channels * size * size, num_classes))\n"
+    )
+    (tmp_path / "model").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    overrides = [*TINY[:6], "batch_size=16", "device=cpu"]
+    config = compose_config(*overrides)
+    OmegaConf.set_struct(config, False)
+    config.model = {"_target_": "my_models.flat", "size": 8}
+    with pytest.raises(InputError, match="SAM_RUNNER_TRUSTED"):
+        validate(config, overrides, multirun=False)
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_models")
+    validate(config, overrides, multirun=False)
+    assert sum(param.numel() for param in build_run(plain(config)).model.parameters()) == 64 * 4 + 4
+    config.model.sze = 4
+    with pytest.raises(InputError, match=r"did you mean model\.size"):
+        build_run(plain(config))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type))
+)  # every class of torch.optim
+def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
+    settings = settings_of(*TINY, "optimizer/base=torch", f"optimizer.base._target_=torch.optim.{name}")
+    if name in ("LBFGS", "SparseAdam", "Optimizer", "Muon"):
+        with pytest.raises(InputError, match=name):
+            build_run(settings)
+        return
+    if name in ("Rprop",):
+        settings["optimizer"]["base"].pop("weight_decay")
+    run = build_run(settings)
+    assert type(run.step.optimizer).__name__ == name
+
+
+def test_a_wheel_and_a_checkout_find_the_same_conf():
+    assert Path(CONF).is_absolute()
+    assert (CONF / "config.yaml").is_file()

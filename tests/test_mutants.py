@@ -1,0 +1,169 @@
+"""The oracles have teeth: each mutant of the core breaks one rule, and the tests that hold that rule have to fail on it."""
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import pytest
+
+import sam_runner
+
+ROOT = Path(__file__).resolve().parent.parent
+SAM, OBJECTIVE, BATCHNORM, SCHEDULES, SEEDING = "sam.py", "objective.py", "batchnorm.py", "schedules.py", "seeding.py"
+NUMPY = "test_agreement.py::test_training_equals_numpy"
+
+MUTANTS = {
+    # name: (file, old, new, tests that must fail)
+    "oracle 1: ascent downhill": (SAM, "0.0, rho / norm)))", "0.0, -rho / norm)))", "test_sam.py::test_first_order"),
+    "oracle 1: half of rho": (SAM, "0.0, rho / norm)))", "0.0, rho / 2 / norm)))", "test_sam.py::test_three_steps"),
+    "oracle 1: norm squared": (
+        SAM, "0.0, rho / norm)))", "0.0, rho / norm**2)))", "test_agreement.py::test_perturbation_of_a_network",
+    ),
+    "oracle 2: wrong conjugate": (SAM, "q = p / (p - 1)", "q = p", "test_epsilon.py::test_closed_form_values"),
+    "oracle 2: sign lost": (SAM, "part.sign() * size.pow", "size.pow", "test_epsilon.py::test_it_is_the_maximiser"),
+    "oracle 2: ties not shared": (SAM, "* tie / num_ties", "* tie", "test_epsilon.py::test_equal_largest"),
+    "oracle 2: no scaling first": (
+        SAM, "unit = [grad / torch.where(largest == 0, 1.0, largest) for grad in grads]", "unit = grads",
+        "test_epsilon.py::test_float32_neither",
+    ),
+    "oracle 2: zero over zero": (
+        SAM, "torch.where(norm == 0, 0.0, rho / norm)", "rho / norm", "test_epsilon.py::test_zero_gradient",
+    ),
+    "oracle 2: inf hidden": (SAM, "rho + 0 * largest", "rho + 0 * largest.isnan()", "test_epsilon.py::test_a_non_finite"),
+    "oracle 3: second order dropped": (
+        SAM, "torch._foreach_add_(grads, curvature)", "pass", "test_sam.py::test_second_order_term",
+    ),
+    "oracle 3: second order doubled": (
+        SAM, "torch._foreach_add_(grads, curvature)", "torch._foreach_add_(grads, curvature, alpha=2)",
+        "test_agreement.py::test_gradient_equals_a_functional_twin",
+    ),
+    "oracle 5: gradient at w": (
+        SAM, "torch._foreach_add_(buffer, eps)", "pass", "test_sam.py::test_linear_loss",
+    ),
+    "oracle 6: groups ignored": (SAM, "batch.split(self.group_size)", "[batch]", "test_sam.py::test_least_squares"),
+    "oracle 7: sum instead of mean": (
+        SAM, "len(group) / len(batch), rho)", "1.0, rho)", "test_sam.py::test_identical_groups",
+    ),
+    "oracle 7: groups weighted equally": (
+        SAM, "len(group) / len(batch), rho)", "1 / len(groups), rho)", "test_sam.py::test_groups_of_unequal",
+    ),
+    "oracle 7: chunks weighted equally": (
+        OBJECTIVE, "share = len(chunk) / len(batch)", "share = 1 / len(self.chunks(batch))",
+        "test_sam.py::test_accumulation_shares",
+    ),
+    "oracle 8: further ascent ignored": (
+        SAM, "range(self.ascent_steps - 1)", "range(0)", "test_sam.py::test_further_ascent_steps",
+    ),
+    "oracle 8: no projection": (
+        SAM, "torch.where(norm > rho, rho / norm, 1.0)", "torch.ones_like(norm)", "test_sam.py::test_further_ascent_steps",
+    ),
+    "oracle 9: decay only in one pass": (
+        OBJECTIVE, "if self._weight_decay else loss", "if self._weight_decay and at_w else loss",
+        "test_sam.py::test_weight_decay",
+    ),
+    "oracle 9: decay not halved": (
+        OBJECTIVE, "self._weight_decay / 2 *", "self._weight_decay *", f"{NUMPY}",
+    ),
+    "oracle 10: no clipping": (SAM, "if self.grad_clip is not None:", "if False:", "test_sam.py::test_only_the_final"),
+    "oracle 12: weights stay displaced": (
+        SAM, "            param.data = original\n", "            pass\n", "test_sam.py::test_weights_are_restored",
+    ),
+    "oracle 12: restored only without an error": (
+        SAM, "        yield\n    finally:\n        for param, original",
+        "        yield\n    except ZeroDivisionError:\n        pass\n    else:\n        for param, original",
+        "test_sam.py::test_weights_are_restored_when",
+    ),
+    "oracle 13: first pass not looked at": (
+        SAM, "grad.add_(grad_norm * 0)", "pass", "test_precision.py::test_a_first_gradient_that_the_second_pass",
+    ),
+    "oracle 13: statistics not put back": (
+        SAM, "objective.statistics.restore(before)", "pass", "test_precision.py::test_a_non_finite_gradient_in_any_pass",
+    ),
+    "oracle 13: gradient norm keeps the scale": (
+        SAM, "grad_norm / scaler.scale(torch.ones_like(grad_norm))", "grad_norm",
+        "test_precision.py::test_the_perturbation_does_not_depend",
+    ),
+    "oracle 13: scale updated twice": (
+        SAM, "        scaler.update()\n", "        scaler.update()\n        scaler.update()\n",
+        "test_precision.py::test_a_clean_step",
+    ),
+    "oracle 14: second pass counted": (
+        OBJECTIVE, "with nullcontext() if at_w else self.statistics.frozen():", "with nullcontext():",
+        "test_batchnorm.py::test_one_update_per_step",
+    ),
+    "oracle 14: second pass uses running statistics": (
+        BATCHNORM, "layer.track_running_stats = False", "layer.training = False",
+        "test_batchnorm.py::test_both_passes_normalise",
+    ),
+    "oracle 14: every group counted": (
+        BATCHNORM, "if num_passes <= 1 or not layers:", "if True:", "test_batchnorm.py::test_groups_and_micro_batches",
+    ),
+    "oracle 14: groups weighted equally": (
+        BATCHNORM, "alpha=num_examples", "alpha=1", "test_batchnorm.py::test_groups_and_micro_batches",
+    ),
+    "oracle 15: second pass at rho 0": (SAM, "        if rho == 0:\n            at_w", "        if rho < 0:\n            at_w",
+                                        "test_step.py::test_rho_zero"),
+    "oracle 15: other masks in the second pass": (
+        SAM, "rng.restore(self.objective.device)", "pass", "test_step.py::test_both_passes_see",
+    ),
+    "oracle 18: cosine over twice the steps": (
+        SCHEDULES, "math.cos(math.pi * done)", "math.cos(math.pi * done / 2)", "test_schedules.py",
+    ),
+    "no waiting: a number is read": (
+        SAM, "        norm = get_total_norm(grads, 2.0)\n", "        norm = get_total_norm(grads, 2.0)\n        norm.item()\n",
+        "test_step.py::test_the_step_reads_no_number",
+    ),
+    "memory: eps kept during the second pass": (
+        SAM, "            del eps\n            perturbed", "            perturbed", "test_step.py::test_at_most_one_extra",
+    ),
+}  # fmt: skip
+
+
+def run_in_child(folder, tests):
+    """Run tests with the package in `folder`, in a fork, which has torch loaded already; pytest's exit code."""
+    child = os.fork()
+    if child == 0:
+        code = 99
+        try:
+            with open(os.devnull, "w") as nowhere:
+                os.dup2(nowhere.fileno(), 1)
+                os.dup2(nowhere.fileno(), 2)
+            for name in [name for name in sys.modules if name.startswith(("sam_runner", "tests", "test_", "conftest"))]:
+                del sys.modules[name]
+            sys.path.insert(0, str(folder))
+            import sam_runner as mutated
+
+            if Path(mutated.__file__).is_relative_to(folder):
+                plugins = ["-p", "no:cacheprovider", "-p", "no:xdist", "-p", "no:timeout", "-p", "no:randomly"]
+                target, _, name = tests.partition("::")
+                chosen = ["-k", name] if name else []
+                options = ["-x", "-q", "-o", "addopts=", "--rootdir", str(ROOT), *plugins, *chosen]
+                code = int(pytest.main([*options, str(ROOT / "tests" / target)]))
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return os.waitstatus_to_exitcode(status)
+
+
+def copy_of_package(folder):
+    shutil.copytree(
+        Path(sam_runner.__file__).parent, folder / "sam_runner", ignore=shutil.ignore_patterns("__pycache__")
+    )
+    return folder / "sam_runner"
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_the_mutant_is_killed(name, tmp_path):
+    file, old, new, tests = MUTANTS[name]
+    path = copy_of_package(tmp_path) / file
+    source = path.read_text()
+    assert old in source, f"{file} no longer holds {old!r}: bring the mutant up to date"
+    path.write_text(source.replace(old, new))
+    assert run_in_child(tmp_path, tests) == 1  # pytest's code for failed tests; 2 to 5 would be errors of another kind
+
+
+@pytest.mark.parametrize("tests", sorted({tests.split("::")[0] for _, _, _, tests in MUTANTS.values()}))
+def test_the_unchanged_package_passes_in_the_same_way(tests, tmp_path):
+    copy_of_package(tmp_path)
+    assert run_in_child(tmp_path, tests) == 0
