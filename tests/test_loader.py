@@ -163,6 +163,12 @@ def test_pixels_invert_the_normalisation():
     np.testing.assert_allclose(images.numpy(), data.images_NCHW.numpy() / 255, rtol=0, atol=1e-5)
 
 
+def test_pixels_stay_in_range():
+    loader = make_loader(random_set())
+    pixels = loader.pixels(3 * next(loader.epoch()).images)
+    assert (float(pixels.min()), float(pixels.max())) == (0, 1)
+
+
 def test_pixels_of_a_cut_out_square_are_the_mean():
     data = random_set()
     loader = make_loader(data, augmentation=Augmentation(cutout=1000))

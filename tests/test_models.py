@@ -33,6 +33,14 @@ def small_parameters(width, num_classes, in_channels, batch_norm):
     return convolutions + per_feature + 2 * width * num_classes + num_classes
 
 
+def numpy_convolution(images_NCHW, layer, stride=1):
+    """3x3, padding 1."""
+    padded = np.pad(images_NCHW, ((0, 0), (0, 0), (1, 1), (1, 1)))
+    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::stride, ::stride]
+    result = np.einsum("nchwij,ocij->nohw", patches, layer.weight.detach().numpy())
+    return result if layer.bias is None else result + layer.bias.detach().numpy()[:, None, None]
+
+
 def require_gradients_everywhere(model, images):
     torch.manual_seed(0)
     nn.functional.cross_entropy(model(images), torch.arange(len(images)) % 10).backward()
@@ -80,15 +88,37 @@ def test_resnet_halves_the_resolution_twice():
     assert model.blocks(model.stem(torch.rand(1, 3, 28, 28))).shape == (1, 64, 7, 7)
 
 
-def test_resnet_with_silent_branches_is_its_shortcuts():
-    model = ResNetCifar(10, 3, depth=20).double().eval()
-    for block in model.blocks:
-        nn.init.zeros_(block.bn2.weight)
-    images = torch.rand(2, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
-    stem = model.stem(images)[:, :, ::4, ::4].mean((2, 3))
-    padded = torch.cat([torch.zeros(2, 24).double(), stem, torch.zeros(2, 24).double()], 1)
-    expected = padded @ model.head.weight.T + model.head.bias
-    torch.testing.assert_close(model(images), expected, rtol=0, atol=1e-10)
+def numpy_batch_norm(x, layer):
+    weight, bias, mean, var = (
+        values.detach().numpy()[:, None, None]
+        for values in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
+    )
+    return (x - mean) / np.sqrt(var + 1e-5) * weight + bias
+
+
+def numpy_block(x, block, stride, new_channels):
+    branch = np.maximum(numpy_batch_norm(numpy_convolution(x, block.conv1, stride), block.bn1), 0)
+    branch = numpy_batch_norm(numpy_convolution(branch, block.conv2), block.bn2)
+    half = new_channels // 2
+    shortcut = np.pad(x[:, :, ::stride, ::stride], ((0, 0), (half, half), (0, 0), (0, 0)))
+    return np.maximum(branch + shortcut, 0)
+
+
+def test_resnet_equals_numpy():
+    torch.manual_seed(0)
+    model = ResNetCifar(10, 3, depth=8).double().eval()
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            for values in (module.weight.data, module.running_var):
+                values.uniform_(0.5, 2)
+            for values in (module.bias.data, module.running_mean):
+                values.normal_()
+    images = torch.randn(2, 3, 9, 12, dtype=torch.float64)
+    x = np.maximum(numpy_batch_norm(numpy_convolution(images.numpy(), model.stem[0]), model.stem[1]), 0)
+    for block, stride, new_channels in zip(model.blocks, (1, 2, 2), (0, 16, 32), strict=True):
+        x = numpy_block(x, block, stride, new_channels)
+    expected = x.mean((2, 3)) @ model.head.weight.detach().numpy().T + model.head.bias.detach().numpy()
+    np.testing.assert_allclose(model(images).detach().numpy(), expected, rtol=0, atol=1e-10)
 
 
 def test_resnet_initial_weights_have_the_variance_of_he():
@@ -152,22 +182,17 @@ def test_small_cnn_without_dropout_is_deterministic_in_training():
     assert torch.equal(model(images), model(images))
 
 
-def numpy_convolution(images_NCHW, convolution):
-    """3x3, padding 1, then ReLU."""
-    padded = np.pad(images_NCHW, ((0, 0), (0, 0), (1, 1), (1, 1)))
-    patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))
-    result = np.einsum("nchwij,ocij->nohw", patches, convolution.weight.detach().numpy())
-    return np.maximum(result + convolution.bias.detach().numpy()[:, None, None], 0)
-
-
 def test_small_cnn_equals_numpy():
     torch.manual_seed(0)
     model = SmallCNN(10, 3, width=4, batch_norm=False).double()
     images = torch.randn(2, 3, 6, 8, dtype=torch.float64)
     first, second, third, fourth = (module for module in model.modules() if isinstance(module, nn.Conv2d))
-    features = numpy_convolution(numpy_convolution(images.numpy(), first), second)
+    features = images.numpy()
+    for convolution in (first, second):
+        features = np.maximum(numpy_convolution(features, convolution), 0)
     features = features.reshape(2, 4, 3, 2, 4, 2).max((3, 5))
-    features = numpy_convolution(numpy_convolution(features, third), fourth).mean((2, 3))
+    for convolution in (third, fourth):
+        features = np.maximum(numpy_convolution(features, convolution), 0)
     linear = model.head[-1]
-    expected = features @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
+    expected = features.mean((2, 3)) @ linear.weight.detach().numpy().T + linear.bias.detach().numpy()
     np.testing.assert_allclose(model(images).detach().numpy(), expected, rtol=0, atol=1e-10)
