@@ -198,9 +198,17 @@ def build_step(
 def build_lr(settings: Settings, total_steps: int, steps_per_epoch: int) -> schedules.Schedule:
     """Factor of the initial learning rate by step."""
     node = dict(settings["schedule"])
-    warmup_steps = round(node.pop("warmup_epochs", 0.0) * steps_per_epoch)
+    warmup_steps = _warmup_steps(node.pop("warmup_epochs", 0.0), "schedule.warmup_epochs", total_steps, steps_per_epoch)
     schedule: schedules.Schedule = construct(node, "schedule", total_steps=total_steps, warmup_steps=warmup_steps)
     return schedule
+
+
+def _warmup_steps(epochs: float, key: str, total_steps: int, steps_per_epoch: int) -> int:
+    """Steps of a warm-up, which must end before the training does."""
+    steps = round(epochs * steps_per_epoch)
+    if steps >= total_steps:
+        raise InputError(f"{key}={epochs:g} is {steps} steps, the whole training is {total_steps}\n  use a shorter one")
+    return steps
 
 
 def build_rho(settings: Settings, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
@@ -210,7 +218,8 @@ def build_rho(settings: Settings, total_steps: int, steps_per_epoch: int) -> Cal
     if rho == 0:
         return lambda _: 0.0
     final = {} if options["rho_schedule"] == "constant" else {"final": options["rho_final"]}
-    warmup_steps = round(options["rho_warmup_epochs"] * steps_per_epoch)
+    warmup_epochs = options["rho_warmup_epochs"]
+    warmup_steps = _warmup_steps(warmup_epochs, "optimizer.rho_warmup_epochs", total_steps, steps_per_epoch)
     kinds: dict[str, Callable[..., schedules.Schedule]] = {
         "constant": schedules.constant, "linear": schedules.linear, "cosine": schedules.cosine,
     }  # fmt: skip

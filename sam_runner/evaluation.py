@@ -34,5 +34,5 @@ def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict
     found = checkpoints.latest() if which == "last" else checkpoints.best()
     if found is None:
         raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
-    trainer.restore(run, found[0])
+    trainer.restore(run, found)
     return trainer.evaluate(run)

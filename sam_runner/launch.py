@@ -63,7 +63,7 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
     found = checkpoints.latest()
     progress, metrics_bytes = Progress(), 0
     if found is not None:
-        progress, metrics_bytes = trainer.restore(run, found[0]), found[1]["metrics_bytes"]
+        progress, metrics_bytes = trainer.restore(run, found), found["metrics_bytes"]
         log.info("continuing %s after epoch %d, step %d", folder, progress.epoch, progress.step)
     else:
         log.info("run folder %s", folder)

@@ -1,7 +1,8 @@
 """The typed configuration: what keys there are and of which type. Imports no torch.
 
-Hydra fills these classes from conf/ and the command line, which checks names and types. A group typed Any takes the class
-that its option names as ``/schema/...``; an option without one (your own) is checked against what its ``_target_`` accepts.
+Hydra fills these classes from conf/ and the command line, which checks names and types. A group typed Any takes the
+class that its option names as ``/schema/...``; an option without one (your own) is checked against what its
+``_target_`` accepts.
 """
 
 from dataclasses import dataclass

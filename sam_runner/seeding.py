@@ -18,12 +18,13 @@ def derive_seed(seed: int, *keys: int | str) -> int:
         seed: The run's seed.
         keys: What the numbers are for, e.g. ``("order", epoch)``.
     """
-    digest = hashlib.sha256(repr((seed, *keys)).encode()).digest()
+    plain = (int(seed), *(key if isinstance(key, str) else int(key) for key in keys))
+    digest = hashlib.sha256(repr(plain).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
 def generator(seed: int, *keys: int | str) -> torch.Generator:
-    """A CPU generator for one purpose; see `derive_seed`."""
+    """A CPU generator for one purpose; see `derive_seed`. torch uses the low 32 bits of the seed on a CPU."""
     return torch.Generator().manual_seed(derive_seed(seed, *keys))
 
 

@@ -1,6 +1,7 @@
 """Where a run's numbers go: TensorBoard, metrics.jsonl (the same bytes for the same run), timing.jsonl."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,9 +22,9 @@ class Tracker:
 
     def __init__(self, folder: Path, start_step: int = 0, metrics_bytes: int = 0) -> None:
         self._metrics = (folder / "metrics.jsonl").open("ab")
-        self._metrics.truncate(metrics_bytes)
+        self._metrics.truncate(min(metrics_bytes, self._metrics.tell()))  # longer would fill up with zeros
         self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else None)
+        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Log numbers that a repetition of the run would give again; tags like ``train/loss``."""
@@ -45,15 +46,16 @@ class Tracker:
 
         `SummaryWriter.add_hparams` would make a second run in a folder named after the time.
         """
-        plain = {key: value if isinstance(value, bool | int | float) else str(value) for key, value in settings.items()}
+        plain = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
         writer = self._writer._get_file_writer()
         for summary in hparams(plain, dict(final)):
             writer.add_summary(summary)
         self.flush()
 
     def flush(self) -> int:
-        """Bring everything to the files; returns the length of metrics.jsonl in bytes."""
+        """Bring everything to the files, metrics.jsonl to the disk; returns its length in bytes."""
         self._metrics.flush()
+        os.fsync(self._metrics.fileno())
         self._timing.flush()
         self._writer.flush()
         return self._metrics.tell()

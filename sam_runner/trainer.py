@@ -124,11 +124,15 @@ def _train_epoch(run: Run, tracker: Tracker, progress: Progress) -> dict[str, fl
         last = number == num_batches - 1
         if last or progress.step % run.log_every == 0:
             taken = meter.take()  # waits for the device
-            values = _with_prefix("train", train_metrics(taken, perturbed=perturbed))
-            _require_finite(values["train/loss"], run, progress)
             sums = {name: sums[name] + taken[name] for name in SUMS}
-            if not last:
+            _require_finite(sums["loss"], run, progress)
+            if not last and taken["num_steps"]:  # a row of skipped steps has nothing to tell
+                values = _with_prefix("train", train_metrics(taken, perturbed=perturbed))
                 tracker.scalars(progress.step, progress.epoch + 1, values | settings)
+    if not sums["num_steps"]:
+        raise TrainingError(
+            f"every step of epoch {progress.epoch + 1} overflowed in fp16\n  use precision=bf16 or fp32"
+        )
     seconds = time.perf_counter() - started
     progress.seconds += seconds
     progress.epoch += 1
@@ -144,10 +148,10 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
         group["lr"] = group["initial_lr"] * lr
     settings = {"lr": groups[0]["lr"], "rho": rho} | ({"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {})
     stats = run.step(Batch(examples.images, examples.labels), rho)
-    meter.add(stats, examples.labels, examples.clean_labels)
     progress.step += 1
     progress.images += len(examples.labels)
     if not stats.skipped:
+        meter.add(stats, examples.labels, examples.clean_labels)
         progress.updates += 1
         if run.ema is not None:
             run.ema.update_parameters(run.model)
@@ -225,8 +229,9 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool) -> No
         "ema": None if run.ema is None else run.ema.state_dict(),
         "rng": {"cpu": rng.cpu, "cuda": rng.cuda},
         "progress": dict(vars(progress)),
+        "metrics_bytes": outputs.tracker.flush(),
     }
-    outputs.checkpoints.save(progress.step, state, metrics_bytes=outputs.tracker.flush(), is_best=is_best)
+    outputs.checkpoints.save(progress.step, state, is_best=is_best)
 
 
 def restore(run: Run, state: Mapping[str, Any]) -> Progress:

@@ -1,4 +1,4 @@
-"""Write tests/assets/curves.json again: python scripts/freeze_curves.py. Only after a change that is meant to move them."""
+"""Write tests/assets/curves.json again: python scripts/freeze_curves.py, after a change that is meant to."""
 
 import json
 import sys

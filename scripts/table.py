@@ -1,7 +1,7 @@
 """A Markdown table of finished runs: python scripts/table.py FOLDER... [metric].
 
-One row for each combination of the settings in which the runs differ, apart from the seed: mean over seeds, half-width of the
-95% interval (Student's t), and the values.
+One row for each combination of the settings in which the runs differ, apart from the seed: mean over seeds, half-width
+of the 95% interval (Student's t), and the values.
 """
 
 import json
@@ -24,14 +24,17 @@ def runs_below(folders):
     for path in sorted(path for folder in folders for path in Path(folder).rglob("result.json")):
         result = finished_result(path.parent)
         if result is not None:
-            yield flat(OmegaConf.to_container(OmegaConf.load(path.parent / "config.yaml"))), result
+            settings = flat(OmegaConf.to_container(OmegaConf.load(path.parent / "config.yaml")))
+            yield {"optimizer": "sam" if "optimizer.rho" in settings else "sgd", **settings}, result
 
 
 def table(runs, metric):
     """Lines of the table."""
     texts = [{key: json.dumps(value) for key, value in settings.items()} for settings, _ in runs]
     keys = [key for key in sorted(set().union(*texts)) if key not in IGNORED]
-    keys = [key for key in keys if len({text.get(key) for text in texts}) > 1]
+    keys = [
+        key for key in keys if len({text[key] for text in texts if key in text}) > 1
+    ]  # a key of one value tells nothing
     rows = defaultdict(list)
     for text, (_, result) in zip(texts, runs, strict=True):
         rows[tuple(text.get(key, "-").strip('"') for key in keys)].append(result["final"][metric])

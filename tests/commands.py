@@ -60,6 +60,7 @@ def command(*arguments, cwd, module="sam_runner", timeout=120, env=None):
     environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     return subprocess.run(
         [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}), capture_output=True, text=True, timeout=timeout,
+        cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip

@@ -4,8 +4,8 @@ import copy
 
 import numpy as np
 import pytest
+import pytorch_optimizer
 import torch
-from pytorch_optimizer import SAM as PeerSAM
 from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
@@ -126,7 +126,7 @@ def test_second_order_with_groups_and_micro_batches_is_the_mean_over_groups(chun
 def test_path_equals_pytorch_optimizers_sam():
     ours, peers = mlp(), mlp()
     step = make_step(ours, F.cross_entropy, lr=0.1, momentum=0.9, weight_decay=0.01)
-    peer = PeerSAM(
+    peer = pytorch_optimizer.SAM(
         peers.parameters(), torch.optim.SGD, rho=0.2, perturb_eps=0.0, lr=0.1, momentum=0.9, weight_decay=0.01
     )
     for x, y in batches(6):

@@ -196,7 +196,7 @@ def test_fashion_mnist_missing_labels_are_named(tmp_path):
 def test_fashion_mnist_counts_that_differ_are_refused(tmp_path):
     write_fashion(tmp_path)
     (tmp_path / "train-labels-idx1-ubyte").write_bytes(idx_bytes(np.zeros(11, np.uint8)))
-    with pytest.raises(InputError, match="12 images and 11 labels"):
+    with pytest.raises(InputError, match=r"12 images and labels of shape .11,"):
         fashion_mnist(root=str(tmp_path))
 
 
@@ -263,8 +263,8 @@ def test_image_set_keeps_labels_as_int64_and_clean():
     [
         ((2, 1, 2, 2), torch.float32, [0, 1], "ab", "uint8"),
         ((2, 2, 2), torch.uint8, [0, 1], "ab", r"\(2, 2, 2\)"),
-        ((2, 1, 2, 2), torch.uint8, [0, 1, 1], "ab", "2 images and 3 labels"),
-        ((0, 1, 2, 2), torch.uint8, [], "ab", "0 images and 0 labels"),
+        ((2, 1, 2, 2), torch.uint8, [0, 1, 1], "ab", "2 images and labels of shape .3,"),
+        ((0, 1, 2, 2), torch.uint8, [], "ab", "0 images and labels of shape .0,"),
         ((2, 1, 2, 2), torch.uint8, [0, 0], "a", "at least 2 classes"),
         ((2, 1, 2, 2), torch.uint8, [0, 2], "ab", "example 1 has label 2; classes are 0 to 1"),
         ((2, 1, 2, 2), torch.uint8, [-1, 0], "ab", "example 0 has label -1"),

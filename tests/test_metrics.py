@@ -134,6 +134,12 @@ def test_top_five_is_left_out_where_it_is_always_one(num_classes, reported):
     assert ("accuracy_top5" in evaluation_metrics(torch.from_numpy(logits), torch.from_numpy(labels))) == reported
 
 
+def test_accuracy_of_tied_logits_agrees_with_the_confusion_matrix():
+    logits, labels = torch.zeros(10, 10), torch.zeros(10, dtype=torch.int64)
+    accuracy = float(confusion_matrix(logits, labels).diag().sum()) / 10
+    assert evaluation_metrics(logits, labels)["accuracy"] == accuracy
+
+
 def test_half_precision_logits_are_evaluated_in_float64():
     logits, labels = random_logits(50, 10, 1)
     half = torch.from_numpy(logits).bfloat16()

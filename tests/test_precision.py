@@ -1,4 +1,4 @@
-"""Mixed precision: fp16 with a loss scaler (which runs on a CPU too), bf16, and what a non-finite gradient leaves behind."""
+"""Mixed precision: fp16 with a loss scaler (which runs on a CPU too), bf16, and what a non-finite gradient leaves."""
 
 import copy
 

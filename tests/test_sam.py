@@ -181,7 +181,8 @@ def test_weight_decay_in_the_loss_and_by_the_base_optimizer():
     in_loss, stats = quadratic(objective={"weight_decay": 0.1})
     assert grad(in_loss) == near(3.6448551729, 5.6969739548)
     eps = [
-        (gradient - 0.1 * w) / (c + 0.1) - w * c / (c + 0.1) for gradient, w, c in zip(grad(in_loss), (3, 1), (1, 4))
+        (gradient - 0.1 * w) / (c + 0.1) - w * c / (c + 0.1)
+        for gradient, w, c in zip(grad(in_loss), (3, 1), (1, 4), strict=True)
     ]
     assert eps == near(0.3135047026, 0.3895058426)
     assert float(stats.loss) == pytest.approx(6.5, abs=1e-12)

@@ -156,6 +156,16 @@ def test_restart_without_new_rows_leaves_none_after_the_cut(tmp_path):
     assert [step for step, _ in scalars_of(tmp_path, "train/loss")] == [1, 2]
 
 
+def test_restart_keeps_the_timing_of_earlier_steps(tmp_path):
+    interrupted = Tracker(tmp_path)
+    size = log_steps(interrupted, [1, 2])[-1]
+    interrupted.close()
+    again = Tracker(tmp_path, 2, size)
+    log_steps(again, [3])
+    again.close()
+    assert [row["step"] for row in rows_of(tmp_path, "timing.jsonl")] == [1, 2, 3]
+
+
 def test_restart_keeps_the_image_of_step_zero(tmp_path):
     interrupted = Tracker(tmp_path)
     interrupted.image("train/images", torch.zeros(3, 4, 4), 0)

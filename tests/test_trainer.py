@@ -1,6 +1,7 @@
 """Whole runs of the tiny problem: what they leave behind, that they repeat, continue and report the truth."""
 
 import json
+import math
 
 import pytest
 import torch
@@ -25,7 +26,7 @@ def result(folder):
 def state(folder):
     found = CheckpointFolder(folder / "checkpoints").latest()
     assert found is not None
-    return found[0]
+    return found
 
 
 def same_tensors(first, second):
@@ -61,7 +62,8 @@ def sam_run(tmp_path_factory):
 def test_a_run_leaves_the_documented_files(sam_run):
     names = {path.name for path in sam_run.iterdir() if not path.name.startswith("events")}
     assert names == {
-        "config.yaml", "metrics.jsonl", "timing.jsonl", "checkpoints", "result.json", "status.json", "run.log", "environment.json",
+        "config.yaml", "metrics.jsonl", "timing.jsonl", "checkpoints", "result.json", "status.json", "run.log",
+        "environment.json",
     }  # fmt: skip
     assert len(list(sam_run.glob("events*"))) == 1
     assert json.loads((sam_run / "status.json").read_text())["status"] == "finished"
@@ -104,8 +106,6 @@ def test_metrics_rows_tell_both_losses_apart(sam_run):
 
 
 def test_the_learning_rate_logged_is_the_cosine_of_the_step(sam_run):
-    import math
-
     for row in rows(sam_run):
         assert row["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * (row["step"] - 1) / 8)) / 2, rel=1e-12)
 
@@ -207,7 +207,8 @@ def test_a_config_that_names_foreign_code_is_refused_by_sam_eval(tmp_path, monke
     folder = train(tmp_path / "run")
     config = folder / "config.yaml"
     marker = tmp_path / "ran"
-    config.write_text(config.read_text().replace("sam_runner.models.small.SmallCNN", "os.system").replace("width: 4", f"command: touch {marker}"))  # fmt: skip
+    text = config.read_text().replace("sam_runner.models.small.SmallCNN", "os.system")
+    config.write_text(text.replace("width: 4", f"command: touch {marker}"))
     done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=cli.evaluate)
     assert done.returncode == 2
     assert "os.system" in done.stderr
@@ -228,8 +229,9 @@ def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
     monkeypatch.setattr(SamStep, "_update", overflow_at_three)
     folder = train(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
     logged = {row["step"]: row["lr"] for row in rows(folder)}
-    assert logged[4] == logged[3]
-    assert len({logged[step] for step in range(1, 7) if step != 4}) == 5
+    assert 3 not in logged  # a skipped step has nothing to tell
+    for step, update in ((1, 0), (2, 1), (4, 2), (6, 4), (12, 10)):
+        assert logged[step] == pytest.approx(0.05 * (1 + math.cos(math.pi * update / 12)) / 2, rel=1e-12)
     assert result(folder)["skipped_steps"] == 1
 
 

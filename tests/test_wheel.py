@@ -1,4 +1,4 @@
-"""The program as it is installed: from a wheel and from a checkout, by console script and as a module, from any folder."""
+"""The program as installed: from a wheel and from a checkout, by console script and as a module, from any folder."""
 
 import os
 import subprocess
@@ -18,7 +18,8 @@ ROOT = Path(__file__).resolve().parent.parent
 def unpacked_wheel(tmp_path_factory):
     """The wheel, built offline and unpacked as pip would."""
     folder = tmp_path_factory.mktemp("wheel")
-    subprocess.run([sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder], cwd=ROOT, check=True, capture_output=True)  # fmt: skip
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", folder]
+    subprocess.run(build, cwd=ROOT, check=True, capture_output=True)
     (wheel,) = folder.glob("*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(folder / "site")
@@ -26,7 +27,8 @@ def unpacked_wheel(tmp_path_factory):
 
 
 def test_the_wheel_holds_every_file_of_conf_and_the_entry_points(unpacked_wheel):
-    inside = {path.relative_to(unpacked_wheel / "sam_runner" / "conf") for path in (unpacked_wheel / "sam_runner" / "conf").rglob("*.yaml")}  # fmt: skip
+    conf = unpacked_wheel / "sam_runner" / "conf"
+    inside = {path.relative_to(conf) for path in conf.rglob("*.yaml")}
     assert inside == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     (entry_points,) = unpacked_wheel.glob("*.dist-info/entry_points.txt")
     assert "sam-train = sam_runner.cli:train" in entry_points.read_text()

@@ -53,9 +53,9 @@ def windows(images_NCHW: Tensor, pad: int, pad_mode: str) -> Tensor:
 
 
 def _padded_index(size: int, pad: int) -> Tensor:
-    """Source of each padded position under reflection about the edge pixels; needs pad < size."""
+    """Source of each padded position under reflection about the edge pixels; in range for any pad."""
     position = torch.arange(-pad, size + pad).abs()
-    return torch.minimum(position, 2 * (size - 1) - position)
+    return torch.minimum(position, 2 * (size - 1) - position).clamp(min=0)
 
 
 def _is_outside(size: int, pad: int) -> Tensor:
@@ -73,7 +73,8 @@ def crop_and_flip(windows_of_images: Tensor, indices: Tensor, draws: Tensor, aug
         augmentation: Which of it is done.
     """
     num_offsets = 2 * augmentation.pad + 1
-    rows, columns = ((draws[:, axis] * num_offsets).long().clamp(max=num_offsets - 1) for axis in (0, 1))
+    # A draw is at most 1 - 2^-24, and its product rounds to less than num_offsets.
+    rows, columns = ((draws[:, axis] * num_offsets).long() for axis in (0, 1))
     images = windows_of_images[indices, :, rows, columns]
     if augmentation.flip:
         images = torch.where((draws[:, 2] < 0.5)[:, None, None, None], images.flip(-1), images)
@@ -84,7 +85,7 @@ def cut_out(images_NCHW: Tensor, draws: Tensor, size: int) -> Tensor:
     """Zero a square of `size` pixels around a random pixel of each (normalised) image."""
     masks = []
     for axis, side in ((3, images_NCHW.shape[2]), (4, images_NCHW.shape[3])):
-        centre = (draws[:, axis] * side).long().clamp(max=side - 1)
+        centre = (draws[:, axis] * side).long()
         start = centre - size // 2
         position = torch.arange(side, device=images_NCHW.device)
         masks.append((position >= start[:, None]) & (position < start[:, None] + size))

@@ -13,6 +13,7 @@ from sam_runner.errors import InputError
 from sam_runner.seeding import generator
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"})
+LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
 MAX_BYTES = 8 << 30  # a set larger than this is not for keeping in memory
 
 
@@ -21,10 +22,9 @@ def image_folder(
 ) -> Splits:
     """A folder with one folder of images per class.
 
-    Accepted: ``root/train/<class>/*`` beside ``root/test/<class>/*`` (or ``val``), or ``root/<class>/*`` (or
-        ``root/train`` alone),
-    from which a fixed random `test_fraction` of each class is set apart for testing. Classes are in alphabetical order,
-    images within a class too; all are read as RGB.
+    Accepted: ``root/train/<class>/*`` beside ``root/test/<class>/*`` (or ``val``); ``root/<class>/*``, or root/train
+    alone, from which a fixed random `test_fraction` of each class is set apart for testing. Classes are in
+    alphabetical order, images within a class too; all are read as RGB.
 
     Args:
         root: The folder.
@@ -39,11 +39,10 @@ def image_folder(
     """
     base = Path(root).expanduser()
     if not base.is_dir():
-        raise InputError(
-            f"data.root={root} is not a folder\n"
-            "  expected: <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
-        )
+        raise InputError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
     train = base / "train" if (base / "train").is_dir() else base
+    if train == base and any((base / name).is_dir() for name in ("test", "val")):
+        raise InputError(f"data.root={root} has a test or val folder but no train folder\n  expected: {LAYOUT}")
     tests = [base / name for name in ("test", "val") if (base / name).is_dir()] if train != base else []
     classes = _classes(train)
     if tests and _classes(tests[0]) != classes:
@@ -77,7 +76,7 @@ def _load(folder: Path, classes: tuple[str, ...], image_size: int | None, num_wo
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES
+        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
     empty = set(range(len(classes))) - {label for _, label in paths}
     if not paths or empty:
@@ -111,11 +110,18 @@ def _load(folder: Path, classes: tuple[str, ...], image_size: int | None, num_wo
     return image_set(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, classes)
 
 
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit grey as its upper eight bits; Pillow's own conversion would make everything above 255 white."""
+    if not image.mode.startswith("I"):
+        return image
+    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
+
+
 def _decode(path: Path, image_size: int | None) -> np.ndarray:
     """The image as (H, W, 3) uint8."""
     try:
         with Image.open(path) as opened:
-            image = opened.convert("RGB")
+            image = _eight_bits(opened).convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
         raise InputError(f"{path} cannot be read as an image: {error}\n  remove it or replace it") from error
     if image_size is not None and image.size != (image_size, image_size):

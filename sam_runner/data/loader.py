@@ -27,7 +27,9 @@ class Normalisation:
         variances = [
             float((count * (levels - mean) ** 2).sum() / count.sum()) for count, mean in zip(counts, means, strict=True)
         ]
-        return Normalisation(tuple(means), tuple(variance**0.5 or 1.0 for variance in variances))
+        constant = [int((count > 0).sum()) == 1 for count in counts]  # round-off would leave a variance of 1e-35
+        deviations = [1.0 if same else variance**0.5 for same, variance in zip(constant, variances, strict=True)]
+        return Normalisation(tuple(means), tuple(deviations))
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ the function, the file and a test.
 import csv
 import gzip
 import importlib.util
+import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -68,9 +69,9 @@ def image_set(images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...]) -> 
     """
     if images_NCHW.dtype != torch.uint8 or images_NCHW.ndim != 4:
         raise InputError(f"images must be uint8 (N, C, H, W), not {images_NCHW.dtype} {tuple(images_NCHW.shape)}")
-    if len(labels) != len(images_NCHW) or len(labels) == 0:
+    if labels.ndim != 1 or len(labels) != len(images_NCHW) or len(labels) == 0:
         raise InputError(
-            f"found {len(images_NCHW)} images and {len(labels)} labels; need the same number, at least one"
+            f"found {len(images_NCHW)} images and labels of shape {tuple(labels.shape)}; need one for each"
         )
     if len(classes) < 2:
         raise InputError(f"need at least 2 classes, found {len(classes)}: {', '.join(classes)}")
@@ -182,7 +183,10 @@ def fashion_mnist(*, root: str, download: bool = False) -> Splits:
     parts = {}
     for split, name in (("train", "train"), ("test", "t10k")):
         images, labels = _read_idx(folder, f"{name}-images-idx3-ubyte"), _read_idx(folder, f"{name}-labels-idx1-ubyte")
-        parts[split] = image_set(images.unsqueeze(1), labels, FASHION_CLASSES)
+        try:
+            parts[split] = image_set(images.unsqueeze(1), labels, FASHION_CLASSES)
+        except InputError as error:
+            raise InputError(f"{folder}/{name}-*: {error}") from error
     return Splits(train=parts["train"], test=parts["test"])
 
 
@@ -199,11 +203,11 @@ def _read_idx(folder: Path, name: str) -> Tensor:
     path = plain if plain.is_file() else packed
     try:
         content = path.read_bytes() if path == plain else gzip.decompress(path.read_bytes())
-        ndim = content[3]
-        shape = np.frombuffer(content, ">i4", ndim, offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(*shape)
         if content[:3] != b"\x00\x00\x08":
             raise ValueError("not an IDX file of unsigned bytes")
-    except (OSError, EOFError, ValueError, IndexError) as error:
+        ndim = content[3]
+        shape = np.frombuffer(content, ">i4", ndim, offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(tuple(shape))
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}\n  it may be damaged; get it again") from error
     return torch.from_numpy(values.copy())

@@ -1,6 +1,6 @@
-"""Algorithm 1 in NumPy, float64, for a network with one hidden layer and hand-written gradients; nothing of the product is used.
+"""Algorithm 1 in NumPy, float64, for a network with one hidden layer; nothing of the product is used.
 
-Weights are one vector. It is written from the paper's equations, slowly and plainly.
+Gradients are written by hand; weights are one vector. It is written from the paper's equations, slowly and plainly.
 """
 
 import numpy as np
