@@ -31,9 +31,10 @@ def new_run_folder() -> Path:
 def cell_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
     """Folder of a sweep's cell, named after what was typed for it; the same cell has the same folder each time."""
     named = sorted(entry for entry in overrides if entry.lstrip("+").split("=")[0] not in LOCAL - {"rho"})
-    name = re.sub(r"[^\w.=,+-]", "_", ",".join(named)) or "default"
-    if len(name) > LONGEST_NAME:
-        name = f"{name[: LONGEST_NAME - 13]}-{sha256(','.join(named).encode()).hexdigest()[:12]}"
+    whole = ",".join(named) or "default"
+    name = re.sub(r"[^\w.=,+-]", "_", whole)
+    if name != whole or len(name) > LONGEST_NAME:  # two cells must not share a name
+        name = f"{name[: LONGEST_NAME - 13]}-{sha256(whole.encode()).hexdigest()[:12]}"
     return sweep_folder / name
 
 

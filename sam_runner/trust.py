@@ -4,12 +4,19 @@ import os
 
 from sam_runner.errors import InputError
 
-ALLOWED = ("sam_runner.", "torch.optim.", "torchvision.models.", "timm.")
+ALLOWED = (
+    "sam_runner.data.",
+    "sam_runner.models.",
+    "sam_runner.schedules.",
+    "torch.optim.",
+    "torchvision.models.",
+    "timm.",
+)
 VARIABLE = "SAM_RUNNER_TRUSTED"
 
 
 def prefixes() -> tuple[str, ...]:
-    """Module prefixes that `_target_` may start with: ours, and those in SAM_RUNNER_TRUSTED, separated by commas."""
+    """Module prefixes that `_target_` may start with: those that build things, and those in SAM_RUNNER_TRUSTED."""
     extra = (name.strip().rstrip(".") for name in os.environ.get(VARIABLE, "").split(","))
     return (*ALLOWED, *(f"{name}." for name in extra if name))
 

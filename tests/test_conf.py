@@ -12,6 +12,7 @@ from sam_runner.build import build_run, locate
 from sam_runner.cli import CONF
 from sam_runner.config import RANGES, fingerprint, plain, validate
 from sam_runner.errors import InputError
+from sam_runner.run_folder import cell_folder
 from sam_runner.schema import SCHEMAS
 from sam_runner.usage import first_comment, options
 from tests.commands import TINY, compose_config, settings_of
@@ -167,6 +168,27 @@ def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
         settings["optimizer"]["base"].pop("weight_decay")
     run = build_run(settings)
     assert type(run.step.optimizer).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["data.root=a/b"], ["data.root=a_b"]),
+        (["data.root=a b"], ["data.root=a_b"]),
+        (["seed=1"], ["seed=11"]),
+        ([f"data.root={'x' * 200}1"], [f"data.root={'x' * 200}2"]),
+        (["rho=0.1"], ["rho=0.2"]),
+    ],
+)
+def test_cells_of_a_sweep_never_share_a_folder(first, second, tmp_path):
+    names = [cell_folder(tmp_path, overrides).name for overrides in (first, second)]
+    assert names[0] != names[1]
+    assert all(len(name) <= 120 and "/" not in name for name in names)
+
+
+def test_a_cell_has_the_same_folder_whatever_the_order_and_the_sweeps_name(tmp_path):
+    first = cell_folder(tmp_path, ["seed=1", "rho=0.1", "sweep_name=a"])
+    assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep_name=b"]) == tmp_path / "rho=0.1,seed=1"
 
 
 def test_a_wheel_and_a_checkout_find_the_same_conf():
