@@ -2,6 +2,7 @@
 
 import json
 import os
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ class Tracker:
         self._metrics = (folder / "metrics.jsonl").open("ab")
         self._metrics.truncate(min(metrics_bytes, self._metrics.tell()))  # longer would fill up with zeros
         self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
+        _wait_for_a_new_second(folder)
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -70,3 +72,13 @@ class Tracker:
     def _to_tensorboard(self, step: int, values: Mapping[str, float]) -> None:
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
+
+
+def _wait_for_a_new_second(folder: Path) -> None:
+    """TensorBoard reads event files in the order of their names, which begin with the second they were made in.
+
+    A run that starts again within one second would come before what it continues, and be taken for old.
+    """
+    seconds = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")}
+    while f"{int(time.time()):010d}" in seconds:
+        time.sleep(0.02)

@@ -2,6 +2,7 @@
 
 import io
 import json
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
+from tensorboard.summary.writer import event_file_writer
 
 from sam_runner.tracking import Tracker
 
@@ -202,3 +204,14 @@ def test_metrics_shorter_than_the_checkpoint_says_are_not_filled_with_zeros(tmp_
     log_steps(again, [3])
     again.close()
     assert [row["step"] for row in rows_of(tmp_path)] == [3]
+
+
+def test_a_restart_within_the_same_second_is_read_after_what_it_continues(tmp_path, monkeypatch):
+    counter = iter([9, 10])  # as text, 10 comes before 9
+    monkeypatch.setattr(event_file_writer, "_global_uid", SimpleNamespace(get=lambda: next(counter)))
+    for number in range(2):
+        tracker = Tracker(tmp_path, 2 * number, 0)
+        for step in (2 * number + 1, 2 * number + 2):
+            tracker.scalars(step, 1, {"train/loss": float(step)})
+        tracker.close()
+    assert scalars_of(tmp_path, "train/loss") == [(step, float(step)) for step in (1, 2, 3, 4)]
