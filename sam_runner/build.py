@@ -1,4 +1,4 @@
-"""From settings to objects: the only place where names in a configuration become calls."""
+"""From settings to the objects of a run."""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -6,13 +6,12 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from hydra.utils import get_object
 from torch import nn
 from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner import schedules
-from sam_runner.config import unknown_key
+from sam_runner.construct import construct, locate
 from sam_runner.data.augment import Augmentation
 from sam_runner.data.loader import Loader, Normalisation
 from sam_runner.data.sets import Splits, hold_out
@@ -21,64 +20,9 @@ from sam_runner.objective import Objective
 from sam_runner.sam import SamStep
 from sam_runner.seeding import seed_everything
 from sam_runner.trainer import Run
-from sam_runner.trust import prefixes, require_trusted_name
 
 Settings = Mapping[str, Any]
 EVAL_BATCH = 512
-
-
-def locate(target: str) -> Callable[..., Any]:
-    """The function or class of a dotted name, if it is defined in a trusted module.
-
-    The name alone is not enough: ``sam_runner.data.sets.gzip.open`` starts well and ends elsewhere.
-
-    Raises:
-        InputError: Where it is not trusted or does not exist.
-    """
-    require_trusted_name(target)
-    try:
-        found = get_object(target)
-    except Exception as error:
-        parent, _, name = target.rpartition(".")
-        try:
-            known = [entry for entry in dir(get_object(parent)) if not entry.startswith("_")]
-        except Exception:
-            raise InputError(f"_target_={target} does not exist: {error}") from error
-        raise InputError(
-            f"_target_={target} does not exist\n  {unknown_key(name, known).splitlines()[-1].strip()[:300]}"
-        ) from error
-    home = f"{getattr(found, '__module__', None)}."
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not home.startswith(prefixes()):
-        raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]})")
-    called: Callable[..., Any] = found
-    return called
-
-
-def construct(node: Settings, what: str, **context: Any) -> Any:
-    """Call what ``_target_`` names with the node's other keys and with those of `context` that it takes.
-
-    Args:
-        node: Settings with ``_target_``.
-        what: Where it stands in the configuration, for messages.
-        context: What the program supplies.
-
-    Raises:
-        InputError: Where a key is unknown or missing, or a value is refused.
-    """
-    function = locate(node["_target_"])
-    keys = {key: value for key, value in node.items() if key != "_target_"}
-    parameters = inspect.signature(function).parameters
-    takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in keys:
-        if key not in parameters and not takes_any:
-            raise InputError(
-                unknown_key(f"{what}.{key}", [f"{what}.{name}" for name in parameters if name not in context])
-            )
-    supplied = {key: value for key, value in context.items() if key in parameters}
-    try:
-        return function(**supplied, **keys)
-    except (TypeError, ValueError) as error:
-        raise InputError(f"{what} ({node['_target_']}) refuses its settings: {error}\n  given: {keys}") from error
 
 
 def device_of(settings: Settings) -> torch.device:
@@ -123,6 +67,8 @@ def build_data(settings: Settings) -> Splits:
     pad, side = settings["augment"]["pad"], min(train.images_NCHW.shape[2:])
     if settings["augment"]["pad_mode"] == "reflect" and pad >= side:
         raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
+    if settings["augment"]["cutout"] > side:
+        raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
     noisy = construct(
         settings["noise"], "noise", labels=train.labels, num_classes=len(train.classes), seed=settings["seed"]
     )
@@ -140,7 +86,8 @@ def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.
         node = {"num_classes": num_classes, **node}
     seed_everything(settings["seed"], "initialisation")
     model = construct(node, "model", num_classes=num_classes, in_channels=channels)
-    assert isinstance(model, nn.Module)
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {node['_target_']} gives a {type(model).__name__}, not a torch.nn.Module")
     layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
     return model.to(device).to(memory_format=layout)
 
@@ -269,4 +216,5 @@ def build_run(settings: Settings) -> Run:
         max_steps=total_steps,
         log_every=settings["log_every"],
         ema=averaged,
+        data_digest=splits.digest(),
     )

@@ -7,13 +7,21 @@ import traceback
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from sam_runner.errors import InputError, TrainingError
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+class Failure(NamedTuple):
+    """A run that failed: the overrides of its cell ("" for a single run), what was said, the exit code."""
+
+    cell: str
+    message: str
+    code: int
 
 
 def train() -> int:
@@ -39,6 +47,9 @@ def _guarded(command: Callable[[list[str]], int]) -> int:
         return FAILED
     except KeyboardInterrupt:
         return INTERRUPTED
+    except BrokenPipeError:  # whoever read the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE
 
 
 def _complain(message: str) -> None:
@@ -74,15 +85,18 @@ def _train(arguments: list[str]) -> int:
     import hydra
     from hydra.errors import HydraException
     from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
 
+    from sam_runner import hydra_guard
     from sam_runner.schema import register_schemas
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printing and sys.exit
     now = datetime.now()
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
     register_schemas()
-    sys.argv[1:] = arguments = [_home_expanded(argument) for argument in arguments]
-    failures: list[tuple[str, Exception]] = []
+    hydra_guard.install()
+    sys.argv[1:] = arguments = prepared(arguments)
+    failures: list[Failure] = []
     entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: _job(cfg, failures))
     try:
         entry()
@@ -90,21 +104,46 @@ def _train(arguments: list[str]) -> int:
         from sam_runner.messages import explain
 
         raise InputError(explain(error, CONF, arguments)) from error
+    except YAMLError as error:
+        raise InputError("a configuration file is no YAML\n  " + "\n  ".join(str(error).splitlines()[:6])) from error
+    except ValueError as error:  # Hydra's own, of a group that is given no option, say
+        raise InputError(f"{str(error).splitlines()[0]}\n  given: {' '.join(arguments)[:300]}") from error
     except SystemExit as stop:  # argparse, and Hydra's --cfg
         return stop.code if isinstance(stop.code, int) else DONE
-    return _report(failures)
+    finally:
+        _list(failures)
+    return _code(failures)
+
+
+def prepared(arguments: list[str]) -> list[str]:
+    """The command line as Hydra reads it: flags first, ``key=~/folder`` with the home folder, which shells leave."""
+    if any(argument.startswith("--e") for argument in arguments):
+        raise InputError("--experimental-rerun reads a pickle: refused\n  give the settings themselves")
+    flags, rest, waiting = [], [], list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if word in ("-m", "--multirun", "--resolve"):
+            flags.append(word)
+        elif word in ("--cfg", "-c", "--config-dir", "-cd") and waiting:
+            flags += [word, waiting.pop(0)]
+        else:
+            rest.append(word)
+    return flags + [_home_expanded(word) for word in rest]
 
 
 def _home_expanded(argument: str) -> str:
-    """``data.root=~/photos``: the shell leaves the ~ alone in the middle of a word, and Hydra's grammar refuses it."""
     key, _, value = argument.partition("=")
     if not value.startswith("~") or "," in value or "'" in value:
         return argument
-    return f"{key}='{Path(value).expanduser()}'"
+    path = os.path.expanduser(value)  # as it was where there is no such user
+    return f"{key}={path}" if key.startswith("-") else f"{key}='{path}'"
 
 
-def _job(cfg: Any, failures: list[tuple[str, Exception]]) -> None:
-    """One run, or one cell of a sweep; an error is kept for later, since one that got out would end the sweep."""
+def _job(cfg: Any, failures: list[Failure]) -> None:
+    """One run, or one cell of a sweep; its error is told at once and kept as text, and the sweep goes on.
+
+    The exception itself would keep the failed cell's network and data alive.
+    """
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -121,23 +160,28 @@ def _job(cfg: Any, failures: list[tuple[str, Exception]]) -> None:
         from sam_runner.launch import launch  # torch, only now
 
         launch(plain(cfg), fingerprint(cfg), overrides, Path(hydra_config.sweep.dir) if multirun else None)
+    except InputError as error:
+        _complain(str(error))
+        failures.append(Failure(cell, str(error), FAILED if multirun else BAD_INPUT))
+    except TrainingError as error:
+        _complain(str(error))
+        failures.append(Failure(cell, str(error), FAILED))
+    except BrokenPipeError:
+        raise
     except Exception as error:
-        failures.append((cell, error))
+        traceback.print_exc()
+        failures.append(Failure(cell, f"{type(error).__name__}: {error}", FAILED))
 
 
-def _report(failures: list[tuple[str, Exception]]) -> int:
-    """Say what failed; the exit code. In a sweep every cell was tried."""
-    if not failures:
-        return DONE
-    for cell, error in failures:
-        if not isinstance(error, InputError | TrainingError):
-            traceback.print_exception(error)
-        if cell:
-            _complain(f"failed: {cell}\n  {error}")
-    cell, error = failures[0]
-    if not cell and isinstance(error, InputError | TrainingError):
-        raise error
-    return FAILED
+def _list(failures: list[Failure]) -> None:
+    """Say once more at the end of a sweep which cells failed."""
+    for failure in failures:
+        if failure.cell:
+            _complain(f"failed: {failure.cell}\n  {failure.message.splitlines()[0] if failure.message else ''}")
+
+
+def _code(failures: list[Failure]) -> int:
+    return max((failure.code for failure in failures), default=DONE)
 
 
 def _evaluate(arguments: list[str]) -> int:
@@ -157,6 +201,6 @@ def _evaluate(arguments: list[str]) -> int:
         raise InputError(f"checkpoint={which} is not known\n  accepted: last, best")
     from sam_runner.evaluation import evaluate_folder
 
-    for tag, value in evaluate_folder(Path(given["run_dir"]).expanduser(), which, given.get("device")).items():
+    for tag, value in evaluate_folder(Path(os.path.expanduser(given["run_dir"])), which, given.get("device")).items():
         print(f"{tag} {value:.6f}")
     return DONE

@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields, is_dataclass
 from difflib import get_close_matches
@@ -34,23 +35,26 @@ class Range:
 
 
 POSITIVE, NOT_NEGATIVE, FRACTION = Range(0, low_open=True), Range(0), Range(0, 1, high_open=False)
-BELOW_ONE, AT_LEAST_ONE = Range(0, 1), Range(1)
+BELOW_ONE, AT_LEAST_ONE, INSIDE = Range(0, 1), Range(1), Range(0, 1, low_open=True)
 RANGES: dict[str, Range] = {
-    "rho": NOT_NEGATIVE, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "epochs": AT_LEAST_ONE, "max_steps":
-    AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay":
-    BELOW_ONE, "grad_clip": POSITIVE, "seed": Range(0, 2**63), "log_every": AT_LEAST_ONE,
+    "rho": NOT_NEGATIVE, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "grad_clip": POSITIVE,
+    "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
+    "log_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
     "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
-    "data.test_fraction": Range(0, 1, low_open=True), "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
+    "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
     "noise.rate": FRACTION, "augment.pad": NOT_NEGATIVE, "augment.cutout": NOT_NEGATIVE,
     "model.width": AT_LEAST_ONE, "model.dropout": BELOW_ONE, "model.depth": Range(8),
     "optimizer.rho": NOT_NEGATIVE, "optimizer.p": Range(1, math.inf, high_open=False), "optimizer.m": AT_LEAST_ONE,
-    "optimizer.ascent_steps": AT_LEAST_ONE, "optimizer.rho_final": NOT_NEGATIVE, "optimizer.rho_warmup_epochs":
-    NOT_NEGATIVE, "optimizer.base.lr": POSITIVE, "optimizer.base.weight_decay": NOT_NEGATIVE, "optimizer.base.momentum":
-    BELOW_ONE, "optimizer.base.alpha": BELOW_ONE, "optimizer.base.eps": NOT_NEGATIVE,
+    "optimizer.ascent_steps": AT_LEAST_ONE, "optimizer.rho_final": NOT_NEGATIVE,
+    "optimizer.rho_warmup_epochs": NOT_NEGATIVE, "optimizer.base.lr": POSITIVE,
+    "optimizer.base.weight_decay": NOT_NEGATIVE, "optimizer.base.momentum": BELOW_ONE,
+    "optimizer.base.alpha": BELOW_ONE, "optimizer.base.eps": NOT_NEGATIVE,
     "schedule.warmup_epochs": NOT_NEGATIVE, "schedule.final": NOT_NEGATIVE, "schedule.gamma": POSITIVE,
 }  # fmt: skip
-LISTS = {"schedule.milestones": Range(0, 1, low_open=True), "optimizer.base.betas": BELOW_ONE}
+GROUPS = ("data", "noise", "augment", "model", "optimizer", "optimizer.base", "schedule")
+EVERYWHERE = frozenset({"data.val_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"})  # also in own files
+LISTS = {"schedule.milestones": INSIDE, "optimizer.base.betas": BELOW_ONE}
 LOCAL = frozenset({"run_dir", "sweep_name", "dry_run", "log_every", "rho"})  # rho is an alias of optimizer.rho
 
 
@@ -65,16 +69,23 @@ def validate(cfg: DictConfig, overrides: Sequence[str], *, multirun: bool) -> No
     Raises:
         InputError: On the first fault.
     """
-    _require_known(cfg, "")
     for missing in sorted(OmegaConf.missing_keys(cfg)):
         raise InputError(f"{missing} has to be given: {missing}=...")
+    for group in GROUPS:
+        node = OmegaConf.select(cfg, group)
+        if not isinstance(node, DictConfig):
+            given = "null" if node is None else node
+            raise InputError(
+                f"{group}={given} is no option of a group\n  choose one with {group.replace('.', '/')}=NAME"
+            )
+    _require_known(cfg, "")
     require_allowed_targets(cfg)
     for key, accepted in RANGES.items():
-        value = OmegaConf.select(cfg, key)
-        if value is not None and (isinstance(value, str) or value not in accepted):
+        value = _value_of_our_key(cfg, key)
+        if value is not None and value not in accepted:
             raise InputError(f"{key}={value} is out of range\n  accepted: {accepted}")
     for key, accepted in LISTS.items():
-        for value in OmegaConf.select(cfg, key) or []:
+        for value in _value_of_our_key(cfg, key) or []:
             if value not in accepted:
                 raise InputError(f"{key} holds {value}, out of range\n  accepted: {accepted}")
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
@@ -84,10 +95,31 @@ def validate(cfg: DictConfig, overrides: Sequence[str], *, multirun: bool) -> No
         raise InputError(
             "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
         )
+    if not multirun and "sweep_name" in typed:
+        raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
+    if "run_dir" in typed and cfg.run_dir == "":
+        raise InputError("run_dir is empty\n  give a folder, or leave it out")
     if multirun and "run_dir" in typed:
         raise InputError(
             "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
         )
+
+
+def _parent(cfg: DictConfig, key: str) -> DictConfig:
+    """The node that holds a dotted key."""
+    parent = key.rpartition(".")[0]
+    found: DictConfig = OmegaConf.select(cfg, parent) if parent else cfg
+    return found
+
+
+def _value_of_our_key(cfg: DictConfig, key: str) -> Any:
+    """The value of a key that our schema types, else None: another's file may mean another thing by the name."""
+    parent = _parent(cfg, key)
+    name = key.rpartition(".")[2]
+    schema = OmegaConf.get_type(parent) if isinstance(parent, DictConfig) else None
+    typed = schema is not None and is_dataclass(schema) and name in {field.name for field in fields(schema)}
+    value = OmegaConf.select(cfg, key) if typed or key in EVERYWHERE else None
+    return value if typed or isinstance(value, int | float) else None
 
 
 def _require_known(node: Any, path: str) -> None:
@@ -117,7 +149,7 @@ def unknown_key(key: str, accepted: Sequence[str]) -> str:
 
 
 def require_allowed_targets(node: Any) -> None:
-    """Refuse `_target_` values outside the trusted modules before anything is imported; `build.locate` looks closer."""
+    """Refuse `_target_` values outside the trusted modules before anything is imported; `construct` looks closer."""
     if isinstance(node, DictConfig):
         for key in map(str, node):
             value = node._get_node(key)
@@ -139,6 +171,24 @@ def _batch_parts(cfg: DictConfig, _: set[str]) -> None:
             raise InputError(f"{key}={value} is larger than batch_size={cfg.batch_size}")
 
 
+def _accumulate(cfg: DictConfig, typed: set[str]) -> None:
+    m = cfg.optimizer.m if "m" in cfg.optimizer else None
+    if "accumulate" in typed and m is not None and cfg.accumulate > 1 and -(-cfg.batch_size // cfg.accumulate) >= m:
+        raise InputError(f"accumulate={cfg.accumulate} has no effect: groups of optimizer.m={m} images are no larger")
+
+
+def _aliases(cfg: DictConfig, typed: set[str]) -> None:
+    """A top-level key and what it stands for, both typed and different."""
+    for key, full in (
+        ("rho", "optimizer.rho"),
+        ("lr", "optimizer.base.lr"),
+        ("weight_decay", "optimizer.base.weight_decay"),
+    ):
+        if {key, full} <= typed and cfg[key] != OmegaConf.select(cfg, full):
+            values = f"{key}={cfg[key]:g} and {full}={OmegaConf.select(cfg, full):g}"
+            raise InputError(f"{values} were both given\n  leave one out")
+
+
 def _epochs(cfg: DictConfig, _: set[str]) -> None:
     for key in ("schedule.warmup_epochs", "optimizer.rho_warmup_epochs"):
         value = OmegaConf.select(cfg, key)
@@ -150,8 +200,6 @@ def _ascent(cfg: DictConfig, typed: set[str]) -> None:
     optimizer = cfg.optimizer
     if "rho" not in optimizer:
         return
-    if {"rho", "optimizer.rho"} <= typed and cfg.rho != optimizer.rho:
-        raise InputError(f"rho={cfg.rho:g} and optimizer.rho={optimizer.rho:g} were both given\n  leave one out")
     if optimizer.second_order and optimizer.ascent_steps > 1:
         raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
     if optimizer.second_order and cfg.compile:
@@ -169,8 +217,7 @@ def _ascent(cfg: DictConfig, typed: set[str]) -> None:
 
 
 def _device(cfg: DictConfig, _: set[str]) -> None:
-    kind, _, index = cfg.device.partition(":")
-    if kind not in ("auto", "cpu", "cuda") or (index and not (kind == "cuda" and index.isdigit())):
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", cfg.device):
         raise InputError(f"device={cfg.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
 
 
@@ -179,7 +226,15 @@ def _augment(cfg: DictConfig, typed: set[str]) -> None:
         raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
 
 
-RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_batch_parts, _epochs, _ascent, _device, _augment)
+RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
+    _batch_parts,
+    _accumulate,
+    _aliases,
+    _epochs,
+    _ascent,
+    _device,
+    _augment,
+)
 
 
 def plain(cfg: DictConfig) -> dict[str, Any]:

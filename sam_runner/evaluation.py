@@ -29,10 +29,16 @@ def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict
     missing = [key for key in Root.__dataclass_fields__ if key not in settings]
     if missing:
         raise InputError(f"{folder}/config.yaml lacks {', '.join(missing)}")
-    run = build_run({**settings, "compile": False, "device": device or settings["device"]})
+    try:
+        run = build_run({**settings, "compile": False, "device": device or settings["device"]})
+    except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
+        raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
     checkpoints = CheckpointFolder(folder / "checkpoints")
     found = checkpoints.latest() if which == "last" else checkpoints.best()
     if found is None:
         raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
-    trainer.restore(run, found)
+    try:
+        trainer.restore(run, found)
+    except (KeyError, ValueError, RuntimeError) as error:
+        raise InputError(f"the checkpoint does not fit {folder}/config.yaml: {str(error).splitlines()[0]}") from error
     return trainer.evaluate(run)

@@ -1,6 +1,7 @@
 """One run, from checked settings to a finished folder."""
 
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -35,11 +36,14 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
     if sweep_folder is not None:
         folder = run_folder.cell_folder(sweep_folder, overrides)
     else:
-        folder = Path(settings["run_dir"]).expanduser() if settings["run_dir"] else run_folder.new_run_folder()
+        folder = Path(os.path.expanduser(settings["run_dir"])) if settings["run_dir"] else run_folder.new_run_folder()
     if settings["dry_run"]:
         print(describe(settings, build_run(settings), folder))
         return
-    run_folder.require_usable(folder, settings)
+    try:
+        run_folder.require_usable(folder, settings)
+    except OSError as error:
+        raise InputError(f"run folder {str(folder)[:200]} cannot be used: {error.strerror}") from error
     twin = folder if run_folder.finished_result(folder) else None
     if twin is None and sweep_folder is not None:
         twin = run_folder.finished_twin(sweep_folder, fingerprint)
@@ -51,7 +55,7 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    with _recorded(folder):
+    with run_folder.locked(folder), _recorded(folder, again=sweep_folder or folder):
         _train(run, folder, settings, fingerprint)
 
 
@@ -97,8 +101,13 @@ def _summary(result: Mapping[str, Any]) -> str:
 
 
 @contextmanager
-def _recorded(folder: Path) -> Iterator[None]:
-    """Write the log to run.log, and the way the run ended to status.json."""
+def _recorded(folder: Path, again: Path) -> Iterator[None]:
+    """Write the log to run.log, and the way the run ended to status.json.
+
+    Args:
+        folder: The run folder.
+        again: What the same command has to name to continue: the sweep's folder, or the run folder.
+    """
     handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
@@ -106,7 +115,11 @@ def _recorded(folder: Path) -> Iterator[None]:
         yield
         run_folder.write_status(folder, "finished", exit_code=0)
     except KeyboardInterrupt:
-        log.info("interrupted; the last epoch's checkpoint is kept, the same command continues from it")
+        if any((folder / "checkpoints").glob("step-*.json")):
+            named = f"run_dir={folder}" if again == folder else f"sweep_name={again.name}"
+            log.info("interrupted; the same command with %s continues after the last whole epoch", named)
+        else:
+            log.info("interrupted in the first epoch, before anything was saved")
         run_folder.write_status(folder, "interrupted", exit_code=130)
         raise
     except Exception as error:

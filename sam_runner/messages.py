@@ -34,7 +34,9 @@ def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
     if key and any(words in reason for words in TYPE_ERRORS):
         return _wrong_type(key, reason)
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
-        return _unknown(_overridden(text) or key, conf, arguments)
+        name = _overridden(text) or key
+        if name:
+            return _unknown(name, conf, arguments)
     return "\n  ".join(line.strip() for line in text.splitlines()[:8] if line.strip())
 
 
@@ -76,7 +78,7 @@ def _unreadable(override: str) -> str:
 def _no_option(error: MissingConfigException, conf: Path) -> str:
     missing = error.missing_cfg_file or ""
     group, _, name = missing.rpartition("/")
-    known = options(conf).get(group, [])
+    known = sorted(error.options or options(conf).get(group, []))  # Hydra's list has those of --config-dir too
     if not known:
         return f"there is no group {group or missing}\n  groups: {', '.join(options(conf))}"
     close = get_close_matches(name, known, 1)

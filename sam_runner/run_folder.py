@@ -1,5 +1,6 @@
 """A run's folder: its name, what is in it, and whether it can be used."""
 
+import fcntl
 import os
 import platform
 import re
@@ -7,6 +8,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import datetime, timezone
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
@@ -32,7 +34,7 @@ def cell_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
     """Folder of a sweep's cell, named after what was typed for it; the same cell has the same folder each time."""
     named = sorted(entry for entry in overrides if entry.lstrip("+").split("=")[0] not in LOCAL - {"rho"})
     whole = ",".join(named) or "default"
-    name = re.sub(r"[^\w.=,+-]", "_", whole)
+    name = re.sub(r"[^\w.=,+-]", "_", whole, flags=re.ASCII)
     if name != whole or len(name) > LONGEST_NAME:  # two cells must not share a name
         name = f"{name[: LONGEST_NAME - 13]}-{sha256(whole.encode()).hexdigest()[:12]}"
     return sweep_folder / name
@@ -73,7 +75,7 @@ def require_usable(folder: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(f"run_dir={folder} is a file\n  give a folder")
     config = folder / "config.yaml"
     if not config.is_file():
-        if any(folder.iterdir()):
+        if any(path.name != ".lock" for path in folder.iterdir()):
             raise InputError(f"run_dir={folder} holds files that are not of a run\n  give an empty or new folder")
         return
     differences = differing_keys(read_settings(folder), settings)
@@ -83,6 +85,23 @@ def require_usable(folder: Path, settings: Mapping[str, Any]) -> None:
         raise InputError(
             f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings"
         )
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Hold a run folder, as long as the process lives; a crash leaves nothing to clean up.
+
+    Raises:
+        InputError: Where another process holds it.
+    """
+    with (folder / ".lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise InputError(
+                f"{folder} is in use by another process\n  wait for it, or give another run_dir"
+            ) from error
+        yield
 
 
 def read_settings(folder: Path) -> dict[str, Any]:

@@ -43,8 +43,10 @@ def epsilon(grads: list[Tensor], rho: float, p: float = 2.0) -> list[Tensor]:
     """
     if p == 2:
         if any(grad.requires_grad for grad in grads):
-            norm = torch.linalg.vector_norm(torch.stack([torch.linalg.vector_norm(grad) for grad in grads]))
-            return [grad * torch.where(norm == 0, 0.0, rho / norm) for grad in grads]
+            norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
+            # The inner where keeps a zero gradient's derivative from being 0 times infinity.
+            scale = torch.where(norm == 0, 0.0, rho / torch.where(norm == 0, 1.0, norm))
+            return [grad * scale for grad in grads]
         norm = get_total_norm(grads, 2.0)
         return list(torch._foreach_mul(grads, torch.where(norm == 0, 0.0, rho / norm)))
     largest = get_total_norm([grad.detach() for grad in grads], math.inf)

@@ -31,7 +31,7 @@ class Tracker:
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Log numbers that a repetition of the run would give again; tags like ``train/loss``."""
         row = {"step": step, "epoch": epoch, **values}
-        self._metrics.write((json.dumps(row) + "\n").encode())
+        self._metrics.write((json.dumps(row, allow_nan=False) + "\n").encode())
         self._to_tensorboard(step, values)
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:

@@ -14,7 +14,7 @@ from tqdm import tqdm
 
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.data.loader import Examples, Loader
-from sam_runner.errors import TrainingError
+from sam_runner.errors import InputError, TrainingError
 from sam_runner.figures import confusion_picture, image_grid
 from sam_runner.metrics import SUMS, TrainMeter, confusion_matrix, evaluation_metrics, train_metrics
 from sam_runner.objective import Batch
@@ -42,6 +42,7 @@ class Run:
         max_steps: Stop after so many steps, also within an epoch.
         log_every: Steps between two rows of training metrics.
         ema: Exponential moving average of the weights, or None.
+        data_digest: Of the data and their labels; a checkpoint goes with one.
     """
 
     model: nn.Module
@@ -55,6 +56,7 @@ class Run:
     max_steps: int
     log_every: int
     ema: AveragedModel | None = None
+    data_digest: str = ""
 
 
 @dataclass(frozen=True)
@@ -102,6 +104,7 @@ def fit(run: Run, outputs: Outputs, progress: Progress) -> Progress:
     while progress.epoch < run.epochs and progress.step < run.max_steps:
         values = _train_epoch(run, outputs.tracker, progress)
         values |= evaluate(run, outputs.tracker, progress)
+        _require_finite(values, f"after epoch {progress.epoch}")  # before the weights become a checkpoint
         outputs.tracker.scalars(progress.step, progress.epoch, values)
         is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
         save(run, outputs, progress, is_best=is_best)
@@ -125,7 +128,7 @@ def _train_epoch(run: Run, tracker: Tracker, progress: Progress) -> dict[str, fl
         if last or progress.step % run.log_every == 0:
             taken = meter.take()  # waits for the device
             sums = {name: sums[name] + taken[name] for name in SUMS}
-            _require_finite(sums["loss"], run, progress)
+            _require_finite(sums, f"within the last {run.log_every} steps before step {progress.step}")
             if not last and taken["num_steps"]:  # a row of skipped steps has nothing to tell
                 values = _with_prefix("train", train_metrics(taken, perturbed=perturbed))
                 tracker.scalars(progress.step, progress.epoch + 1, values | settings)
@@ -162,12 +165,13 @@ def _with_prefix(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
-def _require_finite(loss: float, run: Run, progress: Progress) -> None:
-    if not math.isfinite(loss):
+def _require_finite(values: Mapping[str, float], when: str) -> None:
+    bad = [name for name, value in values.items() if not math.isfinite(value)]
+    if bad:
         raise TrainingError(
-            f"the training loss is not finite within the last {run.log_every} steps before step {progress.step}\n"
+            f"{bad[0]} is not finite {when}\n"
             "  a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5 may help\n"
-            "  the checkpoints of earlier epochs are kept"
+            "  checkpoints of earlier epochs are kept"
         )
 
 
@@ -230,12 +234,21 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool) -> No
         "rng": {"cpu": rng.cpu, "cuda": rng.cuda},
         "progress": dict(vars(progress)),
         "metrics_bytes": outputs.tracker.flush(),
+        "data_digest": run.data_digest,
     }
     outputs.checkpoints.save(progress.step, state, is_best=is_best)
 
 
 def restore(run: Run, state: Mapping[str, Any]) -> Progress:
-    """Bring a run to where `save` left it."""
+    """Bring a run to where `save` left it.
+
+    Raises:
+        InputError: Where the data or their labels are not those that it was trained on.
+    """
+    if state["data_digest"] != run.data_digest:
+        raise InputError(
+            "the data or their labels have changed since this run was made\n  give another run_dir to train anew"
+        )
     run.model.load_state_dict(state["model"])
     run.step.optimizer.load_state_dict(state["optimizer"])
     if run.step.objective.scaler.is_enabled():

@@ -10,7 +10,6 @@ ALLOWED = (
     "sam_runner.schedules.",
     "torch.optim.",
     "torchvision.models.",
-    "timm.",
 )
 VARIABLE = "SAM_RUNNER_TRUSTED"
 
@@ -27,7 +26,8 @@ def require_trusted_name(target: str) -> None:
     Raises:
         InputError: With the way to trust one's own module.
     """
-    if not f"{target}.".startswith(prefixes()):
+    hidden = any(part.startswith("_") for part in target.split("."))
+    if hidden or not f"{target}.".startswith(prefixes()):
         raise InputError(
             f"_target_={target} is not in a trusted module\n"
             f"  trusted: {', '.join(name + '*' for name in prefixes())}\n"

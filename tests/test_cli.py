@@ -54,7 +54,7 @@ BAD_INPUT = [
     (["label_smoothing=1"], "label_smoothing=1", "[0, 1)"),
     (["seed=-1"], "seed=-1", "[0, "),
     (["grad_clip=0"], "grad_clip=0", "(0, inf)"),
-    (["ema_decay=1"], "ema_decay=1", "[0, 1)"),
+    (["ema_decay=1"], "ema_decay=1", "(0, 1)"),
     (["optimizer.base.momentum=2"], "optimizer.base.momentum=2", "[0, 1)"),
     (["noise=symmetric", "noise.rate=1.1"], "noise.rate=1.1", "[0, 1]"),
     (["noise=symmetric", "noise.rate=-0.1"], "noise.rate=-0.1", "[0, 1]"),

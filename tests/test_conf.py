@@ -8,16 +8,17 @@ import yaml
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from sam_runner.build import build_run, locate
+from sam_runner.build import build_run
 from sam_runner.cli import CONF
 from sam_runner.config import RANGES, fingerprint, plain, validate
+from sam_runner.construct import locate
 from sam_runner.errors import InputError
 from sam_runner.run_folder import cell_folder
 from sam_runner.schema import SCHEMAS
 from sam_runner.usage import first_comment, options
 from tests.commands import TINY, compose_config, settings_of
 
-SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=8", "batch_size=32", "device=cpu")
+SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 NEEDS = {  # what a file cannot do without
     "data/image_folder.yaml": lambda folder: [f"data.root={image_folder(folder)}"],

@@ -13,7 +13,21 @@ LAYERS = [
     {"data", "models", "objective", "sam"},
     {"metrics", "figures", "tracking", "checkpoint"},
     {"trainer"},
-    {"schema", "config", "usage", "messages", "run_folder", "build", "plan", "launch", "evaluation", "cli", "__main__"},
+    {
+        "schema",
+        "hydra_guard",
+        "config",
+        "usage",
+        "messages",
+        "run_folder",
+        "construct",
+        "build",
+        "plan",
+        "launch",
+        "evaluation",
+        "cli",
+        "__main__",
+    },
 ]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 ORDER_IN_LAYER = {
@@ -22,10 +36,12 @@ ORDER_IN_LAYER = {
     1: ["data", "models", "objective", "sam"],
     4: [
         "schema",
+        "hydra_guard",
         "usage",
         "config",
         "messages",
         "run_folder",
+        "construct",
         "build",
         "plan",
         "launch",

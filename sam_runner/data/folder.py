@@ -1,5 +1,6 @@
 """Any folder of images, decoded once and held in memory as one uint8 tensor."""
 
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def image_folder(
         InputError: No such folder, no images, classes that differ between the parts, unequal sizes, or an image that
             cannot be read, named with its path.
     """
-    base = Path(root).expanduser()
+    base = Path(os.path.expanduser(root))
     if not base.is_dir():
         raise InputError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
     train = base / "train" if (base / "train").is_dir() else base

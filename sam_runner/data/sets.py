@@ -6,7 +6,9 @@ the function, the file and a test.
 
 import csv
 import gzip
+import hashlib
 import importlib.util
+import os
 import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -59,6 +61,16 @@ class Splits:
     train: ImageSet
     test: ImageSet
     validation: ImageSet | None = None
+
+    def digest(self) -> str:
+        """Hex sha256 over shapes, classes, images and labels: what a result depends on beside the settings."""
+        total = hashlib.sha256()
+        for part in (self.train, self.test, self.validation):
+            if part is not None:
+                total.update(repr((tuple(part.images_NCHW.shape), part.classes)).encode())
+                for tensor in (part.images_NCHW, part.labels, part.clean_labels):
+                    total.update(tensor.contiguous().numpy().data)
+        return total.hexdigest()
 
 
 def image_set(images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
@@ -164,15 +176,15 @@ def fashion_mnist(*, root: str, download: bool = False) -> Splits:
             (Debian's package dataset-fashion-mnist) or in ``FashionMNIST/raw`` (torchvision).
         download: Fetch them with torchvision where they are not found.
     """
-    folder = _find_fashion(Path(root).expanduser())
+    folder = _find_fashion(Path(os.path.expanduser(root)))
     if folder is None and download:
         from torchvision.datasets import FashionMNIST  # imported here: it takes seconds
 
         try:
-            FashionMNIST(str(Path(root).expanduser()), download=True)
+            FashionMNIST(str(Path(os.path.expanduser(root))), download=True)
         except (OSError, RuntimeError) as error:
             raise InputError(f"Fashion-MNIST could not be downloaded to {root}: {error}") from error
-        folder = _find_fashion(Path(root).expanduser())
+        folder = _find_fashion(Path(os.path.expanduser(root)))
     if folder is None:
         raise InputError(
             f"Fashion-MNIST is not in data.root={root}\n"
