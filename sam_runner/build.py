@@ -34,7 +34,10 @@ def device_of(settings: Settings) -> torch.device:
     name = settings["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    device = torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"device={name} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...") from error
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise InputError(
             f"device={name}: found {torch.cuda.device_count()} CUDA devices\n  use device=cpu or device=auto"

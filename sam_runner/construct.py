@@ -42,7 +42,7 @@ def construct(node: Mapping[str, Any], what: str, **context: Any) -> Any:
     """Call what ``_target_`` names with the node's other keys and with those of `context` that it takes.
 
     Args:
-        node: Mapping[str, Any] with ``_target_``.
+        node: Settings with ``_target_``.
         what: Where it stands in the configuration, for messages.
         context: What the program supplies.
 

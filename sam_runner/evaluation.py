@@ -1,4 +1,4 @@
-"""Evaluate a run's checkpoint from its folder alone."""
+"""Evaluate a run's checkpoint; its folder says all, and the data are read again."""
 
 from pathlib import Path
 

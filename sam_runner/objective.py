@@ -140,8 +140,7 @@ class Objective:
             yield self.scaler.scale(objective), Evaluation(loss.detach(), logits.detach())
 
     def _evaluate(self, chunk: Batch) -> tuple[Tensor, Tensor]:
-        # The cache of cast weights lives as long as one autocast block; a longer one would serve w's weights at w +
-        # eps.
+        # The cache of cast weights lives as long as one autocast block; a longer one would serve w's at w + eps.
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             logits = self._forward(chunk.images)

@@ -232,13 +232,22 @@ class SamStep:
     def _descend_second_order(self, group: Batch, share: float, eps: list[Tensor], rng: RngState) -> Tensor:
         """Add grad_w [L(w + eps(w))] = g_SAM + (d eps/d w)^T g_SAM; `eps` carries the graph of the first pass."""
         params = self.objective.params
+        earlier = [param.grad for param in params]
+        self.optimizer.zero_grad(set_to_none=True)
         with self._displaced([part.detach() for part in eps], rng):
-            perturbed, grads = self.objective.gradient(group, at_w=False)
-        # The graph's saved weights are the parameters, which are back at w here.
-        curvature = torch.autograd.grad(eps, params, grads, materialize_grads=True)
-        torch._foreach_add_(grads, curvature)
-        for param, grad in zip(params, grads, strict=True):
-            param.grad = grad * share if param.grad is None else param.grad.add_(grad, alpha=share)
+            perturbed = self.objective.backward(group, 1.0, at_w=False)
+        grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+        # The graph's saved weights are the parameters, which are back at w here. What no pass uses is in no graph.
+        outputs = [(part, grad) for part, grad in zip(eps, grads, strict=True) if part.requires_grad]
+        curvature: tuple[Tensor | None, ...] = torch.autograd.grad(
+            [part for part, _ in outputs], params, [grad for _, grad in outputs], allow_unused=True
+        )
+        for param, grad, bend, before in zip(params, grads, curvature, earlier, strict=True):
+            if param.grad is None and bend is None:
+                param.grad = before
+                continue
+            total = grad if bend is None else grad.add_(bend)
+            param.grad = total * share if before is None else before.add_(total, alpha=share)
         return perturbed.loss
 
     def _poison(self, grad_norm: Tensor) -> None:

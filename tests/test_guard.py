@@ -194,6 +194,13 @@ def test_changed_data_are_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
     assert "have changed" in done.stderr
 
 
+def test_an_unknown_device_is_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
+    folder = train(tmp_path / "run")
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", "device=foo", entry=cli.evaluate)
+    assert done.returncode == 2
+    assert "device=foo is not known" in done.stderr
+
+
 @pytest.mark.parametrize(
     ("old", "new"), [("batch_size: 16", "batch_size: abc"), ("width: 4", "width: 8"), ("seed: 0", "seed: x")]
 )

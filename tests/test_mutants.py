@@ -46,14 +46,14 @@ MUTANTS = {
     ),
     "oracle 3: second order dropped": (
         SAM,
-        "torch._foreach_add_(grads, curvature)",
-        "pass",
+        "grad.add_(bend)",
+        "grad",
         "test_sam.py::test_second_order_term",
     ),
     "oracle 3: second order doubled": (
         SAM,
-        "torch._foreach_add_(grads, curvature)",
-        "torch._foreach_add_(grads, curvature, alpha=2)",
+        "grad.add_(bend)",
+        "grad.add_(bend, alpha=2)",
         "test_agreement.py::test_gradient_equals_a_functional_twin",
     ),
     "oracle 5: gradient at w": (

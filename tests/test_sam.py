@@ -261,3 +261,15 @@ def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after():
 def test_undefined_combinations_are_refused(options):
     with pytest.raises(ValueError, match=r"p must|projected|second_order"):
         make_step(Quadratic(), mean_output, **options)
+
+
+@pytest.mark.parametrize("p", [1, 1.5, 2, INF])
+@pytest.mark.parametrize("second_order", [False, True])
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+def test_a_parameter_that_no_pass_uses_is_not_decayed(p, second_order, rho):
+    model = PartlyUsed()
+    before = model.never.detach().clone()
+    batch = Batch(torch.zeros(2, 1), torch.zeros(2))
+    make_step(model, mean_output, weight_decay=0.1, p=p, second_order=second_order, group_size=1)(batch, rho)
+    assert model.never.grad is None
+    assert torch.equal(model.never, before)
