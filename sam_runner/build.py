@@ -102,10 +102,18 @@ def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
         node["weight_decay"] = 0.0
     params = [param for param in model.parameters() if param.requires_grad]
     _require_base_optimizer(node["_target_"])
+    if _takes_fused(node) and all(param.is_floating_point() for param in params):
+        node["fused"] = True
     optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=params)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _takes_fused(node: Settings) -> bool:
+    """Whether torch has the optimizer's step as one kernel, and nobody has chosen otherwise."""
+    parameters = inspect.signature(locate(node["_target_"])).parameters
+    return "fused" in parameters and not {"fused", "foreach", "differentiable"} & set(node)
 
 
 def _require_base_optimizer(name: str) -> None:

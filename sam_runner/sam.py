@@ -11,85 +11,17 @@ For a batch B, weights w and a base optimizer:
 never waits for the device, except for float16's loss scaler, which has to know whether its step was skipped.
 """
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import clip_grad_norm_, get_total_norm
 
 from sam_runner.objective import Batch, Evaluation, Objective
+from sam_runner.perturbation import Perturbation, displaced, epsilon, perturbation
 from sam_runner.seeding import RngState
-
-
-def epsilon(grads: list[Tensor], rho: float, p: float = 2.0) -> list[Tensor]:
-    """The perturbation of eq. 2: the e with ||e||_p = rho that maximises e . g, over all tensors as one vector.
-
-    With 1/p + 1/q = 1:  e = rho sign(g) |g|^(q-1) / (||g||_q^q)^(1/p). For p = 2 this is rho g / ||g||_2, for p = inf
-    rho sign(g), for p = 1 all of rho on the largest |g|, equal ones sharing it (the limit p -> 1). A zero gradient
-    gives a zero perturbation, and epsilon(c g) = epsilon(g) for c > 0, so a loss scale cancels. Differentiable in
-    `grads` for 1 < p < inf.
-
-    Args:
-        grads: g, one tensor per parameter, all floating point on one device. For p = 2 ||g||_2^2 must be in the dtype's
-            range (float32: about 1e-19 < ||g|| < 1e19); any other p is scaled by the largest |g| first.
-        rho: Radius, >= 0.
-        p: Norm of the ball, in [1, inf].
-
-    Returns:
-        e, tensors of the shapes and dtypes of `grads`; NaN where g holds a NaN or an infinity.
-    """
-    if p == 2:
-        if any(grad.requires_grad for grad in grads):
-            norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
-            # The inner where keeps a zero gradient's derivative from being 0 times infinity.
-            scale = torch.where(norm == 0, 0.0, rho / torch.where(norm == 0, 1.0, norm))
-            return [grad * scale for grad in grads]
-        norm = get_total_norm(grads, 2.0)
-        return list(torch._foreach_mul(grads, torch.where(norm == 0, 0.0, rho / norm)))
-    largest = get_total_norm([grad.detach() for grad in grads], math.inf)
-    radius = rho + 0 * largest  # NaN for a non-finite gradient, whose sign would look harmless
-    if p == math.inf:
-        return [radius * grad.sign() for grad in grads]
-    if p == 1:
-        ties = [grad.abs() == largest for grad in grads]
-        num_ties = torch.stack([tie.sum() for tie in ties]).sum()
-        return [radius * grad.sign() * tie / num_ties for grad, tie in zip(grads, ties, strict=True)]
-    q = p / (p - 1)
-    unit = [grad / torch.where(largest == 0, 1.0, largest) for grad in grads]
-    # An entry that is exactly 0 stays 0; its derivative, infinite for p > 2, is taken as 0.
-    sizes = [torch.where(part == 0, 1.0, part.abs()) for part in unit]
-    power_sum = torch.stack([(size.pow(q) * (part != 0)).sum() for size, part in zip(sizes, unit, strict=True)]).sum()
-    scale = torch.where(largest == 0, 0.0, radius / torch.where(largest == 0, 1.0, power_sum).pow(1 / p))
-    return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
-
-
-@contextmanager
-def displaced(params: list[nn.Parameter], eps: list[Tensor], buffer: list[Tensor] | None = None) -> Iterator[None]:
-    """Inside the body the parameters hold w + eps; afterwards the very bits of w, also when the body raises.
-
-    w is not touched (w + e - e would not be w in floating point): the parameters point at `buffer` meanwhile.
-
-    Args:
-        params: Parameters at w.
-        eps: What to add, of the same shapes; not needed any more once the body runs.
-        buffer: Memory for w + eps, shaped as `params`, in other storage; None allocates it.
-    """
-    buffer = [torch.empty_like(param) for param in params] if buffer is None else buffer
-    with torch.no_grad():
-        torch._foreach_copy_(buffer, [param.detach() for param in params])
-        torch._foreach_add_(buffer, eps)
-    del eps
-    originals = [param.data for param in params]
-    try:
-        for param, moved in zip(params, buffer, strict=True):
-            param.data = moved
-        yield
-    finally:
-        for param, original in zip(params, originals, strict=True):
-            param.data = original
 
 
 @dataclass(frozen=True)
@@ -112,6 +44,11 @@ class StepStats:
     eps_norm: Tensor
     logits: Tensor
     skipped: bool
+
+
+def _is_zero(rho: float | Tensor) -> bool:
+    """Whether a step is one pass; a tensor is never looked at."""
+    return not isinstance(rho, Tensor) and rho == 0
 
 
 class SamStep:
@@ -166,8 +103,8 @@ class SamStep:
         self.grad_clip = grad_clip
         self._buffer: list[Tensor] | None = None
 
-    def __call__(self, batch: Batch, rho: float) -> StepStats:
-        """Take one step; `batch` is on the parameters' device, `rho` >= 0."""
+    def __call__(self, batch: Batch, rho: float | Tensor) -> StepStats:
+        """Take one step; `batch` is on the parameters' device, `rho` >= 0, or 0-dim on the device and > 0."""
         objective, scaler = self.objective, self.objective.scaler
         self.optimizer.zero_grad(set_to_none=True)
         groups = batch.split(self.group_size)
@@ -175,7 +112,7 @@ class SamStep:
         with objective.statistics.one_update(sum(len(objective.chunks(group)) for group in groups)):
             parts = [self._accumulate(group, len(group) / len(batch), rho) for group in groups]
         loss, loss_perturbed, grad_norm, eps_norm = self._mean(parts, batch)
-        if rho == 0:
+        if _is_zero(rho):
             grad_norm = get_total_norm([param.grad for param in objective.params if param.grad is not None])
         elif scaler.is_enabled():
             self._poison(grad_norm)
@@ -186,69 +123,77 @@ class SamStep:
         logits = parts[0][0].logits if len(parts) == 1 else torch.cat([part[0].logits for part in parts])
         return StepStats(loss, loss_perturbed, grad_norm, eps_norm, logits, skipped)
 
-    def _accumulate(self, group: Batch, share: float, rho: float) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
+    def _accumulate(self, group: Batch, share: float, rho: float | Tensor) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
         """Add `share` times the group's gradient to ``.grad``; evaluation at w, loss at w + eps, ||g||, ||eps||."""
-        if rho == 0:
+        if _is_zero(rho):
             at_w = self.objective.backward(group, share, at_w=True)
             return at_w, at_w.loss, torch.zeros_like(at_w.loss), torch.zeros_like(at_w.loss)
         rng = RngState.capture(self.objective.device)
         at_w, grads = self.objective.gradient(group, at_w=True, create_graph=self.second_order)
-        eps = epsilon(grads, rho, self.p)
-        grad_norm = get_total_norm([grad.detach() for grad in grads])
-        del grads  # with eps in the buffer, the second pass needs neither
         if self.second_order:
-            loss_perturbed = self._descend_second_order(group, share, eps, rng)
-            return at_w, loss_perturbed, grad_norm, get_total_norm([part.detach() for part in eps])
+            return at_w, *self._descend_second_order(group, share, grads, rho, rng)
+        eps = perturbation(grads, rho, self.p)
+        grad_norm = eps.grad_norm
+        del grads  # with w + eps in the buffer, the second pass needs neither
         for _ in range(self.ascent_steps - 1):
             eps = self._ascend(group, eps, rho, rng)
-        eps_norm = get_total_norm(eps)
-        with self._displaced(eps, rng):
+        eps_norm = eps.norm
+        with self._displaced(eps.direction, eps.scale, rng):
             del eps
             perturbed = self.objective.backward(group, share, at_w=False)
         return at_w, perturbed.loss, grad_norm, eps_norm
 
     @contextmanager
-    def _displaced(self, eps: list[Tensor], rng: RngState) -> Iterator[None]:
+    def _displaced(self, direction: list[Tensor], scale: Tensor, rng: RngState) -> Iterator[None]:
         """At w + eps, with the dropout masks of the first pass."""
         params = self.objective.params
         if self._buffer is None:  # kept: one copy of the weights, at the same addresses in every step
             self._buffer = [torch.empty_like(param) for param in params]
         rng.restore(self.objective.device)
-        with displaced(params, eps, self._buffer):
-            del eps
+        with displaced(params, direction, scale, self._buffer):
+            del direction
             yield
 
-    def _ascend(self, group: Batch, eps: list[Tensor], rho: float, rng: RngState) -> list[Tensor]:
+    def _ascend(self, group: Batch, eps: Perturbation, rho: float | Tensor, rng: RngState) -> Perturbation:
         """One more ascent step from w + eps."""
-        with self._displaced(eps, rng):
+        with self._displaced(eps.direction, eps.scale, rng):
             _, grads = self.objective.gradient(group, at_w=False)
-        step = epsilon(grads, rho, self.p)
+        step = perturbation(grads, rho, self.p)
         if not self.projected:
             return step
-        torch._foreach_add_(step, eps)
-        norm = get_total_norm(step)
-        return list(torch._foreach_mul(step, torch.where(norm > rho, rho / norm, 1.0)))
+        total = torch._foreach_add(step.tensors(), eps.tensors())
+        norm = get_total_norm(total)
+        scale = torch.where(norm > rho, rho / norm, 1.0)
+        return Perturbation(list(total), scale, scale * norm, step.grad_norm)
 
-    def _descend_second_order(self, group: Batch, share: float, eps: list[Tensor], rng: RngState) -> Tensor:
-        """Add grad_w [L(w + eps(w))] = g_SAM + (d eps/d w)^T g_SAM; `eps` carries the graph of the first pass."""
+    def _descend_second_order(
+        self, group: Batch, share: float, grads: list[Tensor], rho: float | Tensor, rng: RngState
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Add grad_w [L(w + eps(w))] = g_SAM + (d eps/d w)^T g_SAM; `grads` carry the graph of the first pass.
+
+        Returns:
+            The loss at w + eps, ||g||, ||eps||.
+        """
         params = self.objective.params
+        eps = epsilon(grads, rho, self.p)
+        norms = [get_total_norm([part.detach() for part in parts]) for parts in (grads, eps)]
         earlier = [param.grad for param in params]
         self.optimizer.zero_grad(set_to_none=True)
-        with self._displaced([part.detach() for part in eps], rng):
+        with self._displaced([part.detach() for part in eps], torch.ones_like(norms[0]), rng):
             perturbed = self.objective.backward(group, 1.0, at_w=False)
-        grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+        finals = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         # The graph's saved weights are the parameters, which are back at w here. What no pass uses is in no graph.
-        outputs = [(part, grad) for part, grad in zip(eps, grads, strict=True) if part.requires_grad]
+        outputs = [(part, grad) for part, grad in zip(eps, finals, strict=True) if part.requires_grad]
         curvature: tuple[Tensor | None, ...] = torch.autograd.grad(
             [part for part, _ in outputs], params, [grad for _, grad in outputs], allow_unused=True
         )
-        for param, grad, bend, before in zip(params, grads, curvature, earlier, strict=True):
+        for param, grad, bend, before in zip(params, finals, curvature, earlier, strict=True):
             if param.grad is None and bend is None:
                 param.grad = before
                 continue
             total = grad if bend is None else grad.add_(bend)
             param.grad = total * share if before is None else before.add_(total, alpha=share)
-        return perturbed.loss
+        return perturbed.loss, norms[0], norms[1]
 
     def _poison(self, grad_norm: Tensor) -> None:
         """Show a non-finite first gradient to the scaler, which looks at the final one: + 0 ||g|| is + 0 or NaN."""

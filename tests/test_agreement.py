@@ -11,7 +11,7 @@ from torch.func import functional_call
 from torch.nn import functional as F
 
 from sam_runner.objective import Batch
-from sam_runner.sam import epsilon
+from sam_runner.perturbation import epsilon
 from tests.oracles import numpy_sam
 from tests.oracles.problems import make_step
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sam_runner.sam import epsilon
+from sam_runner.perturbation import epsilon
 
 INF = math.inf
 PS = st.one_of(st.just(1.0), st.just(2.0), st.just(INF), st.floats(1.05, 50))

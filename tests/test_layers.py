@@ -10,7 +10,7 @@ import sam_runner
 PACKAGE = Path(sam_runner.__file__).parent
 LAYERS = [  # within a layer, too, a module imports only those before it
     ["errors", "files", "seeding", "schedules", "batchnorm", "trust"],
-    ["data", "models", "objective", "sam"],
+    ["data", "models", "objective", "perturbation", "sam"],
     ["metrics", "figures", "tracking", "checkpoint"],
     ["trainer"],
     [

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sam_runner.objective import Batch
-from sam_runner.sam import displaced
+from sam_runner.perturbation import displaced
 from tests.oracles.problems import (
     ONE,
     Linear,
@@ -249,8 +249,8 @@ def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after():
     ]
     eps = [torch.randn_like(param) * 1e-3 for param in params]
     before = [param.detach().clone() for param in params]
-    with displaced(params, eps):
-        assert all(torch.equal(param, w + e) for param, w, e in zip(params, before, eps, strict=True))
+    with displaced(params, eps, torch.tensor(0.5)):
+        assert all(torch.equal(param, w + 0.5 * e) for param, w, e in zip(params, before, eps, strict=True))
         assert params[1].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(param, w) for param, w in zip(params, before, strict=True))
 

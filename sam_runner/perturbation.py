@@ -1,0 +1,124 @@
+"""The perturbation of Algorithm 1: eps of eq. 2 (Foret et al., arXiv 2010.01412), and the way to w + eps and back.
+
+For p = 2, eps is a number times the gradient. It is kept as those two, so that one pass over memory adds it to w.
+"""
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import get_total_norm
+
+
+@dataclass(frozen=True)
+class Perturbation:
+    """eps = scale x direction.
+
+    Attributes:
+        direction: One tensor per parameter.
+        scale: 0-dim, on the device.
+        norm: ||eps||_2, 0-dim.
+        grad_norm: ||g||_2 of the gradient that it comes from, 0-dim.
+    """
+
+    direction: list[Tensor]
+    scale: Tensor
+    norm: Tensor
+    grad_norm: Tensor
+
+    def tensors(self) -> list[Tensor]:
+        """eps, one tensor per parameter."""
+        return list(torch._foreach_mul(self.direction, self.scale))
+
+
+def perturbation(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> Perturbation:
+    """The eps of eq. 2, see `epsilon`. For p = 2 its direction is `grads` themselves: no memory is written."""
+    norm = get_total_norm(grads)
+    if p != 2:
+        eps = epsilon(grads, rho, p)
+        return Perturbation(eps, torch.ones_like(norm), get_total_norm(eps), norm)
+    scale = torch.where(norm == 0, 0.0, rho / norm)
+    return Perturbation(grads, scale, scale * norm, norm)
+
+
+def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Tensor]:
+    """The perturbation of eq. 2: the e with ||e||_p = rho that maximises e . g, over all tensors as one vector.
+
+    With 1/p + 1/q = 1:  e = rho sign(g) |g|^(q-1) / (||g||_q^q)^(1/p). For p = 2 this is rho g / ||g||_2, for p = inf
+    rho sign(g), for p = 1 all of rho on the largest |g|, equal ones sharing it (the limit p -> 1). A zero gradient
+    gives a zero perturbation, and epsilon(c g) = epsilon(g) for c > 0, so a loss scale cancels. Differentiable in
+    `grads` for 1 < p < inf.
+
+    Args:
+        grads: g, one tensor per parameter, all floating point on one device. For p = 2 ||g||_2^2 must be in the dtype's
+            range (float32: about 1e-19 < ||g|| < 1e19); any other p is scaled by the largest |g| first.
+        rho: Radius, >= 0; a 0-dim tensor on the device where a captured step is to read it anew.
+        p: Norm of the ball, in [1, inf].
+
+    Returns:
+        e, tensors of the shapes and dtypes of `grads`; NaN where g holds a NaN or an infinity.
+    """
+    if p == 2:
+        if any(grad.requires_grad for grad in grads):
+            norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
+            # The inner where keeps a zero gradient's derivative from being 0 times infinity.
+            scale = torch.where(norm == 0, 0.0, rho / torch.where(norm == 0, 1.0, norm))
+            return [grad * scale for grad in grads]
+        return perturbation(grads, rho).tensors()
+    largest = get_total_norm([grad.detach() for grad in grads], math.inf)
+    radius = rho + 0 * largest  # NaN for a non-finite gradient, whose sign would look harmless
+    if p == math.inf:
+        return [radius * grad.sign() for grad in grads]
+    if p == 1:
+        ties = [grad.abs() == largest for grad in grads]
+        num_ties = torch.stack([tie.sum() for tie in ties]).sum()
+        return [radius * grad.sign() * tie / num_ties for grad, tie in zip(grads, ties, strict=True)]
+    q = p / (p - 1)
+    unit = [grad / torch.where(largest == 0, 1.0, largest) for grad in grads]
+    # An entry that is exactly 0 stays 0; its derivative, infinite for p > 2, is taken as 0.
+    sizes = [torch.where(part == 0, 1.0, part.abs()) for part in unit]
+    power_sum = torch.stack([(size.pow(q) * (part != 0)).sum() for size, part in zip(sizes, unit, strict=True)]).sum()
+    scale = torch.where(largest == 0, 0.0, radius / torch.where(largest == 0, 1.0, power_sum).pow(1 / p))
+    return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
+
+
+@contextmanager
+def displaced(
+    params: list[nn.Parameter], direction: list[Tensor], scale: Tensor, buffer: list[Tensor] | None = None
+) -> Iterator[None]:
+    """Inside the body the parameters hold w + scale x direction; afterwards the very bits of w, also when it raises.
+
+    w is not touched (w + e - e would not be w in floating point): the parameters point at `buffer` meanwhile.
+
+    Args:
+        params: Parameters at w.
+        direction: Of the same shapes; not needed any more once the body runs.
+        scale: 0-dim.
+        buffer: Memory for the displaced weights, shaped as `params`, in other storage; None allocates it.
+    """
+    buffer = [torch.empty_like(param) for param in params] if buffer is None else buffer
+    _add(buffer, [param.detach() for param in params], direction, scale)
+    del direction
+    originals = [param.data for param in params]
+    try:
+        for param, moved in zip(params, buffer, strict=True):
+            param.data = moved
+        yield
+    finally:
+        for param, original in zip(params, originals, strict=True):
+            param.data = original
+
+
+@torch.no_grad()
+def _add(out: list[Tensor], weights: list[Tensor], direction: list[Tensor], scale: Tensor) -> None:
+    """Write weights + scale x direction to `out`, reading `scale` on the device."""
+    if out[0].device.type == "cpu":
+        for target, weight, part in zip(out, weights, direction, strict=True):  # two reads and a write per weight
+            torch.addcmul(weight, part, scale, out=target)
+        return
+    torch._foreach_copy_(out, direction)  # on a GPU few kernels count: three for all tensors
+    torch._foreach_mul_(out, scale)
+    torch._foreach_add_(out, weights)
