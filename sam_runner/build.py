@@ -11,11 +11,13 @@ from torch.nn import functional as F
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner import schedules
+from sam_runner.capture import CapturedStep
 from sam_runner.construct import construct, locate
 from sam_runner.data.augment import Augmentation
-from sam_runner.data.loader import Loader, Normalisation
-from sam_runner.data.sets import Splits, hold_out
+from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.data.sets import ImageSet, Splits, hold_out
 from sam_runner.errors import InputError
+from sam_runner.hardware import automatic_precision, decoding_workers, set_up
 from sam_runner.objective import Objective
 from sam_runner.sam import SamStep
 from sam_runner.seeding import seed_everything
@@ -45,14 +47,16 @@ def device_of(settings: Settings) -> torch.device:
     return device
 
 
-def autocast_dtype(settings: Settings, device: torch.device) -> torch.dtype | None:
-    """The type that `precision` stands for; None is float32 throughout."""
-    precision = settings["precision"]
-    if precision == "auto":
-        if device.type == "cpu":
-            return None
-        return torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float16
-    return {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+def precision_of(settings: Settings, device: torch.device) -> tuple[str, str]:
+    """The precision, fp32, tf32, bf16 or fp16, and where it was chosen for the device, why."""
+    if settings["precision"] == "tf32" and device.type != "cuda":
+        raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
+    return (settings["precision"], "") if settings["precision"] != "auto" else automatic_precision(device)
+
+
+# The graphs that torch.compile would make by itself know one place for the weights; here they have two.
+COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
+AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def build_data(settings: Settings) -> Splits:
@@ -67,7 +71,9 @@ def build_data(settings: Settings) -> Splits:
             f"batch_size={settings['batch_size']} is larger than the training set of {len(train)} images, and "
             "data.drop_last=true leaves incomplete batches out\n  use a smaller batch_size or data.drop_last=false"
         )
-    pad, side = settings["augment"]["pad"], min(train.images_NCHW.shape[2:])
+    pad, side = settings["augment"]["pad"], min(train.shape[1:])
+    if settings["augment"]["min_area"] is not None and isinstance(train, ImageSet):
+        raise InputError("augment.min_area cuts parts out of image files, these are in memory\n  set data.storage=disk")
     if settings["augment"]["pad_mode"] == "reflect" and pad >= side:
         raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
     if settings["augment"]["cutout"] > side:
@@ -80,7 +86,7 @@ def build_data(settings: Settings) -> Splits:
 
 def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.Module:
     """The network for the data's channels and classes, initialised from the seed, on the device."""
-    node, channels = settings["model"], splits.train.images_NCHW.shape[1]
+    node, channels = settings["model"], splits.train.shape[0]
     parameters = inspect.signature(locate(node["_target_"])).parameters
     if "in_channels" not in parameters and channels != 3:
         raise InputError(f"model {node['_target_']} is for 3 channels, the images have {channels}")
@@ -91,8 +97,15 @@ def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.
     model = construct(node, "model", num_classes=num_classes, in_channels=channels)
     if not isinstance(model, nn.Module):
         raise InputError(f"model {node['_target_']} gives a {type(model).__name__}, not a torch.nn.Module")
-    layout = torch.channels_last if settings["channels_last"] else torch.contiguous_format
+    layout = torch.channels_last if _channels_last(settings, model) else torch.contiguous_format
     return model.to(device).to(memory_format=layout)
+
+
+def _channels_last(settings: Settings, model: nn.Module) -> bool:
+    """Whether images are laid out NHWC: as the fast convolutions of GPUs and CPUs want them."""
+    if settings["channels_last"] == "auto":
+        return any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return bool(settings["channels_last"])
 
 
 def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
@@ -132,14 +145,17 @@ def build_step(
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype | None,
     device: torch.device,
-) -> SamStep:
+) -> SamStep | CapturedStep:
     """The optimizer step; one of plain training is SAM's with rho 0."""
     options = settings["optimizer"]
     smoothing = settings["label_smoothing"]
+    mode = settings["compile"]
+    if mode == "graph" and device.type != "cuda":
+        mode = "off"
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=torch.compile(model) if settings["compile"] else model,
+        forward=model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode]),
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=settings["accumulate"],
@@ -148,9 +164,10 @@ def build_step(
     )
     sam = {name: options[name] for name in ("p", "ascent_steps", "second_order") if name in options}
     projected = options.get("ascent") == "projected"
-    return SamStep(
+    step = SamStep(
         objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected, **sam
     )
+    return CapturedStep(step) if settings["compile"] == "graph" else step
 
 
 def build_lr(settings: Settings, total_steps: int, steps_per_epoch: int) -> schedules.Schedule:
@@ -192,18 +209,22 @@ def build_run(settings: Settings) -> Run:
         InputError: Where the settings cannot be used.
     """
     device = device_of(settings)
-    dtype = autocast_dtype(settings, device)
+    precision, _ = precision_of(settings, device)
+    set_up(device, tf32=precision == "tf32", deterministic=settings["deterministic"])
+    dtype = AUTOCAST[precision]
     splits = build_data(settings)
     model = build_model(settings, splits, device)
     optimizer = build_optimizer(settings, model)
     step = build_step(settings, model, optimizer, dtype, device)
-    common = {
-        "normalisation": Normalisation.of(splits.train.images_NCHW),
+    train, workers = splits.train, settings["data"].get("num_workers")
+    common: dict[str, Any] = {
+        "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
         "device": device,
-        "channels_last": settings["channels_last"],
+        "channels_last": _channels_last(settings, model),
+        "num_workers": decoding_workers(device) if workers is None else workers,
     }
-    train = Loader(
-        splits.train,
+    loader = Loader(
+        train,
         batch_size=settings["batch_size"],
         augmentation=Augmentation(**settings["augment"]),
         seed=settings["seed"],
@@ -211,18 +232,18 @@ def build_run(settings: Settings) -> Run:
         **common,
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
-    total_steps = min(settings["epochs"] * len(train), settings["max_steps"] or 2**62)
+    total_steps = min(settings["epochs"] * len(loader), settings["max_steps"] or 2**62)
     decay = settings["ema_decay"]
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
     seed_everything(settings["seed"], "training")
     return Run(
         model=model,
         step=step,
-        train=train,
+        train=loader,
         evaluations={name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()},
-        classes=splits.train.classes,
-        lr=build_lr(settings, total_steps, len(train)),
-        rho=build_rho(settings, total_steps, len(train)),
+        classes=train.classes,
+        lr=build_lr(settings, total_steps, len(loader)),
+        rho=build_rho(settings, total_steps, len(loader)),
         epochs=settings["epochs"],
         max_steps=total_steps,
         log_every=settings["log_every"],

@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sam_runner.errors import InputError
-from sam_runner.schema import Ascent, RhoSchedule
+from sam_runner.schema import Ascent, Compile, ImageFolder, Precision, RhoSchedule
 from sam_runner.trust import require_trusted_name
 
 
@@ -44,7 +44,9 @@ RANGES: dict[str, Range] = {
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
     "noise.rate": FRACTION, "augment.pad": NOT_NEGATIVE, "augment.cutout": NOT_NEGATIVE,
+    "augment.min_area": Range(0, 1, low_open=True, high_open=False),
     "model.width": AT_LEAST_ONE, "model.dropout": BELOW_ONE, "model.depth": Range(8),
+    "model.widen_factor": AT_LEAST_ONE,
     "optimizer.rho": NOT_NEGATIVE, "optimizer.p": Range(1, math.inf, high_open=False), "optimizer.m": AT_LEAST_ONE,
     "optimizer.ascent_steps": AT_LEAST_ONE, "optimizer.rho_final": NOT_NEGATIVE,
     "optimizer.rho_warmup_epochs": NOT_NEGATIVE, "optimizer.base.lr": POSITIVE,
@@ -202,9 +204,9 @@ def _ascent(cfg: DictConfig, typed: set[str]) -> None:
         return
     if optimizer.second_order and optimizer.ascent_steps > 1:
         raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
-    if optimizer.second_order and cfg.compile:
+    if optimizer.second_order and cfg.compile != Compile.off:
         raise InputError(
-            "optimizer.second_order=true differentiates twice, which torch.compile cannot\n  use compile=false"
+            "optimizer.second_order=true differentiates twice, which torch.compile cannot\n  use compile=off"
         )
     if optimizer.ascent == Ascent.projected and optimizer.p != 2:
         raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {optimizer.p:g}")
@@ -216,9 +218,22 @@ def _ascent(cfg: DictConfig, typed: set[str]) -> None:
         )
 
 
+def _layout(cfg: DictConfig, _: set[str]) -> None:
+    if isinstance(cfg.channels_last, str) and cfg.channels_last != "auto":
+        raise InputError(f"channels_last={cfg.channels_last} is not known\n  accepted: true, false, auto")
+
+
+def _disk(cfg: DictConfig, _: set[str]) -> None:
+    """Keys of sets that are read from disk."""
+    if cfg.augment.min_area is not None and OmegaConf.get_type(cfg.data) not in (ImageFolder, dict):
+        raise InputError("augment.min_area cuts parts out of image files\n  use data=image_folder data.storage=disk")
+
+
 def _device(cfg: DictConfig, _: set[str]) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", cfg.device):
         raise InputError(f"device={cfg.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if cfg.device == "cpu" and cfg.precision == Precision.tf32:
+        raise InputError("precision=tf32 is a format of CUDA devices\n  use precision=fp32")
 
 
 def _augment(cfg: DictConfig, typed: set[str]) -> None:
@@ -233,6 +248,8 @@ RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
     _epochs,
     _ascent,
     _device,
+    _layout,
+    _disk,
     _augment,
 )
 

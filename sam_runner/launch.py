@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from sam_runner import run_folder, trainer
-from sam_runner.build import build_run, device_of
+from sam_runner.build import build_run, device_of, precision_of
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.errors import InputError
 from sam_runner.files import write_json
@@ -71,6 +71,9 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
         log.info("continuing %s after epoch %d, step %d", folder, progress.epoch, progress.step)
     else:
         log.info("run folder %s", folder)
+    precision, why = precision_of(settings, run.step.objective.device)
+    if why:
+        log.info("precision %s: %s (precision=fp32 for float32)", precision, why)
     tracker = Tracker(folder, progress.step, metrics_bytes)
     try:
         trainer.fit(run, Outputs(tracker, checkpoints), progress)

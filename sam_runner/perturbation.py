@@ -40,7 +40,7 @@ def perturbation(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> Pe
     if p != 2:
         eps = epsilon(grads, rho, p)
         return Perturbation(eps, torch.ones_like(norm), get_total_norm(eps), norm)
-    scale = torch.where(norm == 0, 0.0, rho / norm)
+    scale = (rho / norm).masked_fill(norm == 0, 0.0)  # a where() with a number would copy it from the host
     return Perturbation(grads, scale, scale * norm, norm)
 
 
@@ -64,8 +64,8 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
     if p == 2:
         if any(grad.requires_grad for grad in grads):
             norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
-            # The inner where keeps a zero gradient's derivative from being 0 times infinity.
-            scale = torch.where(norm == 0, 0.0, rho / torch.where(norm == 0, 1.0, norm))
+            # The inner fill keeps a zero gradient's derivative from being 0 times infinity.
+            scale = (rho / norm.masked_fill(norm == 0, 1.0)).masked_fill(norm == 0, 0.0)
             return [grad * scale for grad in grads]
         return perturbation(grads, rho).tensors()
     largest = get_total_norm([grad.detach() for grad in grads], math.inf)
@@ -77,11 +77,12 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
         num_ties = torch.stack([tie.sum() for tie in ties]).sum()
         return [radius * grad.sign() * tie / num_ties for grad, tie in zip(grads, ties, strict=True)]
     q = p / (p - 1)
-    unit = [grad / torch.where(largest == 0, 1.0, largest) for grad in grads]
+    divisor = largest.masked_fill(largest == 0, 1.0)
+    unit = [grad / divisor for grad in grads]
     # An entry that is exactly 0 stays 0; its derivative, infinite for p > 2, is taken as 0.
-    sizes = [torch.where(part == 0, 1.0, part.abs()) for part in unit]
+    sizes = [part.abs().masked_fill(part == 0, 1.0) for part in unit]
     power_sum = torch.stack([(size.pow(q) * (part != 0)).sum() for size, part in zip(sizes, unit, strict=True)]).sum()
-    scale = torch.where(largest == 0, 0.0, radius / torch.where(largest == 0, 1.0, power_sum).pow(1 / p))
+    scale = (radius / power_sum.masked_fill(largest == 0, 1.0).pow(1 / p)).masked_fill(largest == 0, 0.0)
     return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
 
 

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sam_runner.trainer import Run
 
 
-def forward_flops(model: nn.Module, image_shape: torch.Size) -> int:
+def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of one image's forward pass: 2 per multiply-add of convolutions and matrix products."""
     was_training = model.training
     model.eval()
@@ -32,7 +32,7 @@ def passes_per_step(settings: Mapping[str, Any]) -> int:
 def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
     """The plan, a line each."""
     optimizer, batch_size = settings["optimizer"], settings["batch_size"]
-    flops = forward_flops(run.model, next(iter(run.train.epoch(0))).images.shape[1:])
+    flops = forward_flops(run.model, run.train.shape)
     passes = passes_per_step(settings)
     total = 3 * passes * flops * batch_size * run.max_steps  # a backward pass costs two forward passes
     loaders = {"train": run.train, **run.evaluations}
@@ -55,7 +55,8 @@ def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
         "batch": batch,
         "steps": f"{run.max_steps:,} in all, {len(run.train):,} an epoch, {settings['epochs']} epochs",
         "compute": f"{total:.3g} FLOPs for training",
-        "device": f"{objective.device}, {precision}" + (", compiled" if settings["compile"] else ""),
+        "device": f"{objective.device}, {precision}"
+        + ("" if settings["compile"] == "off" else f", compile={settings['compile']}"),
         "folder": str(folder),
     }
     head = "plan (dry run: nothing is trained or written)"

@@ -163,7 +163,7 @@ class SamStep:
             return step
         total = torch._foreach_add(step.tensors(), eps.tensors())
         norm = get_total_norm(total)
-        scale = torch.where(norm > rho, rho / norm, 1.0)
+        scale = (rho / norm).clamp(max=1.0)
         return Perturbation(list(total), scale, scale * norm, step.grad_norm)
 
     def _descend_second_order(

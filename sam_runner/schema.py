@@ -11,7 +11,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-Precision = Enum("Precision", ["auto", "fp32", "bf16", "fp16"])
+Precision = Enum("Precision", ["auto", "fp32", "tf32", "bf16", "fp16"])
+Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
+Storage = Enum("Storage", ["auto", "memory", "disk"])
 PadMode = Enum("PadMode", ["reflect", "zero"])
 Ascent = Enum("Ascent", ["sphere", "projected"])
 RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
@@ -58,8 +60,9 @@ class ImageFolder(Data):
 
     root: str
     image_size: int | None
+    storage: Storage
     test_fraction: float
-    num_workers: int
+    num_workers: int | None
 
 
 @dataclass
@@ -78,6 +81,7 @@ class Augment:
     pad_mode: PadMode
     flip: bool
     cutout: int
+    min_area: float | None
 
 
 @dataclass
@@ -94,6 +98,15 @@ class ResnetCifar(Target):
     """Keys of the CIFAR residual networks."""
 
     depth: int
+
+
+@dataclass
+class WideResnet(Target):
+    """Keys of model=wide_resnet."""
+
+    depth: int
+    widen_factor: int
+    dropout: float
 
 
 @dataclass
@@ -191,8 +204,9 @@ class Root:
     seed: int
     device: str
     precision: Precision
-    channels_last: bool
-    compile: bool
+    channels_last: bool | str
+    compile: Compile
+    deterministic: bool
     log_every: int
     run_dir: str | None
     sweep_name: str
@@ -208,7 +222,8 @@ class Root:
 SCHEMAS: dict[str, type] = {
     "data/digits": Data, "data/synthetic": Synthetic, "data/fashion_mnist": FashionMnist, "data/image_folder":
     ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "model/small_cnn": SmallCnn, "model/resnet_cifar":
-    ResnetCifar, "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":
+    ResnetCifar, "model/wide_resnet": WideResnet,
+    "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":
     RMSprop, "schedule/cosine": Decay, "schedule/linear": Decay, "schedule/constant": Schedule, "schedule/step":
     StepDecay, "augment": Augment,
 }  # fmt: skip

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
+from sam_runner.capture import CapturedStep
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.data.loader import Examples, Loader
 from sam_runner.errors import InputError, TrainingError
@@ -46,7 +47,7 @@ class Run:
     """
 
     model: nn.Module
-    step: SamStep
+    step: SamStep | CapturedStep
     train: Loader
     evaluations: Mapping[str, Loader]
     classes: tuple[str, ...]

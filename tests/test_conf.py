@@ -24,9 +24,15 @@ NEEDS = {  # what a file cannot do without
     "data/image_folder.yaml": lambda folder: [f"data.root={image_folder(folder)}"],
     "data/fashion_mnist.yaml": lambda folder: [f"data.root={fashion(folder)}"],
     "data/digits.yaml": lambda folder: [],
+    "augment/inception.yaml": lambda folder: [
+        "data=image_folder",
+        f"data.root={image_folder(folder)}",
+        "data.storage=disk",
+        "data.image_size=8",
+    ],
     "optimizer/base/torch.yaml": lambda folder: ["optimizer.base._target_=torch.optim.Adagrad"],
 }
-COUNT = 27
+COUNT = 29
 
 
 def image_folder(folder):
@@ -55,7 +61,8 @@ def overrides_for(file, folder):
         return list(SMALL)
     group, _, name = file.removesuffix(".yaml").rpartition("/")
     needed = NEEDS.get(file, lambda folder: [])(folder)
-    chosen = SMALL if group != "data" or file == "data/synthetic.yaml" else ("batch_size=32", "device=cpu")
+    own_data = (group == "data" and file != "data/synthetic.yaml") or any(word.startswith("data=") for word in needed)
+    chosen = ("batch_size=32", "device=cpu") if own_data else SMALL
     return [*chosen, f"{group}={name}", *needed]
 
 

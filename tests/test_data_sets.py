@@ -11,7 +11,8 @@ import numpy as np
 import pytest
 import torch
 
-from sam_runner.data.sets import FASHION_CLASSES, Splits, digits, fashion_mnist, hold_out, image_set, synthetic
+from sam_runner.data.fashion import FASHION_CLASSES, fashion_mnist
+from sam_runner.data.sets import Splits, digits, hold_out, image_set, synthetic
 from sam_runner.errors import InputError
 
 FASHION_ROOT = Path("/usr/share/datasets")

@@ -9,8 +9,8 @@ import sam_runner
 
 PACKAGE = Path(sam_runner.__file__).parent
 LAYERS = [  # within a layer, too, a module imports only those before it
-    ["errors", "files", "seeding", "schedules", "batchnorm", "trust"],
-    ["data", "models", "objective", "perturbation", "sam"],
+    ["errors", "files", "hardware", "seeding", "schedules", "batchnorm", "trust"],
+    ["data", "models", "objective", "perturbation", "sam", "capture"],
     ["metrics", "figures", "tracking", "checkpoint"],
     ["trainer"],
     [
@@ -29,7 +29,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "__main__",
     ],
 ]
-DATA = ["sets", "folder", "noise", "augment", "loader"]
+DATA = ["sets", "decode", "fashion", "folder", "noise", "augment", "stream", "loader"]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 POSITION = {name: position for position, name in enumerate(name for names in LAYERS for name in names)}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

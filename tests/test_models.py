@@ -9,6 +9,7 @@ from torch import nn
 
 from sam_runner.models.resnet_cifar import ResNetCifar
 from sam_runner.models.small import SmallCNN
+from sam_runner.models.wide_resnet import WideResNet
 
 PUBLISHED_MILLIONS = {20: 0.27, 32: 0.46, 44: 0.66, 56: 0.85, 110: 1.7}  # He et al. (2016), table 6
 
@@ -73,9 +74,40 @@ def test_resnet_refuses_other_depths(depth):
         ResNetCifar(10, 3, depth=depth)
 
 
+def wide_parameters(depth, k, num_classes):
+    """Zagoruyko and Komodakis (2016), table 1, with a 1x1 convolution on the shortcut that opens each stage."""
+    total, inputs = 9 * 3 * 16, 16
+    for width in (16 * k, 32 * k, 64 * k):
+        for index in range((depth - 4) // 6):
+            total += 9 * inputs * width + 9 * width**2 + 2 * inputs + 2 * width
+            total += inputs * width if index == 0 and inputs != width else 0
+            inputs = width
+    return total + 2 * inputs + inputs * num_classes + num_classes
+
+
+@pytest.mark.parametrize(
+    ("depth", "k", "millions"), [(28, 10, 36.5), (16, 8, 11.0), (40, 2, 2.2), (40, 4, 8.9), (22, 8, 17.2)]
+)  # their table 4
+def test_wide_resnet_parameters_equal_the_formula_and_the_published_count(depth, k, millions):
+    with torch.device("meta"):
+        count = num_parameters(WideResNet(10, 3, depth=depth, widen_factor=k))
+    assert count == wide_parameters(depth, k, 10)
+    assert count == pytest.approx(millions * 1e6, abs=0.06e6)
+
+
+@pytest.mark.parametrize("depth", [4, 9, 20, 29])
+def test_wide_resnet_refuses_other_depths(depth):
+    with pytest.raises(ValueError, match=f"6n \\+ 4.*not {depth}"):
+        WideResNet(10, 3, depth=depth)
+
+
+def test_every_weight_of_a_wide_resnet_gets_a_gradient():
+    require_gradients_everywhere(WideResNet(10, 3, depth=10, widen_factor=2), torch.rand(20, 3, 16, 16))
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 @pytest.mark.parametrize("side", [8, 28, 32])
-@pytest.mark.parametrize("model", [ResNetCifar, SmallCNN])
+@pytest.mark.parametrize("model", [ResNetCifar, SmallCNN, WideResNet])
 def test_shapes(model, side, channels):
     logits = model(10, channels)(torch.rand(2, channels, side, side))
     assert logits.shape == (2, 10)

@@ -24,12 +24,15 @@ class Augmentation:
         flip: Mirror left to right with probability 1/2.
         cutout: Side in pixels of a square set to the mean image value, centred anywhere in the image, cut off at its
             edges (DeVries and Taylor, 2017); 0 for none.
+        min_area: Cut out a random part of at least this share of the image, of random shape, when the file is read
+            (`sam_runner.data.decode.random_box`; only for sets on disk); None for the middle.
     """
 
     pad: int = 0
     pad_mode: str = "reflect"
     flip: bool = False
     cutout: int = 0
+    min_area: float | None = None
 
 
 def draw_table(seed: int, epoch: int, num_examples: int) -> Tensor:
@@ -40,7 +43,8 @@ def draw_table(seed: int, epoch: int, num_examples: int) -> Tensor:
 def windows(images_NCHW: Tensor, pad: int, pad_mode: str) -> Tensor:
     """All crops of the padded images as one view: (N, C, 2 pad + 1, 2 pad + 1, H, W), indexed by row and column offset.
 
-    The padded images are stored once; a batch of crops is then a single gather from this view.
+    The padded images are stored once, laid out as they come (channels_last or not); a batch of crops is then a single
+    gather from this view, laid out in the same way.
     """
     _, _, height, width = images_NCHW.shape
     if pad:

@@ -1,25 +1,32 @@
-"""Any folder of images, decoded once and held in memory as one uint8 tensor."""
+"""Any folder of images with a folder per class: decoded once and kept in memory, or read from disk in every epoch."""
 
+import math
 import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from sam_runner.data.sets import ImageSet, Splits, image_set
+from sam_runner.data.decode import centre_box, read_image, scaled
+from sam_runner.data.sets import ImageFiles, Images, Splits, image_set
 from sam_runner.errors import InputError
+from sam_runner.hardware import usable_cores
 from sam_runner.seeding import generator
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"})
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
-MAX_BYTES = 8 << 30  # a set larger than this is not for keeping in memory
+AUTO_BYTES, MAX_BYTES = 2 << 30, 8 << 30  # of pixels that are kept in memory unasked, and at all
 
 
 def image_folder(
-    *, root: str, image_size: int | None = None, test_fraction: float = 0.2, num_workers: int = 4
+    *,
+    root: str,
+    image_size: int | None = None,
+    storage: str = "auto",
+    test_fraction: float = 0.2,
+    num_workers: int | None = None,
 ) -> Splits:
     """A folder with one folder of images per class.
 
@@ -29,33 +36,73 @@ def image_folder(
 
     Args:
         root: The folder.
-        image_size: Scale each image's shorter side to this many pixels and cut out the middle square; None takes the
-            images as they are, which then must be of one size.
+        image_size: Scale the middle square of each image to this side in pixels; None takes the images as they are,
+            which then must be of one size.
+        storage: "memory" decodes all images once and keeps them; "disk" decodes them in every epoch, which needs
+            `image_size`; "auto" is memory for up to `AUTO_BYTES`.
         test_fraction: Of each class, in (0, 1), where there is no test folder.
-        num_workers: Threads that decode.
+        num_workers: Threads that decode into memory; None: as many as cores.
 
     Raises:
         InputError: No such folder, no images, classes that differ between the parts, unequal sizes, or an image that
             cannot be read, named with its path.
     """
     base = Path(os.path.expanduser(root))
+    train, test, classes = _folders(base, root)
+    paths, labels = _list(train, classes)
+    tests, test_labels = _list(test, classes) if test else ([], torch.empty(0, dtype=torch.int64))
+    if storage == "auto" and image_size is not None and len(paths + tests) * 3 * image_size**2 > AUTO_BYTES:
+        storage = "disk"
+    if storage == "disk":
+        if image_size is None:
+            raise InputError("data.storage=disk scales images when they are read\n  set data.image_size")
+
+        def images_of(paths: list[Path], labels: Tensor) -> Images:
+            names = tuple(os.path.relpath(path, base) for path in paths)
+            return ImageFiles(base, names, labels, classes, labels, image_size)
+
+    else:
+        _require_room(paths + tests, image_size)
+        workers = usable_cores() if num_workers is None else num_workers
+
+        def images_of(paths: list[Path], labels: Tensor) -> Images:
+            return image_set(_decode_all(paths, image_size, workers), labels, classes)
+
+    whole = images_of(paths, labels)
+    if test:
+        return Splits(train=whole, test=images_of(tests, test_labels))
+    apart, kept = _split_each_class(whole.labels, test_fraction)
+    if not len(apart) or not len(kept):
+        raise InputError(f"data.test_fraction={test_fraction} of {len(whole)} images leaves one part empty")
+    return Splits(train=whole.subset(kept), test=whole.subset(apart))
+
+
+def _folders(base: Path, root: str) -> tuple[Path, Path | None, tuple[str, ...]]:
+    """Folder of the training set, of the test set if there is one, and the classes."""
     if not base.is_dir():
         raise InputError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
     train = base / "train" if (base / "train").is_dir() else base
-    if train == base and any((base / name).is_dir() for name in ("test", "val")):
+    tests = [base / name for name in ("test", "val") if (base / name).is_dir()]
+    if train == base and tests:
         raise InputError(f"data.root={root} has a test or val folder but no train folder\n  expected: {LAYOUT}")
-    tests = [base / name for name in ("test", "val") if (base / name).is_dir()] if train != base else []
     classes = _classes(train)
+    if len(classes) == 1:
+        raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {train}\n  expected: {LAYOUT}")
     if tests and _classes(tests[0]) != classes:
         different = sorted(set(classes) ^ set(_classes(tests[0])))
         raise InputError(f"{train} and {tests[0]} have different classes; in one only: {', '.join(different[:10])}")
-    whole = _load(train, classes, image_size, num_workers)
-    if tests:
-        return Splits(train=whole, test=_load(tests[0], classes, image_size, num_workers))
-    test, kept = _split_each_class(whole.labels, test_fraction)
-    if not len(test) or not len(kept):
-        raise InputError(f"data.test_fraction={test_fraction} of {len(whole)} images leaves one part empty")
-    return Splits(train=whole.subset(kept), test=whole.subset(test))
+    return train, tests[0] if tests else None, classes
+
+
+def _require_room(paths: list[Path], image_size: int | None) -> None:
+    """Refuse what does not fit into memory before it is decoded."""
+    shape = _decode(paths[0], image_size).shape
+    num_bytes = len(paths) * math.prod(shape)
+    if num_bytes > MAX_BYTES:
+        raise InputError(
+            f"{len(paths)} images of {shape[2]}x{shape[1]} need {num_bytes / 2**30:.0f} GiB; at most "
+            f"{MAX_BYTES >> 30} are kept in memory\n  set a smaller data.image_size, or data.storage=disk with one"
+        )
 
 
 def _classes(folder: Path) -> tuple[str, ...]:
@@ -72,62 +119,45 @@ def _split_each_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     return apart.nonzero().flatten(), (~apart).nonzero().flatten()
 
 
-def _load(folder: Path, classes: tuple[str, ...], image_size: int | None, num_workers: int) -> ImageSet:
-    paths = [
+def _list(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
+    """Image files by class and name, and their labels."""
+    found = [
         (path, label)
         for label, name in enumerate(classes)
         for path in sorted((folder / name).rglob("*"))
         if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
     ]
-    empty = set(range(len(classes))) - {label for _, label in paths}
-    if not paths or empty:
+    empty = set(range(len(classes))) - {label for _, label in found}
+    if not found or empty:
         names = ", ".join(classes[label] for label in sorted(empty)[:10]) or "no class folders at all"
         raise InputError(
             f"no images in {folder}: {names}\n"
             f"  expected: one folder per class with files of {' '.join(sorted(SUFFIXES))}"
         )
-    first = _decode(paths[0][0], image_size)
-    num_bytes = len(paths) * first.nbytes
-    if num_bytes > MAX_BYTES:
-        raise InputError(
-            f"{len(paths)} images of {first.shape[1]}x{first.shape[0]} need {num_bytes / 2**30:.0f} GiB; "
-            f"data=image_folder holds at most {MAX_BYTES >> 30}\n  set a smaller data.image_size"
-        )
-    images = np.empty((len(paths), *first.shape), np.uint8)
+    return [path for path, _ in found], torch.tensor([label for _, label in found])
+
+
+def _decode_all(paths: list[Path], image_size: int | None, num_workers: int) -> Tensor:
+    """All images as (N, 3, H, W); InputError where one cannot be read or has another size."""
+    first = _decode(paths[0], image_size)
+    images = np.empty((len(paths), *first.shape[1:], 3), np.uint8)
 
     def decode(index: int) -> None:
-        image = _decode(paths[index][0], image_size)
+        image = _decode(paths[index], image_size)
         if image.shape != first.shape:
             raise InputError(
-                f"{paths[index][0]} is {image.shape[1]}x{image.shape[0]} pixels, {paths[0][0].name} is "
-                f"{first.shape[1]}x{first.shape[0]}\n  set data.image_size to scale all images to one size"
+                f"{paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, {paths[0].name} is "
+                f"{first.shape[2]}x{first.shape[1]}\n  set data.image_size to scale all images to one size"
             )
-        images[index] = image
+        images[index] = image.permute(1, 2, 0).numpy()
 
     with ThreadPoolExecutor(max(num_workers, 1)) as pool:
         for done in [pool.submit(decode, index) for index in range(len(paths))]:
             done.result()
-    labels = torch.tensor([label for _, label in paths])
-    return image_set(torch.from_numpy(images).permute(0, 3, 1, 2).contiguous(), labels, classes)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit grey as its upper eight bits; Pillow's own conversion would make everything above 255 white."""
-    if not image.mode.startswith("I"):
-        return image
-    return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
-
-
-def _decode(path: Path, image_size: int | None) -> np.ndarray:
-    """The image as (H, W, 3) uint8."""
-    try:
-        with Image.open(path) as opened:
-            image = _eight_bits(opened).convert("RGB")
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise InputError(f"{path} cannot be read as an image: {error}\n  remove it or replace it") from error
-    if image_size is not None and image.size != (image_size, image_size):
-        scale = image_size / min(image.size)
-        image = image.resize([max(image_size, round(side * scale)) for side in image.size], Image.Resampling.BILINEAR)
-        left, top = (image.width - image_size) // 2, (image.height - image_size) // 2
-        image = image.crop((left, top, left + image_size, top + image_size))
-    return np.asarray(image)
+def _decode(path: Path, image_size: int | None) -> Tensor:
+    """The image as it is, or its middle square scaled; uint8, (3, H, W)."""
+    image = read_image(path)
+    return image if image_size is None else scaled(image, centre_box(*image.shape[1:]), image_size)

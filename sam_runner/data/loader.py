@@ -1,13 +1,15 @@
-"""From an image set in memory to batches on the device, in an order that is a function of (seed, epoch)."""
+"""From an image set to batches on the device, in an order that is a function of (seed, epoch)."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import repeat
 
 import torch
 from torch import Tensor
 
 from sam_runner.data.augment import NUM_DRAWS, Augmentation, crop_and_flip, cut_out, draw_table, windows
-from sam_runner.data.sets import ImageSet
+from sam_runner.data.sets import Images, ImageSet
+from sam_runner.data.stream import Stream
 from sam_runner.seeding import generator
 
 
@@ -21,7 +23,7 @@ class Normalisation:
     @staticmethod
     def of(images_NCHW: Tensor) -> "Normalisation":
         """Over all pixels of a uint8 image set, in float64; a constant channel has std 1."""
-        counts = [torch.bincount(channel.flatten().int(), minlength=256).double() for channel in images_NCHW.unbind(1)]
+        counts = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images_NCHW.unbind(1)]
         levels = torch.arange(256, dtype=torch.float64) / 255
         means = [float((count * levels).sum() / count.sum()) for count in counts]
         variances = [
@@ -30,6 +32,9 @@ class Normalisation:
         constant = [int((count > 0).sum()) == 1 for count in counts]  # round-off would leave a variance of 1e-35
         deviations = [1.0 if same else variance**0.5 for same, variance in zip(constant, variances, strict=True)]
         return Normalisation(tuple(means), tuple(deviations))
+
+
+IMAGENET = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))  # of torchvision's models; for sets on disk
 
 
 @dataclass(frozen=True)
@@ -50,23 +55,24 @@ class Examples:
 
 
 class Loader:
-    """Batches of an image set that lives on the device as uint8.
+    """Batches of an image set: the images in memory live on the device as uint8, files are decoded ahead by workers.
 
     Args:
         data: The set.
         batch_size: Images in a batch.
         normalisation: Applied last.
-        device: Where the set and its batches live.
+        device: Where the batches live.
         augmentation: None for evaluation: no augmentation, in order, every image.
         seed: Of order and augmentation.
         drop_last: Leave out the last batch of an epoch where it is smaller (training only).
         dtype: Of the images.
         channels_last: Lay out the images NHWC in memory.
+        num_workers: Processes that decode files.
     """
 
     def __init__(
         self,
-        data: ImageSet,
+        data: Images,
         *,
         batch_size: int,
         normalisation: Normalisation,
@@ -76,17 +82,25 @@ class Loader:
         drop_last: bool = False,
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
+        num_workers: int = 0,
     ) -> None:
-        self.augmentation = augmentation
-        self.num_examples = len(data)
+        self.num_examples, self.shape = len(data), data.shape
         self.batch_size = batch_size
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
-        self._device = device
-        self._seed = seed
-        self._drop_last = drop_last
+        self._device, self._seed, self._drop_last = device, seed, drop_last
+        self._shuffled = augmentation is not None
+        self._augmentation = augmentation or Augmentation()
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        pad = augmentation or Augmentation()
-        self._windows = windows(data.images_NCHW.to(device), pad.pad, pad.pad_mode)
+        if isinstance(data, ImageSet):
+            self._windows, self._stream = self._padded(data.images_NCHW.to(device)), None
+        else:
+            self._stream = Stream(
+                data,
+                min_area=self._augmentation.min_area,
+                seed=seed,
+                num_workers=num_workers,
+                pin_memory=device.type == "cuda",
+            )
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (normalisation.mean, normalisation.std))
         self._scale = (1 / (255 * std)).to(device, dtype)[:, None, None]
         self._offset = (-mean / std).to(device, dtype)[:, None, None]
@@ -98,27 +112,59 @@ class Loader:
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Examples]:
         """The batches of an epoch from number `start` on; the same however often and from wherever it is called."""
-        if self.augmentation is None:
-            order = torch.arange(self.num_examples)
-        else:
-            order = torch.randperm(self.num_examples, generator=generator(self._seed, "order", epoch))
-        table = None if self.augmentation is None else draw_table(self._seed, epoch, self.num_examples).to(self._device)
-        for number in range(start, len(self)):
-            indices = order[number * self.batch_size : (number + 1) * self.batch_size]
-            on_device = indices.to(self._device, non_blocking=True)
-            yield Examples(
-                self._images(on_device, table), self.labels[on_device], self.clean_labels[on_device], indices
-            )
+        return _ahead(self._examples(epoch, start), self._device)
 
-    def _images(self, indices: Tensor, table: Tensor | None) -> Tensor:
-        draws = torch.zeros(len(indices), NUM_DRAWS, device=self._device) if table is None else table[indices]
-        augmentation = self.augmentation or Augmentation()
-        images = crop_and_flip(self._windows, indices, draws, augmentation)
+    def _examples(self, epoch: int, start: int) -> Iterator[Examples]:
+        if self._shuffled:
+            order = torch.randperm(self.num_examples, generator=generator(self._seed, "order", epoch))
+            table = draw_table(self._seed, epoch, self.num_examples).to(self._device)
+        else:
+            order, table = torch.arange(self.num_examples), torch.zeros(1, NUM_DRAWS, device=self._device)
+        indices = list(order.split(self.batch_size))[start : len(self)]
+        on_device = list(order.to(self._device).split(self.batch_size))[start : len(self)]
+        decoded = self._stream.batches(epoch, indices) if self._stream else repeat(None)
+        for batch, here, files in zip(indices, on_device, decoded, strict=False):
+            draws = table[here] if self._shuffled else table.expand(len(batch), -1)
+            images = self._finished(*self._source(here, files), draws)
+            yield Examples(images, self.labels[here], self.clean_labels[here], batch)
+
+    def _padded(self, images_NCHW: Tensor) -> Tensor:
+        return windows(
+            images_NCHW.contiguous(memory_format=self._format), self._augmentation.pad, self._augmentation.pad_mode
+        )
+
+    def _source(self, indices: Tensor, decoded: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Windows of images, and the places in them of the images that are wanted."""
+        if decoded is None:
+            return self._windows, indices
+        images = decoded.to(self._device, non_blocking=True)
+        return self._padded(images), torch.arange(len(images), device=self._device)
+
+    def _finished(self, source: Tensor, indices: Tensor, draws: Tensor) -> Tensor:
+        images = crop_and_flip(source, indices, draws, self._augmentation)
         images = torch.addcmul(self._offset, images.to(self._scale.dtype), self._scale)
-        if augmentation.cutout:
-            images = cut_out(images, draws, augmentation.cutout)
+        if self._augmentation.cutout:
+            images = cut_out(images, draws, self._augmentation.cutout)
         return images.contiguous(memory_format=self._format)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Undo the normalisation: values in [0, 1], float32."""
         return ((images - self._offset) / (255 * self._scale)).float().clamp(0, 1)
+
+
+def _ahead(batches: Iterator[Examples], device: torch.device) -> Iterator[Examples]:
+    """On CUDA each batch is prepared on a stream of its own, while the step before it runs."""
+    if device.type != "cuda":
+        yield from batches
+        return
+    stream = torch.cuda.Stream(device)
+    with torch.cuda.stream(stream):
+        upcoming = next(batches, None)
+    while upcoming is not None:
+        examples, current = upcoming, torch.cuda.current_stream(device)
+        current.wait_stream(stream)
+        for tensor in (examples.images, examples.labels, examples.clean_labels):
+            tensor.record_stream(current)  # its memory is not for the next batch before the step has read it
+        with torch.cuda.stream(stream):
+            upcoming = next(batches, None)
+        yield examples

@@ -1,4 +1,4 @@
-"""Image sets held in memory as one uint8 tensor.
+"""Image sets: held in memory as one uint8 tensor, or as files that are decoded when they are wanted.
 
 A data set is a function that returns `Splits`; its arguments are the keys of its file in conf/data. To add one, write
 the function, the file and a test.
@@ -8,12 +8,9 @@ import csv
 import gzip
 import hashlib
 import importlib.util
-import os
-import zlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -53,23 +50,85 @@ class ImageSet:
         """The same images under other labels to learn."""
         return replace(self, labels=labels)
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        _, channels, height, width = self.images_NCHW.shape
+        return channels, height, width
+
+    def content(self) -> bytes | memoryview:
+        """What identifies the images: their bytes."""
+        view: memoryview = self.images_NCHW.contiguous().numpy().data
+        return view
+
+
+@dataclass(frozen=True)
+class ImageFiles:
+    """Image files and labels of one split; see `sam_runner.data.decode` for how they are read.
+
+    Attributes:
+        root: Folder that the paths are relative to.
+        paths: One a picture.
+        labels: As in `ImageSet`.
+        classes: Names of the classes.
+        clean_labels: As in `ImageSet`.
+        image_size: Side in pixels of the squares that they are scaled to.
+        centre: Side of the square in the middle that is looked at without augmentation, as a part of the shorter side.
+    """
+
+    root: Path
+    paths: tuple[str, ...]
+    labels: Tensor
+    classes: tuple[str, ...]
+    clean_labels: Tensor
+    image_size: int
+    centre: float = 1.0
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "ImageFiles":
+        """The examples at `indices`, in that order."""
+        return replace(
+            self,
+            paths=tuple(self.paths[index] for index in indices.tolist()),
+            labels=self.labels[indices],
+            clean_labels=self.clean_labels[indices],
+        )
+
+    def relabelled(self, labels: Tensor) -> "ImageFiles":
+        """The same images under other labels to learn."""
+        return replace(self, labels=labels)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+        return 3, self.image_size, self.image_size
+
+    def content(self) -> bytes | memoryview:
+        """What identifies the images: their names; reading all of them would take as long as training."""
+        return "\0".join(self.paths).encode("utf-8", "surrogateescape")
+
+
+Images = ImageSet | ImageFiles
+
 
 @dataclass(frozen=True)
 class Splits:
     """Training, held-out and test sets; `validation` is None where nothing is held out."""
 
-    train: ImageSet
-    test: ImageSet
-    validation: ImageSet | None = None
+    train: Images
+    test: Images
+    validation: Images | None = None
 
     def digest(self) -> str:
         """Hex sha256 over shapes, classes, images and labels: what a result depends on beside the settings."""
         total = hashlib.sha256()
         for part in (self.train, self.test, self.validation):
             if part is not None:
-                total.update(repr((tuple(part.images_NCHW.shape), part.classes)).encode())
-                for tensor in (part.images_NCHW, part.labels, part.clean_labels):
-                    total.update(tensor.contiguous().numpy().data)
+                total.update(repr(((len(part), *part.shape), part.classes)).encode())
+                for content in (part.content(), part.labels.numpy().data, part.clean_labels.numpy().data):
+                    total.update(content)
         return total.hexdigest()
 
 
@@ -163,63 +222,3 @@ def synthetic(
         return image_set(((large[labels] + noise) * 127.5).to(torch.uint8), labels, classes)
 
     return Splits(train=draw(num_train), test=draw(num_test))
-
-
-FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-
-
-def fashion_mnist(*, root: str, download: bool = False) -> Splits:
-    """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 + 10,000 grey 28x28 images of clothing, ten classes.
-
-    Args:
-        root: Folder with the four ``*-ubyte`` or ``*-ubyte.gz`` files, or one that has them in ``fashion-mnist``
-            (Debian's package dataset-fashion-mnist) or in ``FashionMNIST/raw`` (torchvision).
-        download: Fetch them with torchvision where they are not found.
-    """
-    folder = _find_fashion(Path(os.path.expanduser(root)))
-    if folder is None and download:
-        from torchvision.datasets import FashionMNIST  # imported here: it takes seconds
-
-        try:
-            FashionMNIST(str(Path(os.path.expanduser(root))), download=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"Fashion-MNIST could not be downloaded to {root}: {error}") from error
-        folder = _find_fashion(Path(os.path.expanduser(root)))
-    if folder is None:
-        raise InputError(
-            f"Fashion-MNIST is not in data.root={root}\n"
-            "  looked for: train-images-idx3-ubyte(.gz) there, in fashion-mnist/ and in FashionMNIST/raw/\n"
-            "  to get it:  apt-get install dataset-fashion-mnist, then data.root=/usr/share/datasets;\n"
-            "              or add data.download=true"
-        )
-    parts = {}
-    for split, name in (("train", "train"), ("test", "t10k")):
-        images, labels = _read_idx(folder, f"{name}-images-idx3-ubyte"), _read_idx(folder, f"{name}-labels-idx1-ubyte")
-        try:
-            parts[split] = image_set(images.unsqueeze(1), labels, FASHION_CLASSES)
-        except InputError as error:
-            raise InputError(f"{folder}/{name}-*: {error}") from error
-    return Splits(train=parts["train"], test=parts["test"])
-
-
-def _find_fashion(root: Path) -> Path | None:
-    for folder in (root, root / "fashion-mnist", root / "FashionMNIST" / "raw"):
-        if any((folder / f"train-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
-            return folder
-    return None
-
-
-def _read_idx(folder: Path, name: str) -> Tensor:
-    """A tensor from an IDX file of bytes (LeCun's MNIST format): 0, 0, 8, ndim, big-endian int32 sizes, the bytes."""
-    plain, packed = folder / name, folder / f"{name}.gz"
-    path = plain if plain.is_file() else packed
-    try:
-        content = path.read_bytes() if path == plain else gzip.decompress(path.read_bytes())
-        if content[:3] != b"\x00\x00\x08":
-            raise ValueError("not an IDX file of unsigned bytes")
-        ndim = content[3]
-        shape = np.frombuffer(content, ">i4", ndim, offset=4)
-        values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(tuple(shape))
-    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}\n  it may be damaged; get it again") from error
-    return torch.from_numpy(values.copy())

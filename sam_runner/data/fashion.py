@@ -1,0 +1,72 @@
+"""Fashion-MNIST, read from its IDX files."""
+
+import gzip
+import os
+import zlib
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam_runner.data.sets import Splits, image_set
+from sam_runner.errors import InputError
+
+FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+
+
+def fashion_mnist(*, root: str, download: bool = False) -> Splits:
+    """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 + 10,000 grey 28x28 images of clothing, ten classes.
+
+    Args:
+        root: Folder with the four ``*-ubyte`` or ``*-ubyte.gz`` files, or one that has them in ``fashion-mnist``
+            (Debian's package dataset-fashion-mnist) or in ``FashionMNIST/raw`` (torchvision).
+        download: Fetch them with torchvision where they are not found.
+    """
+    folder = _find_fashion(Path(os.path.expanduser(root)))
+    if folder is None and download:
+        from torchvision.datasets import FashionMNIST  # imported here: it takes seconds
+
+        try:
+            FashionMNIST(str(Path(os.path.expanduser(root))), download=True)
+        except (OSError, RuntimeError) as error:
+            raise InputError(f"Fashion-MNIST could not be downloaded to {root}: {error}") from error
+        folder = _find_fashion(Path(os.path.expanduser(root)))
+    if folder is None:
+        raise InputError(
+            f"Fashion-MNIST is not in data.root={root}\n"
+            "  looked for: train-images-idx3-ubyte(.gz) there, in fashion-mnist/ and in FashionMNIST/raw/\n"
+            "  to get it:  apt-get install dataset-fashion-mnist, then data.root=/usr/share/datasets;\n"
+            "              or add data.download=true"
+        )
+    parts = {}
+    for split, name in (("train", "train"), ("test", "t10k")):
+        images, labels = _read_idx(folder, f"{name}-images-idx3-ubyte"), _read_idx(folder, f"{name}-labels-idx1-ubyte")
+        try:
+            parts[split] = image_set(images.unsqueeze(1), labels, FASHION_CLASSES)
+        except InputError as error:
+            raise InputError(f"{folder}/{name}-*: {error}") from error
+    return Splits(train=parts["train"], test=parts["test"])
+
+
+def _find_fashion(root: Path) -> Path | None:
+    for folder in (root, root / "fashion-mnist", root / "FashionMNIST" / "raw"):
+        if any((folder / f"train-images-idx3-ubyte{suffix}").is_file() for suffix in ("", ".gz")):
+            return folder
+    return None
+
+
+def _read_idx(folder: Path, name: str) -> Tensor:
+    """A tensor from an IDX file of bytes (LeCun's MNIST format): 0, 0, 8, ndim, big-endian int32 sizes, the bytes."""
+    plain, packed = folder / name, folder / f"{name}.gz"
+    path = plain if plain.is_file() else packed
+    try:
+        content = path.read_bytes() if path == plain else gzip.decompress(path.read_bytes())
+        if content[:3] != b"\x00\x00\x08":
+            raise ValueError("not an IDX file of unsigned bytes")
+        ndim = content[3]
+        shape = np.frombuffer(content, ">i4", ndim, offset=4)
+        values = np.frombuffer(content, np.uint8, offset=4 + 4 * ndim).reshape(tuple(shape))
+    except (OSError, EOFError, ValueError, IndexError, zlib.error) as error:
+        raise InputError(f"{path} cannot be read: {error}\n  it may be damaged; get it again") from error
+    return torch.from_numpy(values.copy())

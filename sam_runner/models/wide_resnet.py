@@ -1,0 +1,71 @@
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): WRN-d-k, ResNets k times wider."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+
+class _Block(nn.Module):
+    """Batch norm, ReLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution where shapes change."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
+        super().__init__()
+        self.bn1 = nn.BatchNorm2d(inputs)
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(outputs)
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
+        changes = stride != 1 or inputs != outputs
+        self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        active = F.relu(self.bn1(x))
+        branch: Tensor = self.conv2(self.dropout(F.relu(self.bn2(self.conv1(active)))))
+        return branch + (x if self.shortcut is None else self.shortcut(active))
+
+
+class WideResNet(nn.Module):
+    """WRN-d-k for small images: three stages of (d - 4)/6 blocks with 16k, 32k and 64k channels.
+
+    Parameters for CIFAR-10: 36.5 M (28-10), 11.0 M (16-8), 2.2 M (40-2), as the paper's Table 4 and section 3.
+
+    Args:
+        num_classes: C, the width of the output.
+        in_channels: Channels of the input.
+        depth: d = 6n + 4.
+        widen_factor: k.
+        dropout: Probability between the two convolutions of a block.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, num_classes).
+
+    Raises:
+        ValueError: Where `depth` is not 6n + 4.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int, *, depth: int = 28, widen_factor: int = 10, dropout: float = 0.0
+    ) -> None:
+        super().__init__()
+        if depth < 10 or (depth - 4) % 6:
+            raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}")
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        blocks: list[nn.Module] = []
+        inputs = 16
+        for stage in (1, 2, 4):
+            for index in range((depth - 4) // 6):
+                outputs = 16 * stage * widen_factor
+                blocks.append(_Block(inputs, outputs, 2 if index == 0 and stage > 1 else 1, dropout))
+                inputs = outputs
+        self.blocks = nn.Sequential(*blocks)
+        self.bn = nn.BatchNorm2d(inputs)
+        self.head = nn.Linear(inputs, num_classes)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d):
+                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as the authors' code
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Logits of the images."""
+        features = F.relu(self.bn(self.blocks(self.stem(images_NCHW))))
+        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        return logits

@@ -1,0 +1,423 @@
+"""The SAM step against its floor and its rivals: arithmetic, whole steps, memory, groups, growth, and a profile.
+
+    python scripts/bench_step.py [--quick] [--guard]
+
+The floor of a SAM step is twice forward and backward plus one step of the base optimizer. Rivals: pytorch-optimizer's
+SAM from PyPI, and the wrapper that most scripts carry (`PlainWrapper`, one tensor at a time).
+"""
+
+import copy
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from itertools import pairwise
+from types import SimpleNamespace
+
+import torch
+from measuring import Report, arguments, median, ratio, spread, take_turns
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam_runner.models.resnet_cifar import ResNetCifar
+from sam_runner.models.small import SmallCNN
+from sam_runner.models.wide_resnet import WideResNet
+from sam_runner.objective import Batch, Evaluation, Objective
+from sam_runner.sam import SamStep
+
+SGD = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}  # so small a rate that no weight runs away while we measure
+RHO = 0.05
+
+
+def mlp(*widths: int) -> nn.Sequential:
+    """Linear layers with ReLU between them."""
+    layers: list[nn.Module] = []
+    for inputs, outputs in pairwise(widths):
+        layers += [nn.Linear(inputs, outputs), nn.ReLU()]
+    return nn.Sequential(*layers[:-1])
+
+
+def resnet18() -> nn.Module:
+    """ResNet-18 of torchvision, with the stem of the CIFAR variants: 3x3, stride 1, no pooling."""
+    from torchvision.models import resnet18 as build
+
+    model = build(num_classes=10)
+    model.conv1, model.maxpool = nn.Conv2d(3, 64, 3, 1, 1, bias=False), nn.Identity()
+    return model
+
+
+def resnet50() -> nn.Module:
+    """ResNet-50 of torchvision."""
+    from torchvision.models import resnet50 as build
+
+    return build(num_classes=1000)
+
+
+MODELS: dict[str, Callable[[], nn.Module]] = {
+    "small CNN": lambda: SmallCNN(10, 1),
+    "thin ResNet-32": lambda: ResNetCifar(10, 3, depth=32),
+    "ResNet-18": resnet18,
+    "ResNet-50": resnet50,
+    "WRN-28-10": lambda: WideResNet(10, 3),
+    "MLP 60x64": lambda: mlp(64, *[64] * 61, 10),
+    "MLP 1 M": lambda: mlp(784, 640, 640, 128, 10),
+    "MLP 10 M": lambda: mlp(784, 2560, 2560, 560, 10),
+    "MLP 49 M": lambda: mlp(784, 6144, 6144, 1000, 10),
+}
+
+
+class PlainWrapper:
+    """SAM with the operations of the file that most scripts carry, a product with 1 for ASAM's sake included.
+
+    An ascent and a descent over the parameters one by one; w is kept as clones.
+    """
+
+    def __init__(self, params: list[nn.Parameter]) -> None:
+        self.params, self.saved = params, {}
+        self.base = torch.optim.SGD(params, foreach=False, **SGD)
+
+    @torch.no_grad()
+    def first_step(self) -> None:
+        norm = torch.norm(torch.stack([param.grad.norm(p=2) for param in self.params]), p=2)
+        scale = RHO / (norm + 1e-12)
+        for param in self.params:
+            self.saved[param] = param.data.clone()
+            param.add_(1.0 * param.grad * scale)
+
+    @torch.no_grad()
+    def second_step(self) -> None:
+        for param in self.params:
+            param.data = self.saved[param]
+        self.base.step()
+
+
+class _Given:
+    """An objective whose gradient is there already: what is left of `SamStep` is its arithmetic."""
+
+    def __init__(self, params: list[nn.Parameter], grads: list[Tensor]) -> None:
+        self.params, self.grads, self.device = params, grads, params[0].device
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
+        self.statistics = SimpleNamespace(one_update=_nothing, snapshot=lambda: None)
+        self.at = Evaluation(torch.zeros((), device=self.device), torch.zeros(1, 2, device=self.device))
+
+    def chunks(self, batch: Batch) -> list[Batch]:
+        return [batch]
+
+    def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
+        return self.at, list(self.grads)
+
+    def backward(self, batch: Batch, share: float, *, at_w: bool) -> Evaluation:
+        for param, grad in zip(self.params, self.grads, strict=True):
+            param.grad = grad
+        return self.at
+
+
+@contextmanager
+def _nothing(_: int) -> Iterator[None]:
+    yield
+
+
+def pytorch_optimizer_sam(params: list[nn.Parameter]):
+    """The rival from PyPI."""
+    from pytorch_optimizer import SAM
+
+    return SAM(params, torch.optim.SGD, rho=RHO, **SGD)
+
+
+def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
+    """Everything of a step but forward and backward, in plain SGD steps; a row and the ratios."""
+    params = [list(MODELS[name]().to(device).parameters()) for _ in range(5)]
+    grads = [torch.randn_like(param) for param in params[0]]
+    for same in params:
+        for param, grad in zip(same, grads, strict=True):
+            param.grad = grad
+    sgd = torch.optim.SGD(params[0], foreach=False, **SGD)
+    fused = torch.optim.SGD(params[1], fused=True, **SGD)
+    wrapper, rival = PlainWrapper(params[2]), pytorch_optimizer_sam(params[3])
+    ours = SamStep(_Given(params[4], grads), torch.optim.SGD(params[4], fused=True, **SGD))
+    batch = Batch(torch.zeros(1, 1, device=device), torch.zeros(1, dtype=torch.int64, device=device))
+
+    def wrapped() -> None:
+        wrapper.first_step()
+        wrapper.second_step()
+
+    def rivalled() -> None:
+        rival.first_step(zero_grad=False)
+        rival.second_step(zero_grad=False)
+
+    contenders = {
+        "SGD": sgd.step, "fused SGD": fused.step, "wrapper": wrapped, "pytorch-optimizer": rivalled,
+        "ours": lambda: ours(batch, RHO),
+    }  # fmt: skip
+    seconds = take_turns(contenders, rounds, device)
+    ratios = {entry: ratio(seconds, entry, "SGD") for entry in contenders}
+    millions = sum(param.numel() for param in params[0]) / 1e6
+    return [
+        f"{name}, {millions:.1f} M, {len(grads)} tensors", median(seconds, "SGD") * 1e3, ratios["fused SGD"],
+        ratios["wrapper"], ratios["pytorch-optimizer"], ratios["ours"], spread(seconds, "ours", "SGD"),
+    ], ratios  # fmt: skip
+
+
+class Case:
+    """A model, a batch, and the steps that are compared on them."""
+
+    def __init__(self, name: str, batch_size: int, device: torch.device, *, side: int = 32, classes: int = 10) -> None:
+        torch.manual_seed(0)
+        self.model = MODELS[name]().to(device)
+        shape = (
+            (784,) if name.startswith("MLP 1") or name == "MLP 49 M" else (1 if name == "small CNN" else 3, side, side)
+        )
+        images, labels = (
+            torch.randn(batch_size, *shape, device=device),
+            torch.arange(batch_size, device=device) % classes,
+        )
+        self.batch, self.device, self.name = Batch(images, labels), device, name
+
+    def ours(self, dtype: torch.dtype | None = None, *, channels_last: bool = False, **options) -> Callable[[], object]:
+        """SamStep as sam-train builds it."""
+        model, batch = self._laid_out(channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
+        step = SamStep(Objective(model, F.cross_entropy, autocast_dtype=dtype), optimizer, **options)
+        return lambda: step(batch, RHO)
+
+    def sgd(
+        self, dtype: torch.dtype | None = None, *, fused: bool = False, foreach: bool | None = None
+    ) -> Callable[[], object]:
+        """The loop of a tutorial."""
+        model = copy.deepcopy(self.model)
+        optimizer = torch.optim.SGD(model.parameters(), fused=fused, foreach=foreach, **SGD)
+
+        def step() -> None:
+            optimizer.zero_grad()
+            self._backward(model, dtype)
+            optimizer.step()
+
+        return step
+
+    def floor(self, dtype: torch.dtype | None = None, *, channels_last: bool = False) -> Callable[[], object]:
+        """Twice forward and backward, and a fused step: no SAM can be cheaper."""
+        model, batch = self._laid_out(channels_last)
+        optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
+
+        def step() -> None:
+            for _ in range(2):
+                optimizer.zero_grad()
+                self._backward(model, dtype, batch)
+            optimizer.step()
+
+        return step
+
+    def gradient(self) -> Callable[[], object]:
+        """One plain gradient."""
+        model = copy.deepcopy(self.model)
+
+        def compute() -> None:
+            model.zero_grad()
+            self._backward(model, None)
+
+        return compute
+
+    def wrapper(self) -> Callable[[], object]:
+        """`PlainWrapper` with batch norm counted once, as its users write it."""
+        model = copy.deepcopy(self.model)
+        sam = PlainWrapper(list(model.parameters()))
+        return self._two_passes(model, sam.first_step, sam.second_step)
+
+    def pytorch_optimizer(self) -> Callable[[], object]:
+        """The rival from PyPI."""
+        model = copy.deepcopy(self.model)
+        sam = pytorch_optimizer_sam(list(model.parameters()))
+        return self._two_passes(model, sam.first_step, sam.second_step)
+
+    def _two_passes(self, model: nn.Module, first: Callable, second: Callable) -> Callable[[], object]:
+        def step() -> None:
+            for move in (first, second):
+                model.zero_grad()
+                self._backward(model, None)
+                move()
+
+        return step
+
+    def _laid_out(self, channels_last: bool) -> tuple[nn.Module, Batch]:
+        if not channels_last:
+            return copy.deepcopy(self.model), self.batch
+        layout = torch.channels_last
+        return copy.deepcopy(self.model).to(memory_format=layout), Batch(
+            self.batch.images.contiguous(memory_format=layout), self.batch.labels
+        )
+
+    def _backward(self, model: nn.Module, dtype: torch.dtype | None, batch: Batch | None = None) -> None:
+        batch = batch or self.batch
+        with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
+            logits = model(batch.images)
+        F.cross_entropy(logits.float(), batch.labels).backward()
+
+
+def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
+    """SAM steps over their floor, where the parameters dominate."""
+    rows = []
+    for name, batch_size, bound in (("WRN-28-10", 2, 1.03), ("MLP 49 M", 32, 1.08)):
+        case = Case(name, batch_size, device)
+        contenders = {
+            "floor": case.floor(), "wrapper": case.wrapper(), "pytorch-optimizer": case.pytorch_optimizer(),
+            "ours": case.ours(), "SGD": case.sgd(foreach=False), "fused SGD": case.sgd(fused=True),
+        }  # fmt: skip
+        seconds = take_turns(contenders, rounds if not quick else max(rounds // 2, 5), device)
+        over = {entry: ratio(seconds, entry, "floor") for entry in contenders}
+        rows.append([
+            f"{name}, batch {batch_size}", median(seconds, "floor") * 1e3, over["wrapper"], over["pytorch-optimizer"],
+            over["ours"], spread(seconds, "ours", "floor"),
+        ])  # fmt: skip
+        report.check(f"SAM step over its floor, {name}, batch {batch_size}", over["ours"], bound, at_most=True)
+    columns = ["model", "floor, ms", "wrapper", "pytorch-optimizer", "ours", "+-"]
+    report.table("Whole step over its floor, fp32", columns, rows, "Floor: 2 x (forward + backward) + one fused step.")
+
+
+def growth(report: Report, rounds: int, device: torch.device) -> None:
+    """SAM over SGD as parameters and batch grow."""
+    rows, worst = [], 0.0
+    for name in ("MLP 1 M", "MLP 10 M", "MLP 49 M"):
+        for batch_size in (32, 128, 512):
+            case = Case(name, batch_size, device)
+            contenders = {"SGD": case.sgd(foreach=False), "fused SGD": case.sgd(fused=True), "ours": case.ours()}
+            seconds = take_turns(contenders, rounds, device)
+            over, over_fused = (ratio(seconds, "ours", base) for base in ("SGD", "fused SGD"))
+            worst = max(worst, over)
+            rows.append([f"{name}, batch {batch_size}", median(seconds, "SGD") * 1e3, over, over_fused])
+    report.table("SAM over SGD", ["model", "SGD, ms", "over looped SGD", "over fused SGD"], rows)
+    report.check("SAM over SGD, MLPs of 1 to 49 M", worst, 2.05, at_most=True)
+
+
+def groups(report: Report, rounds: int, device: torch.device) -> None:
+    """m-sharpness: a batch of 256 in groups, in plain gradients."""
+    case = Case("small CNN", 256, device, side=28)
+    counts = (1, 2, 4, 8, 16, 32)
+    contenders = {"gradient": case.gradient()}
+    contenders |= {str(count): case.ours(group_size=256 // count) for count in counts}
+    seconds = take_turns(contenders, rounds, device)
+    over = {count: ratio(seconds, str(count), "gradient") for count in counts}
+    report.table(
+        "m-sharpness: a batch of 256 in groups, in plain gradients of the whole batch",
+        ["groups", *map(str, counts)],
+        [["m", *(256 // count for count in counts)], ["small CNN", *over.values()]],
+    )
+    report.check("256 images in 4 groups, in gradients", over[4], 2.2, at_most=True)
+    report.check("256 images in 16 groups, in gradients", over[16], 3.0, at_most=True)
+
+
+def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
+    """The case of the CPU target."""
+    case = Case("ResNet-18", 64, device)
+    contenders = {
+        "wrapper, fp32": case.wrapper(), "SGD, fp32": case.sgd(foreach=False), "ours, fp32": case.ours(),
+        "ours, fp32, channels_last": case.ours(channels_last=True), "ours, bf16": case.ours(torch.bfloat16),
+        "ours, bf16, channels_last": case.ours(torch.bfloat16, channels_last=True),
+        "floor, bf16, channels_last": case.floor(torch.bfloat16, channels_last=True),
+    }  # fmt: skip
+    seconds = take_turns(contenders, rounds, device)
+    rows = [[entry, median(seconds, entry) * 1e3, 1 / ratio(seconds, entry, "wrapper, fp32")] for entry in contenders]
+    report.table("ResNet-18, CIFAR shape, batch 64", ["step", "ms", "speed, wrapper = 1"], rows)
+    best = "ours, bf16, channels_last"
+    report.check(
+        "ResNet-18 bf16 over the wrapper in fp32", 1 / ratio(seconds, best, "wrapper, fp32"), 2.4, at_most=False
+    )
+    report.check("ResNet-18 SAM in bf16 over SGD in fp32", ratio(seconds, best, "SGD, fp32"), 1.0, at_most=True)
+
+
+def peak_memory(report: Report) -> None:
+    """Peak bytes of a step beyond the weights, by the profiler's account of the allocator, in copies of the weights."""
+    kinds: dict[str, Callable[[Case], Callable[[], object]]] = {
+        "SGD": lambda case: case.sgd(foreach=False),
+        "fused SGD": lambda case: case.sgd(fused=True),
+        "wrapper": Case.wrapper,
+        "pytorch-optimizer": Case.pytorch_optimizer,
+        "ours": Case.ours,
+    }
+    peaks = {name: _peak(kind) for name, kind in kinds.items()}
+    report.table("Peak memory beyond the weights, in copies of them (MLP 49 M)", list(peaks), [list(peaks.values())])
+    report.check("peak memory over SGD, in copies of the weights", peaks["ours"] - peaks["SGD"], 0.7, at_most=True)
+
+
+def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
+    """Largest sum of bytes alive while a model is made and takes two steps, less its weights, in copies of them."""
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        case = Case("MLP 49 M", 32, torch.device("cpu"))
+        step = kind(case)
+        size = sum(param.numel() * 4 for param in case.model.parameters())
+        del case.model  # the step has a copy
+        step()
+        step()
+    level = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak / size - 1
+
+
+def profile(report: Report, rounds: int) -> None:
+    """Where the time of a step goes."""
+    case = Case("WRN-28-10", 2, torch.device("cpu"))
+    step = case.ours()
+    step()
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities) as profiled:
+        for _ in range(rounds):
+            step()
+    parts = {"convolutions": "conv", "batch norm": "batch_norm", "w + eps": "addcmul", "base optimizer": "_fused_sgd",
+             "norm": "norm"}  # fmt: skip
+    own = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    total, rows, counted = sum(own.values()), [], set()
+    for part, needle in parts.items():
+        keys = [key for key in own if needle in key and key not in counted]
+        counted.update(keys)
+        rows.append([part, sum(own[key] for key in keys) / total * 100])
+    rows.append(["the rest (ReLU, sums, autograd, Python)", 100 - sum(row[1] for row in rows)])
+    report.table("Profile of a step: WRN-28-10, batch 2, fp32", ["part", "% of the time"], rows)
+
+
+def guard(device: torch.device) -> int:
+    """Ratios that only a fault of the code would break, on a machine that may be busy; the exit code."""
+    report = Report("Guard", device)
+    _, ratios = arithmetic("WRN-28-10", 7, device)
+    report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)
+    report.check("arithmetic of a step over the wrapper's", ratios["ours"] / ratios["wrapper"], 0.7, at_most=True)
+    case = Case("MLP 10 M", 32, device)
+    seconds = take_turns({"floor": case.floor(), "ours": case.ours()}, 11, device)
+    report.check("SAM step over its floor, MLP 10 M", ratio(seconds, "ours", "floor"), 1.3, at_most=True)
+    return 0 if all(entry["met"] for entry in report.checks) else 1
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--guard", action="store_true", help="a few ratios with generous bounds; exit code 1 beyond")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    if options.guard:
+        return guard(device)
+    rounds = 9 if options.quick else 21
+    report = Report("The SAM step", device)
+    names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")
+    measured = {name: arithmetic(name, 3 * rounds, device) for name in names}
+    columns = ["weights", "SGD, ms", "fused SGD", "wrapper", "pytorch-optimizer", "ours", "+-"]
+    report.table(
+        "Step without forward and backward, in plain SGD steps", columns, [row for row, _ in measured.values()]
+    )
+    for name in ("ResNet-18", "WRN-28-10"):
+        ratios = measured[name][1]
+        report.check(f"arithmetic of a step, {name}, in SGD steps", ratios["ours"], 1.4, at_most=True)
+        report.check(f"arithmetic, {name}, wrapper over ours", ratios["wrapper"] / ratios["ours"], 2.5, at_most=False)
+    whole_steps(report, rounds, device, quick=options.quick)
+    resnet18_at_64(report, 3 if options.quick else 7, device)
+    groups(report, rounds, device)
+    if device.type == "cpu":
+        peak_memory(report)
+    if not options.quick:
+        growth(report, rounds, device)
+        profile(report, 5)
+    report.write(options.out, "step")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

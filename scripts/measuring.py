@@ -1,0 +1,157 @@
+"""Timing that can be believed: contenders take turns in one process, medians are reported, beside what they ran on."""
+
+import argparse
+import gc
+import json
+import os
+import platform
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from datetime import date
+from pathlib import Path
+
+import torch
+
+Seconds = dict[str, list[float]]
+
+
+def wait(device: torch.device) -> None:
+    """Until the device has done what it was given."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
+    """Seconds of each call; every contender runs once a round, starting with another one each round.
+
+    One call of each comes before the first round and is not counted.
+    """
+    names = list(contenders)
+    for name in names:
+        contenders[name]()
+    seconds: Seconds = {name: [] for name in names}
+    gc.collect()
+    for number in range(rounds):
+        first = number % len(names)
+        for name in names[first:] + names[:first]:
+            wait(device)
+            started = time.perf_counter()
+            contenders[name]()
+            wait(device)
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(seconds: Seconds, name: str, other: str) -> float:
+    """Median over the rounds of the time of `name` over that of `other`: slow spells of the machine cancel."""
+    return statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
+
+
+def spread(seconds: Seconds, name: str, other: str) -> float:
+    """Half the interquartile range of the same ratios."""
+    values = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
+    if len(values) < 4:
+        return (max(values) - min(values)) / 2
+    low, _, high = statistics.quantiles(values, n=4)
+    return (high - low) / 2
+
+
+def median(seconds: Seconds, name: str) -> float:
+    """Seconds."""
+    return statistics.median(seconds[name])
+
+
+def processor() -> str:
+    """Name of the CPU."""
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+class Report:
+    """Tables of a benchmark, with where and when; printed as they come, written as JSON and Markdown at the end."""
+
+    def __init__(self, title: str, device: torch.device) -> None:
+        self.title = title
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+        self.conditions = {
+            "device": where,
+            "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+            "threads": torch.get_num_threads(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "date": date.today().isoformat(),
+        }
+        self.tables: list[dict] = []
+        self.checks: list[dict] = []
+
+    def table(self, title: str, columns: list[str], rows: list[list], note: str = "") -> None:
+        """Numbers are given as numbers, so that JSON keeps them; Markdown shows three digits."""
+        self.tables.append({"title": title, "columns": columns, "rows": rows, "note": note})
+        print(_markdown(self.tables[-1]), flush=True)
+
+    def check(self, what: str, value: float, bound: float, *, at_most: bool) -> None:
+        """A target and whether it is met."""
+        met = value <= bound if at_most else value >= bound
+        self.checks.append({"what": what, "value": value, "bound": bound, "at_most": at_most, "met": met})
+        sign = "<=" if at_most else ">="
+        print(f"{'met   ' if met else 'MISSED'} {what}: {value:.3g} (target {sign} {bound:g})", flush=True)
+
+    def markdown(self) -> str:
+        """The whole report."""
+        conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())
+        parts = [f"## {self.title}", conditions, *(_markdown(table) for table in self.tables)]
+        if self.checks:
+            rows = [
+                [
+                    entry["what"],
+                    entry["value"],
+                    f"{'<=' if entry['at_most'] else '>='} {entry['bound']:g}",
+                    "yes" if entry["met"] else "**no**",
+                ]
+                for entry in self.checks
+            ]
+            parts.append(
+                _markdown({"title": "Targets", "columns": ["target", "measured", "bound", "met"], "rows": rows})
+            )
+        return "\n\n".join(parts) + "\n"
+
+    def write(self, folder: Path, name: str) -> None:
+        """NAME.json and NAME.md."""
+        folder.mkdir(parents=True, exist_ok=True)
+        content = {
+            "title": self.title,
+            "conditions": self.conditions,
+            "tables": self.tables,
+            "checks": self.checks,
+        }
+        (folder / f"{name}.json").write_text(json.dumps(content, indent=1) + "\n")
+        (folder / f"{name}.md").write_text(self.markdown())
+        print(f"written: {folder / name}.json, {folder / name}.md", flush=True)
+
+
+def _markdown(table: Mapping) -> str:
+    def cell(value: object) -> str:
+        return (
+            f"{value:,.3g}"
+            if isinstance(value, float) and abs(value) < 1000
+            else (f"{value:,.0f}" if isinstance(value, int | float) else str(value))
+        )
+
+    lines = [f"**{table['title']}**", ""]
+    lines += ["| " + " | ".join(table["columns"]) + " |", "|" + " --- |" * len(table["columns"])]
+    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in table["rows"]]
+    if table.get("note"):
+        lines += ["", table["note"]]
+    return "\n".join(lines)
+
+
+def arguments(description: str) -> argparse.ArgumentParser:
+    """Options that all benchmarks share."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--device", default="cpu", help="cpu or cuda")
+    parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller cases")
+    parser.add_argument("--out", type=Path, default=Path("outputs/bench"), help="folder of the reports")
+    return parser
