@@ -72,10 +72,11 @@ def set_up(device: torch.device, *, tf32: bool = False, deterministic: bool = Fa
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed: activations of a megabyte and more are asked for again in every step.
+    """Let glibc keep what is freed: the same activations are asked for again in every step.
 
-    Otherwise each is a mapping of its own, whose pages the kernel fills with zeros anew: 10% of the time of a small
-    network's step (docs/performance.md). Other allocators and systems are left as they are.
+    Otherwise a block of more than 32 MiB is a mapping of its own each time, and free memory on top goes back to the
+    kernel, which fills the pages with zeros anew: a tenth of a small network's step (docs/performance.md). Other
+    allocators and systems are left as they are.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -5,6 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from torchvision.transforms import v2
 
 from sam_runner.data.augment import NUM_DRAWS, Augmentation, crop_and_flip, cut_out, draw_table, windows
 
@@ -175,3 +176,24 @@ def test_draws_leave_the_global_stream_alone():
     state = torch.get_rng_state()
     draw_table(0, 0, 50)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("pad", "side"), [(1, 4), (4, 12)])
+def test_crops_and_flips_are_distributed_as_torchvisions(pad, side):
+    """Every pixel of the image has a value of its own, so the first pixel tells offset and flip."""
+    count = 8000
+    image = torch.arange((side + 2 * pad) ** 2).reshape(1, side + 2 * pad, side + 2 * pad)
+    torch.manual_seed(0)
+    theirs = v2.Compose([v2.RandomCrop(side), v2.RandomHorizontalFlip()])
+    expected = torch.stack([theirs(image) for _ in range(count)])
+    draws = torch.from_numpy(random_draws(1, count))
+    all_windows = image[None].unfold(2, side, 1).unfold(3, side, 1)
+    ours = crop_and_flip(all_windows, torch.zeros(count, dtype=torch.int64), draws, Augmentation(pad=pad, flip=True))
+    assert ours.shape == expected.shape
+    num_outcomes = 2 * (2 * pad + 1) ** 2
+    counts = [torch.unique(images[:, 0, 0, :2], dim=0, return_counts=True) for images in (ours, expected)]
+    assert torch.equal(counts[0][0], counts[1][0])  # the same offsets and directions occur
+    assert len(counts[0][1]) == num_outcomes
+    statistic = float(((counts[0][1] - counts[1][1]) ** 2 / (counts[0][1] + counts[1][1])).sum())
+    freedom = num_outcomes - 1
+    assert statistic < freedom + 4 * (2 * freedom) ** 0.5  # chi squared of two samples, four standard deviations

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from sam_runner.capture import CapturedStep, Rehearsal
 from tests.oracles.curves import CURVES, NUM_STEPS, losses
 
 FROZEN = json.loads((Path(__file__).parent / "assets" / "curves.json").read_text())
@@ -42,6 +43,24 @@ def test_plain_training_in_groups_follows_the_same_curve(monkeypatch):
 def test_compiled_follows_the_frozen_curve(name):
     torch._dynamo.reset()
     assert distance(losses(name, dtype=torch.float32, compiled=True), name) < 1e-5
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_fused_follows_the_frozen_curve(name):
+    assert distance(losses(name, fused=True), name) < 1e-9
+
+
+@pytest.mark.parametrize("name", CURVES)
+def test_captured_follows_the_frozen_curve(name):
+    """The learning rate is read from a float32 tensor."""
+    captured = []
+
+    def route(step):
+        captured.append(CapturedStep(step, Rehearsal()))
+        return captured[0]
+
+    assert distance(losses(name, fused=True, route=route), name) < 1e-7
+    assert len(captured[0]._recordings) == 1
 
 
 def test_curves_are_three_different_ones():

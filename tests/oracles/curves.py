@@ -15,15 +15,18 @@ NUM_STEPS, BATCH = 30, 64
 CURVES = {"sgd": (0.0, {}), "sam": (0.1, {}), "sam m=16": (0.1, {"group_size": 16})}
 
 
-def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu"):
-    """Loss at w and at w + eps of each step: one hidden layer, digits, Nesterov momentum."""
+def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu", fused=None, route=None):
+    """Loss at w and at w + eps of each step: one hidden layer, digits, Nesterov momentum; `route` wraps the step."""
     rho, options = CURVES[name]
     seed_everything(0, "curves")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double().to(device, dtype)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4)
+    optimizer = torch.optim.SGD(
+        model.parameters(), lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4, fused=fused
+    )
     forward = torch.compile(model) if compiled else None
     objective = Objective(model, F.cross_entropy, forward=forward, num_chunks=chunks, batch_size=BATCH)
     step = SamStep(objective, optimizer, **options)
+    step = step if route is None else route(step)
     data = digits().train
     loader = Loader(
         data,
