@@ -4,12 +4,14 @@ VENV := .venv
 BIN := $(VENV)/bin
 ARGS ?= optimizer=sam rho=0.05
 DEVICE ?= cuda
+DATA ?=
+FASHION ?= /usr/share/datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format smoke gpu clean
+.PHONY: help run test test-all lint format smoke bench guard gpu gpu-table4 clean
 
 help: ## this list
-	@grep -hE '^[a-z][a-z-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-10s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
 
 run: $(VENV)/.run ## train: make run ARGS="optimizer=sam rho=0.05"
 	$(BIN)/sam-train $(ARGS)
@@ -32,8 +34,20 @@ format: $(VENV)/.dev ## rewrite the files in the project's style
 smoke: $(VENV)/.run ## a few steps of everything that is shipped, through the command line
 	sh scripts/smoke.sh $(BIN)
 
-gpu: $(VENV)/.dev ## the tests that need a CUDA device; DEVICE=cpu rehearses them
-	SAM_RUNNER_TEST_DEVICE=$(DEVICE) $(BIN)/python -m pytest -m gpu
+bench: $(VENV)/.dev ## five minutes of benchmarks; FASHION=FOLDER of Fashion-MNIST adds the comparison from start to end
+	$(BIN)/python scripts/bench_startup.py --quick
+	$(BIN)/python -W ignore scripts/bench_data.py --quick $(if $(DATA),--images $(DATA))
+	$(BIN)/python -W ignore scripts/bench_step.py --quick
+	if ls $(FASHION)/fashion-mnist/train-images* >/dev/null 2>&1; then $(BIN)/python scripts/bench_end_to_end.py $(FASHION) --quick; fi
+
+guard: $(VENV)/.dev ## ratios that a slower step or data path would break, with generous bounds
+	$(BIN)/python scripts/guard.py
+
+gpu: $(VENV)/.dev ## on a GPU, in nine minutes: tests, benchmarks, training (DATA=FOLDER of CIFAR-10); DEVICE=cpu rehearses
+	$(BIN)/python -W ignore scripts/gpu.py --device $(DEVICE) $(if $(DATA),--data $(DATA))
+
+gpu-table4: $(VENV)/.dev ## the paper's table of label noise (DATA=FOLDER of CIFAR-10), in pieces of nine minutes; DEVICE=cpu rehearses
+	$(BIN)/python scripts/table4.py --device $(DEVICE) $(if $(DATA),--data $(DATA))
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

@@ -1,8 +1,10 @@
 """From settings to the objects of a run."""
 
 import inspect
+import json
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -59,12 +61,19 @@ COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagrap
 AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
+@lru_cache(maxsize=1)
+def _loaded(node: str) -> Splits:
+    """The set that a JSON text describes; kept, since the cells of a sweep mostly share one."""
+    splits: Splits = construct(json.loads(node), "data")
+    return splits
+
+
 def build_data(settings: Settings) -> Splits:
     """Training set with its noise, held-out set and test set."""
     data = dict(settings["data"])
     fraction = data.pop("val_fraction", 0.0)
     drop_last = data.pop("drop_last", True)
-    splits = hold_out(construct(data, "data"), fraction)
+    splits = hold_out(_loaded(json.dumps(data, sort_keys=True)), fraction)
     train = splits.train
     if drop_last and len(train) < settings["batch_size"]:
         raise InputError(

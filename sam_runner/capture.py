@@ -107,17 +107,15 @@ class CapturedStep:
         self._step = step
         self._seen: dict[Key, int] = {}
         self._recordings: dict[Key, _Recording] = {}
-        obstacle = _obstacle(step)
+        self._obstacle = _obstacle(step)
         if recorder is None and step.objective.device.type != "cuda":
-            obstacle = f"it needs a CUDA device, this is {step.objective.device}"
-        if obstacle:
-            self._give_up(obstacle)
-        self._recorder: Recorder | None = None
-        if not obstacle:
-            self._recorder = recorder or CudaRecorder(step.objective.device)
+            self._obstacle = f"it needs a CUDA device, this is {step.objective.device}"
+        self._recorder = None if self._obstacle else recorder or CudaRecorder(step.objective.device)
 
     def __call__(self, batch: Batch, rho: float) -> StepStats:
         """Take one step, see `SamStep`."""
+        if self._obstacle:
+            self._give_up(self._obstacle)
         if self._recorder is None:
             return self._step(batch, rho)
         key = batch.images.shape, batch.images.dtype, rho > 0
@@ -134,7 +132,7 @@ class CapturedStep:
 
     def _give_up(self, reason: str) -> None:
         log.warning("compile=graph: the step cannot be recorded: %s; it runs one operation at a time", reason)
-        self._recorder = None
+        self._recorder, self._obstacle = None, ""
 
     def _warm_up(self, recorder: Recorder, batch: Batch, rho: float) -> StepStats:
         device = self.objective.device

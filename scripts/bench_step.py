@@ -1,6 +1,6 @@
 """The SAM step against its floor and its rivals: arithmetic, whole steps, memory, groups, growth, and a profile.
 
-    python scripts/bench_step.py [--quick] [--guard]
+    python scripts/bench_step.py [--quick]
 
 The floor of a SAM step is twice forward and backward plus one step of the base optimizer. Rivals: pytorch-optimizer's
 SAM from PyPI, and the wrapper that most scripts carry (`PlainWrapper`, one tensor at a time).
@@ -375,26 +375,10 @@ def profile(report: Report, rounds: int) -> None:
     report.table("Profile of a step: WRN-28-10, batch 2, fp32", ["part", "% of the time"], rows)
 
 
-def guard(device: torch.device) -> int:
-    """Ratios that only a fault of the code would break, on a machine that may be busy; the exit code."""
-    report = Report("Guard", device)
-    _, ratios = arithmetic("WRN-28-10", 7, device)
-    report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)
-    report.check("arithmetic of a step over the wrapper's", ratios["ours"] / ratios["wrapper"], 0.7, at_most=True)
-    case = Case("MLP 10 M", 32, device)
-    seconds = take_turns({"floor": case.floor(), "ours": case.ours()}, 11, device)
-    report.check("SAM step over its floor, MLP 10 M", ratio(seconds, "ours", "floor"), 1.3, at_most=True)
-    return 0 if all(entry["met"] for entry in report.checks) else 1
-
-
 def main() -> int:
     """Measure, print, write."""
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--guard", action="store_true", help="a few ratios with generous bounds; exit code 1 beyond")
-    options = parser.parse_args()
+    options = arguments(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
-    if options.guard:
-        return guard(device)
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")

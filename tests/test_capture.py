@@ -139,5 +139,9 @@ def test_a_recording_that_fails_is_said_and_trained_all_the_same(caplog):
 
 
 def test_without_a_cuda_device_it_says_so(caplog):
-    CapturedStep(make_step(nn.Sequential(nn.Linear(2, 2))))
+    captured = CapturedStep(make_step(network()))
+    assert caplog.text == ""  # a dry run says nothing
+    for batch in batches()[:2]:
+        captured(batch, 0.1)
+    assert len(caplog.records) == 1
     assert "it needs a CUDA device, this is cpu" in caplog.text

@@ -11,7 +11,7 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from sam_runner.data import decode
-from sam_runner.data.decode import Box, centre_box, random_box, read_image, scaled
+from sam_runner.data.decode import Box, centre_box, random_box, read_image, read_part, scaled
 from sam_runner.errors import InputError
 
 SIDES = st.integers(1, 40)
@@ -51,6 +51,22 @@ def test_the_reason_of_a_broken_jpeg_is_short(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"broken\.jpg cannot be read as an image: Image is incomplete or truncated\n"):
         read_image(path)
+
+
+@pytest.mark.parametrize("factor", [1, 1.9, 2, 3.5, 4, 9])
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+def test_a_part_is_that_of_the_image_at_every_reduction(tmp_path, factor, suffix):
+    """A smooth image: decoding at a fraction of the size differs little from scaling down."""
+    size, side = 12, round(12 * factor)
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(smooth_pixels(round(side * 1.5), round(side * 1.25))).save(path, quality=95)
+    box = Box(side // 4, side // 8, side, side)
+    result = read_part(path, lambda height, width: box, size)
+    expected = scaled(read_image(path), box, size)
+    assert result.shape == (3, size, size)
+    assert (result.int() - expected.int()).abs().max() <= (12 if suffix == "jpg" else 0)
+    moved = scaled(read_image(path), box._replace(top=0, left=0), size)
+    assert (moved.int() - expected.int()).abs().max() > 16
 
 
 @settings(deadline=None, max_examples=60)

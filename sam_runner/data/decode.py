@@ -3,7 +3,8 @@
 import io
 import math
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 from typing import NamedTuple
@@ -35,16 +36,56 @@ def read_image(path: str | Path) -> Tensor:
     Raises:
         InputError: Where it cannot be read, with the path.
     """
-    try:
+    with _named(path):
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content)) as opened:
-            if opened.format == "JPEG" and opened.mode in ("RGB", "L") and (decode := _jpeg_decoder()):
-                return decode(content)
-            pixels = np.array(_eight_bits(opened).convert("RGB"))
+            return _decoded(opened, content)
+
+
+def read_part(path: str | Path, choose: Callable[[int, int], Box], size: int) -> Tensor:
+    """A part of the image as RGB, uint8, (3, size, size); see `read_image` and `scaled`.
+
+    A JPEG that is to be scaled down to a half or less is decoded at a half, a quarter or an eighth, which is cheaper.
+
+    Args:
+        path: Of the file.
+        choose: The part, from the height and width of the whole image.
+        size: Side of the result in pixels.
+
+    Raises:
+        InputError: Where it cannot be read, with the path.
+    """
+    with _named(path):
+        content = Path(path).read_bytes()
+        with Image.open(io.BytesIO(content)) as opened:
+            width, height = opened.size
+            box = choose(height, width)
+            reduction = min(box.height, box.width) // size
+            if opened.format != "JPEG" or reduction < 2:
+                return scaled(_decoded(opened, content), box, size)
+            drafted = opened.draft("RGB", (width // reduction, height // reduction))
+            scale = 1.0 if drafted is None else drafted[1][2] / width
+            right = min((box.left + box.width) * scale, opened.width)
+            bottom = min((box.top + box.height) * scale, opened.height)
+            corners = box.left * scale, box.top * scale, right, bottom
+            part = opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, corners)
+            return torch.from_numpy(np.array(part)).permute(2, 0, 1)
+
+
+@contextmanager
+def _named(path: str | Path) -> Iterator[None]:
+    """Whatever a broken file leads to, in one message with its path."""
+    try:
+        yield
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = str(error).rpartition("decode_jpeg.cpp")[2].partition(", ")[2] or str(error)
         raise InputError(f"{path} cannot be read as an image: {reason[:200]}\n  remove it or replace it") from error
-    return torch.from_numpy(pixels).permute(2, 0, 1)
+
+
+def _decoded(opened: Image.Image, content: bytes) -> Tensor:
+    if opened.format == "JPEG" and opened.mode in ("RGB", "L") and (decode := _jpeg_decoder()):
+        return decode(content)
+    return torch.from_numpy(np.array(_eight_bits(opened).convert("RGB"))).permute(2, 0, 1)
 
 
 @cache

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_runner.data.decode import centre_box, read_image, scaled
+from sam_runner.data.decode import centre_box, read_image, read_part
 from sam_runner.data.sets import ImageFiles, Images, Splits, image_set
 from sam_runner.errors import InputError
 from sam_runner.hardware import usable_cores
@@ -159,5 +159,4 @@ def _decode_all(paths: list[Path], image_size: int | None, num_workers: int) -> 
 
 def _decode(path: Path, image_size: int | None) -> Tensor:
     """The image as it is, or its middle square scaled; uint8, (3, H, W)."""
-    image = read_image(path)
-    return image if image_size is None else scaled(image, centre_box(*image.shape[1:]), image_size)
+    return read_image(path) if image_size is None else read_part(path, centre_box, image_size)

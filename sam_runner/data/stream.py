@@ -2,13 +2,14 @@
 
 import random
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sam_runner.data.decode import centre_box, random_box, read_image, scaled
+from sam_runner.data.decode import centre_box, random_box, read_part
 from sam_runner.data.sets import ImageFiles
 from sam_runner.errors import InputError
 from sam_runner.seeding import derive_seed
@@ -31,14 +32,12 @@ class _Decoded(Dataset[Tensor]):
     def __getitem__(self, key: Key) -> Tensor:
         epoch, index = key
         files = self._files
-        image = read_image(files.root / files.paths[index])
-        height, width = image.shape[1:]
         if self._min_area is None:
-            box = centre_box(height, width, files.centre)
+            choose = partial(centre_box, fraction=files.centre)
         else:
             draws = random.Random(derive_seed(self._seed, "crop", epoch, index))
-            box = random_box(height, width, self._min_area, draws)
-        return scaled(image, box, files.image_size)
+            choose = partial(random_box, min_area=self._min_area, draws=draws)
+        return read_part(files.root / files.paths[index], choose, files.image_size)
 
     def __getitems__(self, keys: list[Key]) -> Tensor | InputError:
         """A batch as one tensor; an error as a value, which a worker hands over as it is."""

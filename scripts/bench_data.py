@@ -1,0 +1,179 @@
+"""The data path against the usual one: batched augmentation of images in memory, and JPEG files at 224 pixels.
+
+    python scripts/bench_data.py [--quick] [--images FOLDER]
+
+The rivals are torchvision's transforms on PIL images in a DataLoader, and its RandomResizedCrop. Without --images the
+JPEG files are made: 500x375 pixels of smooth noise, about 90 kB each.
+"""
+
+import sys
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from measuring import Report, arguments, median, ratio, take_turns, wait
+from PIL import Image
+from torch.utils.data import DataLoader, Dataset
+from torchvision import transforms
+from torchvision.transforms import v2
+
+from sam_runner.data.augment import Augmentation
+from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.data.sets import ImageFiles, image_set
+from sam_runner.hardware import decoding_workers, set_up
+
+BATCH = 256
+
+
+class Pictures(Dataset):
+    """What torchvision's data sets in memory do for each image."""
+
+    def __init__(self, images_NHWC: np.ndarray, transform: Callable) -> None:
+        self.images, self.transform = images_NHWC, transform
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int):
+        return self.transform(Image.fromarray(self.images[index])), 0
+
+
+def in_memory(report: Report, rounds: int, device: torch.device) -> None:
+    """CIFAR's shape: pad and crop, flip, normalise."""
+    pixels = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
+    data = image_set(
+        torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.arange(50_000) % 10, tuple("abcdefghij")
+    )
+    normalisation = Normalisation.of(data.images_NCHW)
+    few = pixels[: 16 * BATCH]
+    old = transforms.Compose([
+        transforms.RandomCrop(32, padding=4, padding_mode="reflect"), transforms.RandomHorizontalFlip(),
+        transforms.ToTensor(), transforms.Normalize(normalisation.mean, normalisation.std),
+    ])  # fmt: skip
+    new = v2.Compose([
+        v2.ToImage(), v2.RandomCrop(32, padding=4, padding_mode="reflect"), v2.RandomHorizontalFlip(),
+        v2.ToDtype(torch.float32, scale=True), v2.Normalize(normalisation.mean, normalisation.std),
+    ])  # fmt: skip
+
+    def usual(transform: Callable, workers: int) -> Callable[[], None]:
+        loader = DataLoader(
+            Pictures(few, transform), BATCH, shuffle=True, num_workers=workers, persistent_workers=workers > 0
+        )
+
+        def run() -> None:
+            for images, labels in loader:
+                images.to(device), labels.to(device)
+
+        return run
+
+    def ours(*, channels_last: bool = False, cutout: int = 0) -> Callable[[], None]:
+        augmentation = Augmentation(pad=4, flip=True, cutout=cutout)
+        loader = Loader(
+            data, batch_size=BATCH, normalisation=normalisation, device=device, augmentation=augmentation,
+            channels_last=channels_last,
+        )  # fmt: skip
+
+        def run() -> None:
+            for _ in loader.epoch():
+                pass
+            wait(device)
+
+        return run
+
+    contenders = {
+        "PIL + DataLoader": usual(old, 0), "PIL + DataLoader, 2 workers": usual(old, 2),
+        "v2 + DataLoader": usual(new, 0),
+        "ours": ours(), "ours, channels_last": ours(channels_last=True), "ours, with cutout": ours(cutout=16),
+    }  # fmt: skip
+    counts = {name: len(data) if name.startswith("ours") else len(few) for name in contenders}
+    seconds = take_turns(contenders, rounds, device)
+    speed = {name: counts[name] / median(seconds, name) for name in contenders}
+    rows = [[name, value, value / speed["PIL + DataLoader"]] for name, value in speed.items()]
+    report.table("Images of 32x32 in memory: crop, flip, normalise", ["way", "images/s", "times"], rows)
+    report.check("batched augmentation, images/s", speed["ours"], 70_000, at_most=False)
+    report.check(
+        "batched augmentation over PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False
+    )
+
+
+def made(folder: Path, count: int) -> list[Path]:
+    """JPEG files of the size of ImageNet's."""
+    draws = np.random.default_rng(0)
+    for index in range(count):
+        coarse = draws.integers(0, 256, (48, 64, 3), dtype=np.uint8)
+        pixels = np.asarray(Image.fromarray(coarse).resize((500, 375), Image.Resampling.BICUBIC)).astype(np.int16)
+        noisy = (pixels + draws.normal(0, 8, pixels.shape)).clip(0, 255).astype(np.uint8)
+        Image.fromarray(noisy).save(folder / f"{index}.jpg", quality=92)
+    return sorted(folder.glob("*.jpg"))
+
+
+def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, origin: str) -> None:
+    """Random part, 224 pixels; one core, then the loader with its workers."""
+    old = transforms.RandomResizedCrop(224)
+    labels = torch.zeros(len(paths), dtype=torch.int64)
+    files = ImageFiles(Path("/"), tuple(str(path.resolve()) for path in paths), labels, ("a", "b"), labels, 224)
+    augmentation = Augmentation(flip=True, min_area=0.08)
+
+    def pil() -> None:
+        for path in paths:
+            np.asarray(old(Image.open(path).convert("RGB")))
+
+    alone = Loader(files, batch_size=32, normalisation=IMAGENET, device=torch.device("cpu"), augmentation=augmentation)
+
+    def ours() -> None:
+        for _ in alone._stream.batches(0, list(torch.arange(len(paths)).split(32))):
+            pass
+
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    seconds = take_turns({"PIL": pil, "ours": ours}, rounds, torch.device("cpu"))
+    torch.set_num_threads(threads)
+    gain = ratio(seconds, "PIL", "ours")
+    rows = [
+        [name, len(paths) / median(seconds, key)] for name, key in (("PIL RandomResizedCrop", "PIL"), ("ours", "ours"))
+    ]
+    report.table(f"JPEG files to 224 pixels, one core ({origin})", ["way", "images/s"], rows)
+    report.check("JPEG to 224 pixels over PIL's RandomResizedCrop, one core", gain, 1.5, at_most=False)
+    workers = max(decoding_workers(torch.device("cuda")), 1)
+    many = files.subset(torch.arange(len(paths)).repeat(max(1, 256 * workers // len(paths))))
+    loader = Loader(
+        many, batch_size=128, normalisation=IMAGENET, device=device, augmentation=augmentation, num_workers=workers,
+        channels_last=True,
+    )  # fmt: skip
+
+    def epoch() -> None:
+        for _ in loader.epoch():
+            pass
+        wait(device)
+
+    seconds = take_turns({"loader": epoch}, 2, device)
+    rows = [[f"{workers} workers, batches on {device}", len(many) / median(seconds, "loader")]]
+    report.table("The loader of files", ["workers", "images/s"], rows)
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="folder of JPEG files, instead of made ones")
+    options = parser.parse_args()
+    device = torch.device(options.device)
+    set_up(device)
+    report = Report("The data path", device)
+    rounds = 3 if options.quick else 7
+    in_memory(report, rounds, device)
+    with tempfile.TemporaryDirectory() as folder:
+        found = (
+            [path for path in sorted(options.images.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
+            if options.images
+            else []
+        )
+        paths = found or made(Path(folder), 40)
+        jpeg(report, rounds, paths, device, "from --images" if found else "made, 500x375")
+    report.write(options.out, "data")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,104 @@
+"""Fashion-MNIST from start to result: sam-train against a typical script, whole processes that take turns.
+
+    python scripts/bench_end_to_end.py ROOT [--quick] [--seeds 3]
+
+ROOT holds Fashion-MNIST (data.root of data=fashion_mnist). The same network, batch, rates and augmentation;
+--quick takes 40 steps instead of two epochs, and then says nothing about accuracy.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+from measuring import Report, arguments
+
+HERE = Path(__file__).resolve().parent
+SETTINGS = ["data=fashion_mnist", "augment=basic", "batch_size=256", "lr=0.05", "optimizer=sam", "rho=0.05", "epochs=2"]
+PLAIN = ["precision=fp32", "channels_last=false"]
+
+
+def typical(root: str, seed: int, steps: int, workers: int) -> dict[str, float]:
+    """One run of typical_script.py."""
+    words = [root, "--workers", workers, "--seed", seed, "--max-steps", steps]
+    started = time.perf_counter()
+    done = subprocess.run(
+        [sys.executable, str(HERE / "typical_script.py"), *map(str, words)], check=True, capture_output=True, text=True
+    )
+    whole = time.perf_counter() - started
+    return {**json.loads(done.stdout.splitlines()[-1]), "whole": whole}
+
+
+def ours(root: str, seed: int, steps: int, device: str, more: list[str]) -> dict[str, float]:
+    """One run of sam-train."""
+    with tempfile.TemporaryDirectory() as folder:
+        run_dir = Path(folder) / "run"
+        limit = [f"max_steps={steps}"] if steps else []
+        words = [
+            *SETTINGS,
+            f"data.root={root}",
+            f"seed={seed}",
+            f"run_dir={run_dir}",
+            f"device={device}",
+            *limit,
+            *more,
+        ]
+        started = time.perf_counter()
+        subprocess.run([sys.executable, "-m", "sam_runner", *words], check=True, capture_output=True, text=True)
+        whole = time.perf_counter() - started
+        result = json.loads((run_dir / "result.json").read_text())
+    return {
+        "images_per_second": result["images_per_second"], "accuracy": result["final"]["test/accuracy"], "whole": whole,
+    }  # fmt: skip
+
+
+def main() -> int:
+    """Measure, print, write."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.add_argument("root", help="folder of Fashion-MNIST")
+    parser.add_argument("--seeds", type=int, default=3)
+    options = parser.parse_args()
+    steps, seeds = (40, 2) if options.quick else (0, options.seeds)
+    report = Report("End to end: Fashion-MNIST, small CNN, batch 256, SAM", torch.device(options.device))
+    kinds = {
+        "typical script": lambda seed: typical(options.root, seed, steps, 0),
+        "typical script, 2 workers": lambda seed: typical(options.root, seed, steps, 2),
+        "sam-train, fp32, no channels_last": lambda seed: ours(options.root, seed, steps, options.device, PLAIN),
+        "sam-train, fp32": lambda seed: ours(options.root, seed, steps, options.device, ["precision=fp32"]),
+        "sam-train": lambda seed: ours(options.root, seed, steps, options.device, []),
+    }
+    results: dict[str, list[dict[str, float]]] = {kind: [] for kind in kinds}
+    for seed in range(seeds):
+        for kind, run in kinds.items():
+            results[kind].append(run(seed))
+            print(kind, seed, {key: round(value, 4) for key, value in results[kind][-1].items()}, flush=True)
+
+    def mean(kind: str, key: str) -> float:
+        return statistics.median(entry[key] for entry in results[kind])
+
+    base = mean("typical script", "images_per_second")
+    rows = []
+    for kind, entries in results.items():
+        accuracies = [100 * entry["accuracy"] for entry in entries]
+        spread = statistics.stdev(accuracies) if len(accuracies) > 1 else 0.0
+        accuracy = "-" if steps else f"{statistics.mean(accuracies):.2f} +- {spread:.2f}"
+        speed = mean(kind, "images_per_second")
+        rows.append([kind, speed, speed / base, mean(kind, "whole"), accuracy])
+    columns = ["way", "images/s in training", "times", "whole process, s", "test accuracy, %"]
+    note = f"Medians of {seeds} seeds; accuracy: mean and standard deviation."
+    report.table("Two epochs" if not steps else f"{steps} steps", columns, rows, note)
+    speeds = {kind: mean(kind, "images_per_second") for kind in kinds}
+    report.check("sam-train over the typical script, images/s", speeds["sam-train"] / base, 2.7, at_most=False)
+    report.check("sam-train in fp32 over the typical script", speeds["sam-train, fp32"] / base, 1.6, at_most=False)
+    both = speeds["sam-train"] / speeds["typical script, 2 workers"]
+    report.check("sam-train over the typical script with 2 workers", both, 3.0, at_most=False)
+    report.write(options.out, "end_to_end")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

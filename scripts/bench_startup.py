@@ -1,0 +1,56 @@
+"""How long a command takes to answer, whole processes that take turns.
+
+python scripts/bench_startup.py [--quick]
+"""
+
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+
+import torch
+from measuring import Report, arguments, median, ratio, take_turns
+
+
+def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], None]:
+    """Run python with these words; another exit code is an error."""
+    start = [sys.executable, "-m", "sam_runner"] if module else [sys.executable]
+
+    def run() -> None:
+        with tempfile.TemporaryDirectory() as folder:
+            done = subprocess.run([*start, *words], cwd=folder, capture_output=True, text=True)
+        if done.returncode != code:
+            raise RuntimeError(f"{words} ended with {done.returncode}:\n{done.stderr[-2000:]}")
+
+    return run
+
+
+def main() -> int:
+    """Measure, print, write."""
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    report = Report("Start-up", torch.device("cpu"))
+    contenders = {
+        "python -c pass": command("-c", "pass", module=False),
+        "python -c 'import torch'": command("-c", "import torch", module=False),
+        "sam-train --help": command("--help"),
+        "sam-train rho=-1 (refused)": command("rho=-1", code=2),
+        "sam-train optimzer=sam (refused)": command("optimzer=sam", code=2),
+        "sam-train optimizer=sam rho=0.05 max_steps=1": command("optimizer=sam", "rho=0.05", "max_steps=1"),
+    }
+    seconds = take_turns(contenders, 5 if options.quick else 15, torch.device("cpu"))
+    rows = [[name, median(seconds, name), ratio(seconds, name, "python -c 'import torch'")] for name in contenders]
+    report.table(
+        "Whole processes",
+        ["command", "s", "in imports of torch"],
+        rows,
+        "The last one: up to its end, a step, an evaluation and a checkpoint later.",
+    )
+    for name in ("sam-train --help", "sam-train rho=-1 (refused)", "sam-train optimzer=sam (refused)"):
+        report.check(f"{name}, s", median(seconds, name), 0.6, at_most=True)
+    report.check("first step after start, s (upper bound)", median(seconds, list(contenders)[-1]), 4.0, at_most=True)
+    report.write(options.out, "startup")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

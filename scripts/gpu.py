@@ -1,0 +1,227 @@
+"""Everything that wants a GPU, in one call of less than nine minutes: tests, step and loader benchmarks, training.
+
+    python scripts/gpu.py [--device cuda] [--data FOLDER] [--minutes 9] [--out outputs/gpu]
+
+FOLDER is an image folder of 32x32 images (CIFAR-10 as JPEG files); without it the training is on random images. What no
+time is left for is named in the report. --device cpu rehearses every part in a minute or two with tiny sizes.
+"""
+
+import gc
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from bench_data import in_memory, jpeg, made
+from bench_step import MODELS, SGD
+from measuring import Report, arguments, median, take_turns, wait
+from torch import nn
+from torch.nn import functional as F
+from torch.utils.flop_counter import FlopCounterMode
+
+from sam_runner.capture import CapturedStep, Rehearsal
+from sam_runner.hardware import set_up
+from sam_runner.objective import Batch, Objective
+from sam_runner.sam import SamStep
+
+ROOT = Path(__file__).resolve().parent.parent
+CASES = [
+    ("thin ResNet-32", 256, 32, 10),
+    ("WRN-28-10", 256, 32, 10),
+    ("ResNet-18", 256, 32, 10),
+    ("ResNet-50", 128, 224, 1000),
+]
+TINY = [("thin ResNet-32", 4, 32, 10)]
+
+
+class Clock:
+    """What is left of the time that was given."""
+
+    def __init__(self, minutes: float) -> None:
+        self.end = time.monotonic() + 60 * minutes
+
+    def left(self) -> float:
+        """Seconds."""
+        return self.end - time.monotonic()
+
+
+def tests(report: Report, device: torch.device, clock: Clock) -> bool:
+    """The tests marked gpu; whether they passed."""
+    environment = {**os.environ, "SAM_RUNNER_TEST_DEVICE": device.type, "PYTHONPATH": str(ROOT)}
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-x", "--no-header", "-p", "no:cacheprovider"]
+    started = time.monotonic()
+    done = subprocess.run(
+        words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(clock.left(), 1)
+    )
+    print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
+    last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()[-200:]
+    report.table("Tests marked gpu", ["outcome", "s"], [[last, time.monotonic() - started]])
+    return done.returncode == 0
+
+
+def matrix_rate(device: torch.device, rounds: int) -> float:
+    """Floating-point operations a second of a bf16 matrix product, which is what a network is measured against."""
+    size = 8192 if device.type == "cuda" else 512
+    a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
+    seconds = take_turns({"product": lambda: a @ b}, rounds, device)
+    if device.type != "cuda":
+        return float("nan")  # nothing is measured against a CPU's in a rehearsal
+    return 2 * size**3 / median(seconds, "product")
+
+
+def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[], None]:
+    """So many steps as one thing to time: a GPU runs behind its host."""
+
+    def run() -> None:
+        for _ in range(count):
+            step(batch, rho)
+
+    return run
+
+
+def steps(report: Report, device: torch.device, clock: Clock, reserve: float) -> None:
+    """SAM over eager, compiled and captured steps."""
+    on_gpu = device.type == "cuda"
+    rounds, count = (5, 10) if on_gpu else (1, 1)
+    rate = matrix_rate(device, 20 if on_gpu else 2)
+    rows, left_out = [], []
+    for name, batch_size, side, classes in CASES if on_gpu else TINY:
+        for route in ("eager", "eager captured", "compiled", "compiled captured"):
+            if clock.left() < reserve + (60 if "compiled" in route and on_gpu else 10):
+                left_out.append(f"{name} {route}")
+                continue
+            try:
+                rows.append(case(name, batch_size, side, classes, route, device, rounds, count, rate))
+            except Exception as error:  # one route that fails must not hide the others
+                rows.append([name, batch_size, route, f"failed: {type(error).__name__}: {str(error)[:80]}", *["-"] * 6])
+            print(rows[-1], flush=True)
+            gc.collect()
+            if on_gpu:
+                torch.cuda.empty_cache()
+    columns = [
+        "model",
+        "batch",
+        "route",
+        "SAM, ms",
+        "SGD, ms",
+        "SAM/SGD",
+        "of floor",
+        "SAM images/s",
+        "MFU",
+        "peak, GiB",
+    ]
+    note = (
+        f"bf16, channels_last. Matrix rate measured: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is 6 forward passes an "
+        "image over it. Floor: two SGD steps less one step of the base optimizer."
+        + (f" No time for: {', '.join(left_out)}." if left_out else "")
+    )
+    report.table("SAM steps", columns, rows, note)
+    if on_gpu:
+
+        def best_of(name: str, column: int) -> float:
+            return max((row[column] for row in rows if row[0] == name and row[column] != "-"), default=0.0)
+
+        speed, mfu, floor = best_of("thin ResNet-32", 7), best_of("WRN-28-10", 8), best_of("ResNet-50", 6)
+        report.check("thin ResNet-32, batch 256, SAM, images/s", speed, 60_000, at_most=False)
+        report.check("WRN-28-10, batch 256, SAM, of the measured matrix rate", mfu, 0.45, at_most=False)
+        report.check("ResNet-50, SAM, floor over step", floor, 0.95, at_most=False)
+
+
+def case(name: str, batch_size: int, side: int, classes: int, route: str, device, rounds: int, count: int, rate: float):
+    """A row: one model by one route."""
+    torch.manual_seed(0)
+    model = MODELS[name]().to(device).to(memory_format=torch.channels_last)
+    images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
+    batch = Batch(images, torch.arange(batch_size, device=device) % classes)
+    flops = forward_flops(model, images[:1])
+    forward: nn.Module | Callable = torch.compile(model) if "compiled" in route else model
+    optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
+    step = SamStep(Objective(model, F.cross_entropy, forward=forward, autocast_dtype=torch.bfloat16), optimizer)
+    if "captured" in route:
+        step = CapturedStep(step, None if device.type == "cuda" else Rehearsal())
+    for rho in (0.05, 0.0):
+        for _ in range(5):
+            step(batch, rho)
+    wait(device)
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+    contenders = {"SAM": repeated(step, batch, 0.05, count), "SGD": repeated(step, batch, 0.0, count)}
+    contenders["update"] = lambda: [optimizer.step() for _ in range(count)]
+    seconds = take_turns(contenders, rounds, device)
+    sam, sgd, update = (median(seconds, entry) / count for entry in contenders)
+    peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    return [
+        name, batch_size, route, sam * 1e3, sgd * 1e3, sam / sgd, (2 * sgd - update) / sam, batch_size / sam,
+        6 * flops * batch_size / sam / rate, peak,
+    ]  # fmt: skip
+
+
+def forward_flops(model: nn.Module, image: torch.Tensor) -> int:
+    """Of one image."""
+    model.eval()
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(image)
+    model.train()
+    return counter.get_total_flops()
+
+
+def training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:
+    """SGD and SAM from scratch through the command line."""
+    on_gpu = device.type == "cuda"
+    if data is not None:
+        settings = ["data=image_folder", f"data.root={data}", "augment=basic"]
+    else:
+        settings = ["data=synthetic", "data.channels=3", "data.image_size=32", "augment=basic"]
+    settings += ["model=resnet32" if on_gpu else "model=resnet20", f"device={device.type}", "batch_size=128", "lr=0.1"]
+    settings += ["compile=graph", "epochs=10"] if on_gpu else ["epochs=1", "max_steps=2", "batch_size=32"]
+    rows = []
+    for optimizer in (["optimizer=sgd"], ["optimizer=sam", "rho=0.05"]):
+        folder = out / f"run-{optimizer[0].partition('=')[2]}-{int(time.time())}"
+        words = [sys.executable, "-m", "sam_runner", *settings, *optimizer, f"run_dir={folder}"]
+        limit = max(clock.left() - 5, 1)
+        try:
+            done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, timeout=limit)
+            print(done.stdout[-1500:], done.stderr[-1500:], flush=True)
+            result = json.loads((folder / "result.json").read_text())
+            rows.append(
+                [" ".join(optimizer), result["epoch"], result["final"]["test/accuracy"], result["images_per_second"]]
+            )
+        except (subprocess.TimeoutExpired, OSError) as error:
+            rows.append([" ".join(optimizer), "-", f"no result: {type(error).__name__}", "-"])
+    where = "the image folder" if data else "random images"
+    report.table(f"Training on {where}", ["optimizer", "epochs", "test accuracy", "images/s"], rows, " ".join(settings))
+
+
+def main() -> int:
+    """Do it all, write after each part."""
+    parser = arguments(__doc__.splitlines()[0])
+    parser.set_defaults(device="cuda", out=Path("outputs/gpu"))
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--minutes", type=float, default=9)
+    options = parser.parse_args()
+    device, clock = torch.device(options.device), Clock(options.minutes)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        print("error: there is no CUDA device; --device cpu rehearses", file=sys.stderr)
+        return 2
+    set_up(device)
+    report, out = Report("On the device", device), options.out.resolve()
+    passed = tests(report, device, clock)
+    report.write(out, "gpu")
+    steps(report, device, clock, reserve=150 if device.type == "cuda" else 0)
+    report.write(out, "gpu")
+    training(report, device, clock, options.data.resolve() if options.data else None, out)
+    report.write(out, "gpu")
+    if device.type == "cuda" and clock.left() > 45:
+        in_memory(report, 2, device)
+        (out / "jpeg").mkdir(exist_ok=True)
+        jpeg(report, 2, made(out / "jpeg", 64), device, "made, 500x375")
+        report.write(out, "gpu")
+    return 0 if passed else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

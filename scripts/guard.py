@@ -1,0 +1,38 @@
+"""A few ratios that only a fault of the code would break, on a machine that may be busy; exit code 1 if one is broken.
+
+Never absolute times: each figure is the median of a ratio between two things that took turns.
+"""
+
+import sys
+
+import torch
+from bench_data import in_memory
+from bench_startup import command
+from bench_step import Case, arithmetic
+from measuring import Report, ratio, take_turns
+
+
+def main() -> int:
+    """Measure and judge."""
+    device = torch.device("cpu")
+    report = Report("Guard", device)
+    _, ratios = arithmetic("WRN-28-10", 7, device)
+    report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)
+    report.check("arithmetic of a step over the wrapper's", ratios["ours"] / ratios["wrapper"], 0.7, at_most=True)
+    case = Case("MLP 10 M", 32, device)
+    seconds = take_turns({"floor": case.floor(), "ours": case.ours()}, 11, device)
+    report.check("SAM step over its floor, MLP 10 M", ratio(seconds, "ours", "floor"), 1.3, at_most=True)
+    case = Case("small CNN", 256, device, side=28)
+    seconds = take_turns({"gradient": case.gradient(), "ours": case.ours(group_size=64)}, 3, device)
+    report.check("256 images in 4 groups, in gradients", ratio(seconds, "ours", "gradient"), 2.8, at_most=True)
+    data = Report("Guard, data", device)
+    in_memory(data, 1, device)
+    report.check("batched augmentation over PIL + DataLoader", data.checks[1]["value"], 8, at_most=False)
+    commands = {"refused": command("rho=-1", code=2), "torch": command("-c", "import torch", module=False)}
+    seconds = take_turns(commands, 3, device)
+    report.check("a refused command, in imports of torch", ratio(seconds, "refused", "torch"), 0.7, at_most=True)
+    return 0 if all(entry["met"] for entry in report.checks) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
