@@ -92,11 +92,11 @@ class RunningStatistics:
         counts = [layer.num_batches_tracked for layer in self._layers if layer.num_batches_tracked is not None]
         return [*self._clone(self._layers), *(count.clone() for count in counts)]
 
-    def restore(self, snapshot: list[Tensor]) -> None:
-        """Put the buffers of a `snapshot` back."""
+    def restore(self, snapshot: list[Tensor], where: Tensor) -> None:
+        """Put the buffers of a `snapshot` back if `where`, a 0-dim bool tensor on the device, is true."""
         counts = [layer.num_batches_tracked for layer in self._layers if layer.num_batches_tracked is not None]
         for buffer, saved in zip([*self._buffers(self._layers), *counts], snapshot, strict=True):
-            buffer.copy_(saved)
+            buffer.copy_(torch.where(where, saved, buffer))
 
     @staticmethod
     def _buffers(layers: list[_BatchNorm]) -> list[Tensor]:

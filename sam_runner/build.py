@@ -135,7 +135,9 @@ def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
 def _takes_fused(node: Settings) -> bool:
     """Whether torch has the optimizer's step as one kernel, and nobody has chosen otherwise."""
     parameters = inspect.signature(locate(node["_target_"])).parameters
-    return "fused" in parameters and not {"fused", "foreach", "differentiable"} & set(node)
+    return (
+        "fused" in parameters and not {"fused", "foreach", "differentiable"} & set(node) and not node.get("dampening")
+    )
 
 
 def _require_base_optimizer(name: str) -> None:

@@ -96,27 +96,34 @@ class Objective:
         return batch.split(self._chunk_size)
 
     def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
-        """L_B and its gradient (times the loss scale), one tensor per parameter; ``.grad`` is neither read nor written.
+        """L_B and its gradient (times the loss scale), one tensor per parameter; ``.grad`` is put back as it was.
 
-        Under DistributedDataParallel nothing is exchanged: no gradient hook runs.
+        The tensors are the caller's own and laid out as the parameters. Under DistributedDataParallel call it within
+        ``no_sync``.
 
         Args:
             batch: All of its chunks together form B.
             at_w: Whether this is the pass that the batch-norm running statistics come from.
             create_graph: Keep the graph, so that the gradient can be differentiated again.
         """
-        total: list[Tensor] = []
         parts = []
-        for scaled, part in self._passes(batch, at_w):
-            grads = torch.autograd.grad(scaled, self.params, create_graph=create_graph, materialize_grads=True)
-            if not total:
-                total = list(grads)
-            elif create_graph:
-                total = [have + more for have, more in zip(total, grads, strict=True)]
-            else:
-                torch._foreach_add_(total, grads)
-            parts.append(part)
-        return self._gather(batch, parts), total
+        if create_graph:
+            total: list[Tensor] = []
+            for scaled, part in self._passes(batch, at_w):
+                grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                total = [have + more for have, more in zip(total, grads, strict=True)] if total else list(grads)
+                parts.append(part)
+            return self._gather(batch, parts), total
+        before = [param.grad for param in self.params]
+        try:
+            for param in self.params:
+                param.grad = None
+            evaluation = self.backward(batch, 1.0, at_w=at_w)
+            found = [torch.zeros_like(param) if param.grad is None else param.grad for param in self.params]
+        finally:
+            for param, grad in zip(self.params, before, strict=True):
+                param.grad = grad
+        return evaluation, found
 
     def backward(self, batch: Batch, share: float, *, at_w: bool) -> Evaluation:
         """Add `share` times the gradient of L_B (times the loss scale) to ``.grad``; `gradient` tells the rest."""

@@ -1,6 +1,7 @@
 """The perturbation of Algorithm 1: eps of eq. 2 (Foret et al., arXiv 2010.01412), and the way to w + eps and back.
 
-For p = 2, eps is a number times the gradient. It is kept as those two, so that one pass over memory adds it to w.
+For p = 2, eps is a number times the gradient. It is kept as those two, so that one pass over memory makes w + eps, in
+the place of the gradient, which is not needed any more.
 """
 
 import math
@@ -86,40 +87,45 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
     return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
 
 
-@contextmanager
-def displaced(
-    params: list[nn.Parameter], direction: list[Tensor], scale: Tensor, buffer: list[Tensor] | None = None
-) -> Iterator[None]:
-    """Inside the body the parameters hold w + scale x direction; afterwards the very bits of w, also when it raises.
-
-    w is not touched (w + e - e would not be w in floating point): the parameters point at `buffer` meanwhile.
+def shifted(params: list[nn.Parameter], eps: Perturbation, *, in_place: bool) -> list[Tensor]:
+    """W + eps in memory of its own; `params` stay as they are.
 
     Args:
         params: Parameters at w.
-        direction: Of the same shapes; not needed any more once the body runs.
-        scale: 0-dim.
-        buffer: Memory for the displaced weights, shaped as `params`, in other storage; None allocates it.
+        eps: Of the same shapes.
+        in_place: Write into the direction's own memory, which is then lost: on a CPU two reads and a write per weight.
+            Nothing else may live in that memory, and it is laid out as the parameters are (as ``.grad`` is).
     """
-    buffer = [torch.empty_like(param) for param in params] if buffer is None else buffer
-    _add(buffer, [param.detach() for param in params], direction, scale)
-    del direction
+    weights, direction = [param.detach() for param in params], eps.direction
+    if params[0].device.type == "cpu":
+        out = direction if in_place else [torch.empty_like(weight) for weight in weights]
+        for target, weight, part in zip(out, weights, direction, strict=True):
+            torch.addcmul(weight, part, eps.scale, out=target)
+        return out
+    if in_place:  # on a GPU few kernels count: two for all tensors
+        torch._foreach_mul_(direction, eps.scale)
+    else:
+        direction = eps.tensors()
+    torch._foreach_add_(direction, weights)
+    return direction
+
+
+@contextmanager
+def displaced(params: list[nn.Parameter], moved: list[Tensor]) -> Iterator[None]:
+    """Inside the body the parameters hold `moved`; afterwards the very bits of w, also when it raises.
+
+    w is not touched (w + e - e would not be w in floating point): the parameters point elsewhere meanwhile.
+
+    Args:
+        params: Parameters at w.
+        moved: Of the same shapes, in other storage.
+    """
     originals = [param.data for param in params]
     try:
-        for param, moved in zip(params, buffer, strict=True):
-            param.data = moved
+        for param, there in zip(params, moved, strict=True):
+            param.data = there
+        del moved
         yield
     finally:
         for param, original in zip(params, originals, strict=True):
             param.data = original
-
-
-@torch.no_grad()
-def _add(out: list[Tensor], weights: list[Tensor], direction: list[Tensor], scale: Tensor) -> None:
-    """Write weights + scale x direction to `out`, reading `scale` on the device."""
-    if out[0].device.type == "cpu":
-        for target, weight, part in zip(out, weights, direction, strict=True):  # two reads and a write per weight
-            torch.addcmul(weight, part, scale, out=target)
-        return
-    torch._foreach_copy_(out, direction)  # on a GPU few kernels count: three for all tensors
-    torch._foreach_mul_(out, scale)
-    torch._foreach_add_(out, weights)

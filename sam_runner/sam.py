@@ -11,17 +11,18 @@ For a batch B, weights w and a base optimizer:
 never waits for the device, except for float16's loss scaler, which has to know whether its step was skipped.
 """
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.nn.utils import get_total_norm
 
 from sam_runner.objective import Batch, Evaluation, Objective
-from sam_runner.perturbation import Perturbation, displaced, epsilon, perturbation
+from sam_runner.perturbation import Perturbation, displaced, epsilon, perturbation, shifted
 from sam_runner.seeding import RngState
+from sam_runner.update import Update
+
+CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,8 @@ class StepStats:
             of their mean gradient for a step of one pass.
         eps_norm: ||eps||_2; with groups their mean.
         logits: (N, C) at w.
-        skipped: Whether the loss scaler found a non-finite gradient, so that nothing was changed.
+        finite: Which of `CHECKED` are finite, bool, (4,); where one is not, weights and optimizer state are as before.
+        skipped: Whether the loss scaler found a non-finite gradient, so that nothing was changed; known on the host.
     """
 
     loss: Tensor
@@ -43,6 +45,7 @@ class StepStats:
     grad_norm: Tensor
     eps_norm: Tensor
     logits: Tensor
+    finite: Tensor
     skipped: bool
 
 
@@ -70,6 +73,8 @@ class SamStep:
         second_order: Keep the term that eq. 3 drops, (d eps/d w)^T g_SAM, exactly, through autograd (Appendix C.4).
         grad_clip: Largest norm of the gradient that the base optimizer is given (the paper's code: 5.0); None: no
             limit. The ascent is never clipped: eps does not depend on the gradient's length.
+        keep_statistics: Whether a step without an update leaves the batch-norm statistics alone too; with a loss scaler
+            it always does.
 
     Raises:
         ValueError: A combination that is not defined.
@@ -86,6 +91,7 @@ class SamStep:
         projected: bool = False,
         second_order: bool = False,
         grad_clip: float | None = None,
+        keep_statistics: bool = False,
     ) -> None:
         if not p >= 1:
             raise ValueError(f"p must be in [1, inf], not {p}")
@@ -100,28 +106,26 @@ class SamStep:
         self.ascent_steps = ascent_steps
         self.projected = projected
         self.second_order = second_order
-        self.grad_clip = grad_clip
-        self._buffer: list[Tensor] | None = None
+        self._update = Update(optimizer, objective.scaler, grad_clip)
+        self._keep_statistics = keep_statistics or objective.scaler.is_enabled()
 
     def __call__(self, batch: Batch, rho: float | Tensor) -> StepStats:
         """Take one step; `batch` is on the parameters' device, `rho` >= 0, or 0-dim on the device and > 0."""
         objective, scaler = self.objective, self.objective.scaler
         self.optimizer.zero_grad(set_to_none=True)
         groups = batch.split(self.group_size)
-        before = objective.statistics.snapshot() if scaler.is_enabled() else None
+        before = objective.statistics.snapshot() if self._keep_statistics else None
         with objective.statistics.one_update(sum(len(objective.chunks(group)) for group in groups)):
             parts = [self._accumulate(group, len(group) / len(batch), rho) for group in groups]
         loss, loss_perturbed, grad_norm, eps_norm = self._mean(parts, batch)
-        if _is_zero(rho):
-            grad_norm = get_total_norm([param.grad for param in objective.params if param.grad is not None])
-        elif scaler.is_enabled():
-            self._poison(grad_norm)
+        finite = torch.stack([loss, loss_perturbed, grad_norm]).isfinite()
         grad_norm = grad_norm / scaler.scale(torch.ones_like(grad_norm))
-        skipped = self._update()
-        if skipped and before is not None:
-            objective.statistics.restore(before)
+        final_norm, finite, skipped = self._update(finite)
+        if before is not None:
+            objective.statistics.restore(before, where=~finite.all())
         logits = parts[0][0].logits if len(parts) == 1 else torch.cat([part[0].logits for part in parts])
-        return StepStats(loss, loss_perturbed, grad_norm, eps_norm, logits, skipped)
+        grad_norm = final_norm if _is_zero(rho) else grad_norm
+        return StepStats(loss, loss_perturbed, grad_norm, eps_norm, logits, finite, skipped)
 
     def _accumulate(self, group: Batch, share: float, rho: float | Tensor) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
         """Add `share` times the group's gradient to ``.grad``; evaluation at w, loss at w + eps, ||g||, ||eps||."""
@@ -134,29 +138,22 @@ class SamStep:
             return at_w, *self._descend_second_order(group, share, grads, rho, rng)
         eps = perturbation(grads, rho, self.p)
         grad_norm = eps.grad_norm
-        del grads  # with w + eps in the buffer, the second pass needs neither
+        del grads
         for _ in range(self.ascent_steps - 1):
             eps = self._ascend(group, eps, rho, rng)
         eps_norm = eps.norm
-        with self._displaced(eps.direction, eps.scale, rng):
-            del eps
+        moved = shifted(self.objective.params, eps, in_place=True)
+        del eps  # its memory holds w + eps now
+        rng.restore(self.objective.device)  # the dropout masks of the first pass
+        with displaced(self.objective.params, moved):
+            del moved
             perturbed = self.objective.backward(group, share, at_w=False)
         return at_w, perturbed.loss, grad_norm, eps_norm
 
-    @contextmanager
-    def _displaced(self, direction: list[Tensor], scale: Tensor, rng: RngState) -> Iterator[None]:
-        """At w + eps, with the dropout masks of the first pass."""
-        params = self.objective.params
-        if self._buffer is None:  # kept: one copy of the weights, at the same addresses in every step
-            self._buffer = [torch.empty_like(param) for param in params]
-        rng.restore(self.objective.device)
-        with displaced(params, direction, scale, self._buffer):
-            del direction
-            yield
-
     def _ascend(self, group: Batch, eps: Perturbation, rho: float | Tensor, rng: RngState) -> Perturbation:
         """One more ascent step from w + eps."""
-        with self._displaced(eps.direction, eps.scale, rng):
+        rng.restore(self.objective.device)
+        with displaced(self.objective.params, shifted(self.objective.params, eps, in_place=not self.projected)):
             _, grads = self.objective.gradient(group, at_w=False)
         step = perturbation(grads, rho, self.p)
         if not self.projected:
@@ -176,10 +173,12 @@ class SamStep:
         """
         params = self.objective.params
         eps = epsilon(grads, rho, self.p)
-        norms = [get_total_norm([part.detach() for part in parts]) for parts in (grads, eps)]
+        grad_norm, eps_norm = (get_total_norm([part.detach() for part in parts]) for parts in (grads, eps))
+        there = Perturbation([part.detach() for part in eps], torch.ones_like(grad_norm), eps_norm, grad_norm)
         earlier = [param.grad for param in params]
         self.optimizer.zero_grad(set_to_none=True)
-        with self._displaced([part.detach() for part in eps], torch.ones_like(norms[0]), rng):
+        rng.restore(self.objective.device)
+        with displaced(params, shifted(params, there, in_place=False)):
             perturbed = self.objective.backward(group, 1.0, at_w=False)
         finals = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         # The graph's saved weights are the parameters, which are back at w here. What no pass uses is in no graph.
@@ -193,23 +192,7 @@ class SamStep:
                 continue
             total = grad if bend is None else grad.add_(bend)
             param.grad = total * share if before is None else before.add_(total, alpha=share)
-        return perturbed.loss, norms[0], norms[1]
-
-    def _poison(self, grad_norm: Tensor) -> None:
-        """Show a non-finite first gradient to the scaler, which looks at the final one: + 0 ||g|| is + 0 or NaN."""
-        grad = next(param.grad for param in self.objective.params if param.grad is not None)
-        grad.add_(grad_norm * 0)
-
-    def _update(self) -> bool:
-        """The base optimizer's step along ``.grad``; True where the scaler skipped it."""
-        scaler = self.objective.scaler
-        scaler.unscale_(self.optimizer)
-        if self.grad_clip is not None:
-            clip_grad_norm_(self.objective.params, self.grad_clip)
-        scale = scaler.get_scale()
-        scaler.step(self.optimizer)
-        scaler.update()
-        return scaler.get_scale() < scale
+        return perturbed.loss, grad_norm, eps_norm
 
     @staticmethod
     def _mean(parts: list[tuple[Evaluation, Tensor, Tensor, Tensor]], batch: Batch) -> tuple[Tensor, ...]:

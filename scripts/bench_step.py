@@ -91,10 +91,14 @@ class PlainWrapper:
 
 
 class _Given:
-    """An objective whose gradient is there already: what is left of `SamStep` is its arithmetic."""
+    """An objective whose gradients are there already: what is left of `SamStep` is its arithmetic.
+
+    The gradient of the first pass is written over, as it may be; the norm of what is in it stays.
+    """
 
     def __init__(self, params: list[nn.Parameter], grads: list[Tensor]) -> None:
         self.params, self.grads, self.device = params, grads, params[0].device
+        self.first = [grad.clone() for grad in grads]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.statistics = SimpleNamespace(one_update=_nothing, snapshot=lambda: None)
         self.at = Evaluation(torch.zeros((), device=self.device), torch.zeros(1, 2, device=self.device))
@@ -103,7 +107,7 @@ class _Given:
         return [batch]
 
     def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
-        return self.at, list(self.grads)
+        return self.at, list(self.first)
 
     def backward(self, batch: Batch, share: float, *, at_w: bool) -> Evaluation:
         for param, grad in zip(self.params, self.grads, strict=True):

@@ -10,7 +10,7 @@ import sam_runner
 PACKAGE = Path(sam_runner.__file__).parent
 LAYERS = [  # within a layer, too, a module imports only those before it
     ["errors", "files", "hardware", "seeding", "schedules", "batchnorm", "trust"],
-    ["data", "models", "objective", "perturbation", "sam", "capture"],
+    ["data", "models", "objective", "perturbation", "update", "sam", "capture"],
     ["metrics", "figures", "tracking", "checkpoint"],
     ["trainer"],
     [

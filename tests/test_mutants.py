@@ -10,8 +10,8 @@ import pytest
 import sam_runner
 
 ROOT = Path(__file__).resolve().parent.parent
-SAM, PERTURBATION, OBJECTIVE, BATCHNORM = "sam.py", "perturbation.py", "objective.py", "batchnorm.py"
-SCHEDULES, SEEDING = "schedules.py", "seeding.py"
+SAM, PERTURBATION, UPDATE, OBJECTIVE = "sam.py", "perturbation.py", "update.py", "objective.py"
+BATCHNORM, SCHEDULES, SEEDING = "batchnorm.py", "schedules.py", "seeding.py"
 NUMPY = "test_agreement.py::test_training_equals_numpy"
 
 MUTANTS = {
@@ -74,7 +74,7 @@ MUTANTS = {
     ),
     "oracle 5: gradient at w": (
         PERTURBATION,
-        "torch.addcmul(weight, part, scale, out=target)",
+        "torch.addcmul(weight, part, eps.scale, out=target)",
         "target.copy_(weight)",
         "test_sam.py::test_linear_loss",
     ),
@@ -121,7 +121,12 @@ MUTANTS = {
         "self._weight_decay *",
         f"{NUMPY}",
     ),
-    "oracle 10: no clipping": (SAM, "if self.grad_clip is not None:", "if False:", "test_sam.py::test_only_the_final"),
+    "oracle 10: no clipping": (
+        UPDATE,
+        "if self._grad_clip is not None:",
+        "if False:",
+        "test_sam.py::test_only_the_final",
+    ),
     "oracle 12: weights stay displaced": (
         PERTURBATION,
         "            param.data = original\n",
@@ -135,14 +140,14 @@ MUTANTS = {
         "test_sam.py::test_weights_are_restored_when",
     ),
     "oracle 13: first pass not looked at": (
-        SAM,
-        "grad.add_(grad_norm * 0)",
-        "pass",
+        UPDATE,
+        "nothing.masked_fill(~finite.all(), torch.nan)",
+        "nothing",
         "test_precision.py::test_a_first_gradient_that_the_second_pass",
     ),
     "oracle 13: statistics not put back": (
         SAM,
-        "objective.statistics.restore(before)",
+        "objective.statistics.restore(before, where=~finite.all())",
         "pass",
         "test_precision.py::test_a_non_finite_gradient_in_any_pass",
     ),
@@ -153,9 +158,9 @@ MUTANTS = {
         "test_precision.py::test_the_perturbation_does_not_depend",
     ),
     "oracle 13: scale updated twice": (
-        SAM,
-        "        scaler.update()\n",
-        "        scaler.update()\n        scaler.update()\n",
+        UPDATE,
+        "        self._scaler.update()\n",
+        "        self._scaler.update()\n        self._scaler.update()\n",
         "test_precision.py::test_a_clean_step",
     ),
     "oracle 14: second pass counted": (
@@ -206,10 +211,28 @@ MUTANTS = {
         "    norm = get_total_norm(grads)\n    norm.item()\n",
         "test_step.py::test_the_step_reads_no_number",
     ),
-    "memory: eps kept during the second pass": (
+    "not finite: the update is made all the same": (
+        UPDATE,
+        "(~finite.all()).to(torch.float32)",
+        "finite.all().to(torch.float32) * 0",
+        "test_step.py::test_a_step_that_is_not_finite",
+    ),
+    "not finite: the momentum starts as it happens to be": (
+        UPDATE,
+        "            _start_momentum(optimizer)",
+        "            pass",
+        "test_step.py::test_a_step_that_is_not_finite",
+    ),
+    "not finite: the final gradient is not looked at": (
+        UPDATE,
+        "finite = torch.cat([finite, norm.isfinite()[None]])\n        if self._fused",
+        "finite = torch.cat([finite, finite[:1]])\n        if self._fused",
+        "test_step.py::test_what_is_not_finite",
+    ),
+    "memory: w + eps beside the gradient": (
         SAM,
-        "            del eps\n            perturbed",
-        "            perturbed",
+        "moved = shifted(self.objective.params, eps, in_place=True)\n        del eps",
+        "moved = shifted(self.objective.params, eps, in_place=False)\n        kept = eps",
         "test_step.py::test_at_most_one_extra",
     ),
 }

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from sam_runner.objective import Batch
-from sam_runner.perturbation import displaced
+from sam_runner.perturbation import Perturbation, displaced, shifted
 from tests.oracles.problems import (
     ONE,
     Linear,
@@ -241,7 +241,8 @@ def test_weights_are_restored_when_the_second_pass_raises():
     assert torch.equal(model.w, torch.tensor([3.0, 1.0], dtype=torch.float64))
 
 
-def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after():
+@pytest.mark.parametrize("in_place", [False, True])
+def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after(in_place):
     torch.manual_seed(0)
     params = [
         nn.Parameter(torch.randn(1000)),
@@ -249,7 +250,12 @@ def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after():
     ]
     eps = [torch.randn_like(param) * 1e-3 for param in params]
     before = [param.detach().clone() for param in params]
-    with displaced(params, eps, torch.tensor(0.5)):
+    perturbed = Perturbation([part.clone() for part in eps], torch.tensor(0.5), torch.tensor(0.0), torch.tensor(0.0))
+    moved = shifted(params, perturbed, in_place=in_place)
+    same_memory = [a.data_ptr() == b.data_ptr() for a, b in zip(moved, perturbed.direction, strict=True)]
+    assert same_memory == [in_place, in_place]
+    assert in_place or all(torch.equal(a, b) for a, b in zip(perturbed.direction, eps, strict=True))
+    with displaced(params, moved):
         assert all(torch.equal(param, w + 0.5 * e) for param, w, e in zip(params, before, eps, strict=True))
         assert params[1].is_contiguous(memory_format=torch.channels_last)
     assert all(torch.equal(param, w) for param, w in zip(params, before, strict=True))

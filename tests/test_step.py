@@ -91,7 +91,7 @@ def test_groups_have_masks_of_their_own():
 def test_the_step_reads_no_number_off_the_device(options, rho):
     """Reading a tensor as a Python number is what makes a CUDA device wait; on a CPU it shows in the profile."""
     model = network()
-    step = SamStep(Objective(model, F.cross_entropy), sgd(model), **options)
+    step = SamStep(Objective(model, F.cross_entropy), sgd(model, fused=True), **options)
     first, second = batches(2)
     step(first, rho)
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
@@ -137,20 +137,80 @@ def test_at_most_one_extra_copy_of_the_weights_lives_during_the_second_pass():
 
     step.objective._forward = forward
     step(batch, 0.1)
-    assert copies[0] == pytest.approx(2, abs=0.1)  # first pass: the weights, and the buffer kept for the second
+    assert copies[0] == pytest.approx(1, abs=0.1)  # first pass: the weights alone
     assert copies[1] == pytest.approx(
         2, abs=0.1
-    )  # second pass: the weights, and w + eps in the buffer; no gradients, no eps
+    )  # second pass: the weights, and w + eps where the gradient was; no gradients, no eps
 
 
-def test_the_buffer_keeps_its_addresses():
+@pytest.mark.parametrize("options", [{}, {"ascent_steps": 2}, {"second_order": True}, {"group_size": 4}])
+def test_the_weights_keep_their_addresses(options):
     model = network()
-    step = SamStep(Objective(model, F.cross_entropy), sgd(model))
-    seen = []
+    step = SamStep(Objective(model, F.cross_entropy), sgd(model), **options)
+    before = [param.data_ptr() for param in model.parameters()]
     for batch in batches(3):
         step(batch, 0.1)
-        seen.append([part.data_ptr() for part in step._buffer])
-    assert seen[0] == seen[1] == seen[2]
+        assert [param.data_ptr() for param in model.parameters()] == before
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.1])
+@pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
+@pytest.mark.parametrize("skip_first", [False, True])
+def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(name, rho, skip_first):
+    """Fused optimizers are told on the device; a first step that is skipped must not leave a momentum of anything."""
+    results = []
+    for poisoned in (False, True):
+        model = network(0.0)
+        momentum = {"momentum": 0.9} if name == "SGD" else {}
+        fused = {"fused": True} if name != "RMSprop" else {}
+        optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1, **momentum, **fused)
+        step = SamStep(Objective(model, F.cross_entropy), optimizer, keep_statistics=True)
+        good = batches(3)
+        bad = Batch(good[0].images.clone().fill_(torch.nan), good[0].labels)
+        sequence = [bad, *good] if skip_first else [good[0], bad, *good[1:]]
+        finite = []
+        for batch in sequence if poisoned else good:
+            finite.append(bool(step(batch, rho).finite.all()))
+        assert finite.count(False) == poisoned
+        results.append((model, optimizer))
+    (plain, first), (ours, second) = results
+    assert equal_states(plain, ours)
+    for a, b in zip(first.state.values(), second.state.values(), strict=True):
+        assert all(torch.equal(torch.as_tensor(a[key]), torch.as_tensor(b[key])) for key in a)
+
+
+@pytest.mark.parametrize(
+    ("number_of_pass", "expected"),
+    [(1, [True, True, False, False]), (2, [True, True, True, False])],
+)
+def test_what_is_not_finite_is_told(number_of_pass, expected):
+    model = network(0.0)
+    step = SamStep(Objective(model, F.cross_entropy), sgd(model, fused=True))
+    passes = []
+
+    def forward(images):
+        passes.append(1)
+        logits = model(images)
+        if len(passes) == number_of_pass:
+            logits = logits.clone()
+            logits.register_hook(lambda grad: grad.index_fill(0, torch.tensor([0]), torch.inf))
+        return logits
+
+    step.objective._forward = forward
+    before = copy.deepcopy(model.state_dict())
+    stats = step(batches()[0], 0.1)
+    if number_of_pass == 1:
+        expected[1] = bool(stats.loss_perturbed.isfinite())  # at weights that are not finite
+    assert stats.finite.tolist() == expected
+    names = [name for name, _ in model.named_parameters()]
+    assert all(torch.equal(before[name], model.state_dict()[name]) for name in names)
+
+
+def test_fused_sgd_with_dampening_is_refused():
+    model = network()
+    optimizer = sgd(model, fused=True, dampening=0.1, nesterov=False)
+    with pytest.raises(ValueError, match="dampening"):
+        SamStep(Objective(model, F.cross_entropy), optimizer)
 
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adadelta", "Rprop"])

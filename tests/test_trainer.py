@@ -10,6 +10,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sam_runner import cli, trainer
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.errors import InputError
+from sam_runner.update import Update
 from tests.commands import invoke, train
 
 DROPOUT = ("model.dropout=0.3", "augment.pad=1")
@@ -216,17 +217,15 @@ def test_a_config_that_names_foreign_code_is_refused_by_sam_eval(tmp_path, monke
 
 
 def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
-    from sam_runner.sam import SamStep
+    original, calls = Update.__call__, []
 
-    original, calls = SamStep._update, []
-
-    def overflow_at_three(self):
+    def overflow_at_three(self, finite):
         calls.append(1)
         if len(calls) == 3:
-            next(param for param in self.objective.params).grad.fill_(float("inf"))
-        return original(self)
+            self._optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
+        return original(self, finite)
 
-    monkeypatch.setattr(SamStep, "_update", overflow_at_three)
+    monkeypatch.setattr(Update, "__call__", overflow_at_three)
     folder = train(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
     logged = {row["step"]: row["lr"] for row in rows(folder)}
     assert 3 not in logged  # a skipped step has nothing to tell
