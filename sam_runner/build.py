@@ -21,9 +21,9 @@ from sam_runner.data.sets import ImageSet, Splits, hold_out
 from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_precision, decoding_workers, set_up
 from sam_runner.objective import Objective
+from sam_runner.run import Run
 from sam_runner.sam import SamStep
 from sam_runner.seeding import seed_everything
-from sam_runner.trainer import Run
 
 Settings = Mapping[str, Any]
 EVAL_BATCH = 512
@@ -176,8 +176,9 @@ def build_step(
     sam = {name: options[name] for name in ("p", "ascent_steps", "second_order") if name in options}
     projected = options.get("ascent") == "projected"
     step = SamStep(
-        objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected, **sam
-    )
+        objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected,
+        keep_statistics=settings["on_nonfinite"] == "skip", **sam,
+    )  # fmt: skip
     return CapturedStep(step) if settings["compile"] == "graph" else step
 
 
@@ -259,5 +260,6 @@ def build_run(settings: Settings) -> Run:
         max_steps=total_steps,
         log_every=settings["log_every"],
         ema=averaged,
+        skip_nonfinite=settings["on_nonfinite"] == "skip",
         data_digest=splits.digest(),
     )

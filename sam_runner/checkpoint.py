@@ -1,21 +1,24 @@
 """Checkpoints that are whole or absent, hold plain types only, and are verified before anything in them is used.
 
-``checkpoints/step-N.pt`` is a `torch.save` of a dictionary of tensors and plain Python types; ``step-N.json`` beside
-it, written last, gives its size and sha256. A checkpoint without a manifest that fits does not exist: torch.load checks
-no sums, and loads most single-bit flips as other numbers.
+``checkpoints/step-N.pt`` (``step-N-within.pt`` within an epoch) is a `torch.save` of a dictionary of tensors and plain
+Python types; a ``.json`` beside it, written last, gives its size and sha256, and a sum of itself. A checkpoint without
+a manifest that fits does not exist: torch.load checks no sums, and loads most single-bit flips as other numbers.
 """
 
+import hashlib
+import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sam_runner.archives import holds_only_tensors
 from sam_runner.errors import InputError
 from sam_runner.files import read_json, sha256, write_atomically, write_json
 
-FORMAT = 1
+FORMAT = 2
 log = logging.getLogger(__name__)
 
 
@@ -24,27 +27,33 @@ class CheckpointFolder:
 
     Args:
         folder: ``checkpoints`` in the run folder; made when the first is saved.
-        keep: How many of the latest to keep; the best is kept beside them.
+        keep: How many of the latest to keep, at least 2; the best is kept beside them.
+        keep_epochs: Ends of epochs, from 1, that are kept for good.
     """
 
-    def __init__(self, folder: Path, keep: int = 2) -> None:
+    def __init__(self, folder: Path, keep: int = 2, keep_epochs: Collection[int] = ()) -> None:
         self.folder = folder
-        self._keep = keep
+        self._keep, self._keep_epochs = keep, frozenset(keep_epochs)
 
-    def save(self, step: int, state: Mapping[str, Any], *, is_best: bool) -> Path:
+    def save(self, step: int, state: Mapping[str, Any], *, is_best: bool = False, epoch: int | None = None) -> Path:
         """Write a checkpoint, then its manifest, then delete those not kept.
 
         Args:
             step: Steps done.
             state: At least ``model`` and ``optimizer``; tensors and plain types, which ``weights_only=True`` loads.
             is_best: Whether it is the best so far; it is then kept until a better one comes.
+            epoch: The number of the epoch, from 1, that ends here; None within one.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.folder / f"step-{step:08d}.pt"
+        # The end of an epoch has another name than its last batch: neither may spoil the other, and it sorts after it.
+        path = self.folder / f"step-{step:08d}{'-within' if epoch is None else ''}.pt"
         # Through a handle the bytes do not depend on the file's name, and an OSError keeps its number.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))
-        manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": sha256(path), "is_best": is_best}
-        write_json(path.with_suffix(".json"), manifest)
+        manifest = {
+            "format": FORMAT, "bytes": path.stat().st_size, "sha256": sha256(path), "is_best": is_best,
+            "is_kept": epoch in self._keep_epochs,
+        }  # fmt: skip
+        write_json(path.with_suffix(".json"), {**manifest, "check": _check(manifest)})
         self._delete_old()
         return path
 
@@ -65,7 +74,7 @@ class CheckpointFolder:
         Raises:
             InputError: Where there is none, or it is damaged.
         """
-        state = self._first_good([path for path in self._manifests() if self._is_best(path)][:1])
+        state = self._first_good([path for path in self._manifests() if self._says(path, "is_best")][:1])
         if state is None:
             raise InputError(f"there is no best checkpoint in {self.folder}")
         return state
@@ -75,15 +84,15 @@ class CheckpointFolder:
         return sorted(self.folder.glob("step-*.json"), reverse=True)
 
     @staticmethod
-    def _is_best(manifest: Path) -> bool:
+    def _says(manifest: Path, key: str) -> bool:
         content = read_json(manifest)
-        return isinstance(content, dict) and content.get("is_best") is True
+        return isinstance(content, dict) and content.get(key) is True
 
     @staticmethod
     def _first_good(manifests: list[Path]) -> dict[str, Any] | None:
         faults = []
         for path in manifests:
-            fault = _fault(path)
+            fault = fault_of(path)
             if fault is None:
                 return _load(path.with_suffix(".pt"))
             faults.append(f"{path.with_suffix('.pt')}: {fault}")
@@ -94,9 +103,10 @@ class CheckpointFolder:
         return None
 
     def _delete_old(self) -> None:
-        """Keep the latest, and the best; what a crash left without a manifest goes too."""
+        """Keep the latest, the best and those chosen; what a crash left without a manifest goes too."""
         manifests = self._manifests()
-        kept = {*manifests[: self._keep], *[path for path in manifests if self._is_best(path)][:1]}
+        best = [path for path in manifests if self._says(path, "is_best")][:1]
+        kept = {*manifests[: self._keep], *best, *(path for path in manifests if self._says(path, "is_kept"))}
         for manifest in set(manifests) - kept:
             manifest.unlink()
         for path in self.folder.glob("step-*.pt*"):
@@ -104,27 +114,42 @@ class CheckpointFolder:
                 path.unlink()
 
 
-def _fault(path: Path) -> str | None:
+def _check(manifest: Mapping[str, Any]) -> str:
+    """A sum of the manifest's other entries."""
+    rest = {key: value for key, value in manifest.items() if key != "check"}
+    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def fault_of(path: Path) -> str | None:
     """Why the checkpoint of a manifest cannot be used, or None."""
     manifest, file = read_json(path), path.with_suffix(".pt")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         return "damaged (its manifest does not parse)"
-    if manifest["format"] > FORMAT:
-        return f"written in format {manifest['format']}, this version reads up to {FORMAT}; use a newer version"
+    if manifest["format"] != FORMAT:
+        other = "a newer" if manifest["format"] > FORMAT else "an older"
+        return f"written in format {manifest['format']}, this version reads {FORMAT}; use {other} version"
+    if manifest.get("check") != _check(manifest):
+        return "damaged (its manifest was changed)"
     if not file.is_file():
         return "damaged (missing)"
-    if file.stat().st_size != manifest.get("bytes"):
-        return f"damaged ({file.stat().st_size} bytes, its manifest says {manifest.get('bytes')})"
-    if sha256(file) != manifest.get("sha256"):
-        return "damaged (its sha256 is not the manifest's)"
+    try:
+        if file.stat().st_size != manifest.get("bytes"):
+            return f"damaged ({file.stat().st_size} bytes, its manifest says {manifest.get('bytes')})"
+        if sha256(file) != manifest.get("sha256"):
+            return "damaged (its sha256 is not the manifest's)"
+    except OSError as error:
+        return f"cannot be read ({error.strerror})"
     return None
 
 
 def _load(path: Path) -> dict[str, Any]:
+    refusal = f"{path} holds more than tensors and plain types, or is no checkpoint: refused"
+    if not holds_only_tensors(path):
+        raise InputError(refusal)
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that passes its sum and still does not load was not written here
-        raise InputError(f"{path} holds more than tensors and plain types, or is no checkpoint: refused") from error
+        raise InputError(refusal) from error
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
         raise InputError(f"{path} is no checkpoint of a run: it lacks model, optimizer or step")
     return state

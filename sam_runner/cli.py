@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam_runner.errors import InputError, TrainingError
+from sam_runner.errors import InputError, Stopped, TrainingError
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
@@ -45,6 +45,8 @@ def _guarded(command: Callable[[list[str]], int]) -> int:
     except TrainingError as error:
         _complain(str(error))
         return FAILED
+    except Stopped as stopped:
+        return stopped.code
     except KeyboardInterrupt:
         return INTERRUPTED
     except BrokenPipeError:  # whoever read the output has seen enough

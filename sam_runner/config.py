@@ -40,6 +40,7 @@ RANGES: dict[str, Range] = {
     "rho": NOT_NEGATIVE, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "grad_clip": POSITIVE,
     "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
     "log_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
+    "checkpoint.every_steps": AT_LEAST_ONE, "checkpoint.every_seconds": POSITIVE, "checkpoint.keep": Range(2),
     "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
@@ -56,8 +57,10 @@ RANGES: dict[str, Range] = {
 }  # fmt: skip
 GROUPS = ("data", "noise", "augment", "model", "optimizer", "optimizer.base", "schedule")
 EVERYWHERE = frozenset({"data.val_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"})  # also in own files
-LISTS = {"schedule.milestones": INSIDE, "optimizer.base.betas": BELOW_ONE}
-LOCAL = frozenset({"run_dir", "sweep_name", "dry_run", "log_every", "rho"})  # rho is an alias of optimizer.rho
+LISTS = {"schedule.milestones": INSIDE, "checkpoint.keep_epochs": AT_LEAST_ONE, "optimizer.base.betas": BELOW_ONE}
+LOCAL = frozenset(
+    {"run_dir", "sweep_name", "dry_run", "log_every", "checkpoint", "rho"}
+)  # rho is an alias of optimizer.rho
 
 
 def validate(cfg: DictConfig, overrides: Sequence[str], *, multirun: bool) -> None:

@@ -1,4 +1,4 @@
-"""The errors that a user is meant to read; they carry the whole message and need no traceback."""
+"""The errors that a user is meant to read, and the end that was asked for; messages are whole and need no traceback."""
 
 
 class InputError(Exception):
@@ -10,3 +10,16 @@ class InputError(Exception):
 
 class TrainingError(Exception):
     """The run itself failed for a reason that can be named (exit code 1)."""
+
+
+class Stopped(BaseException):
+    """A signal asked for the end, and everything is saved.
+
+    Attributes:
+        code: 75 (try again later) for SIGTERM and SIGUSR1, 130 for Ctrl-C.
+        reason: Name of the signal.
+    """
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code, self.reason = code, reason

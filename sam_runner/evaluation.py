@@ -4,13 +4,14 @@ from pathlib import Path
 
 from omegaconf import OmegaConf
 
-from sam_runner import trainer
 from sam_runner.build import build_run
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.config import require_allowed_targets
 from sam_runner.errors import InputError
+from sam_runner.run import restore
 from sam_runner.run_folder import read_settings
 from sam_runner.schema import Root
+from sam_runner.scoring import evaluate
 
 
 def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
@@ -38,7 +39,7 @@ def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict
     if found is None:
         raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
     try:
-        trainer.restore(run, found)
+        restore(run, found)
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"the checkpoint does not fit {folder}/config.yaml: {str(error).splitlines()[0]}") from error
-    return trainer.evaluate(run)
+    return evaluate(run)

@@ -8,14 +8,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from sam_runner import run_folder, trainer
-from sam_runner.build import build_run, device_of, precision_of
+from sam_runner import run_folder
+from sam_runner.build import build_run, precision_of
 from sam_runner.checkpoint import CheckpointFolder
-from sam_runner.errors import InputError
+from sam_runner.errors import InputError, Stopped
 from sam_runner.files import write_json
 from sam_runner.plan import describe
+from sam_runner.run import Cadence, Outputs, Progress, Run, restore
+from sam_runner.stopping import StopRequest, stop_request
 from sam_runner.tracking import Tracker
-from sam_runner.trainer import Outputs, Progress, Run
+from sam_runner.trainer import fit
 
 log = logging.getLogger("sam_runner")
 
@@ -41,11 +43,12 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         print(describe(settings, build_run(settings), folder))
         return
     try:
-        run_folder.require_usable(folder, settings)
+        changes = run_folder.require_usable(folder, settings)
     except OSError as error:
         raise InputError(f"run folder {str(folder)[:200]} cannot be used: {error.strerror}") from error
-    twin = folder if run_folder.finished_result(folder) else None
-    if twin is None and sweep_folder is not None:
+    longer = {"epochs", "max_steps"} & changes.keys()
+    twin = folder if run_folder.finished_result(folder) and not longer else None
+    if twin is None and sweep_folder is not None and not longer:
         twin = run_folder.finished_twin(sweep_folder, fingerprint)
     if twin is not None:
         log.info("already finished: %s  %s", twin, _summary(run_folder.finished_result(twin) or {}))
@@ -55,28 +58,40 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    with run_folder.locked(folder), _recorded(folder, again=sweep_folder or folder):
-        _train(run, folder, settings, fingerprint)
+    with run_folder.locked(folder), stop_request() as stop, _recorded(folder, again=sweep_folder or folder):
+        for key, change in changes.items():
+            log.warning("%s", ": ".join(filter(None, [f"{key} changed, {change}", run_folder.MAY_CHANGE[key]])))
+        _train(run, folder, settings, fingerprint, stop)
 
 
-def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str) -> None:
-    run_folder.write_settings(folder, settings)
-    run_folder.write_environment(folder, str(device_of(settings)))
-    run_folder.write_status(folder, "running")
-    checkpoints = CheckpointFolder(folder / "checkpoints")
+def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str, stop: StopRequest) -> None:
+    device, options = str(run.step.objective.device), settings["checkpoint"]
+    checkpoints = CheckpointFolder(folder / "checkpoints", options["keep"], options["keep_epochs"])
     found = checkpoints.latest()
     progress, metrics_bytes = Progress(), 0
     if found is not None:
-        progress, metrics_bytes = trainer.restore(run, found), found["metrics_bytes"]
-        log.info("continuing %s after epoch %d, step %d", folder, progress.epoch, progress.step)
+        progress, metrics_bytes = restore(run, found), found["metrics_bytes"]
+        log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
+        changed = run_folder.changed_environment(folder, device)
+        if changed:
+            log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
     else:
         log.info("run folder %s", folder)
+    run_folder.write_settings(folder, settings)
+    run_folder.write_environment(folder, device)
+    run_folder.write_status(folder, "running")
     precision, why = precision_of(settings, run.step.objective.device)
     if why:
         log.info("precision %s: %s (precision=fp32 for float32)", precision, why)
     tracker = Tracker(folder, progress.step, metrics_bytes)
     try:
-        trainer.fit(run, Outputs(tracker, checkpoints), progress)
+        fit(
+            run,
+            Outputs(tracker, checkpoints),
+            progress,
+            stop,
+            Cadence(options["every_steps"], options["every_seconds"]),
+        )
         tracker.hparams(run_folder.flat(settings), progress.final)
     finally:
         tracker.close()
@@ -85,7 +100,7 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
         "seed": settings["seed"],
         "epoch": progress.epoch,
         "step": progress.step,
-        "skipped_steps": progress.step - progress.updates,
+        "skipped_steps": progress.step - progress.updates + progress.nonfinite,
         "final": progress.final,
         "best": progress.best,
         "best_epoch": progress.best_epoch,
@@ -117,12 +132,14 @@ def _recorded(folder: Path, again: Path) -> Iterator[None]:
     try:
         yield
         run_folder.write_status(folder, "finished", exit_code=0)
+    except Stopped as stopped:
+        named = f"run_dir={folder}" if again == folder else f"sweep_name={again.name}"
+        log.info("the same command with %s continues", named)
+        state = "interrupted" if stopped.code == 130 else "preempted"
+        run_folder.write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)
+        raise
     except KeyboardInterrupt:
-        if any((folder / "checkpoints").glob("step-*.json")):
-            named = f"run_dir={folder}" if again == folder else f"sweep_name={again.name}"
-            log.info("interrupted; the same command with %s continues after the last whole epoch", named)
-        else:
-            log.info("interrupted in the first epoch, before anything was saved")
+        log.info("interrupted at once; the last checkpoint is intact")
         run_folder.write_status(folder, "interrupted", exit_code=130)
         raise
     except Exception as error:

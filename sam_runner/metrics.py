@@ -9,7 +9,8 @@ from sam_runner.sam import StepStats
 
 SUMS = (
     "num_steps", "num_images", "loss", "loss_perturbed", "grad_norm", "eps_norm", "correct",
-    "num_clean", "correct_clean", "num_corrupted", "correct_corrupted", "recovered_corrupted",
+    "num_clean", "correct_clean", "num_corrupted", "correct_corrupted", "recovered_corrupted", "num_nonfinite",
+    "nonfinite_loss", "nonfinite_loss_perturbed", "nonfinite_grad", "nonfinite_final",
 )  # fmt: skip
 
 
@@ -18,14 +19,18 @@ class TrainMeter:
 
     Args:
         device: Of the steps.
+        start: Sums to begin with, as `peek` gave them; None: zero.
     """
 
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._sums = torch.zeros(len(SUMS), dtype=torch.float64, device=device)
+    def __init__(self, device: torch.device, start: Mapping[str, float] | None = None) -> None:
+        values = [0.0 if start is None else start[name] for name in SUMS]
+        self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor) -> None:
-        """Count a step; `labels` are the labels learnt, `clean_labels` those before noise, both (N,)."""
+        """Count a step; `labels` are the labels learnt, `clean_labels` those before noise, both (N,).
+
+        Of a step that is not finite only that is counted.
+        """
         prediction = stats.logits.argmax(1)
         correct, corrupted = prediction == labels, labels != clean_labels
         num_images = torch.full_like(stats.loss, len(labels))
@@ -35,11 +40,17 @@ class TrainMeter:
             correct.sum(), (~corrupted).sum(), (correct & ~corrupted).sum(),
             corrupted.sum(), (correct & corrupted).sum(), ((prediction == clean_labels) & corrupted).sum(),
         ]  # fmt: skip
-        self._sums += torch.stack([value.double() for value in values])
+        bad = ~stats.finite.all()
+        counted = torch.stack([value.double() for value in values]).masked_fill(bad, 0.0)
+        self._sums += torch.cat([counted, bad[None].double(), (~stats.finite).double()])
+
+    def peek(self) -> dict[str, float]:
+        """The sums by the names of `SUMS`; waits for the device."""
+        return dict(zip(SUMS, self._sums.tolist(), strict=True))
 
     def take(self) -> dict[str, float]:
-        """The sums since the last call, by the names of `SUMS`; waits for the device."""
-        sums = dict(zip(SUMS, self._sums.tolist(), strict=True))
+        """The sums since the last call; waits for the device."""
+        sums = self.peek()
         self._sums.zero_()
         return sums
 

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_runner.trainer import Run
+from sam_runner.run import Run
 
 
 def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:

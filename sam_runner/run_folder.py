@@ -23,6 +23,13 @@ from sam_runner.files import read_json, write_atomically, write_json
 
 RUNS = Path("outputs") / "runs"
 LONGEST_NAME = 120
+MAY_CHANGE = {  # keys that a run can go on with another value of, and what follows
+    "epochs": "the learning rate follows the new number of epochs",
+    "max_steps": "the learning rate follows the new number of steps",
+    "device": "the bits of the numbers may differ", "compile": "the bits of the numbers may differ",
+    "channels_last": "the bits of the numbers may differ", "deterministic": "the bits of the numbers may differ",
+    "on_nonfinite": "", "data.root": "", "data.num_workers": "", "data.download": "",
+}  # fmt: skip
 
 
 def new_run_folder() -> Path:
@@ -40,14 +47,14 @@ def cell_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
     return sweep_folder / name
 
 
-def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
-    """``key: old -> new`` for each setting that makes another run."""
+def differing_keys(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, str]:
+    """``old -> new`` by key, for each setting that may make another run."""
     flat_before, flat_now = dict(_flat(before)), dict(_flat(now))
-    return [
-        f"{key}: {flat_before.get(key)} -> {flat_now.get(key)}"
+    return {
+        key: f"{flat_before.get(key)} -> {flat_now.get(key)}"
         for key in sorted(flat_before.keys() | flat_now.keys())
-        if key not in LOCAL and flat_before.get(key) != flat_now.get(key)
-    ]
+        if key.split(".")[0] not in LOCAL and flat_before.get(key) != flat_now.get(key)
+    }
 
 
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
@@ -63,28 +70,33 @@ def flat(settings: Mapping[str, Any]) -> dict[str, Any]:
     return dict(_flat(settings))
 
 
-def require_usable(folder: Path, settings: Mapping[str, Any]) -> None:
+def require_usable(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     """Refuse a folder that holds something else than this run.
+
+    Returns:
+        Settings that differ and with which the run can go on, see `MAY_CHANGE`.
 
     Raises:
         InputError: It is a file, holds files that no run made, or a run with other settings.
     """
     if not folder.exists():
-        return
+        return {}
     if not folder.is_dir():
         raise InputError(f"run_dir={folder} is a file\n  give a folder")
     config = folder / "config.yaml"
     if not config.is_file():
-        if any(path.name != ".lock" for path in folder.iterdir()):
+        if any(path.name != ".lock" and ".tmp." not in path.name for path in folder.iterdir()):
             raise InputError(f"run_dir={folder} holds files that are not of a run\n  give an empty or new folder")
-        return
+        return {}
     differences = differing_keys(read_settings(folder), settings)
-    if differences:
-        more = [f"  (and {len(differences) - 12} more)"] if len(differences) > 12 else []
-        lines = "\n".join([f"  {line}" for line in differences[:12]] + more)
+    other = [f"{key}: {change}" for key, change in differences.items() if key not in MAY_CHANGE]
+    if other:
+        more = [f"  (and {len(other) - 12} more)"] if len(other) > 12 else []
+        lines = "\n".join([f"  {line}" for line in other[:12]] + more)
         raise InputError(
             f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings"
         )
+    return differences
 
 
 @contextmanager
@@ -94,13 +106,22 @@ def locked(folder: Path) -> Iterator[None]:
     Raises:
         InputError: Where another process holds it.
     """
-    with (folder / ".lock").open("a+") as handle:
+    try:
+        handle = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be written to: {error.strerror}") from error
+    with handle:
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
-            raise InputError(
-                f"{folder} is in use by another process\n  wait for it, or give another run_dir"
-            ) from error
+            handle.seek(0)
+            owner = handle.read(200).strip() or "another process"
+            raise InputError(f"{folder} is in use by {owner}\n  wait for it, or give another run_dir") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        for left in [*folder.glob("*.tmp.*"), *(folder / "checkpoints").glob("*.tmp.*")]:
+            left.unlink()  # by a process that died while it wrote: it holds the lock no more
         yield
 
 
@@ -146,7 +167,7 @@ def finished_twin(sweep_folder: Path, fingerprint: str) -> Path | None:
 
 
 def write_status(folder: Path, state: str, **details: Any) -> None:
-    """Write status.json: running, finished, failed or interrupted."""
+    """Write status.json: running, finished, failed, interrupted or preempted."""
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(
         folder / "status.json",
@@ -154,26 +175,39 @@ def write_status(folder: Path, state: str, **details: Any) -> None:
     )
 
 
+def changed_environment(folder: Path, device: str) -> list[str]:
+    """What the bits of a run depend on and is not as it was when environment.json was written."""
+    before, now = read_json(folder / "environment.json"), _environment(device)
+    if not isinstance(before, dict):
+        return []
+    packages = before.get("packages")
+    old_torch = packages.get("torch") if isinstance(packages, dict) else None
+    pairs = {key: (before.get(key), now[key]) for key in ("threads", "cpu_capability", "device")}
+    pairs["torch"] = (old_torch, now["packages"]["torch"])
+    return [f"{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
+
+
 def write_environment(folder: Path, device: str) -> None:
     """Write environment.json: what the numbers may depend on beside the settings."""
+    write_json(folder / "environment.json", _environment(device))
+
+
+def _environment(device: str) -> dict[str, Any]:
     import torch
 
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
-    write_json(
-        folder / "environment.json",
-        {
-            "command": sys.argv,
-            "folder": os.getcwd(),
-            "git_commit": _git("rev-parse", "HEAD"),
-            "git_changes": bool(_git("status", "--porcelain")),
-            "python": platform.python_version(),
-            "platform": platform.platform(),
-            "packages": {name: _version(name) for name in packages},
-            "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
-            "threads": torch.get_num_threads(),
-            "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        },
-    )
+    return {
+        "command": sys.argv,
+        "folder": os.getcwd(),
+        "git_commit": _git("rev-parse", "HEAD"),
+        "git_changes": bool(_git("status", "--porcelain")),
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: _version(name) for name in packages},
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "threads": torch.get_num_threads(),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+    }
 
 
 def _version(package: str) -> str | None:

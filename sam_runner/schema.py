@@ -13,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 
 Precision = Enum("Precision", ["auto", "fp32", "tf32", "bf16", "fp16"])
 Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
+OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
 Storage = Enum("Storage", ["auto", "memory", "disk"])
 PadMode = Enum("PadMode", ["reflect", "zero"])
 Ascent = Enum("Ascent", ["sphere", "projected"])
@@ -188,6 +189,16 @@ class StepDecay(Schedule):
 
 
 @dataclass
+class Checkpoint:
+    """When to save, and what to keep; see `sam_runner.checkpoint.CheckpointFolder`."""
+
+    every_steps: int | None
+    every_seconds: float | None
+    keep: int
+    keep_epochs: list[int]
+
+
+@dataclass
 class Root:
     """Top-level keys."""
 
@@ -207,7 +218,9 @@ class Root:
     channels_last: bool | str
     compile: Compile
     deterministic: bool
+    on_nonfinite: OnNonfinite
     log_every: int
+    checkpoint: Checkpoint
     run_dir: str | None
     sweep_name: str
     dry_run: bool

@@ -3,215 +3,163 @@
 import logging
 import math
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from collections.abc import Mapping
 
-import torch
-from torch import Tensor, nn
-from torch.optim.swa_utils import AveragedModel
 from tqdm import tqdm
 
-from sam_runner.capture import CapturedStep
-from sam_runner.checkpoint import CheckpointFolder
-from sam_runner.data.loader import Examples, Loader
-from sam_runner.errors import InputError, TrainingError
-from sam_runner.figures import confusion_picture, image_grid
-from sam_runner.metrics import SUMS, TrainMeter, confusion_matrix, evaluation_metrics, train_metrics
+from sam_runner.data.loader import Examples
+from sam_runner.errors import InputError, Stopped, TrainingError
+from sam_runner.figures import image_grid
+from sam_runner.metrics import SUMS, TrainMeter, train_metrics
 from sam_runner.objective import Batch
-from sam_runner.sam import SamStep
-from sam_runner.schedules import Schedule
-from sam_runner.seeding import RngState
-from sam_runner.tracking import Tracker
+from sam_runner.run import Cadence, Outputs, Progress, Run, save
+from sam_runner.sam import CHECKED, StepStats
+from sam_runner.scoring import Metrics, evaluate, with_prefix
+from sam_runner.stopping import StopRequest
 
 log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class Run:
-    """All that `fit` needs.
-
-    Attributes:
-        model: The network, on its device.
-        step: Its optimizer step.
-        train: Training batches.
-        evaluations: Sets to evaluate after each epoch by name (``test``, ``validation``).
-        classes: Names of the classes.
-        lr: Factor of the initial learning rate by step.
-        rho: Radius by step.
-        epochs: Passes over the training set.
-        max_steps: Stop after so many steps, also within an epoch.
-        log_every: Steps between two rows of training metrics.
-        ema: Exponential moving average of the weights, or None.
-        data_digest: Of the data and their labels; a checkpoint goes with one.
-    """
-
-    model: nn.Module
-    step: SamStep | CapturedStep
-    train: Loader
-    evaluations: Mapping[str, Loader]
-    classes: tuple[str, ...]
-    lr: Schedule
-    rho: Callable[[int], float]
-    epochs: int
-    max_steps: int
-    log_every: int
-    ema: AveragedModel | None = None
-    data_digest: str = ""
-
-
-@dataclass(frozen=True)
-class Outputs:
-    """Where a run's numbers and state go."""
-
-    tracker: Tracker
-    checkpoints: CheckpointFolder
-
-
-@dataclass
-class Progress:
-    """How far a run is; what a checkpoint holds beside model and optimizer.
-
-    Attributes:
-        epoch: Epochs done.
-        step: Batches seen.
-        updates: Steps that changed the weights, which is where the schedules are.
-        final: Metrics of the latest evaluation, by tag.
-        best: Those of the epoch with the highest validation accuracy; without a validation set, the latest.
-        best_epoch: Its number, from 1.
-        seconds: Time spent in training steps.
-        images: Images trained on.
-    """
-
-    epoch: int = 0
-    step: int = 0
-    updates: int = 0
-    final: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
-    best_epoch: int = 0
-    seconds: float = 0.0
-    images: int = 0
-
-
-def fit(run: Run, outputs: Outputs, progress: Progress) -> Progress:
+def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, cadence: Cadence | None = None) -> Progress:
     """Train from `progress` to the end.
 
+    Args:
+        run: What is trained.
+        outputs: Where numbers and checkpoints go.
+        progress: Where to start; it is moved on.
+        stop: Looked at after every step and every batch of an evaluation.
+        cadence: When to save within an epoch; None: only where `stop` asks for it.
+
     Raises:
-        TrainingError: Where the loss is no longer finite.
+        TrainingError: Where a loss or a gradient is not finite, or the disk is full.
+        Stopped: Where `stop` was made; everything is saved then.
     """
+    if progress.epoch > run.epochs:
+        raise InputError(f"this run has done {progress.epoch} epochs\n  give at least as many: epochs={progress.epoch}")
+    cadence = cadence or Cadence(None, None)
+    saved = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
         outputs.tracker.image("train/images", image_grid(run.train.pixels(first.images[:32])), 0)
-    while progress.epoch < run.epochs and progress.step < run.max_steps:
-        values = _train_epoch(run, outputs.tracker, progress)
-        values |= evaluate(run, outputs.tracker, progress)
-        _require_finite(values, f"after epoch {progress.epoch}")  # before the weights become a checkpoint
-        outputs.tracker.scalars(progress.step, progress.epoch, values)
-        is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
-        save(run, outputs, progress, is_best=is_best)
-        log.info("%s", _epoch_line(run, progress, values))
+    try:
+        while progress.epoch < run.epochs and (progress.batch or progress.step < run.max_steps):
+            _train_epoch(run, outputs, progress, stop, cadence)
+            _end_epoch(run, outputs, progress, stop)
+            saved = progress.step
+            cadence.restart()
+    except Stopped as stopped:
+        if progress.step > saved:  # what is on the disk is of this very step otherwise
+            save(run, outputs, progress)
+        log.info("%s: stopped after step %d, everything is saved", stopped.reason, progress.step)
+        raise
     return progress
 
 
-def _train_epoch(run: Run, tracker: Tracker, progress: Progress) -> dict[str, float]:
-    """Train one epoch; its mean metrics by tag."""
-    meter = TrainMeter(run.step.objective.device)
-    sums = dict.fromkeys(SUMS, 0.0)
-    perturbed = any(run.rho(update) > 0 for update in (progress.updates, run.max_steps - 1))
+def _train_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, cadence: Cadence) -> None:
+    """Train what is left of an epoch; its sums are in `progress` then."""
+    meter = TrainMeter(run.step.objective.device, progress.row)
+    num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
     run.model.train()
     started, images_before = time.perf_counter(), progress.images
-    num_batches = min(len(run.train), run.max_steps - progress.step)
-    batches = run.train.epoch(progress.epoch)
-    settings: dict[str, float] = {}
-    for number in tqdm(range(num_batches), desc=f"epoch {progress.epoch + 1}/{run.epochs}", leave=False, disable=None):
-        settings = _train_step(run, meter, next(batches), progress)
-        last = number == num_batches - 1
+    batches = run.train.epoch(progress.epoch, start=progress.batch)
+    title = f"epoch {progress.epoch + 1}/{run.epochs}"
+    for _ in tqdm(range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=None):
+        _train_step(run, meter, next(batches), progress)
+        last = progress.batch == num_batches
         if last or progress.step % run.log_every == 0:
-            taken = meter.take()  # waits for the device
-            sums = {name: sums[name] + taken[name] for name in SUMS}
-            _require_finite(sums, f"within the last {run.log_every} steps before step {progress.step}")
-            if not last and taken["num_steps"]:  # a row of skipped steps has nothing to tell
-                values = _with_prefix("train", train_metrics(taken, perturbed=perturbed))
-                tracker.scalars(progress.step, progress.epoch + 1, values | settings)
-    if not sums["num_steps"]:
-        raise TrainingError(
-            f"every step of epoch {progress.epoch + 1} overflowed in fp16\n  use precision=bf16 or fp32"
-        )
+            _log_row(run, outputs, progress, meter, last=last)
+        if stop.made or (not last and cadence.due(progress.step)):
+            progress.row = meter.peek()
+            stop.check()
+            save(run, outputs, progress)
+            cadence.restart()
     seconds = time.perf_counter() - started
     progress.seconds += seconds
-    progress.epoch += 1
-    tracker.timing(progress.step, {"time/images_per_second": (progress.images - images_before) / seconds})
-    return _with_prefix("train", train_metrics(sums, perturbed=perturbed)) | settings
+    if progress.images > images_before:
+        outputs.tracker.timing(progress.step, {"time/images_per_second": (progress.images - images_before) / seconds})
 
 
-def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progress) -> dict[str, float]:
-    """One step; the learning rate, rho and loss scale that it was made with."""
+def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest) -> None:
+    """Evaluate, log and save."""
+    if not progress.sums["num_steps"]:
+        raise TrainingError(
+            f"every step of epoch {progress.epoch + 1} overflowed or was not finite\n"
+            "  use precision=bf16 or fp32, a smaller lr or rho"
+        )
+    last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
+    values: Metrics = with_prefix("train", train_metrics(progress.sums, perturbed=_perturbed(run, progress)))
+    values |= progress.settings
+    picture = (lambda image: outputs.tracker.image("test/confusion", image, progress.step)) if last else None
+    values |= evaluate(run, picture, stop)
+    _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights become a checkpoint
+    progress.epoch, progress.batch = progress.epoch + 1, 0
+    progress.sums = dict.fromkeys(SUMS, 0.0)
+    outputs.tracker.scalars(progress.step, progress.epoch, values)
+    is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
+    save(run, outputs, progress, is_best=is_best, at_end=True)
+    log.info("%s", _epoch_line(run, progress, values))
+
+
+def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progress) -> None:
+    """One step; `progress` holds the learning rate, rho and loss scale that it was made with."""
     lr, rho = run.lr(progress.updates), run.rho(progress.updates)
     groups, scaler = run.step.optimizer.param_groups, run.step.objective.scaler
     for group in groups:
         group["lr"] = group["initial_lr"] * lr
-    settings = {"lr": groups[0]["lr"], "rho": rho} | ({"loss_scale": scaler.get_scale()} if scaler.is_enabled() else {})
+    progress.settings = {"lr": groups[0]["lr"], "rho": rho}
+    if scaler.is_enabled():
+        progress.settings["loss_scale"] = scaler.get_scale()
     stats = run.step(Batch(examples.images, examples.labels), rho)
+    if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
+        _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1
+    progress.batch += 1
     progress.images += len(examples.labels)
     if not stats.skipped:
         meter.add(stats, examples.labels, examples.clean_labels)
         progress.updates += 1
         if run.ema is not None:
             run.ema.update_parameters(run.model)
-    return settings
 
 
-def _with_prefix(prefix: str, values: Mapping[str, float]) -> dict[str, float]:
-    return {f"{prefix}/{name}": value for name, value in values.items()}
+def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, *, last: bool) -> None:
+    """Move what the meter has to the sums of the epoch, and log it; the last row is the epoch's own."""
+    taken = meter.take()  # waits for the device
+    progress.row = dict.fromkeys(SUMS, 0.0)
+    bad = [name for name, key in zip(CHECKED, SUMS[-len(CHECKED) :], strict=True) if taken[key]]
+    if bad and not run.skip_nonfinite:
+        raise _not_finite(bad[0], f"within the last {run.log_every} steps before step {progress.step}")
+    progress.nonfinite += round(taken["num_nonfinite"])
+    progress.sums = {name: progress.sums[name] + taken[name] for name in SUMS}
+    if not last and taken["num_steps"]:  # a row of skipped steps has nothing to tell
+        values = with_prefix("train", train_metrics(taken, perturbed=_perturbed(run, progress)))
+        outputs.tracker.scalars(progress.step, progress.epoch + 1, values | progress.settings)
+
+
+def _perturbed(run: Run, progress: Progress) -> bool:
+    """Whether steps have a second pass, here or later: rho may be warming up."""
+    return run.rho(max(progress.updates - 1, 0)) > 0 or run.rho(run.max_steps - 1) > 0
+
+
+def _require_finite_step(stats: StepStats, step: int) -> None:
+    if not stats.finite.all():
+        bad = [name for name, good in zip(CHECKED, stats.finite.tolist(), strict=True) if not good]
+        raise _not_finite(bad[0], f"at step {step}")
 
 
 def _require_finite(values: Mapping[str, float], when: str) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise TrainingError(
-            f"{bad[0]} is not finite {when}\n"
-            "  a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5 may help\n"
-            "  checkpoints of earlier epochs are kept"
-        )
+        raise _not_finite(bad[0], when)
 
 
-def predict(model: nn.Module, loader: Loader, autocast_dtype: torch.dtype | None = None) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and labels (N,) of a whole set, in evaluation mode; the model's mode is put back."""
-    was_training = model.training
-    model.eval()
-    try:
-        with torch.inference_mode():
-            pairs = []
-            for examples in loader.epoch():
-                enabled = autocast_dtype is not None
-                with torch.autocast(examples.images.device.type, dtype=autocast_dtype, enabled=enabled):
-                    pairs.append((model(examples.images), examples.labels))
-    finally:
-        model.train(was_training)
-    logits, labels = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(labels)
-
-
-def evaluate(run: Run, tracker: Tracker | None = None, progress: Progress | None = None) -> dict[str, float]:
-    """Metrics of all evaluation sets by tag, ``test/accuracy`` say, and of the moving average as ``test_ema/accuracy``.
-
-    With `tracker`, and where `progress` is at the end of the run, the confusion matrix of the test set goes to
-    TensorBoard.
-    """
-    values: dict[str, float] = {}
-    for name, loader in run.evaluations.items():
-        logits, labels = predict(run.model, loader, run.step.objective.autocast_dtype)
-        values |= _with_prefix(name, evaluation_metrics(logits, labels))
-        if run.ema is not None:
-            averaged, _ = predict(run.ema.module, loader, run.step.objective.autocast_dtype)
-            values |= _with_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))
-        at_end = progress is not None and (progress.epoch == run.epochs or progress.step >= run.max_steps)
-        if tracker is not None and progress is not None and at_end and name == "test":
-            tracker.image(
-                "test/confusion", confusion_picture(confusion_matrix(logits, labels), run.classes), progress.step
-            )
-    return values
+def _not_finite(what: str, when: str) -> TrainingError:
+    return TrainingError(
+        f"{what} is not finite {when}\n"
+        "  the weights were not changed by it; earlier checkpoints are kept\n"
+        "  a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5 may help; on_nonfinite=skip leaves "
+        "such steps out"
+    )
 
 
 def _note_best(progress: Progress, values: dict[str, float], *, has_validation: bool) -> bool:
@@ -222,42 +170,6 @@ def _note_best(progress: Progress, values: dict[str, float], *, has_validation: 
         return False
     progress.best, progress.best_epoch = dict(values), progress.epoch
     return True
-
-
-def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool) -> None:
-    """Write a checkpoint from which `restore` continues."""
-    rng = RngState.capture(run.step.objective.device)
-    state = {
-        "model": run.model.state_dict(),
-        "optimizer": run.step.optimizer.state_dict(),
-        "scaler": run.step.objective.scaler.state_dict(),
-        "ema": None if run.ema is None else run.ema.state_dict(),
-        "rng": {"cpu": rng.cpu, "cuda": rng.cuda},
-        "progress": dict(vars(progress)),
-        "metrics_bytes": outputs.tracker.flush(),
-        "data_digest": run.data_digest,
-    }
-    outputs.checkpoints.save(progress.step, state, is_best=is_best)
-
-
-def restore(run: Run, state: Mapping[str, Any]) -> Progress:
-    """Bring a run to where `save` left it.
-
-    Raises:
-        InputError: Where the data or their labels are not those that it was trained on.
-    """
-    if state["data_digest"] != run.data_digest:
-        raise InputError(
-            "the data or their labels have changed since this run was made\n  give another run_dir to train anew"
-        )
-    run.model.load_state_dict(state["model"])
-    run.step.optimizer.load_state_dict(state["optimizer"])
-    if run.step.objective.scaler.is_enabled():
-        run.step.objective.scaler.load_state_dict(state["scaler"])
-    if run.ema is not None:
-        run.ema.load_state_dict(state["ema"])
-    RngState(state["rng"]["cpu"], state["rng"]["cuda"]).restore(run.step.objective.device)
-    return Progress(**state["progress"])
 
 
 def _epoch_line(run: Run, progress: Progress, values: Mapping[str, float]) -> str:

@@ -5,6 +5,7 @@ import json
 import logging
 import pickle
 import random
+import zipfile
 from contextlib import suppress
 
 import pytest
@@ -12,6 +13,7 @@ import torch
 from torch import nn
 
 from sam_runner import checkpoint
+from sam_runner.archives import holds_only_tensors
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.errors import InputError
 
@@ -20,8 +22,8 @@ def state_of(number):
     return {"model": {"w": torch.full((4,), float(number))}, "optimizer": {}}
 
 
-def save(checkpoints, step, *, is_best=False):
-    return checkpoints.save(step, state_of(step), is_best=is_best)
+def save(checkpoints, step, *, is_best=False, epoch=1):
+    return checkpoints.save(step, state_of(step), is_best=is_best, epoch=epoch)
 
 
 def saved(folder, steps):
@@ -52,9 +54,11 @@ def write_with_manifest(folder, content, step=9, **changes):
     path = folder / f"step-{step:08d}.pt"
     path.write_bytes(content)
     manifest = {
-        "format": 1, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "is_best": False,
+        "format": 2, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "is_best": False,
+        "is_kept": False, **changes,
     }  # fmt: skip
-    path.with_suffix(".json").write_text(json.dumps({**manifest, **changes}))
+    signed = {**manifest, "check": checkpoint._check(manifest)}
+    path.with_suffix(".json").write_text(json.dumps(signed))
     return path
 
 
@@ -265,17 +269,92 @@ def test_newer_format_is_refused(tmp_path):
     torch.save({**state_of(9), "step": 9}, source)
     write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
     assert CheckpointFolder(tmp_path / "checkpoints").latest() is not None
-    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=2)
+    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=3)
     with pytest.raises(InputError) as caught:
         CheckpointFolder(tmp_path / "checkpoints").latest()
-    assert "format 2" in str(caught.value)
+    assert "format 3" in str(caught.value)
     assert "remove" not in str(caught.value)
+
+
+def test_older_format_is_refused_with_a_way_out(tmp_path):
+    path = save(CheckpointFolder(tmp_path), 1).with_suffix(".json")
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
+    with pytest.raises(InputError, match="format 1, this version reads 2; use an older version"):
+        CheckpointFolder(tmp_path).latest()
+
+
+def test_chosen_epochs_are_kept_for_good(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path, keep_epochs=[2, 5])
+    for epoch in range(1, 8):
+        save(checkpoints, 10 * epoch, epoch=epoch)
+    assert names(tmp_path) == kept_files(20, 50, 60, 70)
+
+
+def test_the_end_of_an_epoch_comes_after_its_last_batch_and_does_not_touch_it(tmp_path):
+    checkpoints = CheckpointFolder(tmp_path)
+    within = save(checkpoints, 7, epoch=None)
+    content = within.read_bytes()
+    end = checkpoints.save(7, {**state_of(8)}, epoch=1)
+    assert within != end
+    assert within.read_bytes() == content
+    assert torch.equal(checkpoints.latest()["model"]["w"], torch.full((4,), 8.0))
+
+
+def test_any_change_of_a_manifest_is_found(tmp_path):
+    path = save(CheckpointFolder(tmp_path), 1).with_suffix(".json")
+    content = path.read_bytes()
+    for bit in range(8 * len(content)):
+        path.write_bytes(flip(content, bit))
+        assert checkpoint.fault_of(path) is not None or json.loads(path.read_text()) == json.loads(content)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"cbuiltins\nbytearray\n(I400000000\ntR.",
+        b"c__builtin__\nbytearray\n(I400000000\ntR.",
+        b"\x80\x04\x8c\x08builtins\x8c\tbytearray\x93.",
+        b"cos\nsystem\n(S'true'\ntR.",
+    ],
+)
+def test_a_pickle_that_names_anything_else_is_refused_before_torch_reads_it(tmp_path, content, monkeypatch):
+    with zipfile.ZipFile(tmp_path / "evil", "w") as archive:
+        archive.writestr("archive/data.pkl", content)
+        archive.writestr("archive/version", "3")
+    write_with_manifest(tmp_path / "checkpoints", (tmp_path / "evil").read_bytes())
+    monkeypatch.setattr(torch, "load", lambda *_, **__: pytest.fail("torch.load was called"))
+    with pytest.raises(InputError, match="refused"):
+        CheckpointFolder(tmp_path / "checkpoints").latest()
+
+
+def test_a_compressed_archive_is_refused(tmp_path):
+    torch.save({**state_of(9), "step": 9}, tmp_path / "good")
+    with (
+        zipfile.ZipFile(tmp_path / "good") as good,
+        zipfile.ZipFile(tmp_path / "bomb", "w", zipfile.ZIP_DEFLATED) as bomb,
+    ):
+        for entry in good.infolist():
+            bomb.writestr(entry.filename, good.read(entry))
+    assert holds_only_tensors(tmp_path / "good")
+    assert not holds_only_tensors(tmp_path / "bomb")
+    write_with_manifest(tmp_path / "checkpoints", (tmp_path / "bomb").read_bytes())
+    with pytest.raises(InputError, match="refused"):
+        CheckpointFolder(tmp_path / "checkpoints").latest()
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16, torch.int32, torch.int16, torch.bool])
+def test_tensors_of_every_type_are_let_in(tmp_path, dtype):
+    torch.save(
+        {"a": torch.ones(3).to(dtype), "b": nn.Parameter(torch.ones(2)).data, "c": [1, 2.5, None, "x", (True,)]},
+        tmp_path / "f",
+    )
+    assert holds_only_tensors(tmp_path / "f")
 
 
 def test_newer_format_of_the_best_is_refused(tmp_path):
     path = save(CheckpointFolder(tmp_path), 1, is_best=True).with_suffix(".json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 2}))
-    with pytest.raises(InputError, match="written in format 2, this version reads up to 1"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
+    with pytest.raises(InputError, match="written in format 3, this version reads 2; use a newer version"):
         CheckpointFolder(tmp_path).best()
 
 
@@ -313,7 +392,7 @@ def test_state_that_cannot_be_saved_leaves_no_trace(tmp_path):
     checkpoints, _ = saved(tmp_path, [1])
     before = names(tmp_path)
     with pytest.raises((pickle.PicklingError, AttributeError)):
-        checkpoints.save(2, {**state_of(2), "hook": lambda: None}, is_best=True)
+        checkpoints.save(2, {**state_of(2), "hook": lambda: None}, is_best=True, epoch=1)
     assert names(tmp_path) == before
     assert checkpoints.latest()["step"] == 1
 

@@ -118,7 +118,8 @@ def test_every_range_is_of_a_key_that_exists():
         for name in names:
             content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
             known |= {f"{group.replace('/', '.')}.{key}" for key in content if key != "defaults"}
-    known |= set(yaml.safe_load((CONF / "config.yaml").read_text()))
+    root = yaml.safe_load((CONF / "config.yaml").read_text())
+    known |= {*root, *(f"checkpoint.{key}" for key in root["checkpoint"])}
     assert set(RANGES) <= known
 
 

@@ -9,10 +9,10 @@ import sam_runner
 
 PACKAGE = Path(sam_runner.__file__).parent
 LAYERS = [  # within a layer, too, a module imports only those before it
-    ["errors", "files", "hardware", "seeding", "schedules", "batchnorm", "trust"],
+    ["errors", "files", "stopping", "archives", "hardware", "seeding", "schedules", "batchnorm", "trust"],
     ["data", "models", "objective", "perturbation", "update", "sam", "capture"],
     ["metrics", "figures", "tracking", "checkpoint"],
-    ["trainer"],
+    ["run", "scoring", "trainer"],
     [
         "schema",
         "hydra_guard",

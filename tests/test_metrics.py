@@ -1,5 +1,7 @@
 """Metrics against NumPy and cases worked out by hand."""
 
+import dataclasses
+import json
 import math
 
 import numpy as np
@@ -197,8 +199,40 @@ def test_train_meter_sums_equal_numpy(batch_sizes, seed):
             "correct_corrupted": (prediction == labels)[corrupted].sum(),
             "recovered_corrupted": (prediction == clean)[corrupted].sum(),
         }
-        expected = {name: expected[name] + float(added[name]) for name in SUMS}
+        expected = {name: expected[name] + float(added.get(name, 0)) for name in SUMS}
     assert meter.take() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+
+
+def test_train_meter_goes_on_from_its_sums_to_the_bit():
+    random = np.random.default_rng(0)
+    steps = [
+        (stats(torch.from_numpy(random.normal(size=(3, 4)).astype(np.float32)), loss=float(random.random())),
+         torch.from_numpy(random.integers(0, 4, 3)))
+        for _ in range(7)
+    ]  # fmt: skip
+    whole = TrainMeter(CPU)
+    for step, labels in steps:
+        whole.add(step, labels, labels)
+    first = TrainMeter(CPU)
+    for step, labels in steps[:3]:
+        first.add(step, labels, labels)
+    second = TrainMeter(CPU, json.loads(json.dumps(first.peek())))
+    for step, labels in steps[3:]:
+        second.add(step, labels, labels)
+    assert second.take() == whole.take()
+
+
+@pytest.mark.parametrize("bad", range(4))
+def test_a_step_that_is_not_finite_is_counted_and_nothing_else(bad):
+    meter = TrainMeter(CPU)
+    meter.add(stats(predicting([0]), loss=3.0), torch.tensor([0]), torch.tensor([0]))
+    finite = torch.ones(4, dtype=torch.bool)
+    finite[bad] = False
+    broken = dataclasses.replace(stats(predicting([0]), loss=math.nan, grad_norm=math.inf), finite=finite)
+    meter.add(broken, torch.tensor([0]), torch.tensor([0]))
+    sums = meter.take()
+    assert (sums["num_steps"], sums["loss"], sums["num_nonfinite"]) == (1, 3.0, 1)
+    assert [sums[name] for name in SUMS[-4:]] == [float(index == bad) for index in range(4)]
 
 
 def test_train_meter_starts_again_after_take():

@@ -47,6 +47,14 @@ def same_state(first, second):
     return same_tensors(a, b)
 
 
+def tensorboard_steps(folder):
+    """Steps of every scalar but the times, as TensorBoard shows them."""
+    events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
+    events.Reload()
+    tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
+    return {tag: [event.step for event in events.Scalars(tag)] for tag in tags}
+
+
 @pytest.fixture(scope="module")
 def sam_run(tmp_path_factory):
     options = (

@@ -13,6 +13,7 @@ from sam_runner.data.decode import centre_box, random_box, read_part
 from sam_runner.data.sets import ImageFiles
 from sam_runner.errors import InputError
 from sam_runner.seeding import derive_seed
+from sam_runner.stopping import ignore_in_worker
 
 Key = tuple[int, int]  # epoch and index of an example
 
@@ -87,6 +88,8 @@ class Stream:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
+            worker_init_fn=ignore_in_worker,
+            generator=torch.Generator(),  # otherwise each epoch would draw from the generator of the dropout masks
         )
 
     def batches(self, epoch: int, indices: list[Tensor]) -> Iterator[Tensor]:

@@ -1,0 +1,191 @@
+"""A run: what it is made of, how far it is, and how that is saved and brought back."""
+
+import errno
+import os
+import shutil
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import nn
+from torch.optim.swa_utils import AveragedModel
+
+from sam_runner.capture import CapturedStep
+from sam_runner.checkpoint import CheckpointFolder
+from sam_runner.data.loader import Loader
+from sam_runner.errors import InputError, TrainingError
+from sam_runner.metrics import SUMS
+from sam_runner.sam import SamStep
+from sam_runner.schedules import Schedule
+from sam_runner.seeding import RngState
+from sam_runner.tracking import Tracker
+
+T = TypeVar("T")
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+
+
+@dataclass(frozen=True)
+class Run:
+    """All that `fit` needs.
+
+    Attributes:
+        model: The network, on its device.
+        step: Its optimizer step.
+        train: Training batches.
+        evaluations: Sets to evaluate after each epoch by name (``test``, ``validation``).
+        classes: Names of the classes.
+        lr: Factor of the initial learning rate by step.
+        rho: Radius by step.
+        epochs: Passes over the training set.
+        max_steps: Stop after so many steps, also within an epoch.
+        log_every: Steps between two rows of training metrics.
+        ema: Exponential moving average of the weights, or None.
+        skip_nonfinite: Leave out and count steps whose loss or gradient is not finite; otherwise they end the run.
+        data_digest: Of the data and their labels; a checkpoint goes with one.
+    """
+
+    model: nn.Module
+    step: SamStep | CapturedStep
+    train: Loader
+    evaluations: Mapping[str, Loader]
+    classes: tuple[str, ...]
+    lr: Schedule
+    rho: Callable[[int], float]
+    epochs: int
+    max_steps: int
+    log_every: int
+    ema: AveragedModel | None = None
+    skip_nonfinite: bool = False
+    data_digest: str = ""
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Where a run's numbers and state go."""
+
+    tracker: Tracker
+    checkpoints: CheckpointFolder
+
+
+@dataclass
+class Progress:
+    """How far a run is; what a checkpoint holds beside model and optimizer.
+
+    Attributes:
+        epoch: Epochs done, with their evaluation.
+        batch: Batches of the current epoch that are done.
+        step: Batches seen.
+        updates: Steps that changed the weights, which is where the schedules are.
+        final: Metrics of the latest evaluation, by tag.
+        best: Those of the epoch with the highest validation accuracy; without a validation set, the latest.
+        best_epoch: Its number, from 1.
+        seconds: Time spent in training epochs.
+        images: Images trained on.
+        nonfinite: Steps left out because a loss or gradient was not finite, apart from those of the loss scaler.
+        sums: Of a `TrainMeter` over the current epoch, up to the last logged row.
+        row: The same since that row.
+        settings: Learning rate, rho and loss scale of the last step.
+    """
+
+    epoch: int = 0
+    batch: int = 0
+    step: int = 0
+    updates: int = 0
+    final: dict[str, float] = field(default_factory=dict)
+    best: dict[str, float] = field(default_factory=dict)
+    best_epoch: int = 0
+    seconds: float = 0.0
+    images: int = 0
+    nonfinite: int = 0
+    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    row: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    settings: dict[str, float] = field(default_factory=dict)
+
+
+class Cadence:
+    """When to save within an epoch.
+
+    Args:
+        steps: Steps between two checkpoints, or None.
+        seconds: Seconds between two checkpoints, or None.
+    """
+
+    def __init__(self, steps: int | None, seconds: float | None) -> None:
+        self._steps, self._seconds = steps, seconds
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint was written just now."""
+        self._last_time = time.monotonic()
+
+    def due(self, step: int) -> bool:
+        """Whether the next one is to be written after `step`."""
+        by_steps = self._steps is not None and step % self._steps == 0
+        return by_steps or (self._seconds is not None and time.monotonic() - self._last_time >= self._seconds)
+
+
+def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = False, at_end: bool = False) -> None:
+    """Write a checkpoint from which `restore` continues.
+
+    Args:
+        run: What is saved.
+        outputs: Where to.
+        progress: How far it is.
+        is_best: Whether it is the best so far.
+        at_end: Whether an epoch has just ended.
+
+    Raises:
+        TrainingError: Where the disk is full.
+    """
+    rng = RngState.capture(run.step.objective.device)
+    state = {
+        "model": run.model.state_dict(),
+        "optimizer": run.step.optimizer.state_dict(),
+        "scaler": run.step.objective.scaler.state_dict(),
+        "ema": None if run.ema is None else run.ema.state_dict(),
+        "rng": {"cpu": rng.cpu, "cuda": rng.cuda},
+        "progress": dict(vars(progress)),
+        "metrics_bytes": _written(outputs.tracker.flush, outputs.checkpoints.folder),
+        "data_digest": run.data_digest,
+    }
+    epoch = progress.epoch if at_end else None
+    folder = outputs.checkpoints.folder
+    _written(lambda: outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch), folder)
+
+
+def _written(write: Callable[[], T], folder: Path) -> T:
+    """What `write` returns; a full disk in words (torch.save speaks of unexpected positions)."""
+    try:
+        return write()
+    except (OSError, RuntimeError) as error:
+        causes = [entry for entry in (error, error.__context__, error.__cause__) if isinstance(entry, OSError)]
+        number = next((entry.errno for entry in causes if entry.errno in FULL), None)
+        if number is None:
+            raise
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
+        raise TrainingError(
+            f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
+            "  earlier checkpoints are intact; make room, then the same command continues"
+        ) from error
+
+
+def restore(run: Run, state: Mapping[str, Any]) -> Progress:
+    """Bring a run to where `save` left it.
+
+    Raises:
+        InputError: Where the data or their labels are not those that it was trained on.
+    """
+    if state["data_digest"] != run.data_digest:
+        raise InputError(
+            "the data or their labels have changed since this run was made\n  give another run_dir to train anew"
+        )
+    run.model.load_state_dict(state["model"])
+    run.step.optimizer.load_state_dict(state["optimizer"])
+    if run.step.objective.scaler.is_enabled():
+        run.step.objective.scaler.load_state_dict(state["scaler"])
+    if run.ema is not None:
+        run.ema.load_state_dict(state["ema"])
+    RngState(state["rng"]["cpu"], state["rng"]["cuda"]).restore(run.step.objective.device)
+    return Progress(**state["progress"])

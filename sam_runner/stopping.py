@@ -1,0 +1,60 @@
+"""Signals that ask a run to end: it finishes its step, saves and leaves; a second Ctrl-C ends it at once.
+
+SIGTERM comes from Slurm, Kubernetes and ``kill``, SIGUSR1 from Slurm's ``--signal``; both end with code 75, at which a
+batch system tries again. Before a run is under way the usual actions hold: there is nothing to save.
+"""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from sam_runner.errors import Stopped
+
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+
+
+class StopRequest:
+    """Whether the end was asked for."""
+
+    def __init__(self) -> None:
+        self._signal: signal.Signals | None = None
+
+    def receive(self, number: int, _: FrameType | None = None) -> None:
+        """Take note of a signal; a Ctrl-C after another signal interrupts at once."""
+        again = self._signal is not None
+        self._signal = signal.Signals(number)
+        if again and number == signal.SIGINT:
+            raise KeyboardInterrupt
+
+    @property
+    def made(self) -> bool:
+        """Whether a signal has come."""
+        return self._signal is not None
+
+    def check(self) -> None:
+        """Raise `Stopped` where a signal has come."""
+        if self._signal is not None:
+            raise Stopped(CODES[self._signal], self._signal.name)
+
+
+@contextmanager
+def stop_request() -> Iterator[StopRequest]:
+    """Signals are noted inside the body; outside of the main thread none arrive."""
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+    before = {number: signal.signal(number, request.receive) for number in CODES}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def ignore_in_worker(_: int) -> None:
+    """For processes that load data: a signal to the whole group is for the run, which ends them itself."""
+    for number in CODES:
+        signal.signal(number, signal.SIG_IGN)

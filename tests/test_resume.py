@@ -1,0 +1,285 @@
+"""A run that is stopped after any step goes on as if nothing had happened: the same bits everywhere."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from sam_runner import scoring, trainer
+from sam_runner.checkpoint import CheckpointFolder
+from tests.commands import TINY, invoke, train
+from tests.test_conf import image_folder
+from tests.test_trainer import same_state, same_tensors, state, tensorboard_steps
+
+STEPS, PER_EPOCH = 12, 6  # of the tiny problem
+COMMON = ("model.dropout=0.3", "augment.pad=1", "augment.flip=true", "log_every=2", "noise=symmetric", "noise.rate=0.5")
+KINDS = {
+    "sgd": ("optimizer=sgd",),
+    "sam": ("optimizer=sam", "rho=0.1", "precision=fp32"),
+    "sam in groups, averaged, held out": (
+        "optimizer=sam", "optimizer.m=8", "accumulate=4", "ema_decay=0.9", "data.val_fraction=0.25", "precision=fp32",
+        "epochs=3",
+    ),
+    "sam fp16": ("optimizer=sam", "precision=fp16"),
+    "sam bf16, schedules": (
+        "optimizer=sam", "precision=bf16", "schedule.warmup_epochs=1", "optimizer.rho_schedule=linear",
+        "optimizer.rho_final=0.5", "optimizer.rho_warmup_epochs=1",
+    ),
+    "adamw": ("optimizer=sam", "optimizer/base=adamw", "optimizer.ascent_steps=2", "grad_clip=1"),
+}  # fmt: skip
+
+
+def stop_after(monkeypatch, steps, number=signal.SIGTERM):
+    """A real signal to this process in its so-many-th step."""
+    original, taken = trainer._train_step, []
+
+    def step(*arguments):
+        original(*arguments)
+        taken.append(1)
+        if len(taken) == steps:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(trainer, "_train_step", step)
+
+
+def logged(folder):
+    return (folder / "metrics.jsonl").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def references(tmp_path_factory):
+    found = {}
+
+    def of(kind):
+        if kind not in found:
+            folder = tmp_path_factory.mktemp("references") / "run"
+            found[kind] = train(folder, *KINDS[kind], *COMMON)
+        return found[kind]
+
+    return of
+
+
+def test_the_reference_depends_on_what_is_restored(references):
+    """Otherwise equality would show nothing."""
+    assert logged(references("sam")) != logged(references("sgd"))
+    assert len({logged(references(kind)) for kind in KINDS}) == len(KINDS)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("after", [1, 2, 4, 6, 11])
+def test_stopped_after_any_step_it_goes_on_to_the_bit(kind, after, references, tmp_path, monkeypatch, capsys):
+    arguments = [*KINDS[kind], *COMMON]
+    with monkeypatch.context() as patch:
+        stop_after(patch, after)
+        stopped = invoke(patch, capsys, tmp_path, *tiny(arguments, tmp_path / "run"))
+    assert stopped.returncode == 75
+    assert f"SIGTERM: stopped after step {after}" in stopped.stdout
+    assert state(tmp_path / "run")["step"] == after
+    assert train_status(tmp_path / "run")["status"] == "preempted"
+    resumed = invoke(monkeypatch, capsys, tmp_path, *tiny(arguments, tmp_path / "run"))
+    assert resumed.returncode == 0, resumed.stderr
+    assert f"after step {after}," in resumed.stdout
+    reference = references(kind)
+    assert logged(tmp_path / "run") == logged(reference)
+    assert same_state(tmp_path / "run", reference)
+    assert tensorboard_steps(tmp_path / "run") == tensorboard_steps(reference)
+
+
+def tiny(arguments, folder):
+    return [*TINY, *arguments, f"run_dir={folder}"]
+
+
+def train_status(folder):
+    return json.loads((folder / "status.json").read_text())
+
+
+def test_stopped_after_every_single_step(references, tmp_path, monkeypatch, capsys):
+    arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
+    for number in range(STEPS):
+        with monkeypatch.context() as patch:
+            stop_after(patch, 1)
+            done = invoke(patch, capsys, tmp_path, *arguments)
+        assert done.returncode == 75
+        assert state(tmp_path / "run")["step"] == number + 1
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
+    assert logged(tmp_path / "run") == logged(references("sam"))
+    assert same_state(tmp_path / "run", references("sam"))
+
+
+@pytest.mark.parametrize("epoch", [1, 2])
+def test_stopped_in_an_evaluation_it_evaluates_again(epoch, references, tmp_path, monkeypatch, capsys):
+    original, calls = scoring.predict, []
+
+    def predict(*arguments):
+        calls.append(1)
+        if len(calls) == epoch:
+            os.kill(os.getpid(), signal.SIGUSR1)
+        return original(*arguments)
+
+    arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(scoring, "predict", predict)
+        done = invoke(patch, capsys, tmp_path, *arguments)
+    assert done.returncode == 75
+    assert "SIGUSR1" in done.stdout
+    saved = state(tmp_path / "run")["progress"]
+    assert (saved["epoch"], saved["batch"], saved["step"]) == (epoch - 1, PER_EPOCH, PER_EPOCH * epoch)
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
+    assert logged(tmp_path / "run") == logged(references("sam"))
+    assert same_state(tmp_path / "run", references("sam"))
+
+
+def test_checkpoints_within_an_epoch_are_used(references, tmp_path, monkeypatch, capsys):
+    """A crash, not a stop: what was done after the last checkpoint is done again."""
+    original, taken = trainer._train_step, []
+
+    def crash_in_step_eight(*arguments):
+        taken.append(1)
+        if len(taken) == 8:
+            raise RuntimeError("the power went")
+        original(*arguments)
+
+    arguments = tiny([*KINDS["sam"], *COMMON, "checkpoint.every_steps=1"], tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_step", crash_in_step_eight)
+        assert invoke(patch, capsys, tmp_path, *arguments).returncode == 1
+    assert state(tmp_path / "run")["step"] == 7
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert "after step 7, in epoch 2" in done.stdout
+    assert logged(tmp_path / "run") == logged(references("sam"))
+    assert same_state(tmp_path / "run", references("sam"))
+
+
+def test_a_time_between_checkpoints_is_kept(tmp_path, monkeypatch, capsys):
+    saved = []
+    original = CheckpointFolder.save
+    monkeypatch.setattr(
+        CheckpointFolder,
+        "save",
+        lambda self, step, *rest, **more: (saved.append(step), original(self, step, *rest, **more))[1],
+    )
+    arguments = tiny(["optimizer=sgd", "checkpoint.every_seconds=1e-9"], tmp_path / "run")
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
+    assert saved == list(range(1, STEPS + 1))
+
+
+def test_sets_on_disk_go_on_to_the_bit(tmp_path, monkeypatch, capsys):
+    root = image_folder(tmp_path / "images")
+    options = ["data=image_folder", f"data.root={root}", "data.storage=disk", "data.image_size=8", "augment=inception"]
+    options += ["batch_size=16", "epochs=2", "optimizer=sam", "device=cpu", "model.width=4", "log_every=1"]
+    assert invoke(monkeypatch, capsys, tmp_path, *options, "run_dir=whole").returncode == 0
+    with monkeypatch.context() as patch:
+        stop_after(patch, 3)
+        assert invoke(patch, capsys, tmp_path, *options, "run_dir=run").returncode == 75
+    assert invoke(monkeypatch, capsys, tmp_path, *options, "run_dir=run").returncode == 0
+    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
+    assert same_state(tmp_path / "run", tmp_path / "whole")
+
+
+def test_two_interrupts_end_it_at_once_and_leave_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+    original, taken = trainer._train_step, []
+
+    def interrupt_twice(*arguments):
+        original(*arguments)
+        taken.append(1)
+        if len(taken) == 8:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_train_step", interrupt_twice)
+        assert invoke(patch, capsys, tmp_path, *arguments).returncode == 130
+    assert state(tmp_path / "run")["step"] == PER_EPOCH
+    assert train_status(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_one_interrupt_saves_and_ends_with_130(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5, signal.SIGINT)
+        done = invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+    assert done.returncode == 130
+    assert state(tmp_path / "run")["step"] == 5
+    assert f"run_dir={tmp_path / 'run'}" in done.stdout
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_stop_ends_a_sweep_and_the_same_sweep_goes_on(tmp_path, monkeypatch, capsys):
+    sweep = ["-m", *tiny(["optimizer=sam", "rho=0.1,0.2,0.3"], "x")[:-1], "sweep_name=s"]
+    with monkeypatch.context() as patch:
+        stop_after(patch, STEPS + 2)
+        done = invoke(patch, capsys, tmp_path, *sweep)
+    assert done.returncode == 75
+    assert "sweep_name=s" in done.stdout
+    results = sorted((tmp_path / "outputs" / "sweeps" / "s").glob("*/result.json"))
+    assert len(results) == 1
+    done = invoke(monkeypatch, capsys, tmp_path, *sweep)
+    assert done.returncode == 0
+    assert "already finished" in done.stdout
+    assert f"after step {STEPS + 2 - STEPS}," in done.stdout
+    assert len(list((tmp_path / "outputs" / "sweeps" / "s").glob("*/result.json"))) == 3
+
+
+@pytest.mark.parametrize(
+    ("changed", "message"),
+    [("epochs=4", "the learning rate follows"), ("compile=default", "bits"), ("on_nonfinite=skip", "stop -> skip")],
+)
+def test_harmless_changes_are_told_and_the_run_goes_on(changed, message, tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+    torch._dynamo.reset()
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", changed], tmp_path / "run"))
+    assert done.returncode == 0, done.stderr
+    assert message in done.stdout
+    assert f"{changed.partition('=')[0]} changed" in done.stdout
+    assert "after step 5, in epoch 1" in done.stdout
+
+
+def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):
+    folder = train(tmp_path / "run", "optimizer=sam", "schedule=constant")
+    whole = train(tmp_path / "whole", "optimizer=sam", "schedule=constant", "epochs=4")
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "schedule=constant", "epochs=4"], folder))
+    assert done.returncode == 0, done.stderr
+    assert "after step 12, in epoch 3" in done.stdout
+    assert logged(folder) == logged(whole)
+    assert same_state(folder, whole)
+    shorter = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "schedule=constant", "epochs=3"], folder))
+    assert shorter.returncode in (1, 2)
+    assert "has done 4 epochs" in shorter.stderr
+
+
+@pytest.mark.parametrize("changed", ["rho=0.2", "seed=1", "batch_size=8", "precision=fp16", "lr=0.01"])
+def test_changes_that_make_another_run_are_refused_by_name(changed, tmp_path, monkeypatch, capsys):
+    folder = train(tmp_path / "run", "optimizer=sam")
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", changed], folder))
+    assert done.returncode == 2
+    assert changed.partition("=")[0] in done.stderr
+    assert "->" in done.stderr
+
+
+def test_another_number_of_threads_is_told(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+    path = tmp_path / "run" / "environment.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 64}))
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+    assert done.returncode == 0
+    assert "threads 64 -> 1" in done.stdout
+
+
+def test_left_over_temporary_files_go(tmp_path, monkeypatch, capsys):
+    with monkeypatch.context() as patch:
+        stop_after(patch, 5)
+        invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+    for name in ("checkpoints/step-00000009.pt.tmp.77", "status.json.tmp.77"):
+        (tmp_path / "run" / name).write_text("half")
+    assert invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run")).returncode == 0
+    assert not list((tmp_path / "run").rglob("*.tmp.*"))
+
+
+def test_same_tensors_sees_a_difference():
+    assert not same_tensors({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-30])})
