@@ -1,4 +1,4 @@
-"""Entry points `sam-train` and `sam-eval`: compose, validate, run, exit code; no torch before settings are valid."""
+"""Entry points `sam-train`, `sam-eval`, `sam-verify`: validate, run, exit code; no torch before settings are valid."""
 
 import logging
 import os
@@ -32,6 +32,11 @@ def train() -> int:
 def evaluate() -> int:
     """`sam-eval run_dir=FOLDER [checkpoint=last|best] [device=...]`: a checkpoint's metrics. Returns the exit code."""
     return _guarded(_evaluate)
+
+
+def verify() -> int:
+    """`sam-verify PATH...`: whether the checkpoints of runs, folders or files are intact; 2 if one is not."""
+    return _guarded(_verify)
 
 
 def _guarded(command: Callable[[list[str]], int]) -> int:
@@ -89,7 +94,7 @@ def _train(arguments: list[str]) -> int:
     from omegaconf.errors import OmegaConfBaseException
     from yaml import YAMLError
 
-    from sam_runner import hydra_guard
+    from sam_runner import hydra_guard, yaml_guard
     from sam_runner.schema import register_schemas
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printing and sys.exit
@@ -97,6 +102,7 @@ def _train(arguments: list[str]) -> int:
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
     register_schemas()
     hydra_guard.install()
+    yaml_guard.install()
     sys.argv[1:] = arguments = prepared(arguments)
     failures: list[Failure] = []
     entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: _job(cfg, failures))
@@ -108,6 +114,8 @@ def _train(arguments: list[str]) -> int:
         raise InputError(explain(error, CONF, arguments)) from error
     except YAMLError as error:
         raise InputError("a configuration file is no YAML\n  " + "\n  ".join(str(error).splitlines()[:6])) from error
+    except RecursionError as error:
+        raise InputError("a configuration file or an argument is nested too deeply") from error
     except ValueError as error:  # Hydra's own, of a group that is given no option, say
         raise InputError(f"{str(error).splitlines()[0]}\n  given: {' '.join(arguments)[:300]}") from error
     except SystemExit as stop:  # argparse, and Hydra's --cfg
@@ -201,8 +209,24 @@ def _evaluate(arguments: list[str]) -> int:
     which = given.get("checkpoint", "last")
     if which not in ("last", "best"):
         raise InputError(f"checkpoint={which} is not known\n  accepted: last, best")
+    from sam_runner import yaml_guard
     from sam_runner.evaluation import evaluate_folder
+
+    yaml_guard.install()
 
     for tag, value in evaluate_folder(Path(os.path.expanduser(given["run_dir"])), which, given.get("device")).items():
         print(f"{tag} {value:.6f}")
     return DONE
+
+
+def _verify(arguments: list[str]) -> int:
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(verify.__doc__)
+        return DONE if arguments else BAD_INPUT
+    from sam_runner.verification import verdicts
+
+    faults = 0
+    for path, fault in verdicts([Path(os.path.expanduser(argument)) for argument in arguments]):
+        print(f"good     {path}" if fault is None else f"damaged  {path}: {fault}")
+        faults += fault is not None
+    return BAD_INPUT if faults else DONE

@@ -113,6 +113,39 @@ def test_more_bad_input(arguments, named, tmp_path, monkeypatch, capsys):
     assert not list(tmp_path.iterdir())
 
 
+BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
+    f"{new}: &{new} [{','.join(['*' + old] * 9)}]\n" for old, new in zip("abcdefg", "bcdefgh", strict=True)
+)
+
+
+@pytest.mark.parametrize("text", [BOMB, "a: &a 1\nb: *a\n", "a: &a {b: *a}\n", "<<: &x {a: 1}\nb: *x\n"])
+def test_aliases_are_refused_at_once(text, tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "bomb.yaml").write_text(text)
+    started = time.perf_counter()
+    done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "+experiment=bomb")
+    assert done.returncode == 2
+    assert "aliases are not accepted" in done.stderr
+    assert "bomb.yaml" in done.stderr
+    assert time.perf_counter() - started < 5
+
+
+def test_aliases_in_the_settings_of_a_run_are_refused(tmp_path, monkeypatch, capsys):
+    folder = train(tmp_path / "run", "optimizer=sgd")
+    (folder / "config.yaml").write_text(BOMB)
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=cli.evaluate)
+    assert done.returncode == 2
+    assert "aliases are not accepted" in done.stderr
+
+
+def test_a_file_nested_too_deeply_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "deep.yaml").write_text("a: " + "[" * 20_000)
+    done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "+experiment=deep")
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
 def test_a_file_that_is_no_yaml_is_named_shortly(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine" / "model").mkdir(parents=True)
     (tmp_path / "mine" / "model" / "broken.yaml").write_text("a: [1,\nb: {")

@@ -16,6 +16,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
     [
         "schema",
         "hydra_guard",
+        "yaml_guard",
         "usage",
         "config",
         "messages",
@@ -25,6 +26,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "plan",
         "launch",
         "evaluation",
+        "verification",
         "cli",
         "__main__",
     ],
