@@ -57,6 +57,10 @@ class CheckpointFolder:
         self._delete_old()
         return path
 
+    def keeps(self, epoch: int) -> bool:
+        """Whether the end of an epoch is kept for good."""
+        return epoch in self._keep_epochs
+
     def latest(self) -> dict[str, Any] | None:
         """State of the newest good checkpoint; damaged ones are named in the log and passed over.
 

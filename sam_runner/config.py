@@ -41,6 +41,7 @@ RANGES: dict[str, Range] = {
     "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
     "log_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
     "checkpoint.every_steps": AT_LEAST_ONE, "checkpoint.every_seconds": POSITIVE, "checkpoint.keep": Range(2),
+    "checkpoint.least_seconds": NOT_NEGATIVE,
     "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,

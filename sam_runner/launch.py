@@ -90,7 +90,7 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
             Outputs(tracker, checkpoints),
             progress,
             stop,
-            Cadence(options["every_steps"], options["every_seconds"]),
+            Cadence(options["every_steps"], options["every_seconds"], options["least_seconds"]),
         )
         tracker.hparams(run_folder.flat(settings), progress.final)
     finally:

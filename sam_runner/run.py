@@ -105,15 +105,16 @@ class Progress:
 
 
 class Cadence:
-    """When to save within an epoch.
+    """When to save.
 
     Args:
-        steps: Steps between two checkpoints, or None.
-        seconds: Seconds between two checkpoints, or None.
+        steps: Steps between two checkpoints within an epoch, or None.
+        seconds: Seconds between two checkpoints within an epoch, or None.
+        least_seconds: The end of an epoch that comes sooner after a checkpoint is not saved, unless it has to be.
     """
 
-    def __init__(self, steps: int | None, seconds: float | None) -> None:
-        self._steps, self._seconds = steps, seconds
+    def __init__(self, steps: int | None = None, seconds: float | None = None, least_seconds: float = 0.0) -> None:
+        self._steps, self._seconds, self._least_seconds = steps, seconds, least_seconds
         self.restart()
 
     def restart(self) -> None:
@@ -121,9 +122,13 @@ class Cadence:
         self._last_time = time.monotonic()
 
     def due(self, step: int) -> bool:
-        """Whether the next one is to be written after `step`."""
+        """Whether one is to be written after `step`, within an epoch."""
         by_steps = self._steps is not None and step % self._steps == 0
         return by_steps or (self._seconds is not None and time.monotonic() - self._last_time >= self._seconds)
+
+    def due_at_end(self) -> bool:
+        """Whether one is to be written at the end of an epoch."""
+        return time.monotonic() - self._last_time >= self._least_seconds
 
 
 def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = False, at_end: bool = False) -> None:

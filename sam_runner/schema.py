@@ -194,6 +194,7 @@ class Checkpoint:
 
     every_steps: int | None
     every_seconds: float | None
+    least_seconds: float
     keep: int
     keep_epochs: list[int]
 

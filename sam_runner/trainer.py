@@ -28,7 +28,7 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
         outputs: Where numbers and checkpoints go.
         progress: Where to start; it is moved on.
         stop: Looked at after every step and every batch of an evaluation.
-        cadence: When to save within an epoch; None: only where `stop` asks for it.
+        cadence: When to save; None: at the end of every epoch.
 
     Raises:
         TrainingError: Where a loss or a gradient is not finite, or the disk is full.
@@ -36,7 +36,7 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
     """
     if progress.epoch > run.epochs:
         raise InputError(f"this run has done {progress.epoch} epochs\n  give at least as many: epochs={progress.epoch}")
-    cadence = cadence or Cadence(None, None)
+    cadence = cadence or Cadence()
     saved = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
@@ -44,12 +44,12 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
     try:
         while progress.epoch < run.epochs and (progress.batch or progress.step < run.max_steps):
             _train_epoch(run, outputs, progress, stop, cadence)
-            _end_epoch(run, outputs, progress, stop)
-            saved = progress.step
-            cadence.restart()
+            if _end_epoch(run, outputs, progress, stop, cadence):
+                saved = progress.step
+                cadence.restart()
     except Stopped as stopped:
         if progress.step > saved:  # what is on the disk is of this very step otherwise
-            save(run, outputs, progress)
+            save(run, outputs, progress, at_end=progress.batch == 0)
         log.info("%s: stopped after step %d, everything is saved", stopped.reason, progress.step)
         raise
     return progress
@@ -79,8 +79,8 @@ def _train_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopReque
         outputs.tracker.timing(progress.step, {"time/images_per_second": (progress.images - images_before) / seconds})
 
 
-def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest) -> None:
-    """Evaluate, log and save."""
+def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, cadence: Cadence) -> bool:
+    """Evaluate, log and, where it is due, save; whether it was saved."""
     if not progress.sums["num_steps"]:
         raise TrainingError(
             f"every step of epoch {progress.epoch + 1} overflowed or was not finite\n"
@@ -95,9 +95,14 @@ def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.sums = dict.fromkeys(SUMS, 0.0)
     outputs.tracker.scalars(progress.step, progress.epoch, values)
-    is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
-    save(run, outputs, progress, is_best=is_best, at_end=True)
+    has_validation = "validation" in run.evaluations
+    is_best = _note_best(progress, values, has_validation=has_validation)
     log.info("%s", _epoch_line(run, progress, values))
+    wanted = last or (is_best and has_validation) or outputs.checkpoints.keeps(progress.epoch)
+    if wanted or cadence.due_at_end():
+        save(run, outputs, progress, is_best=is_best, at_end=True)
+        return True
+    return False
 
 
 def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progress) -> None:

@@ -16,6 +16,7 @@ from sam_runner.schema import register_schemas
 TINY = (
     "data=synthetic", "data.num_train=96", "data.num_test=32", "data.image_size=8", "data.channels=1",
     "data.num_classes=4", "model.width=4", "batch_size=16", "epochs=2", "device=cpu", "log_every=2",
+    "checkpoint.least_seconds=0",
 )  # fmt: skip
 
 

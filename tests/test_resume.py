@@ -165,6 +165,38 @@ def test_a_time_between_checkpoints_is_kept(tmp_path, monkeypatch, capsys):
     assert saved == list(range(1, STEPS + 1))
 
 
+def test_ends_of_epochs_that_come_too_soon_are_not_saved(tmp_path, monkeypatch, capsys):
+    saved = []
+    original = CheckpointFolder.save
+    monkeypatch.setattr(
+        CheckpointFolder,
+        "save",
+        lambda self, step, *rest, **more: (saved.append(step), original(self, step, *rest, **more))[1],
+    )
+    options = ["optimizer=sgd", "epochs=5", "checkpoint.keep_epochs=[2]", "checkpoint.least_seconds=1000"]
+    assert invoke(monkeypatch, capsys, tmp_path, *tiny(options, tmp_path / "run")).returncode == 0
+    assert saved == [2 * PER_EPOCH, 5 * PER_EPOCH]
+
+
+def test_stopped_at_the_end_of_an_epoch_that_was_not_saved(references, tmp_path, monkeypatch, capsys):
+    """The signal comes while the epoch's line is written."""
+    original, calls = trainer._epoch_line, []
+
+    def line(*arguments):
+        calls.append(1)
+        if len(calls) == 1:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    arguments = tiny([*KINDS["sam"], *COMMON, "checkpoint.least_seconds=1000"], tmp_path / "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "_epoch_line", line)
+        assert invoke(patch, capsys, tmp_path, *arguments).returncode == 75
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
+    assert logged(tmp_path / "run") == logged(references("sam"))
+    assert same_state(tmp_path / "run", references("sam"))
+
+
 def test_sets_on_disk_go_on_to_the_bit(tmp_path, monkeypatch, capsys):
     root = image_folder(tmp_path / "images")
     options = ["data=image_folder", f"data.root={root}", "data.storage=disk", "data.image_size=8", "augment=inception"]
