@@ -13,7 +13,7 @@ from datetime import datetime, timezone
 from hashlib import sha256
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from omegaconf import OmegaConf
 
@@ -99,6 +99,20 @@ def require_usable(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
     return differences
 
 
+HELD: set[IO[str]] = set()  # locks of this process
+os.register_at_fork(after_in_child=lambda: [handle.close() for handle in HELD])
+
+
+@contextmanager
+def _closed_in_forks(handle: IO[str]) -> Iterator[None]:
+    """Processes that load data do not hold the lock: they may outlive a run that was killed by some seconds."""
+    HELD.add(handle)
+    try:
+        yield
+    finally:
+        HELD.discard(handle)
+
+
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Hold a run folder, as long as the process lives; a crash leaves nothing to clean up.
@@ -110,7 +124,7 @@ def locked(folder: Path) -> Iterator[None]:
         handle = (folder / ".lock").open("a+")
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be written to: {error.strerror}") from error
-    with handle:
+    with handle, _closed_in_forks(handle):
         try:
             fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from sam_runner.objective import Batch, Evaluation, Objective
-from sam_runner.perturbation import Perturbation, displaced, epsilon, perturbation, shifted
+from sam_runner.perturbation import Perturbation, displaced, epsilon, norm_of, perturbation, shifted
 from sam_runner.seeding import RngState
 from sam_runner.update import Update
 
@@ -159,7 +158,7 @@ class SamStep:
         if not self.projected:
             return step
         total = torch._foreach_add(step.tensors(), eps.tensors())
-        norm = get_total_norm(total)
+        norm = norm_of(list(total))
         scale = (rho / norm).clamp(max=1.0)
         return Perturbation(list(total), scale, scale * norm, step.grad_norm)
 
@@ -173,7 +172,7 @@ class SamStep:
         """
         params = self.objective.params
         eps = epsilon(grads, rho, self.p)
-        grad_norm, eps_norm = (get_total_norm([part.detach() for part in parts]) for parts in (grads, eps))
+        grad_norm, eps_norm = (norm_of([part.detach() for part in parts]) for parts in (grads, eps))
         there = Perturbation([part.detach() for part in eps], torch.ones_like(grad_norm), eps_norm, grad_norm)
         earlier = [param.grad for param in params]
         self.optimizer.zero_grad(set_to_none=True)

@@ -58,3 +58,14 @@ def ignore_in_worker(_: int) -> None:
     """For processes that load data: a signal to the whole group is for the run, which ends them itself."""
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+
+
+@contextmanager
+def held_back() -> Iterator[None]:
+    """Signals wait until the end of the body; processes that it starts begin with them held back too."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)

@@ -6,7 +6,9 @@ scaler.
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_, get_total_norm
+from torch.nn.utils import clip_grads_with_norm_
+
+from sam_runner.perturbation import norm_of
 
 
 class Update:
@@ -65,7 +67,7 @@ class Update:
 
     def _clipped(self, params: list[nn.Parameter]) -> Tensor:
         """||gradient|| before it is clipped."""
-        norm = get_total_norm([param.grad for param in params if param.grad is not None])
+        norm = norm_of([param.grad for param in params if param.grad is not None])
         if self._grad_clip is not None:
             clip_grads_with_norm_(params, self._grad_clip, norm)
         return norm

@@ -18,6 +18,7 @@ from measuring import Report, arguments, median, ratio, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_runner.hardware import set_up
 from sam_runner.models.resnet_cifar import ResNetCifar
 from sam_runner.models.small import SmallCNN
 from sam_runner.models.wide_resnet import WideResNet
@@ -383,6 +384,7 @@ def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
+    set_up(device)  # the allocator as in sam-train, for the rivals too
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")

@@ -8,7 +8,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 
-from sam_runner.perturbation import epsilon
+from sam_runner.perturbation import epsilon, norm_of
 
 INF = math.inf
 PS = st.one_of(st.just(1.0), st.just(2.0), st.just(INF), st.floats(1.05, 50))
@@ -98,3 +98,28 @@ def test_equal_largest_entries_share_rho_at_p_one():
 def test_a_non_finite_gradient_stays_visible(p, bad):
     eps = epsilon([torch.tensor([1.0, bad]), torch.tensor([2.0])], 0.5, p)
     assert not np.isfinite(flat(eps)).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_norm_over_tensors_of_every_layout_equals_numpy(dtype):
+    torch.manual_seed(0)
+    tensors = [
+        torch.randn(3, dtype=dtype),
+        torch.randn((), dtype=dtype),
+        torch.randn(0, dtype=dtype),
+        torch.randn(4, 5, dtype=dtype).t(),
+        torch.randn(8, 3, 5, 5, dtype=dtype).to(memory_format=torch.channels_last),
+        torch.randn(6, 8, dtype=dtype)[:, ::2],
+        torch.ones(1, dtype=dtype).expand(7),
+    ]
+    expected = np.sqrt(sum((tensor.double().numpy() ** 2).sum() for tensor in tensors))
+    norm = norm_of(tensors)
+    assert norm.dtype == dtype
+    assert norm.shape == ()
+    assert float(norm) == pytest.approx(expected, rel=1e-6 if dtype == torch.float32 else 1e-14)
+
+
+def test_norm_of_many_float32_numbers_is_exact_to_a_thousandth():
+    torch.manual_seed(0)
+    numbers = torch.randn(20_000_000)
+    assert float(norm_of([numbers])) == pytest.approx(float(numbers.double().norm()), rel=1e-3)

@@ -207,8 +207,8 @@ MUTANTS = {
     ),
     "no waiting: a number is read": (
         PERTURBATION,
-        "    norm = get_total_norm(grads)\n",
-        "    norm = get_total_norm(grads)\n    norm.item()\n",
+        "    norm = norm_of(grads)\n",
+        "    norm = norm_of(grads)\n    norm.item()\n",
         "test_step.py::test_the_step_reads_no_number",
     ),
     "not finite: the update is made all the same": (

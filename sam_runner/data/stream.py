@@ -13,7 +13,7 @@ from sam_runner.data.decode import centre_box, random_box, read_part
 from sam_runner.data.sets import ImageFiles
 from sam_runner.errors import InputError
 from sam_runner.seeding import derive_seed
-from sam_runner.stopping import ignore_in_worker
+from sam_runner.stopping import held_back, ignore_in_worker
 
 Key = tuple[int, int]  # epoch and index of an example
 
@@ -99,7 +99,9 @@ class Stream:
             InputError: Where an image cannot be read, with its path.
         """
         self._order.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
-        for batch in self._loader:
+        with held_back():  # a worker must not be killed before it ignores signals
+            decoded = iter(self._loader)
+        for batch in decoded:
             if isinstance(batch, InputError):
                 raise batch
             yield batch
