@@ -8,7 +8,7 @@ DATA ?=
 FASHION ?= /usr/share/datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format smoke bench guard gpu gpu-table4 clean
+.PHONY: help run test test-all lint format smoke bench guard faults faults-long gpu gpu-table4 clean
 
 help: ## this list
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
@@ -42,6 +42,12 @@ bench: $(VENV)/.dev ## five minutes of benchmarks; FASHION=FOLDER of Fashion-MNI
 
 guard: $(VENV)/.dev ## ratios that a slower step or data path would break, with generous bounds
 	$(BIN)/python scripts/guard.py
+
+faults: $(VENV)/.dev ## kill runs in every way and compare what they go on to (four minutes); make faults-long: 250 kills
+	$(BIN)/python scripts/faults.py
+
+faults-long: $(VENV)/.dev
+	$(BIN)/python scripts/faults.py --long
 
 gpu: $(VENV)/.dev ## on a GPU, in nine minutes: tests, benchmarks, training (DATA=FOLDER of CIFAR-10); DEVICE=cpu rehearses
 	$(BIN)/python -W ignore scripts/gpu.py --device $(DEVICE) $(if $(DATA),--data $(DATA))
