@@ -161,7 +161,7 @@ def _require_finite(values: Mapping[str, float], when: str) -> None:
 def _not_finite(what: str, when: str) -> TrainingError:
     return TrainingError(
         f"{what} is not finite {when}\n"
-        "  the weights were not changed by it; earlier checkpoints are kept\n"
+        "  it was not saved: earlier checkpoints are kept\n"
         "  a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5 may help; on_nonfinite=skip leaves "
         "such steps out"
     )

@@ -44,6 +44,18 @@ def stop_after(monkeypatch, steps, number=signal.SIGTERM):
     monkeypatch.setattr(trainer, "_train_step", step)
 
 
+def note_saves(monkeypatch):
+    """The steps at which checkpoints are written."""
+    saved, original = [], CheckpointFolder.save
+
+    def save(self, step, *rest, **more):
+        saved.append(step)
+        return original(self, step, *rest, **more)
+
+    monkeypatch.setattr(CheckpointFolder, "save", save)
+    return saved
+
+
 def logged(folder):
     return (folder / "metrics.jsonl").read_bytes()
 
@@ -153,26 +165,14 @@ def test_checkpoints_within_an_epoch_are_used(references, tmp_path, monkeypatch,
 
 
 def test_a_time_between_checkpoints_is_kept(tmp_path, monkeypatch, capsys):
-    saved = []
-    original = CheckpointFolder.save
-    monkeypatch.setattr(
-        CheckpointFolder,
-        "save",
-        lambda self, step, *rest, **more: (saved.append(step), original(self, step, *rest, **more))[1],
-    )
+    saved = note_saves(monkeypatch)
     arguments = tiny(["optimizer=sgd", "checkpoint.every_seconds=1e-9"], tmp_path / "run")
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
     assert saved == list(range(1, STEPS + 1))
 
 
 def test_ends_of_epochs_that_come_too_soon_are_not_saved(tmp_path, monkeypatch, capsys):
-    saved = []
-    original = CheckpointFolder.save
-    monkeypatch.setattr(
-        CheckpointFolder,
-        "save",
-        lambda self, step, *rest, **more: (saved.append(step), original(self, step, *rest, **more))[1],
-    )
+    saved = note_saves(monkeypatch)
     options = ["optimizer=sgd", "epochs=5", "checkpoint.keep_epochs=[2]", "checkpoint.least_seconds=1000"]
     assert invoke(monkeypatch, capsys, tmp_path, *tiny(options, tmp_path / "run")).returncode == 0
     assert saved == [2 * PER_EPOCH, 5 * PER_EPOCH]
