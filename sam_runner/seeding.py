@@ -45,9 +45,12 @@ class RngState:
 
     @staticmethod
     def capture(device: torch.device) -> "RngState":
-        """Read the state; on CUDA it is host-side bookkeeping and does not synchronise."""
-        cuda = torch.cuda.get_rng_state(device) if device.type == "cuda" else None
-        return RngState(torch.get_rng_state(), cuda)
+        """Read the state; on CUDA it is host-side bookkeeping and does not synchronise.
+
+        While a CUDA graph is recorded the device's state cannot be read; what is recorded draws no random numbers.
+        """
+        readable = device.type == "cuda" and not torch.cuda.is_current_stream_capturing()
+        return RngState(torch.get_rng_state(), torch.cuda.get_rng_state(device) if readable else None)
 
     def restore(self, device: torch.device) -> None:
         """Put the state back, so that what is drawn next repeats what was drawn after `capture`."""

@@ -12,6 +12,7 @@ import os
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,15 +50,17 @@ class Clock:
         return self.end - time.monotonic()
 
 
-def tests(report: Report, device: torch.device, clock: Clock) -> bool:
+def tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool:
     """The tests marked gpu; whether they passed."""
     environment = {**os.environ, "SAM_RUNNER_TEST_DEVICE": device.type, "PYTHONPATH": str(ROOT)}
-    words = [sys.executable, "-m", "pytest", "-m", "gpu", "-x", "--no-header", "-p", "no:cacheprovider"]
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "--tb=short", "--durations=5"]
+    words += ["-n", "4"] if device.type == "cuda" else []
     started = time.monotonic()
     done = subprocess.run(
         words, cwd=ROOT, env=environment, capture_output=True, text=True, timeout=max(clock.left(), 1)
     )
     print(done.stdout[-3000:], done.stderr[-1000:], flush=True)
+    (out / "tests.log").write_text(done.stdout + done.stderr)
     last = done.stdout.strip().splitlines()[-1] if done.stdout.strip() else done.stderr.strip()[-200:]
     report.table("Tests marked gpu", ["outcome", "s"], [[last, time.monotonic() - started]])
     return done.returncode == 0
@@ -95,8 +98,9 @@ def steps(report: Report, device: torch.device, clock: Clock, reserve: float) ->
                 left_out.append(f"{name} {route}")
                 continue
             try:
-                rows.append(case(name, batch_size, side, classes, route, device, rounds, count, rate))
+                rows.append(case(report, name, batch_size, side, classes, route, device, rounds, count, rate))
             except Exception as error:  # one route that fails must not hide the others
+                traceback.print_exc()
                 rows.append([name, batch_size, route, f"failed: {type(error).__name__}: {str(error)[:80]}", *["-"] * 6])
             print(rows[-1], flush=True)
             gc.collect()
@@ -131,7 +135,18 @@ def steps(report: Report, device: torch.device, clock: Clock, reserve: float) ->
         report.check("ResNet-50, SAM, floor over step", floor, 0.95, at_most=False)
 
 
-def case(name: str, batch_size: int, side: int, classes: int, route: str, device, rounds: int, count: int, rate: float):
+def case(
+    report: Report,
+    name: str,
+    batch_size: int,
+    side: int,
+    classes: int,
+    route: str,
+    device,
+    rounds: int,
+    count: int,
+    rate: float,
+):
     """A row: one model by one route."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device).to(memory_format=torch.channels_last)
@@ -154,10 +169,35 @@ def case(name: str, batch_size: int, side: int, classes: int, route: str, device
     seconds = take_turns(contenders, rounds, device)
     sam, sgd, update = (median(seconds, entry) / count for entry in contenders)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
+    if device.type == "cuda" and "compiled" in route:
+        kernels(report, f"{name}, {route}", contenders["SAM"], count)
     return [
         name, batch_size, route, sam * 1e3, sgd * 1e3, sam / sgd, (2 * sgd - update) / sam, batch_size / sam,
         6 * flops * batch_size / sam / rate, peak,
     ]  # fmt: skip
+
+
+def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> None:
+    """What the device was busy with in `count` steps, and for how much of the time it was."""
+    step()
+    torch.cuda.synchronize()
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profiled:
+        started = time.perf_counter()
+        step()
+        torch.cuda.synchronize()
+        seconds = time.perf_counter() - started
+    spent: dict[str, list[float]] = {}
+    for event in profiled.events():
+        if event.device_type == torch.autograd.DeviceType.CUDA:
+            entry = spent.setdefault(event.name[:70], [0.0, 0])
+            entry[0] += event.device_time / 1e3 / count
+            entry[1] += 1 / count
+    rows = [[kernel, ms, calls] for kernel, (ms, calls) in sorted(spent.items(), key=lambda item: -item[1][0])]
+    total, launched = (sum(row[column] for row in rows) for column in (1, 2))
+    rest = [f"{len(rows) - 14} others", sum(row[1] for row in rows[14:]), sum(row[2] for row in rows[14:])]
+    note = f"{total:.3g} ms of {1e3 * seconds / count:.3g} ms a step under the profiler, {launched:.0f} kernels."
+    report.table(f"Kernels of a SAM step: {name}", ["kernel", "ms", "calls"], [*rows[:14], rest], note)
 
 
 def forward_flops(model: nn.Module, image: torch.Tensor) -> int:
@@ -209,7 +249,8 @@ def main() -> int:
         return 2
     set_up(device)
     report, out = Report("On the device", device), options.out.resolve()
-    passed = tests(report, device, clock)
+    out.mkdir(parents=True, exist_ok=True)
+    passed = tests(report, device, clock, out)
     report.write(out, "gpu")
     steps(report, device, clock, reserve=150 if device.type == "cuda" else 0)
     report.write(out, "gpu")
