@@ -166,7 +166,7 @@ def build_step(
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode]),
+        forward=model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False),
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=settings["accumulate"],

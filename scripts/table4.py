@@ -1,9 +1,9 @@
 """The paper's table of label noise (Table 4): thin ResNet-32, four rates, SGD and SAM, in pieces of some minutes.
 
-    python scripts/table4.py --data FOLDER [--device cuda] [--minutes 9] [--epochs 200] [--out outputs/table4]
+    python scripts/table4.py --data FOLDER [--device cuda] [--minutes 9] [--epochs 200] [--jobs 2] [--out FOLDER]
 
 FOLDER is an image folder of CIFAR-10. The same command again goes on where it was stopped: finished cells are kept, an
-unfinished one continues from its last whole epoch. --device cpu rehearses with random images and two steps a cell.
+unfinished one continues from its last step. --device cpu rehearses with random images and two steps a cell.
 """
 
 import json
@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import torch
@@ -51,7 +52,7 @@ def command(rate: float, optimizer: str, folder: Path, options) -> list[str]:
 
 
 def run_until(words: list[str], seconds: float) -> bool:
-    """Run; at the end of the time interrupt, which keeps the last whole epoch. Whether it came to its end."""
+    """Run; at the end of the time interrupt, which saves. Whether it came to its end."""
     process = subprocess.Popen(words, cwd=ROOT)
     try:
         return process.wait(timeout=max(seconds, 1)) == 0
@@ -68,6 +69,7 @@ def main() -> int:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=9)
     parser.add_argument("--epochs", type=int, default=200)
+    parser.add_argument("--jobs", type=int, default=2, help="cells that share the device")
     options = parser.parse_args()
     if options.device == "cuda" and (options.data is None or not options.data.is_dir()):
         print(f"error: --data={options.data} is not a folder of CIFAR-10 images", file=sys.stderr)
@@ -75,15 +77,19 @@ def main() -> int:
     options.data = options.data.resolve() if options.data else None
     end = time.monotonic() + 60 * options.minutes
     out = options.out.resolve()
-    missing = []
-    for rate in RHO:
-        for optimizer in PAPER:
-            folder = out / f"{optimizer}-{rate}"
-            left = end - time.monotonic() - 10
-            if (folder / "result.json").is_file():
-                continue
-            if left < 5 or not run_until(command(rate, optimizer, folder, options), left):
-                missing.append(f"{optimizer} at {rate:.0%}")
+
+    def cell(rate: float, optimizer: str) -> str:
+        """Name of the cell where it did not come to its end."""
+        folder = out / f"{optimizer}-{rate}"
+        if (folder / "result.json").is_file():
+            return ""
+        left = end - time.monotonic() - 10
+        ended = left >= 5 and run_until(command(rate, optimizer, folder, options), left)
+        return "" if ended else f"{optimizer} at {rate:.0%}"
+
+    with ThreadPoolExecutor(options.jobs) as pool:
+        cells = [pool.submit(cell, rate, optimizer) for rate in RHO for optimizer in PAPER]
+        missing = [done.result() for done in cells if done.result()]
     report = Report("Table 4: label noise", torch.device(options.device))
     rows = []
     for optimizer, paper in PAPER.items():

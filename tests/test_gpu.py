@@ -47,7 +47,7 @@ def test_an_overflow_changes_nothing_and_halves_the_scale(number_of_pass, device
 @pytest.mark.parametrize("options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"p": 3.0}])
 def test_the_step_never_waits_for_the_device(dtype, options, device):
     model = network().to(device)
-    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)  # as sam-train builds it
     step = SamStep(Objective(model, F.cross_entropy, autocast_dtype=dtype), optimizer, **options)
     first, second = batch_on(device, 1), batch_on(device, 2)
     step(first, 0.1)

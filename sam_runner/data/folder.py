@@ -17,6 +17,8 @@ from sam_runner.seeding import generator
 
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"})
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
+SMALL_FILE = 4096  # bytes, 100x100 pixels: below, two threads spend more time on waiting for each other than they save
+PART = 256  # images that a thread decodes at a time: to hand over one small image takes longer than to decode it
 AUTO_BYTES, MAX_BYTES = 2 << 30, 8 << 30  # of pixels that are kept in memory unasked, and at all
 
 
@@ -41,7 +43,7 @@ def image_folder(
         storage: "memory" decodes all images once and keeps them; "disk" decodes them in every epoch, which needs
             `image_size`; "auto" is memory for up to `AUTO_BYTES`.
         test_fraction: Of each class, in (0, 1), where there is no test folder.
-        num_workers: Threads that decode into memory; None: as many as cores.
+        num_workers: Threads that decode into memory, one for small files; None: as many as cores.
 
     Raises:
         InputError: No such folder, no images, classes that differ between the parts, unequal sizes, or an image that
@@ -142,17 +144,20 @@ def _decode_all(paths: list[Path], image_size: int | None, num_workers: int) -> 
     first = _decode(paths[0], image_size)
     images = np.empty((len(paths), *first.shape[1:], 3), np.uint8)
 
-    def decode(index: int) -> None:
-        image = _decode(paths[index], image_size)
-        if image.shape != first.shape:
-            raise InputError(
-                f"{paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, {paths[0].name} is "
-                f"{first.shape[2]}x{first.shape[1]}\n  set data.image_size to scale all images to one size"
-            )
-        images[index] = image.permute(1, 2, 0).numpy()
+    def decode(indices: range) -> None:
+        for index in indices:
+            image = _decode(paths[index], image_size)
+            if image.shape != first.shape:
+                raise InputError(
+                    f"{paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, {paths[0].name} is "
+                    f"{first.shape[2]}x{first.shape[1]}\n  set data.image_size to scale all images to one size"
+                )
+            images[index] = image.permute(1, 2, 0).numpy()
 
-    with ThreadPoolExecutor(max(num_workers, 1)) as pool:
-        for done in [pool.submit(decode, index) for index in range(len(paths))]:
+    parts = [range(start, min(start + PART, len(paths))) for start in range(0, len(paths), PART)]
+    small = paths[0].stat().st_size < SMALL_FILE
+    with ThreadPoolExecutor(1 if small else max(num_workers, 1)) as pool:
+        for done in [pool.submit(decode, part) for part in parts]:
             done.result()
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
