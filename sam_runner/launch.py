@@ -58,10 +58,13 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    with run_folder.locked(folder), stop_request() as stop, _recorded(folder, again=sweep_folder or folder):
-        for key, change in changes.items():
-            log.warning("%s", ": ".join(filter(None, [f"{key} changed, {change}", run_folder.MAY_CHANGE[key]])))
-        _train(run, folder, settings, fingerprint, stop)
+    with run_folder.locked(folder), stop_request() as stop:
+        if not (folder / run_folder.SETTINGS).is_file():  # first of all: it is what makes a folder a run's
+            run_folder.write_settings(folder, settings)
+        with _recorded(folder, again=sweep_folder or folder):
+            for key, change in changes.items():
+                log.warning("%s", ": ".join(filter(None, [f"{key} changed, {change}", run_folder.MAY_CHANGE[key]])))
+            _train(run, folder, settings, fingerprint, stop)
 
 
 def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str, stop: StopRequest) -> None:

@@ -21,6 +21,7 @@ from sam_runner.config import LOCAL
 from sam_runner.errors import InputError
 from sam_runner.files import read_json, write_atomically, write_json
 
+SETTINGS = "config.yaml"
 RUNS = Path("outputs") / "runs"
 LONGEST_NAME = 120
 MAY_CHANGE = {  # keys that a run can go on with another value of, and what follows
@@ -83,7 +84,7 @@ def require_usable(folder: Path, settings: Mapping[str, Any]) -> dict[str, str]:
         return {}
     if not folder.is_dir():
         raise InputError(f"run_dir={folder} is a file\n  give a folder")
-    config = folder / "config.yaml"
+    config = folder / SETTINGS
     if not config.is_file():
         if any(path.name != ".lock" and ".tmp." not in path.name for path in folder.iterdir()):
             raise InputError(f"run_dir={folder} holds files that are not of a run\n  give an empty or new folder")
@@ -145,7 +146,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
     Raises:
         InputError: Where there is none, or its config.yaml does not parse.
     """
-    path = folder / "config.yaml"
+    path = folder / SETTINGS
     if not path.is_file():
         raise InputError(
             f"{folder} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
@@ -162,7 +163,7 @@ def read_settings(folder: Path) -> dict[str, Any]:
 def write_settings(folder: Path, settings: Mapping[str, Any]) -> None:
     """Write config.yaml."""
     text = OmegaConf.to_yaml(OmegaConf.create(dict(settings)))
-    write_atomically(folder / "config.yaml", lambda handle: handle.write(text.encode()))
+    write_atomically(folder / SETTINGS, lambda handle: handle.write(text.encode()))
 
 
 def finished_result(folder: Path) -> dict[str, Any] | None:

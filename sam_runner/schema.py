@@ -15,6 +15,7 @@ Precision = Enum("Precision", ["auto", "fp32", "tf32", "bf16", "fp16"])
 Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
 OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
 Storage = Enum("Storage", ["auto", "memory", "disk"])
+HumanSet = Enum("HumanSet", ["aggre", "random1", "random2", "random3", "worst", "noisy"])
 PadMode = Enum("PadMode", ["reflect", "zero"])
 Ascent = Enum("Ascent", ["sphere", "projected"])
 RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
@@ -48,8 +49,8 @@ class Synthetic(Data):
 
 
 @dataclass
-class FashionMnist(Data):
-    """Keys of data=fashion_mnist."""
+class Published(Data):
+    """Keys of the sets that are read as they were published: data=cifar10, cifar100, fashion_mnist."""
 
     root: str
     download: bool
@@ -72,6 +73,14 @@ class Symmetric(Target):
 
     rate: float
     include_true_class: bool
+
+
+@dataclass
+class Human(Target):
+    """Keys of noise=human."""
+
+    file: str
+    set: HumanSet
 
 
 @dataclass
@@ -234,8 +243,9 @@ class Root:
 
 
 SCHEMAS: dict[str, type] = {
-    "data/digits": Data, "data/synthetic": Synthetic, "data/fashion_mnist": FashionMnist, "data/image_folder":
-    ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "model/small_cnn": SmallCnn, "model/resnet_cifar":
+    "data/digits": Data, "data/synthetic": Synthetic, "data/published": Published, "data/image_folder":
+    ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "noise/human": Human,
+    "model/small_cnn": SmallCnn, "model/resnet_cifar":
     ResnetCifar, "model/wide_resnet": WideResnet,
     "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":
     RMSprop, "schedule/cosine": Decay, "schedule/linear": Decay, "schedule/constant": Schedule, "schedule/step":

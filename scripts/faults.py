@@ -324,9 +324,9 @@ def no_epoch() -> None:
 
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
-    "M1 plain torch.save": (plain_save, "save"),
+    "M1 plain torch.save": (plain_save, "plain save"),
     "M2 generators not restored": (no_generator, "random"),
-    "M3 metrics.jsonl not cut": (no_cut, "random"),
+    "M3 metrics.jsonl not cut": (no_cut, "save"),
     "M4 epoch of the sampler not restored": (no_epoch, "random"),
 }
 
@@ -355,13 +355,15 @@ def mutant_is_caught(name: str, words: list[str], folder: Path, draws: random.Ra
     """Whether one of some trials shows it."""
     patch, kind = MUTANTS[name]
     reference = Reference(words, folder / "reference")
-    for number in range(8):
+    for number in range(20):
         trial = folder / f"trial{number}"
-        if kind == "save":
+        if kind == "plain save":
             child = start(words, trial, both(patch, kill_in_plain_save(draws)))
             ended(child)
             code = finish(words, trial, patch)
             caught = code != 0
+        elif kind == "save":  # between the flush of metrics.jsonl and the commit of the checkpoint that knows of it
+            caught = killed_in_save(words, trial, reference, draws, patch) is None
         else:
             caught = killed_at_random(words, trial, reference, draws, patch) is None
         if caught:

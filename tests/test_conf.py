@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -17,12 +18,20 @@ from sam_runner.run_folder import cell_folder
 from sam_runner.schema import SCHEMAS
 from sam_runner.usage import first_comment, options
 from tests.commands import TINY, compose_config, settings_of
+from tests.test_cifar import drawn, labels_file, lay_out
 
 SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 NEEDS = {  # what a file cannot do without
     "data/image_folder.yaml": lambda folder: [f"data.root={image_folder(folder)}"],
     "data/fashion_mnist.yaml": lambda folder: [f"data.root={fashion(folder)}"],
+    "data/cifar10.yaml": lambda folder: [f"data.root={cifar(folder, 'cifar10')}"],
+    "data/cifar100.yaml": lambda folder: [f"data.root={cifar(folder, 'cifar100')}"],
+    "noise/human.yaml": lambda folder: [
+        "data=cifar10",
+        f"data.root={cifar(folder, 'cifar10')}",
+        f"noise.file={human_labels(folder)}",
+    ],
     "data/digits.yaml": lambda folder: [],
     "augment/inception.yaml": lambda folder: [
         "data=image_folder",
@@ -32,7 +41,7 @@ NEEDS = {  # what a file cannot do without
     ],
     "optimizer/base/torch.yaml": lambda folder: ["optimizer.base._target_=torch.optim.Adagrad"],
 }
-COUNT = 29
+COUNT = 32
 
 
 def image_folder(folder):
@@ -44,6 +53,19 @@ def image_folder(folder):
             for index in range(32):
                 Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / part / name / f"{index}.png")
     return folder
+
+
+def cifar(folder, name):
+    lay_out(folder, name, "binary", drawn(name))
+    if name == "cifar100":  # 20 training images, where 32 are wanted
+        path = folder / "cifar-100-binary" / "train.bin"
+        path.write_bytes(path.read_bytes() * 2)
+    return folder
+
+
+def human_labels(folder):
+    clean = np.concatenate([labels for file, (_, labels) in drawn("cifar10").items() if file != "test_batch"])
+    return labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
 
 
 def fashion(folder):

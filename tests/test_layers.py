@@ -31,7 +31,19 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "__main__",
     ],
 ]
-DATA = ["sets", "decode", "fashion", "folder", "noise", "augment", "stream", "loader"]
+DATA = [
+    "sets",
+    "decode",
+    "plain_pickle",
+    "download",
+    "fashion",
+    "cifar",
+    "folder",
+    "noise",
+    "augment",
+    "stream",
+    "loader",
+]
 RANK = {name: rank for rank, names in enumerate(LAYERS) for name in names}
 POSITION = {name: position for position, name in enumerate(name for names in LAYERS for name in names)}
 FILES = sorted(path for path in PACKAGE.rglob("*.py") if path.name != "__init__.py")

@@ -4,10 +4,21 @@ A noise model is a function (labels, num_classes, seed, and its own options) -> 
 file in conf/noise.
 """
 
+import os
+from pathlib import Path
+
+import numpy as np
 import torch
 from torch import Tensor
 
+from sam_runner.data.plain_pickle import read_plain_file
+from sam_runner.errors import InputError
 from sam_runner.seeding import generator
+
+HUMAN = {  # sets of the CIFAR-N files
+    "aggre": "aggre_label", "random1": "random_label1", "random2": "random_label2", "random3": "random_label3",
+    "worst": "worse_label", "noisy": "noisy_label",
+}  # fmt: skip
 
 
 def none(labels: Tensor, num_classes: int, seed: int) -> Tensor:  # noqa: ARG001 - the signature of every noise model
@@ -38,3 +49,42 @@ def symmetric(labels: Tensor, num_classes: int, seed: int, *, rate: float, inclu
         shift = torch.randint(1, num_classes, (len(chosen),), generator=draws)
         noisy[chosen] = (labels[chosen] + shift) % num_classes
     return noisy
+
+
+def human(labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -> Tensor:  # noqa: ARG001
+    """Labels that people gave: CIFAR-10N and CIFAR-100N (Wei et al., ICLR 2022), from their files as published.
+
+    The file's labels are in the order of CIFAR's training set. The k-th image of a class there is the k-th of it here,
+    so a set whose classes come one after the other, as folders do, gets the same labels.
+
+    Args:
+        labels: int64, (N,), of the whole training set.
+        num_classes: C.
+        seed: Without effect.
+        file: ``CIFAR-10_human.pt`` or ``CIFAR-100_human.pt``; nothing in it is run.
+        set: aggre, random1, random2, random3 or worst of CIFAR-10N; noisy of CIFAR-100N.
+
+    Raises:
+        InputError: Where the file is no such file, lacks the set, or is of other images.
+    """
+    path = Path(os.path.expanduser(file))
+    columns = read_plain_file(path)
+    clean, given = columns.get("clean_label"), columns.get(HUMAN[set])
+    if given is None:
+        known = ", ".join(name for name, key in HUMAN.items() if key in columns) or "none of CIFAR-N"
+        raise InputError(f"{path} has no labels for noise.set={set}\n  it has: {known}")
+    tensors = []
+    for column in (clean, given):
+        if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in "iu":
+            raise InputError(f"{path} is no file of labels")
+        tensors.append(torch.from_numpy(column.astype(np.int64)))
+    theirs, noisy = tensors
+    inside = all(bool(((part >= 0) & (part < num_classes)).all()) for part in tensors)
+    if len(noisy) != len(theirs) or not inside or not torch.equal(theirs.sort().values, labels.sort().values):
+        raise InputError(
+            f"{path} has {len(theirs)} labels of other images than the {len(labels)} of this training set\n"
+            "  it needs all of CIFAR's training images: data.val_fraction=0"
+        )
+    mine = labels.clone()
+    mine[labels.argsort(stable=True)] = noisy[theirs.argsort(stable=True)]
+    return mine
