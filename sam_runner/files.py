@@ -1,11 +1,18 @@
 """Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
 
+import errno
 import hashlib
 import json
 import os
-from collections.abc import Callable
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
+
+from sam_runner.errors import TrainingError
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
@@ -52,3 +59,27 @@ def sha256(path: Path) -> str:
         while block := handle.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
+
+
+@contextmanager
+def full_disk_in_words(folder: Path) -> Iterator[None]:
+    """A disk that is full as one message; torch.save speaks of unexpected positions.
+
+    Args:
+        folder: Where the body writes.
+
+    Raises:
+        TrainingError: Where the body ended since nothing more could be written.
+    """
+    try:
+        yield
+    except (OSError, RuntimeError) as error:
+        causes = [entry for entry in (error, error.__context__, error.__cause__) if isinstance(entry, OSError)]
+        number = next((entry.errno for entry in causes if entry.errno in FULL), None)
+        if number is None:
+            raise
+        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
+        raise TrainingError(
+            f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
+            "  earlier checkpoints are intact; make room, then the same command continues"
+        ) from error

@@ -1,5 +1,6 @@
 """One run, from checked settings to a finished folder."""
 
+import contextlib
 import logging
 import os
 import traceback
@@ -12,7 +13,7 @@ from sam_runner import run_folder
 from sam_runner.build import build_run, precision_of
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.errors import InputError, Stopped
-from sam_runner.files import write_json
+from sam_runner.files import full_disk_in_words, write_json
 from sam_runner.plan import describe
 from sam_runner.run import Cadence, Outputs, Progress, Run, restore
 from sam_runner.stopping import StopRequest, stop_request
@@ -33,7 +34,7 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
 
     Raises:
         InputError: Where settings or folder cannot be used; nothing has been made then.
-        TrainingError: Where the training fails for a known reason.
+        TrainingError: Where the training fails for a known reason, or the disk is full.
     """
     if sweep_folder is not None:
         folder = run_folder.cell_folder(sweep_folder, overrides)
@@ -58,7 +59,7 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    with run_folder.locked(folder), stop_request() as stop:
+    with full_disk_in_words(folder), run_folder.locked(folder), stop_request() as stop:
         if not (folder / run_folder.SETTINGS).is_file():  # first of all: it is what makes a folder a run's
             run_folder.write_settings(folder, settings)
         with _recorded(folder, again=sweep_folder or folder):
@@ -121,6 +122,13 @@ def _summary(result: Mapping[str, Any]) -> str:
     return f"{', '.join(shown)}, {result.get('images_per_second', 0):,.0f} images/s"
 
 
+class _LogFile(logging.FileHandler):
+    """A full disk is told once, by the run, and not at each line that does not fit."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging
+        """Nothing."""
+
+
 @contextmanager
 def _recorded(folder: Path, again: Path) -> Iterator[None]:
     """Write the log to run.log, and the way the run ended to status.json.
@@ -129,7 +137,7 @@ def _recorded(folder: Path, again: Path) -> Iterator[None]:
         folder: The run folder.
         again: What the same command has to name to continue: the sweep's folder, or the run folder.
     """
-    handler = logging.FileHandler(folder / "run.log", encoding="utf-8")
+    handler = _LogFile(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
@@ -147,7 +155,8 @@ def _recorded(folder: Path, again: Path) -> Iterator[None]:
         raise
     except Exception as error:
         handler.emit(log.makeRecord(log.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
-        run_folder.write_status(folder, "failed", exit_code=1, error=f"{type(error).__name__}: {error}")
+        with contextlib.suppress(OSError):  # it may have been a full disk
+            run_folder.write_status(folder, "failed", exit_code=1, error=f"{type(error).__name__}: {error}")
         raise
     finally:
         log.removeHandler(handler)

@@ -1,12 +1,8 @@
 """A run: what it is made of, how far it is, and how that is saved and brought back."""
 
-import errno
-import os
-import shutil
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeVar
 
 from torch import nn
@@ -15,7 +11,7 @@ from torch.optim.swa_utils import AveragedModel
 from sam_runner.capture import CapturedStep
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.data.loader import Loader
-from sam_runner.errors import InputError, TrainingError
+from sam_runner.errors import InputError
 from sam_runner.metrics import SUMS
 from sam_runner.sam import SamStep
 from sam_runner.schedules import Schedule
@@ -23,7 +19,6 @@ from sam_runner.seeding import RngState
 from sam_runner.tracking import Tracker
 
 T = TypeVar("T")
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 @dataclass(frozen=True)
@@ -140,9 +135,6 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
         progress: How far it is.
         is_best: Whether it is the best so far.
         at_end: Whether an epoch has just ended.
-
-    Raises:
-        TrainingError: Where the disk is full.
     """
     rng = RngState.capture(run.step.objective.device)
     state = {
@@ -152,28 +144,11 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
         "ema": None if run.ema is None else run.ema.state_dict(),
         "rng": {"cpu": rng.cpu, "cuda": rng.cuda},
         "progress": dict(vars(progress)),
-        "metrics_bytes": _written(outputs.tracker.flush, outputs.checkpoints.folder),
+        "metrics_bytes": outputs.tracker.flush(),
         "data_digest": run.data_digest,
     }
     epoch = progress.epoch if at_end else None
-    folder = outputs.checkpoints.folder
-    _written(lambda: outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch), folder)
-
-
-def _written(write: Callable[[], T], folder: Path) -> T:
-    """What `write` returns; a full disk in words (torch.save speaks of unexpected positions)."""
-    try:
-        return write()
-    except (OSError, RuntimeError) as error:
-        causes = [entry for entry in (error, error.__context__, error.__cause__) if isinstance(entry, OSError)]
-        number = next((entry.errno for entry in causes if entry.errno in FULL), None)
-        if number is None:
-            raise
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
-        raise TrainingError(
-            f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
-            "  earlier checkpoints are intact; make room, then the same command continues"
-        ) from error
+    outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch)
 
 
 def restore(run: Run, state: Mapping[str, Any]) -> Progress:

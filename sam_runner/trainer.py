@@ -31,7 +31,7 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
         cadence: When to save; None: at the end of every epoch.
 
     Raises:
-        TrainingError: Where a loss or a gradient is not finite, or the disk is full.
+        TrainingError: Where a loss or a gradient is not finite.
         Stopped: Where `stop` was made; everything is saved then.
     """
     if progress.epoch > run.epochs:

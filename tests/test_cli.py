@@ -22,7 +22,7 @@ BAD_INPUT = [
     (["optimizer=smm"], "optimizer=smm", "did you mean optimizer=sam?"),
     (["optimizr=sam"], "optimizr", "did you mean optimizer?"),
     (["model=resnet21"], "model=resnet21", "did you mean model=resnet"),
-    (["data=imagnet"], "data=imagnet", "options: digits, fashion_mnist"),
+    (["data=imagnet"], "data=imagnet", "options: cifar10, cifar100, digits"),
     (["optimizer/base=adam"], "optimizer/base=adam", "did you mean optimizer/base=adamw?"),
     (["optimizer=sam", "optimizer.roh=0.1"], "optimizer.roh", "did you mean optimizer.rho?"),
     (["optimizer=sam", "+optimizer.extra=1"], "optimizer.extra", "keys: optimizer."),

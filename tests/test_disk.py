@@ -1,0 +1,167 @@
+"""Disks that are full, folders that cannot be written to or are taken, names that are odd: run as processes."""
+
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+import torch
+
+from sam_runner.checkpoint import CheckpointFolder
+from tests.commands import TINY, command
+
+OPTIONS = ("optimizer=sam", "checkpoint.every_steps=1", *TINY)
+
+
+def digest(folder):
+    state = CheckpointFolder(folder / "checkpoints").latest()
+    state["progress"].pop("seconds")
+    return state, (folder / "metrics.jsonl").read_bytes()
+
+
+def equal(first, second):
+    if isinstance(first, torch.Tensor):
+        return torch.equal(first, second)
+    if isinstance(first, dict):
+        return first.keys() == second.keys() and all(equal(first[key], second[key]) for key in first)
+    if isinstance(first, list | tuple):
+        return len(first) == len(second) and all(map(equal, first, second))
+    return first == second
+
+
+def start(folder, *arguments, limit=None):
+    """A process of its own; with `limit` no file may grow beyond so many bytes, as on a disk that is full."""
+
+    def restrict():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+
+    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sam_runner", *arguments], cwd=folder, text=True, stdin=subprocess.DEVNULL,
+        env=environment | {"OMP_NUM_THREADS": "1", "PYTHONDONTWRITEBYTECODE": "1"}, stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE, preexec_fn=restrict if limit else None,
+    )  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("reference")
+    assert command(*OPTIONS, "run_dir=run", cwd=folder).returncode == 0
+    return folder / "run"
+
+
+@pytest.mark.parametrize("part", ["checkpoint", "first file", "numbers"])
+def test_a_full_disk_is_told_and_nothing_is_lost(part, reference, tmp_path):
+    """With room again the same command goes on to the bit."""
+    size = next((reference / "checkpoints").glob("step-*.pt")).stat().st_size
+    limit = {"checkpoint": size - 100, "first file": 50, "numbers": 900}[part]
+    process = start(tmp_path, *OPTIONS, "run_dir=run", limit=limit)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode in (1, 2), said
+    assert "Traceback" not in said
+    assert "error: " in said
+    assert "run" in said
+    assert not list(tmp_path.rglob("*.tmp.*"))
+    again = command(*OPTIONS, "run_dir=run", cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert equal(digest(tmp_path / "run"), digest(reference))
+
+
+def test_a_disk_that_fills_up_keeps_the_last_checkpoint(reference, tmp_path):
+    """A device of its own, where there may be one: half-way nothing more fits."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    size = next((reference / "checkpoints").glob("step-*.pt")).stat().st_size
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", f"size={(3 * size + 120_000) // 4096 * 4096}", "tmpfs", disk],
+        capture_output=True, check=False,
+    )  # fmt: skip
+    if mounted.returncode:
+        pytest.skip("needs the right to mount a small file system")
+    try:
+        (disk / "ballast").write_bytes(bytes(int(1.3 * size)))
+        done = command(*OPTIONS, "run_dir=disk/run", cwd=tmp_path)
+        assert done.returncode == 1, done.stderr
+        assert "No space left" in done.stderr or "full" in done.stderr
+        assert "Traceback" not in done.stderr
+        assert len(done.stderr.splitlines()) <= 20
+        (disk / "ballast").unlink()
+        again = command(*OPTIONS, "run_dir=disk/run", cwd=tmp_path)
+        assert again.returncode == 0, again.stderr
+        assert equal(digest(disk / "run"), digest(reference))
+    finally:
+        subprocess.run(["umount", disk], check=True)
+
+
+def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path):
+    place = tmp_path / "place"
+    place.mkdir()
+    mounted = subprocess.run(["mount", "-t", "tmpfs", "-o", "ro", "tmpfs", place], capture_output=True, check=False)
+    if mounted.returncode:  # without the right to mount, and then without the rights of root too
+        place.chmod(0o555)
+    try:
+        started = time.perf_counter()
+        done = command(*OPTIONS, "run_dir=place/run", cwd=tmp_path)
+        assert time.perf_counter() - started < 30
+        assert done.returncode == 2, done.stderr
+        assert "place/run cannot be made" in done.stderr
+        assert "Traceback" not in done.stderr
+    finally:
+        if mounted.returncode == 0:
+            subprocess.run(["umount", place], check=True)
+        else:
+            place.chmod(0o755)
+
+
+def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(reference, tmp_path):
+    first = start(tmp_path, *OPTIONS, "run_dir=run")
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "run" / "checkpoints").is_dir() and time.monotonic() < deadline:
+        time.sleep(0.002)
+    os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end before the second comes
+    try:
+        second = command(*OPTIONS, "run_dir=run", cwd=tmp_path)
+    finally:
+        os.kill(first.pid, signal.SIGCONT)
+    _, said = first.communicate(timeout=60)
+    assert second.returncode == 2, second.stderr
+    assert f"in use by process {first.pid}" in second.stderr
+    assert first.returncode == 0, said
+    assert equal(digest(tmp_path / "run"), digest(reference))
+
+
+@pytest.mark.parametrize("name", ["ünï kódé 文", "a b", "a=b", "a'b", "{x}", "a,b", "x" * 200])
+def test_odd_names_work(name, tmp_path):
+    place = tmp_path / ("Ordner mit Ümläuten" if name != "x" * 200 else "o")
+    place.mkdir()
+    quoted = name.replace("'", "\\'")
+    done = command(
+        *TINY, "optimizer=sam", "epochs=1", f"run_dir='{quoted}/run'", cwd=place, env={"LC_ALL": "C", "LANG": "C"}
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads((place / name / "run" / "result.json").read_text())["status"] == "finished"
+
+
+def test_a_name_that_hydra_cannot_read_says_how_to_quote(tmp_path):
+    done = command(*TINY, "run_dir=a{b", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "run_dir" in done.stderr
+    assert "'" in done.stderr
+    assert not os.listdir(tmp_path)
+
+
+def test_many_long_settings_in_a_sweep_make_a_name_that_fits(tmp_path):
+    done = command(
+        "-m", *TINY, "optimizer=sam", "epochs=1", "seed=0,1", "optimizer.base.momentum=0.9000000000000001",
+        "optimizer.rho_warmup_epochs=0.0", "label_smoothing=0.0000000000000001",
+        "schedule.warmup_epochs=0.0000000000000000000000000001", "sweep_name=wide", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    cells = [path.name for path in (tmp_path / "outputs" / "sweeps" / "wide").iterdir() if path.is_dir()]
+    assert len(cells) == 2
+    assert max(map(len, cells)) <= 120
