@@ -1,4 +1,4 @@
-"""Entry points `sam-train`, `sam-eval`, `sam-verify`: validate, run, exit code; no torch before settings are valid."""
+"""Entry points `sam-train`, `sam-eval`, `sam-verify`, `sam-report`: exit codes; no torch before settings are valid."""
 
 import logging
 import os
@@ -31,12 +31,26 @@ def train() -> int:
 
 def evaluate() -> int:
     """`sam-eval run_dir=FOLDER [checkpoint=last|best] [device=...]`: a checkpoint's metrics. Returns the exit code."""
-    return _guarded(_evaluate)
+    from sam_runner import afterwards
+
+    return _guarded(afterwards.evaluate)
 
 
 def verify() -> int:
     """`sam-verify PATH...`: whether the checkpoints of runs, folders or files are intact; 2 if one is not."""
-    return _guarded(_verify)
+    from sam_runner import afterwards
+
+    return _guarded(afterwards.verify)
+
+
+def report() -> int:
+    """`sam-report FOLDER... [metric=test/accuracy] [out=FOLDER]`: compare runs; table, plots, report.html in out.
+
+    Returns the exit code.
+    """
+    from sam_runner import afterwards
+
+    return _guarded(afterwards.report)
 
 
 def _guarded(command: Callable[[list[str]], int]) -> int:
@@ -122,7 +136,17 @@ def _train(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else DONE
     finally:
         _list(failures)
+    if "-m" in arguments or "--multirun" in arguments:
+        from sam_runner.afterwards import tell
+
+        tell(_sweep_folder(arguments))
     return _code(failures)
+
+
+def _sweep_folder(arguments: list[str]) -> Path:
+    """As conf/config.yaml names it."""
+    names = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("sweep_name=")]
+    return Path("outputs") / "sweeps" / (names[-1] if names else os.environ["SAM_RUNNER_STARTED"])
 
 
 def prepared(arguments: list[str]) -> list[str]:
@@ -192,41 +216,3 @@ def _list(failures: list[Failure]) -> None:
 
 def _code(failures: list[Failure]) -> int:
     return max((failure.code for failure in failures), default=DONE)
-
-
-def _evaluate(arguments: list[str]) -> int:
-    given = dict(argument.partition("=")[::2] for argument in arguments)
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print((evaluate.__doc__ or "").split(" Returns")[0])
-        return DONE if arguments else BAD_INPUT
-    from sam_runner.config import unknown_key
-
-    for key in given:
-        if key not in ("run_dir", "checkpoint", "device"):
-            raise InputError(unknown_key(key, ["run_dir", "checkpoint", "device"]))
-    if "run_dir" not in given:
-        raise InputError("run_dir has to be given: sam-eval run_dir=FOLDER")
-    which = given.get("checkpoint", "last")
-    if which not in ("last", "best"):
-        raise InputError(f"checkpoint={which} is not known\n  accepted: last, best")
-    from sam_runner import yaml_guard
-    from sam_runner.evaluation import evaluate_folder
-
-    yaml_guard.install()
-
-    for tag, value in evaluate_folder(Path(os.path.expanduser(given["run_dir"])), which, given.get("device")).items():
-        print(f"{tag} {value:.6f}")
-    return DONE
-
-
-def _verify(arguments: list[str]) -> int:
-    if not arguments or {"--help", "-h"} & set(arguments):
-        print(verify.__doc__)
-        return DONE if arguments else BAD_INPUT
-    from sam_runner.verification import verdicts
-
-    faults = 0
-    for path, fault in verdicts([Path(os.path.expanduser(argument)) for argument in arguments]):
-        print(f"good     {path}" if fault is None else f"damaged  {path}: {fault}")
-        faults += fault is not None
-    return BAD_INPUT if faults else DONE

@@ -27,6 +27,9 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "launch",
         "evaluation",
         "verification",
+        "records",
+        "report",
+        "afterwards",
         "cli",
         "__main__",
     ],
@@ -87,6 +90,8 @@ def test_foreign_packages_stay_where_they_belong(path):
     roots = {imported.split(".")[0] for imported, _ in imports_of(path)}
     if RANK[name] < 4:
         assert roots.isdisjoint({"hydra", "omegaconf", "yaml"})
+    if name != "report":
+        assert "matplotlib" not in roots
     if name != "tracking":
         assert "tensorboard" not in roots
         assert not any("tensorboard" in imported for imported, _ in imports_of(path))

@@ -1,0 +1,89 @@
+"""What is done with runs that are there: evaluate, verify and compare them. Each command gives its exit code."""
+
+import os
+from pathlib import Path
+
+from sam_runner.config import unknown_key
+from sam_runner.errors import InputError
+
+EVALUATE = "sam-eval run_dir=FOLDER [checkpoint=last|best] [device=...]: a checkpoint's metrics"
+VERIFY = "sam-verify PATH...: whether the checkpoints of runs, folders or files are intact; code 2 if one is not"
+REPORT = "sam-report FOLDER... [metric=test/accuracy] [out=FOLDER]: compare runs; a table, plots and report.html in out"
+
+
+def evaluate(arguments: list[str]) -> int:
+    """`sam-eval`."""
+    given = dict(argument.partition("=")[::2] for argument in arguments)
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(EVALUATE)
+        return 0 if arguments else 2
+    for key in given:
+        if key not in ("run_dir", "checkpoint", "device"):
+            raise InputError(unknown_key(key, ["run_dir", "checkpoint", "device"]))
+    if "run_dir" not in given:
+        raise InputError("run_dir has to be given: sam-eval run_dir=FOLDER")
+    which = given.get("checkpoint", "last")
+    if which not in ("last", "best"):
+        raise InputError(f"checkpoint={which} is not known\n  accepted: last, best")
+    from sam_runner import yaml_guard
+    from sam_runner.evaluation import evaluate_folder
+
+    yaml_guard.install()
+
+    for tag, value in evaluate_folder(Path(os.path.expanduser(given["run_dir"])), which, given.get("device")).items():
+        print(f"{tag} {value:.6f}")
+    return 0
+
+
+def verify(arguments: list[str]) -> int:
+    """`sam-verify`."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(VERIFY)
+        return 0 if arguments else 2
+    from sam_runner.verification import verdicts
+
+    faults = 0
+    for path, fault in verdicts([Path(os.path.expanduser(argument)) for argument in arguments]):
+        print(f"good     {path}" if fault is None else f"damaged  {path}: {fault}")
+        faults += fault is not None
+    return 2 if faults else 0
+
+
+def report(arguments: list[str]) -> int:
+    """`sam-report`."""
+    if not arguments or {"--help", "-h"} & set(arguments):
+        print(REPORT)
+        return 0 if arguments else 2
+    options = {"metric": "test/accuracy", "out": ""}
+    folders = []
+    for argument in arguments:
+        key, equals, value = argument.partition("=")
+        if equals and not os.path.exists(os.path.expanduser(argument)):
+            if key not in options:
+                raise InputError(unknown_key(key, list(options)))
+            options[key] = value
+        else:
+            folders.append(Path(os.path.expanduser(argument)))
+    if not folders:
+        raise InputError("a folder of runs has to be given: sam-report FOLDER")
+    from sam_runner.report import as_text, report_of, write
+
+    found = report_of(folders, options["metric"])
+    out = Path(os.path.expanduser(options["out"] or str(folders[0])))
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page = write(found, out, ", ".join(folder.resolve().name for folder in folders))
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written to: {error.strerror}\n  give another out=FOLDER") from error
+    print(f"{as_text(found)}\nreport: {page}")
+    return 0
+
+
+def tell(folder: Path) -> None:
+    """What a sweep found, at its end."""
+    if folder.is_dir():
+        from sam_runner.report import as_text, report_of, write
+
+        found = report_of([folder])
+        if found.groups:
+            print(f"\n{as_text(found)}\nreport: {write(found, folder, folder.name)}")

@@ -1,0 +1,202 @@
+"""Runs as they lie on the disk, and what several of them together say: means and intervals over seeds.
+
+Everything is read from the folders, so it does not matter who ran them, when, or with which launcher.
+"""
+
+import json
+import math
+import os
+from collections import defaultdict
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from statistics import mean, stdev
+from typing import Any
+
+import yaml
+from yaml.events import AliasEvent
+
+from sam_runner.errors import InputError
+from sam_runner.files import read_json
+from sam_runner.run_folder import SETTINGS, flat
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+UNTOLD = {  # settings that say how or where a run was made, not what it is
+    "run_dir", "sweep_name", "dry_run", "device", "log_every", "data.root", "data.download", "data.num_workers", "rho",
+    "noise.file",
+}  # fmt: skip
+SHORT = {"optimizer.rho": "rho", "optimizer.base.lr": "lr", "optimizer.base.weight_decay": "weight_decay"}
+
+
+@dataclass(frozen=True)
+class Record:
+    """One run.
+
+    Attributes:
+        folder: Where it lies.
+        settings: By their short names, e.g. ``rho``, ``data._target_``; ``optimizer`` is sam or sgd.
+        seed: Of the run.
+        status: finished, running, failed, interrupted or preempted; "died" where it says running and is not.
+        final: Metrics at the end, empty where it has not finished.
+        error: Of a run that failed.
+    """
+
+    folder: Path
+    settings: Mapping[str, Any]
+    seed: int
+    status: str
+    final: Mapping[str, float]
+    error: str = ""
+
+    @cached_property
+    def rows(self) -> list[dict[str, float]]:
+        """Of metrics.jsonl."""
+        try:
+            text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
+        except OSError:
+            return []
+        rows = []
+        for line in text.splitlines():
+            try:
+                row = json.loads(line)
+            except ValueError:  # the last line of a run that is being written
+                break
+            rows.append(row)
+        return rows
+
+    def curve(self, tag: str) -> dict[int, float]:
+        """A metric by epoch, as it was at the end of each."""
+        return {int(row["epoch"]): row[tag] for row in self.rows if tag in row and "test/nll" in row}
+
+
+def records(folders: Iterable[Path]) -> list[Record]:
+    """Every run in some folders and the folders below, each once, in the order of their names.
+
+    Raises:
+        InputError: Where there is no such folder.
+    """
+    found: dict[Path, Record] = {}
+    for base in folders:
+        if not base.is_dir():
+            raise InputError(f"{base} is not a folder\n  give a sweep's folder, such as outputs/sweeps/<sweep_name>")
+        for folder, below, files in os.walk(base):
+            below.sort()
+            if SETTINGS in files and "run.log" in files:
+                below.clear()
+                path = Path(folder)
+                found.setdefault(path.resolve(), _record(path))
+    return list(found.values())
+
+
+def _record(folder: Path) -> Record:
+    try:
+        text = (folder / SETTINGS).read_text(encoding="utf-8")
+        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, LOADER)):
+            raise InputError(f"{folder / SETTINGS} has YAML aliases, which are not accepted")
+        settings = yaml.load(text, LOADER)
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise InputError(f"{folder / SETTINGS} cannot be read: {str(error).splitlines()[0]}") from error
+    if not isinstance(settings, dict):
+        raise InputError(f"{folder / SETTINGS} is not a configuration")
+    result, status = read_json(folder / "result.json"), read_json(folder / "status.json")
+    result, status = (value if isinstance(value, dict) else {} for value in (result, status))
+    finished = result.get("status") == "finished"
+    state = "finished" if finished else str(status.get("status", "started"))
+    named = _named(settings)
+    seed = named.pop("seed", 0)
+    final = result.get("final", {}) if finished else {}
+    return Record(folder, named, seed, state, final, str(status.get("error", "")))
+
+
+def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Flat settings under short names, without those that tell nothing about the result."""
+    values = {key: value for key, value in flat(settings).items() if key not in UNTOLD}
+    values = {SHORT.get(key, key): value for key, value in values.items() if not key.startswith("checkpoint.")}
+    own = {key for key in SHORT if key in flat(settings)}
+    values |= {SHORT[key]: flat(settings)[key] for key in own}  # what the optimizer was given, not what was typed
+    return {"optimizer": "sam" if values.get("rho", 0) else "sgd", **values}
+
+
+@dataclass(frozen=True)
+class Group:
+    """Runs that differ in nothing but the seed.
+
+    Attributes:
+        settings: Of those keys in which the groups differ.
+        runs: That have finished.
+    """
+
+    settings: Mapping[str, Any]
+    runs: Sequence[Record] = field(default_factory=tuple)
+
+    @property
+    def name(self) -> str:
+        """As in a legend."""
+        return ", ".join(f"{key} {shown(value)}" if key != "optimizer" else str(value) for key, value in self.told())
+
+    def told(self) -> Iterator[tuple[str, Any]]:
+        """Settings that it has; plain training has no rho."""
+        return ((key, value) for key, value in self.settings.items() if value is not None)
+
+    def values(self, tag: str) -> list[float]:
+        """Of a metric, by seed."""
+        return [run.final[tag] for run in self.runs if tag in run.final]
+
+
+def shown(value: Any) -> str:
+    """A setting's value as it is typed."""
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def groups(runs: Sequence[Record]) -> list[Group]:
+    """Finished runs by everything but the seed, in the order of the values of what differs."""
+    finished = [run for run in runs if run.status == "finished"]
+    keys = sorted({key for run in finished for key in run.settings}, key=lambda key: (key != "optimizer", key))
+    texts = {key: {json.dumps(run.settings.get(key)) for run in finished} for key in keys}
+    differing = [key for key in keys if len(texts[key]) > 1 and not _follows_the_optimizer(key, finished)]
+    sorted_in: dict[tuple[str, ...], list[Record]] = defaultdict(list)
+    for run in finished:
+        sorted_in[tuple(json.dumps(run.settings.get(key)) for key in differing)].append(run)
+    made = [
+        Group(
+            {key: json.loads(text) for key, text in zip(differing, values, strict=True)},
+            tuple(sorted(members, key=lambda run: run.seed)),
+        )
+        for values, members in sorted_in.items()
+    ]
+    return sorted(made, key=lambda group: [_order(group.settings[key]) for key in differing])
+
+
+def _follows_the_optimizer(key: str, runs: Sequence[Record]) -> bool:
+    """Whether a setting of SAM is the same in all its runs, and absent from the others: it tells nothing."""
+    if not key.startswith("optimizer."):
+        return False
+    return len({json.dumps(run.settings[key]) for run in runs if key in run.settings}) == 1
+
+
+def _order(value: Any) -> tuple[int, float, str]:
+    """Nothing, numbers by size, words by letter; sgd before sam."""
+    if value is None:
+        return 0, 0.0, ""
+    if isinstance(value, bool | str) or not isinstance(value, int | float):
+        return 2, float(value != "sgd"), str(value)
+    return 1, float(value), ""
+
+
+def interval(values: Sequence[float]) -> tuple[float, float]:
+    """Mean, and half the width of its 95% interval (Student's t); the half is NaN for one value.
+
+    Args:
+        values: At least one.
+    """
+    if len(values) < 2:
+        return mean(values), math.nan
+    return mean(values), student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+
+
+def student_t(freedom: int) -> float:
+    """The 97.5% quantile of Student's t distribution, for 1 and more degrees of freedom."""
+    from scipy.special import stdtrit  # imported here: it takes a moment
+
+    return float(stdtrit(freedom, 0.975))
