@@ -80,10 +80,12 @@ def report(arguments: list[str]) -> int:
 
 
 def tell(folder: Path) -> None:
-    """What a sweep found, at its end."""
-    if folder.is_dir():
-        from sam_runner.report import as_text, report_of, write
+    """What a sweep found, at its end; nothing where no run of it has finished."""
+    if not folder.is_dir():
+        return
+    from sam_runner.records import records
+    from sam_runner.report import as_text, report_of, write
 
+    if any(run.status == "finished" for run in records([folder])):
         found = report_of([folder])
-        if found.groups:
-            print(f"\n{as_text(found)}\nreport: {write(found, folder, folder.name)}")
+        print(f"\n{as_text(found)}\nreport: {write(found, folder, folder.name)}")
