@@ -5,7 +5,7 @@ loss, and which passes update the batch-norm statistics. `sam_runner.sam` decide
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -64,6 +64,8 @@ class Objective:
         scaler: Loss scaler for float16; disabled otherwise.
         num_chunks: Parts into which a batch is split to save memory (gradient accumulation).
         batch_size: Examples of a full batch; with `num_chunks` it sets the largest pass.
+        no_sync: In data-parallel training the context in which gradients stay on their rank, such as the ``no_sync`` of
+            DistributedDataParallel; default none.
         weight_decay: lambda of an added lambda/2 ||w||^2 over all parameters, in both passes as the paper's code has it
             (flax_training.py); 0 where the base optimizer decays the weights.
     """
@@ -78,6 +80,7 @@ class Objective:
         scaler: torch.amp.GradScaler | None = None,
         num_chunks: int = 1,
         batch_size: int = 1,
+        no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
         weight_decay: float = 0.0,
     ) -> None:
         self.model = model
@@ -89,6 +92,7 @@ class Objective:
         self._loss = loss
         self.autocast_dtype = autocast_dtype
         self._chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
+        self._no_sync = no_sync
         self._weight_decay = weight_decay
 
     def chunks(self, batch: Batch) -> list[Batch]:
@@ -98,8 +102,8 @@ class Objective:
     def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
         """L_B and its gradient (times the loss scale), one tensor per parameter; ``.grad`` is put back as it was.
 
-        The tensors are the caller's own and laid out as the parameters. Under DistributedDataParallel call it within
-        ``no_sync``.
+        The tensors are the caller's own and laid out as the parameters. In data-parallel training it is the gradient of
+        this rank's images: each rank has its own eps, as in the paper.
 
         Args:
             batch: All of its chunks together form B.
@@ -118,7 +122,8 @@ class Objective:
         try:
             for param in self.params:
                 param.grad = None
-            evaluation = self.backward(batch, 1.0, at_w=at_w)
+            with self._no_sync():
+                evaluation = self.backward(batch, 1.0, at_w=at_w)
             found = [torch.zeros_like(param) if param.grad is None else param.grad for param in self.params]
         finally:
             for param, grad in zip(self.params, before, strict=True):

@@ -42,6 +42,8 @@ def fetch(url: str, path: Path, sha256: str, timeout: float = TIMEOUT) -> None:
                 raise InputError(f"{url} is not the file that was published (its sha256 differs)\n  try again")
             part.rename(path)
     except (OSError, urllib.error.URLError, ValueError) as error:
+        if part.is_file() and not part.stat().st_size:
+            part.unlink()
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
         raise InputError(
             f"{url} could not be downloaded to {path.parent}: {reason}\n  fetch it yourself, and set data.root"

@@ -1,0 +1,77 @@
+"""Data-parallel steps: ranks with their own perturbations are groups of one process."""
+
+import socket
+
+import pytest
+import torch
+import torch.multiprocessing as mp
+from torch import distributed, nn
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from sam_runner.objective import Batch, Objective
+from sam_runner.sam import SamStep
+
+pytestmark = pytest.mark.dist
+STEPS, BATCH = 5, 16
+
+
+def network():
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 5)).double()
+
+
+def batches():
+    draws = torch.Generator().manual_seed(1)
+    return [
+        Batch(torch.randn(BATCH, 1, 8, 8, generator=draws, dtype=torch.float64), torch.arange(BATCH) % 5)
+        for _ in range(STEPS)
+    ]
+
+
+def trained(model, objective, share, group_size=None):
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
+    step = SamStep(objective, optimizer, group_size=group_size)
+    for batch in batches():
+        step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1)
+    return torch.cat([param.detach().flatten() for param in model.parameters()])
+
+
+def rank(number, count, port, queue, synchronised_ascent):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
+    model = network()
+    parallel = DistributedDataParallel(model)
+    context = {} if synchronised_ascent else {"no_sync": parallel.no_sync}
+    objective = Objective(model, F.cross_entropy, forward=parallel, **context)
+    per_rank = BATCH // count
+    queue.put((number, trained(model, objective, slice(number * per_rank, (number + 1) * per_rank)).tolist()))
+    distributed.destroy_process_group()
+
+
+def weights_of_ranks(count, synchronised_ascent=False):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    queue = mp.get_context("spawn").SimpleQueue()
+    processes = mp.spawn(rank, (count, port, queue, synchronised_ascent), nprocs=count, join=False)
+    found = dict(queue.get() for _ in range(count))
+    processes.join()
+    return [torch.tensor(found[number], dtype=torch.float64) for number in range(count)]
+
+
+@pytest.mark.parametrize("count", [2, 4])
+def test_ranks_equal_one_process_with_groups_of_a_ranks_images(count):
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), group_size=BATCH // count)
+    for weights in weights_of_ranks(count):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+
+
+def test_a_synchronised_ascent_equals_one_process_with_one_group():
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
+    local = network()
+    other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
+    for weights in weights_of_ranks(2, synchronised_ascent=True):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+    assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
