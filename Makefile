@@ -38,6 +38,7 @@ bench: $(VENV)/.dev ## five minutes of benchmarks; FASHION=FOLDER of Fashion-MNI
 	$(BIN)/python scripts/bench_startup.py --quick
 	$(BIN)/python -W ignore scripts/bench_data.py --quick $(if $(DATA),--images $(DATA))
 	$(BIN)/python -W ignore scripts/bench_step.py --quick
+	$(BIN)/python -W ignore scripts/bench_ranks.py --quick
 	if ls $(FASHION)/fashion-mnist/train-images* >/dev/null 2>&1; then $(BIN)/python scripts/bench_end_to_end.py $(FASHION) --quick; fi
 
 guard: $(VENV)/.dev ## ratios that a slower step or data path would break, with generous bounds

@@ -21,9 +21,9 @@ RUN = "import sys; from sam_runner import cli; sys.exit(cli.train())"
 KINDS = {
     "digits, defaults": ["optimizer=sam"],
     "digits, a save after every epoch": ["optimizer=sam", "checkpoint.least_seconds=0"],
-    "ResNet-20 (0.27 M), 300 steps": [
+    "ResNet-20 (0.27 M), 3 epochs of 30 steps": [
         "optimizer=sam", "model=resnet20", "data=synthetic", "data.channels=3", "data.image_size=32",
-        "data.num_train=6400", "data.num_test=64", "batch_size=64", "epochs=3", "precision=bf16",
+        "data.num_train=1920", "data.num_test=64", "batch_size=64", "epochs=3", "precision=bf16",
     ],
 }  # fmt: skip
 

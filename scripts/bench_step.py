@@ -402,9 +402,9 @@ def main() -> int:
     groups(report, rounds, device)
     if device.type == "cpu":
         peak_memory(report)
-    if not options.quick:
-        growth(report, rounds, device)
-        profile(report, 5)
+    growth(report, 3 if options.quick else rounds, device)
+    if device.type == "cpu":
+        profile(report, 2 if options.quick else 5)
     report.write(options.out, "step")
     return 0
 

@@ -1,0 +1,107 @@
+"""How a SAM step grows with ranks: DistributedDataParallel on one machine, one thread a rank, against one process.
+
+    python scripts/bench_ranks.py [--quick] [--out outputs/bench]
+
+Strong scaling: the whole batch stays. With its own perturbation on each rank a step sends its gradients once, as SGD
+does; with a common one twice.
+"""
+
+import os
+import socket
+import sys
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+import torch
+import torch.multiprocessing as mp
+from bench_step import MODELS, RHO, SGD
+from measuring import Report, arguments, median, spread, take_turns
+from torch import distributed
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from sam_runner.objective import Batch, Objective
+from sam_runner.sam import SamStep
+
+CASES = [("small CNN", 256, (1, 28, 28)), ("MLP 10 M", 256, (784,))]
+CPU = torch.device("cpu")
+
+
+def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool) -> dict:
+    """SGD, SAM with local and with common perturbations, on `batch_size` images."""
+    contenders = {}
+    for kind in ("SGD", "SAM, own eps", "SAM, common eps") if parallel else ("SGD", "SAM, own eps"):
+        torch.manual_seed(0)
+        model = MODELS[name]()
+        wrapped = DistributedDataParallel(model) if parallel else model
+        context = {"no_sync": wrapped.no_sync} if parallel and kind != "SAM, common eps" else {}
+        optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
+        step = SamStep(Objective(model, F.cross_entropy, forward=wrapped, **context), optimizer)
+        batch = Batch(torch.randn(batch_size, *shape), torch.arange(batch_size) % 10)
+        rho = 0.0 if kind == "SGD" else RHO
+        contenders[kind] = lambda step=step, batch=batch, rho=rho: step(batch, rho)
+    return contenders
+
+
+def measured(rounds: int, case: tuple, count: int) -> dict[str, tuple[float, float]]:
+    """Milliseconds of each kind of step and their spread, on this rank; kinds take turns."""
+    name, batch_size, shape = case
+    torch.manual_seed(1)
+    contenders = steps(name, batch_size // count, shape, parallel=count > 1)
+    seconds = take_turns(contenders, rounds, CPU)
+    return {
+        kind: (1e3 * median(seconds, kind), 1e3 * median(seconds, kind) * spread(seconds, kind, "SGD"))
+        for kind in contenders
+    }
+
+
+def rank(number: int, count: int, threads: int, port: int, rounds: int, case: tuple, queue) -> None:
+    """One process; rank 0 tells."""
+    torch.set_num_threads(threads)
+    if count > 1:
+        distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
+    found = measured(rounds, case, count)
+    if number == 0:
+        queue.put(found)
+    if count > 1:
+        distributed.destroy_process_group()
+
+
+def run(count: int, threads: int, rounds: int, case: tuple) -> dict[str, tuple[float, float]]:
+    """Processes that take the steps together."""
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+    queue = mp.get_context("spawn").SimpleQueue()
+    processes = mp.spawn(rank, (count, threads, port, rounds, case, queue), nprocs=count, join=False)
+    found = queue.get()
+    processes.join()
+    return found
+
+
+def main() -> int:
+    """Measure, print, write."""
+    options = arguments(__doc__.splitlines()[0]).parse_args()
+    report, rounds = Report("Ranks", CPU), 9 if options.quick else 21
+    rows = []
+    for case in CASES:
+        weights = sum(param.numel() for param in MODELS[case[0]]().parameters())
+        base = run(1, 1, rounds, case)["SAM, own eps"][0]
+        for label, count, threads in (("1 process, 1 thread", 1, 1), ("1 process, 2 threads", 1, 2),
+                                      ("2 ranks, 1 thread each", 2, 1)):  # fmt: skip
+            found = run(count, threads, rounds, case)
+            own, common = found["SAM, own eps"][0], found.get("SAM, common eps", (float("nan"), 0))[0]
+            sent = "-" if count == 1 else f"{4 * weights / 1e6:,.1f} / {8 * weights / 1e6:,.1f}"
+            rows.append([
+                f"{case[0]}, batch {case[1]}", label, found["SGD"][0], own, "-" if count == 1 else common,
+                own / found["SGD"][0], base / own, sent,
+            ])  # fmt: skip
+            print(rows[-1], flush=True)
+    columns = ["case", "how", "SGD, ms", "SAM own eps, ms", "SAM common eps, ms", "SAM/SGD", "speed, 1 thread = 1",
+               "gradients reduced a step, own / common, MB"]  # fmt: skip
+    report.table("A step of the whole batch on one machine of two cores", columns, rows)
+    report.write(options.out, "ranks")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
