@@ -44,15 +44,15 @@ def main() -> int:
     options = parser.parse_args()
     report, rows = Report("Checkpoints", torch.device("cpu")), []
     with tempfile.TemporaryDirectory() as folder:
-        for name, settings in KINDS.items():
+        for index, (name, settings) in enumerate(KINDS.items()):
             pairs = []
             for number in range(options.pairs):
                 order = [("", "with"), (WITHOUT, "without")][:: 1 if number % 2 else -1]
                 took = {
-                    kind: seconds(before + RUN, settings, f"{folder}/{name}-{number}-{kind}") for before, kind in order
+                    kind: seconds(before + RUN, settings, f"{folder}/{index}-{number}-{kind}") for before, kind in order
                 }
                 pairs.append((took["with"], took["without"]))
-            saves = len(list(Path(folder, f"{name}-0-with", "checkpoints").glob("*.pt")))
+            saves = len(list(Path(folder, f"{index}-0-with", "checkpoints").glob("*.pt")))
             costs = [100 * (first / second - 1) for first, second in pairs]
             low, _, high = statistics.quantiles(costs, n=4)
             rows.append([

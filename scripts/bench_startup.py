@@ -12,6 +12,15 @@ import torch
 from measuring import Report, arguments, median, ratio, take_turns
 
 
+FIRST_STEP = """
+import os, sys
+from sam_runner import cli, sam
+step = sam.SamStep.__call__
+sam.SamStep.__call__ = lambda *arguments: (step(*arguments), os._exit(0))
+sys.exit(cli.train())
+"""
+
+
 def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], None]:
     """Run python with these words; another exit code is an error."""
     start = [sys.executable, "-m", "sam_runner"] if module else [sys.executable]
@@ -35,6 +44,9 @@ def main() -> int:
         "sam-train --help": command("--help"),
         "sam-train rho=-1 (refused)": command("rho=-1", code=2),
         "sam-train optimzer=sam (refused)": command("optimzer=sam", code=2),
+        "sam-train optimizer=sam rho=0.05, up to the end of the first step": command(
+            "-c", FIRST_STEP, "optimizer=sam", "rho=0.05", module=False
+        ),
         "sam-train optimizer=sam rho=0.05 max_steps=1": command("optimizer=sam", "rho=0.05", "max_steps=1"),
     }
     seconds = take_turns(contenders, 5 if options.quick else 15, torch.device("cpu"))
@@ -47,7 +59,7 @@ def main() -> int:
     )
     for name in ("sam-train --help", "sam-train rho=-1 (refused)", "sam-train optimzer=sam (refused)"):
         report.check(f"{name}, s", median(seconds, name), 0.6, at_most=True)
-    report.check("first step after start, s (upper bound)", median(seconds, list(contenders)[-1]), 4.0, at_most=True)
+    report.check("first step after start, s", median(seconds, list(contenders)[-2]), 4.0, at_most=True)
     report.write(options.out, "startup")
     return 0
 
