@@ -76,6 +76,13 @@ class Symmetric(Target):
 
 
 @dataclass
+class Rated(Target):
+    """Keys of noise=asymmetric and noise=pair."""
+
+    rate: float
+
+
+@dataclass
 class Human(Target):
     """Keys of noise=human."""
 
@@ -244,7 +251,7 @@ class Root:
 
 SCHEMAS: dict[str, type] = {
     "data/digits": Data, "data/synthetic": Synthetic, "data/published": Published, "data/image_folder":
-    ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "noise/human": Human,
+    ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "noise/human": Human, "noise/rated": Rated,
     "model/small_cnn": SmallCnn, "model/resnet_cifar":
     ResnetCifar, "model/wide_resnet": WideResnet,
     "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":

@@ -11,7 +11,6 @@ from collections.abc import Callable
 import torch
 from measuring import Report, arguments, median, ratio, take_turns
 
-
 FIRST_STEP = """
 import os, sys
 from sam_runner import cli, sam

@@ -8,7 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_runner.data.noise import none, symmetric
+from sam_runner.data.noise import CIFAR100_SUPERCLASSES, asymmetric, none, pair, symmetric
+from sam_runner.errors import InputError
 
 RATES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -109,3 +110,54 @@ def test_input_is_not_changed(include_true_class):
 
 def test_none_returns_the_labels():
     assert torch.equal(none(balanced(20, 3), 3, 0), balanced(20, 3))
+
+
+CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
+LOOKS_LIKE = {"truck": "automobile", "bird": "airplane", "deer": "horse", "cat": "dog", "dog": "cat"}  # Patrini et al.
+
+
+@settings(deadline=None, max_examples=50)
+@given(rate=RATES, seed=SEEDS, count=st.integers(0, 300))
+def test_asymmetric_noise_of_cifar10_goes_only_to_the_neighbour(rate, seed, count):
+    labels = torch.randint(10, (count,), generator=torch.Generator().manual_seed(seed % 2**31))
+    noisy = asymmetric(labels, 10, seed, rate=rate)
+    for label, name in enumerate(CIFAR10):
+        target = CIFAR10.index(LOOKS_LIKE[name]) if name in LOOKS_LIKE else label
+        given_to = noisy[labels == label]
+        expected = round(rate * len(given_to)) if target != label else 0
+        assert int((given_to != label).sum()) == expected
+        assert set(given_to.tolist()) <= {label, target}
+
+
+def test_asymmetric_noise_of_cifar100_stays_in_the_superclass_and_goes_round():
+    labels = torch.arange(100).repeat(10)
+    once = asymmetric(labels, 100, 0, rate=1.0)
+    superclasses = torch.tensor(CIFAR100_SUPERCLASSES)
+    assert torch.equal(superclasses[once], superclasses[labels])
+    assert bool((once != labels).all())
+    there = labels
+    for _ in range(5):  # five classes in each
+        there = asymmetric(there, 100, 0, rate=1.0)
+    assert torch.equal(there, labels)
+
+
+def test_asymmetric_noise_of_other_sets_is_refused():
+    with pytest.raises(InputError, match="noise=pair"):
+        asymmetric(balanced(20, 5), 5, 0, rate=0.1)
+
+
+@settings(deadline=None, max_examples=50)
+@given(rate=RATES, seed=SEEDS, num_classes=st.integers(2, 12), count=st.integers(0, 200))
+def test_pair_noise_goes_to_the_next_class(rate, seed, num_classes, count):
+    labels = balanced(count, num_classes)
+    noisy = pair(labels, num_classes, seed, rate=rate)
+    for label in range(num_classes):
+        given_to = noisy[labels == label]
+        assert int((given_to == (label + 1) % num_classes).sum()) == round(rate * len(given_to))
+        assert set(given_to.tolist()) <= {label, (label + 1) % num_classes}
+
+
+@pytest.mark.parametrize(("kind", "digest"), [(asymmetric, "d5de6826d561c6dd"), (pair, "7f2ad14107329bfc")])
+def test_labels_never_change_between_versions_of_the_other_kinds(kind, digest):
+    noisy = kind(balanced(1000, 10), 10, 3, rate=0.4)
+    assert hashlib.sha256(noisy.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == digest

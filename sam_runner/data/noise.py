@@ -15,6 +15,13 @@ from sam_runner.data.plain_pickle import read_plain_file
 from sam_runner.errors import InputError
 from sam_runner.seeding import generator
 
+CIFAR10_NEIGHBOURS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
+CIFAR100_SUPERCLASSES = (  # of the fine labels in their order (Krizhevsky, 2009)
+    4, 1, 14, 8, 0, 6, 7, 7, 18, 3, 3, 14, 9, 18, 7, 11, 3, 9, 7, 11, 6, 11, 5, 10, 7, 6, 13, 15, 3, 15, 0, 11, 1, 10,
+    12, 14, 16, 9, 11, 5, 5, 19, 8, 8, 15, 13, 14, 17, 18, 10, 16, 4, 17, 4, 2, 0, 17, 4, 18, 17, 10, 3, 2, 12, 12, 16,
+    12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
+    13,
+)  # fmt: skip
 HUMAN = {  # sets of the CIFAR-N files
     "aggre": "aggre_label", "random1": "random_label1", "random2": "random_label2", "random3": "random_label3",
     "worst": "worse_label", "noisy": "noisy_label",
@@ -48,6 +55,59 @@ def symmetric(labels: Tensor, num_classes: int, seed: int, *, rate: float, inclu
     else:
         shift = torch.randint(1, num_classes, (len(chosen),), generator=draws)
         noisy[chosen] = (labels[chosen] + shift) % num_classes
+    return noisy
+
+
+def asymmetric(labels: Tensor, num_classes: int, seed: int, *, rate: float) -> Tensor:
+    """Mistakes between classes that look alike: in each class that has such a neighbour a fraction `rate` goes there.
+
+    For ten classes CIFAR-10's map of Patrini et al. (CVPR 2017, section 5): truck to automobile, bird to airplane, deer
+    to horse, cat and dog to each other; 0.4 means that 20% of all labels are wrong. For a hundred classes CIFAR-100's,
+    from there too: each class to the next of its superclass, in a circle.
+
+    Args:
+        labels: int64, (N,), of CIFAR-10 or CIFAR-100.
+        num_classes: 10 or 100.
+        seed: Of this noise.
+        rate: In [0, 1]; exactly round(rate N_c) labels of each class c that has a neighbour.
+
+    Raises:
+        InputError: For any other number of classes.
+    """
+    if num_classes not in (10, 100):
+        raise InputError(f"noise=asymmetric knows CIFAR-10 and CIFAR-100, not {num_classes} classes\n  use noise=pair")
+    targets = torch.arange(num_classes)
+    if num_classes == 10:
+        for label, neighbour in CIFAR10_NEIGHBOURS.items():
+            targets[label] = neighbour
+    else:
+        superclasses = torch.tensor(CIFAR100_SUPERCLASSES)
+        for superclass in range(20):
+            members = (superclasses == superclass).nonzero().flatten()
+            targets[members] = members.roll(-1)
+    return _towards(labels, targets, rate, seed)
+
+
+def pair(labels: Tensor, num_classes: int, seed: int, *, rate: float) -> Tensor:
+    """Pair flip (Han et al., NeurIPS 2018): a fraction `rate` of each class becomes the next class, in a circle.
+
+    Args:
+        labels: int64, (N,).
+        num_classes: C.
+        seed: Of this noise.
+        rate: In [0, 1]; exactly round(rate N_c) labels of each class c.
+    """
+    return _towards(labels, torch.arange(1, num_classes + 1) % num_classes, rate, seed)
+
+
+def _towards(labels: Tensor, targets: Tensor, rate: float, seed: int) -> Tensor:
+    """Of each class c with targets[c] != c, exactly round(rate N_c) labels become targets[c]."""
+    noisy = labels.clone()
+    for label, target in enumerate(targets.tolist()):
+        members = (labels == label).nonzero().flatten()
+        if target != label:
+            order = torch.randperm(len(members), generator=generator(seed, "label noise", label))
+            noisy[members[order[: round(rate * len(members))]]] = target
     return noisy
 
 
