@@ -88,4 +88,8 @@ def tell(folder: Path) -> None:
 
     if any(run.status == "finished" for run in records([folder])):
         found = report_of([folder])
-        print(f"\n{as_text(found)}\nreport: {write(found, folder, folder.name)}")
+        print(f"\n{as_text(found)}")
+        try:
+            print(f"report: {write(found, folder, folder.name)}")
+        except OSError as error:
+            raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error

@@ -37,7 +37,7 @@ class Record:
         folder: Where it lies.
         settings: By their short names, e.g. ``rho``, ``data._target_``; ``optimizer`` is sam or sgd.
         seed: Of the run.
-        status: finished, running, failed, interrupted or preempted; "died" where it says running and is not.
+        status: finished, running (also where it died without a word), failed, interrupted or preempted.
         final: Metrics at the end, empty where it has not finished.
         error: Of a run that failed.
     """
@@ -54,7 +54,7 @@ class Record:
         """Of metrics.jsonl."""
         try:
             text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
-        except OSError:
+        except (OSError, ValueError):
             return []
         rows = []
         for line in text.splitlines():
@@ -112,6 +112,8 @@ def _record(folder: Path) -> Record:
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings under short names, without those that tell nothing about the result."""
     values = {key: value for key, value in flat(settings).items() if key not in UNTOLD}
+    if str(values.get("data._target_")).endswith("image_folder"):
+        values["data.root"] = flat(settings).get("data.root")  # it says which images
     values = {SHORT.get(key, key): value for key, value in values.items() if not key.startswith("checkpoint.")}
     own = {key for key in SHORT if key in flat(settings)}
     values |= {SHORT[key]: flat(settings)[key] for key in own}  # what the optimizer was given, not what was typed
@@ -150,7 +152,7 @@ def shown(value: Any) -> str:
 
 
 def groups(runs: Sequence[Record]) -> list[Group]:
-    """Finished runs by everything but the seed, in the order of the values of what differs."""
+    """Finished runs by everything but the seed, in the order of the values of what differs; of equal runs the last."""
     finished = [run for run in runs if run.status == "finished"]
     keys = sorted({key for run in finished for key in run.settings}, key=lambda key: (key != "optimizer", key))
     texts = {key: {json.dumps(run.settings.get(key)) for run in finished} for key in keys}
@@ -161,7 +163,7 @@ def groups(runs: Sequence[Record]) -> list[Group]:
     made = [
         Group(
             {key: json.loads(text) for key, text in zip(differing, values, strict=True)},
-            tuple(sorted(members, key=lambda run: run.seed)),
+            tuple(run for _, run in sorted({run.seed: run for run in members}.items())),  # a seed counts once
         )
         for values, members in sorted_in.items()
     ]
@@ -170,7 +172,7 @@ def groups(runs: Sequence[Record]) -> list[Group]:
 
 def _follows_the_optimizer(key: str, runs: Sequence[Record]) -> bool:
     """Whether a setting of SAM is the same in all its runs, and absent from the others: it tells nothing."""
-    if not key.startswith("optimizer."):
+    if not key.startswith("optimizer.") or key.startswith("optimizer.base"):
         return False
     return len({json.dumps(run.settings[key]) for run in runs if key in run.settings}) == 1
 

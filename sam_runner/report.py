@@ -49,12 +49,18 @@ class Report:
     metric: str
 
     @property
-    def best(self) -> Group | None:
-        """The group with the best mean; with a held-out set the best on that."""
+    def chosen_by(self) -> str:
+        """The metric that decides: accuracy on the held-out set where every run has one."""
         held_out = all(group.values("validation/accuracy") for group in self.groups)
-        tag = "validation/accuracy" if held_out and self.metric.endswith("accuracy") else self.metric
-        sign = -1 if tag.endswith(LOWER_IS_BETTER) else 1
-        scored = [(sign * interval(group.values(tag))[0], group) for group in self.groups if group.values(tag)]
+        return "validation/accuracy" if held_out and self.metric.endswith("accuracy") else self.metric
+
+    @property
+    def best(self) -> Group | None:
+        """The group with the best mean of `chosen_by`."""
+        sign = -1 if self.chosen_by.endswith(LOWER_IS_BETTER) else 1
+        scored = [
+            (sign * interval(values)[0], group) for group in self.groups if (values := group.values(self.chosen_by))
+        ]
         return max(scored, key=lambda entry: entry[0])[1] if len(scored) > 1 else None
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -85,9 +91,8 @@ class Report:
         """How to read the table."""
         notes = ["mean over seeds, 95% interval by Student's t"]
         if self.best is not None:
-            by = "the held-out set" if self.best.values("validation/accuracy") else "the metric shown"
-            notes.append(f"* best by {by}")
-            if self.metric.startswith("test/") and by == "the metric shown":
+            notes.append(f"* best by {self.chosen_by}")
+            if self.chosen_by.startswith("test/"):
                 notes.append(
                     "a setting chosen by test metrics looks better than it is: data.val_fraction holds out a part"
                 )
@@ -141,7 +146,8 @@ def as_csv(report: Report) -> str:
 
 def plots(report: Report) -> Iterator[tuple[str, bytes]]:
     """Names and PNG files: the metric against rho where it varies, learning curves, the loss gap."""
-    if len({group.settings.get("rho") for group in report.groups} - {None, 0}) > 1:
+    present = [group for group in report.groups if group.values(report.metric)]
+    if len({group.settings.get("rho") for group in present} - {None, 0}) > 1:
         yield "rho", _drawn(lambda axes: _against_rho(axes, report))
     chosen = _best_first(report)[:MOST_LINES]
     yield "curves", _drawn(lambda axes: _curves(axes, chosen, report.metric))
@@ -170,7 +176,8 @@ def _drawn(draw) -> bytes:  # type: ignore[no-untyped-def]
 def _against_rho(axes: Axes, report: Report) -> None:
     """One line for each combination of the other settings; plain training as a level with its interval."""
     lines: dict[str, list[Group]] = {}
-    for group in report.groups:
+    present = [group for group in report.groups if group.values(report.metric)]
+    for group in present:
         rest = {key: value for key, value in group.settings.items() if key not in ("rho", "optimizer")}
         lines.setdefault(Group(rest).name, []).append(group)
     for number, (name, members) in enumerate(lines.items()):
@@ -189,7 +196,7 @@ def _against_rho(axes: Axes, report: Report) -> None:
                 axes.axhline(level, color=colour, linestyle="--", label=f"SGD{', ' * bool(name)}{name}")
                 if not math.isnan(half_width):
                     axes.axhspan(level - half_width, level + half_width, color=colour, alpha=0.12, linewidth=0)
-    radii = sorted({group.settings["rho"] for group in report.groups if group.settings.get("rho")})
+    radii = sorted({group.settings["rho"] for group in present if group.settings.get("rho")})
     if radii[-1] / radii[0] >= 8:
         axes.set_xscale("log")
     axes.set_xticks(radii, [f"{radius:g}" for radius in radii])
@@ -219,7 +226,8 @@ def _curves(axes: Axes, chosen: Sequence[Group], tag: str) -> None:
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("epoch")
     axes.set_ylabel(tag)
-    axes.legend(frameon=False, fontsize=8)
+    if axes.lines:
+        axes.legend(frameon=False, fontsize=8)
 
 
 def as_html(report: Report, title: str, pictures: Sequence[tuple[str, bytes]]) -> str:

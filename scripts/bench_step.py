@@ -369,7 +369,7 @@ def profile(report: Report, rounds: int) -> None:
         for _ in range(rounds):
             step()
     parts = {"convolutions": "conv", "batch norm": "batch_norm", "w + eps": "addcmul", "base optimizer": "_fused_sgd",
-             "norm": "norm"}  # fmt: skip
+             "norms": "dot"}  # fmt: skip
     own = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
     total, rows, counted = sum(own.values()), [], set()
     for part, needle in parts.items():

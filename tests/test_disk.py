@@ -135,7 +135,7 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(r
     assert equal(digest(tmp_path / "run"), digest(reference))
 
 
-@pytest.mark.parametrize("name", ["ünï kódé 文", "a b", "a=b", "a'b", "{x}", "a,b", "x" * 200])
+@pytest.mark.parametrize("name", ["ünï kódé 文", "a=b, {x}'s", "x" * 200])
 def test_odd_names_work(name, tmp_path):
     place = tmp_path / ("Ordner mit Ümläuten" if name != "x" * 200 else "o")
     place.mkdir()

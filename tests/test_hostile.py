@@ -60,7 +60,23 @@ def overwritten_name():
     return b"\x80\x02c_codecs\nencode\n(U\x0c__defaults__(K\x01ttb."
 
 
+def hidden_by_frames():
+    """The scanner reads on where the unpickler leaves the frame: the place in the memo is text to the one only."""
+    hidden = b"0}r" + struct.pack("<I", 50_000_000) + b"."
+    return b"\x80\x04\x95" + struct.pack("<Q", 2) + b"M\x01\x02CN" + hidden + b" " * (78 - len(hidden)) + b"0}."
+
+
+def encoded_again_and_again():
+    once = b"h\x00h\x01R0"
+    start = b"\x80\x02c_codecs\nencode\nq\x000(X\x40\x42\x0f\x00" + b"a" * 1_000_000 + b"X\x06\x00\x00\x00latin1tq\x010"
+    return start + once * 2000 + b"}."
+
+
 PICKLES = {
+    "hidden by frames": lambda marker: hidden_by_frames(),
+    "memory by encoding": lambda marker: encoded_again_and_again(),
+    "a nested key": lambda marker: b"\x80\x02})" + b"\x85" * 1_000_000 + b"Nu.",
+    "sets": lambda marker: b"\x80\x04(" + b"\x8f" * 500_000 + b"l.",
     "open": lambda marker: pickle.dumps({"labels": Exploit(marker)}, protocol=2),
     "system": lambda marker: pickle.dumps(System("posix", "system", f"touch {marker}"), protocol=2),
     "eval, protocol 0": lambda marker: f"c__builtin__\neval\n(V__import__('os').mkdir('{marker}')\ntR.".encode(),

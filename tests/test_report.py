@@ -123,7 +123,7 @@ def test_a_held_out_set_decides_where_there_is_one(tmp_path):
         (folder / "result.json").write_text(json.dumps(result))
     report = report_of([tmp_path])
     assert report.best.settings["rho"] == 0.02
-    assert "the held-out set" in as_text(report)
+    assert "best by validation/accuracy" in as_text(report)
 
 
 def test_failed_runs_are_listed_with_their_first_line(sweep):
@@ -180,6 +180,18 @@ def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path, monkeypatch, capsy
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 1 + 100 + 1 + 1
     assert seconds < 20  # ten where nothing else runs; tests share two cores
+
+
+def test_a_seed_counts_once_and_a_group_without_the_metric_is_left_out(tmp_path):
+    lay(tmp_path / "a", seed=1)
+    lay(tmp_path / "b", seed=1)
+    assert [len(group.runs) for group in groups(records([tmp_path]))] == [1]
+    for rho in (0.1, 0.2):
+        result = json.loads((lay(tmp_path / str(rho), rho=rho) / "result.json").read_text())
+        result["final"]["validation/accuracy"] = 0.5
+        (tmp_path / str(rho) / "result.json").write_text(json.dumps(result))
+    report = report_of([tmp_path], "validation/accuracy")
+    assert dict(plots(report))["rho"].startswith(PNG)
 
 
 def test_two_folders_and_one_twice_count_each_run_once(sweep, tmp_path):

@@ -96,6 +96,15 @@ def cifar100(*, root: str, download: bool = False) -> Splits:
 
 def _splits(name: str, versions: tuple[_Version, ...], root: str, download: bool, classes: tuple[str, ...]) -> Splits:
     base = Path(os.path.expanduser(root))
+    try:
+        return _read(name, versions, base, root, download, classes)
+    except OSError as error:
+        raise InputError(f"data.root={root[:200]} cannot be read: {error.strerror or error}") from error
+
+
+def _read(
+    name: str, versions: tuple[_Version, ...], base: Path, root: str, download: bool, classes: tuple[str, ...]
+) -> Splits:
     found = _find(base, versions)
     if found is None and download:
         version = versions[0]
@@ -161,7 +170,8 @@ def _records(content: bytes, name: str, num_classes: int) -> tuple[np.ndarray, n
     if not name.endswith(".bin"):
         values = read_plain(content, name)
         pixels, labels = values.get("data"), values.get("labels", values.get("fine_labels"))
-        if not isinstance(pixels, np.ndarray) or not isinstance(labels, list):
+        numbers = isinstance(labels, list) and all(type(label) is int for label in labels)
+        if not isinstance(pixels, np.ndarray) or not isinstance(labels, list) or not numbers:
             raise InputError(f"{name} does not hold images and labels of CIFAR\n  get it again")
         if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS):
             raise InputError(f"{name} has {len(labels)} labels and images of shape {pixels.shape}\n  get it again")

@@ -1,6 +1,7 @@
 """Files from the network: whole, with the published sha256, or not there at all."""
 
 import fcntl
+import http.client
 import logging
 import urllib.error
 import urllib.request
@@ -41,7 +42,7 @@ def fetch(url: str, path: Path, sha256: str, timeout: float = TIMEOUT) -> None:
                 part.unlink()
                 raise InputError(f"{url} is not the file that was published (its sha256 differs)\n  try again")
             part.rename(path)
-    except (OSError, urllib.error.URLError, ValueError) as error:
+    except (OSError, http.client.HTTPException, ValueError) as error:
         if part.is_file() and not part.stat().st_size:
             part.unlink()
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
@@ -59,8 +60,14 @@ def _append(url: str, part: Path, handle: IO[bytes], timeout: float) -> None:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
             if have and answer.status != 206:  # the whole file again
                 handle.truncate(0)
+            expected, received = answer.headers.get("Content-Length"), 0
             while block := answer.read(1 << 20):
-                handle.write(block)
+                received += handle.write(block)
+            if expected is not None and received < int(expected):
+                handle.flush()
+                raise OSError(
+                    f"the connection broke off after {received} of {expected} bytes; the same command goes on"
+                )
     except urllib.error.HTTPError as error:
         if error.code != 416:  # nothing is left to send
             raise

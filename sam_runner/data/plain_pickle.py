@@ -19,7 +19,16 @@ import numpy as np
 from sam_runner.errors import InputError
 
 KINDS = frozenset({"b1", "i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8"})
-MAX_BYTES = 1 << 30
+MAX_BYTES = 1 << 28
+MOST_OPCODES, MOST_CALLS = 2_000_000, 100
+OPCODES = frozenset(
+    {
+        "PROTO", "MARK", "STOP", "NONE", "NEWTRUE", "NEWFALSE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT",
+        "BINUNICODE", "BINSTRING", "SHORT_BINSTRING", "EMPTY_TUPLE", "TUPLE", "TUPLE1", "TUPLE2", "TUPLE3",
+        "EMPTY_LIST", "APPEND", "APPENDS", "EMPTY_DICT", "SETITEM", "SETITEMS", "BINPUT", "LONG_BINPUT", "BINGET",
+        "LONG_BINGET", "GLOBAL", "REDUCE", "BUILD",
+    }
+)  # fmt: skip
 
 
 class _Array:
@@ -72,26 +81,24 @@ class _Call:
         raise pickle.UnpicklingError("it changes what it names")
 
 
-def _encoded(text: Any, encoding: Any) -> bytes:
-    """Python 2's bytes, as Python 3 writes them for protocol 2."""
-    if not isinstance(text, str) or encoding != "latin1":
-        raise pickle.UnpicklingError("it encodes what is no text")
-    return text.encode("latin1")
-
-
 NAMES: dict[tuple[str, str], Callable[..., Any]] = {
     ("numpy.core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy._core.multiarray", "_reconstruct"): lambda *_: _Array(),
     ("numpy", "ndarray"): lambda *_: None,
     ("numpy", "dtype"): lambda name, *_: _Kind(name),
-    ("_codecs", "encode"): _encoded,
 }
 
 
 class _Reader(pickle.Unpickler):
-    """Knows the names of `NAMES` alone."""
+    """Knows the names of `NAMES` and Python 2's bytes, as Python 3 writes them for protocol 2."""
+
+    def __init__(self, content: bytes) -> None:
+        super().__init__(io.BytesIO(content), encoding="bytes")
+        self._left = len(content)
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("_codecs", "encode"):
+            return _Call(self._encoded)
         if (module, name) not in NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}, which no set of images or labels needs"[:200])
         return _Call(NAMES[module, name])
@@ -99,18 +106,19 @@ class _Reader(pickle.Unpickler):
     def persistent_load(self, _: Any) -> Any:
         raise pickle.UnpicklingError("it refers to something outside")
 
+    def _encoded(self, text: Any, encoding: Any) -> bytes:
+        if not isinstance(text, str) or encoding != "latin1":
+            raise pickle.UnpicklingError("it encodes what is no text")
+        self._left -= len(text)
+        if self._left < 0:
+            raise pickle.UnpicklingError("it asks for memory that it does not fill")
+        return text.encode("latin1")
 
-def _plain(value: Any) -> Any:
-    """The arrays in place of the notes about them; a dictionary of bytes, text, numbers, lists and arrays."""
-    if isinstance(value, _Array):
-        return value.value
-    if isinstance(value, dict):
-        return {_text(key): _plain(entry) for key, entry in value.items()}
-    return value
 
-
-def _text(key: Any) -> str:
-    return key.decode("latin1") if isinstance(key, bytes) else str(key)
+def _text(value: Any) -> str:
+    if not isinstance(value, str | bytes):
+        raise pickle.UnpicklingError("it has something else where a name has to be")
+    return value.decode("latin1") if isinstance(value, bytes) else value
 
 
 def read_plain(content: bytes, name: str) -> dict[str, Any]:
@@ -127,11 +135,10 @@ def read_plain(content: bytes, name: str) -> dict[str, Any]:
         if content[:4] == b"PK\x03\x04":
             content = _stored(content)
         _require_modest(content)
-        value = _Reader(io.BytesIO(content), encoding="bytes").load()
+        value = _Reader(content).load()
         if not isinstance(value, dict):
             raise pickle.UnpicklingError("it holds no dictionary")
-        plain: dict[str, Any] = _plain(value)
-        return plain
+        return {_text(key): entry.value if isinstance(entry, _Array) else entry for key, entry in value.items()}
     except RecursionError as error:
         raise InputError(f"{name} is nested too deeply") from error
     except Exception as error:  # whatever a damaged or hostile pickle leads to
@@ -139,12 +146,19 @@ def read_plain(content: bytes, name: str) -> dict[str, Any]:
 
 
 def _require_modest(content: bytes) -> None:
-    """No request for memory that the file does not fill: a place in the memo far beyond the others, an empty array."""
+    """Only what NumPy arrays, lists of numbers and their names are written with, and no more of it than they need.
+
+    Frames are refused, since a scanner and the unpickler read them differently.
+    """
+    calls = tuples = 0
     for number, (opcode, argument, _) in enumerate(pickletools.genops(content)):
-        if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and int(argument or 0) > number:
-            raise pickle.UnpicklingError("it asks for memory that it does not fill")
-        if opcode.name in ("BYTEARRAY8", "NEXT_BUFFER", "EXT1", "EXT2", "EXT4"):
+        if opcode.name not in OPCODES:
             raise pickle.UnpicklingError(f"it uses {opcode.name}, which no set of images or labels needs")
+        calls += opcode.name == "REDUCE"
+        tuples += opcode.name.startswith("TUPLE")
+        places = opcode.name in ("BINPUT", "LONG_BINPUT") and int(argument or 0) > number
+        if places or number > MOST_OPCODES or calls > MOST_CALLS or tuples > 10 * MOST_CALLS:
+            raise pickle.UnpicklingError("it asks for memory that it does not fill")
 
 
 def _stored(content: bytes) -> bytes:
@@ -157,10 +171,10 @@ def _stored(content: bytes) -> bytes:
 
 
 def read_plain_file(path: Path) -> dict[str, Any]:
-    """`read_plain` of a file of at most 1 GiB."""
+    """`read_plain` of a file of at most 256 MiB."""
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise InputError(f"{path} is larger than {MAX_BYTES >> 30} GiB")
+            raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB")
         return read_plain(path.read_bytes(), str(path))
     except OSError as error:
         raise InputError(f"{path} cannot be read: {error.strerror}") from error
