@@ -136,7 +136,7 @@ def _train(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else DONE
     finally:
         _list(failures)
-    if "-m" in arguments or "--multirun" in arguments:
+    if ("-m" in arguments or "--multirun" in arguments) and "dry_run=true" not in arguments:
         from sam_runner.afterwards import tell
 
         tell(_sweep_folder(arguments))

@@ -204,6 +204,25 @@ def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, capsys):
     assert time.perf_counter() - started < 5
 
 
+def test_a_bomb_in_an_extended_header_is_not_unpacked(tmp_path, monkeypatch, capsys):
+    """Such a header is read whole before the size of any member is known: a gigabyte of it in one MB."""
+    squeezer = zlib.compressobj(9, zlib.DEFLATED, 31)
+    with open(tmp_path / "cifar-10-binary.tar.gz", "wb") as out:
+        header = bytearray(512)
+        header[:1], header[124:136], header[156:157] = b"x", b"%011o\0" % (1 << 30), b"x"
+        header[257:265] = b"ustar\x0000"
+        header[148:156] = b"%06o\0 " % (sum(header) + 8 * 32)
+        out.write(squeezer.compress(bytes(header)))
+        for _ in range(1024):
+            out.write(squeezer.compress(bytes(1 << 20)))
+        out.write(squeezer.flush())
+    work = tmp_path / "work"
+    work.mkdir()
+    done = invoke(monkeypatch, capsys, work, "data=cifar10", f"data.root={tmp_path}")
+    refused(done, tmp_path / "ran", work)
+    assert "unpacks to more than 512 MiB" in done.stderr
+
+
 def bomb_of_an_image(side=30_000):
     def chunk(kind, content):
         return len(content).to_bytes(4, "big") + kind + content + zlib.crc32(kind + content).to_bytes(4, "big")

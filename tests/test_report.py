@@ -241,6 +241,16 @@ def test_a_sweep_ends_with_its_table_and_the_same_again_only_prints_it(tmp_path,
     assert alone.stdout in again.stdout
 
 
+def test_a_dry_run_of_a_sweep_writes_no_report(tmp_path, monkeypatch, capsys):
+    lay(tmp_path / "outputs" / "sweeps" / "rho" / "a")
+    before = sorted(tmp_path.rglob("*"))
+    done = invoke(
+        monkeypatch, capsys, tmp_path, "-m", *TINY, "optimizer=sam", "rho=0.1,0.2", "sweep_name=rho", "dry_run=true"
+    )
+    assert done.returncode == 0, done.stderr
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name != "multirun.yaml"] == []
+
+
 def test_a_failing_cell_is_in_the_report_and_stops_nobody(tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "optimizer=sam", "rho=0.05,-1,0.1", "epochs=1",
                   "sweep_name=rho")  # fmt: skip

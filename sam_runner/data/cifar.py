@@ -3,6 +3,8 @@
 An archive is read where it lies: nothing is extracted, so nothing can land outside a folder.
 """
 
+import gzip
+import io
 import os
 import tarfile
 import zlib
@@ -22,7 +24,7 @@ from sam_runner.errors import InputError
 SITE = "https://www.cs.toronto.edu/~kriz"
 PIXELS = 3 * 32 * 32
 MAX_FILE = 1 << 28  # bytes; the largest file is CIFAR-100's train, 155 MB
-MAX_MEMBERS = 20
+MAX_MEMBERS, MAX_UNPACKED = 20, 1 << 29  # of an archive; CIFAR's are 185 MB
 CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLASSES_100 = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
@@ -154,7 +156,7 @@ def _members(path: Path, version: _Version) -> Iterator[tuple[str, bytes]]:
     """The files of an archive that are wanted, read in memory; whatever else is in it is passed over."""
     wanted = {f"{version.folder}/{name}": name for name in (*version.train, version.test)}
     try:
-        with tarfile.open(path, "r|*") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as archive:
             for number, member in enumerate(archive):
                 if number >= MAX_MEMBERS or member.size > MAX_FILE:
                     raise InputError(f"{path} holds what no archive of CIFAR does\n  get it again")
@@ -163,6 +165,21 @@ def _members(path: Path, version: _Version) -> Iterator[tuple[str, bytes]]:
                     yield wanted[member.name], handle.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
         raise InputError(f"{path} cannot be read: {error}\n  it may be damaged; get it again") from error
+
+
+class _Bounded(io.RawIOBase):
+    """A stream that ends with an error after `MAX_UNPACKED` bytes: a small archive may unpack to any number of them."""
+
+    def __init__(self, stream: gzip.GzipFile) -> None:
+        super().__init__()
+        self._stream, self._left = stream, MAX_UNPACKED
+
+    def read(self, size: int = -1) -> bytes:
+        """As that of a file; a size has to be given."""
+        self._left -= size
+        if self._left < 0:
+            raise OSError(f"it unpacks to more than {MAX_UNPACKED >> 20} MiB")
+        return self._stream.read(size)
 
 
 def _records(content: bytes, name: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
