@@ -44,7 +44,7 @@ class RunningStatistics:
                 layer.track_running_stats = True
 
     @contextmanager
-    def one_update(self, num_passes: int) -> Iterator[None]:
+    def one_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
         """All passes in the body together count as one batch.
 
         After each of them `observe` has to be called. With a single pass this is exactly
@@ -52,9 +52,11 @@ class RunningStatistics:
 
         Args:
             num_passes: Passes in the body that are not `frozen`.
+            weight: What they count in the mean over ranks, see `Batch`: where ranks have different numbers of images,
+                the mean of the ranks' running statistics is that of all images only with it.
         """
         layers = [layer for layer in self._layers if layer.training]
-        if num_passes <= 1 or not layers:
+        if (num_passes <= 1 and weight == 1) or not layers:
             yield
             return
         # With momentum 1 a pass leaves its own batch statistics in the buffers, where `observe` finds them.
@@ -66,7 +68,7 @@ class RunningStatistics:
             layer.momentum = 1.0
         try:
             yield
-            new = torch._foreach_div(self._total, self._weight) if self._weight else before
+            new = torch._foreach_div(self._total, self._weight / weight) if self._weight else before
         except BaseException:
             new = before
             raise

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner import schedules
@@ -18,19 +19,21 @@ from sam_runner.construct import construct, locate
 from sam_runner.data.augment import Augmentation
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
 from sam_runner.data.sets import ImageSet, Splits, hold_out
+from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_precision, decoding_workers, set_up
 from sam_runner.objective import Objective
 from sam_runner.run import Run
 from sam_runner.sam import SamStep
 from sam_runner.seeding import seed_everything
+from sam_runner.sharding import is_sharded, shard
 
 Settings = Mapping[str, Any]
 EVAL_BATCH = 512
 
 
-def device_of(settings: Settings) -> torch.device:
-    """The device to train on.
+def device_of(settings: Settings, ranks: Ranks = ALONE) -> torch.device:
+    """The device to train on; of several processes on a machine each has its own GPU.
 
     Raises:
         InputError: Where a CUDA device is asked for that does not exist.
@@ -38,6 +41,15 @@ def device_of(settings: Settings) -> torch.device:
     name = settings["device"]
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
+    if ranks.count > 1 and name.startswith("cuda"):
+        if name != "cuda":
+            raise InputError(f"device={name} is one GPU for {ranks.count} processes\n  use device=cuda")
+        if torch.cuda.device_count() < ranks.local_count:
+            raise InputError(
+                f"{ranks.local_count} processes on a machine with {torch.cuda.device_count()} CUDA devices\n"
+                "  use torchrun --nproc-per-node with that number, or device=cpu"
+            )
+        return torch.device("cuda", ranks.local_rank)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -58,7 +70,7 @@ def precision_of(settings: Settings, device: torch.device) -> tuple[str, str]:
 
 # The graphs that torch.compile would make by itself know one place for the weights; here they have two.
 COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
-AUTOCAST = {"fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @lru_cache(maxsize=1)
@@ -107,13 +119,24 @@ def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.
     if not isinstance(model, nn.Module):
         raise InputError(f"model {node['_target_']} gives a {type(model).__name__}, not a torch.nn.Module")
     layout = torch.channels_last if _channels_last(settings, model) else torch.contiguous_format
-    return model.to(device).to(memory_format=layout)
+    if settings["sync_batchnorm"]:
+        if device.type != "cuda":
+            raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
+        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
+    model = model.to(device, _weights_dtype(settings["precision"]))
+    laid_out: nn.Module = model.to(memory_format=layout)
+    return laid_out
+
+
+def _weights_dtype(precision: str) -> torch.dtype:
+    """Of the weights, and of the images."""
+    return torch.float64 if precision == "fp64" else torch.float32
 
 
 def _channels_last(settings: Settings, model: nn.Module) -> bool:
     """Whether images are laid out NHWC: as the fast convolutions of GPUs and CPUs want them."""
     if settings["channels_last"] == "auto":
-        return any(isinstance(module, nn.Conv2d) for module in model.modules())
+        return settings["parallel"] != "fsdp" and any(isinstance(module, nn.Conv2d) for module in model.modules())
     return bool(settings["channels_last"])
 
 
@@ -124,7 +147,7 @@ def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimiz
         node["weight_decay"] = 0.0
     params = [param for param in model.parameters() if param.requires_grad]
     _require_base_optimizer(node["_target_"])
-    if _takes_fused(node) and all(param.is_floating_point() for param in params):
+    if _takes_fused(node) and all(param.is_floating_point() and not is_sharded(param) for param in params):
         node["fused"] = True
     optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=params)
     for group in optimizer.param_groups:
@@ -156,6 +179,7 @@ def build_step(
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype | None,
     device: torch.device,
+    ranks: Ranks = ALONE,
 ) -> SamStep | CapturedStep:
     """The optimizer step; one of plain training is SAM's with rho 0."""
     options = settings["optimizer"]
@@ -163,23 +187,38 @@ def build_step(
     mode = settings["compile"]
     if mode == "graph" and device.type != "cuda":
         mode = "off"
+    forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
+    parallel: dict[str, Any] = {"ranks": ranks}
+    if ranks.count > 1 and settings["parallel"] == "ddp":
+        forward = _parallel(forward, device)
+        parallel["no_sync"] = forward.no_sync
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False),
+        forward=forward,
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=settings["accumulate"],
-        batch_size=settings["batch_size"],
+        batch_size=-(-settings["batch_size"] // ranks.count),
         weight_decay=options["base"]["weight_decay"] if options["weight_decay_in_loss"] else 0.0,
+        **parallel,
     )
-    sam = {name: options[name] for name in ("p", "ascent_steps", "second_order") if name in options}
+    names = ("p", "ascent_steps", "second_order", "sync_perturbation")
+    sam = {name: options[name] for name in names if name in options}
     projected = options.get("ascent") == "projected"
     step = SamStep(
         objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected,
         keep_statistics=settings["on_nonfinite"] == "skip", **sam,
     )  # fmt: skip
     return CapturedStep(step) if settings["compile"] == "graph" else step
+
+
+def _parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """The model whose gradients become their means over the ranks while they are made; buffers stay a rank's own."""
+    accepted = inspect.signature(DistributedDataParallel.__init__).parameters
+    kept = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # before torch 2.13
+    options: dict[str, Any] = {kept: False}
+    return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None, **options)
 
 
 def build_lr(settings: Settings, total_steps: int, steps_per_epoch: int) -> schedules.Schedule:
@@ -214,26 +253,35 @@ def build_rho(settings: Settings, total_steps: int, steps_per_epoch: int) -> Cal
     return lambda step: rho * factor(step)
 
 
-def build_run(settings: Settings) -> Run:
+def build_run(settings: Settings, ranks: Ranks = ALONE) -> Run:
     """Everything that is trained and evaluated.
+
+    Args:
+        settings: Plain, resolved, validated.
+        ranks: The processes that train together; each builds such a run.
 
     Raises:
         InputError: Where the settings cannot be used.
     """
-    device = device_of(settings)
+    device = device_of(settings, ranks)
     precision, _ = precision_of(settings, device)
     set_up(device, tf32=precision == "tf32", deterministic=settings["deterministic"])
     dtype = AUTOCAST[precision]
     splits = build_data(settings)
     model = build_model(settings, splits, device)
+    sharded = ranks.count > 1 and settings["parallel"] == "fsdp"
+    if sharded:
+        shard(model)
     optimizer = build_optimizer(settings, model)
-    step = build_step(settings, model, optimizer, dtype, device)
+    step = build_step(settings, model, optimizer, dtype, device, ranks)
     train, workers = splits.train, settings["data"].get("num_workers")
     common: dict[str, Any] = {
         "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
         "device": device,
         "channels_last": _channels_last(settings, model),
-        "num_workers": decoding_workers(device) if workers is None else workers,
+        "num_workers": decoding_workers(device, ranks.local_count) if workers is None else workers,
+        "dtype": _weights_dtype(precision),
+        "ranks": ranks,
     }
     loader = Loader(
         train,
@@ -247,12 +295,16 @@ def build_run(settings: Settings) -> Run:
     total_steps = min(settings["epochs"] * len(loader), settings["max_steps"] or 2**62)
     decay = settings["ema_decay"]
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-    seed_everything(settings["seed"], "training")
+    seed_everything(settings["seed"], "training", *([ranks.rank] if ranks.rank else []))  # dropout differs by rank
     return Run(
         model=model,
         step=step,
         train=loader,
-        evaluations={name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()},
+        evaluations={
+            # Sharded weights come together for all ranks at once, so all of them evaluate every batch.
+            name: Loader(part, batch_size=EVAL_BATCH, **{**common, "ranks": ALONE if sharded else ranks})
+            for name, part in sets.items()
+        },
         classes=train.classes,
         lr=build_lr(settings, total_steps, len(loader)),
         rho=build_rho(settings, total_steps, len(loader)),
@@ -262,4 +314,5 @@ def build_run(settings: Settings) -> Run:
         ema=averaged,
         skip_nonfinite=settings["on_nonfinite"] == "skip",
         data_digest=splits.digest(),
+        ranks=ranks,
     )

@@ -188,6 +188,8 @@ class CapturedStep:
 
 def _obstacle(step: SamStep) -> str:
     """Why a step cannot be recorded; empty where it can."""
+    if step.objective.ranks.count > 1:
+        return "several processes train together"
     if step.objective.scaler.is_enabled():
         return "the loss scaler of fp16 decides on the host whether a step is skipped (use bf16)"
     if step.second_order:

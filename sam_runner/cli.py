@@ -9,7 +9,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam_runner.errors import InputError, Stopped, TrainingError
+from sam_runner.errors import InputError, RankError, Stopped, TrainingError
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
@@ -26,7 +26,12 @@ class Failure(NamedTuple):
 
 def train() -> int:
     """`sam-train`: a run, or with -m a sweep. Returns the exit code."""
-    return _guarded(_train)
+    code = _guarded(_train)
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from sam_runner.distributed import leave
+
+        leave()
+    return code
 
 
 def evaluate() -> int:
@@ -73,7 +78,14 @@ def _guarded(command: Callable[[list[str]], int]) -> int:
         return DONE
 
 
-def _complain(message: str) -> None:
+def _is_first() -> bool:
+    """Whether this process speaks for all those that torchrun has started."""
+    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
+
+
+def _complain(message: str, *, anyway: bool = False) -> None:
+    if not (anyway or _is_first()):
+        return
     lines = message.splitlines()
     print("\n".join([f"error: {lines[0]}", *lines[1:18]]), file=sys.stderr)
 
@@ -92,7 +104,7 @@ def _log_to_console() -> None:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
 
     logger = logging.getLogger("sam_runner")
-    logger.handlers = [Console()]
+    logger.handlers = [Console() if _is_first() else logging.NullHandler()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
@@ -114,6 +126,10 @@ def _train(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printing and sys.exit
     now = datetime.now()
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
+    if os.environ.get("WORLD_SIZE", "1") != "1":
+        from sam_runner.distributed import agreed
+
+        os.environ["SAM_RUNNER_STARTED"] = agreed("started", os.environ["SAM_RUNNER_STARTED"])
     register_schemas()
     hydra_guard.install()
     yaml_guard.install()
@@ -136,7 +152,7 @@ def _train(arguments: list[str]) -> int:
         return stop.code if isinstance(stop.code, int) else DONE
     finally:
         _list(failures)
-    if ("-m" in arguments or "--multirun" in arguments) and "dry_run=true" not in arguments:
+    if ("-m" in arguments or "--multirun" in arguments) and "dry_run=true" not in arguments and _is_first():
         from sam_runner.afterwards import tell
 
         tell(_sweep_folder(arguments))
@@ -202,6 +218,12 @@ def _job(cfg: Any, failures: list[Failure]) -> None:
         failures.append(Failure(cell, str(error), FAILED))
     except BrokenPipeError:
         raise
+    except RankError as error:
+        if error.own and not isinstance(error.__cause__, InputError):
+            traceback.print_exc()
+        _complain(str(error), anyway=error.own)
+        sys.stdout.flush()
+        os._exit(FAILED)  # the other cells need all ranks, and an orderly end would wait for some that are gone
     except Exception as error:
         traceback.print_exc()
         failures.append(Failure(cell, f"{type(error).__name__}: {error}", FAILED))

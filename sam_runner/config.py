@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sam_runner.errors import InputError
-from sam_runner.schema import Ascent, Compile, ImageFolder, Precision, RhoSchedule
+from sam_runner.schema import Ascent, Compile, ImageFolder, Parallel, Precision, RhoSchedule
 from sam_runner.trust import require_trusted_name
 
 
@@ -41,7 +41,7 @@ RANGES: dict[str, Range] = {
     "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
     "log_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
     "checkpoint.every_steps": AT_LEAST_ONE, "checkpoint.every_seconds": POSITIVE, "checkpoint.keep": Range(2),
-    "checkpoint.least_seconds": NOT_NEGATIVE,
+    "checkpoint.least_seconds": NOT_NEGATIVE, "world_size": AT_LEAST_ONE, "rank_timeout": POSITIVE,
     "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
@@ -60,7 +60,7 @@ GROUPS = ("data", "noise", "augment", "model", "optimizer", "optimizer.base", "s
 EVERYWHERE = frozenset({"data.val_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"})  # also in own files
 LISTS = {"schedule.milestones": INSIDE, "checkpoint.keep_epochs": AT_LEAST_ONE, "optimizer.base.betas": BELOW_ONE}
 LOCAL = frozenset(
-    {"run_dir", "sweep_name", "dry_run", "log_every", "checkpoint", "rho"}
+    {"run_dir", "sweep_name", "dry_run", "log_every", "checkpoint", "rank_timeout", "rho"}
 )  # rho is an alias of optimizer.rho
 
 
@@ -170,6 +170,46 @@ def require_allowed_targets(node: Any) -> None:
             require_allowed_targets(node._get_node(index))
 
 
+def _ranks(cfg: DictConfig, typed: set[str]) -> None:
+    """Keys of data-parallel training."""
+    if "world_size" in typed:
+        raise InputError(
+            f"world_size={cfg.world_size} is for torchrun to set\n"
+            f"  use torchrun --nproc-per-node {cfg.world_size} -m sam_runner ..."
+        )
+    if cfg.batch_size < cfg.world_size:
+        raise InputError(f"batch_size={cfg.batch_size} is smaller than the number of processes, {cfg.world_size}")
+    if cfg.sync_batchnorm and cfg.world_size == 1:
+        raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave it out")
+    if cfg.parallel == Parallel.fsdp:
+        _shards(cfg)
+    if not cfg.optimizer.get("sync_perturbation"):
+        return
+    if cfg.optimizer.m is not None:
+        raise InputError("optimizer.sync_perturbation=true makes one group of the batch\n  leave optimizer.m out")
+    if cfg.optimizer.second_order:
+        raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
+
+
+def _shards(cfg: DictConfig) -> None:
+    """What weights in shards cannot do (sam_runner.sharding)."""
+    optimizer = cfg.optimizer
+    needed = {
+        "torchrun with several processes": cfg.world_size > 1,
+        "optimizer.sync_perturbation=true": optimizer.get("sync_perturbation", True),
+        "optimizer.p=2": optimizer.get("p", 2) == 2,
+        "optimizer.m=null": optimizer.m is None,
+        "optimizer.weight_decay_in_loss=false": not optimizer.weight_decay_in_loss,
+        "ema_decay=null": cfg.ema_decay is None,
+        "compile=off": cfg.compile == Compile.off,
+        "channels_last=auto or false": cfg.channels_last is not True,
+        "precision other than fp16": cfg.precision != Precision.fp16,
+    }
+    for name, met in needed.items():
+        if not met:
+            raise InputError(f"parallel=fsdp needs {name}\n  or use parallel=ddp")
+
+
 def _batch_parts(cfg: DictConfig, _: set[str]) -> None:
     for key in ("accumulate", "optimizer.m"):
         value = OmegaConf.select(cfg, key)
@@ -246,6 +286,7 @@ def _augment(cfg: DictConfig, typed: set[str]) -> None:
 
 
 RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
+    _ranks,
     _batch_parts,
     _accumulate,
     _aliases,

@@ -12,6 +12,18 @@ class TrainingError(Exception):
     """The run itself failed for a reason that can be named (exit code 1)."""
 
 
+class RankError(Exception):
+    """A process of a data-parallel run failed on its own, or does not answer; the others cannot go on (exit code 1).
+
+    Attributes:
+        own: Whether it was this process.
+    """
+
+    def __init__(self, message: str, *, own: bool = False) -> None:
+        super().__init__(message)
+        self.own = own
+
+
 class Stopped(BaseException):
     """A signal asked for the end, and everything is saved.
 

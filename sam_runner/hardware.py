@@ -28,9 +28,14 @@ def _quota(path: Path) -> float:
         return math.inf
 
 
-def decoding_workers(device: torch.device) -> int:
-    """Processes that decode images: all cores beside a GPU; on a CPU a quarter, since the training is there too."""
-    cores = usable_cores()
+def decoding_workers(device: torch.device, processes: int = 1) -> int:
+    """Processes that decode images: all cores beside a GPU; on a CPU a quarter, since the training is there too.
+
+    Args:
+        device: Of the run.
+        processes: Those on this machine that train together and share its cores.
+    """
+    cores = usable_cores() // processes
     return min(cores, 16) if device.type == "cuda" else cores // 4
 
 

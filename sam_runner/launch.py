@@ -5,19 +5,22 @@ import logging
 import os
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from sam_runner import run_folder
 from sam_runner.build import build_run, precision_of
 from sam_runner.checkpoint import CheckpointFolder
-from sam_runner.errors import InputError, Stopped
+from sam_runner.distributed import join
+from sam_runner.errors import InputError, Stopped, TrainingError
 from sam_runner.files import full_disk_in_words, write_json
 from sam_runner.plan import describe
 from sam_runner.run import Cadence, Outputs, Progress, Run, restore
 from sam_runner.stopping import StopRequest, stop_request
-from sam_runner.tracking import Tracker
+from sam_runner.tracking import Tracker, Untracked
 from sam_runner.trainer import fit
 
 log = logging.getLogger("sam_runner")
@@ -36,13 +39,37 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         InputError: Where settings or folder cannot be used; nothing has been made then.
         TrainingError: Where the training fails for a known reason, or the disk is full.
     """
+    ranks = join(settings["rank_timeout"], cuda=settings["device"] != "cpu" and torch.cuda.is_available())
     if sweep_folder is not None:
         folder = run_folder.cell_folder(sweep_folder, overrides)
     else:
         folder = Path(os.path.expanduser(settings["run_dir"])) if settings["run_dir"] else run_folder.new_run_folder()
     if settings["dry_run"]:
-        print(describe(settings, build_run(settings), folder))
+        plan = ranks.together(lambda: describe(settings, build_run(settings, ranks), folder))
+        if ranks.is_first:
+            print(plan)
         return
+    changes = ranks.first(lambda: _wanted(folder, settings, fingerprint, sweep_folder))
+    if changes is None:
+        return
+    run = ranks.together(lambda: build_run(settings, ranks))
+    _require_same_data(run)
+    with ExitStack() as stack:
+        stop = stack.enter_context(stop_request())
+        # What concerns the folder is the first rank's; all of them learn whether it went well.
+        ranks.first(lambda: _take_over(folder, settings, changes, stack, again=sweep_folder or folder))
+        try:
+            _train(run, folder, settings, fingerprint, stop)
+        except TrainingError:  # a matter of numbers that all ranks have
+            raise
+        except Exception as error:
+            raise ranks.blamed(error) from error
+
+
+def _wanted(
+    folder: Path, settings: Mapping[str, Any], fingerprint: str, sweep_folder: Path | None
+) -> dict[str, str] | None:
+    """Settings of the run in the folder that have changed; None where it, or another of the sweep, has finished."""
     try:
         changes = run_folder.require_usable(folder, settings)
     except OSError as error:
@@ -51,43 +78,62 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
     twin = folder if run_folder.finished_result(folder) and not longer else None
     if twin is None and sweep_folder is not None and not longer:
         twin = run_folder.finished_twin(sweep_folder, fingerprint)
-    if twin is not None:
-        log.info("already finished: %s  %s", twin, _summary(run_folder.finished_result(twin) or {}))
-        return
-    run = build_run(settings)
+    if twin is None:
+        return changes
+    log.info("already finished: %s  %s", twin, _summary(run_folder.finished_result(twin) or {}))
+    return None
+
+
+def _require_same_data(run: Run) -> None:
+    digests = run.ranks.gathered(run.data_digest)
+    for rank, digest in enumerate(digests):
+        if digest != digests[0]:
+            raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
+
+
+def _take_over(
+    folder: Path, settings: Mapping[str, Any], changes: Mapping[str, str], stack: ExitStack, again: Path
+) -> None:
+    """Make the run's folder this process's own, until `stack` is left."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    with full_disk_in_words(folder), run_folder.locked(folder), stop_request() as stop:
-        if not (folder / run_folder.SETTINGS).is_file():  # first of all: it is what makes a folder a run's
-            run_folder.write_settings(folder, settings)
-        with _recorded(folder, again=sweep_folder or folder):
-            for key, change in changes.items():
-                log.warning("%s", ": ".join(filter(None, [f"{key} changed, {change}", run_folder.MAY_CHANGE[key]])))
-            _train(run, folder, settings, fingerprint, stop)
+    stack.enter_context(full_disk_in_words(folder))
+    stack.enter_context(run_folder.locked(folder))
+    if not (folder / run_folder.SETTINGS).is_file():  # first of all: it is what makes a folder a run's
+        run_folder.write_settings(folder, settings)
+    stack.enter_context(_recorded(folder, again))
+    for key, change in changes.items():
+        log.warning("%s", ": ".join(filter(None, [f"{key} changed, {change}", run_folder.MAY_CHANGE[key]])))
 
 
 def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str, stop: StopRequest) -> None:
     device, options = str(run.step.objective.device), settings["checkpoint"]
     checkpoints = CheckpointFolder(folder / "checkpoints", options["keep"], options["keep_epochs"])
-    found = checkpoints.latest()
+    found = run.ranks.first(checkpoints.latest)
     progress, metrics_bytes = Progress(), 0
     if found is not None:
         progress, metrics_bytes = restore(run, found), found["metrics_bytes"]
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
-        changed = run_folder.changed_environment(folder, device)
-        if changed:
-            log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
     else:
         log.info("run folder %s", folder)
-    run_folder.write_settings(folder, settings)
-    run_folder.write_environment(folder, device)
-    run_folder.write_status(folder, "running")
     precision, why = precision_of(settings, run.step.objective.device)
     if why:
         log.info("precision %s: %s (precision=fp32 for float32)", precision, why)
-    tracker = Tracker(folder, progress.step, metrics_bytes)
+    tracker: Tracker = Untracked()
+
+    def begin() -> None:
+        nonlocal tracker
+        changed = run_folder.changed_environment(folder, device) if found is not None else []
+        if changed:
+            log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
+        run_folder.write_settings(folder, settings)
+        run_folder.write_environment(folder, device)
+        run_folder.write_status(folder, "running")
+        tracker = Tracker(folder, progress.step, metrics_bytes)
+
+    run.ranks.first(begin)
     try:
         fit(
             run,
@@ -99,6 +145,8 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
         tracker.hparams(run_folder.flat(settings), progress.final)
     finally:
         tracker.close()
+    if not run.ranks.is_first:
+        return
     result = {
         "status": "finished",
         "seed": settings["seed"],

@@ -5,6 +5,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from sam_runner.distributed import ALONE, Ranks
 from sam_runner.sam import StepStats
 
 SUMS = (
@@ -15,38 +16,44 @@ SUMS = (
 
 
 class TrainMeter:
-    """Sums over training steps, kept on the device; only `take` waits for it.
+    """Sums over training steps, kept on the device; only `peek` and `take` wait for it.
 
     Args:
         device: Of the steps.
         start: Sums to begin with, as `peek` gave them; None: zero.
+        ranks: The processes whose steps are parts of the same steps; `peek` and `take` are for all of them at once.
     """
 
-    def __init__(self, device: torch.device, start: Mapping[str, float] | None = None) -> None:
-        values = [0.0 if start is None else start[name] for name in SUMS]
+    def __init__(self, device: torch.device, start: Mapping[str, float] | None = None, ranks: Ranks = ALONE) -> None:
+        self._ranks = ranks
+        values = [0.0 if start is None or not ranks.is_first else start[name] for name in SUMS]
         self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
-    def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor) -> None:
-        """Count a step; `labels` are the labels learnt, `clean_labels` those before noise, both (N,).
+    def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor, share: float = 1.0) -> None:
+        """Count a step. Of one that is not finite only that is counted.
 
-        Of a step that is not finite only that is counted.
+        Args:
+            stats: What the step saw.
+            labels: The labels learnt, (N,).
+            clean_labels: Those before noise, (N,).
+            share: The part of the step's images that these are.
         """
         prediction = stats.logits.argmax(1)
         correct, corrupted = prediction == labels, labels != clean_labels
         num_images = torch.full_like(stats.loss, len(labels))
         values = [
-            torch.ones_like(stats.loss), num_images,
-            stats.loss * num_images, stats.loss_perturbed * num_images, stats.grad_norm, stats.eps_norm,
+            torch.full_like(stats.loss, share), num_images,
+            stats.loss * num_images, stats.loss_perturbed * num_images, stats.grad_norm * share, stats.eps_norm * share,
             correct.sum(), (~corrupted).sum(), (correct & ~corrupted).sum(),
             corrupted.sum(), (correct & corrupted).sum(), ((prediction == clean_labels) & corrupted).sum(),
         ]  # fmt: skip
         bad = ~stats.finite.all()
         counted = torch.stack([value.double() for value in values]).masked_fill(bad, 0.0)
-        self._sums += torch.cat([counted, bad[None].double(), (~stats.finite).double()])
+        self._sums += torch.cat([counted, share * bad[None].double(), share * (~stats.finite).double()])
 
     def peek(self) -> dict[str, float]:
         """The sums by the names of `SUMS`; waits for the device."""
-        return dict(zip(SUMS, self._sums.tolist(), strict=True))
+        return dict(zip(SUMS, self._ranks.sum_(self._sums.clone()).tolist(), strict=True))
 
     def take(self) -> dict[str, float]:
         """The sums since the last call; waits for the device."""

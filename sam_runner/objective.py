@@ -13,6 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sam_runner.batchnorm import RunningStatistics
+from sam_runner.distributed import ALONE, Ranks
+from sam_runner.sharding import is_sharded, local
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -24,16 +26,18 @@ class Batch:
     Attributes:
         images: Network input, the first axis is the example (NCHW for images), floating point.
         labels: Class of each example (int64, (N,)).
+        weight: What the batch counts in the mean over ranks: its images by the mean number of a rank's.
     """
 
     images: Tensor
     labels: Tensor
+    weight: float = 1.0
 
     def __len__(self) -> int:
         return len(self.labels)
 
     def split(self, size: int | None) -> list["Batch"]:
-        """Consecutive parts of at most `size` examples; None is the whole batch."""
+        """Consecutive parts of at most `size` examples, each of weight 1; None is the whole batch."""
         if size is None or size >= len(self):
             return [self]
         return [Batch(*part) for part in zip(self.images.split(size), self.labels.split(size), strict=True)]
@@ -64,8 +68,9 @@ class Objective:
         scaler: Loss scaler for float16; disabled otherwise.
         num_chunks: Parts into which a batch is split to save memory (gradient accumulation).
         batch_size: Examples of a full batch; with `num_chunks` it sets the largest pass.
-        no_sync: In data-parallel training the context in which gradients stay on their rank, such as the ``no_sync`` of
+        no_sync: In data-parallel training the context in which gradients stay on their rank, the ``no_sync`` of
             DistributedDataParallel; default none.
+        ranks: The processes that train together; default one.
         weight_decay: lambda of an added lambda/2 ||w||^2 over all parameters, in both passes as the paper's code has it
             (flax_training.py); 0 where the base optimizer decays the weights.
     """
@@ -81,6 +86,7 @@ class Objective:
         num_chunks: int = 1,
         batch_size: int = 1,
         no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
+        ranks: Ranks = ALONE,
         weight_decay: float = 0.0,
     ) -> None:
         self.model = model
@@ -93,27 +99,32 @@ class Objective:
         self.autocast_dtype = autocast_dtype
         self._chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
         self._no_sync = no_sync
+        self.ranks = ranks
+        self.shards = ranks if is_sharded(self.params[0]) else ALONE
         self._weight_decay = weight_decay
 
     def chunks(self, batch: Batch) -> list[Batch]:
         """The micro-batches that `batch` is evaluated in."""
         return batch.split(self._chunk_size)
 
-    def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
+    def gradient(
+        self, batch: Batch, *, at_w: bool, create_graph: bool = False, reduce: bool = False
+    ) -> tuple[Evaluation, list[Tensor]]:
         """L_B and its gradient (times the loss scale), one tensor per parameter; ``.grad`` is put back as it was.
 
-        The tensors are the caller's own and laid out as the parameters. In data-parallel training it is the gradient of
-        this rank's images: each rank has its own eps, as in the paper.
+        The tensors are the caller's own and laid out as the parameters; of sharded ones this process's part.
 
         Args:
             batch: All of its chunks together form B.
             at_w: Whether this is the pass that the batch-norm running statistics come from.
             create_graph: Keep the graph, so that the gradient can be differentiated again.
+            reduce: In data-parallel training take the mean gradient over all ranks' images, instead of this rank's own,
+                with which each rank has its own eps, as in the paper.
         """
         parts = []
         if create_graph:
             total: list[Tensor] = []
-            for scaled, part in self._passes(batch, at_w):
+            for scaled, part in self._passes(batch, at_w, reduce=False):
                 grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
                 total = [have + more for have, more in zip(total, grads, strict=True)] if total else list(grads)
                 parts.append(part)
@@ -122,34 +133,42 @@ class Objective:
         try:
             for param in self.params:
                 param.grad = None
-            with self._no_sync():
-                evaluation = self.backward(batch, 1.0, at_w=at_w)
-            found = [torch.zeros_like(param) if param.grad is None else param.grad for param in self.params]
+            evaluation = self.backward(batch, batch.weight if reduce else 1.0, at_w=at_w, reduce=reduce)
+            found = [local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
         finally:
             for param, grad in zip(self.params, before, strict=True):
                 param.grad = grad
         return evaluation, found
 
-    def backward(self, batch: Batch, share: float, *, at_w: bool) -> Evaluation:
-        """Add `share` times the gradient of L_B (times the loss scale) to ``.grad``; `gradient` tells the rest."""
+    def backward(self, batch: Batch, share: float, *, at_w: bool, reduce: bool) -> Evaluation:
+        """Add `share` times the gradient of L_B (times the loss scale) to ``.grad``; `gradient` tells the rest.
+
+        With `reduce` the last chunk's pass turns all of ``.grad`` into its mean over the ranks, while it runs.
+        """
         parts = []
-        for scaled, part in self._passes(batch, at_w):
+        for scaled, part in self._passes(batch, at_w, reduce):
             (scaled if share == 1 else scaled * share).backward()
             parts.append(part)
         return self._gather(batch, parts)
 
-    def _passes(self, batch: Batch, at_w: bool) -> Iterator[tuple[Tensor, Evaluation]]:
+    def average_gradients(self) -> None:
+        """Turn ``.grad`` into its mean over the ranks, where no `backward` has done so."""
+        self.ranks.mean_([param.grad for param in self.params if param.grad is not None])
+
+    def _passes(self, batch: Batch, at_w: bool, reduce: bool) -> Iterator[tuple[Tensor, Evaluation]]:
         """One forward pass per chunk: its part of the objective, times the loss scale, and what it evaluated to."""
-        for chunk in self.chunks(batch):
+        chunks = self.chunks(batch)
+        for number, chunk in enumerate(chunks, 1):
             share = len(chunk) / len(batch)
-            with nullcontext() if at_w else self.statistics.frozen():
-                logits, loss = self._evaluate(chunk)
-            if at_w:
-                self.statistics.observe(len(chunk))
-            objective = loss + self._penalty() if self._weight_decay else loss
-            if share != 1:
-                objective = objective * share
-            yield self.scaler.scale(objective), Evaluation(loss.detach(), logits.detach())
+            with nullcontext() if reduce and number == len(chunks) else self._no_sync():  # around both directions
+                with nullcontext() if at_w else self.statistics.frozen():
+                    logits, loss = self._evaluate(chunk)
+                if at_w:
+                    self.statistics.observe(len(chunk))
+                objective = loss + self._penalty() if self._weight_decay else loss
+                if share != 1:
+                    objective = objective * share
+                yield self.scaler.scale(objective), Evaluation(loss.detach(), logits.detach())
 
     def _evaluate(self, chunk: Batch) -> tuple[Tensor, Tensor]:
         # The cache of cast weights lives as long as one autocast block; a longer one would serve w's at w + eps.

@@ -13,17 +13,26 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
+from sam_runner.distributed import ALONE, Ranks
+from sam_runner.sharding import is_sharded, local
 
-def norm_of(tensors: list[Tensor]) -> Tensor:
+
+def norm_of(tensors: list[Tensor], shards: Ranks = ALONE) -> Tensor:
     """||.||_2 over all tensors as one vector, 0-dim, of their dtype.
 
     On a CPU by dot products, which read memory faster than torch's norm and add up more exactly: for 47 million float32
     numbers the error is 0.04% instead of 0.3%.
+
+    Args:
+        tensors: At least one, on one device.
+        shards: The processes that have the other parts of the same vector.
     """
     if tensors[0].device.type != "cpu":
-        return get_total_norm(tensors)
-    squares = [torch.dot(flat, flat) for flat in map(_flat, tensors)]
-    return torch.stack(squares).double().sum().sqrt().to(tensors[0].dtype)
+        norm = get_total_norm(tensors)
+    else:
+        squares = [torch.dot(flat, flat) for flat in map(_flat, tensors)]
+        norm = torch.stack(squares).double().sum().sqrt().to(tensors[0].dtype)
+    return norm if shards.count == 1 else shards.sum_(norm.double().square()).sqrt().to(norm.dtype)
 
 
 def _flat(tensor: Tensor) -> Tensor:
@@ -56,9 +65,16 @@ class Perturbation:
         return list(torch._foreach_mul(self.direction, self.scale))
 
 
-def perturbation(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> Perturbation:
-    """The eps of eq. 2, see `epsilon`. For p = 2 its direction is `grads` themselves: no memory is written."""
-    norm = norm_of(grads)
+def perturbation(grads: list[Tensor], rho: float | Tensor, p: float = 2.0, shards: Ranks = ALONE) -> Perturbation:
+    """The eps of eq. 2, see `epsilon`. For p = 2 its direction is `grads` themselves: no memory is written.
+
+    Args:
+        grads: See `epsilon`.
+        rho: See `epsilon`.
+        p: See `epsilon`; 2 where there are shards.
+        shards: The processes that have the other parts of g.
+    """
+    norm = norm_of(grads, shards)
     if p != 2:
         eps = epsilon(grads, rho, p)
         return Perturbation(eps, torch.ones_like(norm), norm_of(eps), norm)
@@ -117,7 +133,7 @@ def shifted(params: list[nn.Parameter], eps: Perturbation, *, in_place: bool) ->
         in_place: Write into the direction's own memory, which is then lost: on a CPU two reads and a write per weight.
             Nothing else may live in that memory, and it is laid out as the parameters are (as ``.grad`` is).
     """
-    weights, direction = [param.detach() for param in params], eps.direction
+    weights, direction = [local(param.detach()) for param in params], eps.direction
     if params[0].device.type == "cpu":
         out = direction if in_place else [torch.empty_like(weight) for weight in weights]
         for target, weight, part in zip(out, weights, direction, strict=True):
@@ -135,12 +151,18 @@ def shifted(params: list[nn.Parameter], eps: Perturbation, *, in_place: bool) ->
 def displaced(params: list[nn.Parameter], moved: list[Tensor]) -> Iterator[None]:
     """Inside the body the parameters hold `moved`; afterwards the very bits of w, also when it raises.
 
-    w is not touched (w + e - e would not be w in floating point): the parameters point elsewhere meanwhile.
+    w is not touched (w + e - e would not be w in floating point): the parameters point elsewhere meanwhile. Shards
+    cannot point elsewhere, so they are overwritten, and put back from a copy.
 
     Args:
         params: Parameters at w.
-        moved: Of the same shapes, in other storage.
+        moved: Of the same shapes, or those of this process's shards, in other storage.
     """
+    if is_sharded(params[0]):
+        with _overwritten([local(param.detach()) for param in params], moved):
+            del moved
+            yield
+        return
     originals = [param.data for param in params]
     try:
         for param, there in zip(params, moved, strict=True):
@@ -150,3 +172,16 @@ def displaced(params: list[nn.Parameter], moved: list[Tensor]) -> Iterator[None]
     finally:
         for param, original in zip(params, originals, strict=True):
             param.data = original
+
+
+@contextmanager
+def _overwritten(shards: list[Tensor], moved: list[Tensor]) -> Iterator[None]:
+    originals = [shard.clone() for shard in shards]
+    try:
+        for shard, there in zip(shards, moved, strict=True):
+            shard.copy_(there)
+        del moved
+        yield
+    finally:
+        for shard, original in zip(shards, originals, strict=True):
+            shard.copy_(original)

@@ -11,11 +11,13 @@ from torch.optim.swa_utils import AveragedModel
 from sam_runner.capture import CapturedStep
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.data.loader import Loader
+from sam_runner.distributed import ALONE, Ranks, own_buffers
 from sam_runner.errors import InputError
 from sam_runner.metrics import SUMS
 from sam_runner.sam import SamStep
 from sam_runner.schedules import Schedule
 from sam_runner.seeding import RngState
+from sam_runner.sharding import load_model, load_optimizer, whole
 from sam_runner.tracking import Tracker
 
 T = TypeVar("T")
@@ -39,6 +41,7 @@ class Run:
         ema: Exponential moving average of the weights, or None.
         skip_nonfinite: Leave out and count steps whose loss or gradient is not finite; otherwise they end the run.
         data_digest: Of the data and their labels; a checkpoint goes with one.
+        ranks: The processes that train together, each with such a run.
     """
 
     model: nn.Module
@@ -54,6 +57,12 @@ class Run:
     ema: AveragedModel | None = None
     skip_nonfinite: bool = False
     data_digest: str = ""
+    ranks: Ranks = ALONE
+
+    @property
+    def networks(self) -> list[nn.Module]:
+        """The network and its moving average."""
+        return [self.model] if self.ema is None else [self.model, self.ema.module]
 
 
 @dataclass(frozen=True)
@@ -127,7 +136,9 @@ class Cadence:
 
 
 def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = False, at_end: bool = False) -> None:
-    """Write a checkpoint from which `restore` continues.
+    """Write a checkpoint from which `restore` continues; for all ranks at once, the first writes.
+
+    Its ``model`` has the means of the ranks' batch-norm statistics; what each rank has of its own is beside it.
 
     Args:
         run: What is saved.
@@ -137,18 +148,24 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
         at_end: Whether an epoch has just ended.
     """
     rng = RngState.capture(run.step.objective.device)
-    state = {
-        "model": run.model.state_dict(),
-        "optimizer": run.step.optimizer.state_dict(),
-        "scaler": run.step.objective.scaler.state_dict(),
-        "ema": None if run.ema is None else run.ema.state_dict(),
-        "rng": {"cpu": rng.cpu, "cuda": rng.cuda},
-        "progress": dict(vars(progress)),
-        "metrics_bytes": outputs.tracker.flush(),
-        "data_digest": run.data_digest,
-    }
-    epoch = progress.epoch if at_end else None
-    outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch)
+    buffers = [buffer.cpu() for buffer in own_buffers(run.networks)] if run.ranks.count > 1 else []
+    everyone = run.ranks.gathered({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
+    with run.ranks.averaged(run.networks):
+        model, optimizer = whole(run.model.state_dict()), whole(run.step.optimizer.state_dict())
+        if not run.ranks.is_first:
+            return
+        state = {
+            "model": model,
+            "optimizer": optimizer,
+            "scaler": run.step.objective.scaler.state_dict(),
+            "ema": None if run.ema is None else run.ema.state_dict(),
+            "ranks": everyone,
+            "progress": dict(vars(progress)),
+            "metrics_bytes": outputs.tracker.flush(),
+            "data_digest": run.data_digest,
+        }
+        epoch = progress.epoch if at_end else None
+        outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch)
 
 
 def restore(run: Run, state: Mapping[str, Any]) -> Progress:
@@ -161,11 +178,16 @@ def restore(run: Run, state: Mapping[str, Any]) -> Progress:
         raise InputError(
             "the data or their labels have changed since this run was made\n  give another run_dir to train anew"
         )
-    run.model.load_state_dict(state["model"])
-    run.step.optimizer.load_state_dict(state["optimizer"])
+    load_model(run.model, state["model"])
+    load_optimizer(run.step.optimizer, state["optimizer"])
     if run.step.objective.scaler.is_enabled():
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
-    RngState(state["rng"]["cpu"], state["rng"]["cuda"]).restore(run.step.objective.device)
+    if len(state["ranks"]) == run.ranks.count:  # an evaluation may be made by fewer
+        own = state["ranks"][run.ranks.rank]
+        RngState(own["rng"]["cpu"], own["rng"]["cuda"]).restore(run.step.objective.device)
+        if own["buffers"]:
+            for buffer, saved in zip(own_buffers(run.networks), own["buffers"], strict=True):
+                buffer.copy_(saved)
     return Progress(**state["progress"])

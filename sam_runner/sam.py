@@ -64,7 +64,9 @@ class SamStep:
         group_size: m of m-sharpness: each group of m images has its own eps (and batch-norm statistics), and the step
             is along the mean of the groups' gradients, weighted by their images; as m images per device in
             data-parallel training with unsynchronised perturbations, the paper's setting. None: the whole batch is one
-            group.
+            group; in data-parallel training, the rank's.
+        sync_perturbation: In data-parallel training one eps for the images of all ranks, for a second message of the
+            size of the weights.
         ascent_steps: Gradient evaluations that eps is found with (the paper's Table 11); 1 is Algorithm 1.
         projected: How further ascent steps move: False puts eps on the sphere along the gradient at w + eps,
             eps <- epsilon(grad L(w + eps)); True adds such a step and projects on the ball, eps <- P(eps +
@@ -86,6 +88,7 @@ class SamStep:
         *,
         p: float = 2.0,
         group_size: int | None = None,
+        sync_perturbation: bool = False,
         ascent_steps: int = 1,
         projected: bool = False,
         second_order: bool = False,
@@ -98,14 +101,19 @@ class SamStep:
             raise ValueError(f"projected ascent needs p = 2, not {p}")
         if second_order and ascent_steps != 1:
             raise ValueError(f"second_order needs ascent_steps = 1, not {ascent_steps}")
+        if sync_perturbation and (second_order or group_size is not None):
+            raise ValueError("sync_perturbation is for one group, without second_order")
+        if objective.shards.count > 1 and (p != 2 or not sync_perturbation):
+            raise ValueError("sharded weights need p = 2 and sync_perturbation")
         self.objective = objective
         self.optimizer = optimizer
         self.p = p
         self.group_size = group_size
+        self.sync_perturbation = sync_perturbation
         self.ascent_steps = ascent_steps
         self.projected = projected
         self.second_order = second_order
-        self._update = Update(optimizer, objective.scaler, grad_clip)
+        self._update = Update(optimizer, objective.scaler, grad_clip, objective.shards)
         self._keep_statistics = keep_statistics or objective.scaler.is_enabled()
 
     def __call__(self, batch: Batch, rho: float | Tensor) -> StepStats:
@@ -114,10 +122,15 @@ class SamStep:
         self.optimizer.zero_grad(set_to_none=True)
         groups = batch.split(self.group_size)
         before = objective.statistics.snapshot() if self._keep_statistics else None
-        with objective.statistics.one_update(sum(len(objective.chunks(group)) for group in groups)):
-            parts = [self._accumulate(group, len(group) / len(batch), rho) for group in groups]
+        num_passes = sum(len(objective.chunks(group)) for group in groups)
+        with objective.statistics.one_update(num_passes, batch.weight):
+            shares = [batch.weight * len(group) / len(batch) for group in groups]
+            pairs = zip(groups, shares, strict=True)
+            parts = [self._accumulate(group, share, rho, group is groups[-1]) for group, share in pairs]
+        if self.second_order and not _is_zero(rho):
+            objective.average_gradients()
         loss, loss_perturbed, grad_norm, eps_norm = self._mean(parts, batch)
-        finite = torch.stack([loss, loss_perturbed, grad_norm]).isfinite()
+        finite = objective.ranks.all(torch.stack([loss, loss_perturbed, grad_norm]).isfinite())
         grad_norm = grad_norm / scaler.scale(torch.ones_like(grad_norm))
         final_norm, finite, skipped = self._update(finite)
         if before is not None:
@@ -126,16 +139,22 @@ class SamStep:
         grad_norm = final_norm if _is_zero(rho) else grad_norm
         return StepStats(loss, loss_perturbed, grad_norm, eps_norm, logits, finite, skipped)
 
-    def _accumulate(self, group: Batch, share: float, rho: float | Tensor) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
-        """Add `share` times the group's gradient to ``.grad``; evaluation at w, loss at w + eps, ||g||, ||eps||."""
+    def _accumulate(
+        self, group: Batch, share: float, rho: float | Tensor, last: bool
+    ) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
+        """Add `share` times the group's gradient to ``.grad``; evaluation at w, loss at w + eps, ||g||, ||eps||.
+
+        The ranks' means are taken with the `last` group of the batch.
+        """
         if _is_zero(rho):
-            at_w = self.objective.backward(group, share, at_w=True)
+            at_w = self.objective.backward(group, share, at_w=True, reduce=last)
             return at_w, at_w.loss, torch.zeros_like(at_w.loss), torch.zeros_like(at_w.loss)
         rng = RngState.capture(self.objective.device)
-        at_w, grads = self.objective.gradient(group, at_w=True, create_graph=self.second_order)
+        together = self.sync_perturbation
+        at_w, grads = self.objective.gradient(group, at_w=True, create_graph=self.second_order, reduce=together)
         if self.second_order:
             return at_w, *self._descend_second_order(group, share, grads, rho, rng)
-        eps = perturbation(grads, rho, self.p)
+        eps = perturbation(grads, rho, self.p, self.objective.shards)
         grad_norm = eps.grad_norm
         del grads
         for _ in range(self.ascent_steps - 1):
@@ -146,19 +165,19 @@ class SamStep:
         rng.restore(self.objective.device)  # the dropout masks of the first pass
         with displaced(self.objective.params, moved):
             del moved
-            perturbed = self.objective.backward(group, share, at_w=False)
+            perturbed = self.objective.backward(group, share, at_w=False, reduce=last)
         return at_w, perturbed.loss, grad_norm, eps_norm
 
     def _ascend(self, group: Batch, eps: Perturbation, rho: float | Tensor, rng: RngState) -> Perturbation:
         """One more ascent step from w + eps."""
         rng.restore(self.objective.device)
         with displaced(self.objective.params, shifted(self.objective.params, eps, in_place=not self.projected)):
-            _, grads = self.objective.gradient(group, at_w=False)
-        step = perturbation(grads, rho, self.p)
+            _, grads = self.objective.gradient(group, at_w=False, reduce=self.sync_perturbation)
+        step = perturbation(grads, rho, self.p, self.objective.shards)
         if not self.projected:
             return step
         total = torch._foreach_add(step.tensors(), eps.tensors())
-        norm = norm_of(list(total))
+        norm = norm_of(list(total), self.objective.shards)
         scale = (rho / norm).clamp(max=1.0)
         return Perturbation(list(total), scale, scale * norm, step.grad_norm)
 
@@ -178,7 +197,7 @@ class SamStep:
         self.optimizer.zero_grad(set_to_none=True)
         rng.restore(self.objective.device)
         with displaced(params, shifted(params, there, in_place=False)):
-            perturbed = self.objective.backward(group, 1.0, at_w=False)
+            perturbed = self.objective.backward(group, 1.0, at_w=False, reduce=False)
         finals = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         # The graph's saved weights are the parameters, which are back at w here. What no pass uses is in no graph.
         outputs = [(part, grad) for part, grad in zip(eps, finals, strict=True) if part.requires_grad]

@@ -11,8 +11,9 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-Precision = Enum("Precision", ["auto", "fp32", "tf32", "bf16", "fp16"])
+Precision = Enum("Precision", ["auto", "fp64", "fp32", "tf32", "bf16", "fp16"])
 Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
+Parallel = Enum("Parallel", ["ddp", "fsdp"])
 OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
 Storage = Enum("Storage", ["auto", "memory", "disk"])
 HumanSet = Enum("HumanSet", ["aggre", "random1", "random2", "random3", "worst", "noisy"])
@@ -177,6 +178,7 @@ class Sam(Plain):
     ascent_steps: int
     ascent: Ascent
     second_order: bool
+    sync_perturbation: bool
     rho_schedule: RhoSchedule
     rho_final: float
     rho_warmup_epochs: float
@@ -235,6 +237,10 @@ class Root:
     channels_last: bool | str
     compile: Compile
     deterministic: bool
+    world_size: int
+    parallel: Parallel
+    sync_batchnorm: bool
+    rank_timeout: float
     on_nonfinite: OnNonfinite
     log_every: int
     checkpoint: Checkpoint

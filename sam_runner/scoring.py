@@ -6,10 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from sam_runner.data.loader import Loader
+from sam_runner.distributed import ALONE, Ranks
 from sam_runner.figures import confusion_picture
 from sam_runner.metrics import confusion_matrix, evaluation_metrics
 from sam_runner.run import Run
-from sam_runner.stopping import StopRequest
+from sam_runner.stopping import StopRequest, stop_at
 
 Metrics = dict[str, float]
 
@@ -20,9 +21,15 @@ def with_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
 
 
 def predict(
-    model: nn.Module, loader: Loader, autocast_dtype: torch.dtype | None = None, stop: StopRequest | None = None
+    model: nn.Module,
+    loader: Loader,
+    autocast_dtype: torch.dtype | None = None,
+    stop: StopRequest | None = None,
+    ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) and labels (N,) of a whole set, in evaluation mode; the model's mode is put back.
+
+    Ranks evaluate different batches (those that `loader` gives them), and each has all of them then.
 
     Raises:
         Stopped: Where `stop` was made, after the batch.
@@ -31,17 +38,30 @@ def predict(
     model.eval()
     try:
         with torch.inference_mode():
-            pairs = []
-            for examples in loader.epoch():
-                enabled = autocast_dtype is not None
-                with torch.autocast(examples.images.device.type, dtype=autocast_dtype, enabled=enabled):
-                    pairs.append((model(examples.images), examples.labels))
+            parts, batches = [], loader.epoch()
+            for _ in range(-(-len(loader) // loader.ranks.count)):
+                examples = next(batches, None)
+                if examples is not None:
+                    enabled = autocast_dtype is not None
+                    with torch.autocast(examples.images.device.type, dtype=autocast_dtype, enabled=enabled):
+                        parts.append((model(examples.images), examples.indices))
                 if stop is not None:
-                    stop.check()
+                    stop_at(*ranks.largest(stop.number))
+            return _whole(parts, loader), loader.labels
     finally:
         model.train(was_training)
-    logits, labels = zip(*pairs, strict=True)
-    return torch.cat(logits), torch.cat(labels)
+
+
+def _whole(parts: list[tuple[Tensor, Tensor]], loader: Loader) -> Tensor:
+    """The logits of all ranks, in the order of the set."""
+    ranks = loader.ranks
+    if ranks.count == 1:
+        return torch.cat([logits for logits, _ in parts])
+    (num_logits,) = ranks.largest(parts[0][0].shape[1] if parts else 0)
+    whole = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)
+    for logits, indices in parts:
+        whole[indices.to(whole.device)] = logits.to(whole.dtype)
+    return ranks.sum_(whole)  # of one number and zeros
 
 
 def evaluate(run: Run, picture: Callable[[Tensor], None] | None = None, stop: StopRequest | None = None) -> Metrics:
@@ -56,12 +76,14 @@ def evaluate(run: Run, picture: Callable[[Tensor], None] | None = None, stop: St
         Stopped: Where `stop` was made.
     """
     values: dict[str, float] = {}
-    for name, loader in run.evaluations.items():
-        logits, labels = predict(run.model, loader, run.step.objective.autocast_dtype, stop)
-        values |= with_prefix(name, evaluation_metrics(logits, labels))
-        if run.ema is not None:
-            averaged, _ = predict(run.ema.module, loader, run.step.objective.autocast_dtype, stop)
-            values |= with_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))
-        if picture is not None and name == "test":
-            picture(confusion_picture(confusion_matrix(logits, labels), run.classes))
+    dtype = run.step.objective.autocast_dtype
+    with run.ranks.averaged(run.networks):
+        for name, loader in run.evaluations.items():
+            logits, labels = predict(run.model, loader, dtype, stop, run.ranks)
+            values |= with_prefix(name, evaluation_metrics(logits, labels))
+            if run.ema is not None:
+                averaged, _ = predict(run.ema.module, loader, dtype, stop, run.ranks)
+                values |= with_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))
+            if picture is not None and name == "test":
+                picture(confusion_picture(confusion_matrix(logits, labels), run.classes))
     return values

@@ -29,14 +29,16 @@ class StopRequest:
             raise KeyboardInterrupt
 
     @property
-    def made(self) -> bool:
-        """Whether a signal has come."""
-        return self._signal is not None
+    def number(self) -> int:
+        """The signal that has come; 0: none."""
+        return self._signal or 0
 
-    def check(self) -> None:
-        """Raise `Stopped` where a signal has come."""
-        if self._signal is not None:
-            raise Stopped(CODES[self._signal], self._signal.name)
+
+def stop_at(number: int) -> None:
+    """Raise `Stopped` for a signal; 0 is none."""
+    if number:
+        found = signal.Signals(number)
+        raise Stopped(CODES[found], found.name)
 
 
 @contextmanager

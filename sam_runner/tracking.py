@@ -74,6 +74,32 @@ class Tracker:
             self._writer.add_scalar(tag, value, step)
 
 
+class Untracked(Tracker):
+    """Writes nothing: for the ranks beside the first."""
+
+    def __init__(self) -> None:
+        pass
+
+    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def timing(self, step: int, values: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def image(self, tag: str, picture: Tensor, step: int) -> None:
+        """Nothing."""
+
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
+        """Nothing."""
+
+    def flush(self) -> int:
+        """Nothing, 0 bytes."""
+        return 0
+
+    def close(self) -> None:
+        """Nothing."""
+
+
 def _wait_for_a_new_second(folder: Path) -> None:
     """TensorBoard reads event files in the order of their names, which begin with the second they were made in.
 

@@ -15,7 +15,7 @@ from sam_runner.objective import Batch
 from sam_runner.run import Cadence, Outputs, Progress, Run, save
 from sam_runner.sam import CHECKED, StepStats
 from sam_runner.scoring import Metrics, evaluate, with_prefix
-from sam_runner.stopping import StopRequest
+from sam_runner.stopping import StopRequest, stop_at
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
         run: What is trained.
         outputs: Where numbers and checkpoints go.
         progress: Where to start; it is moved on.
-        stop: Looked at after every step and every batch of an evaluation.
+        stop: Looked at after every step and every batch of an evaluation; one rank's is all ranks'.
         cadence: When to save; None: at the end of every epoch.
 
     Raises:
@@ -57,20 +57,24 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
 
 def _train_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, cadence: Cadence) -> None:
     """Train what is left of an epoch; its sums are in `progress` then."""
-    meter = TrainMeter(run.step.objective.device, progress.row)
+    meter = TrainMeter(run.step.objective.device, progress.row, run.ranks)
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
     run.model.train()
     started, images_before = time.perf_counter(), progress.images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
     title = f"epoch {progress.epoch + 1}/{run.epochs}"
-    for _ in tqdm(range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=None):
+    silent = None if run.ranks.is_first else True  # None: shown on a terminal
+    for _ in tqdm(
+        range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=silent
+    ):
         _train_step(run, meter, next(batches), progress)
         last = progress.batch == num_batches
         if last or progress.step % run.log_every == 0:
             _log_row(run, outputs, progress, meter, last=last)
-        if stop.made or (not last and cadence.due(progress.step)):
+        signal, due = run.ranks.largest(stop.number, not last and cadence.due(progress.step))
+        if signal or due:
             progress.row = meter.peek()
-            stop.check()
+            stop_at(signal)
             save(run, outputs, progress)
             cadence.restart()
     seconds = time.perf_counter() - started
@@ -99,7 +103,7 @@ def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest
     is_best = _note_best(progress, values, has_validation=has_validation)
     log.info("%s", _epoch_line(run, progress, values))
     wanted = last or (is_best and has_validation) or outputs.checkpoints.keeps(progress.epoch)
-    if wanted or cadence.due_at_end():
+    if wanted or run.ranks.largest(cadence.due_at_end())[0]:
         save(run, outputs, progress, is_best=is_best, at_end=True)
         return True
     return False
@@ -114,14 +118,15 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
     progress.settings = {"lr": groups[0]["lr"], "rho": rho}
     if scaler.is_enabled():
         progress.settings["loss_scale"] = scaler.get_scale()
-    stats = run.step(Batch(examples.images, examples.labels), rho)
+    weight = run.ranks.weight(len(examples.labels), examples.num_all)
+    stats = run.step(Batch(examples.images, examples.labels, weight), rho)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1
     progress.batch += 1
-    progress.images += len(examples.labels)
+    progress.images += examples.num_all
     if not stats.skipped:
-        meter.add(stats, examples.labels, examples.clean_labels)
+        meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.num_all)
         progress.updates += 1
         if run.ema is not None:
             run.ema.update_parameters(run.model)

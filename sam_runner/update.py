@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
+from sam_runner.distributed import ALONE, Ranks
 from sam_runner.perturbation import norm_of
+from sam_runner.sharding import local
 
 
 class Update:
@@ -18,10 +20,17 @@ class Update:
         optimizer: The base optimizer.
         scaler: Loss scaler; disabled but for float16.
         grad_clip: Largest norm of the gradient that the optimizer is given; None: no limit.
+        shards: The processes that have the other parts of the gradient.
     """
 
-    def __init__(self, optimizer: torch.optim.Optimizer, scaler: torch.amp.GradScaler, grad_clip: float | None) -> None:
-        self._optimizer, self._scaler, self._grad_clip = optimizer, scaler, grad_clip
+    def __init__(
+        self,
+        optimizer: torch.optim.Optimizer,
+        scaler: torch.amp.GradScaler,
+        grad_clip: float | None,
+        shards: Ranks = ALONE,
+    ) -> None:
+        self._optimizer, self._scaler, self._grad_clip, self._shards = optimizer, scaler, grad_clip, shards
         self._fused = all(group.get("fused") for group in optimizer.param_groups)
         if self._fused and isinstance(optimizer, torch.optim.SGD):
             _start_momentum(optimizer)
@@ -67,9 +76,12 @@ class Update:
 
     def _clipped(self, params: list[nn.Parameter]) -> Tensor:
         """||gradient|| before it is clipped."""
-        norm = norm_of([param.grad for param in params if param.grad is not None])
-        if self._grad_clip is not None:
+        grads = [local(param.grad) for param in params if param.grad is not None]
+        norm = norm_of(grads, self._shards)
+        if self._grad_clip is not None and self._shards.count == 1:
             clip_grads_with_norm_(params, self._grad_clip, norm)
+        elif self._grad_clip is not None:  # which does not take parts
+            torch._foreach_mul_(grads, (self._grad_clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 

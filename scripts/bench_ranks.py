@@ -3,23 +3,27 @@
     python scripts/bench_ranks.py [--quick] [--out outputs/bench]
 
 Strong scaling: the whole batch stays. With its own perturbation on each rank a step sends its gradients once, as SGD
-does; with a common one twice.
+does; with a common one twice. The cost model, 2 (W - 1) 4 P bytes between W ranks for each time, is compared with what
+passes the loopback interface (Linux).
 """
 
 import os
 import socket
 import sys
+from collections.abc import Callable
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
 import torch.multiprocessing as mp
 from bench_step import MODELS, RHO, SGD
-from measuring import Report, arguments, median, spread, take_turns
+from measuring import Report, arguments, median, take_turns
 from torch import distributed
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from sam_runner.distributed import Ranks
 from sam_runner.objective import Batch, Objective
 from sam_runner.sam import SamStep
 
@@ -33,26 +37,46 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
     for kind in ("SGD", "SAM, own eps", "SAM, common eps") if parallel else ("SGD", "SAM, own eps"):
         torch.manual_seed(0)
         model = MODELS[name]()
-        wrapped = DistributedDataParallel(model) if parallel else model
-        context = {"no_sync": wrapped.no_sync} if parallel and kind != "SAM, common eps" else {}
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
-        step = SamStep(Objective(model, F.cross_entropy, forward=wrapped, **context), optimizer)
+        objective = Objective(model, F.cross_entropy)
+        if parallel:
+            ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+            wrapped = DistributedDataParallel(model)
+            objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, ranks=ranks)
+        step = SamStep(objective, optimizer, sync_perturbation=kind == "SAM, common eps")
         batch = Batch(torch.randn(batch_size, *shape), torch.arange(batch_size) % 10)
         rho = 0.0 if kind == "SGD" else RHO
         contenders[kind] = lambda step=step, batch=batch, rho=rho: step(batch, rho)
     return contenders
 
 
+def loopback() -> int:
+    """Bytes that have passed the machine's loopback interface."""
+    for line in Path("/proc/net/dev").read_text().splitlines():
+        name, _, numbers = line.partition(":")
+        if name.strip() == "lo":
+            return int(numbers.split()[8])
+    return 0
+
+
+def sent(step: Callable[[], object], repeats: int = 5) -> float:
+    """Bytes that pass between the ranks in a step."""
+    step()
+    distributed.barrier()
+    before = loopback()
+    for _ in range(repeats):
+        step()
+    distributed.barrier()
+    return (loopback() - before) / repeats
+
+
 def measured(rounds: int, case: tuple, count: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each kind of step and their spread, on this rank; kinds take turns."""
+    """Milliseconds of each kind of step and the bytes it sends, on this rank; kinds take turns."""
     name, batch_size, shape = case
     torch.manual_seed(1)
     contenders = steps(name, batch_size // count, shape, parallel=count > 1)
     seconds = take_turns(contenders, rounds, CPU)
-    return {
-        kind: (1e3 * median(seconds, kind), 1e3 * median(seconds, kind) * spread(seconds, kind, "SGD"))
-        for kind in contenders
-    }
+    return {kind: (1e3 * median(seconds, kind), sent(contenders[kind]) if count > 1 else 0.0) for kind in contenders}
 
 
 def rank(number: int, count: int, threads: int, port: int, rounds: int, case: tuple, queue) -> None:
@@ -82,7 +106,8 @@ def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     report, rounds = Report("Ranks", CPU), 9 if options.quick else 21
-    rows = []
+    rows: list[list] = []
+    messages: list[list] = []
     for case in CASES:
         weights = sum(param.numel() for param in MODELS[case[0]]().parameters())
         base = run(1, 1, rounds, case)["SAM, own eps"][0]
@@ -90,15 +115,23 @@ def main() -> int:
                                       ("2 ranks, 1 thread each", 2, 1)):  # fmt: skip
             found = run(count, threads, rounds, case)
             own, common = found["SAM, own eps"][0], found.get("SAM, common eps", (float("nan"), 0))[0]
-            sent = "-" if count == 1 else f"{4 * weights / 1e6:,.1f} / {8 * weights / 1e6:,.1f}"
             rows.append([
                 f"{case[0]}, batch {case[1]}", label, found["SGD"][0], own, "-" if count == 1 else common,
-                own / found["SGD"][0], base / own, sent,
+                own / found["SGD"][0], base / own,
             ])  # fmt: skip
             print(rows[-1], flush=True)
-    columns = ["case", "how", "SGD, ms", "SAM own eps, ms", "SAM common eps, ms", "SAM/SGD", "speed, 1 thread = 1",
-               "gradients reduced a step, own / common, MB"]  # fmt: skip
+            model = 2 * (count - 1) * 4 * weights / 1e6
+            for kind in found if count > 1 else ():
+                times = 2 if kind == "SAM, common eps" else 1
+                messages.append([
+                    f"{case[0]}, {weights:,} weights", count, kind, times * model, found[kind][1] / 1e6,
+                    found[kind][1] / 1e6 / (times * model),
+                ])  # fmt: skip
+                print(messages[-1], flush=True)
+    columns = ["case", "how", "SGD, ms", "SAM own eps, ms", "SAM common eps, ms", "SAM/SGD", "speed, 1 thread = 1"]
     report.table("A step of the whole batch on one machine of two cores", columns, rows)
+    columns = ["case", "ranks", "step", "2 (W - 1) 4 P, MB", "measured, MB", "measured / model"]
+    report.table("Bytes between the ranks in a step", columns, messages)
     report.write(options.out, "ranks")
     return 0
 

@@ -9,7 +9,19 @@ import sam_runner
 
 PACKAGE = Path(sam_runner.__file__).parent
 LAYERS = [  # within a layer, too, a module imports only those before it
-    ["errors", "files", "stopping", "archives", "hardware", "seeding", "schedules", "batchnorm", "trust"],
+    [
+        "errors",
+        "files",
+        "stopping",
+        "archives",
+        "hardware",
+        "seeding",
+        "schedules",
+        "batchnorm",
+        "trust",
+        "distributed",
+        "sharding",
+    ],
     ["data", "models", "objective", "perturbation", "update", "sam", "capture"],
     ["metrics", "figures", "tracking", "checkpoint"],
     ["run", "scoring", "trainer"],

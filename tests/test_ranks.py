@@ -9,8 +9,10 @@ from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
+from sam_runner.distributed import Ranks
 from sam_runner.objective import Batch, Objective
 from sam_runner.sam import SamStep
+from sam_runner.sharding import is_sharded, shard, whole
 
 pytestmark = pytest.mark.dist
 STEPS, BATCH = 5, 16
@@ -29,12 +31,12 @@ def batches():
     ]
 
 
-def trained(model, objective, share, group_size=None):
+def trained(model, objective, share, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
-    step = SamStep(objective, optimizer, group_size=group_size)
+    step = SamStep(objective, optimizer, **options)
     for batch in batches():
         step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1)
-    return torch.cat([param.detach().flatten() for param in model.parameters()])
+    return torch.cat([value.flatten() for value in whole(model.state_dict()).values()])
 
 
 def rank(number, count, port, queue, synchronised_ascent):
@@ -42,18 +44,32 @@ def rank(number, count, port, queue, synchronised_ascent):
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
     parallel = DistributedDataParallel(model)
-    context = {} if synchronised_ascent else {"no_sync": parallel.no_sync}
-    objective = Objective(model, F.cross_entropy, forward=parallel, **context)
+    ranks = Ranks(number, count)
+    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, ranks=ranks)
     per_rank = BATCH // count
-    queue.put((number, trained(model, objective, slice(number * per_rank, (number + 1) * per_rank)).tolist()))
+    share = slice(number * per_rank, (number + 1) * per_rank)
+    queue.put((number, trained(model, objective, share, sync_perturbation=synchronised_ascent).tolist()))
     distributed.destroy_process_group()
 
 
-def weights_of_ranks(count, synchronised_ascent=False):
+def sharded_rank(number, count, port, queue, grad_clip):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
+    model = network()
+    shard(model, smallest_unit=100)  # two units
+    assert all(is_sharded(param) for param in model.parameters())
+    objective = Objective(model, F.cross_entropy, ranks=Ranks(number, count))
+    per_rank = BATCH // count
+    share = slice(number * per_rank, (number + 1) * per_rank)
+    queue.put((number, trained(model, objective, share, sync_perturbation=True, grad_clip=grad_clip).tolist()))
+    distributed.destroy_process_group()
+
+
+def weights_of_ranks(count, *arguments, target=rank):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    processes = mp.spawn(rank, (count, port, queue, synchronised_ascent), nprocs=count, join=False)
+    processes = mp.spawn(target, (count, port, queue, *arguments), nprocs=count, join=False)
     found = dict(queue.get() for _ in range(count))
     processes.join()
     return [torch.tensor(found[number], dtype=torch.float64) for number in range(count)]
@@ -63,7 +79,7 @@ def weights_of_ranks(count, synchronised_ascent=False):
 def test_ranks_equal_one_process_with_groups_of_a_ranks_images(count):
     alone = network()
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), group_size=BATCH // count)
-    for weights in weights_of_ranks(count):
+    for weights in weights_of_ranks(count, False):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
@@ -72,6 +88,14 @@ def test_a_synchronised_ascent_equals_one_process_with_one_group():
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
     local = network()
     other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
-    for weights in weights_of_ranks(2, synchronised_ascent=True):
+    for weights in weights_of_ranks(2, True):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
     assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.05])
+def test_shards_equal_one_process(grad_clip):
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), grad_clip=grad_clip)
+    for weights in weights_of_ranks(2, grad_clip, target=sharded_rank):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)

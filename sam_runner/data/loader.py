@@ -10,6 +10,7 @@ from torch import Tensor
 from sam_runner.data.augment import NUM_DRAWS, Augmentation, crop_and_flip, cut_out, draw_table, windows
 from sam_runner.data.sets import Images, ImageSet
 from sam_runner.data.stream import Stream
+from sam_runner.distributed import ALONE, Ranks
 from sam_runner.seeding import generator
 
 
@@ -46,12 +47,14 @@ class Examples:
         labels: The labels to learn, int64, (B,).
         clean_labels: The labels before noise, int64, (B,).
         indices: Positions in the set, int64, (B,), on the CPU.
+        num_all: Images of the batch over all ranks, of which these are a part.
     """
 
     images: Tensor
     labels: Tensor
     clean_labels: Tensor
     indices: Tensor
+    num_all: int
 
 
 class Loader:
@@ -68,6 +71,8 @@ class Loader:
         dtype: Of the images.
         channels_last: Lay out the images NHWC in memory.
         num_workers: Processes that decode files.
+        ranks: The processes that train together. Each takes its part of every training batch, so that together they see
+            what one process would, and every so-many-th batch of an evaluation.
     """
 
     def __init__(
@@ -83,9 +88,11 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         num_workers: int = 0,
+        ranks: Ranks = ALONE,
     ) -> None:
         self.num_examples, self.shape = len(data), data.shape
-        self.batch_size = batch_size
+        self.ranks = ranks
+        self.batch_size, self.dtype = batch_size, dtype
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
         self._device, self._seed, self._drop_last = device, seed, drop_last
         self._shuffled = augmentation is not None
@@ -106,9 +113,10 @@ class Loader:
         self._offset = (-mean / std).to(device, dtype)[:, None, None]
 
     def __len__(self) -> int:
-        """Batches in an epoch."""
+        """Batches in an epoch, of all ranks together; a last one of fewer images than ranks is left out of training."""
         full, rest = divmod(self.num_examples, self.batch_size)
-        return full + (rest > 0 and not self._drop_last)
+        fewest = self.ranks.count if self._shuffled else 1
+        return full + (rest >= fewest and not self._drop_last)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Examples]:
         """The batches of an epoch from number `start` on; the same however often and from wherever it is called."""
@@ -120,13 +128,20 @@ class Loader:
             table = draw_table(self._seed, epoch, self.num_examples).to(self._device)
         else:
             order, table = torch.arange(self.num_examples), torch.zeros(1, NUM_DRAWS, device=self._device)
-        indices = list(order.split(self.batch_size))[start : len(self)]
-        on_device = list(order.to(self._device).split(self.batch_size))[start : len(self)]
-        decoded = self._stream.batches(epoch, indices) if self._stream else repeat(None)
-        for batch, here, files in zip(indices, on_device, decoded, strict=False):
+        indices = self._own(order, start)
+        on_device = self._own(order.to(self._device), start)
+        decoded = self._stream.batches(epoch, [batch for batch, _ in indices]) if self._stream else repeat(None)
+        for (batch, num_all), (here, _), files in zip(indices, on_device, decoded, strict=False):
             draws = table[here] if self._shuffled else table.expand(len(batch), -1)
             images = self._finished(*self._source(here, files), draws)
-            yield Examples(images, self.labels[here], self.clean_labels[here], batch)
+            yield Examples(images, self.labels[here], self.clean_labels[here], batch, num_all)
+
+    def _own(self, order: Tensor, start: int) -> list[tuple[Tensor, int]]:
+        """This rank's positions in each batch from number `start` on, and the images of the whole batch."""
+        batches = list(order.split(self.batch_size))[start : len(self)]
+        if self._shuffled:
+            return [(self.ranks.part(batch), len(batch)) for batch in batches]
+        return [(batch, len(batch)) for batch in batches[self.ranks.rank :: self.ranks.count]]
 
     def _padded(self, images_NCHW: Tensor) -> Tensor:
         return windows(

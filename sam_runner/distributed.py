@@ -1,0 +1,294 @@
+"""Processes that train one run together, as torchrun starts them: who they are, and what they tell each other.
+
+Data stay on the device (nccl on CUDA); what only the hosts have to know goes from host to host (gloo) and waits for no
+device. One process alone is `ALONE`, for which everything here gives back what it was given.
+"""
+
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import timedelta
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, distributed, nn
+
+from sam_runner.errors import InputError, RankError, TrainingError
+
+T = TypeVar("T")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+BROKEN = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out", "NCCL", "Broken pipe")
+SETTLING = 5.0  # seconds in which the others can say what happened to them
+
+
+@dataclass(frozen=True)
+class Ranks:
+    """The processes of a run, seen from one of them.
+
+    Attributes:
+        rank: This process, from 0.
+        count: How many there are.
+        local_rank: This process among those of its machine, which is the number of its GPU.
+        local_count: How many are on this machine.
+        store: Where they leave notes, which does not depend on any of them answering; None for one process.
+        timeout: Seconds that they wait for each other.
+        hosts: Their group for what is not on a device.
+    """
+
+    rank: int = 0
+    count: int = 1
+    local_rank: int = 0
+    local_count: int = 1
+    store: Any = None
+    timeout: float = 0.0
+    hosts: Any = None
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process writes: files, the log, the console."""
+        return self.rank == 0
+
+    def part(self, whole: Tensor) -> Tensor:
+        """This rank's part of what they do together, consecutive; sizes differ by at most one."""
+        return whole if self.count == 1 else whole.tensor_split(self.count)[self.rank]
+
+    def weight(self, num_own: int, num_all: int) -> float:
+        """What a mean over `num_own` examples counts in a mean over ranks that is to be one over `num_all` examples."""
+        return num_own * self.count / num_all
+
+    def sum_(self, tensor: Tensor) -> Tensor:
+        """Sum over the ranks, in place; of any device."""
+        if self.count > 1:
+            distributed.all_reduce(tensor)
+        return tensor
+
+    def mean_(self, tensors: Sequence[Tensor]) -> None:
+        """Mean over the ranks, in place, as one message; floating point, of one device."""
+        if self.count > 1 and tensors:
+            flat = self.sum_(torch.cat([tensor.detach().flatten().double() for tensor in tensors])) / self.count
+            parts = flat.split([tensor.numel() for tensor in tensors])
+            for tensor, part in zip(tensors, parts, strict=True):
+                tensor.copy_(part.view(tensor.shape))
+
+    def all(self, flags: Tensor) -> Tensor:
+        """Where a flag is set on every rank; bool, waits for no device."""
+        if self.count == 1:
+            return flags
+        whole = flags.to(torch.float32)
+        distributed.all_reduce(whole, distributed.ReduceOp.MIN)
+        return whole > 0
+
+    def largest(self, *numbers: int) -> tuple[int, ...]:
+        """The largest of each number over the ranks: a signal that one of them has received, say."""
+        if self.count == 1:
+            return numbers
+        whole = torch.tensor(numbers)
+        distributed.all_reduce(whole, distributed.ReduceOp.MAX, group=self.hosts)
+        return tuple(whole.tolist())
+
+    def gathered(self, value: T) -> list[T]:
+        """The value of every rank, plain types and CPU tensors, by rank."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        distributed.all_gather_object(values, value, group=self.hosts)
+        return values
+
+    def first(self, call: Callable[[], T]) -> T:
+        """What rank 0 gets from `call`, for all; where it raises, all raise.
+
+        Raises:
+            InputError: As rank 0 does; so with TrainingError.
+            RankError: Where rank 0 raises anything else.
+        """
+        if self.count == 1:
+            return call()
+        outcome: list[Any] = [None]
+        if self.is_first:
+            try:
+                outcome = [("good", call())]
+            except (InputError, TrainingError) as error:
+                distributed.broadcast_object_list([_told(error)], group=self.hosts)
+                raise
+            except Exception as error:
+                raise self.blamed(error) from error
+        distributed.broadcast_object_list(outcome, group=self.hosts)
+        kind, value = outcome[0]
+        if kind != "good":
+            raise _error(kind, 0, value)
+        return value  # type: ignore[no-any-return]
+
+    def together(self, call: Callable[[], T]) -> T:
+        """What each rank gets from `call`; where one raises, all raise.
+
+        Raises:
+            InputError: That of the first rank that raises one, with its number if others went well; so with
+                TrainingError.
+            RankError: Where a rank raises anything else.
+        """
+        if self.count == 1:
+            return call()
+        result: list[T] = []
+        mine: tuple[str, str] | None = None
+        cause: Exception | None = None
+        try:
+            result.append(call())
+        except (InputError, TrainingError) as error:
+            mine, cause = _told(error), error
+        except Exception as error:
+            raise self.blamed(error) from error
+        everyone = self.gathered(mine)
+        failed = {rank: told for rank, told in enumerate(everyone) if told is not None}
+        if not failed:
+            return result[0]
+        rank, (kind, text) = next(iter(failed.items()))
+        raise _error(kind, rank if len(failed) < self.count else None, text) from cause
+
+    @contextlib.contextmanager
+    def averaged(self, modules: Sequence[nn.Module]) -> Iterator[None]:
+        """Inside the body floating-point buffers (batch-norm statistics) are the means over the ranks.
+
+        Afterwards they are each rank's own again, to the bit.
+        """
+        buffers = own_buffers(modules) if self.count > 1 else []
+        before = [buffer.clone() for buffer in buffers]
+        self.mean_(buffers)
+        try:
+            yield
+        finally:
+            for buffer, old in zip(buffers, before, strict=True):
+                buffer.copy_(old)
+
+    def blamed(self, error: Exception) -> Exception:
+        """The error with the rank that it began on; to be raised by every rank that fails on its own.
+
+        A rank whose connection broke looks for what the others left in the store: the first error, or which of them
+        does not answer any more.
+        """
+        if self.count == 1:
+            return error
+        text = f"rank {self.rank}: {_told(error)[1]}"
+        with contextlib.suppress(Exception):  # whoever keeps the store may be gone too
+            if _is_broken(error):
+                return RankError(self._first_error())
+            if self.store.add("errors", 1) == 1:
+                self.store.set("first_error", text)
+        return RankError(text, own=True)
+
+    def _first_error(self) -> str:
+        self.store.set(f"waiting/{self.rank}", "")
+        end = time.monotonic() + SETTLING
+        while time.monotonic() < end:
+            if self.store.check(["first_error"]):
+                return str(self.store.get("first_error").decode())
+            silent = [rank for rank in range(self.count) if not self.store.check([f"waiting/{rank}"])]
+            time.sleep(0.1)
+        named = ", ".join(map(str, silent)) or "unknown"
+        return f"rank {named} does not answer: it was killed, or hung for rank_timeout={self.timeout:g} s"
+
+
+ALONE = Ranks()
+
+
+def own_buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """The floating-point buffers, which each rank moves by its own images."""
+    return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
+
+
+def _told(error: Exception) -> tuple[str, str]:
+    """An error as others are told of it: its kind, and its message."""
+    if isinstance(error, InputError | TrainingError):
+        return type(error).__name__, str(error)
+    return "RankError", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
+
+
+def _error(kind: str, rank: int | None, text: str) -> Exception:
+    kinds: dict[str, type[Exception]] = {"InputError": InputError, "TrainingError": TrainingError}
+    return kinds[kind](text if rank in (None, 0) else f"rank {rank}: {text}")
+
+
+def _is_broken(error: Exception) -> bool:
+    """Whether an error says that another process does not answer."""
+    if isinstance(error, distributed.DistError):
+        return True
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN)
+
+
+def world_size(environment: Mapping[str, str]) -> int:
+    """How many processes torchrun has started; 1 without it.
+
+    Raises:
+        InputError: Where its variables are incomplete or no numbers.
+    """
+    text = environment.get("WORLD_SIZE", "1")
+    if text == "1":
+        return 1
+    missing = [name for name in VARIABLES if name not in environment]
+    numbers = all(environment.get(name, "0").isdigit() for name in VARIABLES if name != "MASTER_ADDR")
+    if missing or not numbers or int(text) < 1:
+        raise InputError(
+            f"WORLD_SIZE={text} is set, but not what torchrun sets beside it ({', '.join(missing) or 'as numbers'})\n"
+            "  start with torchrun --nproc-per-node N -m sam_runner ..., or unset WORLD_SIZE"
+        )
+    return int(text)
+
+
+_JOINED: list[Ranks] = []  # a process joins once, however many runs it makes: a second group would not come together
+
+
+def rendezvous() -> Ranks:
+    """The processes that torchrun has started, which have a store in common but are no group yet; or `ALONE`."""
+    if world_size(os.environ) == 1:
+        return ALONE
+    if not _JOINED:
+        store, rank, count = next(iter(distributed.rendezvous("env://", timeout=timedelta(minutes=5))))  # type: ignore[attr-defined]
+        local_rank, local_count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
+        _JOINED.append(Ranks(rank, count, local_rank, local_count, store))
+    return _JOINED[0]
+
+
+def agreed(key: str, value: str) -> str:
+    """What rank 0 gives for `key`, on every rank."""
+    ranks = rendezvous()
+    if ranks.count == 1:
+        return value
+    if ranks.is_first:
+        ranks.store.set(key, value)
+    return str(ranks.store.get(key).decode())
+
+
+def join(timeout: float, *, cuda: bool) -> Ranks:
+    """Become a group with the other processes of torchrun; `ALONE` without it.
+
+    Args:
+        timeout: Seconds that they wait for each other before they give up.
+        cuda: Whether the data will be on CUDA devices.
+    """
+    ranks = rendezvous()
+    if ranks.count == 1 or ranks.hosts is not None:
+        return ranks
+    hosts_wait = timedelta(seconds=timeout)
+    # Devices wait longer, so that a rank that hangs is told by its host: nccl would end this process without a word.
+    wait = hosts_wait + timedelta(seconds=60) if cuda else hosts_wait
+    backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
+    if cuda:
+        torch.cuda.set_device(ranks.local_rank)
+    distributed.init_process_group(backend, store=ranks.store, rank=ranks.rank, world_size=ranks.count, timeout=wait)
+    _JOINED[0] = replace(ranks, timeout=timeout, hosts=distributed.new_group(backend="gloo", timeout=hosts_wait))
+    return _JOINED[0]
+
+
+def leave() -> None:
+    """Part from the others in good order, the first rank before them: torchrun ends all once one ends with an error."""
+    for ranks in _JOINED:
+        with contextlib.suppress(Exception):  # the first may be gone
+            if ranks.is_first:
+                sys.stdout.flush()
+                ranks.store.set("left", "")
+            else:
+                ranks.store.wait(["left"], timedelta(seconds=60))
+        if ranks.hosts is not None:
+            distributed.destroy_process_group()
