@@ -80,16 +80,17 @@ def report(arguments: list[str]) -> int:
 
 
 def tell(folder: Path) -> None:
-    """What a sweep found, at its end; nothing where no run of it has finished."""
+    """What a sweep found, at its end; nothing where there is no cell of it."""
     if not folder.is_dir():
         return
     from sam_runner.records import records
     from sam_runner.report import as_text, report_of, write
 
-    if any(run.status == "finished" for run in records([folder])):
-        found = report_of([folder])
-        print(f"\n{as_text(found)}")
-        try:
-            print(f"report: {write(found, folder, folder.name)}")
-        except OSError as error:
-            raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error
+    if not records([folder]):
+        return
+    found = report_of([folder])
+    print(f"\n{as_text(found)}")
+    try:
+        print(f"report: {write(found, folder, folder.name)}")
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error

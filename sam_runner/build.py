@@ -2,6 +2,7 @@
 
 import inspect
 import json
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import lru_cache
@@ -21,7 +22,7 @@ from sam_runner.data.loader import IMAGENET, Loader, Normalisation
 from sam_runner.data.sets import ImageSet, Splits, hold_out
 from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError
-from sam_runner.hardware import automatic_precision, decoding_workers, set_up
+from sam_runner.hardware import automatic_device, automatic_precision, decoding_workers, set_up
 from sam_runner.objective import Objective
 from sam_runner.run import Run
 from sam_runner.sam import SamStep
@@ -40,7 +41,7 @@ def device_of(settings: Settings, ranks: Ranks = ALONE) -> torch.device:
     """
     name = settings["device"]
     if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
+        name = automatic_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
     if ranks.count > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise InputError(f"device={name} is one GPU for {ranks.count} processes\n  use device=cuda")

@@ -1,14 +1,14 @@
 """Entry points `sam-train`, `sam-eval`, `sam-verify`, `sam-report`: exit codes; no torch before settings are valid."""
 
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Callable
+from contextlib import ExitStack
 from datetime import datetime
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
+from sam_runner.console import complain, end_at_once, is_first, log_to_console, several, told
 from sam_runner.errors import InputError, RankError, Stopped, TrainingError
 
 _HERE = Path(__file__).resolve().parent
@@ -16,18 +16,10 @@ CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
-class Failure(NamedTuple):
-    """A run that failed: the overrides of its cell ("" for a single run), what was said, the exit code."""
-
-    cell: str
-    message: str
-    code: int
-
-
 def train() -> int:
     """`sam-train`: a run, or with -m a sweep. Returns the exit code."""
     code = _guarded(_train)
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if several():
         from sam_runner.distributed import leave
 
         leave()
@@ -60,14 +52,14 @@ def report() -> int:
 
 def _guarded(command: Callable[[list[str]], int]) -> int:
     """Run a command; errors that a user is meant to read become a message and a code."""
-    _log_to_console()
+    log_to_console()
     try:
         return command(sys.argv[1:])
     except InputError as error:
-        _complain(str(error))
+        complain(str(error))
         return BAD_INPUT
     except TrainingError as error:
-        _complain(str(error))
+        complain(str(error))
         return FAILED
     except Stopped as stopped:
         return stopped.code
@@ -78,64 +70,42 @@ def _guarded(command: Callable[[list[str]], int]) -> int:
         return DONE
 
 
-def _is_first() -> bool:
-    """Whether this process speaks for all those that torchrun has started."""
-    return os.environ.get("WORLD_SIZE", "1") == "1" or os.environ.get("RANK", "0") == "0"
-
-
-def _complain(message: str, *, anyway: bool = False) -> None:
-    if not (anyway or _is_first()):
-        return
-    lines = message.splitlines()
-    print("\n".join([f"error: {lines[0]}", *lines[1:18]]), file=sys.stderr)
-
-
-def _log_to_console() -> None:
-    """One plain line a message on stdout, above a progress bar if there is one."""
-
-    class Console(logging.Handler):
-        def emit(self, record: logging.LogRecord) -> None:
-            from tqdm import tqdm
-
-            try:
-                tqdm.write(self.format(record), file=sys.stdout)
-                sys.stdout.flush()
-            except OSError:  # whoever read the output is gone; the run goes on
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
-
-    logger = logging.getLogger("sam_runner")
-    logger.handlers = [Console() if _is_first() else logging.NullHandler()]
-    logger.setLevel(logging.INFO)
-    logger.propagate = False
-
-
 def _train(arguments: list[str]) -> int:
     if "--help" in arguments or "-h" in arguments:
         from sam_runner.usage import help_text
 
         print(help_text(CONF))
         return DONE
-    import hydra
-    from hydra.errors import HydraException
-    from omegaconf.errors import OmegaConfBaseException
-    from yaml import YAMLError
-
-    from sam_runner import hydra_guard, yaml_guard
+    from sam_runner import engines, hydra_guard, yaml_guard
     from sam_runner.schema import register_schemas
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printing and sys.exit
     now = datetime.now()
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
-    if os.environ.get("WORLD_SIZE", "1") != "1":
+    if several():
         from sam_runner.distributed import agreed
 
         os.environ["SAM_RUNNER_STARTED"] = agreed("started", os.environ["SAM_RUNNER_STARTED"])
     register_schemas()
-    hydra_guard.install()
+    engines.register()
     yaml_guard.install()
     sys.argv[1:] = arguments = prepared(arguments)
-    failures: list[Failure] = []
-    entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: _job(cfg, failures))
+    codes: list[int] = []  # of runs in this process that failed
+    if {"-m", "--multirun"} & set(arguments) and not {"-c", "--cfg"} & set(arguments):
+        return _sweep(arguments, codes)
+    hydra_guard.install(lambda _: None)
+    code = _composed(arguments, codes)
+    return max([code, *codes])
+
+
+def _composed(arguments: list[str], codes: list[int]) -> int:
+    """Let Hydra read the command line and call `_job` for each run; its errors in our words. Returns the exit code."""
+    import hydra
+    from hydra.errors import HydraException
+    from omegaconf.errors import OmegaConfBaseException
+    from yaml import YAMLError
+
+    entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: _job(cfg, codes))
     try:
         entry()
     except (HydraException, OmegaConfBaseException) as error:
@@ -146,23 +116,55 @@ def _train(arguments: list[str]) -> int:
         raise InputError("a configuration file is no YAML\n  " + "\n  ".join(str(error).splitlines()[:6])) from error
     except RecursionError as error:
         raise InputError("a configuration file or an argument is nested too deeply") from error
-    except ValueError as error:  # Hydra's own, of a group that is given no option, say
+    except (ValueError, NotImplementedError) as error:  # Hydra's own, of a group that is given no option, say
         raise InputError(f"{str(error).splitlines()[0]}\n  given: {' '.join(arguments)[:300]}") from error
     except SystemExit as stop:  # argparse, and Hydra's --cfg
         return stop.code if isinstance(stop.code, int) else DONE
-    finally:
-        _list(failures)
-    if ("-m" in arguments or "--multirun" in arguments) and "dry_run=true" not in arguments and _is_first():
-        from sam_runner.afterwards import tell
-
-        tell(_sweep_folder(arguments))
-    return _code(failures)
+    return DONE
 
 
-def _sweep_folder(arguments: list[str]) -> Path:
-    """As conf/config.yaml names it."""
-    names = [word.partition("=")[2].strip("'\"") for word in arguments if word.startswith("sweep_name=")]
-    return Path("outputs") / "sweeps" / (names[-1] if names else os.environ["SAM_RUNNER_STARTED"])
+def _sweep(arguments: list[str], codes: list[int]) -> int:
+    """All cells; then what they found, which failed, and the exit code, all from what lies on the disk."""
+    from sam_runner import engines, hydra_guard, sweep
+    from sam_runner.afterwards import tell
+
+    folder: Path | None = None
+    dry, ended = False, sweep.Ended()
+    with ExitStack() as stack:
+
+        def composed(config: Any) -> None:
+            """The first time before any cell runs."""
+            nonlocal folder, dry, ended
+            if folder is None:
+                folder, dry = Path(config.hydra.sweep.dir), config.dry_run
+                if several() and engines.elsewhere(config.hydra):
+                    raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
+                if not engines.elsewhere(config.hydra):
+                    stack.enter_context(sweep.signals_between_cells())
+                elif engines.on_this_machine(config.hydra):
+                    ended = stack.enter_context(sweep.signals_for_all(folder))
+
+        hydra_guard.install(composed)
+        try:
+            code = _composed(arguments, codes)
+        except InputError as error:
+            if folder is None or not sweep.cells(folder):  # no cell has begun
+                raise
+            complain(str(error))
+            code = FAILED
+        except Exception as error:  # of an engine: a process that was killed, a job that was lost
+            complain(f"{type(error).__name__}: {error}".splitlines()[0])
+            code = FAILED
+        finally:
+            cells = [] if dry or folder is None or not is_first() else sweep.cells(folder)
+            for cell in cells:
+                if cell.state in sweep.FAILURES:
+                    complain(f"{cell.state}: {cell.name}\n  {cell.error.splitlines()[0] if cell.error else ''}")
+            if folder is not None and is_first():
+                sweep.tidy(folder)
+    if folder is not None and not dry and is_first():
+        tell(folder)
+    return ended.code or max([code, sweep.exit_code(cells), *codes])
 
 
 def prepared(arguments: list[str]) -> list[str]:
@@ -189,52 +191,29 @@ def _home_expanded(argument: str) -> str:
     return f"{key}={path}" if key.startswith("-") else f"{key}='{path}'"
 
 
-def _job(cfg: Any, failures: list[Failure]) -> None:
-    """One run, or one cell of a sweep; its error is told at once and kept as text, and the sweep goes on.
-
-    The exception itself would keep the failed cell's network and data alive.
-    """
+def _job(cfg: Any, codes: list[int]) -> float | None:
+    """One run, or one cell of a sweep; errors become text: an exception would keep the network and the data alive."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
-    from sam_runner.config import fingerprint, plain, validate
-
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
-    multirun = hydra_config.mode == RunMode.MULTIRUN
-    cell = " ".join(overrides) if multirun else ""
+    if hydra_config.mode == RunMode.MULTIRUN:
+        from sam_runner.cell import run_cell
+
+        return run_cell(cfg, hydra_config, overrides, codes)
+    from sam_runner.config import fingerprint, plain, validate
+
     try:
-        validate(cfg, overrides, multirun=multirun)
-        if multirun:
-            logging.getLogger("sam_runner").info("cell %d: %s", hydra_config.job.num + 1, cell)
+        validate(cfg, overrides, multirun=False)
         from sam_runner.launch import launch  # torch, only now
 
-        launch(plain(cfg), fingerprint(cfg), overrides, Path(hydra_config.sweep.dir) if multirun else None)
-    except InputError as error:
-        _complain(str(error))
-        failures.append(Failure(cell, str(error), FAILED if multirun else BAD_INPUT))
-    except TrainingError as error:
-        _complain(str(error))
-        failures.append(Failure(cell, str(error), FAILED))
+        launch(plain(cfg), fingerprint(cfg), overrides, None)
     except BrokenPipeError:
         raise
     except RankError as error:
-        if error.own and not isinstance(error.__cause__, InputError):
-            traceback.print_exc()
-        _complain(str(error), anyway=error.own)
-        sys.stdout.flush()
-        os._exit(FAILED)  # the other cells need all ranks, and an orderly end would wait for some that are gone
+        end_at_once(error)
     except Exception as error:
-        traceback.print_exc()
-        failures.append(Failure(cell, f"{type(error).__name__}: {error}", FAILED))
-
-
-def _list(failures: list[Failure]) -> None:
-    """Say once more at the end of a sweep which cells failed."""
-    for failure in failures:
-        if failure.cell:
-            _complain(f"failed: {failure.cell}\n  {failure.message.splitlines()[0] if failure.message else ''}")
-
-
-def _code(failures: list[Failure]) -> int:
-    return max((failure.code for failure in failures), default=DONE)
+        told(error)
+        codes.append(BAD_INPUT if isinstance(error, InputError) else FAILED)
+    return None

@@ -60,7 +60,7 @@ GROUPS = ("data", "noise", "augment", "model", "optimizer", "optimizer.base", "s
 EVERYWHERE = frozenset({"data.val_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"})  # also in own files
 LISTS = {"schedule.milestones": INSIDE, "checkpoint.keep_epochs": AT_LEAST_ONE, "optimizer.base.betas": BELOW_ONE}
 LOCAL = frozenset(
-    {"run_dir", "sweep_name", "dry_run", "log_every", "checkpoint", "rank_timeout", "rho"}
+    {"run_dir", "sweep_name", "sweep", "dry_run", "log_every", "checkpoint", "rank_timeout", "rho"}
 )  # rho is an alias of optimizer.rho
 
 
@@ -103,6 +103,8 @@ def validate(cfg: DictConfig, overrides: Sequence[str], *, multirun: bool) -> No
         )
     if not multirun and "sweep_name" in typed:
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
+    if not multirun and "sweep.on_error" in typed:
+        raise InputError("sweep.on_error has no effect without -m\n  leave it out")
     if "run_dir" in typed and cfg.run_dir == "":
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
     if multirun and "run_dir" in typed:

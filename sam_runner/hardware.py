@@ -39,6 +39,23 @@ def decoding_workers(device: torch.device, processes: int = 1) -> int:
     return min(cores, 16) if device.type == "cuda" else cores // 4
 
 
+def automatic_device(cell: str | None, num_gpus: int) -> str:
+    """What ``device=auto`` is: a GPU where there is one; the cells of a sweep that run at once take the GPUs in turn.
+
+    Args:
+        cell: Number of the cell, from 0, where others run beside it; else None.
+        num_gpus: That the process sees.
+    """
+    if num_gpus == 0:
+        return "cpu"
+    return "cuda" if cell is None or num_gpus == 1 else f"cuda:{int(cell) % num_gpus}"
+
+
+def cells_at_once(num_gpus: int, num_cores: int) -> int:
+    """How many cells of a sweep run at once on one machine: one a GPU, and without any one a core."""
+    return num_gpus or num_cores
+
+
 def automatic_precision(device: torch.device) -> tuple[str, str]:
     """What ``precision=auto`` is on a device, and why: the fastest that keeps float32 weights and loses no accuracy.
 

@@ -5,11 +5,15 @@ list of trusted modules, and folders would be made before anything is checked. E
 """
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
+from sam_runner.engines import JOBS_FOLDER, STORAGE, searches
 from sam_runner.errors import InputError
 
 FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
@@ -21,12 +25,37 @@ FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
     "sweep.subdir": (".",),
     "job_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
     "hydra_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
+    "launcher.temp_folder": (None,),
+    "launcher.submitit_folder": (None, JOBS_FOLDER),
+    "launcher.setup": (None,),  # commands; a batch script inherits the environment that sam-train was called in
+    "launcher.additional_parameters": (None, {}),
+    "sweeper.storage": (None, STORAGE),
+    "sweeper.custom_search_space": (None,),  # a function
 }
-PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.")
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+KEYS = {  # of the plugins; submitit passes others on to sbatch and srun, which can name programs
+    "launcher": {
+        "_target_", "n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size",
+        "temp_folder", "max_nbytes", "mmap_mode", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
+        "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout", "partition", "qos", "comment", "constraint",
+        "exclude", "gres", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "account", "signal_delay_s",
+        "max_num_timeout", "additional_parameters", "array_parallelism", "setup",
+    },
+    "sweeper": {
+        "_target_", "max_batch_size", "params", "sampler", "direction", "storage", "study_name", "n_trials", "n_jobs",
+        "max_failure_rate", "search_space", "custom_search_space",
+    },
+}  # fmt: skip
+_NEXT: list[Callable[[DictConfig], None]] = []
 
 
-def install() -> None:
-    """Check every configuration that Hydra composes in this process, also that of each cell of a sweep."""
+def install(then: Callable[[DictConfig], None]) -> None:
+    """Check every configuration that Hydra composes in this process, also that of each cell of a sweep.
+
+    Args:
+        then: Called with each that has passed.
+    """
+    _NEXT[:] = [then]
     original = ConfigLoaderImpl.load_configuration
     if getattr(original, "checked", False):
         return
@@ -34,10 +63,38 @@ def install() -> None:
     def load_configuration(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> DictConfig:
         config = original(self, *arguments, **keywords)
         check(config)
+        _NEXT[0](config)
         return config
 
     load_configuration.checked = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    _refuse_empty_sweeps()
+    _hide_schemas()
+
+
+def _refuse_empty_sweeps() -> None:
+    Plugins.instance()  # loads the module of the next line anew
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    original = BasicSweeper.split_arguments
+
+    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        for override in overrides:
+            if override.is_discrete_sweep() and not any(True for _ in override.sweep_iterator()):
+                raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, as key=1,2")
+        return original(overrides, max_batch_size)
+
+    BasicSweeper.split_arguments = staticmethod(split_arguments)  # type: ignore[method-assign]
+
+
+def _hide_schemas() -> None:
+    """The group that holds our types is none that people choose from: shell completion leaves it out."""
+    original = ConfigLoaderImpl.get_group_options
+
+    def get_group_options(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> list[str]:
+        return [name for name in original(self, *arguments, **keywords) if name != "schema"]
+
+    ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
 
 
 def check(config: DictConfig) -> None:
@@ -53,13 +110,38 @@ def check(config: DictConfig) -> None:
             value = value.get(part) if isinstance(value, dict) else None
         if value not in accepted:
             raise InputError(f"hydra.{key} cannot be changed here\n  leave it out, on the command line and in files")
-    for plugin in ("launcher", "sweeper"):
-        for target in _targets(hydra.get(plugin) if isinstance(hydra, dict) else None):
+    for plugin, keys in KEYS.items():
+        node = hydra.get(plugin) if isinstance(hydra, dict) else None
+        for target in _targets(node):
             if not target.startswith(PLUGINS):
                 raise InputError(f"hydra.{plugin} names {target}, which is no plugin of Hydra")
+        for key in node if isinstance(node, dict) else ():
+            if key not in keys:
+                raise InputError(f"hydra.{plugin}.{key} is not accepted\n  accepted: {', '.join(sorted(keys))}")
+        if any(re.search(r"[\x00-\x1f\x7f]", text) for text in _texts(node)):  # a line of a batch script is a command
+            raise InputError(f"hydra.{plugin} holds a text with a line break\n  write it without")
+    _require_held_out(config)
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
         raise InputError(f"sweep_name={name} is no name of a folder\n  accepted: up to 100 letters, digits and ._=+-")
+
+
+def _require_held_out(config: DictConfig) -> None:
+    """A search chooses by the accuracy on held-out images, never by the test set."""
+    if searches(config.hydra) and not OmegaConf.select(config, "data.val_fraction", default=0):
+        raise InputError(
+            "hydra/sweeper=optuna chooses by the accuracy on held-out images, and there are none\n"
+            "  hold some out: data.val_fraction=0.1"
+        )
+
+
+def _texts(node: Any) -> list[str]:
+    """All strings below a node, names of keys too."""
+    if isinstance(node, dict):
+        return [text for key, value in node.items() for text in [*_texts(key), *_texts(value)]]
+    return (
+        [text for value in node for text in _texts(value)] if isinstance(node, list) else [node] * isinstance(node, str)
+    )
 
 
 def _targets(node: Any) -> list[str]:

@@ -9,6 +9,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sam_runner.config import unknown_key
+from sam_runner.engines import EXTRAS
 from sam_runner.usage import options
 
 
@@ -81,6 +82,8 @@ def _no_option(error: MissingConfigException, conf: Path) -> str:
     known = sorted(error.options or options(conf).get(group, []))  # Hydra's list has those of --config-dir too
     if not known:
         return f"there is no group {group or missing}\n  groups: {', '.join(options(conf))}"
+    if missing in EXTRAS:
+        return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
     close = get_close_matches(name, known, 1)
     hint = f"did you mean {group}={close[0]}?" if close else f"options: {', '.join(known)}"
     return f"{group}={name}: there is no such option\n  {hint}" + (f"\n  options: {', '.join(known)}" if close else "")

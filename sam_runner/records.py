@@ -19,12 +19,12 @@ from yaml.events import AliasEvent
 
 from sam_runner.errors import InputError
 from sam_runner.files import read_json
-from sam_runner.run_folder import SETTINGS, flat
+from sam_runner.run_folder import NOT_STARTED, SETTINGS, flat, still_running
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNTOLD = {  # settings that say how or where a run was made, not what it is
     "run_dir", "sweep_name", "dry_run", "device", "log_every", "data.root", "data.download", "data.num_workers", "rho",
-    "noise.file", "rank_timeout",
+    "noise.file", "rank_timeout", "sweep.on_error",
 }  # fmt: skip
 SHORT = {"optimizer.rho": "rho", "optimizer.base.lr": "lr", "optimizer.base.weight_decay": "weight_decay"}
 
@@ -37,9 +37,11 @@ class Record:
         folder: Where it lies.
         settings: By their short names, e.g. ``rho``, ``data._target_``; ``optimizer`` is sam or sgd.
         seed: Of the run.
-        status: finished, running (also where it died without a word), failed, interrupted or preempted.
+        status: finished, running, died (without a word), "running or died" where only its machine could say, failed,
+            interrupted or preempted; of a sweep's cell without a run: refused, failed or not run.
         final: Metrics at the end, empty where it has not finished.
         error: Of a run that failed.
+        cell: What was typed for a cell of a sweep that failed.
     """
 
     folder: Path
@@ -48,6 +50,7 @@ class Record:
     status: str
     final: Mapping[str, float]
     error: str = ""
+    cell: str = ""
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
@@ -86,6 +89,11 @@ def records(folders: Iterable[Path]) -> list[Record]:
                 below.clear()
                 path = Path(folder)
                 found.setdefault(path.resolve(), _record(path))
+            elif Path(folder).parent.name == NOT_STARTED and "status.json" in files:
+                path = Path(folder)
+                status = _object(path / "status.json")
+                state, error, cell = (str(status.get(key, "")) for key in ("status", "error", "cell"))
+                found.setdefault(path.resolve(), Record(path, {}, 0, state, {}, error, cell))
     return list(found.values())
 
 
@@ -99,14 +107,21 @@ def _record(folder: Path) -> Record:
         raise InputError(f"{folder / SETTINGS} cannot be read: {str(error).splitlines()[0]}") from error
     if not isinstance(settings, dict):
         raise InputError(f"{folder / SETTINGS} is not a configuration")
-    result, status = read_json(folder / "result.json"), read_json(folder / "status.json")
-    result, status = (value if isinstance(value, dict) else {} for value in (result, status))
+    result, status = _object(folder / "result.json"), _object(folder / "status.json")
     finished = result.get("status") == "finished"
     state = "finished" if finished else str(status.get("status", "started"))
+    if state == "running":
+        running = still_running(folder, str(status.get("host")))
+        state = {True: "running", False: "died", None: "running or died"}[running]
     named = _named(settings)
     seed = named.pop("seed", 0)
     final = result.get("final", {}) if finished else {}
-    return Record(folder, named, seed, state, final, str(status.get("error", "")))
+    return Record(folder, named, seed, state, final, str(status.get("error", "")), str(status.get("cell", "")))
+
+
+def _object(path: Path) -> dict[str, Any]:
+    value = read_json(path)
+    return value if isinstance(value, dict) else {}
 
 
 def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -135,7 +150,9 @@ class Group:
     @property
     def name(self) -> str:
         """As in a legend."""
-        return ", ".join(f"{key} {shown(value)}" if key != "optimizer" else str(value) for key, value in self.told())
+        return ", ".join(
+            f"{titled(key)} {shown(value, key)}" if key != "optimizer" else value for key, value in self.told()
+        )
 
     def told(self) -> Iterator[tuple[str, Any]]:
         """Settings that it has; plain training has no rho."""
@@ -146,8 +163,15 @@ class Group:
         return [run.final[tag] for run in self.runs if tag in run.final]
 
 
-def shown(value: Any) -> str:
-    """A setting's value as it is typed."""
+def titled(key: str) -> str:
+    """A setting's key as a heading: what a group was set to is named by the group."""
+    return key.removesuffix("._target_")
+
+
+def shown(value: Any, key: str = "") -> str:
+    """A setting's value as it is typed, of a function or class the last part of its name."""
+    if key.endswith("._target_"):
+        return str(value).rpartition(".")[2]
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

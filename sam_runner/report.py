@@ -9,17 +9,15 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import matplotlib
-
-matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
 from sam_runner.errors import InputError
 from sam_runner.files import write_atomically
-from sam_runner.records import Group, Record, groups, interval, records, shown
+from sam_runner.records import Group, Record, groups, interval, records, shown, titled
 
+plt.switch_backend("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 MOST_LINES = 8  # in a plot of curves: those with the best metric
 LOWER_IS_BETTER = ("nll", "loss", "error", "gap")
@@ -58,9 +56,8 @@ class Report:
     def best(self) -> Group | None:
         """The group with the best mean of `chosen_by`."""
         sign = -1 if self.chosen_by.endswith(LOWER_IS_BETTER) else 1
-        scored = [
-            (sign * interval(values)[0], group) for group in self.groups if (values := group.values(self.chosen_by))
-        ]
+        tag = self.chosen_by
+        scored = [(sign * interval(group.values(tag))[0], group) for group in self.groups if group.values(tag)]
         return max(scored, key=lambda entry: entry[0])[1] if len(scored) > 1 else None
 
     def table(self) -> tuple[list[str], list[list[str]]]:
@@ -70,22 +67,22 @@ class Report:
         for group in self.groups:
             values = group.values(self.metric)
             middle, half = interval(values) if values else (math.nan, math.nan)
-            told = ["-" if group.settings[key] is None else shown(group.settings[key]) for key in keys]
+            told = ["-" if group.settings[key] is None else shown(group.settings[key], key) for key in keys]
             mark = "*" if group is self.best else ""
             rows.append([
                 *told, f"{middle:.4f}{mark}", "-" if math.isnan(half) else f"± {half:.4f}", str(len(values)),
                 " ".join(str(run.seed) for run in group.runs),
             ])  # fmt: skip
-        return [*keys, self.metric, "95% interval", "n", "seeds"], rows
+        return [*map(titled, keys), self.metric, "95% interval", "n", "seeds"], rows
 
     def unfinished(self) -> list[str]:
         """A line for each run without a result."""
-        lines = []
-        for run in self.runs:
-            if run.status != "finished":
-                error = f": {run.error.splitlines()[0][:160]}" if run.error else ""
-                lines.append(f"{run.status}: {run.folder.name}{error}")
-        return lines
+        return [
+            f"{run.status}: {run.cell or run.folder.name}"
+            + (f": {run.error.splitlines()[0][:160]}" if run.error else "")
+            for run in self.runs
+            if run.status != "finished"
+        ]
 
     def notes(self) -> list[str]:
         """How to read the table."""
@@ -94,7 +91,7 @@ class Report:
             notes.append(f"* best by {self.chosen_by}")
             if self.chosen_by.startswith("test/"):
                 notes.append(
-                    "a setting chosen by test metrics looks better than it is: data.val_fraction holds out a part"
+                    "chosen by test metrics a setting looks better than it is: data.val_fraction holds out a part"
                 )
         return notes
 
@@ -180,6 +177,8 @@ def _against_rho(axes: Axes, report: Report) -> None:
     for group in present:
         rest = {key: value for key, value in group.settings.items() if key not in ("rho", "optimizer")}
         lines.setdefault(Group(rest).name, []).append(group)
+    searched = len(lines) > 2 * MOST_LINES  # hardly two runs with the same settings: points, whatever else differs
+    lines = {"": present} if searched else lines
     for number, (name, members) in enumerate(lines.items()):
         colour = COLOURS[number % len(COLOURS)]
         points = [(group.settings["rho"], *interval(group.values(report.metric)), group) for group in members
@@ -187,8 +186,10 @@ def _against_rho(axes: Axes, report: Report) -> None:
         if points:
             x, y, half, _ = zip(*sorted(points, key=lambda point: point[0]), strict=True)
             errors = [0.0 if math.isnan(value) else value for value in half]
-            label = f"SAM{', ' * bool(name)}{name}"
-            axes.errorbar(x, y, errors, marker="o", capsize=3, color=colour, label=label)
+            axes.errorbar(
+                x, y, errors, marker="os^D"[number // len(COLOURS) % 4], linestyle="" if searched else "-", capsize=3,
+                color=colour, label=f"SAM{', ' * bool(name)}{name}",
+            )  # fmt: skip
         colour = "#000000" if len(lines) == 1 else colour
         for group in members:
             if not group.settings.get("rho"):
@@ -199,13 +200,23 @@ def _against_rho(axes: Axes, report: Report) -> None:
     radii = sorted({group.settings["rho"] for group in present if group.settings.get("rho")})
     if radii[-1] / radii[0] >= 8:
         axes.set_xscale("log")
-    axes.set_xticks(radii, [f"{radius:g}" for radius in radii])
+    round_numbers = [digit * 10.0**power for power in range(-9, 4) for digit in (1, 2, 5)]
+    ticks = radii if len(radii) <= MOST_LINES else [tick for tick in round_numbers if radii[0] <= tick <= radii[-1]]
+    axes.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
     axes.minorticks_off()
     if "accuracy" in report.metric:
         axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))  # an interval may say more
-    axes.set_xlabel("rho")
-    axes.set_ylabel(report.metric)
-    axes.legend(frameon=False, fontsize=8)
+    axes.set(xlabel="rho", ylabel=report.metric)
+    _legend(axes)
+
+
+def _legend(axes: Axes) -> None:
+    """Below the axes, where it hides no line."""
+    handles, labels = axes.get_legend_handles_labels()
+    columns = max(1, min(4, 112 // (max(map(len, labels)) + 8)))
+    figure = plt.gcf()
+    figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
 
 
 def _curves(axes: Axes, chosen: Sequence[Group], tag: str) -> None:
@@ -216,18 +227,15 @@ def _curves(axes: Axes, chosen: Sequence[Group], tag: str) -> None:
         if not epochs:
             continue
         columns = [[curve[epoch] for curve in by_seed] for epoch in epochs]
-        colour = COLOURS[number % len(COLOURS)]
-        style = "-" if number < len(COLOURS) else "--"
+        colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
         middle = [sum(column) / len(column) for column in columns]
         axes.plot(epochs, middle, style, color=colour, label=group.name or "all", linewidth=1.6)
-        axes.fill_between(
-            epochs, list(map(min, columns)), list(map(max, columns)), color=colour, alpha=0.12, linewidth=0
-        )
+        lowest, highest = list(map(min, columns)), list(map(max, columns))
+        axes.fill_between(epochs, lowest, highest, color=colour, alpha=0.12, linewidth=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set_xlabel("epoch")
-    axes.set_ylabel(tag)
+    axes.set(xlabel="epoch", ylabel=tag)
     if axes.lines:
-        axes.legend(frameon=False, fontsize=8)
+        _legend(axes)
 
 
 def as_html(report: Report, title: str, pictures: Sequence[tuple[str, bytes]]) -> str:
@@ -239,8 +247,8 @@ def as_html(report: Report, title: str, pictures: Sequence[tuple[str, bytes]]) -
     ]
     lines = [f'<!doctype html><html lang="en"><meta charset="utf-8"><title>{html.escape(title)}</title>']
     lines += ['<link rel="icon" href="data:,">', f"<style>{STYLE}</style><h1>{html.escape(title)}</h1>"]
-    counts = f"{sum(run.status == 'finished' for run in report.runs)} of {len(report.runs)} runs have finished."
-    lines += [f"<p>{counts} {html.escape('; '.join(report.notes()))}.</p>"]
+    counts = f"{sum(run.status == 'finished' for run in report.runs)} of {len(report.runs)} runs have finished"
+    lines += [f"<p>{html.escape('; '.join([counts, *report.notes()]))}.</p>"]
     if rows:
         cells = "".join(f"<th{kind}>{html.escape(name)}" for name, kind in zip(columns, kinds, strict=True))
         lines += [f"<table><tr>{cells}"]

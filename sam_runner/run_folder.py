@@ -23,6 +23,7 @@ from sam_runner.files import read_json, write_atomically, write_json
 
 SETTINGS = "config.yaml"
 RUNS = Path("outputs") / "runs"
+NOT_STARTED = "not_started"  # in a sweep's folder: cells of which there is no run
 LONGEST_NAME = 120
 MAY_CHANGE = {  # keys that a run can go on with another value of, and what follows
     "epochs": "the learning rate follows the new number of epochs",
@@ -34,13 +35,18 @@ MAY_CHANGE = {  # keys that a run can go on with another value of, and what foll
 
 
 def new_run_folder() -> Path:
-    """Folder for a single run without a name of its own; SAM_RUNNER_STARTED, set once per command, is unique."""
-    return RUNS / os.environ["SAM_RUNNER_STARTED"]
+    """Folder for a single run without a name of its own."""
+    return RUNS / this_call()
+
+
+def this_call() -> str:
+    """The name of this call of the command, unique, also in the processes that it starts; "" where there is none."""
+    return os.environ.get("SAM_RUNNER_STARTED", "")
 
 
 def cell_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
     """Folder of a sweep's cell, named after what was typed for it; the same cell has the same folder each time."""
-    named = sorted(entry for entry in overrides if entry.lstrip("+").split("=")[0] not in LOCAL - {"rho"})
+    named = sorted(entry for entry in overrides if re.split(r"[.=]", entry.lstrip("+"))[0] not in LOCAL - {"rho"})
     whole = ",".join(named) or "default"
     name = re.sub(r"[^\w.=,+-]", "_", whole, flags=re.ASCII)
     if name != whole or len(name) > LONGEST_NAME:  # two cells must not share a name
@@ -186,8 +192,30 @@ def write_status(folder: Path, state: str, **details: Any) -> None:
     now = datetime.now(timezone.utc).isoformat(timespec="seconds")
     write_json(
         folder / "status.json",
-        {"status": state, "time": now, "pid": os.getpid(), "host": socket.gethostname(), **details},
-    )
+        {
+            "status": state, "time": now, "pid": os.getpid(), "host": socket.gethostname(), "call": this_call(),
+            **details,
+        },
+    )  # fmt: skip
+
+
+def still_running(folder: Path, host: str) -> bool | None:
+    """Whether a process holds a run's folder; None where only another machine could say.
+
+    Args:
+        folder: Of a run that is said to be running.
+        host: On which it is said to be.
+    """
+    if host != socket.gethostname():
+        return None
+    try:
+        with (folder / ".lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock, or a file system without any
+        return None
+    return False
 
 
 def changed_environment(folder: Path, device: str) -> list[str]:

@@ -15,6 +15,7 @@ Precision = Enum("Precision", ["auto", "fp64", "fp32", "tf32", "bf16", "fp16"])
 Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
 Parallel = Enum("Parallel", ["ddp", "fsdp"])
 OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
+OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
 Storage = Enum("Storage", ["auto", "memory", "disk"])
 HumanSet = Enum("HumanSet", ["aggre", "random1", "random2", "random3", "worst", "noisy"])
 PadMode = Enum("PadMode", ["reflect", "zero"])
@@ -218,6 +219,13 @@ class Checkpoint:
 
 
 @dataclass
+class Sweep:
+    """How a sweep goes on."""
+
+    on_error: OnError
+
+
+@dataclass
 class Root:
     """Top-level keys."""
 
@@ -246,6 +254,7 @@ class Root:
     checkpoint: Checkpoint
     run_dir: str | None
     sweep_name: str
+    sweep: Sweep
     dry_run: bool
     data: Any
     noise: Any

@@ -1,7 +1,8 @@
 """Signals that ask a run to end: it finishes its step, saves and leaves; a second Ctrl-C ends it at once.
 
 SIGTERM comes from Slurm, Kubernetes and ``kill``, SIGUSR1 from Slurm's ``--signal``; both end with code 75, at which a
-batch system tries again. Before a run is under way the usual actions hold: there is nothing to save.
+batch system tries again. SIGUSR2 is submitit's, which queues the job again: noted only where somebody waits for it.
+Before a run is under way the usual actions hold: there is nothing to save.
 """
 
 import signal
@@ -12,7 +13,7 @@ from types import FrameType
 
 from sam_runner.errors import Stopped
 
-CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGINT: 130}
+CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
 
 
 class StopRequest:
@@ -48,7 +49,8 @@ def stop_request() -> Iterator[StopRequest]:
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    before = {number: signal.signal(number, request.receive) for number in CODES}
+    noted = [number for number in CODES if number != signal.SIGUSR2 or callable(signal.getsignal(number))]
+    before = {number: signal.signal(number, request.receive) for number in noted}
     try:
         yield request
     finally:

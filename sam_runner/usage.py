@@ -74,6 +74,11 @@ def help_text(conf: Path) -> str:
         '  -sc install=bash    shell completion: eval "$(sam-train -sc install=bash)" (also zsh, fish)',
         "  --hydra-help        flags of Hydra itself",
         "",
-        "exit codes: 0 done, 1 the run failed, 2 bad input, 130 interrupted",
+        "sweeps in other processes (each needs an extra, docs/scaling.md)",
+        "  hydra/launcher=joblib          a cell on each GPU or core of this machine at once",
+        "  hydra/launcher=submitit_slurm  each cell as a job of Slurm",
+        "  hydra/sweeper=optuna           search rho, lr and optimizer.m by the held-out accuracy",
+        "",
+        "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 interrupted",
     ]
     return "\n".join(lines)

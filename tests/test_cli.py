@@ -80,6 +80,10 @@ BAD_INPUT = [
     (["rho==0.1"], "rho==0.1", "did you mean rho=0.1?"),
     (["rho", "0.1"], "'rho'", "rho=..."),
     (["rho=[1"], "rho=[1", "quote"),
+    (["-m", "rho=glob(*)"], "rho=glob(*) gives no value", "key=1,2"),
+    (["-m", "seed=range(3,1)"], "seed=range(3,1) gives no value", "key=1,2"),
+    (["sweep.on_error=stop"], "sweep.on_error has no effect", "leave it out"),
+    (["-m", "sweep.on_error=go"], "sweep.on_error=go", "continue, stop"),
     (["rho=0.1,0.2"], "rho=0.1,0.2", "sam-train -m rho=0.1,0.2"),
     (["data=image_folder"], "data.root", "data.root=..."),
     (["optimizer/base=torch"], "optimizer.base._target_", "="),
@@ -104,9 +108,11 @@ def check_message(done, named, way_out):
 @pytest.mark.parametrize(("arguments", "named", "way_out"), BAD_INPUT, ids=lambda value: " ".join(value)[:60])
 def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, way_out, tmp_path):
     done = command(*arguments, cwd=tmp_path)
-    if arguments[0] == "-m":  # a cell of a sweep fails, and the sweep with it
+    if "run_dir=here" in arguments:  # a cell of a sweep fails, and the sweep with it
         assert done.returncode == 1
         done.returncode = 2
+    else:
+        assert not list(tmp_path.iterdir())
     check_message(done, named, way_out)
     assert done.stderr.startswith("error: ")
     assert not list(tmp_path.rglob("config.yaml"))
@@ -199,7 +205,9 @@ def test_shell_completion_offers_options(tmp_path):
     environment = {"COMP_LINE": "sam-train optimizer=", "COMP_POINT": "20"}
     done = command("-sc", "query=bash", cwd=tmp_path, env=environment)
     assert {"optimizer=sam", "optimizer=sgd"} <= set(done.stdout.split())
-    assert "schema" not in done.stdout
+    everything = command("-sc", "query=bash", cwd=tmp_path, env={"COMP_LINE": "sam-train ", "COMP_POINT": "10"})
+    assert {"augment=", "rho="} <= set(everything.stdout.split())
+    assert "schema" not in done.stdout + everything.stdout
 
 
 def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
@@ -223,7 +231,7 @@ def test_a_sweep_survives_a_failing_cell_and_run_again_does_nothing_twice(tmp_pa
     assert done.returncode == 1
     results = list((tmp_path / "outputs" / "sweeps" / "first").glob("*/result.json"))
     assert len(results) == 2
-    assert done.stderr.count("error: failed: ") == 2
+    assert done.stderr.count("error: refused: ") == 2
     assert "rho=-1" in done.stderr
     assert "Traceback" not in done.stderr
     before = {path: path.stat().st_mtime_ns for path in results}

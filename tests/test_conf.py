@@ -154,6 +154,7 @@ def test_every_schema_is_used():
     ("same", "first", "second"),
     [
         (True, ["optimizer=sgd"], ["optimizer=sgd", "run_dir=elsewhere", "log_every=7"]),
+        (True, ["optimizer=sgd"], ["optimizer=sgd", "sweep.on_error=stop"]),
         (True, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "optimizer.rho=0.1"]),
         (False, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "rho=0.2"]),
         (False, ["optimizer=sgd"], ["optimizer=sam"]),
@@ -219,6 +220,7 @@ def test_cells_of_a_sweep_never_share_a_folder(first, second, tmp_path):
 
 def test_a_cell_has_the_same_folder_whatever_the_order_and_the_sweeps_name(tmp_path):
     first = cell_folder(tmp_path, ["seed=1", "rho=0.1", "sweep_name=a"])
+    assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep.on_error=stop"])
     assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep_name=b"]) == tmp_path / "rho=0.1,seed=1"
 
 

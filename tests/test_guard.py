@@ -195,7 +195,7 @@ def test_an_interrupt_still_lists_the_cells_that_failed(tmp_path, monkeypatch, c
     monkeypatch.setattr(trainer, "evaluate", interrupt)
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "lr=-1,0.05", "sweep_name=x")
     assert done.returncode == 130
-    assert "failed: " in done.stderr
+    assert "refused: " in done.stderr
     assert "lr=-1" in done.stderr
 
 

@@ -26,7 +26,9 @@ LAYERS = [  # within a layer, too, a module imports only those before it
     ["metrics", "figures", "tracking", "checkpoint"],
     ["run", "scoring", "trainer"],
     [
+        "console",
         "schema",
+        "engines",
         "hydra_guard",
         "yaml_guard",
         "usage",
@@ -39,6 +41,8 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "launch",
         "evaluation",
         "verification",
+        "sweep",
+        "cell",
         "records",
         "report",
         "afterwards",

@@ -235,6 +235,54 @@ MUTANTS = {
         "moved = shifted(self.objective.params, eps, in_place=False)\n        kept = eps",
         "test_step.py::test_at_most_one_extra",
     ),
+    "sweep: a refused cell is no failure": (
+        "sweep.py",
+        '"failed", "refused", "not run"',
+        '"failed", "not run"',
+        "test_sweep.py::test_the_exit_code",
+    ),
+    "sweep: cells of other calls too": (
+        "sweep.py",
+        'if status.get("call") == this_call():',
+        'if status.get("call"):',
+        "test_sweep.py::test_cells_are_those",
+    ),
+    "sweep: a stop is for ever": (
+        "sweep.py",
+        'flag.get("call") == this_call()',
+        'flag.get("call")',
+        "test_sweep.py::test_a_stop_is_for_one_call",
+    ),
+    "sweep: nobody is told of a signal": (
+        "sweep.py",
+        'status.get("pid") != os.getpid()',
+        'status.get("pid") == os.getpid()',
+        "test_sweep.py::test_a_signal_goes_to_the_cells",
+    ),
+    "sweep: GPUs in blocks": (
+        "hardware.py",
+        "int(cell) % num_gpus",
+        "int(cell) // num_gpus",
+        "test_sweep.py::test_cells_that_run_at_once",
+    ),
+    "sweep: the dead are running": (
+        "run_folder.py",
+        "        return None\n    return False\n",
+        "        return None\n    return True\n",
+        "test_sweep.py::test_a_run_that_was_killed",
+    ),
+    "sweep: a line of a batch script": (
+        "hydra_guard.py",
+        r'"[\x00-\x1f\x7f]"',
+        r'"[\x00-\x08\x7f]"',
+        "test_sweep.py::test_an_engine_runs_no_program",
+    ),
+    "sweep: SIGUSR2 in any case": (
+        "stopping.py",
+        "number != signal.SIGUSR2 or callable(signal.getsignal(number))",
+        "number",
+        "test_sweep.py::test_sigusr2",
+    ),
 }
 
 

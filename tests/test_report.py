@@ -1,5 +1,6 @@
 """Reports of runs that lie on the disk: means, intervals, what is missing, and what a browser makes of the page."""
 
+import itertools
 import json
 import re
 import shutil
@@ -9,13 +10,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from matplotlib import pyplot as plt
 from omegaconf import OmegaConf
 from scipy import stats
 
 from sam_runner import cli
 from sam_runner.errors import InputError
 from sam_runner.records import groups, interval, records, student_t
-from sam_runner.report import as_csv, as_html, as_markdown, as_text, plots, report_of
+from sam_runner.report import _against_rho, as_csv, as_html, as_markdown, as_text, plots, report_of
 from tests.commands import TINY, invoke, settings_of
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -146,6 +148,36 @@ def test_the_plots_are_pictures(sweep):
     assert all(picture.startswith(PNG) and len(picture) > 5000 for picture in made.values())
 
 
+@pytest.mark.parametrize(("radii", "sizes"), [(5, 1), (20, 1), (24, 8), (30, 30)])
+def test_labels_hide_neither_each_other_nor_lines(radii, sizes, tmp_path):
+    for number in range(radii):
+        rho = 0.01 * 50 ** (number / (radii - 1))
+        lay(tmp_path / str(number), rho=rho, accuracy=0.5 + number / 100, batch_size=100 + number % sizes)
+    lay(tmp_path / "sgd", optimizer="sgd", batch_size=100)
+    figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
+    _against_rho(axes, report_of([tmp_path]))
+    figure.canvas.draw()
+    boxes = [label.get_window_extent() for label in axes.get_xticklabels() if label.get_text()]
+    assert len(boxes) >= 4
+    assert not any(left.overlaps(right) for left, right in itertools.pairwise(boxes))
+    (legend,) = figure.legends
+    assert not legend.get_window_extent().overlaps(axes.get_window_extent())
+    assert 0 <= legend.get_window_extent().x1 <= figure.bbox.width
+    assert len(legend.get_texts()) == (sizes if sizes < 30 else 1) + 1
+    plt.close(figure)
+
+
+def test_a_group_is_named_by_its_option(tmp_path):
+    for name in ("one", "two"):
+        lay(tmp_path / name, model={"_target_": f"sam_runner.models.{name}"})
+    report = report_of([tmp_path])
+    assert report.table()[0][0] == "model"
+    assert [row[0] for row in report.table()[1]] == ["one", "two"]
+    assert [group.name for group in report.groups] == ["model one", "model two"]
+    assert as_csv(report).startswith("model._target_,")
+    assert "sam_runner.models.two" in as_csv(report)
+
+
 def test_the_page_needs_nothing_from_outside_and_escapes(tmp_path):
     lay(tmp_path / "a<b>", accuracy=0.5)
     lay(tmp_path / "c", seed=1, status="failed", error="<script>alert(1)</script>")
@@ -157,8 +189,9 @@ def test_the_page_needs_nothing_from_outside_and_escapes(tmp_path):
     assert "<title>&lt;x&gt;</title>" in page
 
 
-@pytest.mark.skipif(shutil.which("chromium") is None, reason="needs Debian's chromium")
+@pytest.mark.slow
 def test_a_browser_shows_the_page_without_a_complaint(sweep, tmp_path, monkeypatch, capsys):
+    assert shutil.which("chromium"), "install a browser: Debian's package chromium"
     assert invoke(monkeypatch, capsys, tmp_path, sweep[0], f"out={tmp_path}/out", entry=cli.report).returncode == 0
     done = subprocess.run(
         ["chromium", "--headless", "--no-sandbox", "--disable-gpu", "--enable-logging=stderr", "--v=0",
@@ -174,12 +207,12 @@ def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path, monkeypatch, capsy
     for rho in range(1, 101):
         for seed in range(10):
             lay(tmp_path / "many" / f"{rho}-{seed}", rho=rho / 1000, seed=seed, accuracy=0.5 + rho / 1000)
-    started = time.perf_counter()
+    started = time.process_time()  # a machine may have other work
     done = invoke(monkeypatch, capsys, tmp_path, "many", entry=cli.report)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 1 + 100 + 1 + 1
-    assert seconds < 20  # ten where nothing else runs; tests share two cores
+    assert seconds < 10
 
 
 def test_a_seed_counts_once_and_a_group_without_the_metric_is_left_out(tmp_path):
@@ -248,13 +281,13 @@ def test_a_dry_run_of_a_sweep_writes_no_report(tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, tmp_path, "-m", *TINY, "optimizer=sam", "rho=0.1,0.2", "sweep_name=rho", "dry_run=true"
     )
     assert done.returncode == 0, done.stderr
-    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before and path.name != "multirun.yaml"] == []
+    assert [path for path in sorted(tmp_path.rglob("*")) if path not in before] == []
 
 
 def test_a_failing_cell_is_in_the_report_and_stops_nobody(tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "optimizer=sam", "rho=0.05,-1,0.1", "epochs=1",
                   "sweep_name=rho")  # fmt: skip
     assert done.returncode == 1
-    assert "error: failed: " in done.stderr
+    assert "error: refused: " in done.stderr
     assert "rho=-1.0 is out of range" in done.stderr.splitlines()[-1]
     assert len([line for line in done.stdout.splitlines() if re.match(r"0\.(05|1) ", line)]) == 2
