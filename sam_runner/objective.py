@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_runner.batchnorm import RunningStatistics
+from sam_runner.shake import Shaken, true_gradient
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 
@@ -87,6 +88,7 @@ class Objective:
         self.params = [param for param in model.parameters() if param.requires_grad]
         self.device = self.params[0].device
         self.statistics = RunningStatistics(model)
+        self._shaken = [module for module in model.modules() if isinstance(module, Shaken)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
         self._forward = model if forward is None else forward
         self._loss = loss
@@ -102,6 +104,8 @@ class Objective:
     def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
         """L_B and its gradient (times the loss scale), one tensor per parameter; ``.grad`` is put back as it was.
 
+        Layers that are shaken (Shake-Shake, ShakeDrop) have their true gradient here, and in `backward` the shaken one.
+
         The tensors are the caller's own and laid out as the parameters. In data-parallel training it is the gradient of
         this rank's images: each rank has its own eps, as in the paper.
 
@@ -113,16 +117,17 @@ class Objective:
         parts = []
         if create_graph:
             total: list[Tensor] = []
-            for scaled, part in self._passes(batch, at_w):
-                grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
-                total = [have + more for have, more in zip(total, grads, strict=True)] if total else list(grads)
-                parts.append(part)
+            with true_gradient(self._shaken):
+                for scaled, part in self._passes(batch, at_w):
+                    grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                    total = [have + more for have, more in zip(total, grads, strict=True)] if total else list(grads)
+                    parts.append(part)
             return self._gather(batch, parts), total
         before = [param.grad for param in self.params]
         try:
             for param in self.params:
                 param.grad = None
-            with self._no_sync():
+            with self._no_sync(), true_gradient(self._shaken):
                 evaluation = self.backward(batch, 1.0, at_w=at_w)
             found = [torch.zeros_like(param) if param.grad is None else param.grad for param in self.params]
         finally:
