@@ -17,7 +17,7 @@ from sam_runner.construct import locate
 from sam_runner.errors import InputError
 from sam_runner.run_folder import cell_folder
 from sam_runner.schema import SCHEMAS
-from sam_runner.usage import first_comment, options
+from sam_runner.usage import first_comment, keys_of, options
 from tests.commands import TINY, compose_config, settings_of
 from tests.test_cifar import drawn, labels_file, lay_out
 
@@ -131,6 +131,11 @@ def test_the_target_exists_and_takes_the_keys(file):
     content = yaml.safe_load((CONF / file).read_text())
     if content["_target_"] != "???":
         assert callable(locate(content["_target_"]))
+
+
+def test_an_option_has_the_keys_of_those_that_it_is_composed_of():
+    assert keys_of(CONF / "model", "shake_shake26_2x64d") == {"_target_", "depth", "width", "init", "weights"}
+    assert keys_of(CONF / "model", "resnet50") == {"_target_", "name", "weights"}
 
 
 def test_schema_nodes_are_no_options_of_a_group():
