@@ -25,7 +25,7 @@ run $tiny optimizer=sam model=pyramidnet272_shakedrop model.depth=11 model.alpha
 run $tiny optimizer=sam model=pyramidnet272 model.depth=11 model.alpha=9 head_lr=0.1 freeze_batchnorm_stats=true \
     model.weights="$(ls pyramid/checkpoints/*.pt | tail -1)"
 run $tiny optimizer=sam model=torchvision model.name=shufflenet_v2_x0_5
-for model in shake_shake26_2x64d resnet50 efficientnet_b0 vit_b_32; do
+for model in shake_shake26_2x64d vit_b_32; do
     run data=synthetic data.image_size=32 data.num_train=128 data.num_test=8 optimizer=sam model=$model dry_run=true
 done
 if "$bin/sam-train" rho=-1 2>log; then echo "a negative rho was accepted"; exit 1; fi
