@@ -146,8 +146,8 @@ def fault_of(path: Path) -> str | None:
     return None
 
 
-def load_plain(path: Path) -> dict[str, Any]:
-    """What torch saved in a file, if it is a dictionary of tensors and plain types; on the CPU.
+def load_plain(path: Path) -> Any:
+    """What torch saved in a file, if it is made of tensors and plain types; on the CPU.
 
     Raises:
         InputError: Where it is anything else.
@@ -156,16 +156,13 @@ def load_plain(path: Path) -> dict[str, Any]:
     if not holds_only_tensors(path):
         raise InputError(refusal)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+        return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # a file that was not written here, or is damaged
         raise InputError(refusal) from error
-    if not isinstance(state, dict):
-        raise InputError(refusal)
-    return state
 
 
 def _load(path: Path) -> dict[str, Any]:
-    state = load_plain(path)
-    if not {"model", "optimizer", "step"} <= state.keys():
+    state: dict[str, Any] = load_plain(path)
+    if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
         raise InputError(f"{path} is no checkpoint of a run: it lacks model, optimizer or step")
     return state

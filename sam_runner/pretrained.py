@@ -43,7 +43,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(f"model.weights={path} does not exist\n  accepted: a file, torchvision, timm, null")
     if path.suffix == ".safetensors":
         try:
-            state: Mapping[str, Any] = load_file(path)
+            state: Any = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
             raise InputError(f"model.weights={path} is no safetensors file: {error}") from error
     else:
@@ -53,10 +53,9 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise InputError(f"model.weights={path}: {fault}")
         state = load_plain(path)
     for key in ("model", "state_dict"):
-        inner = state.get(key)
-        if isinstance(inner, Mapping):
-            state = inner
-    if not state or not all(isinstance(value, Tensor) for value in state.values()):
+        if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
+            state = state[key]
+    if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
             f"model.weights={path} holds no state_dict\n  save it with torch.save(model.state_dict(), PATH)"
         )
