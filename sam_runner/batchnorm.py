@@ -8,10 +8,30 @@ make one update with the mean of their k batch statistics, as k devices of a dat
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import MethodType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+
+
+def freeze(model: nn.Module) -> int:
+    """Keep batch norm in evaluation mode for good: it normalises by the running statistics and leaves them alone.
+
+    The layers' own `train` is replaced, since ``model.train()`` reaches every layer. Their weights are still trained.
+
+    Returns:
+        The number of layers.
+    """
+    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
+    for layer in layers:
+        layer.eval()
+        layer.train = MethodType(_stay, layer)  # type: ignore[method-assign]
+    return len(layers)
+
+
+def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - the signature of train
+    return layer
 
 
 class RunningStatistics:

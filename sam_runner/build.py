@@ -23,6 +23,7 @@ from sam_runner.data.sets import ImageSet, Splits, hold_out
 from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_device, automatic_precision, decoding_workers, set_up
+from sam_runner.network import build_model, is_channels_last, parameter_groups, weights_dtype
 from sam_runner.objective import Objective
 from sam_runner.run import Run
 from sam_runner.sam import SamStep
@@ -106,51 +107,17 @@ def build_data(settings: Settings) -> Splits:
     return replace(splits, train=train.relabelled(noisy))
 
 
-def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.Module:
-    """The network for the data's channels and classes, initialised from the seed, on the device."""
-    node, channels = settings["model"], splits.train.shape[0]
-    parameters = inspect.signature(locate(node["_target_"])).parameters
-    if "in_channels" not in parameters and channels != 3:
-        raise InputError(f"model {node['_target_']} is for 3 channels, the images have {channels}")
-    num_classes = len(splits.train.classes)
-    if "num_classes" not in parameters and any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
-        node = {"num_classes": num_classes, **node}
-    seed_everything(settings["seed"], "initialisation")
-    model = construct(node, "model", num_classes=num_classes, in_channels=channels)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model {node['_target_']} gives a {type(model).__name__}, not a torch.nn.Module")
-    layout = torch.channels_last if _channels_last(settings, model) else torch.contiguous_format
-    if settings["sync_batchnorm"]:
-        if device.type != "cuda":
-            raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
-        model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    model = model.to(device, _weights_dtype(settings["precision"]))
-    laid_out: nn.Module = model.to(memory_format=layout)
-    return laid_out
-
-
-def _weights_dtype(precision: str) -> torch.dtype:
-    """Of the weights, and of the images."""
-    return torch.float64 if precision == "fp64" else torch.float32
-
-
-def _channels_last(settings: Settings, model: nn.Module) -> bool:
-    """Whether images are laid out NHWC: as the fast convolutions of GPUs and CPUs want them."""
-    if settings["channels_last"] == "auto":
-        return settings["parallel"] != "fsdp" and any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return bool(settings["channels_last"])
-
-
-def build_optimizer(settings: Settings, model: nn.Module) -> torch.optim.Optimizer:
+def build_optimizer(settings: Settings, model: nn.Module, num_classes: int) -> torch.optim.Optimizer:
     """The base optimizer over all parameters that require gradients."""
     node = dict(settings["optimizer"]["base"])
     if settings["optimizer"]["weight_decay_in_loss"]:
         node["weight_decay"] = 0.0
     params = [param for param in model.parameters() if param.requires_grad]
+    groups = parameter_groups(settings, model, num_classes)
     _require_base_optimizer(node["_target_"])
     if _takes_fused(node) and all(param.is_floating_point() and not is_sharded(param) for param in params):
         node["fused"] = True
-    optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=params)
+    optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -273,15 +240,15 @@ def build_run(settings: Settings, ranks: Ranks = ALONE) -> Run:
     sharded = ranks.count > 1 and settings["parallel"] == "fsdp"
     if sharded:
         shard(model)
-    optimizer = build_optimizer(settings, model)
+    optimizer = build_optimizer(settings, model, len(splits.train.classes))
     step = build_step(settings, model, optimizer, dtype, device, ranks)
     train, workers = splits.train, settings["data"].get("num_workers")
     common: dict[str, Any] = {
         "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
         "device": device,
-        "channels_last": _channels_last(settings, model),
+        "channels_last": is_channels_last(settings, model),
         "num_workers": decoding_workers(device, ranks.local_count) if workers is None else workers,
-        "dtype": _weights_dtype(precision),
+        "dtype": weights_dtype(precision),
         "ranks": ranks,
     }
     loader = Loader(

@@ -146,14 +146,23 @@ def fault_of(path: Path) -> str | None:
     return None
 
 
-def _load(path: Path) -> dict[str, Any]:
-    refusal = f"{path} holds more than tensors and plain types, or is no checkpoint: refused"
+def load_plain(path: Path) -> Any:
+    """What torch saved in a file, if it is made of tensors and plain types; on the CPU.
+
+    Raises:
+        InputError: Where it is anything else.
+    """
+    refusal = f"{path} holds more than tensors and plain types, or is no file of torch.save: refused"
     if not holds_only_tensors(path):
         raise InputError(refusal)
     try:
-        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that passes its sum and still does not load was not written here
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # a file that was not written here, or is damaged
         raise InputError(refusal) from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = load_plain(path)
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
         raise InputError(f"{path} is no checkpoint of a run: it lacks model, optimizer or step")
     return state

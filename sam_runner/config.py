@@ -37,7 +37,7 @@ class Range:
 POSITIVE, NOT_NEGATIVE, FRACTION = Range(0, low_open=True), Range(0), Range(0, 1, high_open=False)
 BELOW_ONE, AT_LEAST_ONE, INSIDE = Range(0, 1), Range(1), Range(0, 1, low_open=True)
 RANGES: dict[str, Range] = {
-    "rho": NOT_NEGATIVE, "lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "grad_clip": POSITIVE,
+    "rho": NOT_NEGATIVE, "lr": POSITIVE, "head_lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "grad_clip": POSITIVE,
     "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
     "log_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
     "checkpoint.every_steps": AT_LEAST_ONE, "checkpoint.every_seconds": POSITIVE, "checkpoint.keep": Range(2),
@@ -48,7 +48,7 @@ RANGES: dict[str, Range] = {
     "noise.rate": FRACTION, "augment.pad": NOT_NEGATIVE, "augment.cutout": NOT_NEGATIVE,
     "augment.min_area": Range(0, 1, low_open=True, high_open=False),
     "model.width": AT_LEAST_ONE, "model.dropout": BELOW_ONE, "model.depth": Range(8),
-    "model.widen_factor": AT_LEAST_ONE,
+    "model.widen_factor": AT_LEAST_ONE, "model.alpha": AT_LEAST_ONE, "model.shakedrop": FRACTION,
     "optimizer.rho": NOT_NEGATIVE, "optimizer.p": Range(1, math.inf, high_open=False), "optimizer.m": AT_LEAST_ONE,
     "optimizer.ascent_steps": AT_LEAST_ONE, "optimizer.rho_final": NOT_NEGATIVE,
     "optimizer.rho_warmup_epochs": NOT_NEGATIVE, "optimizer.base.lr": POSITIVE,

@@ -31,15 +31,9 @@ def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict
     if missing:
         raise InputError(f"{folder}/config.yaml lacks {', '.join(missing)}")
     try:
-        run = build_run(
-            {
-                **settings,
-                "compile": "off",
-                "sync_batchnorm": False,
-                "parallel": "ddp",
-                "device": device or settings["device"],
-            }
-        )
+        model = {key: value for key, value in settings["model"].items() if key != "weights"}  # the checkpoint has them
+        alone = {"compile": "off", "sync_batchnorm": False, "parallel": "ddp"}  # one process, without a training
+        run = build_run({**settings, **alone, "model": model, "device": device or settings["device"]})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
     checkpoints = CheckpointFolder(folder / "checkpoints")

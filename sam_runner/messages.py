@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sam_runner.config import unknown_key
 from sam_runner.engines import EXTRAS
-from sam_runner.usage import options
+from sam_runner.usage import keys_of, options
 
 
 def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
@@ -94,10 +94,7 @@ def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
     groups = options(conf)
     parent, _, name = key.rpartition(".")
     if parent in groups:
-        files = {option: (conf / parent / f"{option}.yaml").read_text(encoding="utf-8") for option in groups[parent]}
-        others = [
-            f"{parent}={option}" for option, text in files.items() if re.search(rf"^{re.escape(name)}:", text, re.M)
-        ]
+        others = [f"{parent}={option}" for option in groups[parent] if name in keys_of(conf / parent, option)]
         if others:
             chosen = [entry for entry in arguments if entry.startswith(f"{parent}=")] or [f"the default {parent}"]
             return f"{key} has no effect with {chosen[0]}\n  it goes with {', '.join(others)}"

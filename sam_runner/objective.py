@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from sam_runner.batchnorm import RunningStatistics
 from sam_runner.distributed import ALONE, Ranks
+from sam_runner.shake import Shaken, true_gradient
 from sam_runner.sharding import is_sharded, local
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -93,6 +94,7 @@ class Objective:
         self.params = [param for param in model.parameters() if param.requires_grad]
         self.device = self.params[0].device
         self.statistics = RunningStatistics(model)
+        self._shaken = [module for module in model.modules() if isinstance(module, Shaken)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
         self._forward = model if forward is None else forward
         self._loss = loss
@@ -112,7 +114,8 @@ class Objective:
     ) -> tuple[Evaluation, list[Tensor]]:
         """L_B and its gradient (times the loss scale), one tensor per parameter; ``.grad`` is put back as it was.
 
-        The tensors are the caller's own and laid out as the parameters; of sharded ones this process's part.
+        The tensors are the caller's own and laid out as the parameters; of sharded ones this process's part. Layers
+        that are shaken (Shake-Shake, ShakeDrop) have their true gradient here, and in `backward` the shaken one.
 
         Args:
             batch: All of its chunks together form B.
@@ -124,16 +127,18 @@ class Objective:
         parts = []
         if create_graph:
             total: list[Tensor] = []
-            for scaled, part in self._passes(batch, at_w, reduce=False):
-                grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
-                total = [have + more for have, more in zip(total, grads, strict=True)] if total else list(grads)
-                parts.append(part)
+            with true_gradient(self._shaken):
+                for scaled, part in self._passes(batch, at_w, reduce=False):
+                    grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                    total = [have + more for have, more in zip(total, grads, strict=True)] if total else list(grads)
+                    parts.append(part)
             return self._gather(batch, parts), total
         before = [param.grad for param in self.params]
         try:
             for param in self.params:
                 param.grad = None
-            evaluation = self.backward(batch, batch.weight if reduce else 1.0, at_w=at_w, reduce=reduce)
+            with true_gradient(self._shaken):
+                evaluation = self.backward(batch, batch.weight if reduce else 1.0, at_w=at_w, reduce=reduce)
             found = [local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
         finally:
             for param, grad in zip(self.params, before, strict=True):

@@ -11,6 +11,8 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from sam_runner.schema_models import MODELS
+
 Precision = Enum("Precision", ["auto", "fp64", "fp32", "tf32", "bf16", "fp16"])
 Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
 Parallel = Enum("Parallel", ["ddp", "fsdp"])
@@ -101,31 +103,6 @@ class Augment:
     flip: bool
     cutout: int
     min_area: float | None
-
-
-@dataclass
-class SmallCnn(Target):
-    """Keys of model=small_cnn."""
-
-    width: int
-    batch_norm: bool
-    dropout: float
-
-
-@dataclass
-class ResnetCifar(Target):
-    """Keys of the CIFAR residual networks."""
-
-    depth: int
-
-
-@dataclass
-class WideResnet(Target):
-    """Keys of model=wide_resnet."""
-
-    depth: int
-    widen_factor: int
-    dropout: float
 
 
 @dataclass
@@ -232,6 +209,7 @@ class Root:
     rho: float
     lr: float
     weight_decay: float
+    head_lr: float | None
     epochs: int
     max_steps: int | None
     batch_size: int
@@ -239,6 +217,7 @@ class Root:
     label_smoothing: float
     ema_decay: float | None
     grad_clip: float | None
+    freeze_batchnorm_stats: bool
     seed: int
     device: str
     precision: Precision
@@ -267,8 +246,7 @@ class Root:
 SCHEMAS: dict[str, type] = {
     "data/digits": Data, "data/synthetic": Synthetic, "data/published": Published, "data/image_folder":
     ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "noise/human": Human, "noise/rated": Rated,
-    "model/small_cnn": SmallCnn, "model/resnet_cifar":
-    ResnetCifar, "model/wide_resnet": WideResnet,
+    **MODELS,
     "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":
     RMSprop, "schedule/cosine": Decay, "schedule/linear": Decay, "schedule/constant": Schedule, "schedule/step":
     StepDecay, "augment": Augment,

@@ -39,6 +39,14 @@ def options(conf: Path) -> dict[str, list[str]]:
     return groups
 
 
+def keys_of(folder: Path, option: str) -> set[str]:
+    """The keys of an option, with those of the options that it is composed of."""
+    content = yaml.safe_load((folder / f"{option}.yaml").read_text(encoding="utf-8")) or {}
+    parents = [entry for entry in content.get("defaults", []) if isinstance(entry, str)]
+    inherited = [keys_of(folder, parent) for parent in parents if (folder / f"{parent}.yaml").is_file()]
+    return {key for key in content if key != "defaults"}.union(*inherited)
+
+
 def help_text(conf: Path) -> str:
     """All of `--help`."""
     config = (conf / "config.yaml").read_text(encoding="utf-8")

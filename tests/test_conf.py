@@ -1,5 +1,6 @@
 """Every file under conf/ composes, is typed, and builds what it names."""
 
+from fnmatch import fnmatch
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from sam_runner.construct import locate
 from sam_runner.errors import InputError
 from sam_runner.run_folder import cell_folder
 from sam_runner.schema import SCHEMAS
-from sam_runner.usage import first_comment, options
+from sam_runner.usage import first_comment, keys_of, options
 from tests.commands import TINY, compose_config, settings_of
 from tests.test_cifar import drawn, labels_file, lay_out
 
@@ -39,9 +40,23 @@ NEEDS = {  # what a file cannot do without
         "data.storage=disk",
         "data.image_size=8",
     ],
+    "model/wide_resnet.yaml": lambda folder: ["model.depth=10", "model.widen_factor=1"],
+    "model/wrn*.yaml": lambda folder: ["model.depth=10", "model.widen_factor=1"],
+    "model/resnet32_mentormix.yaml": lambda folder: ["model.depth=8", "model.width=4"],
+    "model/shake_shake*.yaml": lambda folder: ["model.depth=8", "model.width=4"],
+    "model/pyramidnet272*.yaml": lambda folder: ["model.depth=11", "model.alpha=9"],
+    "model/pyramidnet110.yaml": lambda folder: ["model.depth=8", "model.alpha=9"],
+    "model/torchvision.yaml": lambda folder: ["model.name=shufflenet_v2_x0_5"],
+    "model/timm.yaml": lambda folder: ["model.name=test_resnet"],
     "optimizer/base/torch.yaml": lambda folder: ["optimizer.base._target_=torch.optim.Adagrad"],
 }
-COUNT = 34
+NAMED = {"defaults": ["torchvision", "_self_"]}  # files that only name a large network: tests/test_models_published.py
+TRAINED = [
+    file
+    for file in FILES
+    if {key: value for key, value in yaml.safe_load((CONF / file).read_text()).items() if key != "name"} != NAMED
+]
+COUNT = 64
 
 
 def image_folder(folder):
@@ -82,13 +97,13 @@ def overrides_for(file, folder):
     if file == "config.yaml":
         return list(SMALL)
     group, _, name = file.removesuffix(".yaml").rpartition("/")
-    needed = NEEDS.get(file, lambda folder: [])(folder)
+    needed = next((need for name, need in NEEDS.items() if fnmatch(file, name)), lambda folder: [])(folder)
     own_data = (group == "data" and file != "data/synthetic.yaml") or any(word.startswith("data=") for word in needed)
     chosen = ("batch_size=32", "device=cpu") if own_data else SMALL
     return [*chosen, f"{group}={name}", *needed]
 
 
-@pytest.mark.parametrize("file", FILES)
+@pytest.mark.parametrize("file", TRAINED)
 def test_the_file_composes_validates_and_trains_a_step(file, tmp_path):
     overrides = overrides_for(file, tmp_path)
     config = compose_config(*overrides)
@@ -116,6 +131,11 @@ def test_the_target_exists_and_takes_the_keys(file):
     content = yaml.safe_load((CONF / file).read_text())
     if content["_target_"] != "???":
         assert callable(locate(content["_target_"]))
+
+
+def test_an_option_has_the_keys_of_those_that_it_is_composed_of():
+    assert keys_of(CONF / "model", "shake_shake26_2x64d") == {"_target_", "depth", "width", "init", "weights"}
+    assert keys_of(CONF / "model", "resnet50") == {"_target_", "name", "weights"}
 
 
 def test_schema_nodes_are_no_options_of_a_group():

@@ -12,6 +12,7 @@ import sam_runner
 ROOT = Path(__file__).resolve().parent.parent
 SAM, PERTURBATION, UPDATE, OBJECTIVE = "sam.py", "perturbation.py", "update.py", "objective.py"
 BATCHNORM, SCHEDULES, SEEDING = "batchnorm.py", "schedules.py", "seeding.py"
+SHAKE, PRETRAINED, NETWORK = "shake.py", "pretrained.py", "network.py"
 NUMPY = "test_agreement.py::test_training_equals_numpy"
 
 MUTANTS = {
@@ -228,6 +229,60 @@ MUTANTS = {
         "finite = torch.cat([finite, norm.isfinite()[None]])\n        if self._fused",
         "finite = torch.cat([finite, finite[:1]])\n        if self._fused",
         "test_step.py::test_what_is_not_finite",
+    ),
+    "shake: the ascent is shaken": (
+        OBJECTIVE,
+        "with self._no_sync(), true_gradient(self._shaken):",
+        "with self._no_sync():",
+        "test_models_shake.py::test_the_ascent_has",
+    ),
+    "shake: the descent is not shaken": (
+        SHAKE,
+        "        if self.true_gradient:\n",
+        "        if True:\n",
+        "test_models_shake.py::test_a_plain_step",
+    ),
+    "shake: the true gradient stays on": (
+        SHAKE,
+        "            layer.true_gradient = False",
+        "            pass",
+        "test_models_shake.py::test_the_true_gradient_ends",
+    ),
+    "shake: the second-order term of a shaken gradient": (
+        OBJECTIVE,
+        "            with true_gradient(self._shaken):",
+        "            with nullcontext():",
+        "test_models_shake.py::test_the_second_order",
+    ),
+    "shake: what is dropped is scaled up again": (
+        SHAKE,
+        "return branch * self.keep",
+        "return branch",
+        "test_models_shake.py::test_shakedrop_keeps",
+    ),
+    "weights: a head half loaded": (
+        PRETRAINED,
+        "if fresh and key.startswith(head)",
+        "if key in fresh",
+        "test_models_finetune.py::test_a_head_is_taken",
+    ),
+    "weights: superfluous ones are passed over": (
+        PRETRAINED,
+        "for key in given if key not in wanted",
+        "for key in ()",
+        "test_models_finetune.py::test_every_key",
+    ),
+    "weights: the head has the body's rate": (
+        NETWORK,
+        ', "lr": settings["head_lr"]}',
+        "}",
+        "test_models_finetune.py::test_a_step_of_the_head",
+    ),
+    "weights: statistics are not frozen": (
+        BATCHNORM,
+        "layer.train = MethodType(_stay, layer)",
+        "layer.train()",
+        "test_models_finetune.py::test_frozen_statistics",
     ),
     "memory: w + eps beside the gradient": (
         SAM,

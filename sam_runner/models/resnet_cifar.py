@@ -4,6 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_runner.models.initialisation import Init, initialise
+
 
 class _Block(nn.Module):
     """Two 3x3 convolutions and an identity shortcut; it subsamples and pads with zeros where shapes change."""
@@ -34,6 +36,7 @@ class ResNetCifar(nn.Module):
         num_classes: C, the width of the output.
         in_channels: Channels of the input.
         depth: 6n + 2.
+        init: See `sam_runner.models.initialisation.initialise`; ``fan_in`` as the paper says.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).
@@ -42,7 +45,7 @@ class ResNetCifar(nn.Module):
         ValueError: Where `depth` is not 6n + 2.
     """
 
-    def __init__(self, num_classes: int, in_channels: int, *, depth: int = 20) -> None:
+    def __init__(self, num_classes: int, in_channels: int, *, depth: int = 20, init: Init = "fan_in") -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), not {depth}")
@@ -56,9 +59,7 @@ class ResNetCifar(nn.Module):
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(64, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d | nn.Linear):  # He et al., ICCV 2015, as the paper says
-                nn.init.kaiming_normal_(module.weight)
+        initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits of the images."""

@@ -4,16 +4,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_runner.models.initialisation import Init, initialise
+
 
 class _Block(nn.Module):
     """Batch norm, ReLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution where shapes change."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, *, batch_norm: bool) -> None:
         super().__init__()
-        self.bn1 = nn.BatchNorm2d(inputs)
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.bn2 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(inputs) if batch_norm else nn.Identity()
+        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not batch_norm)
+        self.bn2 = nn.BatchNorm2d(outputs) if batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=not batch_norm)
         self.dropout = nn.Dropout(dropout) if dropout else nn.Identity()
         changes = stride != 1 or inputs != outputs
         self.shortcut = nn.Conv2d(inputs, outputs, 1, stride, bias=False) if changes else None
@@ -35,6 +37,8 @@ class WideResNet(nn.Module):
         depth: d = 6n + 4.
         widen_factor: k.
         dropout: Probability between the two convolutions of a block.
+        batch_norm: Without, 3x3 convolutions have a bias, as in the SAM paper's section 4.2 (WRN-40-10).
+        init: See `sam_runner.models.initialisation.initialise`.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).
@@ -44,25 +48,32 @@ class WideResNet(nn.Module):
     """
 
     def __init__(
-        self, num_classes: int, in_channels: int, *, depth: int = 28, widen_factor: int = 10, dropout: float = 0.0
+        self,
+        num_classes: int,
+        in_channels: int,
+        *,
+        depth: int = 28,
+        widen_factor: int = 10,
+        dropout: float = 0.0,
+        batch_norm: bool = True,
+        init: Init = "fan_out",
     ) -> None:
         super().__init__()
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}")
-        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=False)
+        self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=not batch_norm)
         blocks: list[nn.Module] = []
         inputs = 16
         for stage in (1, 2, 4):
             for index in range((depth - 4) // 6):
                 outputs = 16 * stage * widen_factor
-                blocks.append(_Block(inputs, outputs, 2 if index == 0 and stage > 1 else 1, dropout))
+                stride = 2 if index == 0 and stage > 1 else 1
+                blocks.append(_Block(inputs, outputs, stride, dropout, batch_norm=batch_norm))
                 inputs = outputs
         self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(inputs)
+        self.bn = nn.BatchNorm2d(inputs) if batch_norm else nn.Identity()
         self.head = nn.Linear(inputs, num_classes)
-        for module in self.modules():
-            if isinstance(module, nn.Conv2d):
-                nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")  # as the authors' code
+        initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Logits of the images."""

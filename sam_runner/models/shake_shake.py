@@ -1,0 +1,95 @@
+"""Shake-Shake networks for CIFAR (Gastaldi, arXiv 1705.07485): 26 2xWd, two branches of width W."""
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from sam_runner.models.initialisation import Init, initialise
+from sam_runner.shake import ShakeShake
+
+
+def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
+    """ReLU, 3x3 convolution, batch norm, twice."""
+    return nn.Sequential(
+        nn.ReLU(),
+        nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+        nn.ReLU(),
+        nn.Conv2d(outputs, outputs, 3, padding=1, bias=False),
+        nn.BatchNorm2d(outputs),
+    )
+
+
+class _Shortcut(nn.Module):
+    """Where shapes change: half of the channels from every stride-th pixel, half from those one down and right."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, outputs // 2, 1, bias=False)
+        self.conv2 = nn.Conv2d(inputs, outputs - outputs // 2, 1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+        self.stride = stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        # Pixels are chosen first: oneDNN writes past its memory in 1x1 convolutions with stride 2 of 4 channels (2.14).
+        here, shifted = (pixels[:, :, :: self.stride, :: self.stride] for pixels in (x, F.pad(x, (-1, 1, -1, 1))))
+        both: Tensor = self.bn(torch.cat([self.conv1(here), self.conv2(shifted)], 1))
+        return both
+
+
+class _Block(nn.Module):
+    """Two branches mixed at random, and a shortcut."""
+
+    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+        super().__init__()
+        self.branch1, self.branch2 = _branch(inputs, outputs, stride), _branch(inputs, outputs, stride)
+        self.mix = ShakeShake()
+        self.shortcut = _Shortcut(inputs, outputs, stride) if stride != 1 or inputs != outputs else None
+
+    def forward(self, x: Tensor) -> Tensor:
+        mixed: Tensor = self.mix(self.branch1(x), self.branch2(x))
+        return mixed + (x if self.shortcut is None else self.shortcut(x))
+
+
+class ShakeShakeNet(nn.Module):
+    """Shake-Shake of depth 6n + 2 for small images: three stages of n blocks with W, 2W and 4W channels.
+
+    Parameters for CIFAR-10: 2.9 M (26 2x32d), 11.7 M (26 2x64d), 26.2 M (26 2x96d), as the paper's Tables 1 and 2. Each
+    example has random numbers of its own. As in the SAM paper's code, no ReLU is on the way of the identity.
+
+    Args:
+        num_classes: C, the width of the output.
+        in_channels: Channels of the input.
+        depth: 6n + 2.
+        width: W, channels of the first stage.
+        init: See `sam_runner.models.initialisation.initialise`.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, num_classes).
+
+    Raises:
+        ValueError: Where `depth` is not 6n + 2.
+    """
+
+    def __init__(
+        self, num_classes: int, in_channels: int, *, depth: int = 26, width: int = 96, init: Init = "fan_out"
+    ) -> None:
+        super().__init__()
+        if depth < 8 or (depth - 2) % 6:
+            raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, ...), not {depth}")
+        self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
+        blocks: list[nn.Module] = []
+        inputs = 16
+        for stage in (1, 2, 4):
+            for index in range((depth - 2) // 6):
+                blocks.append(_Block(inputs, width * stage, 2 if index == 0 and stage > 1 else 1))
+                inputs = width * stage
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(inputs, num_classes)
+        initialise(self, self.head, init)
+
+    def forward(self, images_NCHW: Tensor) -> Tensor:
+        """Logits of the images."""
+        features = F.relu(self.blocks(self.stem(images_NCHW)))
+        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        return logits
