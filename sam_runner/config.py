@@ -12,7 +12,7 @@ from typing import Any
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from sam_runner.errors import InputError
-from sam_runner.schema import Ascent, Compile, ImageFolder, Precision, RhoSchedule
+from sam_runner.schema import Ascent, Compile, ImageFolder, Policy, Precision, RhoSchedule
 from sam_runner.trust import require_trusted_name
 
 
@@ -46,7 +46,9 @@ RANGES: dict[str, Range] = {
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
     "noise.rate": FRACTION, "augment.pad": NOT_NEGATIVE, "augment.cutout": NOT_NEGATIVE,
-    "augment.min_area": Range(0, 1, low_open=True, high_open=False),
+    "augment.min_area": Range(0, 1, low_open=True, high_open=False), "augment.num_ops": AT_LEAST_ONE,
+    "augment.magnitude": Range(0, 30, high_open=False), "augment.erasing": FRACTION,
+    "augment.mixup": POSITIVE, "augment.cutmix": POSITIVE,
     "model.width": AT_LEAST_ONE, "model.dropout": BELOW_ONE, "model.depth": Range(8),
     "model.widen_factor": AT_LEAST_ONE,
     "optimizer.rho": NOT_NEGATIVE, "optimizer.p": Range(1, math.inf, high_open=False), "optimizer.m": AT_LEAST_ONE,
@@ -243,6 +245,13 @@ def _device(cfg: DictConfig, _: set[str]) -> None:
 def _augment(cfg: DictConfig, typed: set[str]) -> None:
     if "augment.pad_mode" in typed and cfg.augment.pad == 0:
         raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
+    if "augment.cutout_per_batch" in typed and cfg.augment.cutout == 0:
+        raise InputError("augment.cutout_per_batch has no effect with augment.cutout=0\n  give augment.cutout too")
+    for key in ("augment.num_ops", "augment.magnitude"):
+        if key in typed and cfg.augment.policy != Policy.randaugment:
+            raise InputError(f"{key} is of RandAugment only\n  use augment=randaugment")
+    if cfg.augment.mixup is not None and cfg.augment.cutmix is not None:
+        raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 
 
 RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (

@@ -23,7 +23,7 @@ class Batch:
 
     Attributes:
         images: Network input, the first axis is the example (NCHW for images), floating point.
-        labels: Class of each example (int64, (N,)).
+        labels: Class of each example (int64, (N,)), or probabilities of the classes (floating point, (N, C)).
     """
 
     images: Tensor

@@ -17,6 +17,7 @@ OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
 Storage = Enum("Storage", ["auto", "memory", "disk"])
 HumanSet = Enum("HumanSet", ["aggre", "random1", "random2", "random3", "worst", "noisy"])
 PadMode = Enum("PadMode", ["reflect", "zero"])
+Policy = Enum("Policy", ["none", "cifar10", "svhn", "imagenet", "randaugment", "trivialaugment"])
 Ascent = Enum("Ascent", ["sphere", "projected"])
 RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
 
@@ -98,6 +99,13 @@ class Augment:
     pad_mode: PadMode
     flip: bool
     cutout: int
+    cutout_per_batch: bool
+    policy: Policy
+    num_ops: int
+    magnitude: int
+    erasing: float
+    mixup: float | None
+    cutmix: float | None
     min_area: float | None
 
 

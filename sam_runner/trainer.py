@@ -114,7 +114,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
     progress.settings = {"lr": groups[0]["lr"], "rho": rho}
     if scaler.is_enabled():
         progress.settings["loss_scale"] = scaler.get_scale()
-    stats = run.step(Batch(examples.images, examples.labels), rho)
+    stats = run.step(Batch(examples.images, examples.targets), rho)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1

@@ -41,7 +41,7 @@ NEEDS = {  # what a file cannot do without
     ],
     "optimizer/base/torch.yaml": lambda folder: ["optimizer.base._target_=torch.optim.Adagrad"],
 }
-COUNT = 34
+COUNT = 40
 
 
 def image_folder(folder):

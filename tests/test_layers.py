@@ -44,6 +44,8 @@ DATA = [
     "folder",
     "noise",
     "augment",
+    "policy",
+    "mixing",
     "stream",
     "loader",
 ]
