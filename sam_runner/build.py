@@ -87,9 +87,13 @@ def build_data(settings: Settings) -> Splits:
         raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
     if settings["augment"]["cutout"] > side:
         raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
-    noisy = construct(
-        settings["noise"], "noise", labels=train.labels, num_classes=len(train.classes), seed=settings["seed"]
-    )
+    node, num_classes = settings["noise"], len(train.classes)
+    supplied = {"labels": train.labels, "num_classes": num_classes, "seed": settings["seed"]}
+    if "images_NCHW" in inspect.signature(locate(node["_target_"])).parameters:
+        if not isinstance(train, ImageSet):
+            raise InputError(f"noise {node['_target_']} needs the images in memory\n  set data.storage=memory")
+        supplied["images_NCHW"] = train.images_NCHW
+    noisy = construct(node, "noise", **supplied)
     return replace(splits, train=train.relabelled(noisy))
 
 

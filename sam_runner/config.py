@@ -11,8 +11,9 @@ from typing import Any
 
 from omegaconf import DictConfig, ListConfig, OmegaConf
 
+from sam_runner.data_rules import DATA_RULES
 from sam_runner.errors import InputError
-from sam_runner.schema import Ascent, Compile, ImageFolder, Policy, Precision, RhoSchedule
+from sam_runner.schema import Ascent, Compile, Precision, RhoSchedule
 from sam_runner.trust import require_trusted_name
 
 
@@ -45,6 +46,7 @@ RANGES: dict[str, Range] = {
     "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
+    "data.centre": Range(0, 1, low_open=True, high_open=False),
     "noise.rate": FRACTION, "augment.pad": NOT_NEGATIVE, "augment.cutout": NOT_NEGATIVE,
     "augment.min_area": Range(0, 1, low_open=True, high_open=False), "augment.num_ops": AT_LEAST_ONE,
     "augment.magnitude": Range(0, 30, high_open=False), "augment.erasing": FRACTION,
@@ -229,29 +231,11 @@ def _layout(cfg: DictConfig, _: set[str]) -> None:
         raise InputError(f"channels_last={cfg.channels_last} is not known\n  accepted: true, false, auto")
 
 
-def _disk(cfg: DictConfig, _: set[str]) -> None:
-    """Keys of sets that are read from disk."""
-    if cfg.augment.min_area is not None and OmegaConf.get_type(cfg.data) not in (ImageFolder, dict):
-        raise InputError("augment.min_area cuts parts out of image files\n  use data=image_folder data.storage=disk")
-
-
 def _device(cfg: DictConfig, _: set[str]) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", cfg.device):
         raise InputError(f"device={cfg.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
     if cfg.device == "cpu" and cfg.precision == Precision.tf32:
         raise InputError("precision=tf32 is a format of CUDA devices\n  use precision=fp32")
-
-
-def _augment(cfg: DictConfig, typed: set[str]) -> None:
-    if "augment.pad_mode" in typed and cfg.augment.pad == 0:
-        raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
-    if "augment.cutout_per_batch" in typed and cfg.augment.cutout == 0:
-        raise InputError("augment.cutout_per_batch has no effect with augment.cutout=0\n  give augment.cutout too")
-    for key in ("augment.num_ops", "augment.magnitude"):
-        if key in typed and cfg.augment.policy != Policy.randaugment:
-            raise InputError(f"{key} is of RandAugment only\n  use augment=randaugment")
-    if cfg.augment.mixup is not None and cfg.augment.cutmix is not None:
-        raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 
 
 RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
@@ -262,8 +246,7 @@ RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
     _ascent,
     _device,
     _layout,
-    _disk,
-    _augment,
+    *DATA_RULES,
 )
 
 

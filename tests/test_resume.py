@@ -27,6 +27,10 @@ KINDS = {
         "optimizer=sam", "precision=bf16", "schedule.warmup_epochs=1", "optimizer.rho_schedule=linear",
         "optimizer.rho_final=0.5", "optimizer.rho_warmup_epochs=1",
     ),
+    "sam, all that is drawn": (
+        "optimizer=sam", "augment.policy=randaugment", "augment.mixup=0.5", "augment.erasing=0.5", "augment.cutout=3",
+        "augment.cutout_per_batch=true", "precision=fp32",
+    ),
     "adamw": ("optimizer=sam", "optimizer/base=adamw", "optimizer.ascent_steps=2", "grad_clip=1"),
 }  # fmt: skip
 

@@ -55,7 +55,7 @@ class Augmentation:
 
 
 def draw_table(seed: int, epoch: int, num_examples: int, *, erasing: bool = False) -> Tensor:
-    """Uniform numbers in [0, 1) of one epoch, float32, (num_examples, NUM_DRAWS), and ERASING_DRAWS more for `erase`."""
+    """Uniform numbers in [0, 1) of one epoch, float32, (num_examples, NUM_DRAWS); ERASING_DRAWS more for `erase`."""
     table = torch.rand(num_examples, NUM_DRAWS, generator=generator(seed, "augmentation", epoch))
     if not erasing:
         return table

@@ -1,4 +1,4 @@
-"""Batches that worker processes prepare ahead of the training: image files, decoded, and what is drawn image by image."""
+"""Batches that worker processes prepare ahead of the training: files are decoded, policies drawn for each image."""
 
 import random
 from collections.abc import Iterator, Sequence
