@@ -9,7 +9,6 @@ from sam_runner.data import folder
 from sam_runner.data.folder import image_folder
 from sam_runner.data.loader import Loader, Normalisation
 from sam_runner.errors import InputError
-from tests.commands import invoke
 
 
 def random_pixels(seed, height=6, width=5):
@@ -266,13 +265,8 @@ def test_centre_without_a_size_has_no_effect_and_is_refused(tmp_path):
     assert "data.centre=0.5 has no effect" in message_of(tmp_path, centre=0.5)
 
 
-def test_the_command_line_trains_on_the_layout_of_imagenet(tmp_path, monkeypatch, capsys):
-    write_classes(tmp_path / "set" / "train", {"n01440764": 8, "n01629819": 8})
-    write_classes(tmp_path / "set" / "val", {"n01440764": 1, "n01629819": 2}, start=70)
-    words = ["data=imagenet", "data.root=set", "data.image_size=8", "augment=inception", "batch_size=8", "epochs=1"]
-    done = invoke(monkeypatch, capsys, tmp_path, *words, "model.width=4", "device=cpu", "run_dir=run")
-    assert done.returncode == 0, done.stderr
-    assert "step 2 " in done.stdout
-    (tmp_path / "set" / "val" / "n01440764").rename(tmp_path / "set" / "val" / "n01440765")
-    message = message_of(tmp_path / "set", image_size=8, storage="disk", centre=0.875)
-    assert "in one only: n01440764, n01440765" in message
+def test_synsets_that_differ_between_train_and_val_are_named(tmp_path):
+    write_classes(tmp_path / "train", {"n01440764": 1, "n01629819": 1})
+    write_classes(tmp_path / "val", {"n01440764": 1, "n01629820": 1})
+    message = message_of(tmp_path, image_size=8, storage="disk", centre=0.875)
+    assert "in one only: n01629819, n01629820" in message

@@ -1,6 +1,7 @@
 """Mixup and CutMix: exact mixing, lambda's distribution, boxes as torchvision's, and the loss of what is mixed."""
 
 import math
+from dataclasses import replace
 from types import SimpleNamespace
 from unittest import mock
 
@@ -12,10 +13,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import v2
 
+from sam_runner import trainer
 from sam_runner.build import build_run
 from sam_runner.data.augment import Augmentation
 from sam_runner.data.mixing import cutmix_box, mixed
 from sam_runner.objective import Batch
+from sam_runner.run import Progress
 from tests.commands import TINY, settings_of
 from tests.test_loader import make_loader, random_set
 
@@ -164,3 +167,27 @@ def test_groups_and_micro_batches_keep_image_and_target_together():
     parts = Batch(*mixed(images, labels, COUNT, Augmentation(mixup=1.0), (0, 0, 0))).split(4)
     assert [len(part) for part in parts] == [4, 4, 1]
     assert [tuple(part.labels.shape) for part in parts] == [(4, COUNT), (4, COUNT), (1, COUNT)]
+
+
+class Watched:
+    """A step that keeps the batches it is given."""
+
+    def __init__(self, step):
+        self.optimizer, self.objective, self.step, self.batches = step.optimizer, step.objective, step, []
+
+    def __call__(self, batch, rho):
+        self.batches.append(batch)
+        return self.step(batch, rho)
+
+
+def test_the_trainer_learns_the_targets_and_measures_against_the_labels():
+    run = build_run(settings_of(*TINY, "augment.mixup=1.0", "noise=pair", "noise.rate=0.5", "optimizer=sam"))
+    run = replace(run, step=Watched(run.step))
+    meter = mock.Mock()
+    for examples in run.train.epoch(0):
+        trainer._train_step(run, meter, examples, Progress())
+        assert torch.equal(run.step.batches[-1].labels, examples.targets)
+        assert torch.equal(run.step.batches[-1].images, examples.images)
+        _, labels, clean_labels = meter.add.call_args.args
+        assert torch.equal(labels, examples.labels)
+        assert torch.equal(clean_labels, examples.clean_labels)

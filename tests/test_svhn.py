@@ -7,7 +7,6 @@ from scipy.io import savemat
 
 from sam_runner.data.svhn import svhn
 from sam_runner.errors import InputError
-from tests.commands import invoke
 
 PARTS = {"train_32x32.mat": 30, "test_32x32.mat": 8, "extra_32x32.mat": 5}
 
@@ -103,11 +102,3 @@ def test_the_newer_format_and_a_pickle_are_refused(tmp_path):
         (tmp_path / "test_32x32.mat").write_bytes(content)
         with pytest.raises(InputError, match="cannot be read"):
             svhn(root=str(tmp_path))
-
-
-def test_the_command_line_trains_on_it(tmp_path, monkeypatch, capsys):
-    write(tmp_path / "here")
-    words = ["data=svhn", "data.root=here", "data.extra=true", "batch_size=7", "epochs=1", "model.width=4"]
-    done = invoke(monkeypatch, capsys, tmp_path, *words, "device=cpu", "run_dir=run")
-    assert done.returncode == 0, done.stderr
-    assert "step 5 " in done.stdout
