@@ -3,7 +3,7 @@
 import inspect
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
@@ -14,7 +14,6 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sam_runner import schedules
 from sam_runner.capture import CapturedStep
 from sam_runner.construct import construct, locate
 from sam_runner.data.augment import Augmentation
@@ -25,6 +24,7 @@ from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_device, automatic_precision, decoding_workers, set_up
 from sam_runner.network import build_model, is_channels_last, parameter_groups, weights_dtype
 from sam_runner.objective import Objective
+from sam_runner.rates import build_lr, build_rho
 from sam_runner.run import Run
 from sam_runner.sam import SamStep
 from sam_runner.seeding import seed_everything
@@ -101,9 +101,13 @@ def build_data(settings: Settings) -> Splits:
         raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
     if settings["augment"]["cutout"] > side:
         raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
-    noisy = construct(
-        settings["noise"], "noise", labels=train.labels, num_classes=len(train.classes), seed=settings["seed"]
-    )
+    node, num_classes = settings["noise"], len(train.classes)
+    supplied = {"labels": train.labels, "num_classes": num_classes, "seed": settings["seed"]}
+    if "images_NCHW" in inspect.signature(locate(node["_target_"])).parameters:
+        if not isinstance(train, ImageSet):
+            raise InputError(f"noise {node['_target_']} needs the images in memory\n  set data.storage=memory")
+        supplied["images_NCHW"] = train.images_NCHW
+    noisy = construct(node, "noise", **supplied)
     return replace(splits, train=train.relabelled(noisy))
 
 
@@ -189,36 +193,35 @@ def _parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel
     return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None, **options)
 
 
-def build_lr(settings: Settings, total_steps: int, steps_per_epoch: int) -> schedules.Schedule:
-    """Factor of the initial learning rate by step."""
-    node = dict(settings["schedule"])
-    warmup_steps = _warmup_steps(node.pop("warmup_epochs", 0.0), "schedule.warmup_epochs", total_steps, steps_per_epoch)
-    schedule: schedules.Schedule = construct(node, "schedule", total_steps=total_steps, warmup_steps=warmup_steps)
-    return schedule
+def _sharded(settings: Settings, ranks: Ranks) -> bool:
+    return ranks.count > 1 and bool(settings["parallel"] == "fsdp")
 
 
-def _warmup_steps(epochs: float, key: str, total_steps: int, steps_per_epoch: int) -> int:
-    """Steps of a warm-up, which must end before the training does."""
-    steps = round(epochs * steps_per_epoch)
-    if steps >= total_steps:
-        raise InputError(f"{key}={epochs:g} is {steps} steps, the whole training is {total_steps}\n  use a shorter one")
-    return steps
-
-
-def build_rho(settings: Settings, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Radius by step; 0 for plain training."""
-    options = settings["optimizer"]
-    rho = options.get("rho", 0.0)
-    if rho == 0:
-        return lambda _: 0.0
-    final = {} if options["rho_schedule"] == "constant" else {"final": options["rho_final"]}
-    warmup_epochs = options["rho_warmup_epochs"]
-    warmup_steps = _warmup_steps(warmup_epochs, "optimizer.rho_warmup_epochs", total_steps, steps_per_epoch)
-    kinds: dict[str, Callable[..., schedules.Schedule]] = {
-        "constant": schedules.constant, "linear": schedules.linear, "cosine": schedules.cosine,
-    }  # fmt: skip
-    factor = kinds[options["rho_schedule"]](total_steps=total_steps, warmup_steps=warmup_steps, **final)
-    return lambda step: rho * factor(step)
+def build_loaders(
+    settings: Settings, splits: Splits, device: torch.device, channels_last: bool, ranks: Ranks = ALONE
+) -> tuple[Loader, dict[str, Loader]]:
+    """Batches to train on, and those of the sets to evaluate by name."""
+    train, workers = splits.train, settings["data"].get("num_workers")
+    common: dict[str, Any] = {
+        "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
+        "device": device,
+        "channels_last": channels_last,
+        "num_workers": decoding_workers(device, ranks.local_count) if workers is None else workers,
+        "dtype": weights_dtype(settings["precision"]),
+    }
+    loader = Loader(
+        train,
+        batch_size=settings["batch_size"],
+        augmentation=Augmentation(**settings["augment"]),
+        seed=settings["seed"],
+        drop_last=settings["data"].get("drop_last", True),
+        ranks=ranks,
+        **common,
+    )
+    sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
+    # Sharded weights come together for all ranks at once, so all of them evaluate every batch.
+    common["ranks"] = ALONE if _sharded(settings, ranks) else ranks
+    return loader, {name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
 def build_run(settings: Settings, ranks: Ranks = ALONE) -> Run:
@@ -237,29 +240,11 @@ def build_run(settings: Settings, ranks: Ranks = ALONE) -> Run:
     dtype = AUTOCAST[precision]
     splits = build_data(settings)
     model = build_model(settings, splits, device)
-    sharded = ranks.count > 1 and settings["parallel"] == "fsdp"
-    if sharded:
+    if _sharded(settings, ranks):
         shard(model)
     optimizer = build_optimizer(settings, model, len(splits.train.classes))
     step = build_step(settings, model, optimizer, dtype, device, ranks)
-    train, workers = splits.train, settings["data"].get("num_workers")
-    common: dict[str, Any] = {
-        "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
-        "device": device,
-        "channels_last": is_channels_last(settings, model),
-        "num_workers": decoding_workers(device, ranks.local_count) if workers is None else workers,
-        "dtype": weights_dtype(precision),
-        "ranks": ranks,
-    }
-    loader = Loader(
-        train,
-        batch_size=settings["batch_size"],
-        augmentation=Augmentation(**settings["augment"]),
-        seed=settings["seed"],
-        drop_last=settings["data"].get("drop_last", True),
-        **common,
-    )
-    sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
+    loader, evaluations = build_loaders(settings, splits, device, is_channels_last(settings, model), ranks)
     total_steps = min(settings["epochs"] * len(loader), settings["max_steps"] or 2**62)
     decay = settings["ema_decay"]
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
@@ -268,12 +253,8 @@ def build_run(settings: Settings, ranks: Ranks = ALONE) -> Run:
         model=model,
         step=step,
         train=loader,
-        evaluations={
-            # Sharded weights come together for all ranks at once, so all of them evaluate every batch.
-            name: Loader(part, batch_size=EVAL_BATCH, **{**common, "ranks": ALONE if sharded else ranks})
-            for name, part in sets.items()
-        },
-        classes=train.classes,
+        evaluations=evaluations,
+        classes=splits.train.classes,
         lr=build_lr(settings, total_steps, len(loader)),
         rho=build_rho(settings, total_steps, len(loader)),
         epochs=settings["epochs"],

@@ -29,7 +29,7 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
         _beside_others(hydra_config.job.num)
     stopped = sweep.stopped(folder)
     if several():
-        from sam_runner.distributed import agreed
+        from sam_runner.torchrun import agreed
 
         stopped = agreed(f"stopped/{hydra_config.job.num}", stopped)
     if stopped == "failure" and is_first():

@@ -20,7 +20,7 @@ def train() -> int:
     """`sam-train`: a run, or with -m a sweep. Returns the exit code."""
     code = _guarded(_train)
     if several():
-        from sam_runner.distributed import leave
+        from sam_runner.torchrun import leave
 
         leave()
     return code
@@ -83,7 +83,7 @@ def _train(arguments: list[str]) -> int:
     now = datetime.now()
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
     if several():
-        from sam_runner.distributed import agreed
+        from sam_runner.torchrun import agreed
 
         os.environ["SAM_RUNNER_STARTED"] = agreed("started", os.environ["SAM_RUNNER_STARTED"])
     register_schemas()

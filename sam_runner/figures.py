@@ -30,7 +30,9 @@ def image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -> Ten
     return picture
 
 
-def confusion_picture(counts: Tensor, classes: Sequence[str]) -> Tensor:
+def confusion_picture(
+    counts: Tensor, classes: Sequence[str], title: str = "true (rows), predicted (columns)"
+) -> Tensor:
     """A confusion matrix as an image: rows are true classes, columns predictions, darker is a larger part of the row.
 
     Up to 20 classes it has names and counts.
@@ -38,6 +40,7 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> Tensor:
     Args:
         counts: int64, (C, C).
         classes: C names.
+        title: What rows and columns are.
 
     Returns:
         uint8, (3, H, W).
@@ -53,7 +56,7 @@ def confusion_picture(counts: Tensor, classes: Sequence[str]) -> Tensor:
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(12)
-    draw.text((8, 6), "true (rows), predicted (columns)", fill="black", font=font)
+    draw.text((8, 6), title, fill="black", font=font)
     for row, column in counts.nonzero().tolist() if labelled else ():
         ink = "white" if parts[row, column] > 0.5 else "black"
         centre = margin + (column + 0.5) * cell, margin + (row + 0.5) * cell

@@ -53,8 +53,13 @@ def read_json(path: Path) -> Any:
 
 
 def sha256(path: Path) -> str:
-    """Hex digest of a file's bytes."""
-    digest = hashlib.sha256()
+    """Hex sha256 of a file's bytes."""
+    return digest_of(path, "sha256")
+
+
+def digest_of(path: Path, algorithm: str) -> str:
+    """Hex digest of a file's bytes; `algorithm` is one of hashlib's."""
+    digest = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
             digest.update(block)

@@ -14,12 +14,12 @@ import torch
 from sam_runner import run_folder
 from sam_runner.build import build_run, precision_of
 from sam_runner.checkpoint import CheckpointFolder
-from sam_runner.distributed import join
 from sam_runner.errors import InputError, Stopped, TrainingError
 from sam_runner.files import full_disk_in_words, write_json
 from sam_runner.plan import describe
 from sam_runner.run import Cadence, Outputs, Progress, Run, restore
 from sam_runner.stopping import StopRequest, stop_request
+from sam_runner.torchrun import join
 from sam_runner.tracking import Tracker, Untracked
 from sam_runner.trainer import fit
 

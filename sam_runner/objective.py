@@ -26,7 +26,7 @@ class Batch:
 
     Attributes:
         images: Network input, the first axis is the example (NCHW for images), floating point.
-        labels: Class of each example (int64, (N,)).
+        labels: Class of each example (int64, (N,)), or probabilities of the classes (floating point, (N, C)).
         weight: What the batch counts in the mean over ranks: its images by the mean number of a rank's.
     """
 

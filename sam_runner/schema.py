@@ -11,100 +11,31 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
-from sam_runner.schema_models import MODELS
+from sam_runner.data_schema import (
+    Augment,
+    Data,
+    Human,
+    ImageFolder,
+    Published,
+    Rated,
+    Relabelled,
+    Svhn,
+    Symmetric,
+    Synthetic,
+    Target,
+)
+from sam_runner.model_schema import MODELS
 
 Precision = Enum("Precision", ["auto", "fp64", "fp32", "tf32", "bf16", "fp16"])
 Compile = Enum("Compile", {"off": "off", "default": "default", "max-autotune": "max-autotune", "graph": "graph"})
 Parallel = Enum("Parallel", ["ddp", "fsdp"])
 OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
 OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
-Storage = Enum("Storage", ["auto", "memory", "disk"])
-HumanSet = Enum("HumanSet", ["aggre", "random1", "random2", "random3", "worst", "noisy"])
-PadMode = Enum("PadMode", ["reflect", "zero"])
 Ascent = Enum("Ascent", ["sphere", "projected"])
 RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
 
 
 @dataclass
-class Target:
-    """Anything built from a function or class that `_target_` names."""
-
-    _target_: str
-
-
-@dataclass
-class Data(Target):
-    """Keys of every data set."""
-
-    val_fraction: float
-    drop_last: bool
-
-
-@dataclass
-class Synthetic(Data):
-    """Keys of data=synthetic."""
-
-    num_train: int
-    num_test: int
-    num_classes: int
-    channels: int
-    image_size: int
-    data_seed: int
-
-
-@dataclass
-class Published(Data):
-    """Keys of the sets that are read as they were published: data=cifar10, cifar100, fashion_mnist."""
-
-    root: str
-    download: bool
-
-
-@dataclass
-class ImageFolder(Data):
-    """Keys of data=image_folder."""
-
-    root: str
-    image_size: int | None
-    storage: Storage
-    test_fraction: float
-    num_workers: int | None
-
-
-@dataclass
-class Symmetric(Target):
-    """Keys of noise=symmetric."""
-
-    rate: float
-    include_true_class: bool
-
-
-@dataclass
-class Rated(Target):
-    """Keys of noise=asymmetric and noise=pair."""
-
-    rate: float
-
-
-@dataclass
-class Human(Target):
-    """Keys of noise=human."""
-
-    file: str
-    set: HumanSet
-
-
-@dataclass
-class Augment:
-    """Keys of the group augment; see `sam_runner.data.augment.Augmentation`."""
-
-    pad: int
-    pad_mode: PadMode
-    flip: bool
-    cutout: int
-    min_area: float | None
-
-
 @dataclass
 class Base(Target):
     """Keys of every base optimizer."""
@@ -244,8 +175,9 @@ class Root:
 
 
 SCHEMAS: dict[str, type] = {
-    "data/digits": Data, "data/synthetic": Synthetic, "data/published": Published, "data/image_folder":
-    ImageFolder, "noise/none": Target, "noise/symmetric": Symmetric, "noise/human": Human, "noise/rated": Rated,
+    "data/digits": Data, "data/synthetic": Synthetic, "data/published": Published, "data/svhn": Svhn,
+    "noise/relabelled": Relabelled, "data/image_folder": ImageFolder,
+    "noise/none": Target, "noise/symmetric": Symmetric, "noise/human": Human, "noise/rated": Rated,
     **MODELS,
     "optimizer/plain": Plain, "optimizer/sam": Sam, "base/sgd": Sgd, "base/adamw": AdamW, "base/rmsprop":
     RMSprop, "schedule/cosine": Decay, "schedule/linear": Decay, "schedule/constant": Schedule, "schedule/step":

@@ -5,11 +5,12 @@ import math
 import time
 from collections.abc import Mapping
 
+from torch import Tensor
 from tqdm import tqdm
 
 from sam_runner.data.loader import Examples
 from sam_runner.errors import InputError, Stopped, TrainingError
-from sam_runner.figures import image_grid
+from sam_runner.figures import confusion_picture, image_grid
 from sam_runner.metrics import SUMS, TrainMeter, train_metrics
 from sam_runner.objective import Batch
 from sam_runner.run import Cadence, Outputs, Progress, Run, save
@@ -41,6 +42,8 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
     if progress.step == 0:
         first = next(run.train.epoch(0))
         outputs.tracker.image("train/images", image_grid(run.train.pixels(first.images[:32])), 0)
+        if bool((run.train.labels != run.train.clean_labels).any()):
+            outputs.tracker.image("train/label_transition", _transition(run), 0)
     try:
         while progress.epoch < run.epochs and (progress.batch or progress.step < run.max_steps):
             _train_epoch(run, outputs, progress, stop, cadence)
@@ -53,6 +56,14 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
         log.info("%s: stopped after step %d, everything is saved", stopped.reason, progress.step)
         raise
     return progress
+
+
+def _transition(run: Run) -> Tensor:
+    """Which clean labels became which."""
+    num_classes = len(run.classes)
+    pairs = run.train.clean_labels * num_classes + run.train.labels
+    counts = pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
+    return confusion_picture(counts, run.classes, "clean (rows), given (columns)")
 
 
 def _train_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, cadence: Cadence) -> None:
@@ -119,7 +130,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
     if scaler.is_enabled():
         progress.settings["loss_scale"] = scaler.get_scale()
     weight = run.ranks.weight(len(examples.labels), examples.num_all)
-    stats = run.step(Batch(examples.images, examples.labels, weight), rho)
+    stats = run.step(Batch(examples.images, examples.targets, weight), rho)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1

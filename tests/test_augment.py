@@ -7,7 +7,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
-from sam_runner.data.augment import NUM_DRAWS, Augmentation, crop_and_flip, cut_out, draw_table, windows
+from sam_runner.data.augment import (
+    ERASING_DRAWS,
+    NUM_DRAWS,
+    Augmentation,
+    batch_place,
+    crop_and_flip,
+    cut_out,
+    draw_table,
+    erase,
+    windows,
+)
 
 NUMPY_MODE = {"reflect": "reflect", "zero": "constant"}
 SIDES = st.integers(1, 9)
@@ -98,14 +108,14 @@ def test_crop_and_flip_equals_a_loop_over_images(height, width, pad_mode, flip, 
 def test_cut_out_equals_a_loop_over_pixels(height, width, size, seed):
     images = np.random.default_rng(seed).normal(size=(6, 2, height, width))
     draws = random_draws(seed, 6)
-    result = cut_out(torch.from_numpy(images), torch.from_numpy(draws), size)
+    result = cut_out(torch.from_numpy(images), torch.from_numpy(draws)[:, 3:5], size)
     expected = np.stack([numpy_cut_out(image, row, size) for image, row in zip(images, draws, strict=True)])
     assert np.array_equal(result.numpy(), expected)
 
 
 def test_cut_out_in_the_middle_removes_size_squared_pixels():
     draws = torch.full((1, NUM_DRAWS), 0.5)
-    result = cut_out(torch.ones(1, 3, 32, 32), draws, 16)
+    result = cut_out(torch.ones(1, 3, 32, 32), draws[:, 3:5], 16)
     assert int((result == 0).sum()) == 3 * 16 * 16
     assert torch.equal(result[0, 0, 8:24, 8:24], torch.zeros(16, 16))
 
@@ -115,7 +125,7 @@ def test_largest_draw_is_the_last_offset():
     draws = torch.full((1, NUM_DRAWS), 1 - 2**-24)
     result = crop_and_flip(windows(images, 4, "zero"), torch.tensor([0]), draws, Augmentation(pad=4))
     assert torch.equal(result[0, 0, :5, :5], images[0, 0, 4:, 4:])
-    assert int(cut_out(torch.ones(1, 1, 9, 9), draws, 1)[0, 0, 8, 8]) == 0
+    assert int(cut_out(torch.ones(1, 1, 9, 9), draws[:, 3:5], 1)[0, 0, 8, 8]) == 0
 
 
 def test_crop_offsets_are_uniform():
@@ -146,7 +156,7 @@ def test_half_of_the_images_are_flipped():
 
 def test_cutout_centres_are_uniform():
     count = 40_000
-    cut = cut_out(torch.ones(1, 1, 5, 6).expand(count, -1, -1, -1), draw_table(0, 0, count), 1) == 0
+    cut = cut_out(torch.ones(1, 1, 5, 6).expand(count, -1, -1, -1), draw_table(0, 0, count)[:, 3:5], 1) == 0
     assert within_four_standard_errors(cut.flatten(1).sum(0), count)
 
 
@@ -197,3 +207,72 @@ def test_crops_and_flips_are_distributed_as_torchvisions(pad, side):
     statistic = float(((counts[0][1] - counts[1][1]) ** 2 / (counts[0][1] + counts[1][1])).sum())
     freedom = num_outcomes - 1
     assert statistic < freedom + 4 * (2 * freedom) ** 0.5  # chi squared of two samples, four standard deviations
+
+
+def numpy_erase(image_CHW, draws, probability):
+    """One image, read off `erase`'s description, in float64."""
+    result, (_, height, width) = image_CHW.copy(), image_CHW.shape
+    for area_draw, aspect_draw in draws[3:].reshape(-1, 2):
+        area = (0.02 + area_draw * (1 / 3 - 0.02)) * height * width
+        aspect = np.exp(np.log(0.3) + aspect_draw * (np.log(1 / 0.3) - np.log(0.3)))
+        rows, columns = round(np.sqrt(area * aspect)), round(np.sqrt(area / aspect))
+        if rows < height and columns < width:
+            if draws[0] < probability:
+                top, left = int(draws[1] * (height - rows + 1)), int(draws[2] * (width - columns + 1))
+                result[:, top : top + rows, left : left + columns] = 0
+            break
+    return result
+
+
+@settings(deadline=None)
+@given(height=st.integers(2, 20), width=st.integers(2, 20), probability=st.floats(0, 1), seed=SEEDS)
+def test_erase_equals_a_loop_over_images(height, width, probability, seed):
+    images = np.random.default_rng(seed).normal(size=(6, 2, height, width))
+    draws = np.random.default_rng(seed + 1).random((6, ERASING_DRAWS))
+    result = erase(torch.from_numpy(images), torch.from_numpy(draws), probability)
+    expected = np.stack([numpy_erase(image, row, probability) for image, row in zip(images, draws, strict=True)])
+    assert np.array_equal(result.numpy(), expected)
+
+
+def test_erased_parts_are_distributed_as_torchvisions():
+    count, side, bins = 6000, 12, 13
+    theirs = v2.RandomErasing(scale=(0.02, 1 / 3), ratio=(0.3, 1 / 0.3))
+    torch.manual_seed(0)
+    image = [torch.zeros(1, side, side)]
+    params = [theirs.make_params(image) for _ in range(count)]
+    erased = erase(torch.ones(count, 1, side, side), torch.rand(count, ERASING_DRAWS), 1.0)[:, 0] == 0
+    rows, columns = erased.any(2), erased.any(1)
+    ours = {"h": rows.sum(1), "w": columns.sum(1), "i": rows.long().argmax(1), "j": columns.long().argmax(1)}
+    for name, values in ours.items():
+        expected = torch.tensor([entry[name] for entry in params]).bincount(minlength=bins)
+        found = values.bincount(minlength=bins)
+        seen = (found + expected) > 0
+        statistic = float(((found - expected) ** 2 / (found + expected))[seen].sum())
+        freedom = int(seen.sum()) - 1
+        assert statistic < freedom + 4 * (2 * freedom) ** 0.5, name
+
+
+def test_the_given_part_of_the_images_is_erased():
+    count = 20_000
+    draws = draw_table(0, 0, count, erasing=True)[:, NUM_DRAWS:]
+    erased = (erase(torch.ones(count, 1, 8, 8), draws, 0.3) == 0).flatten(1).any(1)
+    assert abs(float(erased.double().mean()) - 0.3) < 4 * (0.3 * 0.7 / count) ** 0.5
+    assert not bool((erase(torch.ones(9, 1, 8, 8), draws[:9], 0.0) == 0).any())
+
+
+def test_erasing_draws_leave_the_others_as_they_were():
+    table = draw_table(3, 5, 100, erasing=True)
+    assert table.shape == (100, NUM_DRAWS + ERASING_DRAWS)
+    assert torch.equal(table[:, :NUM_DRAWS], draw_table(3, 5, 100))
+    correlation = np.corrcoef(draw_table(0, 0, 40_000, erasing=True).double().numpy(), rowvar=False)
+    assert np.abs(correlation - np.eye(len(correlation))).max() < 4.5 / 200
+
+
+def test_places_of_batches_are_uniform_and_a_function_of_seed_epoch_and_batch():
+    count = 4000
+    places = torch.stack([batch_place(0, number % 7, number) for number in range(count)])
+    for axis in (0, 1):
+        assert within_four_standard_errors((places[:, axis] * 5).long().bincount(minlength=5), count)
+    assert torch.equal(batch_place(1, 2, 3), batch_place(1, 2, 3))
+    others = [batch_place(*key) for key in ((1, 2, 4), (1, 3, 3), (2, 2, 3))]
+    assert not any(torch.equal(other, batch_place(1, 2, 3)) for other in others)

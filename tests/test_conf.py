@@ -34,6 +34,9 @@ NEEDS = {  # what a file cannot do without
         f"noise.file={human_labels(folder)}",
     ],
     "data/digits.yaml": lambda folder: [],
+    "data/imagenet.yaml": lambda folder: [f"data.root={image_folder(folder)}", "data.image_size=16"],
+    "data/svhn.yaml": lambda folder: [f"data.root={house_numbers(folder)}"],
+    "noise/relabelled.yaml": lambda folder: [f"noise.file={labels_of_64(folder)}"],
     "augment/inception.yaml": lambda folder: [
         "data=image_folder",
         f"data.root={image_folder(folder)}",
@@ -56,7 +59,7 @@ TRAINED = [
     for file in FILES
     if {key: value for key, value in yaml.safe_load((CONF / file).read_text()).items() if key != "name"} != NAMED
 ]
-COUNT = 64
+COUNT = 74
 
 
 def image_folder(folder):
@@ -81,6 +84,18 @@ def cifar(folder, name):
 def human_labels(folder):
     clean = np.concatenate([labels for file, (_, labels) in drawn("cifar10").items() if file != "test_batch"])
     return labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
+
+
+def house_numbers(folder):
+    from tests.test_svhn import write
+
+    write(folder, {"train_32x32.mat": 40, "test_32x32.mat": 10})
+    return folder
+
+
+def labels_of_64(folder):
+    np.save(folder / "labels.npy", np.arange(64) % 10)
+    return folder / "labels.npy"
 
 
 def fashion(folder):

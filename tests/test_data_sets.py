@@ -2,15 +2,14 @@
 
 import gzip
 import struct
-import sys
 from collections import Counter
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
 import torch
 
+from sam_runner.data import fashion, svhn
 from sam_runner.data.fashion import FASHION_CLASSES, fashion_mnist
 from sam_runner.data.sets import Splits, digits, hold_out, image_set, synthetic
 from sam_runner.errors import InputError
@@ -208,34 +207,31 @@ def test_fashion_mnist_missing_folder_says_how_to_get_it(tmp_path):
     assert "data.download=true" in str(caught.value)
 
 
-def install_downloader(monkeypatch, download):
-    """Stand in for torchvision.datasets."""
-    datasets = ModuleType("torchvision.datasets")
-    datasets.FashionMNIST = download
-    monkeypatch.setitem(sys.modules, "torchvision", ModuleType("torchvision"))
-    monkeypatch.setitem(sys.modules, "torchvision.datasets", datasets)
-
-
-def test_fashion_mnist_downloads_where_it_is_missing(tmp_path, monkeypatch):
+def test_fashion_mnist_downloads_what_is_missing(tmp_path, monkeypatch):
+    write_fashion(tmp_path / "there", packed=True)
+    (tmp_path / "here" / "fashion-mnist").mkdir(parents=True)
+    kept = "t10k-labels-idx1-ubyte"
+    (tmp_path / "here" / "fashion-mnist" / f"{kept}.gz").write_bytes((tmp_path / "there" / f"{kept}.gz").read_bytes())
     calls = []
 
-    def download(root, download):
-        calls.append((root, download))
-        write_fashion(Path(root) / "FashionMNIST" / "raw", packed=True)
+    def fetch(url, path, md5):
+        calls.append((url, md5))
+        path.write_bytes((tmp_path / "there" / path.name).read_bytes())
 
-    install_downloader(monkeypatch, download)
+    monkeypatch.setattr(fashion, "fetch", fetch)
     for _ in range(2):
-        assert len(fashion_mnist(root=str(tmp_path), download=True).train) == 12
-    assert calls == [(str(tmp_path), True)]
+        splits = fashion_mnist(root=str(tmp_path / "here"), download=True, url="http://mirror")
+        assert (len(splits.train), len(splits.test)) == (12, 5)
+    wanted = [name for name in fashion.MD5 if kept not in name]
+    assert calls == [(f"http://mirror/{name}", fashion.MD5[name]) for name in wanted]
 
 
-def test_fashion_mnist_failed_download_is_an_input_error(tmp_path, monkeypatch):
-    def download(root, download):
-        raise RuntimeError("no network")
+def test_published_sums_are_those_of_torchvision():
+    from torchvision.datasets import SVHN, FashionMNIST
 
-    install_downloader(monkeypatch, download)
-    with pytest.raises(InputError, match="no network"):
-        fashion_mnist(root=str(tmp_path), download=True)
+    assert dict(FashionMNIST.resources) == fashion.MD5
+    assert {name: md5 for _, name, md5 in SVHN.split_list.values()} == svhn.MD5
+    assert all(url == f"{svhn.SITE}/{name}" for url, name, _ in SVHN.split_list.values())
 
 
 def test_fashion_mnist_real_set():

@@ -9,11 +9,12 @@ from sam_runner.batchnorm import RunningStatistics
 from sam_runner.data.augment import Augmentation
 from sam_runner.data.loader import Loader, Normalisation
 from sam_runner.data.sets import ImageSet
-from sam_runner.distributed import ALONE, Ranks, world_size
+from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError, RankError, TrainingError
 from sam_runner.metrics import SUMS, TrainMeter
 from sam_runner.sam import StepStats
 from sam_runner.sharding import is_sharded, local, whole
+from sam_runner.torchrun import world_size
 
 TORCHRUN = {
     "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",

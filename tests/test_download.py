@@ -2,6 +2,7 @@
 
 import hashlib
 import http.server
+import re
 import socket
 import threading
 import time
@@ -111,7 +112,46 @@ def test_a_folder_that_cannot_be_made_is_told(server, tmp_path):
         fetch(server.url, tmp_path / "taken" / "file", SHA256)
 
 
-@pytest.mark.parametrize("name", ["cifar10", "cifar100", "fashion_mnist"])
+def test_md5_is_known_by_its_length(server, tmp_path):
+    fetch(server.url, tmp_path / "file", hashlib.md5(CONTENT).hexdigest())
+    assert (tmp_path / "file").read_bytes() == CONTENT
+    with pytest.raises(InputError, match="its md5 differs"):
+        fetch(server.url, tmp_path / "other", hashlib.md5(b"x").hexdigest())
+
+
+def test_a_server_that_falls_silent_is_asked_again_for_the_rest(server, tmp_path, monkeypatch):
+    """Each answer stops after 2 MiB; what came is kept, and nothing comes twice."""
+    content, pause = bytes(range(256)) * 20_000, threading.Event()
+    server.content = content
+
+    def silent(self):
+        start = int((self.headers.get("Range") or "bytes=0-")[6:].rstrip("-"))
+        self.seen.append(start)
+        self.send_response(206 if start else 200)
+        self.send_header("Content-Length", str(len(content) - start))
+        self.end_headers()
+        self.wfile.write(content[start : start + (2 << 20)])
+        self.wfile.flush()
+        if start + (2 << 20) < len(content):
+            pause.wait(5)
+
+    server.do_GET = silent
+    fetch(server.url, tmp_path / "file", hashlib.sha256(content).hexdigest(), timeout=0.5)
+    pause.set()
+    assert (tmp_path / "file").read_bytes() == content
+    assert server.seen == [0, 2 << 20, 4 << 20]
+
+
+def test_the_message_has_all_that_is_needed_to_do_it_by_hand(server, tmp_path):
+    server.do_GET = lambda self: self.send_error(503)
+    with pytest.raises(InputError) as caught:
+        fetch(server.url, tmp_path / "deep" / "name.mat", SHA256)
+    assert all(
+        part in str(caught.value) for part in (server.url, "name.mat", SHA256, str(tmp_path / "deep"), "data.url=")
+    )
+
+
+@pytest.mark.parametrize("name", ["cifar10", "fashion_mnist", "svhn"])
 def test_without_a_network_a_set_is_refused_within_five_seconds(name, tmp_path, monkeypatch, capsys):
     """A proxy at a port where nobody listens stands for no network."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
@@ -124,6 +164,7 @@ def test_without_a_network_a_set_is_refused_within_five_seconds(name, tmp_path, 
     seconds = time.perf_counter() - started
     assert done.returncode == 2, done.stderr
     assert "could not be downloaded" in done.stderr
+    assert re.search(r"put \S+ \((md5|sha256) [0-9a-f]+\) into here", done.stderr)
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 20
     assert seconds < 5
@@ -140,8 +181,15 @@ def test_sam_train_downloads_checks_and_reads(server, tmp_path, monkeypatch, cap
         version.folder, version.archive, hashlib.sha256(archive).hexdigest(), version.train, version.test
     )
     monkeypatch.setattr(cifar, "CIFAR10", (ours, cifar.CIFAR10[1]))
-    monkeypatch.setattr(cifar, "SITE", server.url.rpartition("/")[0])
     words = ["data=cifar10", "data.root=here", "batch_size=50", "epochs=1", "model.width=4", "device=cpu"]
-    done = invoke(monkeypatch, capsys, tmp_path, *words, "data.download=true", "run_dir=run")
+    done = invoke(
+        monkeypatch,
+        capsys,
+        tmp_path,
+        *words,
+        "data.download=true",
+        f"data.url={server.url.rpartition('/')[0]}",
+        "run_dir=run",
+    )
     assert done.returncode == 0, done.stderr
     assert [path.name for path in (tmp_path / "here").iterdir()] == ["cifar-10-binary.tar.gz"]

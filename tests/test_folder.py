@@ -7,6 +7,7 @@ from PIL import Image
 
 from sam_runner.data import folder
 from sam_runner.data.folder import image_folder
+from sam_runner.data.loader import Loader, Normalisation
 from sam_runner.errors import InputError
 
 
@@ -215,3 +216,57 @@ def test_set_too_large_for_memory_is_refused_before_it_is_decoded(tmp_path, monk
     write_classes(tmp_path, {"a": 2, "b": 2})
     monkeypatch.setattr(folder, "MAX_BYTES", 4 * 6 * 5 * 3 - 1)
     assert "data.image_size" in message_of(tmp_path)
+
+
+def test_classes_too_small_to_be_parted_are_parted_together(tmp_path):
+    """ImageNet's samples have one image a class."""
+    pixels = write_classes(tmp_path / "train", {f"n{number:08d}": 1 for number in range(10)})
+    splits = image_folder(root=str(tmp_path), test_fraction=0.2)
+    assert (len(splits.train), len(splits.test)) == (8, 2)
+    both = sorted(image.tobytes() for part in (splits.train, splits.test) for image in pixels_of(part))
+    assert both == sorted(image.tobytes() for images in pixels.values() for image in images)
+
+
+def test_a_test_folder_without_classes_is_passed_over_beside_a_val_folder(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    pixels = write_classes(tmp_path / "val", {"a": 1, "b": 1}, start=70)
+    write(tmp_path / "test" / "loose.png", random_pixels(0))
+    assert np.array_equal(pixels_of(image_folder(root=str(tmp_path)).test), np.stack(pixels["a"] + pixels["b"]))
+
+
+def test_a_val_folder_without_classes_alone_is_refused(tmp_path):
+    write_classes(tmp_path / "train", {"a": 2, "b": 2})
+    write(tmp_path / "val" / "loose.png", random_pixels(0))
+    assert f"{tmp_path / 'val'} has no class folders" in message_of(tmp_path)
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_centre_is_the_middle_of_the_shorter_side(tmp_path, storage):
+    frame = np.zeros((20, 32, 3), np.uint8)
+    frame[5:15, 11:21] = 200  # half of 20 pixels in the middle
+    for name in "ab":
+        for index in range(2):
+            write(tmp_path / name / f"{index}.png", frame)
+    splits = image_folder(root=str(tmp_path), image_size=10, centre=0.5, storage=storage, test_fraction=0.5)
+    plain = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    loader = Loader(splits.test, batch_size=2, normalisation=plain, device=torch.device("cpu"))
+    torch.testing.assert_close(next(loader.epoch()).images, torch.full((2, 3, 10, 10), 200 / 255))
+    whole = image_folder(root=str(tmp_path), image_size=10, storage=storage, test_fraction=0.5)
+    assert (
+        float(
+            next(Loader(whole.test, batch_size=2, normalisation=plain, device=torch.device("cpu")).epoch()).images.min()
+        )
+        == 0
+    )
+
+
+def test_centre_without_a_size_has_no_effect_and_is_refused(tmp_path):
+    write_classes(tmp_path, {"a": 2, "b": 2})
+    assert "data.centre=0.5 has no effect" in message_of(tmp_path, centre=0.5)
+
+
+def test_synsets_that_differ_between_train_and_val_are_named(tmp_path):
+    write_classes(tmp_path / "train", {"n01440764": 1, "n01629819": 1})
+    write_classes(tmp_path / "val", {"n01440764": 1, "n01629820": 1})
+    message = message_of(tmp_path, image_size=8, storage="disk", centre=0.875)
+    assert "in one only: n01629819, n01629820" in message

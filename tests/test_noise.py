@@ -1,15 +1,23 @@
 """Label noise: exact counts, rates, and labels that never change between versions."""
 
 import hashlib
+import pickle
 
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from scipy import stats
 
-from sam_runner.data.noise import CIFAR100_SUPERCLASSES, asymmetric, none, pair, symmetric
+from sam_runner import trainer
+from sam_runner.build import build_data, build_run
+from sam_runner.data.noise import CIFAR100_SUPERCLASSES, asymmetric, instance, none, pair, relabelled, symmetric
 from sam_runner.errors import InputError
+from sam_runner.seeding import generator
+from tests.commands import TINY, settings_of, train
+from tests.test_checkpoint import Exploit
+from tests.test_conf import NEEDS, image_folder
 
 RATES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**63 - 1)
@@ -161,3 +169,158 @@ def test_pair_noise_goes_to_the_next_class(rate, seed, num_classes, count):
 def test_labels_never_change_between_versions_of_the_other_kinds(kind, digest):
     noisy = kind(balanced(1000, 10), 10, 3, rate=0.4)
     assert hashlib.sha256(noisy.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == digest
+
+
+def pictures(count, side=2, seed=0):
+    return torch.randint(0, 256, (count, 1, side, side), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.9])
+def test_instance_noise_changes_the_mean_of_the_truncated_normal(rate):
+    count = 20_000
+    labels = balanced(count, 5)
+    wrong = int((instance(labels, 5, 3, pictures(count), rate=rate) != labels).sum())
+    mean = float(stats.truncnorm(-rate / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1).mean())
+    assert within_four_standard_errors(wrong, count, mean)
+
+
+def test_instance_noise_gives_the_classes_of_the_softmax():
+    """Copies of two images: the new labels of each follow the softmax over its own scores, which closed form gives."""
+    count, num_classes, label = 40_000, 4, 2
+    pair_of_images = pictures(2, seed=5)
+    images = pair_of_images.repeat(count // 2, 1, 1, 1)
+    noisy = instance(torch.full((count,), label), num_classes, 9, images, rate=1.0)
+    matrix = torch.randn(4, num_classes, dtype=torch.float64, generator=generator(9, "label noise", label)).numpy()
+    for which in (0, 1):
+        scores = pair_of_images[which].flatten().numpy() / 255 @ matrix
+        weights = np.exp(scores) * (np.arange(num_classes) != label)
+        changed = noisy[which::2][noisy[which::2] != label]
+        assert within_four_standard_errors(
+            changed.bincount(minlength=num_classes)[[0, 1, 3]], len(changed), (weights / weights.sum())[[0, 1, 3]]
+        )
+    frequencies = [noisy[which::2].bincount(minlength=num_classes) for which in (0, 1)]
+    assert not within_four_standard_errors(frequencies[0][0], count // 2, float(frequencies[1][0]) / (count // 2))
+
+
+@settings(deadline=None, max_examples=30)
+@given(rate=RATES, seed=SEEDS, num_classes=st.integers(2, 12), count=st.integers(0, 100))
+def test_instance_noise_stays_among_the_classes(rate, seed, num_classes, count):
+    labels = balanced(count, num_classes)
+    noisy = instance(labels, num_classes, seed, pictures(count), rate=rate)
+    assert noisy.dtype == torch.int64
+    assert all(0 <= label < num_classes for label in noisy.tolist())
+    assert torch.equal(labels, balanced(count, num_classes))
+    assert torch.equal(instance(labels, num_classes, seed, pictures(count), rate=rate), noisy)
+
+
+def test_instance_noise_of_two_classes_goes_to_the_other_one():
+    labels = balanced(400, 2)
+    noisy = instance(labels, 2, 0, pictures(400), rate=1.0)
+    assert 300 < int((noisy != labels).sum()) < 400  # the mean is 0.92
+    assert set(noisy.tolist()) == {0, 1}
+
+
+def relabel_file(folder, labels, kind):
+    path = folder / f"labels.{kind}"
+    if kind == "npy":
+        np.save(path, labels.numpy())
+    else:
+        torch.save(labels, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt"])
+@pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
+def test_labels_of_a_file_are_taken(tmp_path, kind, dtype):
+    given_labels = (balanced(20, 3) + 1) % 3
+    file = relabel_file(tmp_path, given_labels.to(dtype), kind)
+    noisy = relabelled(balanced(20, 3), 3, 0, file=file)
+    assert torch.equal(noisy, given_labels)
+    assert noisy.dtype == torch.int64
+
+
+@pytest.mark.parametrize("kind", ["npy", "pt"])
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (balanced(19, 3), r"has labels of shape \(19,\), the training set has 20 images"),
+        (balanced(20, 3)[:, None], r"has labels of shape \(20, 1\)"),
+        (balanced(20, 4), "example 3 has label 3; classes are 0 to 2"),
+        (balanced(20, 3) - 1, "example 0 has label -1"),
+        (balanced(20, 3).double(), "no tensor of whole numbers"),
+    ],
+)
+def test_labels_of_a_file_that_do_not_fit_are_refused(tmp_path, kind, labels, message):
+    with pytest.raises(InputError, match=message):
+        relabelled(balanced(20, 3), 3, 0, file=relabel_file(tmp_path, labels, kind))
+
+
+@pytest.mark.parametrize(
+    "name", ["gone.npy", "gone.pt", "objects.npy", "pickle.pt", "exploit.pt", "short.npy", "x.csv"]
+)
+def test_a_file_that_is_none_of_labels_is_refused_and_runs_nothing(tmp_path, name):
+    path, trace = tmp_path / name, tmp_path / "trace"
+    if name == "objects.npy":
+        np.save(path, np.array([Exploit(trace)], dtype=object), allow_pickle=True)
+    elif name == "pickle.pt":
+        path.write_bytes(pickle.dumps(Exploit(trace)))
+    elif name == "exploit.pt":
+        torch.save(Exploit(trace), path)
+    elif not name.startswith("gone"):
+        path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (9, ), }")
+    with pytest.raises(InputError, match=rf"^{path} cannot be read as labels"):
+        relabelled(balanced(20, 3), 3, 0, file=str(path))
+    assert not trace.exists()
+
+
+GOLDEN = {
+    "symmetric": "c17f572bf3f4860b", "asymmetric": "a143ddb1a53a0eb3", "pair": "c8e9307e5859d7d2",
+    "instance": "5f1886012f2674da", "relabelled": "98218061e6ec844d", "human": "bcdb62f88e324f9b",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("kind", GOLDEN)
+def test_a_run_has_the_same_noise_for_ever_and_clean_labels_elsewhere(kind, tmp_path):
+    words = ["data=synthetic", "data.num_train=400", "data.num_test=50", "data.image_size=4", "data.channels=1"]
+    words.append("data.val_fraction=0.25")
+    noise = [f"noise={kind}", "seed=3"]
+    if kind == "human":
+        *words, file = NEEDS["noise/human.yaml"](tmp_path)
+        words, noise = [*words, "batch_size=16"], [*noise, file]
+    if kind == "relabelled":
+        noise.append(f"noise.file={relabel_file(tmp_path, balanced(300, 10), 'npy')}")
+    splits, clean = build_data(settings_of(*words, *noise)), build_data(settings_of(*words))
+    assert hashlib.sha256(splits.train.labels.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == GOLDEN[kind]
+    assert torch.equal(splits.train.clean_labels, clean.train.labels)
+    for part in ("test",) if kind == "human" else ("test", "validation"):
+        assert torch.equal(getattr(splits, part).labels, getattr(clean, part).labels)
+        assert torch.equal(getattr(splits, part).clean_labels, getattr(clean, part).labels)
+
+
+def test_noise_that_needs_images_is_refused_for_files(tmp_path):
+    words = [f"data.root={image_folder(tmp_path)}", "data.storage=disk", "data.image_size=8", "batch_size=16"]
+    settings = settings_of("data=image_folder", *words, "noise=instance")
+    with pytest.raises(InputError, match=r"instance needs the images in memory\n  set data\.storage=memory"):
+        build_data(settings)
+
+
+def test_which_labels_became_which_is_drawn_at_the_start(tmp_path):
+    from tests.test_tracking import read_events
+
+    folder = train(tmp_path / "run", "noise=pair", "epochs=1")
+    found = {event.step for event in read_events(folder).Images("train/label_transition")}
+    assert found == {0}
+    clean = train(tmp_path / "clean", "epochs=1")
+    assert "train/label_transition" not in read_events(clean).Tags()["images"]
+
+
+def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
+    run = build_run(settings_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
+    seen = []
+    monkeypatch.setattr(trainer, "confusion_picture", lambda counts, *_: seen.append(counts))
+    trainer._transition(run)
+    expected = np.zeros((4, 4), int)
+    for clean, noisy in zip(run.train.clean_labels.tolist(), run.train.labels.tolist(), strict=True):
+        expected[clean, noisy] += 1
+    assert np.array_equal(seen[0].numpy(), expected)
+    assert expected.trace() == 48

@@ -20,7 +20,8 @@ KINDS = {
     "sam": ("optimizer=sam", "rho=0.1", "precision=fp32"),
     "sam in groups, averaged, held out": (
         "optimizer=sam", "optimizer.m=8", "accumulate=4", "ema_decay=0.9", "data.val_fraction=0.25", "precision=fp32",
-        "epochs=3",
+        "epochs=3", "augment.policy=randaugment", "augment.mixup=0.5", "augment.erasing=0.5", "augment.cutout=3",
+        "augment.cutout_per_batch=true",
     ),
     "sam fp16": ("optimizer=sam", "precision=fp16"),
     "sam bf16, schedules": (

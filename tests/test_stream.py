@@ -62,7 +62,9 @@ def test_disk_and_memory_list_the_same_set(root):
         assert getattr(disk, part).shape == getattr(memory, part).shape == (3, 12, 12)
 
 
-@pytest.mark.parametrize("augmentation", [None, Augmentation(), FULL])
+@pytest.mark.parametrize(
+    "augmentation", [None, Augmentation(), FULL, Augmentation(pad=2, flip=True, policy="cifar10", cutout=3)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_last):
     options = {"augmentation": augmentation, "channels_last": channels_last}
@@ -74,10 +76,10 @@ def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("min_area", [None, 0.2])
-def test_batches_do_not_depend_on_the_number_of_workers(root, min_area):
+@pytest.mark.parametrize(("min_area", "policy"), [(None, "none"), (0.2, "none"), (0.2, "trivialaugment")])
+def test_batches_do_not_depend_on_the_number_of_workers(root, min_area, policy):
     data = splits_of(root, "disk").train
-    options = {"augmentation": Augmentation(pad=1, flip=True, min_area=min_area)}
+    options = {"augmentation": Augmentation(pad=1, flip=True, min_area=min_area, policy=policy)}
     alone, many = make_loader(data, **options), make_loader(data, num_workers=2, **options)
     for epoch in (0, 1, 1):
         assert same(collect(alone, epoch), collect(many, epoch))

@@ -75,42 +75,44 @@ CIFAR100 = (
 )  # fmt: skip
 
 
-def cifar10(*, root: str, download: bool = False) -> Splits:
+def cifar10(*, root: str, download: bool = False, url: str = SITE) -> Splits:
     """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour 32x32 images of ten classes, in the published order.
 
     Args:
         root: Folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py`` (as torchvision unpacks it), with an
             archive ``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``, or one of the two folders itself.
         download: Fetch the binary archive (162 MiB) to `root` where nothing is found.
+        url: Folder on the network that has it: the published one or a mirror.
     """
-    return _splits("CIFAR-10", CIFAR10, root, download, CLASSES_10)
+    return _splits("CIFAR-10", CIFAR10, root, url if download else None, CLASSES_10)
 
 
-def cifar100(*, root: str, download: bool = False) -> Splits:
+def cifar100(*, root: str, download: bool = False, url: str = SITE) -> Splits:
     """CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour 32x32 images of a hundred classes, fine labels.
 
     Args:
         root: As for `cifar10`, with ``cifar-100-binary`` or ``cifar-100-python``.
         download: Fetch the binary archive (161 MiB) to `root` where nothing is found.
+        url: As for `cifar10`.
     """
-    return _splits("CIFAR-100", CIFAR100, root, download, CLASSES_100)
+    return _splits("CIFAR-100", CIFAR100, root, url if download else None, CLASSES_100)
 
 
-def _splits(name: str, versions: tuple[_Version, ...], root: str, download: bool, classes: tuple[str, ...]) -> Splits:
+def _splits(name: str, versions: tuple[_Version, ...], root: str, url: str | None, classes: tuple[str, ...]) -> Splits:
     base = Path(os.path.expanduser(root))
     try:
-        return _read(name, versions, base, root, download, classes)
+        return _read(name, versions, base, root, url, classes)
     except OSError as error:
         raise InputError(f"data.root={root[:200]} cannot be read: {error.strerror or error}") from error
 
 
 def _read(
-    name: str, versions: tuple[_Version, ...], base: Path, root: str, download: bool, classes: tuple[str, ...]
+    name: str, versions: tuple[_Version, ...], base: Path, root: str, url: str | None, classes: tuple[str, ...]
 ) -> Splits:
     found = _find(base, versions)
-    if found is None and download:
+    if found is None and url is not None:
         version = versions[0]
-        fetch(f"{SITE}/{version.archive}", base / version.archive, version.sha256)
+        fetch(f"{url}/{version.archive}", base / version.archive, version.sha256)
         found = _find(base, versions)
     if found is None:
         places = ", ".join(f"{version.folder}/ or {version.archive}" for version in versions)

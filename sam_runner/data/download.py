@@ -1,4 +1,4 @@
-"""Files from the network: whole, with the published sha256, or not there at all."""
+"""Files from the network: whole, with the digest that was published, or not there at all."""
 
 import fcntl
 import http.client
@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import IO
 
 from sam_runner.errors import InputError
-from sam_runner.files import sha256 as digest_of
+from sam_runner.files import digest_of
 
 log = logging.getLogger(__name__)
-TIMEOUT = 20.0  # seconds without a byte
+TIMEOUT = 4.0  # seconds without a byte: without a network the error comes within five
+ALGORITHMS = {32: "md5", 64: "sha256"}  # by the length of the hex digest
 
 
-def fetch(url: str, path: Path, sha256: str, timeout: float = TIMEOUT) -> None:
+def fetch(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
     """Bring a file to `path`; another process that wants it waits for the same download.
 
     It comes as ``<path>.part``, which a later call goes on with, and is renamed when its digest is right.
@@ -23,13 +24,13 @@ def fetch(url: str, path: Path, sha256: str, timeout: float = TIMEOUT) -> None:
     Args:
         url: Where it is.
         path: Where it goes; folders are made.
-        sha256: Hex digest that it must have.
-        timeout: Seconds without an answer after which it is given up.
+        digest: Hex sha256 that it must have, or md5 where only that was published; md5 tells damage, not intent.
+        timeout: Seconds without an answer after which it is given up; where something had come, it is asked once more.
 
     Raises:
         InputError: Where it cannot be fetched, is another file, or cannot be written.
     """
-    part = path.with_name(f"{path.name}.part")
+    part, algorithm = path.with_name(f"{path.name}.part"), ALGORITHMS[len(digest)]
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with part.open("ab") as handle:
@@ -37,18 +38,32 @@ def fetch(url: str, path: Path, sha256: str, timeout: float = TIMEOUT) -> None:
             if path.is_file():
                 part.unlink(missing_ok=True)  # somebody else's download, which we have waited for
                 return
-            _append(url, part, handle, timeout)
-            if digest_of(part) != sha256:
+            _append_all(url, part, handle, timeout)
+            if digest_of(part, algorithm) != digest:
                 part.unlink()
-                raise InputError(f"{url} is not the file that was published (its sha256 differs)\n  try again")
+                raise InputError(f"{url} is not the file that was published (its {algorithm} differs)\n  try again")
             part.rename(path)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if part.is_file() and not part.stat().st_size:
             part.unlink()
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
         raise InputError(
-            f"{url} could not be downloaded to {path.parent}: {reason}\n  fetch it yourself, and set data.root"
+            f"{url} could not be downloaded: {reason}\n"
+            f"  put {path.name} ({algorithm} {digest}) into {path.parent} yourself,\n"
+            "  or name a folder that has it with data.url=http://..."
         ) from error
+
+
+def _append_all(url: str, part: Path, handle: IO[bytes], timeout: float) -> None:
+    """Ask again where the bytes stopped coming, as long as there are more each time."""
+    while True:
+        have = part.stat().st_size
+        try:
+            return _append(url, part, handle, timeout)
+        except TimeoutError:
+            handle.flush()
+            if part.stat().st_size == have:
+                raise
 
 
 def _append(url: str, part: Path, handle: IO[bytes], timeout: float) -> None:

@@ -9,29 +9,36 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam_runner.data.download import fetch
 from sam_runner.data.sets import Splits, image_set
 from sam_runner.errors import InputError
 
 FASHION_CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
+SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
+MD5 = {  # of the files there, as torchvision has them
+    "train-images-idx3-ubyte.gz": "8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+    "train-labels-idx1-ubyte.gz": "25c81989df183df01b3e8a0aad5dffbe",
+    "t10k-images-idx3-ubyte.gz": "bef4ecab320f06d8554ea6380940ec79",
+    "t10k-labels-idx1-ubyte.gz": "bb300cfdad3c16e7a12a480ee83cd310",
+}
 
 
-def fashion_mnist(*, root: str, download: bool = False) -> Splits:
+def fashion_mnist(*, root: str, download: bool = False, url: str = SITE) -> Splits:
     """Fashion-MNIST (Xiao, Rasul and Vollgraf, 2017): 60,000 + 10,000 grey 28x28 images of clothing, ten classes.
 
     Args:
         root: Folder with the four ``*-ubyte`` or ``*-ubyte.gz`` files, or one that has them in ``fashion-mnist``
             (Debian's package dataset-fashion-mnist) or in ``FashionMNIST/raw`` (torchvision).
-        download: Fetch them with torchvision where they are not found.
+        download: Fetch them (29 MiB) to `root`/fashion-mnist where they are not found.
+        url: Folder on the network that has them: the published one or a mirror.
     """
-    folder = _find_fashion(Path(os.path.expanduser(root)))
-    if folder is None and download:
-        from torchvision.datasets import FashionMNIST  # imported here: it takes seconds
-
-        try:
-            FashionMNIST(str(Path(os.path.expanduser(root))), download=True)
-        except (OSError, RuntimeError) as error:
-            raise InputError(f"Fashion-MNIST could not be downloaded to {root}: {error}") from error
-        folder = _find_fashion(Path(os.path.expanduser(root)))
+    base = Path(os.path.expanduser(root))
+    folder = _find_fashion(base)
+    if download and (folder is None or folder == base / "fashion-mnist"):  # the latter may lack some of them
+        for name, md5 in MD5.items():
+            if not any((base / "fashion-mnist" / entry).is_file() for entry in (name, name.removesuffix(".gz"))):
+                fetch(f"{url}/{name}", base / "fashion-mnist" / name, md5)
+        folder = base / "fashion-mnist"
     if folder is None:
         raise InputError(
             f"Fashion-MNIST is not in data.root={root}\n"

@@ -2,7 +2,9 @@
 
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +28,7 @@ def image_folder(
     *,
     root: str,
     image_size: int | None = None,
+    centre: float = 1.0,
     storage: str = "auto",
     test_fraction: float = 0.2,
     num_workers: int | None = None,
@@ -33,13 +36,15 @@ def image_folder(
     """A folder with one folder of images per class.
 
     Accepted: ``root/train/<class>/*`` beside ``root/test/<class>/*`` (or ``val``); ``root/<class>/*``, or root/train
-    alone, from which a fixed random `test_fraction` of each class is set apart for testing. Classes are in
-    alphabetical order, images within a class too; all are read as RGB.
+    alone, from which a fixed random `test_fraction` of each class is set apart for testing (of all images together,
+    where classes are too small for that). Classes are in alphabetical order, images within a class too; all are read
+    as RGB.
 
     Args:
         root: The folder.
         image_size: Scale the middle square of each image to this side in pixels; None takes the images as they are,
             which then must be of one size.
+        centre: Side of that square as a part of the shorter side, in (0, 1].
         storage: "memory" decodes all images once and keeps them; "disk" decodes them in every epoch, which needs
             `image_size`; "auto" is memory for up to `AUTO_BYTES`.
         test_fraction: Of each class, in (0, 1), where there is no test folder.
@@ -50,6 +55,8 @@ def image_folder(
             cannot be read, named with its path.
     """
     base = Path(os.path.expanduser(root))
+    if image_size is None and centre != 1:
+        raise InputError(f"data.centre={centre:g} has no effect without data.image_size\n  set data.image_size")
     train, test, classes = _folders(base, root)
     paths, labels = _list(train, classes)
     tests, test_labels = _list(test, classes) if test else ([], torch.empty(0, dtype=torch.int64))
@@ -61,18 +68,23 @@ def image_folder(
 
         def images_of(paths: list[Path], labels: Tensor) -> Images:
             names = tuple(os.path.relpath(path, base) for path in paths)
-            return ImageFiles(base, names, labels, classes, labels, image_size)
+            return ImageFiles(base, names, labels, classes, labels, image_size, centre)
 
     else:
-        _require_room(paths + tests, image_size)
+        decode = partial(_decode, image_size=image_size, centre=centre)
+        _require_room(paths + tests, decode)
         workers = usable_cores() if num_workers is None else num_workers
 
         def images_of(paths: list[Path], labels: Tensor) -> Images:
-            return image_set(_decode_all(paths, image_size, workers), labels, classes)
+            return image_set(_decode_all(paths, decode, workers), labels, classes)
 
     whole = images_of(paths, labels)
     if test:
         return Splits(train=whole, test=images_of(tests, test_labels))
+    return _parted(whole, test_fraction)
+
+
+def _parted(whole: Images, test_fraction: float) -> Splits:
     apart, kept = _split_each_class(whole.labels, test_fraction)
     if not len(apart) or not len(kept):
         raise InputError(f"data.test_fraction={test_fraction} of {len(whole)} images leaves one part empty")
@@ -87,6 +99,10 @@ def _folders(base: Path, root: str) -> tuple[Path, Path | None, tuple[str, ...]]
     tests = [base / name for name in ("test", "val") if (base / name).is_dir()]
     if train == base and tests:
         raise InputError(f"data.root={root} has a test or val folder but no train folder\n  expected: {LAYOUT}")
+    sorted_tests = [folder for folder in tests if _classes(folder)]  # ImageNet's test folder has no classes
+    if tests and not sorted_tests:
+        raise InputError(f"{tests[0]} has no class folders: put its images into them\n  expected: {LAYOUT}")
+    tests = sorted_tests
     classes = _classes(train)
     if len(classes) == 1:
         raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {train}\n  expected: {LAYOUT}")
@@ -96,9 +112,9 @@ def _folders(base: Path, root: str) -> tuple[Path, Path | None, tuple[str, ...]]
     return train, tests[0] if tests else None, classes
 
 
-def _require_room(paths: list[Path], image_size: int | None) -> None:
+def _require_room(paths: list[Path], decode: Callable[[Path], Tensor]) -> None:
     """Refuse what does not fit into memory before it is decoded."""
-    shape = _decode(paths[0], image_size).shape
+    shape = decode(paths[0]).shape
     num_bytes = len(paths) * math.prod(shape)
     if num_bytes > MAX_BYTES:
         raise InputError(
@@ -118,6 +134,9 @@ def _split_each_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         members = (labels == label).nonzero().flatten()
         order = torch.randperm(len(members), generator=generator(0, "test split", label))
         apart[members[order[: round(fraction * len(members))]]] = True
+    if not apart.any():  # of classes that are too small to be parted
+        order = torch.randperm(len(labels), generator=generator(0, "test split"))
+        apart[order[: round(fraction * len(labels))]] = True
     return apart.nonzero().flatten(), (~apart).nonzero().flatten()
 
 
@@ -139,14 +158,14 @@ def _list(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
     return [path for path, _ in found], torch.tensor([label for _, label in found])
 
 
-def _decode_all(paths: list[Path], image_size: int | None, num_workers: int) -> Tensor:
+def _decode_all(paths: list[Path], read: Callable[[Path], Tensor], num_workers: int) -> Tensor:
     """All images as (N, 3, H, W); InputError where one cannot be read or has another size."""
-    first = _decode(paths[0], image_size)
+    first = read(paths[0])
     images = np.empty((len(paths), *first.shape[1:], 3), np.uint8)
 
     def decode(indices: range) -> None:
         for index in indices:
-            image = _decode(paths[index], image_size)
+            image = read(paths[index])
             if image.shape != first.shape:
                 raise InputError(
                     f"{paths[index]} is {image.shape[2]}x{image.shape[1]} pixels, {paths[0].name} is "
@@ -162,6 +181,8 @@ def _decode_all(paths: list[Path], image_size: int | None, num_workers: int) -> 
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
-def _decode(path: Path, image_size: int | None) -> Tensor:
+def _decode(path: Path, image_size: int | None, centre: float) -> Tensor:
     """The image as it is, or its middle square scaled; uint8, (3, H, W)."""
-    return read_image(path) if image_size is None else read_part(path, centre_box, image_size)
+    if image_size is None:
+        return read_image(path)
+    return read_part(path, partial(centre_box, fraction=centre), image_size)

@@ -1,13 +1,22 @@
 """From an image set to batches on the device, in an order that is a function of (seed, epoch)."""
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import repeat
 
 import torch
 from torch import Tensor
 
-from sam_runner.data.augment import NUM_DRAWS, Augmentation, crop_and_flip, cut_out, draw_table, windows
+from sam_runner.data.augment import (
+    NUM_DRAWS,
+    Augmentation,
+    batch_place,
+    covered,
+    crop_and_flip,
+    draw_table,
+    windows,
+)
+from sam_runner.data.mixing import mixed
 from sam_runner.data.sets import Images, ImageSet
 from sam_runner.data.stream import Stream
 from sam_runner.distributed import ALONE, Ranks
@@ -45,6 +54,7 @@ class Examples:
     Attributes:
         images: (B, C, H, W), normalised.
         labels: The labels to learn, int64, (B,).
+        targets: What the loss compares with: `labels`, or after mixing probabilities (B, K).
         clean_labels: The labels before noise, int64, (B,).
         indices: Positions in the set, int64, (B,), on the CPU.
         num_all: Images of the batch over all ranks, of which these are a part.
@@ -52,6 +62,7 @@ class Examples:
 
     images: Tensor
     labels: Tensor
+    targets: Tensor
     clean_labels: Tensor
     indices: Tensor
     num_all: int
@@ -97,17 +108,21 @@ class Loader:
         self._device, self._seed, self._drop_last = device, seed, drop_last
         self._shuffled = augmentation is not None
         self._augmentation = augmentation or Augmentation()
+        self._num_classes = len(data.classes)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
-        if isinstance(data, ImageSet):
+        if isinstance(data, ImageSet) and self._augmentation.policy == "none":
             self._windows, self._stream = self._padded(data.images_NCHW.to(device)), None
         else:
             self._stream = Stream(
                 data,
-                min_area=self._augmentation.min_area,
+                augmentation=self._augmentation,
+                fill=[round(255 * mean) for mean in normalisation.mean],
                 seed=seed,
                 num_workers=num_workers,
                 pin_memory=device.type == "cuda",
             )
+        if self._augmentation.policy != "none":  # comes after crop and flip, so the workers do them
+            self._augmentation = replace(self._augmentation, pad=0, flip=False)
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (normalisation.mean, normalisation.std))
         self._scale = (1 / (255 * std)).to(device, dtype)[:, None, None]
         self._offset = (-mean / std).to(device, dtype)[:, None, None]
@@ -125,16 +140,21 @@ class Loader:
     def _examples(self, epoch: int, start: int) -> Iterator[Examples]:
         if self._shuffled:
             order = torch.randperm(self.num_examples, generator=generator(self._seed, "order", epoch))
-            table = draw_table(self._seed, epoch, self.num_examples).to(self._device)
+            erasing = self._augmentation.erasing > 0
+            table = draw_table(self._seed, epoch, self.num_examples, erasing=erasing).to(self._device)
         else:
             order, table = torch.arange(self.num_examples), torch.zeros(1, NUM_DRAWS, device=self._device)
         indices = self._own(order, start)
         on_device = self._own(order.to(self._device), start)
         decoded = self._stream.batches(epoch, [batch for batch, _ in indices]) if self._stream else repeat(None)
-        for (batch, num_all), (here, _), files in zip(indices, on_device, decoded, strict=False):
+        together = zip(indices, on_device, decoded, strict=False)
+        for number, ((batch, num_all), (here, _), files) in enumerate(together, start):
             draws = table[here] if self._shuffled else table.expand(len(batch), -1)
-            images = self._finished(*self._source(here, files), draws)
-            yield Examples(images, self.labels[here], self.clean_labels[here], batch, num_all)
+            key, labels = (self._seed, epoch, number), self.labels[here]
+            images = self._finished(*self._source(here, files), draws, key)
+            images, targets = mixed(images, labels, self._num_classes, self._augmentation, key)
+            images = images.contiguous(memory_format=self._format)
+            yield Examples(images, labels, targets, self.clean_labels[here], batch, num_all)
 
     def _own(self, order: Tensor, start: int) -> list[tuple[Tensor, int]]:
         """This rank's positions in each batch from number `start` on, and the images of the whole batch."""
@@ -155,12 +175,11 @@ class Loader:
         images = decoded.to(self._device, non_blocking=True)
         return self._padded(images), torch.arange(len(images), device=self._device)
 
-    def _finished(self, source: Tensor, indices: Tensor, draws: Tensor) -> Tensor:
+    def _finished(self, source: Tensor, indices: Tensor, draws: Tensor, key: tuple[int, int, int]) -> Tensor:
         images = crop_and_flip(source, indices, draws, self._augmentation)
         images = torch.addcmul(self._offset, images.to(self._scale.dtype), self._scale)
-        if self._augmentation.cutout:
-            images = cut_out(images, draws, self._augmentation.cutout)
-        return images.contiguous(memory_format=self._format)
+        place = batch_place(*key).to(images.device) if self._augmentation.cutout_per_batch else None
+        return covered(images, draws, self._augmentation, place)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Undo the normalisation: values in [0, 1], float32."""
@@ -178,7 +197,7 @@ def _ahead(batches: Iterator[Examples], device: torch.device) -> Iterator[Exampl
     while upcoming is not None:
         examples, current = upcoming, torch.cuda.current_stream(device)
         current.wait_stream(stream)
-        for tensor in (examples.images, examples.labels, examples.clean_labels):
+        for tensor in (examples.images, examples.labels, examples.targets, examples.clean_labels):
             tensor.record_stream(current)  # its memory is not for the next batch before the step has read it
         with torch.cuda.stream(stream):
             upcoming = next(batches, None)

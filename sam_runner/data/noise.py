@@ -1,9 +1,10 @@
 """Label noise: training labels as a function of (labels, rate, seed), applied once, before training.
 
 A noise model is a function (labels, num_classes, seed, and its own options) -> labels; its options are the keys of its
-file in conf/noise.
+file in conf/noise. One with an argument `images_NCHW` gets the training images too.
 """
 
+import math
 import os
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam_runner.archives import holds_only_tensors
 from sam_runner.data.plain_pickle import read_plain_file
 from sam_runner.errors import InputError
 from sam_runner.seeding import generator
@@ -22,6 +24,7 @@ CIFAR100_SUPERCLASSES = (  # of the fine labels in their order (Krizhevsky, 2009
     12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
     13,
 )  # fmt: skip
+RATE_DEVIATION = 0.1  # of the examples' own rates of instance-dependent noise; as published
 HUMAN = {  # sets of the CIFAR-N files
     "aggre": "aggre_label", "random1": "random_label1", "random2": "random_label2", "random3": "random_label3",
     "worst": "worse_label", "noisy": "noisy_label",
@@ -109,6 +112,87 @@ def _towards(labels: Tensor, targets: Tensor, rate: float, seed: int) -> Tensor:
             order = torch.randperm(len(members), generator=generator(seed, "label noise", label))
             noisy[members[order[: round(rate * len(members))]]] = target
     return noisy
+
+
+def instance(labels: Tensor, num_classes: int, seed: int, images_NCHW: Tensor, *, rate: float) -> Tensor:
+    """Instance-dependent noise (Xia et al., NeurIPS 2020, Part-dependent Label Noise, Algorithm 2).
+
+    Each example has a rate of its own, normal around `rate` with deviation 0.1 and cut off to [0, 1]; where its label
+    changes, the new one is drawn from the softmax over the other classes of its pixels times a random matrix of its
+    class. Images that look alike get like labels. About, not exactly, round(rate N) labels change; near 0 and 1 the cut
+    moves the mean (8% for rate 0).
+
+    Args:
+        labels: int64, (N,).
+        num_classes: C.
+        seed: Of this noise.
+        images_NCHW: uint8, (N, ...), taken as values in [0, 1].
+        rate: In [0, 1].
+    """
+    draws = generator(seed, "label noise")
+    low, high = (0.5 * (1 + math.erf((edge - rate) / RATE_DEVIATION / 2**0.5)) for edge in (0, 1))
+    spread, change, choice = torch.rand(3, len(labels), dtype=torch.float64, generator=draws)
+    rates = rate + RATE_DEVIATION * torch.special.ndtri(low + spread * (high - low))
+    noisy = labels.clone()
+    for label in labels.unique().tolist():
+        members = ((labels == label) & (change < rates)).nonzero().flatten()
+        pixels = images_NCHW[members].flatten(1).double() / 255
+        matrix = torch.randn(
+            pixels.shape[1], num_classes, dtype=torch.float64, generator=generator(seed, "label noise", label)
+        )
+        scores = pixels @ matrix
+        scores[:, label] = -math.inf
+        reached = scores.softmax(1).cumsum(1)
+        chosen = (choice[members, None] * reached[:, -1:] >= reached).sum(1)
+        noisy[members] = chosen
+    return noisy
+
+
+def relabelled(labels: Tensor, num_classes: int, seed: int, *, file: str) -> Tensor:  # noqa: ARG001
+    """Labels from a file: those that a trained network gives, say.
+
+    Args:
+        labels: int64, (N,).
+        num_classes: C.
+        seed: Without effect.
+        file: A whole number in [0, C) for each training example, in their order: ``.npy``, or ``.pt`` of torch.save.
+
+    Raises:
+        InputError: Where the file cannot be read or holds anything else.
+    """
+    path = Path(os.path.expanduser(file))
+    given = _read_labels(path)
+    if given.shape != labels.shape:
+        raise InputError(
+            f"{path} has labels of shape {tuple(given.shape)}, the training set has {len(labels)} images\n"
+            "  the same data and data.val_fraction are needed as when it was written"
+        )
+    wrong = ((given < 0) | (given >= num_classes)).nonzero().flatten()
+    if len(wrong):
+        index = int(wrong[0])
+        raise InputError(f"{path}: example {index} has label {int(given[index])}; classes are 0 to {num_classes - 1}")
+    return given
+
+
+def _read_labels(path: Path) -> Tensor:
+    """A tensor of whole numbers as int64; nothing in the file is run."""
+    try:
+        if path.suffix == ".npy":
+            found = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.is_file() and not holds_only_tensors(path):
+            raise ValueError("it holds more than a tensor, or is no file of torch.save")
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+        if (
+            not isinstance(found, Tensor)
+            or found.is_floating_point()
+            or found.is_complex()
+            or found.dtype == torch.bool
+        ):
+            raise ValueError("it holds no tensor of whole numbers")
+        return found.long()
+    except Exception as error:  # whatever a damaged file leads to
+        raise InputError(f"{path} cannot be read as labels: {str(error)[:200]}\n  needed: .npy or .pt") from error
 
 
 def human(labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -> Tensor:  # noqa: ARG001

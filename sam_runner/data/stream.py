@@ -1,7 +1,7 @@
-"""Batches of image files, decoded by worker processes ahead of the training."""
+"""Batches that worker processes prepare ahead of the training: files are decoded, policies drawn for each image."""
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from sam_runner.data.augment import Augmentation, crop_and_flip, draw_table, windows
 from sam_runner.data.decode import centre_box, random_box, read_part
-from sam_runner.data.sets import ImageFiles
+from sam_runner.data.policy import policy_of, transformed
+from sam_runner.data.sets import ImageFiles, Images, ImageSet
 from sam_runner.errors import InputError
 from sam_runner.seeding import derive_seed
 from sam_runner.stopping import held_back, ignore_in_worker
@@ -18,34 +20,50 @@ from sam_runner.stopping import held_back, ignore_in_worker
 Key = tuple[int, int]  # epoch and index of an example
 
 
-class _Decoded(Dataset[Tensor]):
+class _Prepared(Dataset[Tensor]):
     """Images by (epoch, index): what a worker has to know is in the key, so workers can stay alive between epochs.
 
     Args:
-        files: The set.
-        min_area: Smallest part of an image that is cut out, see `random_box`; None takes the middle.
-        seed: Of the parts that are cut out.
+        data: The set.
+        augmentation: What is done here: the parts of files, and with a policy crop, flip and the policy.
+        fill: See `policy_of`.
+        seed: Of what is drawn.
     """
 
-    def __init__(self, files: ImageFiles, min_area: float | None, seed: int) -> None:
-        self._files, self._min_area, self._seed = files, min_area, seed
+    def __init__(self, data: Images, augmentation: Augmentation, fill: Sequence[float], seed: int) -> None:
+        self._data, self._augmentation, self._seed = data, augmentation, seed
+        self._policy = policy_of(augmentation, fill)
+        self._table: tuple[int, Tensor] = (-1, torch.empty(0))  # of one epoch
 
-    def __getitem__(self, key: Key) -> Tensor:
-        epoch, index = key
-        files = self._files
-        if self._min_area is None:
+    def __getitems__(self, keys: list[Key]) -> Tensor | InputError:
+        """A batch of one epoch as one tensor; an error as a value, which a worker hands over as it is."""
+        try:
+            epoch, indices = keys[0][0], [index for _, index in keys]
+            images = self._read(epoch, indices)
+            if self._policy is None:
+                return images
+            if self._table[0] != epoch:
+                self._table = epoch, draw_table(self._seed, epoch, len(self._data))
+            pad, pad_mode = self._augmentation.pad, self._augmentation.pad_mode
+            source, places = windows(images, pad, pad_mode), torch.arange(len(images))
+            images = crop_and_flip(source, places, self._table[1][indices], self._augmentation)
+            return transformed(images, self._policy, self._seed, epoch, indices)
+        except InputError as error:
+            return error
+
+    def _read(self, epoch: int, indices: list[int]) -> Tensor:
+        if isinstance(self._data, ImageSet):
+            return self._data.images_NCHW[indices]
+        return torch.stack([self._decoded(self._data, epoch, index) for index in indices])
+
+    def _decoded(self, files: ImageFiles, epoch: int, index: int) -> Tensor:
+        min_area = self._augmentation.min_area
+        if min_area is None:
             choose = partial(centre_box, fraction=files.centre)
         else:
             draws = random.Random(derive_seed(self._seed, "crop", epoch, index))
-            choose = partial(random_box, min_area=self._min_area, draws=draws)
+            choose = partial(random_box, min_area=min_area, draws=draws)
         return read_part(files.root / files.paths[index], choose, files.image_size)
-
-    def __getitems__(self, keys: list[Key]) -> Tensor | InputError:
-        """A batch as one tensor; an error as a value, which a worker hands over as it is."""
-        try:
-            return torch.stack([self[key] for key in keys])
-        except InputError as error:
-            return error
 
 
 class _Order:
@@ -66,22 +84,30 @@ def _as_it_is(batch: Any) -> Any:
 
 
 class Stream:
-    """Decoded batches in a given order.
+    """Prepared batches in a given order.
 
     Args:
-        files: The set.
-        min_area: See `_Decoded`.
-        seed: Of the parts that are cut out.
-        num_workers: Processes that decode; 0 decodes when a batch is asked for.
+        data: The set.
+        augmentation: See `_Prepared`.
+        fill: See `policy_of`.
+        seed: Of what is drawn.
+        num_workers: Processes that prepare; 0 prepares when a batch is asked for.
         pin_memory: Hand over memory that a CUDA device can copy from without waiting.
     """
 
     def __init__(
-        self, files: ImageFiles, *, min_area: float | None, seed: int, num_workers: int, pin_memory: bool
+        self,
+        data: Images,
+        *,
+        augmentation: Augmentation,
+        fill: Sequence[float],
+        seed: int,
+        num_workers: int,
+        pin_memory: bool,
     ) -> None:
         self._order = _Order()
         self._loader: DataLoader[Tensor] = DataLoader(
-            _Decoded(files, min_area, seed),
+            _Prepared(data, augmentation, fill, seed),
             batch_sampler=self._order,
             collate_fn=_as_it_is,
             num_workers=num_workers,
@@ -93,7 +119,7 @@ class Stream:
         )
 
     def batches(self, epoch: int, indices: list[Tensor]) -> Iterator[Tensor]:
-        """Uint8 images (B, 3, S, S) on the CPU for each entry of `indices`.
+        """Uint8 images (B, C, H, W) on the CPU for each entry of `indices`.
 
         Raises:
             InputError: Where an image cannot be read, with its path.

@@ -1,0 +1,34 @@
+"""Which keys of the groups data and augment exclude each other or have no effect; see `sam_runner.config`."""
+
+from collections.abc import Callable
+
+from omegaconf import DictConfig, OmegaConf
+
+from sam_runner.data_schema import ImageFolder, Policy
+from sam_runner.errors import InputError
+
+
+def _disk(cfg: DictConfig, _: set[str]) -> None:
+    """Keys of sets that are read from disk."""
+    if cfg.augment.min_area is not None and OmegaConf.get_type(cfg.data) not in (ImageFolder, dict):
+        raise InputError("augment.min_area cuts parts out of image files\n  use data=image_folder data.storage=disk")
+
+
+def _download(cfg: DictConfig, typed: set[str]) -> None:
+    if "data.url" in typed and "download" in cfg.data and not cfg.data.download:
+        raise InputError("data.url has no effect with data.download=false\n  add data.download=true")
+
+
+def _augment(cfg: DictConfig, typed: set[str]) -> None:
+    if "augment.pad_mode" in typed and cfg.augment.pad == 0:
+        raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
+    if "augment.cutout_per_batch" in typed and cfg.augment.cutout == 0:
+        raise InputError("augment.cutout_per_batch has no effect with augment.cutout=0\n  give augment.cutout too")
+    for key in ("augment.num_ops", "augment.magnitude"):
+        if key in typed and cfg.augment.policy != Policy.randaugment:
+            raise InputError(f"{key} is of RandAugment only\n  use augment=randaugment")
+    if cfg.augment.mixup is not None and cfg.augment.cutmix is not None:
+        raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
+
+
+DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _augment)
