@@ -39,11 +39,16 @@ BAD_INPUT = [
     (["augment=inception", "augment.min_area=0"], "augment.min_area=0", "(0, 1]"),
     (["augment=inception"], "augment.min_area", "data=image_folder"),
     (["augment=autoaugment", "augment.policy=mnist"], "augment.policy=mnist", "cifar10, svhn, imagenet"),
+    (["world_size=4"], "world_size=4 is for torchrun", "torchrun --nproc-per-node 4"),
+    (["sync_batchnorm=true"], "sync_batchnorm has no effect with one process", "torchrun"),
+    (["parallel=fsdp"], "parallel=fsdp needs torchrun", "parallel=ddp"),
+    (["optimizer=sam", "optimizer.sync_perturbation=true", "optimizer.m=8"], "sync_perturbation", "optimizer.m"),
+    (["optimizer=sam", "optimizer.sync_perturbation=true", "optimizer.second_order=true"], "second_order", "=false"),
     (["precision=tf32", "device=cpu"], "precision=tf32", "precision=fp32"),
     (["compile=maybe"], "compile=maybe", "max-autotune"),
     (["data.val_fraction=x"], "data.val_fraction=x", "a number"),
     (["rho=null"], "rho", "needs a value"),
-    (["precision=bfloat16"], "precision=bfloat16", "auto, fp32, tf32, bf16, fp16"),
+    (["precision=bfloat16"], "precision=bfloat16", "auto, fp64, fp32, tf32, bf16, fp16"),
     (["augment=basic", "augment.pad_mode=wrap"], "augment.pad_mode=wrap", "reflect, zero"),
     (["optimizer=sam", "rho=-1"], "rho=-1", "[0, inf)"),
     (["optimizer=sam", "rho=nan"], "rho=nan", "[0, inf)"),
@@ -107,8 +112,8 @@ def check_message(done, named, way_out):
 
 
 @pytest.mark.parametrize(("arguments", "named", "way_out"), BAD_INPUT, ids=lambda value: " ".join(value)[:60])
-def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, way_out, tmp_path):
-    done = command(*arguments, cwd=tmp_path)
+def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, way_out, tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
     if "run_dir=here" in arguments:  # a cell of a sweep fails, and the sweep with it
         assert done.returncode == 1
         done.returncode = 2

@@ -43,6 +43,9 @@ def test_parts_are_the_whole_and_weights_have_mean_one(length, count):
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     weights = [Ranks(rank, count).weight(len(part), length) for rank, part in enumerate(parts)]
     assert sum(weights) / count == pytest.approx(1)
+    values = whole_batch.double().square()
+    means = [values[part].mean() * weight for part, weight in zip(parts, weights, strict=True) if len(part)]
+    assert float(sum(means)) / count == pytest.approx(float(values.mean()))
 
 
 def image_set(length):

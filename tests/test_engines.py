@@ -94,7 +94,7 @@ def test_a_refused_cell_runs_when_its_reason_is_gone(tmp_path, monkeypatch, caps
 def test_an_error_that_nobody_foresaw_is_in_the_log_of_its_cell(tmp_path, monkeypatch, capsys):
     from sam_runner import launch
 
-    def broken(settings):
+    def broken(*_):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(launch, "build_run", broken)

@@ -115,7 +115,13 @@ def refused(done, marker, folder, *left):
     assert sorted(os.listdir(folder)) == sorted(left)
 
 
-@pytest.mark.parametrize("place", ["batch", "batch in archive", "labels", "labels in torch file"])
+@pytest.mark.parametrize(
+    "place",
+    [
+        "batch",
+        *(pytest.param(at, marks=pytest.mark.slow) for at in ("batch in archive", "labels", "labels in torch file")),
+    ],
+)
 @pytest.mark.parametrize("name", PICKLES)
 def test_a_pickle_runs_nothing_wherever_it_lies(name, place, tmp_path, monkeypatch, capsys):
     marker, work = tmp_path / "ran", tmp_path / "work"
@@ -204,6 +210,7 @@ def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, capsys):
     assert time.perf_counter() - started < 5
 
 
+@pytest.mark.slow
 def test_a_bomb_in_an_extended_header_is_not_unpacked(tmp_path, monkeypatch, capsys):
     """Such a header is read whole before the size of any member is known: a gigabyte of it in one MB."""
     squeezer = zlib.compressobj(9, zlib.DEFLATED, 31)

@@ -188,6 +188,7 @@ def test_the_trainer_learns_the_targets_and_measures_against_the_labels():
         trainer._train_step(run, meter, examples, Progress())
         assert torch.equal(run.step.batches[-1].labels, examples.targets)
         assert torch.equal(run.step.batches[-1].images, examples.images)
-        _, labels, clean_labels = meter.add.call_args.args
+        _, labels, clean_labels, share = meter.add.call_args.args
+        assert share == 1
         assert torch.equal(labels, examples.labels)
         assert torch.equal(clean_labels, examples.clean_labels)

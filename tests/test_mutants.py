@@ -86,14 +86,14 @@ MUTANTS = {
     "oracle 6: groups ignored": (SAM, "batch.split(self.group_size)", "[batch]", "test_sam.py::test_least_squares"),
     "oracle 7: sum instead of mean": (
         SAM,
-        "len(group) / len(batch), rho)",
-        "1.0, rho)",
+        "batch.weight * len(group) / len(batch) for",
+        "1.0 for",
         "test_sam.py::test_identical_groups",
     ),
     "oracle 7: groups weighted equally": (
         SAM,
-        "len(group) / len(batch), rho)",
-        "1 / len(groups), rho)",
+        "batch.weight * len(group) / len(batch) for",
+        "1 / len(groups) for",
         "test_sam.py::test_groups_of_unequal",
     ),
     "oracle 7: chunks weighted equally": (
@@ -128,8 +128,8 @@ MUTANTS = {
     ),
     "oracle 10: no clipping": (
         UPDATE,
-        "if self._grad_clip is not None:",
-        "if False:",
+        "clip_grads_with_norm_(params, self._grad_clip, norm)",
+        "pass",
         "test_sam.py::test_only_the_final",
     ),
     "oracle 12: weights stay displaced": (
@@ -182,7 +182,7 @@ MUTANTS = {
     ),
     "oracle 14: every group counted": (
         BATCHNORM,
-        "if num_passes <= 1 or not layers:",
+        "if (num_passes <= 1 and weight == 1) or not layers:",
         "if True:",
         "test_batchnorm.py::test_groups_and_micro_batches",
     ),
@@ -212,8 +212,8 @@ MUTANTS = {
     ),
     "no waiting: a number is read": (
         PERTURBATION,
-        "    norm = norm_of(grads)\n",
-        "    norm = norm_of(grads)\n    norm.item()\n",
+        "    norm = norm_of(grads, shards)\n",
+        "    norm = norm_of(grads, shards)\n    norm.item()\n",
         "test_step.py::test_the_step_reads_no_number",
     ),
     "not finite: the update is made all the same": (
@@ -288,6 +288,36 @@ MUTANTS = {
         "layer.train()",
         "test_models_finetune.py::test_frozen_statistics",
     ),
+    "ranks: uneven ones count equally": (
+        "distributed.py",
+        "return num_own * self.count / num_all",
+        "return 1.0",
+        "test_distributed.py::test_parts_are",
+    ),
+    "ranks: statistics without their weight": (
+        BATCHNORM,
+        "self._weight / weight)",
+        "self._weight)",
+        "test_distributed.py::test_mean_of_ranks",
+    ),
+    "ranks: each evaluates all batches": (
+        "data/loader.py",
+        "batches[self.ranks.rank :: self.ranks.count]",
+        "batches",
+        "test_distributed.py::test_ranks_evaluate",
+    ),
+    "ranks: norms count once a rank": (
+        "metrics.py",
+        "stats.grad_norm * share",
+        "stats.grad_norm",
+        "test_distributed.py::test_sums_of_ranks",
+    ),
+    "ranks: the last to fail is told": (
+        "distributed.py",
+        'self.store.add("errors", 1) == 1',
+        'self.store.add("errors", 1) == 0',
+        "test_distributed.py::test_the_first_error",
+    ),
     "mixing: the shares swapped": (
         MIXING,
         "torch.lerp(others, images_NCHW, share)",
@@ -302,14 +332,14 @@ MUTANTS = {
     ),
     "mixing: batches counted from where a run resumes": (
         "data/loader.py",
-        "strict=False), start):",
-        "strict=False), 0):",
+        "in enumerate(together, start):",
+        "in enumerate(together, 0):",
         "test_mixing.py::test_a_loader_mixes",
     ),
     "mixing: the loss of the labels": (
         "trainer.py",
-        "Batch(examples.images, examples.targets)",
-        "Batch(examples.images, examples.labels)",
+        "Batch(examples.images, examples.targets, weight)",
+        "Batch(examples.images, examples.labels, weight)",
         "test_mixing.py::test_the_trainer_learns",
     ),
     "policy: the same in every epoch": (

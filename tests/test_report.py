@@ -203,6 +203,7 @@ def test_a_browser_shows_the_page_without_a_complaint(sweep, tmp_path, monkeypat
     assert "± " in done.stdout
 
 
+@pytest.mark.slow
 def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path, monkeypatch, capsys):
     for rho in range(1, 101):
         for seed in range(10):
@@ -259,7 +260,7 @@ def test_a_damaged_configuration_is_named(text, tmp_path):
 
 
 def test_a_sweep_ends_with_its_table_and_the_same_again_only_prints_it(tmp_path, monkeypatch, capsys):
-    words = ["-m", *TINY, "optimizer=sgd,sam", "rho=0.05,0.1", "seed=0,1", "epochs=1", "sweep_name=rho"]
+    words = ["-m", *TINY, "optimizer=sgd,sam", "rho=0.05,0.1", "seed=0,1", "max_steps=1", "sweep_name=rho"]
     first = invoke(monkeypatch, capsys, tmp_path, *words)
     assert first.returncode == 0, first.stderr
     table = first.stdout[first.stdout.index("\noptimizer  rho") :]

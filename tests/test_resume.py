@@ -81,7 +81,7 @@ def test_the_reference_depends_on_what_is_restored(references):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("after", [1, 2, 4, 6, 11])
+@pytest.mark.parametrize("after", [pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 6, 11)] + [4])
 def test_stopped_after_any_step_it_goes_on_to_the_bit(kind, after, references, tmp_path, monkeypatch, capsys):
     arguments = [*KINDS[kind], *COMMON]
     with monkeypatch.context() as patch:
@@ -108,6 +108,7 @@ def train_status(folder):
     return json.loads((folder / "status.json").read_text())
 
 
+@pytest.mark.slow
 def test_stopped_after_every_single_step(references, tmp_path, monkeypatch, capsys):
     arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
     for number in range(STEPS):
@@ -257,7 +258,11 @@ def test_a_stop_ends_a_sweep_and_the_same_sweep_goes_on(tmp_path, monkeypatch, c
 
 @pytest.mark.parametrize(
     ("changed", "message"),
-    [("epochs=4", "the learning rate follows"), ("compile=default", "bits"), ("on_nonfinite=skip", "stop -> skip")],
+    [
+        ("epochs=4", "the learning rate follows"),
+        pytest.param("compile=default", "bits", marks=pytest.mark.slow),
+        ("on_nonfinite=skip", "stop -> skip"),
+    ],
 )
 def test_harmless_changes_are_told_and_the_run_goes_on(changed, message, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:

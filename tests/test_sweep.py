@@ -19,7 +19,7 @@ from sam_runner.hardware import automatic_device, cells_at_once
 from sam_runner.messages import explain
 from sam_runner.records import records
 from sam_runner.run_folder import cell_folder, require_usable, write_status
-from sam_runner.stopping import stop_request
+from sam_runner.stopping import stop_at, stop_request
 
 CELL = ["optimizer=sam", "rho=0.1"]
 
@@ -193,7 +193,7 @@ def test_sigusr2_is_noted_where_somebody_waits_for_it():
             signal.raise_signal(signal.SIGUSR2)
             assert not seen
             with pytest.raises(Stopped) as stopped:
-                stop.check()
+                stop_at(stop.number)
         assert (stopped.value.code, stopped.value.reason) == (75, "SIGUSR2")
         signal.raise_signal(signal.SIGUSR2)
         assert seen == [1]

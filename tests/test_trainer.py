@@ -258,6 +258,7 @@ def test_every_precision_learns_the_digits(options, tmp_path, monkeypatch, capsy
     assert result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
 
 
+@pytest.mark.slow
 def test_the_readmes_first_command_reaches_98_percent(tmp_path, monkeypatch, capsys):
     arguments = ["optimizer=sam", "rho=0.05", "run_dir=run"]
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0

@@ -35,7 +35,7 @@ def test_the_wheel_holds_every_file_of_conf_and_the_entry_points(unpacked_wheel)
     assert not (unpacked_wheel / "conf").exists()
 
 
-@pytest.mark.parametrize("way", ["module", "console script"])
+@pytest.mark.parametrize("way", [pytest.param("module", marks=pytest.mark.slow), "console script"])
 def test_the_wheel_trains_from_another_folder(unpacked_wheel, tmp_path, way):
     environment = os.environ | {"PYTHONPATH": str(unpacked_wheel), "OMP_NUM_THREADS": "1"}
     script = tmp_path / "bin" / "sam-train"  # as pip writes it
