@@ -101,6 +101,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, ca
             place.chmod(0o755)
 
 
+@pytest.mark.slow
 def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(
     reference, tmp_path, monkeypatch, capsys
 ):

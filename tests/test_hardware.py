@@ -73,6 +73,7 @@ def test_decoding_workers(monkeypatch, device, cores, expected):
     assert hardware.decoding_workers(torch.device(device)) == expected
 
 
+@pytest.mark.slow
 def test_freed_memory_is_kept():
     """Page faults of an allocation that is repeated: new pages every time without it, hardly any with it."""
     program = (

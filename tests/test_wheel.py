@@ -55,6 +55,7 @@ def test_the_wheel_trains_from_another_folder(unpacked_wheel, tmp_path, way):
     assert Path(where.stdout.strip()) == unpacked_wheel / "sam_runner" / "conf"
 
 
+@pytest.mark.slow
 def test_the_checkout_trains_from_another_folder(tmp_path):
     assert (Path(sam_runner.__file__).parent.parent / "conf").is_dir()
     done = command(*TINY, "epochs=1", "run_dir=run", cwd=tmp_path)
