@@ -18,7 +18,7 @@ from sam_runner.archives import holds_only_tensors
 from sam_runner.errors import InputError
 from sam_runner.files import read_json, sha256, write_atomically, write_json
 
-FORMAT = 2
+FORMAT = 3
 log = logging.getLogger(__name__)
 
 

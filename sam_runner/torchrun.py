@@ -44,6 +44,10 @@ def rendezvous() -> Ranks:
         return ALONE
     if not _JOINED:
         store, rank, count = next(iter(distributed.rendezvous("env://", timeout=timedelta(minutes=5))))  # type: ignore[attr-defined]
+        attempt = os.environ.get(
+            "TORCHELASTIC_RESTART_COUNT", "0"
+        )  # the store outlives those that --max-restarts replaces
+        store = distributed.PrefixStore(f"attempt {attempt}", store)  # type: ignore[attr-defined]
         local_rank, local_count = (int(os.environ[name]) for name in ("LOCAL_RANK", "LOCAL_WORLD_SIZE"))
         _JOINED.append(Ranks(rank, count, local_rank, local_count, store))
     return _JOINED[0]

@@ -54,7 +54,7 @@ def write_with_manifest(folder, content, step=9, **changes):
     path = folder / f"step-{step:08d}.pt"
     path.write_bytes(content)
     manifest = {
-        "format": 2, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "is_best": False,
+        "format": 3, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "is_best": False,
         "is_kept": False, **changes,
     }  # fmt: skip
     signed = {**manifest, "check": checkpoint._check(manifest)}
@@ -269,17 +269,17 @@ def test_newer_format_is_refused(tmp_path):
     torch.save({**state_of(9), "step": 9}, source)
     write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
     assert CheckpointFolder(tmp_path / "checkpoints").latest() is not None
-    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=3)
+    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=4)
     with pytest.raises(InputError) as caught:
         CheckpointFolder(tmp_path / "checkpoints").latest()
-    assert "format 3" in str(caught.value)
+    assert "format 4" in str(caught.value)
     assert "remove" not in str(caught.value)
 
 
 def test_older_format_is_refused_with_a_way_out(tmp_path):
     path = save(CheckpointFolder(tmp_path), 1).with_suffix(".json")
     path.write_text(json.dumps({**json.loads(path.read_text()), "format": 1}))
-    with pytest.raises(InputError, match="format 1, this version reads 2; use an older version"):
+    with pytest.raises(InputError, match="format 1, this version reads 3; use an older version"):
         CheckpointFolder(tmp_path).latest()
 
 
@@ -353,8 +353,8 @@ def test_tensors_of_every_type_are_let_in(tmp_path, dtype):
 
 def test_newer_format_of_the_best_is_refused(tmp_path):
     path = save(CheckpointFolder(tmp_path), 1, is_best=True).with_suffix(".json")
-    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 3}))
-    with pytest.raises(InputError, match="written in format 3, this version reads 2; use a newer version"):
+    path.write_text(json.dumps({**json.loads(path.read_text()), "format": 4}))
+    with pytest.raises(InputError, match="written in format 4, this version reads 3; use a newer version"):
         CheckpointFolder(tmp_path).best()
 
 

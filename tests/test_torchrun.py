@@ -18,13 +18,13 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
 SAM = (*TINY, "optimizer=sam", "rho=0.1", "precision=fp64")
 
 
-def start(count, *arguments, cwd):
+def start(count, *arguments, cwd, options=()):
     """`torchrun -m sam_runner ...`, with its output in a file."""
     environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     with (cwd / "output.txt").open("w") as output:
         return subprocess.Popen(
-            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--master-port", "0",
-             "--rdzv-backend", "c10d", "--rdzv-endpoint", "127.0.0.1:0", "-m", "sam_runner", *map(str, arguments)],
+            [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", *options,
+             "-m", "sam_runner", *map(str, arguments)],
             cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment | {"OMP_NUM_THREADS": "1"},
         )  # fmt: skip
 
@@ -168,6 +168,18 @@ def test_a_rank_that_does_not_answer_is_named(tmp_path, how):
     left = status(tmp_path / "run")
     assert left["status"] == "failed"
     assert "rank 1 does not answer" in left["error"]
+
+
+def test_torchruns_restart_goes_on(tmp_path):
+    arguments = (*TINY, "epochs=60", "checkpoint.every_steps=5", "run_dir=run")
+    process = start(2, *arguments, cwd=tmp_path, options=("--max-restarts", "1"))
+    wait_for_a_checkpoint(tmp_path / "run", process)
+    os.kill(worker(process, 1), signal.SIGKILL)
+    assert process.wait(120) == 0
+    output = (tmp_path / "output.txt").read_text()
+    assert "rank 1 does not answer" in output
+    assert "continuing run after step" in output
+    assert status(tmp_path / "run")["status"] == "finished"
 
 
 def test_a_rank_that_fails_tells_all(tmp_path):
