@@ -71,7 +71,7 @@ def test_the_paper_is_no_part_of_what_a_run_is():
         (["experiment=cifar_wrn28_10_1800", "augment=autoaugment", "data=cifar100", "rho=0.1"], "12.8±0.2", "16.1±0.2"),
         (["experiment=cifar_pyramidnet", "augment=cutout"], "1.9±0.1", "2.5±0.1"),
         (["experiment=imagenet_resnet152", "epochs=400"], "18.4±<0.01", "20.9±<0.0"),
-        (["experiment=finetune_efficientnet_b7", "data.image_size=600", "paper=table3.cars"], "5.18", "5.94"),
+        (["experiment=finetune_efficientnet_b7", "data.image_size=600", "paper=table3.cars"], "5.57", "5.94"),
         (["experiment=label_noise", "noise.rate=0.8", "rho=0.05"], "77.9", "26.2"),
         (["experiment=fashion_shake_shake", "augment=cutout"], "3.59", "3.76"),
         (["experiment=svhn_shake_shake", "augment=autoaugment", "augment.policy=svhn"], "1.07", "1.03"),
