@@ -6,7 +6,10 @@ from pathlib import Path
 from sam_runner.config import unknown_key
 from sam_runner.errors import InputError
 
-EVALUATE = "sam-eval run_dir=FOLDER [checkpoint=last|best] [device=...]: a checkpoint's metrics"
+EVALUATE = (
+    "sam-eval run_dir=FOLDER [checkpoint=last|best] [device=...]: a checkpoint's metrics\n"
+    "  relabel=FILE.npy: instead, what it says of each training image, for noise=relabelled noise.file=FILE.npy"
+)
 VERIFY = "sam-verify PATH...: whether the checkpoints of runs, folders or files are intact; code 2 if one is not"
 REPORT = "sam-report FOLDER... [metric=test/accuracy] [out=FOLDER]: compare runs; a table, plots and report.html in out"
 
@@ -18,19 +21,26 @@ def evaluate(arguments: list[str]) -> int:
         print(EVALUATE)
         return 0 if arguments else 2
     for key in given:
-        if key not in ("run_dir", "checkpoint", "device"):
-            raise InputError(unknown_key(key, ["run_dir", "checkpoint", "device"]))
+        if key not in (known := ["run_dir", "checkpoint", "device", "relabel"]):
+            raise InputError(unknown_key(key, known))
     if "run_dir" not in given:
         raise InputError("run_dir has to be given: sam-eval run_dir=FOLDER")
     which = given.get("checkpoint", "last")
     if which not in ("last", "best"):
         raise InputError(f"checkpoint={which} is not known\n  accepted: last, best")
+    if "relabel" in given and not given["relabel"].endswith(".npy"):
+        raise InputError(f"relabel={given['relabel']} is no name of a .npy file\n  give relabel=labels.npy")
     from sam_runner import yaml_guard
-    from sam_runner.evaluation import evaluate_folder
+    from sam_runner.evaluation import evaluate_folder, relabel, restored
 
     yaml_guard.install()
-
-    for tag, value in evaluate_folder(Path(os.path.expanduser(given["run_dir"])), which, given.get("device")).items():
+    folder, device = Path(os.path.expanduser(given["run_dir"])), given.get("device")
+    if "relabel" in given:
+        path = Path(os.path.expanduser(given["relabel"]))
+        run = restored(folder, which, device, as_is=True)
+        print(f"{path}: {relabel(run, path):,} of {run.train.num_examples:,} training labels changed")
+        return 0
+    for tag, value in evaluate_folder(folder, which, device).items():
         print(f"{tag} {value:.6f}")
     return 0
 

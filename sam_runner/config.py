@@ -62,7 +62,7 @@ GROUPS = ("data", "noise", "augment", "model", "optimizer", "optimizer.base", "s
 EVERYWHERE = frozenset({"data.val_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"})  # also in own files
 LISTS = {"schedule.milestones": INSIDE, "checkpoint.keep_epochs": AT_LEAST_ONE, "optimizer.base.betas": BELOW_ONE}
 LOCAL = frozenset(
-    {"run_dir", "sweep_name", "sweep", "dry_run", "log_every", "checkpoint", "rank_timeout", "rho"}
+    {"run_dir", "sweep_name", "sweep", "dry_run", "log_every", "checkpoint", "rank_timeout", "rho", "paper"}
 )  # rho is an alias of optimizer.rho
 
 

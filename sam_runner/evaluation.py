@@ -1,26 +1,66 @@
 """Evaluate a run's checkpoint; its folder says all, and the data are read again."""
 
+from dataclasses import asdict
 from pathlib import Path
 
+import numpy as np
+import torch
 from omegaconf import OmegaConf
 
 from sam_runner.build import build_run
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.config import require_allowed_targets
+from sam_runner.data.augment import Augmentation
 from sam_runner.errors import InputError
-from sam_runner.run import restore
+from sam_runner.files import write_atomically
+from sam_runner.run import Run, restore
 from sam_runner.run_folder import read_settings
 from sam_runner.schema import Root
 from sam_runner.scoring import evaluate
 
 
 def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
-    """Metrics by tag of the model in a run folder.
+    """Metrics by tag of the model in a run folder; arguments and errors as of `restored`."""
+    return evaluate(restored(folder, which, device))
+
+
+def relabel(run: Run, path: Path) -> int:
+    """Write what a run's model says of its training images: the labels of bootstrapping (Reed et al., 2015).
+
+    Args:
+        run: With every training image as it is, as `restored` with ``as_is`` gives it.
+        path: Of a ``.npy``: int64, (N,), in the order of the training set, as ``noise=relabelled`` reads it.
+
+    Returns:
+        The number of images that are given another label than they were trained with.
+
+    Raises:
+        InputError: Where the file cannot be written.
+    """
+    run.model.eval()
+    dtype = run.step.objective.autocast_dtype
+    predicted = torch.full_like(run.train.labels, -1)
+    with torch.inference_mode():
+        for examples in run.train.epoch():
+            images = examples.images
+            with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
+                predicted[examples.indices.to(predicted.device)] = run.model(images).argmax(1)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_atomically(path, lambda handle: np.save(handle, predicted.cpu().numpy()))
+    except OSError as error:
+        raise InputError(f"relabel={path} cannot be written: {error.strerror}\n  give another file") from error
+    return int((predicted != run.train.labels).sum())
+
+
+def restored(folder: Path, which: str, device: str | None = None, *, as_is: bool = False) -> Run:
+    """The run in a folder, with a checkpoint's weights.
 
     Args:
         folder: The run folder.
         which: "last" or "best" (by validation accuracy; without a validation set the last).
         device: Instead of the one that the run asked for.
+        as_is: Every training image, without augmentation, as for evaluation.
 
     Raises:
         InputError: Where the folder holds no run or no good checkpoint.
@@ -33,7 +73,8 @@ def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict
     try:
         model = {key: value for key, value in settings["model"].items() if key != "weights"}  # the checkpoint has them
         alone = {"compile": "off", "sync_batchnorm": False, "parallel": "ddp"}  # one process, without a training
-        run = build_run({**settings, **alone, "model": model, "device": device or settings["device"]})
+        plain = {"augment": asdict(Augmentation()), "data": {**settings["data"], "drop_last": False}} if as_is else {}
+        run = build_run({**settings, **alone, **plain, "model": model, "device": device or settings["device"]})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
     checkpoints = CheckpointFolder(folder / "checkpoints")
@@ -44,4 +85,4 @@ def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict
         restore(run, found)
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"the checkpoint does not fit {folder}/config.yaml: {str(error).splitlines()[0]}") from error
-    return evaluate(run)
+    return run

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from sam_runner.paper import target
 from sam_runner.run import Run
 
 
@@ -59,5 +60,7 @@ def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
         + ("" if settings["compile"] == "off" else f", compile={settings['compile']}"),
         "folder": str(folder),
     }
+    paper = target(settings)
+    rows |= {"paper": paper} if paper else {}
     head = "plan (dry run: nothing is trained or written)"
     return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])

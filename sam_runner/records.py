@@ -24,7 +24,7 @@ from sam_runner.run_folder import NOT_STARTED, SETTINGS, flat, still_running
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNTOLD = {  # settings that say how or where a run was made, not what it is
     "run_dir", "sweep_name", "dry_run", "device", "log_every", "data.root", "data.download", "data.num_workers", "rho",
-    "noise.file", "rank_timeout", "sweep.on_error",
+    "noise.file", "rank_timeout", "sweep.on_error", "paper",
 }  # fmt: skip
 SHORT = {"optimizer.rho": "rho", "optimizer.base.lr": "lr", "optimizer.base.weight_decay": "weight_decay"}
 

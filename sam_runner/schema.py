@@ -165,6 +165,7 @@ class Root:
     run_dir: str | None
     sweep_name: str
     sweep: Sweep
+    paper: str | None
     dry_run: bool
     data: Any
     noise: Any

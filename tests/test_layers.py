@@ -45,6 +45,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "network",
         "rates",
         "build",
+        "paper",
         "plan",
         "launch",
         "evaluation",

@@ -21,6 +21,18 @@ NUMPY = "test_agreement.py::test_training_equals_numpy"
 
 MUTANTS = {
     # name: (file, old, new, tests that must fail)
+    "experiments: labels in the order of training": (
+        "evaluation.py",
+        "predicted[examples.indices.to(predicted.device)] = run.model(images).argmax(1)",
+        "predicted[: len(images)] = run.model(images).argmax(1)",
+        "test_experiments.py::test_relabelled",
+    ),
+    "experiments: the paper's radius is not compared": (
+        "paper.py",
+        "float(values[here[key]]) != float(value)",
+        "False",
+        "test_experiments.py::test_a_radius",
+    ),
     "oracle 1: ascent downhill": (
         PERTURBATION,
         "(rho / norm).masked_fill(norm == 0, 0.0)",

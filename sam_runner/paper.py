@@ -1,0 +1,87 @@
+"""What the paper reports for a run: the rows of paper.yaml."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from sam_runner.run_folder import flat
+
+NUMBERS = Path(__file__).with_name("paper.yaml")
+AUGMENT: dict[str, dict[str, tuple[Any, ...]]] = {  # by the name of an option: key of a flat configuration, its values
+    "basic": {"augment.policy": ("none",), "augment.cutout": (0,), "augment.mixup": (None,)},
+    "cutout": {"augment.policy": ("none",), "augment.cutout": (16,), "augment.mixup": (None,)},
+    "autoaugment": {"augment.policy": ("cifar10", "svhn"), "augment.cutout": (16,), "augment.mixup": (None,)},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One row of a table.
+
+    Attributes:
+        title: Of the table, with the unit.
+        metric: error or accuracy, in %.
+        paper: What the experiment sets the key ``paper`` to.
+        words: What is typed to choose the row.
+        typed: What the paper tunes for it, ``rho=0.1`` say.
+        sam: As printed: mean, and the 95% interval where there is one; "" without a number.
+        sgd: The same of the baseline.
+    """
+
+    title: str
+    metric: str
+    paper: str
+    words: str
+    typed: str = ""
+    sam: str = ""
+    sgd: str = ""
+
+    def fits(self, settings: Mapping[str, Any]) -> bool:
+        """Whether a run of these settings is one of this row."""
+        if settings["paper"] != self.paper:
+            return False
+        values = flat(settings)
+        return all(_is(values, key, value) for key, value in _pairs(self.words) if key != "experiment")
+
+    def untuned(self, settings: Mapping[str, Any]) -> str:
+        """What of `typed` a run has otherwise, "" where nothing."""
+        values, sam = flat(settings), "rho" in settings["optimizer"]
+        pairs = [(key, value) for key, value in _pairs(self.typed) if sam or key != "rho"]
+        here = {"rho": "optimizer.rho", "lr": "optimizer.base.lr"}
+        return " ".join(f"{key}={value}" for key, value in pairs if float(values[here[key]]) != float(value))
+
+
+def rows() -> list[Row]:
+    """All of paper.yaml, in its order."""
+    tables = yaml.safe_load(NUMBERS.read_text(encoding="utf-8"))
+    return [Row(table["title"], table["metric"], **row) for table in tables.values() for row in table["rows"]]
+
+
+def target(settings: Mapping[str, Any]) -> str:
+    """What the paper reports for these settings in a line, "" where they are of no experiment."""
+    if not settings["paper"]:
+        return ""
+    row = next((row for row in rows() if row.fits(settings)), None)
+    if row is None:
+        return "no number for this choice"
+    numbers = ", ".join(f"{name} {value}" for name, value in (("SAM", row.sam), ("SGD", row.sgd)) if value)
+    untuned = row.untuned(settings)
+    return f"{row.title}: {numbers}" + (f"; it has {untuned} here, which has to be typed" if untuned else "")
+
+
+def _pairs(words: str) -> list[tuple[str, str]]:
+    return [(key, value) for key, _, value in (word.partition("=") for word in words.split())]
+
+
+def _is(values: Mapping[str, Any], key: str, value: str) -> bool:
+    """Whether flat settings have what ``key=value`` chooses."""
+    if key == "data":
+        return str(values["data._target_"]).endswith(f".{value}")
+    if key == "augment":
+        if value == "mixup":  # with any alpha: the paper takes the best of four
+            return values["augment.mixup"] is not None
+        return all(values[name] in wanted for name, wanted in AUGMENT[value].items())
+    return str(values.get(key)) == value
