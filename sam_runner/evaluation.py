@@ -4,7 +4,6 @@ from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
-import torch
 from omegaconf import OmegaConf
 
 from sam_runner.build import build_run
@@ -16,7 +15,7 @@ from sam_runner.files import write_atomically
 from sam_runner.run import Run, restore
 from sam_runner.run_folder import read_settings
 from sam_runner.schema import Root
-from sam_runner.scoring import evaluate
+from sam_runner.scoring import evaluate, predict
 
 
 def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
@@ -37,20 +36,14 @@ def relabel(run: Run, path: Path) -> int:
     Raises:
         InputError: Where the file cannot be written.
     """
-    run.model.eval()
-    dtype = run.step.objective.autocast_dtype
-    predicted = torch.full_like(run.train.labels, -1)
-    with torch.inference_mode():
-        for examples in run.train.epoch():
-            images = examples.images
-            with torch.autocast(images.device.type, dtype=dtype, enabled=dtype is not None):
-                predicted[examples.indices.to(predicted.device)] = run.model(images).argmax(1)
+    logits, labels = predict(run.model, run.train, run.step.objective.autocast_dtype)
+    predicted = logits.argmax(1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda handle: np.save(handle, predicted.cpu().numpy()))
     except OSError as error:
         raise InputError(f"relabel={path} cannot be written: {error.strerror}\n  give another file") from error
-    return int((predicted != run.train.labels).sum())
+    return int((predicted != labels).sum())
 
 
 def restored(folder: Path, which: str, device: str | None = None, *, as_is: bool = False) -> Run:

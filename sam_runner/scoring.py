@@ -27,7 +27,7 @@ def predict(
     stop: StopRequest | None = None,
     ranks: Ranks = ALONE,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) and labels (N,) of a whole set, in evaluation mode; the model's mode is put back.
+    """Logits (N, C) of a whole set in its order, and labels (N,), in evaluation mode; the model's mode is put back.
 
     Ranks evaluate different batches (those that `loader` gives them), and each has all of them then.
 
@@ -54,14 +54,11 @@ def predict(
 
 def _whole(parts: list[tuple[Tensor, Tensor]], loader: Loader) -> Tensor:
     """The logits of all ranks, in the order of the set."""
-    ranks = loader.ranks
-    if ranks.count == 1:
-        return torch.cat([logits for logits, _ in parts])
-    (num_logits,) = ranks.largest(parts[0][0].shape[1] if parts else 0)
+    (num_logits,) = loader.ranks.largest(parts[0][0].shape[1] if parts else 0)
     whole = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)
     for logits, indices in parts:
         whole[indices.to(whole.device)] = logits.to(whole.dtype)
-    return ranks.sum_(whole)  # of one number and zeros
+    return loader.ranks.sum_(whole)  # of one number and zeros
 
 
 def evaluate(run: Run, picture: Callable[[Tensor], None] | None = None, stop: StopRequest | None = None) -> Metrics:

@@ -1,5 +1,5 @@
 #!/bin/sh
-# A few steps of every shipped option, through the installed command. Usage: scripts/smoke.sh [folder of the programs]
+# A few steps of what is shipped and needs no files, through the installed command. Usage: scripts/smoke.sh [folder of the programs]
 set -eu
 bin=${1:-$(dirname "$(command -v sam-train)")}
 case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
@@ -11,6 +11,7 @@ run() { echo "sam-train $*"; "$bin/sam-train" "$@" >log 2>&1 || { cat log; exit 
 
 run -m $tiny optimizer=sgd,sam optimizer/base=sgd,adamw,rmsprop schedule=cosine,linear,constant,step sweep_name=optimizers
 run -m $tiny optimizer=sam model=small_cnn,resnet20,resnet32 augment=none,basic,cutout noise=none,symmetric sweep_name=data
+run -m $tiny optimizer=sam augment=autoaugment,randaugment,trivialaugment,erasing,mixup,cutmix noise=pair,instance sweep_name=more
 run $tiny optimizer=sam precision=bf16 optimizer.m=8 accumulate=8 ema_decay=0.9 grad_clip=5 channels_last=true data.val_fraction=0.25
 run $tiny optimizer=sam precision=fp16
 run $tiny optimizer=sam optimizer.second_order=true

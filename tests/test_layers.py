@@ -77,6 +77,7 @@ DATA = [
 ]
 MODELS = [
     "initialisation",
+    "stages",
     "small",
     "resnet_cifar",
     "wide_resnet",

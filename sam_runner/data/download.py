@@ -25,7 +25,8 @@ def fetch(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
         url: Where it is.
         path: Where it goes; folders are made.
         digest: Hex sha256 that it must have, or md5 where only that was published; md5 tells damage, not intent.
-        timeout: Seconds without an answer after which it is given up; where something had come, it is asked once more.
+        timeout: Seconds without an answer after which it is given up; where something had come, it is asked again for
+            the rest.
 
     Raises:
         InputError: Where it cannot be fetched, is another file, or cannot be written.

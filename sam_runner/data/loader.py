@@ -83,7 +83,8 @@ class Loader:
         channels_last: Lay out the images NHWC in memory.
         num_workers: Processes that decode files.
         ranks: The processes that train together. Each takes its part of every training batch, so that together they see
-            what one process would, and every so-many-th batch of an evaluation.
+            what one process would (but that mixup and CutMix mix within a part), and every so-many-th batch of an
+            evaluation.
     """
 
     def __init__(

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.initialisation import Init, initialise
+from sam_runner.models.stages import stages
 
 
 class _Block(nn.Module):
@@ -49,15 +50,8 @@ class ResNetCifar(nn.Module):
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), not {depth}")
-        num_blocks = (depth - 2) // 6
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        blocks: list[nn.Module] = []
-        inputs = 16
-        for outputs in (16, 32, 64):
-            for index in range(num_blocks):
-                blocks.append(_Block(inputs, outputs, stride=2 if index == 0 and outputs > 16 else 1))
-                inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
+        self.blocks = stages(16, (16, 32, 64), (depth - 2) // 6, _Block)
         self.head = nn.Linear(64, num_classes)
         initialise(self, self.head, init)
 

@@ -4,11 +4,14 @@ Their public code (MentorMix) calls it resnet32, but it has 29 million weights w
 a million. Which of the two the SAM paper's Table 4 used is not said.
 """
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.initialisation import Init, initialise
+from sam_runner.models.stages import stages
 
 LEAK = 0.1
 BN_EPS = 1e-3
@@ -17,16 +20,17 @@ BN_EPS = 1e-3
 class _Block(nn.Module):
     """Batch norm, leaky ReLU, 3x3 convolution, twice; the shortcut averages pixels and pads with zeros.
 
-    The network's first block activates before it normalises, and its shortcut starts from there.
+    The network's first block, which has the `stem`'s channels, activates before it normalises, and its shortcut starts
+    from there.
     """
 
-    def __init__(self, inputs: int, outputs: int, stride: int, *, first: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, stem: int) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs, eps=BN_EPS)
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
         self.bn2 = nn.BatchNorm2d(outputs, eps=BN_EPS)
         self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.stride, self.new_channels, self.first = stride, outputs - inputs, first
+        self.stride, self.new_channels, self.first = stride, outputs - inputs, inputs == stem
 
     def forward(self, x: Tensor) -> Tensor:
         if self.first:
@@ -67,16 +71,10 @@ class ResNetMentorMix(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, ...), not {depth}")
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
-        blocks: list[nn.Module] = []
-        inputs = width
-        for stage in (2, 4, 8):
-            for index in range((depth - 2) // 6):
-                stride = 2 if index == 0 and stage > 2 else 1
-                blocks.append(_Block(inputs, width * stage, stride, first=not blocks))
-                inputs = width * stage
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(inputs, eps=BN_EPS)
-        self.head = nn.Linear(inputs, num_classes)
+        widths = [width * stage for stage in (2, 4, 8)]
+        self.blocks = stages(width, widths, (depth - 2) // 6, partial(_Block, stem=width))
+        self.bn = nn.BatchNorm2d(widths[-1], eps=BN_EPS)
+        self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.initialisation import Init, initialise
+from sam_runner.models.stages import stages
 from sam_runner.shake import ShakeShake
 
 
@@ -78,14 +79,8 @@ class ShakeShakeNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, ...), not {depth}")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
-        blocks: list[nn.Module] = []
-        inputs = 16
-        for stage in (1, 2, 4):
-            for index in range((depth - 2) // 6):
-                blocks.append(_Block(inputs, width * stage, 2 if index == 0 and stage > 1 else 1))
-                inputs = width * stage
-        self.blocks = nn.Sequential(*blocks)
-        self.head = nn.Linear(inputs, num_classes)
+        self.blocks = stages(16, [width * stage for stage in (1, 2, 4)], (depth - 2) // 6, _Block)
+        self.head = nn.Linear(4 * width, num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:

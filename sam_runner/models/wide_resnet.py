@@ -1,16 +1,19 @@
 """Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): WRN-d-k, ResNets k times wider."""
 
+from functools import partial
+
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.initialisation import Init, initialise
+from sam_runner.models.stages import stages
 
 
 class _Block(nn.Module):
     """Batch norm, ReLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution where shapes change."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int, dropout: float, *, batch_norm: bool) -> None:
+    def __init__(self, inputs: int, outputs: int, stride: int, *, dropout: float, batch_norm: bool) -> None:
         super().__init__()
         self.bn1 = nn.BatchNorm2d(inputs) if batch_norm else nn.Identity()
         self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=not batch_norm)
@@ -62,17 +65,10 @@ class WideResNet(nn.Module):
         if depth < 10 or (depth - 4) % 6:
             raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}")
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=not batch_norm)
-        blocks: list[nn.Module] = []
-        inputs = 16
-        for stage in (1, 2, 4):
-            for index in range((depth - 4) // 6):
-                outputs = 16 * stage * widen_factor
-                stride = 2 if index == 0 and stage > 1 else 1
-                blocks.append(_Block(inputs, outputs, stride, dropout, batch_norm=batch_norm))
-                inputs = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.bn = nn.BatchNorm2d(inputs) if batch_norm else nn.Identity()
-        self.head = nn.Linear(inputs, num_classes)
+        widths = [16 * stage * widen_factor for stage in (1, 2, 4)]
+        self.blocks = stages(16, widths, (depth - 4) // 6, partial(_Block, dropout=dropout, batch_norm=batch_norm))
+        self.bn = nn.BatchNorm2d(widths[-1]) if batch_norm else nn.Identity()
+        self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
