@@ -97,6 +97,10 @@ def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
         others = [f"{parent}={option}" for option in groups[parent] if name in keys_of(conf / parent, option)]
         if others:
             chosen = [entry for entry in arguments if entry.startswith(f"{parent}=")] or [f"the default {parent}"]
+            swept = chosen[0].partition("=")[2].split(",")
+            if len(swept) > 1 and {f"{parent}={option}" for option in swept} <= set(others):
+                value = next(entry for entry in arguments if entry.startswith(f"{key}=")).partition("=")[2]
+                return f"Hydra reads {key} before it knows {parent}, which is swept\n  write '{key}=choice({value})'"
             return f"{key} has no effect with {chosen[0]}\n  it goes with {', '.join(others)}"
     return unknown_key(key, [*sorted(_known_keys(conf, arguments)), *groups])
 

@@ -30,6 +30,11 @@ BAD_INPUT = [
     (["model.wdth=8"], "model.wdth", "did you mean model.width?"),
     (["optimizer.rho=0.1"], "optimizer.rho has no effect with the default optimizer", "optimizer=sam"),
     (["noise.rate=0.4"], "noise.rate has no effect", "noise=symmetric"),
+    (
+        ["-m", "model=resnet20,resnet32", "model.depth=8"],
+        "model.depth before it knows model",
+        "'model.depth=choice(8)'",
+    ),
     (["noise=none", "noise.rate=0.4"], "noise.rate has no effect with noise=none", "noise=symmetric"),
     (["epochs=abc"], "epochs=abc", "a whole number"),
     (["epochs=1.5"], "epochs=1.5", "a whole number"),
