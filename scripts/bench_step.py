@@ -18,6 +18,7 @@ from measuring import Report, arguments, median, ratio, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from sam_runner.distributed import ALONE
 from sam_runner.hardware import set_up
 from sam_runner.models.resnet_cifar import ResNetCifar
 from sam_runner.models.small import SmallCNN
@@ -99,6 +100,7 @@ class _Given:
 
     def __init__(self, params: list[nn.Parameter], grads: list[Tensor]) -> None:
         self.params, self.grads, self.device = params, grads, params[0].device
+        self.ranks = self.shards = ALONE
         self.first = [grad.clone() for grad in grads]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.statistics = SimpleNamespace(one_update=_nothing, snapshot=lambda: None)
@@ -107,17 +109,19 @@ class _Given:
     def chunks(self, batch: Batch) -> list[Batch]:
         return [batch]
 
-    def gradient(self, batch: Batch, *, at_w: bool, create_graph: bool = False) -> tuple[Evaluation, list[Tensor]]:
+    def gradient(
+        self, batch: Batch, *, at_w: bool, create_graph: bool = False, reduce: bool = False
+    ) -> tuple[Evaluation, list[Tensor]]:
         return self.at, list(self.first)
 
-    def backward(self, batch: Batch, share: float, *, at_w: bool) -> Evaluation:
+    def backward(self, batch: Batch, share: float, *, at_w: bool, reduce: bool) -> Evaluation:
         for param, grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
         return self.at
 
 
 @contextmanager
-def _nothing(_: int) -> Iterator[None]:
+def _nothing(_: int, __: float) -> Iterator[None]:
     yield
 
 
