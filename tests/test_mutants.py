@@ -22,9 +22,9 @@ NUMPY = "test_agreement.py::test_training_equals_numpy"
 MUTANTS = {
     # name: (file, old, new, tests that must fail)
     "experiments: labels in the order of training": (
-        "evaluation.py",
-        "predicted[examples.indices.to(predicted.device)] = run.model(images).argmax(1)",
-        "predicted[: len(images)] = run.model(images).argmax(1)",
+        "scoring.py",
+        "whole[indices.to(whole.device)]",
+        "whole[indices.sort().values]",
         "test_experiments.py::test_relabelled",
     ),
     "experiments: the paper's radius is not compared": (
