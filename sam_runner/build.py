@@ -18,7 +18,7 @@ from sam_runner.capture import CapturedStep
 from sam_runner.construct import construct, locate
 from sam_runner.data.augment import Augmentation
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
-from sam_runner.data.sets import ImageSet, Splits, hold_out
+from sam_runner.data.sets import ImageSet, Splits, fewer, hold_out
 from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_device, automatic_precision, decoding_workers, set_up
@@ -85,9 +85,9 @@ def _loaded(node: str) -> Splits:
 def build_data(settings: Settings) -> Splits:
     """Training set with its noise, held-out set and test set."""
     data = dict(settings["data"])
-    fraction = data.pop("val_fraction", 0.0)
+    held_out, used = data.pop("val_fraction", 0.0), data.pop("train_fraction", 1.0)
     drop_last = data.pop("drop_last", True)
-    splits = hold_out(_loaded(json.dumps(data, sort_keys=True)), fraction)
+    splits = fewer(hold_out(_loaded(json.dumps(data, sort_keys=True)), held_out), used)
     train = splits.train
     if drop_last and len(train) < settings["batch_size"]:
         raise InputError(
@@ -260,6 +260,7 @@ def build_run(settings: Settings, ranks: Ranks = ALONE) -> Run:
         epochs=settings["epochs"],
         max_steps=total_steps,
         log_every=settings["log_every"],
+        eval_every=settings["eval_every"],
         ema=averaged,
         skip_nonfinite=settings["on_nonfinite"] == "skip",
         data_digest=splits.digest(),

@@ -38,10 +38,11 @@ BELOW_ONE, AT_LEAST_ONE, INSIDE = Range(0, 1), Range(1), Range(0, 1, low_open=Tr
 RANGES: dict[str, Range] = {
     "rho": NOT_NEGATIVE, "lr": POSITIVE, "head_lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "grad_clip": POSITIVE,
     "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
-    "log_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
+    "log_every": AT_LEAST_ONE, "eval_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
     "checkpoint.every_steps": AT_LEAST_ONE, "checkpoint.every_seconds": POSITIVE, "checkpoint.keep": Range(2),
     "checkpoint.least_seconds": NOT_NEGATIVE, "world_size": AT_LEAST_ONE, "rank_timeout": POSITIVE,
-    "data.val_fraction": BELOW_ONE, "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
+    "data.val_fraction": BELOW_ONE, "data.train_fraction": Range(0, 1, low_open=True, high_open=False),
+    "data.num_train": AT_LEAST_ONE, "data.num_test": AT_LEAST_ONE,
     "data.num_classes": Range(2), "data.channels": AT_LEAST_ONE, "data.image_size": Range(4),
     "data.test_fraction": INSIDE, "data.num_workers": NOT_NEGATIVE, "data.data_seed": NOT_NEGATIVE,
     "data.centre": Range(0, 1, low_open=True, high_open=False),
@@ -59,7 +60,9 @@ RANGES: dict[str, Range] = {
     "schedule.warmup_epochs": NOT_NEGATIVE, "schedule.final": NOT_NEGATIVE, "schedule.gamma": POSITIVE,
 }  # fmt: skip
 GROUPS = ("data", "noise", "augment", "model", "optimizer", "optimizer.base", "schedule")
-EVERYWHERE = frozenset({"data.val_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"})  # also in own files
+EVERYWHERE = frozenset(
+    {"data.val_fraction", "data.train_fraction", "optimizer.base.lr", "optimizer.base.weight_decay"}
+)  # also in own files
 LISTS = {"schedule.milestones": INSIDE, "checkpoint.keep_epochs": AT_LEAST_ONE, "optimizer.base.betas": BELOW_ONE}
 LOCAL = frozenset(
     {"run_dir", "sweep_name", "sweep", "dry_run", "log_every", "checkpoint", "rank_timeout", "rho", "paper"}

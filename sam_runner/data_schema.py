@@ -20,6 +20,7 @@ class Target:
 class Data(Target):
     """Keys of every data set."""
 
+    train_fraction: float
     val_fraction: float
     drop_last: bool
 

@@ -38,6 +38,7 @@ class Run:
         epochs: Passes over the training set.
         max_steps: Stop after so many steps, also within an epoch.
         log_every: Steps between two rows of training metrics.
+        eval_every: Epochs between two evaluations; the last epoch always has one.
         ema: Exponential moving average of the weights, or None.
         skip_nonfinite: Leave out and count steps whose loss or gradient is not finite; otherwise they end the run.
         data_digest: Of the data and their labels; a checkpoint goes with one.
@@ -54,6 +55,7 @@ class Run:
     epochs: int
     max_steps: int
     log_every: int
+    eval_every: int = 1
     ema: AveragedModel | None = None
     skip_nonfinite: bool = False
     data_digest: str = ""

@@ -161,6 +161,7 @@ class Root:
     rank_timeout: float
     on_nonfinite: OnNonfinite
     log_every: int
+    eval_every: int
     checkpoint: Checkpoint
     run_dir: str | None
     sweep_name: str

@@ -95,7 +95,7 @@ def _train_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopReque
 
 
 def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, cadence: Cadence) -> bool:
-    """Evaluate, log and, where it is due, save; whether it was saved."""
+    """Evaluate where it is due, log and, where that is due, save; whether it was saved."""
     if not progress.sums["num_steps"]:
         raise TrainingError(
             f"every step of epoch {progress.epoch + 1} overflowed or was not finite\n"
@@ -105,13 +105,15 @@ def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest
     values: Metrics = with_prefix("train", train_metrics(progress.sums, perturbed=_perturbed(run, progress)))
     values |= progress.settings
     picture = (lambda image: outputs.tracker.image("test/confusion", image, progress.step)) if last else None
-    values |= evaluate(run, picture, stop)
+    evaluated = last or (progress.epoch + 1) % run.eval_every == 0
+    if evaluated:
+        values |= evaluate(run, picture, stop)
     _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights become a checkpoint
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.sums = dict.fromkeys(SUMS, 0.0)
     outputs.tracker.scalars(progress.step, progress.epoch, values)
     has_validation = "validation" in run.evaluations
-    is_best = _note_best(progress, values, has_validation=has_validation)
+    is_best = evaluated and _note_best(progress, values, has_validation=has_validation)
     log.info("%s", _epoch_line(run, progress, values))
     wanted = last or (is_best and has_validation) or outputs.checkpoints.keeps(progress.epoch)
     if wanted or run.ranks.largest(cadence.due_at_end())[0]:
@@ -199,6 +201,6 @@ def _epoch_line(run: Run, progress: Progress, values: Mapping[str, float]) -> st
     if "train/loss_gap" in values:
         parts += [f"gap {values['train/loss_gap']:.4f}"]
     parts += [f"train {values['train/accuracy']:.2%}"]
-    parts += [f"{name} {values[f'{name}/accuracy']:.2%}" for name in run.evaluations]
+    parts += [f"{name} {values[f'{name}/accuracy']:.2%}" for name in run.evaluations if f"{name}/accuracy" in values]
     parts += [f"{progress.images / max(progress.seconds, 1e-9):,.0f} images/s"]
     return "  ".join(parts)

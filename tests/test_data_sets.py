@@ -11,8 +11,10 @@ import torch
 
 from sam_runner.data import fashion, svhn
 from sam_runner.data.fashion import FASHION_CLASSES, fashion_mnist
-from sam_runner.data.sets import Splits, digits, hold_out, image_set, synthetic
+from sam_runner.build import build_data
+from sam_runner.data.sets import Splits, digits, fewer, hold_out, image_set, synthetic
 from sam_runner.errors import InputError
+from tests.commands import TINY, settings_of
 
 FASHION_ROOT = Path("/usr/share/datasets")
 FASHION_FILES = {
@@ -309,3 +311,32 @@ def test_hold_out_of_nothing_changes_nothing():
 def test_hold_out_refuses_an_empty_part(fraction):
     with pytest.raises(InputError, match=f"val_fraction={fraction} of 10 images"):
         hold_out(Splits(train=numbered(10), test=numbered(3)), fraction)
+
+
+def test_fewer_are_the_same_for_every_call_and_nested():
+    parts = []
+    for seed, fraction in ((0, 0.5), (1, 0.5), (2, 0.1)):
+        torch.manual_seed(seed)
+        splits = fewer(Splits(train=numbered(500), test=numbered(3)), fraction)
+        assert positions(splits.test.images_NCHW) == [0, 1, 2]
+        parts.append(positions(splits.train.images_NCHW))
+    assert parts[0] == parts[1] == sorted(set(parts[0]))
+    assert [len(part) for part in parts] == [250, 250, 50]
+    assert set(parts[2]) < set(parts[0]) != set(range(250))
+
+
+def test_fewer_refuses_to_leave_none():
+    with pytest.raises(InputError, match=r"train_fraction=0.01 of 10 images"):
+        fewer(Splits(train=numbered(10), test=numbered(3)), 0.01)
+
+
+def test_a_part_is_taken_of_what_is_not_held_out():
+    whole = build_data(settings_of(*TINY, "data.val_fraction=0.25"))
+    part = build_data(
+        settings_of(*TINY, "data.val_fraction=0.25", "data.train_fraction=0.5", "noise=symmetric", "noise.rate=0.5")
+    )
+    assert part.validation.content() == whole.validation.content()
+    assert len(part.train) == len(whole.train) // 2
+    rows = {bytes(image) for image in whole.train.images_NCHW.flatten(1).numpy()}
+    assert {bytes(image) for image in part.train.images_NCHW.flatten(1).numpy()} < rows
+    assert int((part.train.labels != part.train.clean_labels).sum()) == len(part.train) // 2

@@ -263,3 +263,19 @@ def test_the_readmes_first_command_reaches_98_percent(tmp_path, monkeypatch, cap
     arguments = ["optimizer=sam", "rho=0.05", "run_dir=run"]
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
     assert result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
+
+
+def test_evaluations_may_be_rarer(tmp_path):
+    words = ["epochs=5", "data.val_fraction=0.25", "optimizer=sam"]
+    every, some = train(tmp_path / "every", *words), train(tmp_path / "some", *words, "eval_every=2")
+    ends = [
+        {row["epoch"]: row for row in rows(folder) if row["step"] % 4 == 0 and "lr" in row} for folder in (every, some)
+    ]
+    assert [epoch for epoch, row in ends[1].items() if "test/accuracy" in row] == [2, 4, 5]
+    assert [epoch for epoch, row in ends[1].items() if "validation/accuracy" in row] == [2, 4, 5]
+    for epoch in (2, 4, 5):
+        assert ends[0][epoch] == ends[1][epoch]  # evaluating changes nothing of the training
+    best = json.loads((some / "result.json").read_text())
+    accuracies = {epoch: ends[1][epoch]["validation/accuracy"] for epoch in (2, 4, 5)}
+    assert best["best"]["validation/accuracy"] == max(accuracies.values())
+    assert best["best_epoch"] == max(accuracies, key=accuracies.get)

@@ -165,7 +165,7 @@ def relabelled(labels: Tensor, num_classes: int, seed: int, *, file: str) -> Ten
     if given.shape != labels.shape:
         raise InputError(
             f"{path} has labels of shape {tuple(given.shape)}, the training set has {len(labels)} images\n"
-            "  the same data and data.val_fraction are needed as when it was written"
+            "  the same data, data.val_fraction and data.train_fraction are needed as when it was written"
         )
     wrong = ((given < 0) | (given >= num_classes)).nonzero().flatten()
     if len(wrong):
@@ -227,7 +227,7 @@ def human(labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -
     if len(noisy) != len(theirs) or not inside or not torch.equal(theirs.sort().values, labels.sort().values):
         raise InputError(
             f"{path} has {len(theirs)} labels of other images than the {len(labels)} of this training set\n"
-            "  it needs all of CIFAR's training images: data.val_fraction=0"
+            "  it needs all of CIFAR's training images: data.val_fraction=0, data.train_fraction=1"
         )
     mine = labels.clone()
     mine[labels.argsort(stable=True)] = noisy[theirs.argsort(stable=True)]

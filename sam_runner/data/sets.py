@@ -172,6 +172,23 @@ def hold_out(splits: Splits, fraction: float) -> Splits:
     return replace(splits, train=splits.train.subset(kept), validation=splits.train.subset(held_out))
 
 
+def fewer(splits: Splits, fraction: float) -> Splits:
+    """Keep a random `fraction` of the training set, in (0, 1], for experiments on less data; a larger one holds a smaller.
+
+    The same examples for every seed of a run, in their order.
+
+    Raises:
+        InputError: Where none is left.
+    """
+    if fraction == 1:
+        return splits
+    num_kept = round(fraction * len(splits.train))
+    if num_kept == 0:
+        raise InputError(f"data.train_fraction={fraction} of {len(splits.train)} images leaves none")
+    order = torch.randperm(len(splits.train), generator=generator(0, "part of the training set"))
+    return replace(splits, train=splits.train.subset(order[:num_kept].sort().values))
+
+
 def digits() -> Splits:
     """scikit-learn's 1,797 real 8x8 handwritten digits (UCI Optical Recognition of Handwritten Digits, test part).
 
