@@ -8,10 +8,10 @@ DATA ?=
 FASHION ?= /usr/share/datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format smoke bench guard faults faults-long gpu gpu-table4 clean
+.PHONY: help run test test-all lint format smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke clean
 
 help: ## this list
-	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-11s %s\n", $$1, $$2}'
+	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
 
 run: $(VENV)/.run ## train: make run ARGS="optimizer=sam rho=0.05"
 	$(BIN)/sam-train $(ARGS)
@@ -55,6 +55,9 @@ gpu: $(VENV)/.dev ## on a GPU, in nine minutes: tests, benchmarks, training (DAT
 
 gpu-table4: $(VENV)/.dev ## the paper's table of label noise (DATA=FOLDER of CIFAR-10), in pieces of nine minutes; DEVICE=cpu rehearses
 	$(BIN)/python scripts/table4.py --device $(DEVICE) $(if $(DATA),--data $(DATA))
+
+reproduce-smoke: $(VENV)/.dev ## three steps of every row of the paper's tables
+	$(BIN)/python scripts/reproduce.py --table all --scale smoke --out outputs/reproduce
 
 clean: ## remove the environment and caches; outputs/ stays
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist

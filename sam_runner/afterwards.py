@@ -11,7 +11,10 @@ EVALUATE = (
     "  relabel=FILE.npy: instead, what it says of each training image, for noise=relabelled noise.file=FILE.npy"
 )
 VERIFY = "sam-verify PATH...: whether the checkpoints of runs, folders or files are intact; code 2 if one is not"
-REPORT = "sam-report FOLDER... [metric=test/accuracy] [out=FOLDER]: compare runs; a table, plots and report.html in out"
+REPORT = (
+    "sam-report FOLDER... [metric=test/accuracy] [out=FOLDER]: compare runs; a table, plots and report.html in out\n"
+    "  --paper table4: beside the paper's numbers (table1 to 5, table11, fig3, c4, c5), also paper-table4.md in out"
+)
 
 
 def evaluate(arguments: list[str]) -> int:
@@ -64,9 +67,9 @@ def report(arguments: list[str]) -> int:
     if not arguments or {"--help", "-h"} & set(arguments):
         print(REPORT)
         return 0 if arguments else 2
-    options = {"metric": "test/accuracy", "out": ""}
+    options = {"metric": "test/accuracy", "out": "", "paper": ""}
     folders = []
-    for argument in arguments:
+    for argument in _one_word_each(arguments):
         key, equals, value = argument.partition("=")
         if equals and not os.path.exists(os.path.expanduser(argument)):
             if key not in options:
@@ -76,6 +79,8 @@ def report(arguments: list[str]) -> int:
             folders.append(Path(os.path.expanduser(argument)))
     if not folders:
         raise InputError("a folder of runs has to be given: sam-report FOLDER")
+    if options["paper"]:
+        return _beside_the_paper(folders, options["paper"], Path(os.path.expanduser(options["out"] or str(folders[0]))))
     from sam_runner.report import as_text, report_of, write
 
     found = report_of(folders, options["metric"])
@@ -86,6 +91,26 @@ def report(arguments: list[str]) -> int:
     except OSError as error:
         raise InputError(f"out={out} cannot be written to: {error.strerror}\n  give another out=FOLDER") from error
     print(f"{as_text(found)}\nreport: {page}")
+    return 0
+
+
+def _one_word_each(arguments: list[str]) -> list[str]:
+    """``--paper table4`` as ``paper=table4``, since keys are written so."""
+    text = "\0".join(arguments).replace("--paper\0", "paper=")
+    return [word.replace("--paper=", "paper=", 1) for word in text.split("\0")]
+
+
+def _beside_the_paper(folders: list[Path], table: str, out: Path) -> int:
+    from sam_runner.comparison import as_markdown, as_text, compared
+    from sam_runner.files import write_atomically
+
+    found = compared(folders, table)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(out / f"paper-{table}.md", lambda handle: handle.write(as_markdown(found).encode()))
+    except OSError as error:
+        raise InputError(f"out={out} cannot be written to: {error.strerror}\n  give another out=FOLDER") from error
+    print(f"{as_text(found)}\nreport: {out / f'paper-{table}.md'}")
     return 0
 
 

@@ -10,9 +10,8 @@ from typing import Any
 
 from sam_runner.console import complain, end_at_once, is_first, log_to_console, several, told
 from sam_runner.errors import InputError, RankError, Stopped, TrainingError
+from sam_runner.files import CONF
 
-_HERE = Path(__file__).resolve().parent
-CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 

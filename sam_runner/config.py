@@ -38,7 +38,8 @@ BELOW_ONE, AT_LEAST_ONE, INSIDE = Range(0, 1), Range(1), Range(0, 1, low_open=Tr
 RANGES: dict[str, Range] = {
     "rho": NOT_NEGATIVE, "lr": POSITIVE, "head_lr": POSITIVE, "weight_decay": NOT_NEGATIVE, "grad_clip": POSITIVE,
     "epochs": AT_LEAST_ONE, "max_steps": AT_LEAST_ONE, "batch_size": AT_LEAST_ONE, "accumulate": AT_LEAST_ONE,
-    "log_every": AT_LEAST_ONE, "eval_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE, "seed": Range(0, 2**63),
+    "log_every": AT_LEAST_ONE, "eval_every": AT_LEAST_ONE, "label_smoothing": BELOW_ONE, "ema_decay": INSIDE,
+    "seed": Range(0, 2**63),
     "checkpoint.every_steps": AT_LEAST_ONE, "checkpoint.every_seconds": POSITIVE, "checkpoint.keep": Range(2),
     "checkpoint.least_seconds": NOT_NEGATIVE, "world_size": AT_LEAST_ONE, "rank_timeout": POSITIVE,
     "data.val_fraction": BELOW_ONE, "data.train_fraction": Range(0, 1, low_open=True, high_open=False),

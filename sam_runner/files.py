@@ -12,6 +12,8 @@ from typing import IO, Any
 
 from sam_runner.errors import TrainingError
 
+_HERE = Path(__file__).resolve().parent
+CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 

@@ -29,6 +29,7 @@ class Row:
         typed: What the paper tunes for it, ``rho=0.1`` say.
         sam: As printed: mean, and the 95% interval where there is one; "" without a number.
         sgd: The same of the baseline.
+        labels: Name of the row whose network gives the labels, where it is trained on those.
     """
 
     title: str
@@ -38,9 +39,27 @@ class Row:
     typed: str = ""
     sam: str = ""
     sgd: str = ""
+    labels: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the key ``paper`` says for a run that belongs to this row whatever else it differs in."""
+        return "-".join(
+            [self.paper, *(value for key, value in _pairs(self.words) if key not in ("experiment", "paper"))]
+        )
+
+    @property
+    def optimizers(self) -> list[str]:
+        """Those of which the paper has a number; where it has none, the one that the words choose."""
+        plain = "optimizer=sgd" in self.words.split()
+        return [name for name, number in (("sgd", self.sgd), ("sam", self.sam)) if number] or [
+            "sgd" if plain else "sam"
+        ]
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether a run of these settings is one of this row."""
+        if settings["paper"] == self.name:
+            return True
         if settings["paper"] != self.paper:
             return False
         values = flat(settings)
@@ -54,10 +73,17 @@ class Row:
         return " ".join(f"{key}={value}" for key, value in pairs if float(values[here[key]]) != float(value))
 
 
+def tables() -> dict[str, list[Row]]:
+    """All of paper.yaml, in its order: rows by table."""
+    read = yaml.safe_load(NUMBERS.read_text(encoding="utf-8"))
+    return {
+        name: [Row(table["title"], table["metric"], **row) for row in table["rows"]] for name, table in read.items()
+    }
+
+
 def rows() -> list[Row]:
-    """All of paper.yaml, in its order."""
-    tables = yaml.safe_load(NUMBERS.read_text(encoding="utf-8"))
-    return [Row(table["title"], table["metric"], **row) for table in tables.values() for row in table["rows"]]
+    """Those of all tables."""
+    return [row for table in tables().values() for row in table]
 
 
 def target(settings: Mapping[str, Any]) -> str:
@@ -68,6 +94,7 @@ def target(settings: Mapping[str, Any]) -> str:
     if row is None:
         return "no number for this choice"
     numbers = ", ".join(f"{name} {value}" for name, value in (("SAM", row.sam), ("SGD", row.sgd)) if value)
+    numbers = numbers or "no number"
     untuned = row.untuned(settings)
     return f"{row.title}: {numbers}" + (f"; it has {untuned} here, which has to be typed" if untuned else "")
 
@@ -78,10 +105,15 @@ def _pairs(words: str) -> list[tuple[str, str]]:
 
 def _is(values: Mapping[str, Any], key: str, value: str) -> bool:
     """Whether flat settings have what ``key=value`` chooses."""
-    if key == "data":
-        return str(values["data._target_"]).endswith(f".{value}")
+    if key in ("data", "noise"):
+        return str(values[f"{key}._target_"]).endswith(f".{value}")
+    if key == "optimizer":
+        return ("optimizer.rho" in values) == (value == "sam")
     if key == "augment":
         if value == "mixup":  # with any alpha: the paper takes the best of four
             return values["augment.mixup"] is not None
         return all(values[name] in wanted for name, wanted in AUGMENT[value].items())
-    return str(values.get(key)) == value
+    try:
+        return float(values[key]) == float(value)
+    except (KeyError, TypeError, ValueError):
+        return str(values.get(key)).lower() == value

@@ -24,7 +24,7 @@ from sam_runner.run_folder import NOT_STARTED, SETTINGS, flat, still_running
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 UNTOLD = {  # settings that say how or where a run was made, not what it is
     "run_dir", "sweep_name", "dry_run", "device", "log_every", "data.root", "data.download", "data.num_workers", "rho",
-    "noise.file", "rank_timeout", "sweep.on_error", "paper",
+    "noise.file", "rank_timeout", "sweep.on_error", "paper", "eval_every",
 }  # fmt: skip
 SHORT = {"optimizer.rho": "rho", "optimizer.base.lr": "lr", "optimizer.base.weight_decay": "weight_decay"}
 
@@ -42,6 +42,7 @@ class Record:
         final: Metrics at the end, empty where it has not finished.
         error: Of a run that failed.
         cell: What was typed for a cell of a sweep that failed.
+        typed: Settings as config.yaml has them.
     """
 
     folder: Path
@@ -51,6 +52,12 @@ class Record:
     final: Mapping[str, float]
     error: str = ""
     cell: str = ""
+    typed: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def paper(self) -> str:
+        """The rows of the paper that it is compared with, "" where there are none."""
+        return str(self.typed.get("paper") or "")
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
@@ -113,10 +120,12 @@ def _record(folder: Path) -> Record:
     if state == "running":
         running = still_running(folder, str(status.get("host")))
         state = {True: "running", False: "died", None: "running or died"}[running]
-    named = _named(settings)
-    seed = named.pop("seed", 0)
+    short = named(settings)
+    seed = short.pop("seed", 0)
     final = result.get("final", {}) if finished else {}
-    return Record(folder, named, seed, state, final, str(status.get("error", "")), str(status.get("cell", "")))
+    return Record(
+        folder, short, seed, state, final, str(status.get("error", "")), str(status.get("cell", "")), settings
+    )
 
 
 def _object(path: Path) -> dict[str, Any]:
@@ -124,7 +133,7 @@ def _object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def _named(settings: Mapping[str, Any]) -> dict[str, Any]:
+def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Flat settings under short names, without those that tell nothing about the result."""
     values = {key: value for key, value in flat(settings).items() if key not in UNTOLD}
     if str(values.get("data._target_")).endswith("image_folder"):

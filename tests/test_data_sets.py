@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 
+from sam_runner.build import build_data
 from sam_runner.data import fashion, svhn
 from sam_runner.data.fashion import FASHION_CLASSES, fashion_mnist
-from sam_runner.build import build_data
 from sam_runner.data.sets import Splits, digits, fewer, hold_out, image_set, synthetic
 from sam_runner.errors import InputError
 from tests.commands import TINY, settings_of

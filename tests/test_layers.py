@@ -54,6 +54,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "cell",
         "records",
         "report",
+        "comparison",
         "afterwards",
         "cli",
         "__main__",

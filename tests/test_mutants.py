@@ -33,6 +33,36 @@ MUTANTS = {
         "False",
         "test_experiments.py::test_a_radius",
     ),
+    "paper: an accuracy where it has errors": (
+        "comparison.py",
+        'accuracy if metric == "accuracy" else 1 - accuracy',
+        "accuracy",
+        "test_comparison.py::test_an_error_is",
+    ),
+    "paper: what differs is left out": (
+        "comparison.py",
+        "if theirs.get(key) != settings.get(key)",
+        "if key in settings and theirs.get(key, settings[key]) != settings[key] and key != 'rho'",
+        "test_comparison.py::test_what_differs",
+    ),
+    "paper: runs of any row": (
+        "paper.py",
+        'if settings["paper"] == self.name:',
+        'if self.paper.startswith("table4"):',
+        "test_comparison.py::test_rows_that",
+    ),
+    "data: a part that the seed chooses": (
+        "data/sets.py",
+        'generator=generator(0, "part of the training set")',
+        "",
+        "test_data_sets.py::test_fewer_are",
+    ),
+    "evaluations: the last is left out": (
+        "trainer.py",
+        "evaluated = last or (",
+        "evaluated = (",
+        "test_trainer.py::test_evaluations_may",
+    ),
     "oracle 1: ascent downhill": (
         PERTURBATION,
         "(rho / norm).masked_fill(norm == 0, 0.0)",

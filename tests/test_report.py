@@ -11,45 +11,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 from matplotlib import pyplot as plt
-from omegaconf import OmegaConf
 from scipy import stats
 
 from sam_runner import cli
 from sam_runner.errors import InputError
 from sam_runner.records import groups, interval, records, student_t
 from sam_runner.report import _against_rho, as_csv, as_html, as_markdown, as_text, plots, report_of
-from tests.commands import TINY, invoke, settings_of
+from tests.commands import TINY, invoke
+from tests.runs import lay
 
 PNG = b"\x89PNG\r\n\x1a\n"
-BASE = {name: settings_of(f"optimizer={name}", "epochs=3") for name in ("sgd", "sam")}
-
-
-def lay(folder, *, optimizer="sam", rho=0.05, seed=0, accuracy=0.9, status="finished", error="", epochs=3, **settings):
-    """A run as `sam-train` leaves it, without training."""
-    node = json.loads(json.dumps(BASE[optimizer])) | {"seed": seed, "rho": rho, **settings}
-    if optimizer == "sam":
-        node["optimizer"]["rho"] = rho
-    folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(node)))
-    (folder / "run.log").write_text("")
-    gap = {"train/loss_gap": 0.1} if optimizer == "sam" else {}
-    rows = [
-        {
-            "step": 10 * e,
-            "epoch": e,
-            "train/loss": 1 / e,
-            "test/accuracy": accuracy * e / epochs,
-            "test/nll": 1.0,
-            **gap,
-        }
-        for e in range(1, epochs + 1)
-    ]
-    (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    (folder / "status.json").write_text(json.dumps({"status": status, "error": error}))
-    if status == "finished":
-        final = {"test/accuracy": accuracy, "test/nll": 1 - accuracy}
-        (folder / "result.json").write_text(json.dumps({"status": "finished", "seed": seed, "final": final}))
-    return folder
 
 
 @pytest.fixture(scope="module")

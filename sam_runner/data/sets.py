@@ -173,7 +173,7 @@ def hold_out(splits: Splits, fraction: float) -> Splits:
 
 
 def fewer(splits: Splits, fraction: float) -> Splits:
-    """Keep a random `fraction` of the training set, in (0, 1], for experiments on less data; a larger one holds a smaller.
+    """Keep a random `fraction` of the training set, in (0, 1]; a larger part holds the smaller.
 
     The same examples for every seed of a run, in their order.
 

@@ -1,0 +1,189 @@
+"""A table of the paper from its rows' commands, and what came out beside the paper's numbers.
+
+    python scripts/reproduce.py --table 4 --scale full data.root=FOLDER      # the paper's recipes
+    python scripts/reproduce.py --table 4 --scale cpu data.root=FOLDER       # shrunken: an hour on two cores
+    python scripts/reproduce.py --table all --scale smoke                    # three steps of every row
+
+The same command again goes on where it was stopped. --rows REGEX takes some rows, --print only shows the commands.
+Words after the options win over all others (device=cuda, epochs=50, ...). reproduce.yaml says what a scale does.
+"""
+
+import argparse
+import contextlib
+import io
+import multiprocessing
+import os
+import re
+import shlex
+import sys
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ProcessPoolExecutor, as_completed
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from hydra.core.global_hydra import GlobalHydra
+
+from sam_runner import cli
+from sam_runner.afterwards import report
+from sam_runner.hardware import usable_cores
+from sam_runner.paper import Row, tables
+
+SCALES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run: its name, what is typed for it, where it goes, and the run that gives it its labels."""
+
+    name: str
+    words: list[str]
+    table: Path
+    teacher: "Cell | None" = None
+
+    @property
+    def folder(self) -> Path:
+        return self.table / self.name
+
+    @property
+    def labels(self) -> Path:
+        return self.folder / "labels.npy"
+
+    @property
+    def commands(self) -> list[list[str]]:
+        """What has to be called, in this order."""
+        mine = ["sam-train", *self.words, f"run_dir={self.folder}"]
+        if self.teacher is None:
+            return [mine]
+        relabel = ["sam-eval", f"run_dir={self.teacher.folder}", f"relabel={self.teacher.labels}"]
+        return [*self.teacher.commands, relabel, mine]
+
+
+def joined(*texts: Iterable[str]) -> list[str]:
+    """Words of several sources; of a key the last counts."""
+    last: dict[str, str] = {}
+    for word in (word for text in texts for word in text):
+        last[word.partition("=")[0]] = word
+    return list(last.values())
+
+
+def scaled(row: Row, table: str, scale: str) -> list[str]:
+    """What a scale puts beside a row's words."""
+    if scale == "full":
+        return []
+    found = SCALES[scale]
+    words = (found if scale == "smoke" else found["tables"][table])["words"].split()
+    if scale == "smoke":
+        if "optimizer.m=" not in row.words:
+            words += ["optimizer.m=16"]
+        name = row.words.split()[0].partition("=")[2]
+        words += next(text for pattern, text in found["networks"].items() if re.fullmatch(pattern, name)).split()
+    return [*words, f"paper={row.name}"]
+
+
+def cells(table: str, scale: str, seed: int, given: list[str], out: Path) -> Iterator[Cell]:
+    """The runs of a table's rows with one seed."""
+    some = SCALES["cpu"]["tables"][table].get("rows", "") if scale == "cpu" else ""
+    for row in (row for row in tables()[table] if re.search(some, row.name)):
+        for optimizer in row.optimizers:
+            words = [
+                *row.words.split(),
+                *(word for word in row.typed.split() if optimizer == "sam" or "rho=" not in word),
+            ]
+            words = joined(words, [f"optimizer={optimizer}", f"seed={seed}"], scaled(row, table, scale), given)
+            teacher = None
+            if row.labels:
+                everyone = cells("table4", scale, seed, given, out)
+                teacher = next(cell for cell in everyone if cell.name == f"{row.labels}-{optimizer}-seed{seed}")
+                words = joined(words, [f"noise.file={teacher.labels}"])
+            yield Cell(f"{row.name}-{optimizer}-seed{seed}", words, out / table, teacher)
+
+
+def run(cell: Cell) -> tuple[int, str]:
+    """Do it in this process, which a pool keeps: exit code, and what was printed last."""
+    line = ""
+    for command in cell.commands:
+        GlobalHydra.instance().clear()
+        sys.argv = command
+        printed = io.StringIO()
+        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+            code = (cli.train if command[0] == "sam-train" else cli.evaluate)()
+        if code:
+            return code, printed.getvalue()
+        line = printed.getvalue().strip().rpartition("\n")[2]
+    return 0, line
+
+
+def run_all(wanted: list[Cell], jobs: int) -> list[str]:
+    """Names of those that failed."""
+    failed = []
+    context = multiprocessing.get_context("spawn")
+    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+        futures = {pool.submit(run, cell): cell for cell in wanted}
+        try:
+            for number, future in enumerate(as_completed(futures), 1):
+                cell, (code, told) = futures[future], future.result()
+                print(f"[{number}/{len(wanted)}] {cell.name}: {told if code else told.partition('  ')[2]}", flush=True)
+                failed += [cell.name] if code else []
+        except KeyboardInterrupt:  # the runs have it too, and save
+            pool.shutdown(cancel_futures=True)
+            raise
+    return failed
+
+
+def parsed() -> tuple[argparse.Namespace, list[str]]:
+    """Options, and the words that win over all others."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--table", required=True, help=f"all, or one of {', '.join(tables())}; 4 is table4")
+    parser.add_argument("--scale", required=True, choices=["smoke", "cpu", "full"])
+    parser.add_argument("--rows", default="", help="a regular expression that a run's name has to have")
+    parser.add_argument("--seeds", type=int, help="runs of each row, seeds 0, 1, ...")
+    parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs at once (default: one a core)")
+    parser.add_argument("--out", type=Path, default=Path("outputs/reproduce"), help="a folder; SCALE/TABLE is added")
+    parser.add_argument("--print", action="store_true", help="print the commands and run nothing")
+    options, given = parser.parse_known_args()
+    if any("=" not in word or word.startswith("-") for word in given):
+        parser.error(f"{' '.join(given)}: further words are key=value")
+    try:
+        re.compile(options.rows)
+    except re.error as error:
+        parser.error(f"--rows {options.rows} is no regular expression: {error}")
+    options.table = f"table{options.table}" if options.table[0].isdigit() else options.table
+    offered = [*(SCALES["cpu"]["tables"] if options.scale == "cpu" else tables())]
+    if options.table not in ["all", *offered]:
+        parser.error(f"--table {options.table} --scale {options.scale} is not offered; there are {', '.join(offered)}")
+    options.tables = offered if options.table == "all" else [options.table]
+    if options.jobs < 1 or (options.seeds is not None and options.seeds < 1):
+        parser.error("--jobs and --seeds are 1 or more")
+    return options, given
+
+
+def main() -> int:
+    """Run what is missing, then print the tables."""
+    options, given = parsed()
+    out = options.out.resolve() / options.scale
+    seeds = range(options.seeds or SCALES[options.scale]["seeds"])
+    wanted = [
+        cell
+        for table in options.tables
+        for seed in seeds
+        for cell in cells(table, options.scale, seed, given, out)
+        if re.search(options.rows, cell.name)
+    ]
+    if not wanted:
+        print(f"error: --rows {options.rows}: no run has that in its name; --print shows them", file=sys.stderr)
+        return 2
+    if options.print:
+        print("\n".join(shlex.join(command) for cell in wanted for command in cell.commands))
+        return 0
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // options.jobs)))
+    failed = run_all(wanted, options.jobs)
+    for table in options.tables:
+        if (out / table).is_dir():
+            report([str(out / table), f"paper={table}"])
+    print(f"failed: {', '.join(failed)}" if failed else f"{len(wanted)} runs, all finished")
+    return 1 if failed else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
