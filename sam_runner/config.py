@@ -109,6 +109,8 @@ def validate(cfg: DictConfig, overrides: Sequence[str], *, multirun: bool) -> No
         )
     if not multirun and "sweep_name" in typed:
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
+    if not multirun and "search" in typed:
+        raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
     if not multirun and "sweep.on_error" in typed:
         raise InputError("sweep.on_error has no effect without -m\n  leave it out")
     if "run_dir" in typed and cfg.run_dir == "":

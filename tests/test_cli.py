@@ -94,6 +94,7 @@ BAD_INPUT = [
     (["-m", "rho=glob(*)"], "rho=glob(*) gives no value", "key=1,2"),
     (["-m", "seed=range(3,1)"], "seed=range(3,1) gives no value", "key=1,2"),
     (["sweep.on_error=stop"], "sweep.on_error has no effect", "leave it out"),
+    (["search=rho"], "search has no effect without -m", "sam-train -m search="),
     (["-m", "sweep.on_error=go"], "sweep.on_error=go", "continue, stop"),
     (["rho=0.1,0.2"], "rho=0.1,0.2", "sam-train -m rho=0.1,0.2"),
     (["data=image_folder"], "data.root", "data.root=..."),

@@ -9,6 +9,7 @@ from sam_runner.cli import CONF
 from sam_runner.config import fingerprint, plain, validate
 from sam_runner.evaluation import restored
 from sam_runner.paper import rows, target
+from sam_runner.records import records
 from tests.commands import TINY, compose_config, invoke, train
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -123,3 +124,18 @@ def test_relabel_names_a_file_that_can_be_read_again(tmp_path, monkeypatch, caps
     done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "relabel=labels.txt", entry=cli.evaluate)
     assert done.returncode == 2
     assert "relabel=labels.npy" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("words", "key", "grid"),
+    [
+        (["search=rho", "optimizer=sam"], "rho", ["0.01", "0.02", "0.05", "0.1", "0.2", "0.5"]),  # section 3.1
+        (["search=mixup"], "mixup", ["1.0", "8.0", "16.0", "32.0"]),  # Table 4
+    ],
+)
+def test_a_search_of_the_paper_is_a_sweep_with_a_held_out_part(words, key, grid, tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "epochs=1", *words, "sweep_name=s")
+    assert done.returncode == 0, done.stderr
+    runs = records([tmp_path])
+    assert sorted(str(float(run.settings.get(key, run.settings.get(f"augment.{key}")))) for run in runs) == sorted(grid)
+    assert all("validation/accuracy" in run.final for run in runs)

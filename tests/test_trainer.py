@@ -250,7 +250,7 @@ def test_rho_schedules_reach_the_step(tmp_path):
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "options", [("precision=bf16",), ("precision=fp16", "epochs=8"), ("compile=default", "epochs=8"), ()]
+    "options", [("precision=bf16", "epochs=8"), ("precision=fp16", "epochs=8"), ("compile=default", "epochs=8"), ()]
 )
 def test_every_precision_learns_the_digits(options, tmp_path, monkeypatch, capsys):
     arguments = ["optimizer=sam", "rho=0.05", "device=cpu", *options, "run_dir=run"]
