@@ -29,6 +29,8 @@ class Row:
         typed: What the paper tunes for it, ``rho=0.1`` say.
         sam: As printed: mean, and the 95% interval where there is one; "" without a number.
         sgd: The same of the baseline.
+        sam_top5: The top-5 error, where the table has it.
+        sgd_top5: The same of the baseline.
     """
 
     title: str
@@ -38,6 +40,8 @@ class Row:
     typed: str = ""
     sam: str = ""
     sgd: str = ""
+    sam_top5: str = ""
+    sgd_top5: str = ""
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether a run of these settings is one of this row."""
@@ -67,7 +71,8 @@ def target(settings: Mapping[str, Any]) -> str:
     row = next((row for row in rows() if row.fits(settings)), None)
     if row is None:
         return "no number for this choice"
-    numbers = ", ".join(f"{name} {value}" for name, value in (("SAM", row.sam), ("SGD", row.sgd)) if value)
+    columns = (("SAM", row.sam, row.sam_top5), ("SGD", row.sgd, row.sgd_top5))
+    numbers = ", ".join(f"{name} {first}" + (f" / {top5}" if top5 else "") for name, first, top5 in columns if first)
     untuned = row.untuned(settings)
     return f"{row.title}: {numbers}" + (f"; it has {untuned} here, which has to be typed" if untuned else "")
 

@@ -33,6 +33,24 @@ MUTANTS = {
         "False",
         "test_experiments.py::test_a_radius",
     ),
+    "experiments: the top-5 error is not told": (
+        "paper.py",
+        "if top5 else",
+        "if not top5 else",
+        "test_experiments.py::test_the_paper_reports_one",
+    ),
+    "metrics: of equal logits none is first": (
+        "metrics.py",
+        "((logits == own) & lower)",
+        "((logits == own) & (lower | ~lower))",
+        "test_metrics.py::test_top_five",
+    ),
+    "metrics: a sixth class counts": (
+        "metrics.py",
+        "(before.sum(1) < 5)",
+        "(before.sum(1) <= 5)",
+        "test_metrics.py::test_top_five",
+    ),
     "oracle 1: ascent downhill": (
         PERTURBATION,
         "(rho / norm).masked_fill(norm == 0, 0.0)",
