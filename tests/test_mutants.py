@@ -200,8 +200,8 @@ MUTANTS = {
     ),
     "oracle 14: second pass counted": (
         OBJECTIVE,
-        "with nullcontext() if at_w else self.statistics.frozen():",
-        "with nullcontext():",
+        "with self.statistics.counted(len(chunk)) if at_w else self.statistics.frozen():",
+        "with self.statistics.counted(len(chunk)) if at_w else nullcontext():",
         "test_batchnorm.py::test_one_update_per_step",
     ),
     "oracle 14: second pass uses running statistics": (
@@ -221,6 +221,42 @@ MUTANTS = {
         "alpha=num_examples",
         "alpha=1",
         "test_batchnorm.py::test_groups_and_micro_batches",
+    ),
+    "oracle 14: passes begin where the last one ended": (
+        BATCHNORM,
+        "            self._mean.begin()",
+        "            pass",
+        "test_batchnorm.py::test_groups_and_micro_batches",
+    ),
+    "oracle 14: a layer used twice counts once with groups": (
+        BATCHNORM,
+        "return\n            self._mean",
+        "return\n            for layer in layers:\n                layer.momentum = 1.0\n            self._mean",
+        "test_batchnorm.py::test_a_layer_used_twice",
+    ),
+    "oracle 14: instance norm at w + eps counts": (
+        BATCHNORM,
+        "return isinstance(layer, _InstanceNorm)",
+        "return False",
+        "test_batchnorm.py::test_instance_norm",
+    ),
+    "spectral: iterated at w + eps": (
+        "spectral.py",
+        "        self._stop()\n        try:",
+        "        try:",
+        "test_spectral.py::test_a_frozen",
+    ),
+    "spectral: every group iterates": (
+        "spectral.py",
+        "if self._once:",
+        "if False:",
+        "test_spectral.py::test_a_step_iterates",
+    ),
+    "spectral: a step that is not finite moves the vectors": (
+        BATCHNORM,
+        ", *self._power.vectors()]",
+        "]",
+        "test_spectral.py::test_a_step_that_is_not",
     ),
     "oracle 15: second pass at rho 0": (
         SAM,
@@ -374,8 +410,8 @@ MUTANTS = {
     ),
     "ranks: statistics without their weight": (
         BATCHNORM,
-        "self._weight / weight)",
-        "self._weight)",
+        "self._weight / self._num_examples)",
+        "1 / self._num_examples)",
         "test_distributed.py::test_mean_of_ranks",
     ),
     "ranks: each evaluates all batches": (
