@@ -138,39 +138,37 @@ class _Mean:
     """
 
     def __init__(self, buffers: list[Tensor], counts: list[Tensor], weight: float) -> None:
-        self._live, self._weight, self._num_buffers = [*buffers, *counts], weight, len(buffers)
-        self._before = [tensor.clone() for tensor in self._live]
-        start = self._before[: len(buffers)]
-        self._start = [*(start if weight == 1 else torch._foreach_div(start, weight)), *self._before[len(buffers) :]]
+        self._buffers, self._counts, self._weight = buffers, counts, weight
+        self._before = [buffer.clone() for buffer in buffers]
+        self._counts_before = [count.clone() for count in counts]
+        self._start = self._before if weight == 1 else list(torch._foreach_div(self._before, weight))
         self._total = [torch.zeros_like(buffer) for buffer in buffers]
-        self._after: list[Tensor] = []
         self._num_examples = 0
 
     def begin(self) -> None:
         """Go back to where each pass begins; the backward pass of the one before must be over."""
-        self._set(self._start)
+        _copy(self._buffers, self._start)
+        _copy(self._counts, self._counts_before)
 
     def add(self, num_examples: int) -> None:
         """Take in what a pass has left."""
-        torch._foreach_add_(self._total, self._live[: self._num_buffers], alpha=num_examples)
+        torch._foreach_add_(self._total, self._buffers, alpha=num_examples)
         self._num_examples += num_examples
-        self._after = [count.clone() for count in self._live[self._num_buffers :]]
 
     def write(self) -> None:
-        """The mean, with the counts of one pass."""
-        if not self._num_examples:
-            self.undo()
-            return
-        mean = torch._foreach_mul(self._total, self._weight / self._num_examples)
-        self._set([*mean, *self._after])
+        """The mean; the counts are those of the last pass."""
+        if self._num_examples:
+            _copy(self._buffers, torch._foreach_mul(self._total, self._weight / self._num_examples))
 
     def undo(self) -> None:
         """What was there before."""
-        self._set(self._before)
+        _copy(self._buffers, self._before)
+        _copy(self._counts, self._counts_before)
 
-    def _set(self, values: list[Tensor]) -> None:
-        for tensor, value in zip(self._live, values, strict=True):
-            tensor.copy_(value)
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
 
 
 def _keeps_writing(layer: nn.Module) -> bool:
