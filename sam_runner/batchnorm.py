@@ -4,15 +4,21 @@ A SAM step runs the network at w and again at w + eps, and with groups or micro-
 every one of those passes would update the running statistics, so they would describe perturbed weights and count a
 batch several times. Here the passes at w + eps normalise by the batch without touching the buffers, and k passes at w
 make one update with the mean of their k batch statistics, as k devices of a data-parallel run would after averaging.
+Instance norm with running statistics is treated alike, and the vectors of spectral norm too (`sam_runner.spectral`).
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from types import MethodType
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from sam_runner.spectral import PowerIterations
+
+Norm = _BatchNorm | _InstanceNorm
 
 
 def freeze(model: nn.Module) -> int:
@@ -35,40 +41,45 @@ def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - t
 
 
 class RunningStatistics:
-    """The running statistics of all batch-norm layers of a model (BatchNorm1d/2d/3d, SyncBatchNorm).
+    """What the passes of a network leave in it: the running statistics of all batch-norm and instance-norm layers.
 
-    Layers in evaluation mode (frozen statistics) and layers that keep none are left as they are.
+    Layers in evaluation mode (frozen statistics) and layers that keep none are left as they are. A layer that a pass
+    uses twice counts twice, as in PyTorch.
 
     Args:
         model: The network; its set of layers must not change afterwards.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        self._layers = [
-            module for module in model.modules() if isinstance(module, _BatchNorm) and module.running_mean is not None
-        ]
-        self._total: list[Tensor] = []
-        self._weight = 0.0
-        self._collecting = False
+        modules = [module for module in model.modules() if isinstance(module, Norm)]
+        self._layers = [module for module in modules if module.running_mean is not None]
+        self._power = PowerIterations(model)
+        self._mean: _Mean | None = None
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Passes in the body normalise by their batch, as in training, and leave every buffer alone."""
         layers = [layer for layer in self._layers if layer.training and layer.track_running_stats]
+        buffers = [(layer, layer.running_mean, layer.running_var) for layer in layers if _keeps_writing(layer)]
         for layer in layers:
             layer.track_running_stats = False
+        for layer, _, _ in buffers:
+            layer.running_mean = layer.running_var = None
         try:
-            yield
+            with self._power.stopped():
+                yield
         finally:
             for layer in layers:
                 layer.track_running_stats = True
+            for layer, mean, variance in buffers:
+                layer.running_mean, layer.running_var = mean, variance
 
     @contextmanager
     def one_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
         """All passes in the body together count as one batch.
 
-        After each of them `observe` has to be called. With a single pass this is exactly
-        what PyTorch does by itself. If the body raises, the statistics are those from before it.
+        Each of them has to be `counted` or `frozen`. With a single pass this is exactly what PyTorch does by itself. If
+        the body raises, the statistics are those from before it.
 
         Args:
             num_passes: Passes in the body that are not `frozen`.
@@ -76,63 +87,98 @@ class RunningStatistics:
                 the mean of the ranks' running statistics is that of all images only with it.
         """
         layers = [layer for layer in self._layers if layer.training]
-        if (num_passes <= 1 and weight == 1) or not layers:
-            yield
-            return
-        # With momentum 1 a pass leaves its own batch statistics in the buffers, where `observe` finds them.
-        before = self._clone(layers)
-        momenta = [layer.momentum for layer in layers]
-        counts = [None if layer.num_batches_tracked is None else layer.num_batches_tracked.clone() for layer in layers]
-        self._total, self._weight, self._collecting = [torch.zeros_like(buffer) for buffer in before], 0.0, True
-        for layer in layers:
-            layer.momentum = 1.0
-        try:
-            yield
-            new = torch._foreach_div(self._total, self._weight / weight) if self._weight else before
-        except BaseException:
-            new = before
-            raise
-        finally:
-            for layer, momentum, count in zip(layers, momenta, counts, strict=True):
-                layer.momentum = momentum
-                if count is not None and layer.num_batches_tracked is not None:
-                    layer.num_batches_tracked.copy_(count + (new is not before))
-            self._write_back(layers, before, list(new))
-            self._total, self._collecting = [], False
+        with self._power.once():
+            if (num_passes <= 1 and weight == 1) or not layers:
+                yield
+                return
+            self._mean = mean = _Mean(_buffers(layers), _counts(layers), weight)
+            try:
+                yield
+                mean.write()
+            except BaseException:
+                mean.undo()
+                raise
+            finally:
+                self._mean = None
 
-    def observe(self, num_examples: int) -> None:
-        """Take in the statistics of the pass just made, weighted by its examples; only inside `one_update`."""
-        if not self._collecting:
-            return
-        torch._foreach_add_(
-            self._total, self._buffers([layer for layer in self._layers if layer.training]), alpha=num_examples
-        )
-        self._weight += num_examples
+    @contextmanager
+    def counted(self, num_examples: int) -> Iterator[None]:
+        """The body is one forward pass, whose statistics count by its examples in those of `one_update`."""
+        if self._mean is not None:
+            self._mean.begin()
+        yield
+        self._power.done()
+        if self._mean is not None:
+            self._mean.add(num_examples)
 
     def snapshot(self) -> list[Tensor]:
         """Copies of all buffers, for `restore`."""
-        counts = [layer.num_batches_tracked for layer in self._layers if layer.num_batches_tracked is not None]
-        return [*self._clone(self._layers), *(count.clone() for count in counts)]
+        return [buffer.clone() for buffer in self._all()]
 
     def restore(self, snapshot: list[Tensor], where: Tensor) -> None:
         """Put the buffers of a `snapshot` back if `where`, a 0-dim bool tensor on the device, is true."""
-        counts = [layer.num_batches_tracked for layer in self._layers if layer.num_batches_tracked is not None]
-        for buffer, saved in zip([*self._buffers(self._layers), *counts], snapshot, strict=True):
+        for buffer, saved in zip(self._all(), snapshot, strict=True):
             buffer.copy_(torch.where(where, saved, buffer))
 
-    @staticmethod
-    def _buffers(layers: list[_BatchNorm]) -> list[Tensor]:
-        return [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+    def _all(self) -> list[Tensor]:
+        return [*_buffers(self._layers), *_counts(self._layers), *self._power.vectors()]
 
-    def _clone(self, layers: list[_BatchNorm]) -> list[Tensor]:
-        return [buffer.clone() for buffer in self._buffers(layers)]
 
-    def _write_back(self, layers: list[_BatchNorm], before: list[Tensor], new: list[Tensor]) -> None:
-        """Running = (1 - momentum) before + momentum new; momentum None is the cumulative mean over batches."""
-        factors: list[Tensor | float] = []
-        for layer in layers:
-            count = layer.num_batches_tracked
-            factor = layer.momentum if layer.momentum is not None or count is None else 1 / count.clamp(min=1)
-            factors += [1.0 if factor is None else factor] * 2
-        for buffer, old, mean, factor in zip(self._buffers(layers), before, new, factors, strict=True):
-            buffer.copy_(old if mean is old else torch.lerp(old, mean, factor))
+class _Mean:
+    """The mean of the buffers that passes leave, where each begins with those from before.
+
+    They are an affine function of a pass's batch statistics, so their mean is what one pass with the mean statistics
+    would leave, whatever the momentum and however often a pass uses a layer. Begun with 1/weight of the buffers and
+    then multiplied by the weight, the statistics have it and the buffers do not.
+
+    Args:
+        buffers: Running means and variances.
+        counts: Numbers of batches.
+        weight: Of the statistics.
+    """
+
+    def __init__(self, buffers: list[Tensor], counts: list[Tensor], weight: float) -> None:
+        self._buffers, self._counts, self._weight = buffers, counts, weight
+        self._before = [buffer.clone() for buffer in buffers]
+        self._counts_before = [count.clone() for count in counts]
+        self._start = self._before if weight == 1 else list(torch._foreach_div(self._before, weight))
+        self._total = [torch.zeros_like(buffer) for buffer in buffers]
+        self._num_examples = 0
+
+    def begin(self) -> None:
+        """Go back to where each pass begins; the backward pass of the one before must be over."""
+        _copy(self._buffers, self._start)
+        _copy(self._counts, self._counts_before)
+
+    def add(self, num_examples: int) -> None:
+        """Take in what a pass has left."""
+        torch._foreach_add_(self._total, self._buffers, alpha=num_examples)
+        self._num_examples += num_examples
+
+    def write(self) -> None:
+        """The mean; the counts are those of the last pass."""
+        if self._num_examples:
+            _copy(self._buffers, torch._foreach_mul(self._total, self._weight / self._num_examples))
+
+    def undo(self) -> None:
+        """What was there before."""
+        _copy(self._buffers, self._before)
+        _copy(self._counts, self._counts_before)
+
+
+def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
+    if targets:
+        torch._foreach_copy_(list(targets), list(sources))
+
+
+def _keeps_writing(layer: nn.Module) -> bool:
+    """Whether a layer writes into its buffers without tracking statistics: torch's instance norm does."""
+    return isinstance(layer, _InstanceNorm)
+
+
+def _buffers(layers: Sequence[Norm]) -> list[Tensor]:
+    return [buffer for layer in layers for buffer in (layer.running_mean, layer.running_var) if buffer is not None]
+
+
+def _counts(layers: Sequence[Norm]) -> list[Tensor]:
+    return [layer.num_batches_tracked for layer in layers if layer.num_batches_tracked is not None]

@@ -178,9 +178,10 @@ def build_step(
     names = ("p", "ascent_steps", "second_order", "sync_perturbation")
     sam = {name: options[name] for name in names if name in options}
     projected = options.get("ascent") == "projected"
+    seed = settings["seed"] if options.get("direction") == "random" else None
     step = SamStep(
         objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected,
-        keep_statistics=settings["on_nonfinite"] == "skip", **sam,
+        direction_seed=seed, keep_statistics=settings["on_nonfinite"] == "skip", **sam,
     )  # fmt: skip
     return CapturedStep(step) if settings["compile"] == "graph" else step
 

@@ -112,12 +112,12 @@ class CapturedStep:
             self._obstacle = f"it needs a CUDA device, this is {step.objective.device}"
         self._recorder = None if self._obstacle else recorder or CudaRecorder(step.objective.device)
 
-    def __call__(self, batch: Batch, rho: float) -> StepStats:
+    def __call__(self, batch: Batch, rho: float, number: int | None = None) -> StepStats:
         """Take one step, see `SamStep`."""
         if self._obstacle:
             self._give_up(self._obstacle)
         if self._recorder is None:
-            return self._step(batch, rho)
+            return self._step(batch, rho, number)
         key = batch.images.shape, batch.images.dtype, rho > 0
         if key not in self._recordings:
             self._seen[key] = self._seen.get(key, 0) + 1
@@ -194,6 +194,8 @@ def _obstacle(step: SamStep) -> str:
         return "the loss scaler of fp16 decides on the host whether a step is skipped (use bf16)"
     if step.second_order:
         return "the second-order term is differentiated twice"
+    if step.direction_seed is not None:
+        return "a random direction is drawn anew in each step"
     fused = all(group.get("fused") for group in step.optimizer.param_groups)
     if type(step.optimizer) not in OPTIMIZERS or not fused:
         return f"{type(step.optimizer).__name__} reads its learning rate on the host (use SGD, Adam or AdamW)"

@@ -64,17 +64,19 @@ def compared(folders: Sequence[Path], table: str) -> Comparison:
 
 def _lines(row: Row, runs: Sequence[Record]) -> Iterator[list[str]]:
     for optimizer in row.optimizers:
-        number = row.sam if optimizer == "sam" else row.sgd
+        number = row.number(optimizer) or "-"
         of_it = [run for run in runs if run.settings["optimizer"] == optimizer]
         found = groups(of_it)
         if not found:
             state = f"{len(of_it)} not finished" if of_it else ""
-            yield [row.name, optimizer, number or "-", "-", "-", "0", state]
+            yield [row.name, optimizer, number, "-", "-", "0", state]
         for group in found:
             values = [_in_percent(value, row.metric) for value in group.values("test/accuracy")]
             middle, half = interval(values)
+            top5 = [_in_percent(value, row.metric) for value in group.values("test/accuracy_top5")]
+            beside = f" / {interval(top5)[0]:.2f}" if top5 and "/" in number else ""
             yield [
-                row.name, optimizer, number or "-", f"{middle:.2f}", "-" if math.isnan(half) else f"± {half:.2f}",
+                row.name, optimizer, number, f"{middle:.2f}{beside}", "-" if math.isnan(half) else f"± {half:.2f}",
                 str(len(values)), "; ".join(differences(row, optimizer, group.runs[0].settings)),
             ]  # fmt: skip
 

@@ -99,8 +99,9 @@ def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         labels: int64, (N,).
 
     Returns:
-        ``accuracy`` (top-1), ``accuracy_top5`` (with more than five classes), ``nll`` (mean negative log-likelihood in
-        nats) and ``calibration_error`` (see `calibration_error`).
+        ``accuracy`` (top-1), ``accuracy_top5`` (with more than five classes; of equal logits the lower class counts as
+        first, as for top-1), ``nll`` (mean negative log-likelihood in nats) and ``calibration_error`` (see
+        `calibration_error`).
     """
     logits = logits.double()
     values = {
@@ -109,7 +110,10 @@ def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "calibration_error": calibration_error(logits, labels),
     }
     if logits.shape[1] > 5:
-        values["accuracy_top5"] = (logits.topk(5, dim=1).indices == labels[:, None]).any(1).double().mean()
+        own = logits.gather(1, labels[:, None])
+        lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+        before = (~(logits <= own)) | ((logits == own) & lower)
+        values["accuracy_top5"] = (before.sum(1) < 5).double().mean()
     return {name: float(value) for name, value in values.items()}
 
 

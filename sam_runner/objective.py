@@ -166,10 +166,8 @@ class Objective:
         for number, chunk in enumerate(chunks, 1):
             share = len(chunk) / len(batch)
             with nullcontext() if reduce and number == len(chunks) else self._no_sync():  # around both directions
-                with nullcontext() if at_w else self.statistics.frozen():
+                with self.statistics.counted(len(chunk)) if at_w else self.statistics.frozen():
                     logits, loss = self._evaluate(chunk)
-                if at_w:
-                    self.statistics.observe(len(chunk))
                 objective = loss + self._penalty() if self._weight_decay else loss
                 if share != 1:
                     objective = objective * share

@@ -29,6 +29,8 @@ class Row:
         typed: What the paper tunes for it, ``rho=0.1`` say.
         sam: As printed: mean, and the 95% interval where there is one; "" without a number.
         sgd: The same of the baseline.
+        sam_top5: The top-5 error, where the table has it.
+        sgd_top5: The same of the baseline.
         labels: Name of the row whose network gives the labels, where it is trained on those.
     """
 
@@ -39,6 +41,8 @@ class Row:
     typed: str = ""
     sam: str = ""
     sgd: str = ""
+    sam_top5: str = ""
+    sgd_top5: str = ""
     labels: str = ""
 
     @property
@@ -55,6 +59,11 @@ class Row:
         return [name for name, number in (("sgd", self.sgd), ("sam", self.sam)) if number] or [
             "sgd" if plain else "sam"
         ]
+
+    def number(self, optimizer: str) -> str:
+        """As printed, with the top-5 error behind a stroke where there is one; "" without a number."""
+        first, top5 = (self.sam, self.sam_top5) if optimizer == "sam" else (self.sgd, self.sgd_top5)
+        return f"{first} / {top5}" if top5 else first
 
     def fits(self, settings: Mapping[str, Any]) -> bool:
         """Whether a run of these settings is one of this row."""
@@ -93,7 +102,7 @@ def target(settings: Mapping[str, Any]) -> str:
     row = next((row for row in rows() if row.fits(settings)), None)
     if row is None:
         return "no number for this choice"
-    numbers = ", ".join(f"{name} {value}" for name, value in (("SAM", row.sam), ("SGD", row.sgd)) if value)
+    numbers = ", ".join(f"{name.upper()} {row.number(name)}" for name in ("sam", "sgd") if row.number(name))
     numbers = numbers or "no number"
     untuned = row.untuned(settings)
     return f"{row.title}: {numbers}" + (f"; it has {untuned} here, which has to be typed" if untuned else "")

@@ -124,6 +124,24 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
     return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
 
 
+def random_perturbation(grads: list[Tensor], rho: float | Tensor, draws: torch.Generator) -> Perturbation:
+    """The eps = rho u / ||u||_2 with u standard normal, which is uniform on the sphere (the paper's Appendix C.5).
+
+    u does not depend on how a tensor lies in memory.
+
+    Args:
+        grads: g, one tensor per parameter; u is written over it, all of it drawn, also where g is zero.
+        rho: Radius, >= 0.
+        draws: On the device of `grads`.
+    """
+    grad_norm = norm_of(grads)
+    for grad in grads:
+        grad.copy_(torch.randn(grad.shape, generator=draws, dtype=grad.dtype, device=grad.device))
+    norm = norm_of(grads)
+    scale = rho / norm
+    return Perturbation(grads, scale, scale * norm, grad_norm)
+
+
 def shifted(params: list[nn.Parameter], eps: Perturbation, *, in_place: bool) -> list[Tensor]:
     """W + eps in memory of its own; `params` stay as they are.
 

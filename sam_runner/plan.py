@@ -44,7 +44,8 @@ def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
     batch = f"{batch_size} images"
     batch += f" in groups of {optimizer['m']}" if optimizer["m"] else ""
     batch += f", at most {-(-batch_size // settings['accumulate'])} a pass" if settings["accumulate"] > 1 else ""
-    sam = f"SAM with rho {optimizer['rho']:g}, " if passes > 1 else ""
+    along = " in a random direction" if optimizer.get("direction") == "random" else ""
+    sam = f"SAM with rho {optimizer['rho']:g}{along}, " if passes > 1 else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     objective = run.step.objective
     precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[objective.autocast_dtype]

@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.data_rules import DATA_RULES
 from sam_runner.errors import InputError
-from sam_runner.schema import Ascent, Compile, Parallel, Precision, RhoSchedule
+from sam_runner.schema import Ascent, Compile, Direction, Parallel, Precision, RhoSchedule
 
 
 def _ranks(cfg: DictConfig, typed: set[str]) -> None:
@@ -36,6 +36,7 @@ def _shards(cfg: DictConfig) -> None:
     optimizer = cfg.optimizer
     needed = {
         "torchrun with several processes": cfg.world_size > 1,
+        "optimizer.direction=gradient": optimizer.get("direction") != Direction.random,
         "optimizer.sync_perturbation=true": optimizer.get("sync_perturbation", True),
         "optimizer.p=2": optimizer.get("p", 2) == 2,
         "optimizer.m=null": optimizer.m is None,
@@ -102,6 +103,23 @@ def _ascent(cfg: DictConfig, typed: set[str]) -> None:
         )
 
 
+def _random_direction(cfg: DictConfig, _: set[str]) -> None:
+    """What needs eps along the gradient, or has no meaning without."""
+    optimizer = cfg.optimizer
+    if optimizer.get("direction") != Direction.random:
+        return
+    needed = {
+        "optimizer.p=2": optimizer.p == 2,
+        "optimizer.ascent_steps=1": optimizer.ascent_steps == 1,
+        "optimizer.second_order=false": not optimizer.second_order,
+        "optimizer.sync_perturbation=false (it is the same on all processes)": not optimizer.sync_perturbation,
+        "compile other than graph (it is drawn anew in each step)": cfg.compile != Compile.graph,
+    }
+    for name, met in needed.items():
+        if not met:
+            raise InputError(f"optimizer.direction=random needs {name}\n  or use optimizer.direction=gradient")
+
+
 def _layout(cfg: DictConfig, _: set[str]) -> None:
     if isinstance(cfg.channels_last, str) and cfg.channels_last != "auto":
         raise InputError(f"channels_last={cfg.channels_last} is not known\n  accepted: true, false, auto")
@@ -121,6 +139,7 @@ RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
     _aliases,
     _epochs,
     _ascent,
+    _random_direction,
     _device,
     _layout,
     *DATA_RULES,

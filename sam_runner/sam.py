@@ -17,8 +17,16 @@ import torch
 from torch import Tensor
 
 from sam_runner.objective import Batch, Evaluation, Objective
-from sam_runner.perturbation import Perturbation, displaced, epsilon, norm_of, perturbation, shifted
-from sam_runner.seeding import RngState
+from sam_runner.perturbation import (
+    Perturbation,
+    displaced,
+    epsilon,
+    norm_of,
+    perturbation,
+    random_perturbation,
+    shifted,
+)
+from sam_runner.seeding import RngState, generator
 from sam_runner.update import Update
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
@@ -72,6 +80,9 @@ class SamStep:
             eps <- epsilon(grad L(w + eps)); True adds such a step and projects on the ball, eps <- P(eps +
             epsilon(...)), p = 2.
         second_order: Keep the term that eq. 3 drops, (d eps/d w)^T g_SAM, exactly, through autograd (Appendix C.4).
+        direction_seed: eps in a random direction instead of the gradient's (Appendix C.5, `random_perturbation`), a
+            function of this seed and of the step's number: the same for all groups of a step and on all ranks. The
+            first pass stays as it is: statistics, ||g|| and what a step costs are those of SAM. None: the gradient's.
         grad_clip: Largest norm of the gradient that the base optimizer is given (the paper's code: 5.0); None: no
             limit. The ascent is never clipped: eps does not depend on the gradient's length.
         keep_statistics: Whether a step without an update leaves the batch-norm statistics alone too; with a loss scaler
@@ -92,6 +103,7 @@ class SamStep:
         ascent_steps: int = 1,
         projected: bool = False,
         second_order: bool = False,
+        direction_seed: int | None = None,
         grad_clip: float | None = None,
         keep_statistics: bool = False,
     ) -> None:
@@ -105,6 +117,11 @@ class SamStep:
             raise ValueError("sync_perturbation is for one group, without second_order")
         if objective.shards.count > 1 and (p != 2 or not sync_perturbation):
             raise ValueError("sharded weights need p = 2 and sync_perturbation")
+        if direction_seed is not None:
+            if p != 2 or ascent_steps != 1 or second_order:
+                raise ValueError("a random direction needs p = 2 and ascent_steps = 1, without second_order")
+            if sync_perturbation:
+                raise ValueError("a random direction is the same on all ranks: leave sync_perturbation out")
         self.objective = objective
         self.optimizer = optimizer
         self.p = p
@@ -113,12 +130,21 @@ class SamStep:
         self.ascent_steps = ascent_steps
         self.projected = projected
         self.second_order = second_order
+        self.direction_seed = direction_seed
         self._update = Update(optimizer, objective.scaler, grad_clip, objective.shards)
         self._keep_statistics = keep_statistics or objective.scaler.is_enabled()
 
-    def __call__(self, batch: Batch, rho: float | Tensor) -> StepStats:
-        """Take one step; `batch` is on the parameters' device, `rho` >= 0, or 0-dim on the device and > 0."""
+    def __call__(self, batch: Batch, rho: float | Tensor, number: int | None = None) -> StepStats:
+        """Take one step.
+
+        Args:
+            batch: On the parameters' device.
+            rho: >= 0, or 0-dim on the device and > 0.
+            number: Of the step in its run, which a random direction is drawn from; needed for one.
+        """
         objective, scaler = self.objective, self.objective.scaler
+        if self.direction_seed is not None and number is None:
+            raise ValueError("a random direction needs the number of the step")
         self.optimizer.zero_grad(set_to_none=True)
         groups = batch.split(self.group_size)
         before = objective.statistics.snapshot() if self._keep_statistics else None
@@ -126,7 +152,7 @@ class SamStep:
         with objective.statistics.one_update(num_passes, batch.weight):
             shares = [batch.weight * len(group) / len(batch) for group in groups]
             pairs = zip(groups, shares, strict=True)
-            parts = [self._accumulate(group, share, rho, group is groups[-1]) for group, share in pairs]
+            parts = [self._accumulate(group, share, rho, group is groups[-1], number) for group, share in pairs]
         if self.second_order and not _is_zero(rho):
             objective.average_gradients()
         loss, loss_perturbed, grad_norm, eps_norm = self._mean(parts, batch)
@@ -140,7 +166,7 @@ class SamStep:
         return StepStats(loss, loss_perturbed, grad_norm, eps_norm, logits, finite, skipped)
 
     def _accumulate(
-        self, group: Batch, share: float, rho: float | Tensor, last: bool
+        self, group: Batch, share: float, rho: float | Tensor, last: bool, number: int | None
     ) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
         """Add `share` times the group's gradient to ``.grad``; evaluation at w, loss at w + eps, ||g||, ||eps||.
 
@@ -154,7 +180,7 @@ class SamStep:
         at_w, grads = self.objective.gradient(group, at_w=True, create_graph=self.second_order, reduce=together)
         if self.second_order:
             return at_w, *self._descend_second_order(group, share, grads, rho, rng)
-        eps = perturbation(grads, rho, self.p, self.objective.shards)
+        eps = self._first_ascent(grads, rho, number)
         grad_norm = eps.grad_norm
         del grads
         for _ in range(self.ascent_steps - 1):
@@ -167,6 +193,13 @@ class SamStep:
             del moved
             perturbed = self.objective.backward(group, share, at_w=False, reduce=last)
         return at_w, perturbed.loss, grad_norm, eps_norm
+
+    def _first_ascent(self, grads: list[Tensor], rho: float | Tensor, number: int | None) -> Perturbation:
+        """The first eps, along the gradient at w or in the random direction of step `number`."""
+        if self.direction_seed is None or number is None:
+            return perturbation(grads, rho, self.p, self.objective.shards)
+        draws = generator(self.direction_seed, "direction", number, device=self.objective.device)
+        return random_perturbation(grads, rho, draws)
 
     def _ascend(self, group: Batch, eps: Perturbation, rho: float | Tensor, rng: RngState) -> Perturbation:
         """One more ascent step from w + eps."""

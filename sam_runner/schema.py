@@ -32,6 +32,7 @@ Parallel = Enum("Parallel", ["ddp", "fsdp"])
 OnNonfinite = Enum("OnNonfinite", ["stop", "skip"])
 OnError = Enum("OnError", {"continue": "continue", "stop": "stop"})
 Ascent = Enum("Ascent", ["sphere", "projected"])
+Direction = Enum("Direction", ["gradient", "random"])
 RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
 
 
@@ -84,6 +85,7 @@ class Sam(Plain):
 
     rho: float
     p: float
+    direction: Direction
     ascent_steps: int
     ascent: Ascent
     second_order: bool

@@ -23,9 +23,12 @@ def derive_seed(seed: int, *keys: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, *keys: int | str) -> torch.Generator:
-    """A CPU generator for one purpose; see `derive_seed`. torch uses the low 32 bits of the seed on a CPU."""
-    return torch.Generator().manual_seed(derive_seed(seed, *keys))
+def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for one purpose; see `derive_seed`.
+
+    On a CPU torch uses the low 32 bits of the seed; another kind of device draws other numbers from the same seed.
+    """
+    return torch.Generator(device).manual_seed(derive_seed(seed, *keys))
 
 
 def seed_everything(seed: int, *keys: int | str) -> None:

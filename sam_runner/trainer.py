@@ -132,7 +132,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
     if scaler.is_enabled():
         progress.settings["loss_scale"] = scaler.get_scale()
     weight = run.ranks.weight(len(examples.labels), examples.num_all)
-    stats = run.step(Batch(examples.images, examples.targets, weight), rho)
+    stats = run.step(Batch(examples.images, examples.targets, weight), rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1

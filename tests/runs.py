@@ -17,7 +17,7 @@ def lay(folder, *, optimizer="sam", rho=0.05, seed=0, accuracy=0.9, status="fini
     return leave(folder, node, accuracy=accuracy, status=status, error=error, epochs=epochs)
 
 
-def leave(folder, node, *, accuracy, status="finished", error="", epochs=3):
+def leave(folder, node, *, accuracy, status="finished", error="", epochs=3, **final):
     """What a run of the settings `node` leaves, with a loss gap where it is one of SAM."""
     seed = node["seed"]
     folder.mkdir(parents=True)
@@ -38,6 +38,6 @@ def leave(folder, node, *, accuracy, status="finished", error="", epochs=3):
     (folder / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     (folder / "status.json").write_text(json.dumps({"status": status, "error": error}))
     if status == "finished":
-        final = {"test/accuracy": accuracy, "test/nll": 1 - accuracy}
+        final |= {"test/accuracy": accuracy, "test/nll": 1 - accuracy}
         (folder / "result.json").write_text(json.dumps({"status": "finished", "seed": seed, "final": final}))
     return folder

@@ -118,8 +118,8 @@ def test_a_pass_that_raises_leaves_momentum_and_statistics():
 
     def passes():
         with statistics.one_update(2):
-            model(data().images)
-            statistics.observe(12)
+            with statistics.counted(12):
+                model(data().images)
             raise RuntimeError("in the body")
 
     with pytest.raises(RuntimeError, match="in the body"):
@@ -138,3 +138,80 @@ def test_synchronised_batch_norm_is_covered():
     with statistics.frozen():
         assert not model[1].track_running_stats
     assert model[1].track_running_stats
+
+
+class Twice(nn.Module):
+    """A batch-norm layer that each pass uses twice, on inputs of its own."""
+
+    def __init__(self, momentum):
+        super().__init__()
+        torch.manual_seed(0)
+        self.norm, self.head = nn.BatchNorm1d(3, momentum=momentum), nn.Linear(6, 2)
+        self.double()
+
+    def forward(self, images):
+        return self.head(torch.cat([self.norm(images), self.norm(3 * images + 1)], 1))
+
+
+@pytest.mark.parametrize("momentum", [0.1, 0.3, None])
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+@pytest.mark.parametrize(
+    ("options", "sizes"),
+    [({}, [12]), ({"group_size": 5}, [5, 5, 2]), ({"objective": {"num_chunks": 3, "batch_size": 12}}, [4, 4, 4])],
+)
+def test_a_layer_used_twice_counts_twice_as_in_pytorch(momentum, rho, options, sizes):
+    model = Twice(momentum)
+    step = make_step(model, F.cross_entropy, **options)
+    mean, var = np.zeros(3), np.ones(3)
+    for number in range(1, 4):
+        images = torch.randn(12, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        for use, values in enumerate((images, 3 * images + 1), 1):
+            parts = [part.numpy() for part in values.split(sizes)]
+            factor = 1 / (2 * number - 2 + use) if momentum is None else momentum
+            means, variances = ([f(part) for part in parts] for f in (lambda x: x.mean(0), lambda x: x.var(0, ddof=1)))
+            mean = (1 - factor) * mean + factor * np.average(means, axis=0, weights=sizes)
+            var = (1 - factor) * var + factor * np.average(variances, axis=0, weights=sizes)
+        step(Batch(images, torch.arange(12) % 2), rho)
+        assert np.abs(model.norm.running_mean.numpy() - mean).max() < 1e-12
+        assert np.abs(model.norm.running_var.numpy() - var).max() < 1e-12
+        assert int(model.norm.num_batches_tracked) == 2 * number
+
+
+def instance_norm(features, momentum):
+    return nn.InstanceNorm2d(features, momentum=momentum, affine=True, track_running_stats=True)
+
+
+@pytest.mark.parametrize("momentum", [0.3, None])
+@pytest.mark.parametrize("rho", [0.0, 0.5])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"ascent_steps": 2}, {"group_size": 5}, {"objective": {"num_chunks": 3, "batch_size": 12}}],
+)
+def test_instance_norm_is_updated_by_the_pass_at_w_alone(momentum, rho, options):
+    """By the mean over the images of their statistics, so groups change nothing; without momentum torch does not."""
+    model = network(momentum, instance_norm)
+    step = make_step(model, F.cross_entropy, **options)
+    mean, var, factor = np.zeros(4), np.ones(4), momentum or 0
+    for number in range(1, 4):
+        batch = data(seed=number)
+        values = model[0](batch.images).detach().numpy().reshape(12, 4, -1)
+        mean = (1 - factor) * mean + factor * values.mean(2).mean(0)
+        var = (1 - factor) * var + factor * values.var(2, ddof=1).mean(0)
+        step(batch, rho)
+        assert np.abs(model[1].running_mean.numpy() - mean).max() < 1e-12
+        assert np.abs(model[1].running_var.numpy() - var).max() < 1e-12
+        assert int(model[1].num_batches_tracked) == 0
+    assert model[1].track_running_stats
+
+
+def test_a_frozen_pass_through_instance_norm_is_one_in_training_without_a_trace():
+    """Three images: three copies of a number and their mean differ in the last bit."""
+    model = network(kind=instance_norm).float()
+    images = data(3).images.float()
+    model(images)
+    statistics, before = RunningStatistics(model), copy.deepcopy(model.state_dict())
+    with statistics.frozen():
+        frozen = model(images)
+    assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
+    assert torch.equal(frozen, model(images))
+    assert not torch.equal(model[1].running_mean, before["1.running_mean"])

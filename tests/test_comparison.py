@@ -16,9 +16,9 @@ NOISE = ("experiment=label_noise", "data=fashion_mnist", "data.root=x", "noise.r
 ACCURACIES = {"sam": [0.81, 0.86, 0.9], "sgd": [0.5, 0.55]}
 
 
-def lay_of(folder, *words, seed, accuracy, status="finished"):
+def lay_of(folder, *words, seed, accuracy, status="finished", **final):
     """A run of the settings that the command line would compose."""
-    return leave(folder, settings_of(*words, f"seed={seed}"), accuracy=accuracy, status=status)
+    return leave(folder, settings_of(*words, f"seed={seed}"), accuracy=accuracy, status=status, **final)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +59,14 @@ def test_an_error_is_what_the_accuracy_leaves(tmp_path):
     lay_of(tmp_path / "run", *words, seed=0, accuracy=0.9612)
     found = line(compared([tmp_path], "table5"), "table5.fashion_wrn28_10-cutout", "sgd")
     assert found[2:] == ["3.86", "3.88", "-", "1", ""]
+
+
+def test_the_top5_error_is_beside_the_top1_error(tmp_path):
+    words = ("experiment=imagenet_resnet50", "data.root=x", "epochs=100", "optimizer=sam")
+    for seed, top5 in enumerate((0.93, 0.95)):
+        lay_of(tmp_path / str(seed), *words, seed=seed, accuracy=0.75, **{"test/accuracy_top5": top5})
+    found = line(compared([tmp_path], "table2"), "table2.resnet50-100", "sam")
+    assert found[2:4] == ["22.5±0.1 / 6.28±0.08", "25.00 / 6.00"]
 
 
 def test_runs_of_other_settings_have_a_line_each(tmp_path):

@@ -81,21 +81,24 @@ def test_ranks_evaluate_every_image_once(count):
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(23))
 
 
-def test_mean_of_ranks_statistics_is_that_of_all_images():
+@pytest.mark.parametrize("uses", [1, 2])
+def test_mean_of_ranks_statistics_is_that_of_all_images(uses):
     """Ranks of 5 and 3 images; momentum is 0.1, the statistics begin with mean 0 and variance 1."""
     batch = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     layers = []
     for rank, part in enumerate((batch[:5], batch[5:])):
         layer = torch.nn.BatchNorm1d(3).double()
         statistics = RunningStatistics(layer)
-        with statistics.one_update(1, Ranks(rank, 2).weight(len(part), 8)), torch.no_grad():
-            layer(part)
-            statistics.observe(len(part))
+        weight = Ranks(rank, 2).weight(len(part), 8)
+        with statistics.one_update(1, weight), statistics.counted(len(part)), torch.no_grad():
+            for _ in range(uses):
+                layer(part)
         layers.append(layer)
     mean = torch.stack([layer.running_mean for layer in layers]).mean(0)
     variance = torch.stack([layer.running_var for layer in layers]).mean(0)
-    assert torch.allclose(mean, 0.1 * batch.mean(0), rtol=0, atol=1e-12)
-    expected = 0.9 + 0.1 * (5 * batch[:5].var(0) + 3 * batch[5:].var(0)) / 8
+    kept = 0.9**uses
+    assert torch.allclose(mean, (1 - kept) * batch.mean(0), rtol=0, atol=1e-12)
+    expected = kept + (1 - kept) * (5 * batch[:5].var(0) + 3 * batch[5:].var(0)) / 8
     assert torch.allclose(variance, expected, rtol=0, atol=1e-12)
 
 

@@ -54,7 +54,9 @@ def test_the_paper_is_no_part_of_what_a_run_is():
         (["experiment=cifar_wrn28_10"], "2.7±0.1", "3.5±0.1"),
         (["experiment=cifar_wrn28_10_1800", "augment=autoaugment", "data=cifar100", "rho=0.1"], "12.8±0.2", "16.1±0.2"),
         (["experiment=cifar_pyramidnet", "augment=cutout"], "1.9±0.1", "2.5±0.1"),
-        (["experiment=imagenet_resnet152", "epochs=400"], "18.4±<0.01", "20.9±<0.0"),
+        (["experiment=imagenet_resnet50", "epochs=100"], "22.5±0.1 / 6.28±0.08", "22.9±0.1 / 6.62±0.11"),
+        (["experiment=imagenet_resnet101", "epochs=200"], "19.4±0.1 / 4.76±0.03", "20.9±0.1 / 5.66±0.04"),
+        (["experiment=imagenet_resnet152", "epochs=400"], "18.4±<0.01 / 4.35±0.04", "20.9±<0.0 / 5.84±0.07"),
         (["experiment=finetune_efficientnet_b7", "data.image_size=600", "paper=table3.cars"], "5.57", "5.94"),
         (["experiment=label_noise", "noise.rate=0.8", "rho=0.05"], "77.9", "26.2"),
         (["experiment=fashion_shake_shake", "augment=cutout"], "3.59", "3.76"),
@@ -71,6 +73,15 @@ def test_the_paper_reports_one_number_or_none():
     assert target(settings_of_row("experiment=ascent_steps", "optimizer.ascent_steps=5")).endswith(": SAM 2.77")
     assert target(settings_of_row("experiment=svhn_wrn28_10", "augment=cutout")) == "no number for this choice"
     assert target(settings_of_row("data=cifar10")) == ""
+
+
+def test_each_row_of_imagenet_has_both_errors_and_no_other_has():
+    for row in rows():
+        both = [bool(value) for value in (row.sam_top5, row.sgd_top5)]
+        assert both == [row.paper.startswith("table2.")] * 2
+        if any(both):  # top-5 errors are about a fourth of top-1 errors
+            for first, top5 in ((row.sam, row.sam_top5), (row.sgd, row.sgd_top5)):
+                assert 0.2 < float(top5.split("±")[0]) / float(first.split("±")[0]) < 0.3
 
 
 def test_a_radius_that_the_paper_does_not_use_is_told():

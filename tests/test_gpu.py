@@ -44,21 +44,33 @@ def test_an_overflow_changes_nothing_and_halves_the_scale(number_of_pass, device
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"p": 3.0}])
+@pytest.mark.parametrize("options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"p": 3.0}, {"direction_seed": 1}])
 def test_the_step_never_waits_for_the_device(dtype, options, device):
     model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)  # as sam-train builds it
     step = SamStep(Objective(model, F.cross_entropy, autocast_dtype=dtype), optimizer, **options)
     first, second = batch_on(device, 1), batch_on(device, 2)
-    step(first, 0.1)
+    step(first, 0.1, 0)
     if device.type == "cuda":
         torch.cuda.set_sync_debug_mode("error")
     try:
-        stats = step(second, 0.1)
+        stats = step(second, 0.1, 1)
     finally:
         if device.type == "cuda":
             torch.cuda.set_sync_debug_mode("default")
     assert torch.isfinite(stats.loss_perturbed)
+
+
+def test_a_random_direction_is_drawn_on_the_device_and_repeats(device):
+    found = []
+    for seed, number in ((1, 0), (1, 0), (1, 1), (2, 0)):
+        model = network().to(device)
+        step = SamStep(Objective(model, F.cross_entropy), torch.optim.SGD(model.parameters()), direction_seed=seed)
+        stats = step(batch_on(device, 1), 0.3, number)
+        assert float(stats.eps_norm) == pytest.approx(0.3, rel=1e-6)
+        found.append(float(stats.loss_perturbed))
+    assert found[0] == found[1]
+    assert len(set(found)) == 3
 
 
 def captured(step, device):

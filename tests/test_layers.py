@@ -17,6 +17,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "hardware",
         "seeding",
         "schedules",
+        "spectral",
         "batchnorm",
         "shake",
         "trust",

@@ -136,6 +136,26 @@ def test_top_five_is_left_out_where_it_is_always_one(num_classes, reported):
     assert ("accuracy_top5" in evaluation_metrics(torch.from_numpy(logits), torch.from_numpy(labels))) == reported
 
 
+@settings(deadline=None)
+@given(sizes=SIZES)
+def test_top_five_of_equal_logits_takes_the_lower_classes_first(sizes):
+    """Few values, so nearly every image has ties; NumPy's stable sort is the oracle."""
+    logits, labels = random_logits(sizes[0], sizes[1] + 4, sizes[2])
+    logits = logits.round()
+    order = np.argsort(-logits, axis=1, kind="stable")
+    expected = (order[:, :5] == labels[:, None]).any(1).mean()
+    values = evaluation_metrics(torch.from_numpy(logits), torch.from_numpy(labels))
+    assert values["accuracy_top5"] == pytest.approx(expected, abs=1e-12)
+    assert values["accuracy"] == pytest.approx((order[:, 0] == labels).mean(), abs=1e-12)
+
+
+@pytest.mark.parametrize("place", [0, 3])
+def test_what_is_not_a_number_is_not_among_the_first_five(place):
+    logits = torch.zeros(1, 7)
+    logits[0, place] = math.nan
+    assert evaluation_metrics(logits, torch.tensor([place]))["accuracy_top5"] == 0
+
+
 def test_accuracy_of_tied_logits_agrees_with_the_confusion_matrix():
     logits, labels = torch.zeros(10, 10), torch.zeros(10, dtype=torch.int64)
     accuracy = float(confusion_matrix(logits, labels).diag().sum()) / 10

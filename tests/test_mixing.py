@@ -173,11 +173,13 @@ class Watched:
     """A step that keeps the batches it is given."""
 
     def __init__(self, step):
-        self.optimizer, self.objective, self.step, self.batches = step.optimizer, step.objective, step, []
+        self.optimizer, self.objective, self.step = step.optimizer, step.objective, step
+        self.batches, self.numbers = [], []
 
-    def __call__(self, batch, rho):
+    def __call__(self, batch, rho, number):
         self.batches.append(batch)
-        return self.step(batch, rho)
+        self.numbers.append(number)
+        return self.step(batch, rho, number)
 
 
 def test_the_trainer_learns_the_targets_and_measures_against_the_labels():

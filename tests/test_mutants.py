@@ -63,6 +63,24 @@ MUTANTS = {
         "evaluated = (",
         "test_trainer.py::test_evaluations_may",
     ),
+    "experiments: the top-5 error is not told": (
+        "paper.py",
+        'f"{first} / {top5}" if top5 else first',
+        "first",
+        "test_experiments.py::test_the_paper_reports",
+    ),
+    "metrics: of equal logits none is first": (
+        "metrics.py",
+        "((logits == own) & lower)",
+        "((logits == own) & (lower | ~lower))",
+        "test_metrics.py::test_top_five",
+    ),
+    "metrics: a sixth class counts": (
+        "metrics.py",
+        "(before.sum(1) < 5)",
+        "(before.sum(1) <= 5)",
+        "test_metrics.py::test_top_five",
+    ),
     "oracle 1: ascent downhill": (
         PERTURBATION,
         "(rho / norm).masked_fill(norm == 0, 0.0)",
@@ -212,8 +230,8 @@ MUTANTS = {
     ),
     "oracle 14: second pass counted": (
         OBJECTIVE,
-        "with nullcontext() if at_w else self.statistics.frozen():",
-        "with nullcontext():",
+        "with self.statistics.counted(len(chunk)) if at_w else self.statistics.frozen():",
+        "with self.statistics.counted(len(chunk)) if at_w else nullcontext():",
         "test_batchnorm.py::test_one_update_per_step",
     ),
     "oracle 14: second pass uses running statistics": (
@@ -234,6 +252,42 @@ MUTANTS = {
         "alpha=1",
         "test_batchnorm.py::test_groups_and_micro_batches",
     ),
+    "oracle 14: passes begin where the last one ended": (
+        BATCHNORM,
+        "            self._mean.begin()",
+        "            pass",
+        "test_batchnorm.py::test_groups_and_micro_batches",
+    ),
+    "oracle 14: a layer used twice counts once with groups": (
+        BATCHNORM,
+        "return\n            self._mean",
+        "return\n            for layer in layers:\n                layer.momentum = 1.0\n            self._mean",
+        "test_batchnorm.py::test_a_layer_used_twice",
+    ),
+    "oracle 14: instance norm at w + eps counts": (
+        BATCHNORM,
+        "return isinstance(layer, _InstanceNorm)",
+        "return False",
+        "test_batchnorm.py::test_instance_norm",
+    ),
+    "spectral: iterated at w + eps": (
+        "spectral.py",
+        "        self._stop()\n        try:",
+        "        try:",
+        "test_spectral.py::test_a_frozen",
+    ),
+    "spectral: every group iterates": (
+        "spectral.py",
+        "if self._once:",
+        "if False:",
+        "test_spectral.py::test_a_step_iterates",
+    ),
+    "spectral: a step that is not finite moves the vectors": (
+        BATCHNORM,
+        ", *self._power.vectors()]",
+        "]",
+        "test_spectral.py::test_a_step_that_is_not",
+    ),
     "oracle 15: second pass at rho 0": (
         SAM,
         "        if _is_zero(rho):\n            at_w",
@@ -251,6 +305,54 @@ MUTANTS = {
         "math.cos(math.pi * done)",
         "math.cos(math.pi * done / 2)",
         "test_schedules.py",
+    ),
+    "direction: the gradient's length": (
+        PERTURBATION,
+        "    scale = rho / norm\n    return Perturbation(grads, scale, scale * norm, grad_norm)",
+        "    scale = rho / grad_norm\n    return Perturbation(grads, scale, scale * norm, grad_norm)",
+        "test_direction.py::test_its_length",
+    ),
+    "direction: a cube, not a ball": (
+        PERTURBATION,
+        "torch.randn(grad.shape, generator=draws, dtype=grad.dtype, device=grad.device)",
+        "2 * torch.rand(grad.shape, generator=draws, dtype=grad.dtype, device=grad.device) - 1",
+        "test_direction.py::test_coordinates",
+    ),
+    "direction: as the weights lie in memory": (
+        PERTURBATION,
+        "grad.copy_(torch.randn(grad.shape, generator=draws, dtype=grad.dtype, device=grad.device))",
+        "grad.normal_(generator=draws)",
+        "test_direction.py::test_neither",
+    ),
+    "direction: the gradient has a share": (
+        PERTURBATION,
+        "grad.copy_(torch.randn(",
+        "grad.add_(torch.randn(",
+        "test_direction.py::test_neither",
+    ),
+    "direction: the same in every step": (
+        SAM,
+        '"direction", number, device',
+        '"direction", 0, device',
+        "test_direction.py::test_directions_of_other",
+    ),
+    "direction: the same for every seed": (
+        SAM,
+        "generator(self.direction_seed, ",
+        "generator(0, ",
+        "test_direction.py::test_directions_of_other",
+    ),
+    "direction: steps are counted from where an epoch begins": (
+        "trainer.py",
+        "rho, progress.step)",
+        "rho, progress.batch)",
+        "test_direction.py::test_the_trainer",
+    ),
+    "direction: a recording repeats it": (
+        "capture.py",
+        "    if step.direction_seed is not None:",
+        "    if False:",
+        "test_direction.py::test_a_recording",
     ),
     "no waiting: a number is read": (
         PERTURBATION,
@@ -338,8 +440,8 @@ MUTANTS = {
     ),
     "ranks: statistics without their weight": (
         BATCHNORM,
-        "self._weight / weight)",
-        "self._weight)",
+        "self._weight / self._num_examples)",
+        "1 / self._num_examples)",
         "test_distributed.py::test_mean_of_ranks",
     ),
     "ranks: each evaluates all batches": (

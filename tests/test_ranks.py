@@ -34,12 +34,12 @@ def batches():
 def trained(model, objective, share, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
     step = SamStep(objective, optimizer, **options)
-    for batch in batches():
-        step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1)
+    for number, batch in enumerate(batches()):
+        step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1, number)
     return torch.cat([value.flatten() for value in whole(model.state_dict()).values()])
 
 
-def rank(number, count, port, queue, synchronised_ascent):
+def rank(number, count, port, queue, options):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
@@ -48,7 +48,7 @@ def rank(number, count, port, queue, synchronised_ascent):
     objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, ranks=ranks)
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
-    queue.put((number, trained(model, objective, share, sync_perturbation=synchronised_ascent).tolist()))
+    queue.put((number, trained(model, objective, share, **options).tolist()))
     distributed.destroy_process_group()
 
 
@@ -79,7 +79,7 @@ def weights_of_ranks(count, *arguments, target=rank):
 def test_ranks_equal_one_process_with_groups_of_a_ranks_images(count):
     alone = network()
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), group_size=BATCH // count)
-    for weights in weights_of_ranks(count, False):
+    for weights in weights_of_ranks(count, {}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
@@ -88,9 +88,16 @@ def test_a_synchronised_ascent_equals_one_process_with_one_group():
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
     local = network()
     other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
-    for weights in weights_of_ranks(2, True):
+    for weights in weights_of_ranks(2, {"sync_perturbation": True}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
     assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
+
+
+def test_a_random_direction_is_one_on_all_ranks():
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), direction_seed=3)
+    for weights in weights_of_ranks(2, {"direction_seed": 3}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.05])

@@ -28,6 +28,7 @@ KINDS = {
         "optimizer=sam", "precision=bf16", "schedule.warmup_epochs=1", "optimizer.rho_schedule=linear",
         "optimizer.rho_final=0.5", "optimizer.rho_warmup_epochs=1",
     ),
+    "sam, random direction": ("optimizer=sam", "rho=0.1", "optimizer.direction=random", "precision=fp32"),
     "adamw": ("optimizer=sam", "optimizer/base=adamw", "optimizer.ascent_steps=2", "grad_clip=1"),
 }  # fmt: skip
 
