@@ -63,6 +63,8 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         except TrainingError:  # a matter of numbers that all ranks have
             raise
         except Exception as error:
+            if ranks.count == 1:  # as its own cause the error would keep the run alive, and its data workers
+                raise
             raise ranks.blamed(error) from error
 
 
