@@ -227,7 +227,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert done.returncode == 0, done.stderr
     for wanted in (
         "1,442 train",
-        "577 training labels corrupted",
+        "577 training labels corrupted (40.01%)",
         "65,834 parameters",
         "220 in all",
         "2 passes a step",
@@ -279,6 +279,13 @@ def test_a_run_without_a_terminal_prints_plain_lines(tmp_path):
     assert "\r" not in done.stdout + done.stderr
     assert "\x1b" not in done.stdout + done.stderr
     assert len(re.findall(r"^epoch \d/2 ", done.stdout, re.MULTILINE)) == 2
+
+
+def test_a_run_tells_what_it_trains_on(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "noise=symmetric", "noise.rate=0.25", "run_dir=run")
+    assert "data: 96 train, 32 test images, 4 classes, 24 training labels corrupted (25.00%)\n" in done.stdout
+    clean = invoke(monkeypatch, capsys, tmp_path, *TINY, "precision=fp32", "run_dir=clean")
+    assert "data: 96 train, 32 test images, 4 classes\n" in clean.stdout
 
 
 def test_a_diverging_run_exits_with_one_and_says_why(tmp_path, monkeypatch, capsys):
