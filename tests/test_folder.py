@@ -189,7 +189,10 @@ def test_truncated_image_is_named(tmp_path, kept, suffix):
 def test_text_file_with_the_suffix_of_an_image_is_named(tmp_path):
     write_classes(tmp_path, {"a": 3, "b": 3})
     (tmp_path / "a" / "002.png").write_text("<html>404 not found</html>")
-    assert str(tmp_path / "a" / "002.png") in message_of(tmp_path)
+    path = tmp_path / "a" / "002.png"
+    assert message_of(tmp_path).startswith(f"{path} cannot be read as an image: its content is no image\n")
+    path.write_bytes(b"")
+    assert message_of(tmp_path).startswith(f"{path} cannot be read as an image: it is empty\n")
 
 
 def test_empty_class_is_named(tmp_path):
