@@ -135,6 +135,7 @@ def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, 
         (["batch_size=5000"], "batch_size=5000", "data.drop_last=false"),
         (["device=cuda:99"], "device=cuda:99", "device=cpu"),
         (["data=image_folder", "data.root=nowhere"], "data.root=nowhere", "<root>/train/<class>"),
+        (["noise=relabelled", "noise.file=nowhere.npy"], "noise.file=nowhere.npy is not a file", "the path"),
         (["data=fashion_mnist", "data.root=nowhere"], "data.root=nowhere", "data.download=true"),
         (["data.val_fraction=0.0001"], "data.val_fraction=0.0001", "leaves one part empty"),
         (["augment.pad=8"], "augment.pad=8", "side of 8"),
@@ -155,7 +156,13 @@ def test_bad_input_that_only_the_data_or_torch_can_show(arguments, named, way_ou
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--cfg", "job"], ["rhoo=1"], ["optimizer=sam", "rho=-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["-h"], ["--version"], ["--cfg", "job"], ["rhoo=1"], ["optimizer=sam", "rho=-1"],
+        ["data=imagenet", "data.root=nowhere"], ["noise=human", "noise.file=nowhere.pt"],
+    ],
+)  # fmt: skip
 def test_answers_without_torch(arguments, tmp_path):
     code = (
         "import sys; from sam_runner.cli import train; sys.argv = ['sam-train', *sys.argv[1:]]; train();"
