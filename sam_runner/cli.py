@@ -8,11 +8,16 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
+from sam_runner import __version__
 from sam_runner.console import complain, end_at_once, is_first, log_to_console, several, told
 from sam_runner.errors import InputError, RankError, Stopped, TrainingError
 
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
+FLAGS = frozenset(  # that begin with two dashes: ours, and what Hydra has
+    "--help --hydra-help --version --cfg --resolve --package --run --multirun --shell-completion --config-path "
+    "--config-name --config-dir --info".split()
+)
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -75,6 +80,9 @@ def _train(arguments: list[str]) -> int:
         from sam_runner.usage import help_text
 
         print(help_text(CONF))
+        return DONE
+    if "--version" in arguments:
+        print(f"sam-runner {__version__}")
         return DONE
     from sam_runner import engines, hydra_guard, yaml_guard
     from sam_runner.schema import register_schemas
@@ -169,8 +177,15 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
 
 def prepared(arguments: list[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, ``key=~/folder`` with the home folder, which shells leave."""
-    if any(argument.startswith("--e") for argument in arguments):
+    if any(word.startswith("--e") and "--experimental-rerun".startswith(word.split("=")[0]) for word in arguments):
         raise InputError("--experimental-rerun reads a pickle: refused\n  give the settings themselves")
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if argument.startswith("--") and key not in FLAGS:
+            word = argument.lstrip("-")
+            raise InputError(
+                f"{argument[:200]} is not a flag\n  settings have no dashes: {word[:200]}{'' if equals else '=...'}"
+            )
     flags, rest, waiting = [], [], list(arguments)
     while waiting:
         word = waiting.pop(0)

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sam_runner import cli
+from sam_runner import __version__, cli
 from sam_runner.usage import EXAMPLES
 from tests.commands import TINY, command, invoke
 
@@ -91,6 +91,8 @@ BAD_INPUT = [
     (["rho==0.1"], "rho==0.1", "did you mean rho=0.1?"),
     (["rho", "0.1"], "'rho'", "rho=..."),
     (["rho=[1"], "rho=[1", "quote"),
+    (["--optimizer=sam"], "--optimizer=sam is not a flag", "no dashes: optimizer=sam"),
+    (["--epochs", "3"], "--epochs is not a flag", "no dashes: epochs=..."),
     (["-m", "rho=glob(*)"], "rho=glob(*) gives no value", "key=1,2"),
     (["-m", "seed=range(3,1)"], "seed=range(3,1) gives no value", "key=1,2"),
     (["sweep.on_error=stop"], "sweep.on_error has no effect", "leave it out"),
@@ -183,6 +185,10 @@ def test_answers_within_a_second(arguments, tmp_path):
         return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
     assert min(seconds() for _ in range(3)) < 1.0
+
+
+def test_version_is_ours(tmp_path, monkeypatch, capsys):
+    assert invoke(monkeypatch, capsys, tmp_path, "--version").stdout == f"sam-runner {__version__}\n"
 
 
 def test_help_lists_groups_options_examples_and_keys_but_no_schema(tmp_path):
