@@ -202,6 +202,8 @@ def test_help_lists_groups_options_examples_and_keys_but_no_schema(tmp_path):
         "fashion_mnist",
         "rho: 0.05",
         "-sc install=bash",
+        "every_seconds: 300",
+        "on_error: continue",
         "exit codes",
     ):
         assert wanted in done.stdout
@@ -322,6 +324,7 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
     ("arguments", "named"),
     [
         (["run_dir=nowhere"], "no config.yaml"),
+        (["."], "run_dir=."),
         (["rundir=x"], "did you mean run_dir?"),
         (["checkpoint=best"], "run_dir"),
         (["run_dir=x", "checkpoint=first"], "last, best"),
@@ -329,6 +332,13 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
 )
 def test_eval_refuses_bad_input(arguments, named, tmp_path, monkeypatch, capsys):
     check_message(invoke(monkeypatch, capsys, tmp_path, *arguments, entry=cli.evaluate), named, "")
+
+
+def test_eval_of_no_run_is_refused_without_torch(tmp_path):
+    code = "import sys; from sam_runner.cli import evaluate; evaluate(); sys.exit(7 if 'torch' in sys.modules else 0)"
+    done = subprocess.run([sys.executable, "-c", code, "run_dir=."], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"holds no run" in done.stderr
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path, monkeypatch, capsys):
