@@ -78,8 +78,8 @@ def _pairs(words: str) -> list[tuple[str, str]]:
 
 def _is(values: Mapping[str, Any], key: str, value: str) -> bool:
     """Whether flat settings have what ``key=value`` chooses."""
-    if key == "data":
-        return str(values["data._target_"]).endswith(f".{value}")
+    if key in ("data", "noise"):
+        return str(values[f"{key}._target_"]).endswith(f".{value}")
     if key == "augment":
         if value == "mixup":  # with any alpha: the paper takes the best of four
             return values["augment.mixup"] is not None
