@@ -15,9 +15,11 @@ from sam_runner.errors import InputError, RankError, Stopped, TrainingError
 _HERE = Path(__file__).resolve().parent
 CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
 FLAGS = frozenset(  # that begin with two dashes: ours, and what Hydra has
-    "--help --hydra-help --version --cfg --resolve --package --run --multirun --shell-completion --config-path "
-    "--config-name --config-dir --info".split()
-)
+    [
+        "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+        "--shell-completion", "--config-path", "--config-name", "--config-dir",
+    ]
+)  # fmt: skip
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 

@@ -117,7 +117,7 @@ def test_parts_change_with_epoch_and_seed_and_are_of_the_image(root):
             assert first[channel].max() <= whole[channel].max() + 0.02
 
 
-@pytest.fixture()
+@pytest.fixture
 def damaged(tmp_path):
     """A training set on disk and the one of its files that is cut off."""
     for name in ("a", "b"):
