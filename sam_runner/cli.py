@@ -8,7 +8,6 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sam_runner import __version__
 from sam_runner.console import complain, end_at_once, is_first, log_to_console, several, told
 from sam_runner.errors import InputError, RankError, Stopped, TrainingError
 
@@ -84,7 +83,9 @@ def _train(arguments: list[str]) -> int:
         print(help_text(CONF))
         return DONE
     if "--version" in arguments:
-        print(f"sam-runner {__version__}")
+        import sam_runner
+
+        print(f"sam-runner {sam_runner.__version__}")
         return DONE
     from sam_runner import engines, hydra_guard, yaml_guard
     from sam_runner.schema import register_schemas
