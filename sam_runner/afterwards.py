@@ -24,6 +24,8 @@ def evaluate(arguments: list[str]) -> int:
         print(EVALUATE)
         return 0 if arguments else 2
     for key in given:
+        if os.path.isdir(os.path.expanduser(key)):
+            raise InputError(f"{key}: a run is given as run_dir={key}")
         if key not in (known := ["run_dir", "checkpoint", "device", "relabel"]):
             raise InputError(unknown_key(key, known))
     if "run_dir" not in given:
@@ -33,11 +35,13 @@ def evaluate(arguments: list[str]) -> int:
         raise InputError(f"checkpoint={which} is not known\n  accepted: last, best")
     if "relabel" in given and not given["relabel"].endswith(".npy"):
         raise InputError(f"relabel={given['relabel']} is no name of a .npy file\n  give relabel=labels.npy")
-    from sam_runner import yaml_guard
-    from sam_runner.evaluation import evaluate_folder, relabel, restored
+    from sam_runner import run_folder, yaml_guard
 
     yaml_guard.install()
     folder, device = Path(os.path.expanduser(given["run_dir"])), given.get("device")
+    run_folder.read_settings(folder)  # refused now if there is no run: torch takes seconds
+    from sam_runner.evaluation import evaluate_folder, relabel, restored
+
     if "relabel" in given:
         path = Path(os.path.expanduser(given["relabel"]))
         run = restored(folder, which, device, as_is=True)

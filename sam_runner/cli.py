@@ -12,6 +12,12 @@ from sam_runner.console import complain, end_at_once, is_first, log_to_console, 
 from sam_runner.errors import InputError, RankError, Stopped, TrainingError
 from sam_runner.files import CONF
 
+FLAGS = frozenset(  # that begin with two dashes: ours, and what Hydra has
+    [
+        "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+        "--shell-completion", "--config-path", "--config-name", "--config-dir",
+    ]
+)  # fmt: skip
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 
@@ -74,6 +80,11 @@ def _train(arguments: list[str]) -> int:
         from sam_runner.usage import help_text
 
         print(help_text(CONF))
+        return DONE
+    if "--version" in arguments:
+        import sam_runner
+
+        print(f"sam-runner {sam_runner.__version__}")
         return DONE
     from sam_runner import engines, hydra_guard, yaml_guard
     from sam_runner.schema import register_schemas
@@ -168,8 +179,15 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
 
 def prepared(arguments: list[str]) -> list[str]:
     """The command line as Hydra reads it: flags first, ``key=~/folder`` with the home folder, which shells leave."""
-    if any(argument.startswith("--e") for argument in arguments):
+    if any(word.startswith("--e") and "--experimental-rerun".startswith(word.split("=")[0]) for word in arguments):
         raise InputError("--experimental-rerun reads a pickle: refused\n  give the settings themselves")
+    for argument in arguments:
+        key, equals, _ = argument.partition("=")
+        if argument.startswith("--") and key not in FLAGS:
+            word = argument.lstrip("-")
+            raise InputError(
+                f"{argument[:200]} is not a flag\n  settings have no dashes: {word[:200]}{'' if equals else '=...'}"
+            )
     flags, rest, waiting = [], [], list(arguments)
     while waiting:
         word = waiting.pop(0)
@@ -202,9 +220,11 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
 
         return run_cell(cfg, hydra_config, overrides, codes)
     from sam_runner.config import fingerprint, plain, validate
+    from sam_runner.data_rules import require_files
 
     try:
         validate(cfg, overrides, multirun=False)
+        require_files(cfg)
         from sam_runner.launch import launch  # torch, only now
 
         launch(plain(cfg), fingerprint(cfg), overrides, None)

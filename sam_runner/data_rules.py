@@ -1,17 +1,22 @@
 """Which keys of the groups data and augment exclude each other or have no effect; see `sam_runner.config`."""
 
+import os
 from collections.abc import Callable
+from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sam_runner.data_schema import ImageFolder, Policy
+from sam_runner.data_schema import Human, ImageFolder, Policy
 from sam_runner.errors import InputError
 
 
 def _disk(cfg: DictConfig, _: set[str]) -> None:
     """Keys of sets that are read from disk."""
     if cfg.augment.min_area is not None and OmegaConf.get_type(cfg.data) not in (ImageFolder, dict):
-        raise InputError("augment.min_area cuts parts out of image files\n  use data=image_folder data.storage=disk")
+        raise InputError(
+            "augment.min_area cuts parts out of image files\n"
+            "  use data=image_folder data.storage=disk, or another augment than inception"
+        )
 
 
 def _download(cfg: DictConfig, typed: set[str]) -> None:
@@ -31,4 +36,25 @@ def _augment(cfg: DictConfig, typed: set[str]) -> None:
         raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 
 
-DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _augment)
+def _human(cfg: DictConfig, _: set[str]) -> None:
+    if OmegaConf.get_type(cfg.noise) is Human and cfg.data.get("val_fraction"):
+        raise InputError("noise=human is of all training images\n  use data.val_fraction=0")
+
+
+def require_files(cfg: DictConfig) -> None:
+    """Refuse a folder of images or a file of labels that is not there, before torch is imported and images are read.
+
+    Args:
+        cfg: The composed, validated configuration.
+
+    Raises:
+        InputError: Which path it is.
+    """
+    if OmegaConf.get_type(cfg.data) is ImageFolder and not Path(os.path.expanduser(cfg.data.root)).is_dir():
+        raise InputError(f"data.root={cfg.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike")
+    file = cfg.noise.get("file")
+    if file is not None and not Path(os.path.expanduser(file)).is_file():
+        raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
+
+
+DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _augment, _human)

@@ -16,7 +16,7 @@ from sam_runner.build import build_run, precision_of
 from sam_runner.checkpoint import CheckpointFolder
 from sam_runner.errors import InputError, Stopped, TrainingError
 from sam_runner.files import full_disk_in_words, write_json
-from sam_runner.plan import describe
+from sam_runner.plan import data_in_words, describe
 from sam_runner.run import Cadence, Outputs, Progress, Run, restore
 from sam_runner.stopping import StopRequest, stop_request
 from sam_runner.torchrun import join
@@ -63,6 +63,8 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         except TrainingError:  # a matter of numbers that all ranks have
             raise
         except Exception as error:
+            if ranks.count == 1:  # as its own cause the error would keep the run alive, and its data workers
+                raise
             raise ranks.blamed(error) from error
 
 
@@ -118,9 +120,10 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     else:
         log.info("run folder %s", folder)
+    log.info("data: %s", data_in_words(run))
     precision, why = precision_of(settings, run.step.objective.device)
     if why:
-        log.info("precision %s: %s (precision=fp32 for float32)", precision, why)
+        log.info("precision %s: %s%s", precision, why, "" if precision == "fp32" else " (precision=fp32 for float32)")
     tracker: Tracker = Untracked()
 
     def begin() -> None:

@@ -27,7 +27,10 @@ def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.
     channels, height, width = splits.train.shape
     parameters = inspect.signature(locate(node["_target_"])).parameters
     if "in_channels" not in parameters and channels != 3:
-        raise InputError(f"model {node['_target_']} is for 3 channels, the images have {channels}")
+        raise InputError(
+            f"model {node['_target_']} is for 3 channels, the images have {channels}\n"
+            "  use other data or a model of ours"
+        )
     num_classes = len(splits.train.classes)
     if "num_classes" not in parameters and any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
         node = {"num_classes": num_classes, **node}

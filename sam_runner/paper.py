@@ -31,6 +31,7 @@ class Row:
         sgd: The same of the baseline.
         sam_top5: The top-5 error, where the table has it.
         sgd_top5: The same of the baseline.
+        given: Data and noise that the number is for.
         labels: Name of the row whose network gives the labels, where it is trained on those.
     """
 
@@ -43,6 +44,7 @@ class Row:
     sgd: str = ""
     sam_top5: str = ""
     sgd_top5: str = ""
+    given: str = ""
     labels: str = ""
 
     @property
@@ -72,7 +74,8 @@ class Row:
         if settings["paper"] != self.paper:
             return False
         values = flat(settings)
-        return all(_is(values, key, value) for key, value in _pairs(self.words) if key != "experiment")
+        chosen = _pairs(f"{self.words} {self.given}")
+        return all(_is(values, key, value) for key, value in chosen if key != "experiment")
 
     def untuned(self, settings: Mapping[str, Any]) -> str:
         """What of `typed` a run has otherwise, "" where nothing."""
@@ -83,11 +86,9 @@ class Row:
 
 
 def tables() -> dict[str, list[Row]]:
-    """All of paper.yaml, in its order: rows by table."""
+    """All of paper.yaml, in its order: rows by table; what a table has beside its rows holds for each of them."""
     read = yaml.safe_load(NUMBERS.read_text(encoding="utf-8"))
-    return {
-        name: [Row(table["title"], table["metric"], **row) for row in table["rows"]] for name, table in read.items()
-    }
+    return {name: [Row(**table | row) for row in table.pop("rows")] for name, table in read.items()}
 
 
 def rows() -> list[Row]:

@@ -30,17 +30,21 @@ def passes_per_step(settings: Mapping[str, Any]) -> int:
     return 1 + int(optimizer["ascent_steps"]) if optimizer.get("rho", 0.0) > 0 else 1
 
 
+def data_in_words(run: Run) -> str:
+    """How many images each set has, and how many training labels the noise has changed."""
+    loaders = {"train": run.train, **run.evaluations}
+    counts = ", ".join(f"{loader.num_examples:,} {name}" for name, loader in loaders.items())
+    corrupted = int((run.train.labels != run.train.clean_labels).sum())
+    noise = f", {corrupted:,} training labels corrupted ({corrupted / run.train.num_examples:.2%})" if corrupted else ""
+    return f"{counts} images, {len(run.classes)} classes{noise}"
+
+
 def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
     """The plan, a line each."""
     optimizer, batch_size = settings["optimizer"], settings["batch_size"]
     flops = forward_flops(run.model, run.train.shape)
     passes = passes_per_step(settings)
     total = 3 * passes * flops * batch_size * run.max_steps  # a backward pass costs two forward passes
-    loaders = {"train": run.train, **run.evaluations}
-    data = ", ".join(f"{loader.num_examples:,} {name}" for name, loader in loaders.items())
-    data += f" images, {len(run.classes)} classes"
-    corrupted = int((run.train.labels != run.train.clean_labels).sum())
-    data += f", {corrupted:,} training labels corrupted" if corrupted else ""
     batch = f"{batch_size} images"
     batch += f" in groups of {optimizer['m']}" if optimizer["m"] else ""
     batch += f", at most {-(-batch_size // settings['accumulate'])} a pass" if settings["accumulate"] > 1 else ""
@@ -50,7 +54,7 @@ def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
     objective = run.step.objective
     precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[objective.autocast_dtype]
     rows = {
-        "data": f"{settings['data']['_target_']}: {data}",
+        "data": f"{settings['data']['_target_']}: {data_in_words(run)}",
         "model": f"{settings['model']['_target_']}: {num_parameters:,} parameters, "
         f"{flops / 1e6:,.1f} MFLOPs forward per image",
         "optimizer": f"{sam}{optimizer['base']['_target_']}, {passes} passes a step",

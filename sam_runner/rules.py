@@ -7,7 +7,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.data_rules import DATA_RULES
 from sam_runner.errors import InputError
-from sam_runner.schema import Ascent, Compile, Direction, Parallel, Precision, RhoSchedule
+from sam_runner.schema import AdamW, Ascent, Compile, Direction, Parallel, Precision, RhoSchedule
 
 
 def _ranks(cfg: DictConfig, typed: set[str]) -> None:
@@ -120,6 +120,14 @@ def _random_direction(cfg: DictConfig, _: set[str]) -> None:
             raise InputError(f"optimizer.direction=random needs {name}\n  or use optimizer.direction=gradient")
 
 
+def _betas(cfg: DictConfig, _: set[str]) -> None:
+    betas = OmegaConf.select(cfg, "optimizer.base.betas")
+    if OmegaConf.get_type(cfg.optimizer.base) is AdamW and len(betas) != 2:
+        raise InputError(
+            f"optimizer.base.betas={list(betas)} are not two numbers\n  like optimizer.base.betas=[0.9,0.999]"
+        )
+
+
 def _layout(cfg: DictConfig, _: set[str]) -> None:
     if isinstance(cfg.channels_last, str) and cfg.channels_last != "auto":
         raise InputError(f"channels_last={cfg.channels_last} is not known\n  accepted: true, false, auto")
@@ -142,5 +150,6 @@ RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
     _random_direction,
     _device,
     _layout,
+    _betas,
     *DATA_RULES,
 )

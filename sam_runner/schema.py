@@ -37,7 +37,6 @@ RhoSchedule = Enum("RhoSchedule", ["constant", "linear", "cosine"])
 
 
 @dataclass
-@dataclass
 class Base(Target):
     """Keys of every base optimizer."""
 

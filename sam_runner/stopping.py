@@ -9,6 +9,7 @@ import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from multiprocessing import active_children
 from types import FrameType
 
 from sam_runner.errors import Stopped
@@ -63,6 +64,13 @@ def ignore_in_worker(_: int) -> None:
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+
+
+def end_workers() -> None:
+    """At the exit: end what still loads data. multiprocessing would send SIGTERM, which they ignore, and wait."""
+    for process in active_children():
+        if process.daemon:
+            process.kill()
 
 
 @contextmanager

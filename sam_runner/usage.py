@@ -71,7 +71,7 @@ def help_text(conf: Path) -> str:
         lines.append(f"  {group:15} {'  '.join(marked)}")
     lines += ["", "keys and their defaults"]
     for line in config.split("\nhydra:")[0].splitlines():
-        if line and not line.startswith(("#", "defaults", " ")):
+        if line and not line.startswith(("#", "defaults", "  -")):
             lines.append(f"  {line}")
     lines += [
         "",

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from sam_runner import cli
+from sam_runner import __version__, cli
 from sam_runner.usage import EXAMPLES
 from tests.commands import TINY, command, invoke
 
@@ -104,7 +104,10 @@ BAD_INPUT = [
     (["device=tpu"], "device=tpu", "auto, cpu, cuda"),
     (["rho==0.1"], "rho==0.1", "did you mean rho=0.1?"),
     (["rho", "0.1"], "'rho'", "rho=..."),
+    (["optimizer/base=adamw", "optimizer.base.betas=[0.9]"], "optimizer.base.betas=[0.9]", "[0.9,0.999]"),
     (["rho=[1"], "rho=[1", "quote"),
+    (["--optimizer=sam"], "--optimizer=sam is not a flag", "no dashes: optimizer=sam"),
+    (["--epochs", "3"], "--epochs is not a flag", "no dashes: epochs=..."),
     (["-m", "rho=glob(*)"], "rho=glob(*) gives no value", "key=1,2"),
     (["-m", "seed=range(3,1)"], "seed=range(3,1) gives no value", "key=1,2"),
     (["sweep.on_error=stop"], "sweep.on_error has no effect", "leave it out"),
@@ -150,6 +153,9 @@ def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, 
         (["batch_size=5000"], "batch_size=5000", "data.drop_last=false"),
         (["device=cuda:99"], "device=cuda:99", "device=cpu"),
         (["data=image_folder", "data.root=nowhere"], "data.root=nowhere", "<root>/train/<class>"),
+        (["noise=relabelled", "noise.file=nowhere.npy"], "noise.file=nowhere.npy is not a file", "the path"),
+        (["data=cifar10", "data.root=nowhere"], "looked for: cifar-10-batches-bin/", "(sha256 c4a38c50a1bc5f3a1c55"),
+        (["model=resnet50"], "is for 3 channels, the images have 1", "use other data"),
         (["data=fashion_mnist", "data.root=nowhere"], "data.root=nowhere", "data.download=true"),
         (["data.val_fraction=0.0001"], "data.val_fraction=0.0001", "leaves one part empty"),
         (["augment.pad=8"], "augment.pad=8", "side of 8"),
@@ -170,7 +176,13 @@ def test_bad_input_that_only_the_data_or_torch_can_show(arguments, named, way_ou
     assert not list(tmp_path.rglob("*"))
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["-h"], ["--cfg", "job"], ["rhoo=1"], ["optimizer=sam", "rho=-1"]])
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["-h"], ["--version"], ["--cfg", "job"], ["rhoo=1"], ["optimizer=sam", "rho=-1"],
+        ["data=imagenet", "data.root=nowhere"], ["noise=human", "noise.file=nowhere.pt"],
+    ],
+)  # fmt: skip
 def test_answers_without_torch(arguments, tmp_path):
     code = (
         "import sys; from sam_runner.cli import train; sys.argv = ['sam-train', *sys.argv[1:]]; train();"
@@ -193,6 +205,10 @@ def test_answers_within_a_second(arguments, tmp_path):
     assert min(seconds() for _ in range(3)) < 1.0
 
 
+def test_version_is_ours(tmp_path, monkeypatch, capsys):
+    assert invoke(monkeypatch, capsys, tmp_path, "--version").stdout == f"sam-runner {__version__}\n"
+
+
 def test_help_lists_groups_options_examples_and_keys_but_no_schema(tmp_path):
     done = command("--help", cwd=tmp_path)
     assert done.returncode == 0
@@ -204,6 +220,8 @@ def test_help_lists_groups_options_examples_and_keys_but_no_schema(tmp_path):
         "fashion_mnist",
         "rho: 0.05",
         "-sc install=bash",
+        "every_seconds: 300",
+        "on_error: continue",
         "exit codes",
     ):
         assert wanted in done.stdout
@@ -242,7 +260,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
     assert done.returncode == 0, done.stderr
     for wanted in (
         "1,442 train",
-        "577 training labels corrupted",
+        "577 training labels corrupted (40.01%)",
         "65,834 parameters",
         "220 in all",
         "2 passes a step",
@@ -296,6 +314,13 @@ def test_a_run_without_a_terminal_prints_plain_lines(tmp_path):
     assert len(re.findall(r"^epoch \d/2 ", done.stdout, re.MULTILINE)) == 2
 
 
+def test_a_run_tells_what_it_trains_on(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "noise=symmetric", "noise.rate=0.25", "run_dir=run")
+    assert "data: 96 train, 32 test images, 4 classes, 24 training labels corrupted (25.00%)\n" in done.stdout
+    clean = invoke(monkeypatch, capsys, tmp_path, *TINY, "precision=fp32", "run_dir=clean")
+    assert "data: 96 train, 32 test images, 4 classes\n" in clean.stdout
+
+
 def test_a_diverging_run_exits_with_one_and_says_why(tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, *TINY, "lr=1e30", "run_dir=run")
     assert done.returncode == 1
@@ -317,6 +342,7 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
     ("arguments", "named"),
     [
         (["run_dir=nowhere"], "no config.yaml"),
+        (["."], "run_dir=."),
         (["rundir=x"], "did you mean run_dir?"),
         (["checkpoint=best"], "run_dir"),
         (["run_dir=x", "checkpoint=first"], "last, best"),
@@ -324,6 +350,13 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
 )
 def test_eval_refuses_bad_input(arguments, named, tmp_path, monkeypatch, capsys):
     check_message(invoke(monkeypatch, capsys, tmp_path, *arguments, entry=cli.evaluate), named, "")
+
+
+def test_eval_of_no_run_is_refused_without_torch(tmp_path):
+    code = "import sys; from sam_runner.cli import evaluate; evaluate(); sys.exit(7 if 'torch' in sys.modules else 0)"
+    done = subprocess.run([sys.executable, "-c", code, "run_dir=."], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"holds no run" in done.stderr
 
 
 def test_a_folder_with_other_files_is_left_alone(tmp_path, monkeypatch, capsys):

@@ -22,6 +22,7 @@ from tests.commands import settings_of
         (["data=imagenet", "data.root=x", "data.centre=0"], r"data\.centre=0.* is out of range\n.*\(0, 1\]"),
         (["noise=instance", "noise.rate=1.2"], r"noise\.rate=1\.2 is out of range"),
         (["noise=relabelled"], r"noise\.file has to be given"),
+        (["noise=human", "noise.file=x", "data.val_fraction=0.1"], r"noise=human is of all .*\n.*val_fraction=0"),
         (["data=cifar10", "augment=inception"], r"augment\.min_area cuts parts out of image files"),
     ],
 )

@@ -1,5 +1,7 @@
 """Folders of images that the tests write with PIL."""
 
+import logging
+
 import numpy as np
 import pytest
 import torch
@@ -75,6 +77,19 @@ def test_split_takes_the_fraction_of_each_class(tmp_path, below):
     assert splits.train.labels.bincount().tolist() == [8, 16, 4]
     both = sorted(image.tobytes() for part in (splits.train, splits.test) for image in pixels_of(part))
     assert both == sorted(image.tobytes() for images in pixels.values() for image in images)
+
+
+def test_a_test_set_taken_from_the_training_images_is_told(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    write_classes(tmp_path / "train", {"a": 10, "b": 10})
+    with caplog.at_level("INFO", logger="sam_runner"):
+        image_folder(root=str(tmp_path), test_fraction=0.2)
+    assert f"{tmp_path} has no test or val folder: 0.2 of its images are set apart for testing" in caplog.messages
+    write_classes(tmp_path / "val", {"a": 2, "b": 2})
+    caplog.clear()
+    with caplog.at_level("INFO", logger="sam_runner"):
+        image_folder(root=str(tmp_path))
+    assert caplog.messages == ["reading 24 images into memory"]
 
 
 def test_split_is_the_same_for_every_call(tmp_path):
@@ -174,7 +189,10 @@ def test_truncated_image_is_named(tmp_path, kept, suffix):
 def test_text_file_with_the_suffix_of_an_image_is_named(tmp_path):
     write_classes(tmp_path, {"a": 3, "b": 3})
     (tmp_path / "a" / "002.png").write_text("<html>404 not found</html>")
-    assert str(tmp_path / "a" / "002.png") in message_of(tmp_path)
+    path = tmp_path / "a" / "002.png"
+    assert message_of(tmp_path).startswith(f"{path} cannot be read as an image: its content is no image\n")
+    path.write_bytes(b"")
+    assert message_of(tmp_path).startswith(f"{path} cannot be read as an image: it is empty\n")
 
 
 def test_empty_class_is_named(tmp_path):

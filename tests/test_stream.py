@@ -1,6 +1,12 @@
 """Sets that are read from disk: the same batches as from memory, whatever the number of workers."""
 
+import contextlib
+import gc
 import multiprocessing
+import subprocess
+import sys
+import weakref
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +20,7 @@ from sam_runner.data.folder import image_folder
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
 from sam_runner.data.sets import ImageFiles, ImageSet, hold_out
 from sam_runner.errors import InputError
+from tests.commands import command
 from tests.test_decode import smooth_pixels
 
 CPU = torch.device("cpu")
@@ -110,8 +117,9 @@ def test_parts_change_with_epoch_and_seed_and_are_of_the_image(root):
             assert first[channel].max() <= whole[channel].max() + 0.02
 
 
-@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.dist)])
-def test_an_image_that_cannot_be_read_is_named(tmp_path, num_workers):
+@pytest.fixture
+def damaged(tmp_path):
+    """A training set on disk and the one of its files that is cut off."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for index in range(4):
@@ -119,9 +127,54 @@ def test_an_image_that_cannot_be_read_is_named(tmp_path, num_workers):
     splits = image_folder(root=str(tmp_path), image_size=8, storage="disk", test_fraction=0.25)
     broken = splits.train.root / splits.train.paths[2]
     broken.write_bytes(broken.read_bytes()[:200])
+    return splits, broken
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.dist)])
+def test_an_image_that_cannot_be_read_is_named(damaged, num_workers):
+    splits, broken = damaged
     with pytest.raises(InputError, match=rf"^{broken} cannot be read as an image") as caught:
         collect(make_loader(splits.train, num_workers=num_workers))
     assert "Traceback" not in str(caught.value)
+
+
+def test_an_error_keeps_nothing_alive(damaged):
+    """A loader in a cycle of references would keep its workers until the garbage collector comes, or for ever."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = make_loader(damaged[0].train)
+        left = weakref.ref(loader)
+        with contextlib.suppress(InputError):
+            collect(loader)
+        del loader
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.dist
+def test_a_run_with_workers_ends_after_an_error(damaged, tmp_path):
+    splits, broken = damaged
+    done = command(
+        "data=image_folder", f"data.root={splits.train.root}", "data.image_size=8", "data.storage=disk",
+        "data.num_workers=2", "data.test_fraction=0.25", "batch_size=2", "device=cpu", "run_dir=run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{broken} cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.dist
+def test_workers_that_somebody_holds_end_with_the_program(root):
+    """They ignore SIGTERM, which multiprocessing sends before it waits for them at the exit."""
+    program = (
+        "from tests.test_stream import make_loader, splits_of\n"
+        f"batches = make_loader(splits_of({str(root)!r}, 'disk').train, num_workers=2).epoch()\n"
+        "next(batches)\n"
+    )
+    checkout = Path(__file__).resolve().parents[1]
+    subprocess.run([sys.executable, "-c", program], cwd=checkout, timeout=100, check=True)
 
 
 def test_disk_needs_a_size(root):

@@ -119,7 +119,8 @@ def _read(
         raise InputError(
             f"{name} is not in data.root={root}\n"
             f"  looked for: {places}\n"
-            f"  to get it:  add data.download=true, or fetch {SITE}/{versions[0].archive}"
+            f"  to get it:  add data.download=true, or fetch {SITE}/{versions[0].archive}\n"
+            f"              (sha256 {versions[0].sha256}) into {root}"
         )
     path, version = found
     files = dict(_members(path, version) if path.is_file() else _files(path, version))

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -79,6 +79,8 @@ def _named(path: str | Path) -> Iterator[None]:
         yield
     except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
         reason = str(error).rpartition("decode_jpeg.cpp")[2].partition(", ")[2] or str(error)
+        if isinstance(error, UnidentifiedImageError):  # whose message has the address of a buffer
+            reason = "its content is no image" if Path(path).stat().st_size else "it is empty"
         raise InputError(f"{path} cannot be read as an image: {reason[:200]}\n  remove it or replace it") from error
 
 

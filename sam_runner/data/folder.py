@@ -1,5 +1,6 @@
 """Any folder of images with a folder per class: decoded once and kept in memory, or read from disk in every epoch."""
 
+import logging
 import math
 import os
 from collections.abc import Callable
@@ -17,6 +18,7 @@ from sam_runner.errors import InputError
 from sam_runner.hardware import usable_cores
 from sam_runner.seeding import generator
 
+log = logging.getLogger("sam_runner")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"})
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
 SMALL_FILE = 4096  # bytes, 100x100 pixels: below, two threads spend more time on waiting for each other than they save
@@ -73,6 +75,7 @@ def image_folder(
     else:
         decode = partial(_decode, image_size=image_size, centre=centre)
         _require_room(paths + tests, decode)
+        log.info("reading %s images into memory", f"{len(paths + tests):,}")
         workers = usable_cores() if num_workers is None else num_workers
 
         def images_of(paths: list[Path], labels: Tensor) -> Images:
@@ -81,6 +84,7 @@ def image_folder(
     whole = images_of(paths, labels)
     if test:
         return Splits(train=whole, test=images_of(tests, test_labels))
+    log.info("%s has no test or val folder: %g of its images are set apart for testing", base, test_fraction)
     return _parted(whole, test_fraction)
 
 

@@ -1,5 +1,6 @@
 """Batches that worker processes prepare ahead of the training: files are decoded, policies drawn for each image."""
 
+import atexit
 import random
 from collections.abc import Iterator, Sequence
 from functools import partial
@@ -15,7 +16,7 @@ from sam_runner.data.policy import policy_of, transformed
 from sam_runner.data.sets import ImageFiles, Images, ImageSet
 from sam_runner.errors import InputError
 from sam_runner.seeding import derive_seed
-from sam_runner.stopping import held_back, ignore_in_worker
+from sam_runner.stopping import end_workers, held_back, ignore_in_worker
 
 Key = tuple[int, int]  # epoch and index of an example
 
@@ -127,7 +128,9 @@ class Stream:
         self._order.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
         with held_back():  # a worker must not be killed before it ignores signals
             decoded = iter(self._loader)
+        atexit.unregister(end_workers)  # what was registered last is called first: before torch's and multiprocessing's
+        atexit.register(end_workers)
         for batch in decoded:
             if isinstance(batch, InputError):
-                raise batch
+                raise InputError(str(batch))  # the error itself would keep this frame alive, and the workers
             yield batch
