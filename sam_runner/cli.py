@@ -1,6 +1,7 @@
 """Entry points `sam-train`, `sam-eval`, `sam-verify`, `sam-report`: exit codes; no torch before settings are valid."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
@@ -143,12 +144,15 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
     with ExitStack() as stack:
 
         def composed(config: Any) -> None:
-            """The first time before any cell runs."""
+            """The first time before any cell runs, and again when Hydra has swallowed an error of that time."""
             nonlocal folder, dry, ended
-            if folder is None:
-                folder, dry = Path(config.hydra.sweep.dir), config.dry_run
+            if folder is not None:
+                ended.listen()  # Ray has taken SIGTERM when it started
+            else:
                 if several() and engines.elsewhere(config.hydra):
                     raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
+                engines.prepare(config.hydra)
+                folder, dry = Path(config.hydra.sweep.dir), config.dry_run
                 if not engines.elsewhere(config.hydra):
                     stack.enter_context(sweep.signals_between_cells())
                 elif engines.on_this_machine(config.hydra):
@@ -157,6 +161,8 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
         hydra_guard.install(composed)
         try:
             code = _composed(arguments, codes)
+            if code == signal.SIGTERM:  # Ray leaves with the number, where it comes before a cell
+                ended.code = 75
         except InputError as error:
             if folder is None or not sweep.cells(folder):  # no cell has begun
                 raise

@@ -13,7 +13,7 @@ from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
 
-from sam_runner.engines import JOBS_FOLDER, STORAGE, searches
+from sam_runner.engines import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, searches
 from sam_runner.errors import InputError
 
 FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
@@ -32,6 +32,11 @@ FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
     "sweeper.storage": (None, STORAGE),
     "sweeper.custom_search_space": (None,),  # a function
 }
+RAY: dict[str, tuple[Any, ...]] = {  # of Ray: its processes are this sweep's alone, and serve nobody else
+    "launcher.ray.init.address": ("local",),
+    "launcher.ray.init.include_dashboard": (False,),
+}
+COMMANDS = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher."
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 KEYS = {  # of the plugins; submitit passes others on to sbatch and srun, which can name programs
     "launcher": {
@@ -39,8 +44,13 @@ KEYS = {  # of the plugins; submitit passes others on to sbatch and srun, which 
         "temp_folder", "max_nbytes", "mmap_mode", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
         "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout", "partition", "qos", "comment", "constraint",
         "exclude", "gres", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "account", "signal_delay_s",
-        "max_num_timeout", "additional_parameters", "array_parallelism", "setup",
+        "max_num_timeout", "additional_parameters", "array_parallelism", "setup", "ray",
     },
+    "launcher.ray": {"init", "remote"},
+    "launcher.ray.init": {
+        "address", "num_cpus", "num_gpus", "include_dashboard", "logging_level", "log_to_driver", "object_store_memory",
+    },
+    "launcher.ray.remote": {"num_cpus", "num_gpus", "memory", "max_retries"},
     "sweeper": {
         "_target_", "max_batch_size", "params", "sampler", "direction", "storage", "study_name", "n_trials", "n_jobs",
         "max_failure_rate", "search_space", "custom_search_space",
@@ -104,26 +114,35 @@ def check(config: DictConfig) -> None:
         InputError: Naming the key.
     """
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
-    for key, accepted in FIXED.items():
-        value: Any = hydra
-        for part in key.split("."):
-            value = value.get(part) if isinstance(value, dict) else None
-        if value not in accepted:
+    for key, accepted in (FIXED | (RAY if is_ray(config.hydra) else {})).items():
+        if _below(hydra, key) not in accepted:
             raise InputError(f"hydra.{key} cannot be changed here\n  leave it out, on the command line and in files")
     for plugin, keys in KEYS.items():
-        node = hydra.get(plugin) if isinstance(hydra, dict) else None
+        node = _below(hydra, plugin)
         for target in _targets(node):
             if not target.startswith(PLUGINS):
                 raise InputError(f"hydra.{plugin} names {target}, which is no plugin of Hydra")
+            if target.startswith(COMMANDS):
+                raise InputError("hydra/launcher=ray_aws is refused: its settings hold commands\n  hydra/launcher=ray")
         for key in node if isinstance(node, dict) else ():
             if key not in keys:
                 raise InputError(f"hydra.{plugin}.{key} is not accepted\n  accepted: {', '.join(sorted(keys))}")
-        if any(re.search(r"[\x00-\x1f\x7f]", text) for text in _texts(node)):  # a line of a batch script is a command
-            raise InputError(f"hydra.{plugin} holds a text with a line break\n  write it without")
+        for text in _texts(node):
+            if re.search(r"[\x00-\x1f\x7f]", text):  # a line of a batch script is a command
+                raise InputError(f"hydra.{plugin} holds a text with a line break\n  write it without")
+            if "${" in text and text not in COMPUTED:  # it can stand for a call: ${oc.create:{_target_: ...}}
+                raise InputError(f"hydra.{plugin} holds {text}\n  write the value itself")
     _require_held_out(config)
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
         raise InputError(f"sweep_name={name} is no name of a folder\n  accepted: up to 100 letters, digits and ._=+-")
+
+
+def _below(node: Any, key: str) -> Any:
+    """What is at a dotted key; None where there is nothing."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
 
 
 def _require_held_out(config: DictConfig) -> None:

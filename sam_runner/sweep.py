@@ -11,8 +11,9 @@ import shutil
 import signal
 import socket
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Any, NamedTuple
@@ -130,10 +131,17 @@ def tidy(sweep_folder: Path) -> None:
         os.removedirs(sweep_folder)
 
 
+@dataclass
 class Ended:
-    """Whether the sweep was asked to end, and the code that follows."""
+    """Whether the sweep was asked to end.
 
-    code = 0
+    Attributes:
+        listen: Takes the signals that ask for it, also back from an engine that took them for itself.
+        code: That follows; 0: nobody asked.
+    """
+
+    listen: Callable[[], None] = lambda: None
+    code: int = 0
 
 
 @contextmanager
@@ -143,7 +151,7 @@ def signals_for_all(sweep_folder: Path) -> Iterator[Ended]:
     Each saves and ends, and no further one starts; the body goes on until its engine sees that. A second Ctrl-C ends
     it at once. Cells of other machines have a batch system that tells them.
     """
-    ended, asked, over = Ended(), threading.Event(), threading.Event()
+    asked, over = threading.Event(), threading.Event()
 
     def tell() -> None:
         asked.wait()
@@ -162,7 +170,13 @@ def signals_for_all(sweep_folder: Path) -> Iterator[Ended]:
         stop(sweep_folder, "signal")
         asked.set()
 
-    before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    def listen() -> None:
+        for number in before:
+            signal.signal(number, receive)
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)}
+    ended = Ended(listen)
+    listen()
     threading.Thread(target=tell, daemon=True).start()
     try:
         yield ended

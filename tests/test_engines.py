@@ -14,7 +14,8 @@ import pytest
 
 from tests.commands import TINY, command, invoke
 
-PLUGINS = {"joblib": "joblib", "submitit_local": "submitit", "optuna": "optuna"}
+# Ray is too large for the extra `dev`, so CI does not run what needs it.
+PLUGINS = {"joblib": "joblib", "submitit_local": "submitit", "ray": "ray", "optuna": "optuna"}
 pytestmark = pytest.mark.timeout(600)
 LONG = (*TINY, "epochs=100000", "log_every=1000")
 
@@ -27,7 +28,7 @@ def needs(option):
     return pytest.mark.skipif(not present, reason=f"needs the extra: pip install 'sam-runner[{extra}]'")
 
 
-LAUNCHERS = [pytest.param(option, marks=needs(option)) for option in ("joblib", "submitit_local")]
+LAUNCHERS = [pytest.param(option, marks=needs(option)) for option in ("joblib", "submitit_local", "ray")]
 
 
 def folder_of(tmp_path, name="x"):
@@ -154,6 +155,19 @@ def test_a_cell_that_is_killed_is_told(tmp_path):
     assert process.returncode == 1
     assert "error: died: " in said
     assert "Traceback" not in said
+
+
+@pytest.mark.slow
+@needs("ray")
+def test_ray_starts_a_cell_that_was_killed_again(tmp_path):
+    process = started(tmp_path, "hydra/launcher=ray", *TINY, "epochs=300", "log_every=1000", "seed=0,1")
+    wait_for(lambda: len(list(folder_of(tmp_path).glob("*/checkpoints/step-*.json"))) >= 2)
+    first = next(folder_of(tmp_path).glob("*/status.json"))
+    os.kill(json.loads(first.read_text())["pid"], signal.SIGKILL)
+    _, said = process.communicate(timeout=200)
+    assert process.returncode == 0, said
+    assert states(folder_of(tmp_path)) == ["finished", "finished"]
+    assert "continuing " in (first.parent / "run.log").read_text()
 
 
 @pytest.mark.slow

@@ -31,6 +31,8 @@ HOSTILE = {
     "logging factory": "hydra: {job_logging: {handlers: {x: {class: subprocess.getoutput, cmd: touch MARKER}}}}",
     "logging of hydra": "hydra: {hydra_logging: {handlers: {x: {class: subprocess.getoutput, cmd: touch MARKER}}}}",
     "launcher": "hydra: {launcher: {_target_: subprocess.getoutput, cmd: touch MARKER}}",
+    "computed": "hydra: {sweeper: {params: '${oc.create:{_target_: torch.serialization.load, f: EVIL, weights_only: "
+    "false}}'}}",
     "sweeper": "hydra: {sweeper: {_target_: subprocess.getoutput, cmd: touch MARKER}}",
     "folder": "hydra: {run: {dir: MARKER}}",
     "output folder": "hydra: {output_subdir: MARKER}",

@@ -564,6 +564,30 @@ MUTANTS = {
         r'"[\x00-\x08\x7f]"',
         "test_sweep.py::test_an_engine_runs_no_program",
     ),
+    "sweep: what is computed can be a call": (
+        "hydra_guard.py",
+        "text not in COMPUTED",
+        "False",
+        "test_sweep.py::test_ray_serves",
+    ),
+    "sweep: Ray of somebody else": (
+        "hydra_guard.py",
+        '("local",)',
+        '("local", None, "auto")',
+        "test_sweep.py::test_ray_serves",
+    ),
+    "sweep: Ray waits for cores that are not there": (
+        "engines.py",
+        "> (there.get(key) or 0)",
+        "< 0",
+        "test_sweep.py::test_a_cell_that_ray",
+    ),
+    "sweep: Ray keeps SIGTERM": (
+        "cli.py",
+        "                ended.listen()",
+        "                pass",
+        "test_sweep.py::test_signals_are_taken_back",
+    ),
     "sweep: SIGUSR2 in any case": (
         "stopping.py",
         "number != signal.SIGUSR2 or callable(signal.getsignal(number))",

@@ -1,5 +1,6 @@
 """What a sweep tells from the disk, without running one: cells, exit codes, who is still there, who gets which GPU."""
 
+import contextlib
 import fcntl
 import json
 import os
@@ -13,13 +14,14 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from sam_runner import engines, hydra_guard, sweep
+from sam_runner import afterwards, cell, cli, engines, hydra_guard, sweep
 from sam_runner.errors import InputError, Stopped
 from sam_runner.hardware import automatic_device, cells_at_once
 from sam_runner.messages import explain
 from sam_runner.records import records
 from sam_runner.run_folder import cell_folder, require_usable, write_status
 from sam_runner.stopping import stop_at, stop_request
+from tests.commands import TINY, invoke
 
 CELL = ["optimizer=sam", "rho=0.1"]
 
@@ -213,6 +215,7 @@ SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.Sl
          "additional_parameters": {}, "setup": None}  # fmt: skip
 OPTUNA = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "storage": engines.STORAGE,
           "sampler": {"_target_": "optuna.samplers.TPESampler"}, "custom_search_space": None}  # fmt: skip
+RAY = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"} | engines.DEFAULTS["hydra/launcher/ray"]
 
 
 def composed(val_fraction=0.1, **plugins):
@@ -225,7 +228,7 @@ def composed(val_fraction=0.1, **plugins):
 
 
 @pytest.mark.parametrize(
-    "plugins", [{}, {"launcher": SLURM}, {"sweeper": OPTUNA}, {"launcher": SLURM, "sweeper": OPTUNA}]
+    "plugins", [{}, {"launcher": SLURM}, {"sweeper": OPTUNA}, {"launcher": SLURM, "sweeper": OPTUNA}, {"launcher": RAY}]
 )
 def test_engines_pass_the_guard(plugins):
     hydra_guard.check(composed(**plugins))
@@ -249,6 +252,88 @@ def test_an_engine_runs_no_program_of_a_file(plugin, change, named):
     node = {"launcher": SLURM, "sweeper": OPTUNA}[plugin] | change
     with pytest.raises(InputError, match=named):
         hydra_guard.check(composed(**{plugin: node}))
+
+
+HOSTILE = {
+    "init.address": ["auto", "ray://far:10001", "127.0.0.1:6379", None, "${oc.env:HOME}", "${sweep_name}"],
+    "init.include_dashboard": [True, None],
+    "init.dashboard_host": ["0.0.0.0"],
+    "init.runtime_env": [{"working_dir": "https://far/x.zip"}, {"pip": ["x"]}, {"env_vars": {"A": "b"}}],
+    "init.job_config": [{}],
+    "init._temp_dir": ["/tmp/x"],
+    "init._system_config": [{}],
+    "init.num_cpus": ["${oc.create:{_target_: os.getcwd}}", {"_target_": "os.getcwd"}],
+    "init": [{}, None, "${data}"],
+    "remote.runtime_env": [{"py_executable": "sh"}],
+    "remote": ["${data}", {"_target_": "hydra_plugins.x"}],
+    "cluster": [{"setup_commands": ["touch x"], "auth": {"ssh_private_key": "~/.ssh/id"}}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
+def test_ray_serves_its_sweep_alone_and_takes_no_environment_of_a_file(key, value):
+    config = composed(launcher=RAY)
+    config.hydra.launcher.ray = dict(config.hydra.launcher.ray)  # `update` would merge
+    parent, _, name = f"ray.{key}".rpartition(".")
+    OmegaConf.select(config.hydra.launcher, parent)[name] = value
+    with pytest.raises(InputError, match=r"hydra\.launcher"):
+        hydra_guard.check(config)
+
+
+def test_ray_starts_no_machines():
+    target = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher.RayAWSLauncher"
+    with pytest.raises(InputError, match="ray_aws is refused"):
+        hydra_guard.check(composed(launcher=RAY | {"_target_": target}))
+
+
+@pytest.mark.parametrize("key", ["num_cpus", "num_gpus"])
+def test_a_cell_that_ray_would_wait_for_in_vain_is_refused(key, monkeypatch):
+    for name in engines.RAY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    config = composed(launcher=RAY)
+    config.hydra.launcher.ray.init.update({"num_cpus": 2, "num_gpus": 2})
+    config.hydra.launcher.ray.remote.update({"num_cpus": 1, "num_gpus": 0, key: 2})
+    engines.prepare(config.hydra)
+    assert {name: os.environ[name] for name in engines.RAY} == engines.RAY | {"RAY_DEDUP_LOGS": "1"}
+    config.hydra.launcher.ray.remote[key] = 3
+    with pytest.raises(InputError, match=rf"remote\.{key}=3: there are 2"):
+        engines.prepare(config.hydra)
+    engines.prepare(composed().hydra)  # another launcher's is left alone
+
+
+def test_a_refusal_before_a_sweep_is_not_swallowed(tmp_path, monkeypatch, capsys):
+    """Hydra composes once to find out its mode, and ignores errors of that time."""
+
+    def refuse(_):
+        raise InputError("too much")
+
+    monkeypatch.setattr(engines, "prepare", refuse)
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x")
+    assert done.returncode == 2
+    assert "too much" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_signals_are_taken_back_from_an_engine_before_each_cell(tmp_path, monkeypatch, capsys):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    with sweep.signals_for_all(tmp_path) as ended:
+        ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ended.listen()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(engines, "elsewhere", lambda _: True)
+    monkeypatch.setattr(cell, "run_cell", lambda *_: seen.append("cell"))
+    listening = contextlib.nullcontext(sweep.Ended(lambda: seen.append("listen")))
+    monkeypatch.setattr(sweep, "signals_for_all", lambda _: listening)
+    monkeypatch.setattr(afterwards, "tell", lambda _: None)  # whose libraries are slow to import
+    invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x")
+    assert seen[-4:] == ["listen", "cell", "listen", "cell"]
+
+
+def test_a_signal_that_an_engine_leaves_with_has_our_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(cli, "_composed", lambda *_: int(signal.SIGTERM))
+    assert invoke(monkeypatch, capsys, tmp_path, "-m", "seed=0,1").returncode == 75
 
 
 def test_a_search_needs_held_out_images():
