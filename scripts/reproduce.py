@@ -15,7 +15,10 @@ import multiprocessing
 import os
 import re
 import shlex
+import signal
 import sys
+import threading
+import time
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
@@ -29,6 +32,7 @@ from sam_runner.afterwards import report
 from sam_runner.hardware import usable_cores
 from sam_runner.paper import Row, tables
 
+GONE = threading.Event()  # the process that this one works for has ended
 SCALES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -108,17 +112,31 @@ def run(cell: Cell) -> tuple[int, str]:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
             code = (cli.train if command[0] == "sam-train" else cli.evaluate)()
+        if GONE.is_set():
+            os._exit(code)
         if code:
             return code, printed.getvalue()
         line = printed.getvalue().strip().rpartition("\n")[2]
     return 0, line
 
 
+def leave_with(parent: int) -> None:
+    """Let this process of a pool save and end where the one that started it is gone: it would wait for ever."""
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        GONE.set()
+        os.kill(os.getpid(), signal.SIGTERM)  # a run saves; without one it ends the process
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
 def run_all(wanted: list[Cell], jobs: int) -> list[str]:
     """Names of those that failed."""
     failed = []
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, mp_context=context) as pool:
+    with ProcessPoolExecutor(jobs, context, leave_with, (os.getpid(),)) as pool:
         futures = {pool.submit(run, cell): cell for cell in wanted}
         try:
             for number, future in enumerate(as_completed(futures), 1):

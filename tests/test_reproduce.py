@@ -1,8 +1,11 @@
 """scripts/reproduce.py: the commands of a table's runs, and what they leave."""
 
+import json
+import re
 import shlex
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -15,6 +18,13 @@ def reproduce(*arguments, timeout=60):
         [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
+
+
+def wait_for(condition, seconds=60):
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.1)
 
 
 def printed(*arguments):
@@ -73,6 +83,25 @@ def test_bootstrapping_trains_the_teacher_first_and_goes_on(tmp_path):
     again = reproduce(*words, timeout=120)
     assert again.returncode == 0
     assert "1 runs, all finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_what_is_stopped_saves_leaves_no_process_and_goes_on(tmp_path):
+    words = ["--table", "c4", "--scale", "smoke", "--rows", "c4-sgd", "epochs=4000", "max_steps=12000", "--jobs", "1"]
+    words += ["checkpoint.every_seconds=0.5", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *words])
+    folder = tmp_path / "smoke" / "c4" / "c4-sgd-sgd-seed0"
+    wait_for(lambda: list((folder / "checkpoints").glob("*.pt")))
+    worker = int((folder / ".lock").read_text().split()[1])
+    process.terminate()
+    process.wait(timeout=30)
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
+    step = max(int(re.search(r"\d+", path.stem)[0]) for path in (folder / "checkpoints").glob("*.pt"))
+    words[words.index("max_steps=12000")] = f"max_steps={step + 3}"
+    done = reproduce(*words, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert f"after step {step}" in (folder / "run.log").read_text()
 
 
 @pytest.mark.slow
