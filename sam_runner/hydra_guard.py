@@ -6,6 +6,7 @@ list of trusted modules, and folders would be made before anything is checked. E
 
 import re
 from collections.abc import Callable
+from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -70,6 +71,7 @@ def install(then: Callable[[DictConfig], None]) -> None:
     if getattr(original, "checked", False):
         return
 
+    @wraps(original)
     def load_configuration(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> DictConfig:
         config = original(self, *arguments, **keywords)
         check(config)
