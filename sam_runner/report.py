@@ -146,9 +146,8 @@ def plots(report: Report) -> Iterator[tuple[str, bytes]]:
     present = [group for group in report.groups if group.values(report.metric)]
     if len({group.settings.get("rho") for group in present} - {None, 0}) > 1:
         yield "rho", _drawn(lambda axes: _against_rho(axes, report))
-    chosen = _best_first(report)[:MOST_LINES]
+    chosen, gap = _best_first(report)[:MOST_LINES], "train/loss_gap"
     yield "curves", _drawn(lambda axes: _curves(axes, chosen, report.metric))
-    gap = "train/loss_gap"
     if any(run.curve(gap) for group in report.groups for run in group.runs[:1]):
         yield "gap", _drawn(lambda axes: _curves(axes, chosen, gap))
 
@@ -200,7 +199,8 @@ def _against_rho(axes: Axes, report: Report) -> None:
     radii = sorted({group.settings["rho"] for group in present if group.settings.get("rho")})
     if radii[-1] / radii[0] >= 8:
         axes.set_xscale("log")
-    round_numbers = [digit * 10.0**power for power in range(-9, 4) for digit in (1, 2, 5)]
+    digits = (1, 2, 5) if radii[-1] < 300 * radii[0] else (1,)  # labels must not overlap
+    round_numbers = [digit * 10.0**power for power in range(-9, 4) for digit in digits]
     ticks = radii if len(radii) <= MOST_LINES else [tick for tick in round_numbers if radii[0] <= tick <= radii[-1]]
     axes.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
     axes.minorticks_off()

@@ -119,10 +119,10 @@ def test_the_plots_are_pictures(sweep):
     assert all(picture.startswith(PNG) and len(picture) > 5000 for picture in made.values())
 
 
-@pytest.mark.parametrize(("radii", "sizes"), [(5, 1), (20, 1), (24, 8), (30, 30)])
-def test_labels_hide_neither_each_other_nor_lines(radii, sizes, tmp_path):
+@pytest.mark.parametrize(("radii", "sizes", "span"), [(5, 1, 50), (20, 1, 50), (24, 8, 50), (30, 30, 50), (20, 1, 1e5)])
+def test_labels_hide_neither_each_other_nor_lines(radii, sizes, span, tmp_path):
     for number in range(radii):
-        rho = 0.01 * 50 ** (number / (radii - 1))
+        rho = 0.5 / span * span ** (number / (radii - 1))
         lay(tmp_path / str(number), rho=rho, accuracy=0.5 + number / 100, batch_size=100 + number % sizes)
     lay(tmp_path / "sgd", optimizer="sgd", batch_size=100)
     figure, axes = plt.subplots(figsize=(7, 4.2), layout="constrained")
