@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import time
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -65,3 +66,11 @@ def command(*arguments, cwd, module="sam_runner", timeout=120, env=None):
         capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
+
+
+def wait_for(condition, seconds=90):
+    """Until it holds; an AssertionError where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

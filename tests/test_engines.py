@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.commands import TINY, command, invoke
+from tests.commands import TINY, command, invoke, wait_for
 
 # Ray is too large for the extra `dev`, so CI does not run what needs it.
 PLUGINS = {"joblib": "joblib", "submitit_local": "submitit", "ray": "ray", "optuna": "optuna"}
@@ -47,13 +47,6 @@ def started(folder, *arguments):
         [sys.executable, "-m", "sam_runner", "-m", *arguments, "sweep_name=x"], cwd=folder, start_new_session=True,
         env=environment | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
-
-
-def wait_for(condition, seconds=90):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
 
 
 def test_after_a_failure_no_further_cell_starts_where_that_is_asked_for(tmp_path, monkeypatch, capsys):

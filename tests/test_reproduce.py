@@ -5,10 +5,11 @@ import re
 import shlex
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
+
+from tests.commands import wait_for
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -18,13 +19,6 @@ def reproduce(*arguments, timeout=60):
         [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *map(str, arguments)],
         capture_output=True, text=True, timeout=timeout, check=False,
     )  # fmt: skip
-
-
-def wait_for(condition, seconds=60):
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(0.1)
 
 
 def printed(*arguments):
