@@ -132,7 +132,7 @@ def as_csv(report: Report) -> str:
     """One row a run, numbers in full: everything else can be made of it."""
     stream = io.StringIO()
     keys = list(report.groups[0].settings) if report.groups else []
-    tags = sorted({tag for run in report.runs for tag in run.final})
+    tags = sorted({tag for run in report.runs for tag in run.final} - {*keys})
     writer = csv.writer(stream, lineterminator="\n")
     writer.writerow([*keys, "seed", "status", *tags, "folder"])
     for run in report.runs:

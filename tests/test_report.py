@@ -17,8 +17,8 @@ from sam_runner import cli
 from sam_runner.errors import InputError
 from sam_runner.records import groups, interval, records, student_t
 from sam_runner.report import _against_rho, as_csv, as_html, as_markdown, as_text, plots, report_of
-from tests.commands import TINY, invoke
-from tests.runs import lay
+from tests.commands import TINY, invoke, settings_of
+from tests.runs import lay, leave
 
 PNG = b"\x89PNG\r\n\x1a\n"
 
@@ -111,6 +111,12 @@ def test_csv_has_a_row_a_run_in_full(sweep):
     assert len(lines) == 14
     cells = next(line for line in lines if line.endswith("sam-0.1-2")).split(",")
     assert float(cells[4]) == sweep[1]["sam", 0.1][2]
+
+
+def test_a_column_of_csv_is_there_once(tmp_path):
+    for rho in (0.05, 0.1):
+        leave(tmp_path / str(rho), settings_of("optimizer=sam", f"rho={rho}"), accuracy=0.5, **{"rho": rho, "lr": 0.0})
+    assert as_csv(report_of([tmp_path])).splitlines()[0] == "rho,seed,status,lr,test/accuracy,test/nll,folder"
 
 
 def test_the_plots_are_pictures(sweep):
