@@ -58,8 +58,12 @@ def compared(folders: Sequence[Path], table: str) -> Comparison:
             f"  it is made with: {rows[0].words}, and what the others say in sam_runner/paper.yaml"
         )
     lines = [line for row in rows for line in _lines(row, [run for run in runs if row.fits(run.typed)])]
-    strangers = [str(run.folder) for run in runs if not any(row.fits(run.typed) for row in rows)]
+    strangers = [str(run.folder) for run in runs if not any(_is_of(row, run) for row in rows)]
     return Comparison(rows[0].title, lines, strangers)
+
+
+def _is_of(row: Row, run: Record) -> bool:
+    return row.fits(run.typed) and run.settings["optimizer"] in row.optimizers
 
 
 def _lines(row: Row, runs: Sequence[Record]) -> Iterator[list[str]]:
@@ -72,11 +76,12 @@ def _lines(row: Row, runs: Sequence[Record]) -> Iterator[list[str]]:
             yield [row.name, optimizer, number, "-", "-", "0", state]
         for group in found:
             values = [_in_percent(value, row.metric) for value in group.values("test/accuracy")]
-            middle, half = interval(values)
+            middle, half = interval(values) if values else (math.nan, math.nan)
             top5 = [_in_percent(value, row.metric) for value in group.values("test/accuracy_top5")]
             beside = f" / {interval(top5)[0]:.2f}" if top5 and "/" in number else ""
             yield [
-                row.name, optimizer, number, f"{middle:.2f}{beside}", "-" if math.isnan(half) else f"± {half:.2f}",
+                row.name, optimizer, number, f"{middle:.2f}{beside}" if values else "-",
+                "-" if math.isnan(half) else f"± {half:.2f}",
                 str(len(values)), "; ".join(differences(row, optimizer, group.runs[0].settings)),
             ]  # fmt: skip
 

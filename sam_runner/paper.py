@@ -116,13 +116,13 @@ def _pairs(words: str) -> list[tuple[str, str]]:
 def _is(values: Mapping[str, Any], key: str, value: str) -> bool:
     """Whether flat settings have what ``key=value`` chooses."""
     if key in ("data", "noise"):
-        return str(values[f"{key}._target_"]).endswith(f".{value}")
+        return str(values.get(f"{key}._target_")).endswith(f".{value}")
     if key == "optimizer":
         return ("optimizer.rho" in values) == (value == "sam")
     if key == "augment":
         if value == "mixup":  # with any alpha: the paper takes the best of four
-            return values["augment.mixup"] is not None
-        return all(values[name] in wanted for name, wanted in AUGMENT[value].items())
+            return values.get("augment.mixup") is not None
+        return all(values.get(name, wanted[0]) in wanted for name, wanted in AUGMENT[value].items())
     try:
         return float(values[key]) == float(value)
     except (KeyError, TypeError, ValueError):

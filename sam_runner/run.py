@@ -87,6 +87,7 @@ class Progress:
         final: Metrics of the latest evaluation, by tag.
         best: Those of the epoch with the highest validation accuracy; without a validation set, the latest.
         best_epoch: Its number, from 1.
+        evaluated: Number of the epoch with the latest evaluation.
         seconds: Time spent in training epochs.
         images: Images trained on.
         nonfinite: Steps left out because a loss or gradient was not finite, apart from those of the loss scaler.
@@ -102,6 +103,7 @@ class Progress:
     final: dict[str, float] = field(default_factory=dict)
     best: dict[str, float] = field(default_factory=dict)
     best_epoch: int = 0
+    evaluated: int = 0
     seconds: float = 0.0
     images: int = 0
     nonfinite: int = 0

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 from tqdm import tqdm
 
@@ -16,6 +17,7 @@ from sam_runner.objective import Batch
 from sam_runner.run import Cadence, Outputs, Progress, Run, save
 from sam_runner.sam import CHECKED, StepStats
 from sam_runner.scoring import Metrics, evaluate, with_prefix
+from sam_runner.sharding import is_sharded
 from sam_runner.stopping import StopRequest, stop_at
 
 log = logging.getLogger(__name__)
@@ -50,6 +52,10 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
             if _end_epoch(run, outputs, progress, stop, cadence):
                 saved = progress.step
                 cadence.restart()
+        if progress.batch == 0 and progress.evaluated < progress.epoch:  # it was meant to be longer when it was saved
+            _require_finite(values := evaluate(run, None, stop), f"after epoch {progress.epoch}")
+            is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
+            save(run, outputs, progress, is_best=is_best, at_end=True)
     except Stopped as stopped:
         if progress.step > saved:  # what is on the disk is of this very step otherwise
             save(run, outputs, progress, at_end=progress.batch == 0)
@@ -108,7 +114,11 @@ def _end_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest
     evaluated = last or (progress.epoch + 1) % run.eval_every == 0
     if evaluated:
         values |= evaluate(run, picture, stop)
+    else:
+        weights = [param.detach().sum() for param in run.model.parameters() if not is_sharded(param)]
+        values["weights"] = float(torch.stack(weights).sum()) if weights else 0.0
     _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights become a checkpoint
+    values.pop("weights", None)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.sums = dict.fromkeys(SUMS, 0.0)
     outputs.tracker.scalars(progress.step, progress.epoch, values)
@@ -187,7 +197,7 @@ def _not_finite(what: str, when: str) -> TrainingError:
 
 def _note_best(progress: Progress, values: dict[str, float], *, has_validation: bool) -> bool:
     """Take in an epoch's metrics; whether it is the best so far. The test set never decides."""
-    progress.final = dict(values)
+    progress.final, progress.evaluated = dict(values), progress.epoch
     tag = "validation/accuracy"
     if has_validation and progress.best and values[tag] <= progress.best[tag]:
         return False

@@ -24,15 +24,18 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from sam_runner import cli
 from sam_runner.afterwards import report
-from sam_runner.hardware import usable_cores
+from sam_runner.errors import InputError
+from sam_runner.hardware import cells_at_once, usable_cores
 from sam_runner.paper import Row, tables
 
 GONE = threading.Event()  # the process that this one works for has ended
+STOPPED = threading.Event()  # Ctrl-C has ended a run of this process
 SCALES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -103,10 +106,15 @@ def cells(table: str, scale: str, seed: int, given: list[str], out: Path) -> Ite
             yield Cell(f"{row.name}-{optimizer}-seed{seed}", words, out / table, teacher)
 
 
-def run(cell: Cell) -> tuple[int, str]:
+def run(cell: Cell, number: int) -> tuple[int, str]:
     """Do it in this process, which a pool keeps: exit code, and what was printed last."""
+    if STOPPED.is_set():  # it lay in the pool's queue already
+        return 130, "not begun"
     line = ""
+    os.environ["SAM_RUNNER_CELL"] = str(number)  # which of several GPUs
     for command in cell.commands:
+        if command[0] == "sam-eval" and (cell.folder / "config.yaml").is_file():
+            continue  # what goes on has its labels
         GlobalHydra.instance().clear()
         sys.argv = command
         printed = io.StringIO()
@@ -115,6 +123,8 @@ def run(cell: Cell) -> tuple[int, str]:
         if GONE.is_set():
             os._exit(code)
         if code:
+            if code == 130:
+                STOPPED.set()
             return code, printed.getvalue()
         line = printed.getvalue().strip().rpartition("\n")[2]
     return 0, line
@@ -137,10 +147,14 @@ def run_all(wanted: list[Cell], jobs: int) -> list[str]:
     failed = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, leave_with, (os.getpid(),)) as pool:
-        futures = {pool.submit(run, cell): cell for cell in wanted}
+        futures = {pool.submit(run, cell, number): cell for number, cell in enumerate(wanted)}
         try:
             for number, future in enumerate(as_completed(futures), 1):
-                cell, (code, told) = futures[future], future.result()
+                cell = futures[future]
+                try:
+                    code, told = future.result()
+                except Exception as error:  # a process was killed, or something that no command foresees
+                    code, told = 1, f"{type(error).__name__}: {error}"
                 print(f"[{number}/{len(wanted)}] {cell.name}: {told if code else told.partition('  ')[2]}", flush=True)
                 failed += [cell.name] if code else []
         except KeyboardInterrupt:  # the runs have it too, and save
@@ -156,7 +170,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     parser.add_argument("--scale", required=True, choices=["smoke", "cpu", "full"])
     parser.add_argument("--rows", default="", help="a regular expression that a run's name has to have")
     parser.add_argument("--seeds", type=int, help="runs of each row, seeds 0, 1, ...")
-    parser.add_argument("--jobs", type=int, default=usable_cores(), help="runs at once (default: one a core)")
+    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, without any one a core)")
     parser.add_argument("--out", type=Path, default=Path("outputs/reproduce"), help="a folder; SCALE/TABLE is added")
     parser.add_argument("--print", action="store_true", help="print the commands and run nothing")
     options, given = parser.parse_known_args()
@@ -166,11 +180,16 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
         re.compile(options.rows)
     except re.error as error:
         parser.error(f"--rows {options.rows} is no regular expression: {error}")
-    options.table = f"table{options.table}" if options.table[0].isdigit() else options.table
+    own = {word.partition("=")[0] for word in given} & {"paper", "seed", "optimizer", "run_dir", "noise.file"}
+    if own:
+        parser.error(f"{', '.join(sorted(own))}: each run has its own; there are --seeds, --rows and --out")
+    options.table = f"table{options.table}" if options.table[:1].isdigit() else options.table
     offered = [*(SCALES["cpu"]["tables"] if options.scale == "cpu" else tables())]
     if options.table not in ["all", *offered]:
         parser.error(f"--table {options.table} --scale {options.scale} is not offered; there are {', '.join(offered)}")
     options.tables = offered if options.table == "all" else [options.table]
+    if options.jobs is None:
+        options.jobs = cells_at_once(torch.cuda.device_count() if options.scale == "full" else 0, usable_cores())
     if options.jobs < 1 or (options.seeds is not None and options.seeds < 1):
         parser.error("--jobs and --seeds are 1 or more")
     return options, given
@@ -188,6 +207,8 @@ def main() -> int:
         for cell in cells(table, options.scale, seed, given, out)
         if re.search(options.rows, cell.name)
     ]
+    taught = {cell.teacher.folder for cell in wanted if cell.teacher}  # the pupil's commands have its teacher's
+    wanted = [cell for cell in wanted if cell.folder not in taught]
     if not wanted:
         print(f"error: --rows {options.rows}: no run has that in its name; --print shows them", file=sys.stderr)
         return 2
@@ -198,7 +219,10 @@ def main() -> int:
     failed = run_all(wanted, options.jobs)
     for table in options.tables:
         if (out / table).is_dir():
-            report([str(out / table), f"paper={table}"])
+            try:
+                report([str(out / table), f"paper={table}"])
+            except InputError as error:
+                print(f"error: {error}", file=sys.stderr)
     print(f"failed: {', '.join(failed)}" if failed else f"{len(wanted)} runs, all finished")
     return 1 if failed else 0
 

@@ -52,7 +52,7 @@ def test_what_is_typed_wins(tmp_path):
     ("arguments", "message"),
     [
         (["--table", "9", "--scale", "full"], "--table table9 --scale full is not offered; there are table1"),
-        (["--table", "2", "--scale", "cpu"], "there are table4"),
+        (["--table", "2", "--scale", "cpu"], "there are table4, table4_bootstrap, table5, table1"),
         (["--table", "4", "--scale", "full", "nonsense"], "nonsense: further words are key=value"),
         (["--table", "4", "--scale", "full", "--jobs", "0"], "--jobs and --seeds are 1 or more"),
         (["--table", "4", "--scale", "full", "--rows", "("], "--rows ( is no regular expression"),

@@ -322,3 +322,34 @@ def test_left_over_temporary_files_go(tmp_path, monkeypatch, capsys):
 
 def test_same_tensors_sees_a_difference():
     assert not same_tensors({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-30])})
+
+
+def test_a_run_that_is_ended_at_an_epoch_without_an_evaluation_has_one(tmp_path, monkeypatch, capsys):
+    words = ["optimizer=sam", "schedule=constant", "eval_every=5"]
+    with monkeypatch.context() as patched:
+        stop_after(patched, 20)
+        assert invoke(patched, capsys, tmp_path, *tiny([*words, "epochs=10"], "run")).returncode == 75
+    for path in (tmp_path / "run" / "checkpoints").glob("*20*"):  # in epoch 4; the end of epoch 3 is left
+        path.unlink()
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny([*words, "epochs=3"], "run"))
+    assert done.returncode == 0, done.stderr
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    whole = json.loads((train(tmp_path / "whole", *words, "epochs=3") / "result.json").read_text())
+    assert (result["epoch"], result["best_epoch"]) == (3, 3)
+    assert result["final"]["test/accuracy"] == whole["final"]["test/accuracy"]
+    assert result["final"]["test/nll"] == whole["final"]["test/nll"]
+
+
+def test_weights_that_are_not_finite_are_no_checkpoint_without_an_evaluation_either(tmp_path, monkeypatch, capsys):
+    original = trainer._train_step
+
+    def step(run, *rest):
+        original(run, *rest)
+        if rest[-1].step == 6:  # the last of the first epoch
+            next(iter(run.model.parameters())).detach()[0] = float("nan")
+
+    monkeypatch.setattr(trainer, "_train_step", step)
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "epochs=4", "eval_every=2"], "run"))
+    assert done.returncode == 1
+    assert "weights is not finite after epoch 1" in done.stderr
+    assert not list((tmp_path / "run" / "checkpoints").glob("*"))
