@@ -84,6 +84,8 @@ def report(arguments: list[str]) -> int:
     if not folders:
         raise InputError("a folder of runs has to be given: sam-report FOLDER")
     if options["paper"]:
+        if options["metric"] != "test/accuracy":
+            raise InputError("metric has no effect with --paper: the table has its own\n  leave one of them out")
         return _beside_the_paper(folders, options["paper"], Path(os.path.expanduser(options["out"] or str(folders[0]))))
     from sam_runner.report import as_text, report_of, write
 

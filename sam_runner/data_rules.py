@@ -37,8 +37,9 @@ def _augment(cfg: DictConfig, typed: set[str]) -> None:
 
 
 def _human(cfg: DictConfig, _: set[str]) -> None:
-    if OmegaConf.get_type(cfg.noise) is Human and cfg.data.get("val_fraction"):
-        raise InputError("noise=human is of all training images\n  use data.val_fraction=0")
+    part = cfg.data.get("val_fraction") or cfg.data.get("train_fraction", 1) != 1
+    if OmegaConf.get_type(cfg.noise) is Human and part:
+        raise InputError("noise=human is of all training images\n  use data.val_fraction=0 data.train_fraction=1")
 
 
 def require_files(cfg: DictConfig) -> None:

@@ -127,6 +127,12 @@ def test_the_command_prints_and_writes_it(noisy, tmp_path, monkeypatch, capsys):
     assert "| table4-0.4-basic | sam | 93.4 | 85.67 | ± 11.20 | 3 |" in (tmp_path / "paper-table4.md").read_text()
 
 
+def test_a_metric_beside_a_table_is_refused(noisy, tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "--paper=table4", "metric=test/nll", noisy, entry=cli.report)
+    assert done.returncode == 2
+    assert "metric has no effect with --paper" in done.stderr
+
+
 @pytest.mark.parametrize(("table", "message"), [("table9", "accepted: table1"), ("table2", "no run in .* is one of")])
 def test_what_there_is_not_is_refused(table, message, noisy):
     with pytest.raises(InputError, match=message):

@@ -23,6 +23,7 @@ from tests.commands import settings_of
         (["noise=instance", "noise.rate=1.2"], r"noise\.rate=1\.2 is out of range"),
         (["noise=relabelled"], r"noise\.file has to be given"),
         (["noise=human", "noise.file=x", "data.val_fraction=0.1"], r"noise=human is of all .*\n.*val_fraction=0"),
+        (["noise=human", "noise.file=x", "data.train_fraction=0.5"], r"noise=human is of all .*\n.*train_fraction=1"),
         (["data=cifar10", "augment=inception"], r"augment\.min_area cuts parts out of image files"),
     ],
 )
