@@ -22,6 +22,7 @@ from sam_runner.data.sets import ImageSet, Splits, fewer, hold_out
 from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_device, automatic_precision, decoding_workers, set_up
+from sam_runner.lean import spare_compiler
 from sam_runner.network import build_model, is_channels_last, parameter_groups, weights_dtype
 from sam_runner.objective import Objective
 from sam_runner.rates import build_lr, build_rho
@@ -121,6 +122,8 @@ def build_optimizer(settings: Settings, model: nn.Module, num_classes: int) -> t
     _require_base_optimizer(node["_target_"])
     if _takes_fused(node) and all(param.is_floating_point() and not is_sharded(param) for param in params):
         node["fused"] = True
+    if settings["compile"] == "off":
+        spare_compiler(locate(node["_target_"]))  # type: ignore[arg-type]
     optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]

@@ -144,7 +144,7 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
     with ExitStack() as stack:
 
         def composed(config: Any) -> None:
-            """The first time before any cell runs, and again when Hydra has swallowed an error of that time."""
+            """The first time before any cell runs, then for each cell."""
             nonlocal folder, dry, ended
             if folder is not None:
                 ended.listen()  # Ray has taken SIGTERM when it started
@@ -189,6 +189,8 @@ def prepared(arguments: list[str]) -> list[str]:
         raise InputError("--experimental-rerun reads a pickle: refused\n  give the settings themselves")
     for argument in arguments:
         key, equals, _ = argument.partition("=")
+        if key.lstrip("+~") == "hydra.mode":
+            raise InputError("hydra.mode has no effect\n  for all combinations of values: sam-train -m ...")
         if argument.startswith("--") and key not in FLAGS:
             word = argument.lstrip("-")
             raise InputError(

@@ -10,6 +10,7 @@ from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
 from omegaconf import DictConfig, OmegaConf
@@ -80,8 +81,13 @@ def install(then: Callable[[DictConfig], None]) -> None:
 
     load_configuration.checked = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    Hydra.get_mode = _mode_of_the_command_line  # type: ignore[method-assign]
     _refuse_empty_sweeps()
     _hide_schemas()
+
+
+def _mode_of_the_command_line(self: Hydra, config_name: str | None, overrides: list[str]) -> None:
+    """Hydra would compose everything once more to look for ``hydra.mode``: here -m alone says it."""
 
 
 def _refuse_empty_sweeps() -> None:

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.utils.flop_counter import FlopCounterMode
 
 from sam_runner.paper import target
 from sam_runner.run import Run
@@ -14,6 +13,8 @@ from sam_runner.run import Run
 
 def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
     """Floating-point operations of one image's forward pass: 2 per multiply-add of convolutions and matrix products."""
+    from torch.utils.flop_counter import FlopCounterMode  # and Triton with it
+
     was_training = model.training
     model.eval()
     parameter = next(model.parameters())

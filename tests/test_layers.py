@@ -15,6 +15,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "stopping",
         "archives",
         "hardware",
+        "lean",
         "seeding",
         "schedules",
         "spectral",

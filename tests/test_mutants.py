@@ -29,6 +29,12 @@ MUTANTS = {
         "whole[indices.sort().values]",
         "test_experiments.py::test_relabelled",
     ),
+    "lean: the update is recorded": (
+        "lean.py",
+        'torch.set_grad_enabled(self.defaults["differentiable"])',
+        "torch.enable_grad()",
+        "test_lean.py::test_gradients",
+    ),
     "experiments: the paper's radius is not compared": (
         "paper.py",
         "float(values[here[key]]) != float(value)",
