@@ -24,14 +24,12 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
 from sam_runner import cli
 from sam_runner.afterwards import report
 from sam_runner.errors import InputError
-from sam_runner.hardware import cells_at_once, usable_cores
 from sam_runner.paper import Row, tables
 
 GONE = threading.Event()  # the process that this one works for has ended
@@ -142,8 +140,15 @@ def leave_with(parent: int) -> None:
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_all(wanted: list[Cell], jobs: int) -> list[str]:
+def run_all(wanted: list[Cell], options: argparse.Namespace) -> list[str]:
     """Names of those that failed."""
+    import torch  # seconds, which a mistake is not answered after
+
+    from sam_runner.hardware import cells_at_once, usable_cores
+
+    gpus = torch.cuda.device_count() if options.scale == "full" else 0
+    jobs = options.jobs or cells_at_once(gpus, usable_cores())
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
     failed = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, leave_with, (os.getpid(),)) as pool:
@@ -188,9 +193,7 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     if options.table not in ["all", *offered]:
         parser.error(f"--table {options.table} --scale {options.scale} is not offered; there are {', '.join(offered)}")
     options.tables = offered if options.table == "all" else [options.table]
-    if options.jobs is None:
-        options.jobs = cells_at_once(torch.cuda.device_count() if options.scale == "full" else 0, usable_cores())
-    if options.jobs < 1 or (options.seeds is not None and options.seeds < 1):
+    if any(number is not None and number < 1 for number in (options.jobs, options.seeds)):
         parser.error("--jobs and --seeds are 1 or more")
     return options, given
 
@@ -215,8 +218,7 @@ def main() -> int:
     if options.print:
         print("\n".join(shlex.join(command) for cell in wanted for command in cell.commands))
         return 0
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // options.jobs)))
-    failed = run_all(wanted, options.jobs)
+    failed = run_all(wanted, options)
     for table in options.tables:
         if (out / table).is_dir():
             try:

@@ -19,11 +19,11 @@ TINY = (
     "data.num_classes=4", "model.width=4", "batch_size=16", "epochs=2", "device=cpu", "log_every=2",
     "checkpoint.least_seconds=0",
 )  # fmt: skip
+register_schemas()
 
 
 def compose_config(*overrides):
     """The composed configuration, as Hydra hands it over."""
-    register_schemas()
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(CONF), version_base="1.3"):
         return compose("config", list(overrides))

@@ -1,5 +1,6 @@
 """One thread per process: tests run two processes at a time, and bits depend on the number of threads."""
 
+import gc
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -8,6 +9,11 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+def pytest_collection_finish():
+    """What is imported by now stays: the collector need not look at it time and again."""
+    gc.freeze()
 
 
 @pytest.fixture

@@ -237,7 +237,7 @@ def test_a_damaged_configuration_is_named(text, tmp_path):
 
 
 def test_a_sweep_ends_with_its_table_and_the_same_again_only_prints_it(tmp_path, monkeypatch, capsys):
-    words = ["-m", *TINY, "optimizer=sgd,sam", "rho=0.05,0.1", "seed=0,1", "max_steps=1", "sweep_name=rho"]
+    words = ["-m", *TINY, "optimizer=sgd,sam", "rho=0.05,0.1", "max_steps=1", "sweep_name=rho"]
     first = invoke(monkeypatch, capsys, tmp_path, *words)
     assert first.returncode == 0, first.stderr
     table = first.stdout[first.stdout.index("\noptimizer  rho") :]
@@ -246,7 +246,7 @@ def test_a_sweep_ends_with_its_table_and_the_same_again_only_prints_it(tmp_path,
     assert page.read_text().count("<img") == 3
     again = invoke(monkeypatch, capsys, tmp_path, *words)
     assert again.returncode == 0
-    assert again.stdout.count("already finished") == 8
+    assert again.stdout.count("already finished") == 4
     assert again.stdout.endswith(table)
     alone = invoke(monkeypatch, capsys, tmp_path, "outputs/sweeps/rho", entry=cli.report)
     assert alone.stdout in again.stdout
