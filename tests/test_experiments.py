@@ -97,7 +97,12 @@ def test_a_radius_that_the_paper_does_not_use_is_told():
 @pytest.mark.slow
 def test_every_row_is_what_its_words_choose():
     for row in rows():
-        words = [*row.words.split(), *row.typed.split(), "data.root=anywhere"]
+        words = [
+            *row.words.split(),
+            *row.typed.split(),
+            "data.root=anywhere",
+            *(["noise.file=some.npy"] if row.labels else []),
+        ]
         config = compose_config(*words)
         validate(config, words, multirun=False)
         settings = plain(config)
