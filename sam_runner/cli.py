@@ -191,6 +191,10 @@ def prepared(arguments: list[str]) -> list[str]:
         key, equals, _ = argument.partition("=")
         if key.lstrip("+~") == "hydra.mode":
             raise InputError("hydra.mode has no effect\n  for all combinations of values: sam-train -m ...")
+        if key.lstrip("+") == "search" and "," in argument:
+            raise InputError(
+                f"{argument[:200]} names two searches\n  run one after the other, each as a sweep of its own"
+            )
         if argument.startswith("--") and key not in FLAGS:
             word = argument.lstrip("-")
             raise InputError(

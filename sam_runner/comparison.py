@@ -105,7 +105,7 @@ def differences(row: Row, optimizer: str, settings: Mapping[str, Any]) -> list[s
     return [
         f"{titled(key)} {_shown(settings, key)} ({_shown(theirs, key)})"
         for key in told
-        if key not in ("seed", "data.root")
+        if key not in ("seed", "data.root", "noise.file")
     ]
 
 

@@ -145,6 +145,18 @@ def test_relabel_names_a_file_that_can_be_read_again(tmp_path, monkeypatch, caps
     assert "relabel=labels.npy" in done.stderr
 
 
+def test_two_searches_in_one_sweep_are_refused(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", "search=rho,mixup")
+    assert done.returncode == 2
+    assert "search=rho,mixup names two searches" in done.stderr
+
+
+def test_mixups_alpha_is_searched_for_sgd_as_in_the_papers_column():
+    words = ["experiment=label_noise", "search=mixup", "data.root=x"]
+    assert "rho" not in settings_of_row(*words)["optimizer"]
+    assert settings_of_row(*words, "optimizer=sam")["optimizer"]["rho"] == 0.1
+
+
 @pytest.mark.parametrize(
     ("words", "key", "grid"),
     [

@@ -144,6 +144,17 @@ def test_labels_hide_neither_each_other_nor_lines(radii, sizes, span, tmp_path):
     plt.close(figure)
 
 
+def test_labels_of_two_teachers_are_two_groups_and_those_of_each_seeds_own_teacher_one(tmp_path):
+    for seed in (0, 1, 10):
+        for teacher in ("sgd", "sam"):
+            noise = {"_target_": "sam_runner.data.noise.relabelled", "file": f"0.1/{teacher}-seed{seed}/labels.npy"}
+            lay(tmp_path / f"{teacher}{seed}", seed=seed, noise=noise)
+    found = groups(records([tmp_path]))
+    assert [(group.settings, len(group.runs)) for group in found] == [
+        ({"noise.file": f"0.1/{teacher}-seed*/labels.npy"}, 3) for teacher in ("sam", "sgd")
+    ]
+
+
 def test_a_group_is_named_by_its_option(tmp_path):
     for name in ("one", "two"):
         lay(tmp_path / name, model={"_target_": f"sam_runner.models.{name}"})
