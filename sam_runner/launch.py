@@ -45,7 +45,7 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
     else:
         folder = Path(os.path.expanduser(settings["run_dir"])) if settings["run_dir"] else run_folder.new_run_folder()
     if settings["dry_run"]:
-        plan = ranks.together(lambda: describe(settings, build_run(settings, ranks), folder))
+        plan = ranks.together(lambda: describe(settings, build_run(settings, ranks), folder, overrides))
         if ranks.is_first:
             print(plan)
         return

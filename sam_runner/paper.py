@@ -1,6 +1,6 @@
 """What the paper reports for a run: the rows of paper.yaml."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,6 +10,11 @@ import yaml
 from sam_runner.run_folder import flat
 
 NUMBERS = Path(__file__).with_name("paper.yaml")
+RESULTLESS = {  # keys that may be typed beside a row's words, and the number is still the one for it
+    "seed", "device", "precision", "compile", "channels_last", "deterministic", "accumulate", "run_dir", "sweep_name",
+    "dry_run", "log_every", "eval_every", "data.root", "data.download", "data.num_workers", "rank_timeout", "optimizer",
+    "paper",
+}  # fmt: skip
 AUGMENT: dict[str, dict[str, tuple[Any, ...]]] = {  # by the name of an option: key of a flat configuration, its values
     "basic": {"augment.policy": ("none",), "augment.cutout": (0,), "augment.mixup": (None,)},
     "cutout": {"augment.policy": ("none",), "augment.cutout": (16,), "augment.mixup": (None,)},
@@ -96,8 +101,13 @@ def rows() -> list[Row]:
     return [row for table in tables().values() for row in table]
 
 
-def target(settings: Mapping[str, Any]) -> str:
-    """What the paper reports for these settings in a line, "" where they are of no experiment."""
+def target(settings: Mapping[str, Any], typed: Sequence[str] = ()) -> str:
+    """What the paper reports for these settings in a line, "" where they are of no experiment.
+
+    Args:
+        settings: Of the run.
+        typed: As ``key=value``; what is not of the row and changes the result is told.
+    """
     if not settings["paper"]:
         return ""
     row = next((row for row in rows() if row.fits(settings)), None)
@@ -106,7 +116,18 @@ def target(settings: Mapping[str, Any]) -> str:
     numbers = ", ".join(f"{name.upper()} {row.number(name)}" for name in ("sam", "sgd") if row.number(name))
     numbers = numbers or "no number"
     untuned = row.untuned(settings)
-    return f"{row.title}: {numbers}" + (f"; it has {untuned} here, which has to be typed" if untuned else "")
+    return (
+        f"{row.title}: {numbers}"
+        + (f"; it has {untuned} here, which has to be typed" if untuned else "")
+        + _beside(row, typed)
+    )
+
+
+def _beside(row: Row, typed: Sequence[str]) -> str:
+    """What was typed that the row does not have."""
+    its_own = {key for key, _ in _pairs(f"{row.words} {row.typed} {row.given}")} | RESULTLESS
+    others = [word for word in typed if word.lstrip("+~").partition("=")[0] not in its_own]
+    return f"; not with {' '.join(others)[:200]}" if others else ""
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:

@@ -1,6 +1,6 @@
 """What a run would do, without doing it: `dry_run=true`."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -40,8 +40,8 @@ def data_in_words(run: Run) -> str:
     return f"{counts} images, {len(run.classes)} classes{noise}"
 
 
-def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
-    """The plan, a line each."""
+def describe(settings: Mapping[str, Any], run: Run, folder: Path, typed: Sequence[str]) -> str:
+    """The plan, a line each, of a run for which `typed` was typed."""
     optimizer, batch_size = settings["optimizer"], settings["batch_size"]
     flops = forward_flops(run.model, run.train.shape)
     passes = passes_per_step(settings)
@@ -66,7 +66,7 @@ def describe(settings: Mapping[str, Any], run: Run, folder: Path) -> str:
         + ("" if settings["compile"] == "off" else f", compile={settings['compile']}"),
         "folder": str(folder),
     }
-    paper = target(settings)
+    paper = target(settings, typed)
     rows |= {"paper": paper} if paper else {}
     head = "plan (dry run: nothing is trained or written)"
     return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])

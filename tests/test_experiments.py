@@ -94,6 +94,13 @@ def test_a_radius_that_the_paper_does_not_use_is_told():
     assert "typed" not in target(settings_of_row(*words, "optimizer=sgd"))
 
 
+def test_what_is_typed_beside_a_row_is_told():
+    words = ["experiment=label_noise", "noise.rate=0.8", "rho=0.05", "seed=3", "optimizer=sam", "data.root=x"]
+    assert target(settings_of_row(*words), words).endswith(": SAM 77.9, SGD 26.2")
+    others = ["model=resnet20", "epochs=40"]
+    assert target(settings_of_row(*words, *others), [*words, *others]).endswith("; not with model=resnet20 epochs=40")
+
+
 @pytest.mark.slow
 def test_every_row_is_what_its_words_choose():
     for row in rows():
@@ -114,6 +121,7 @@ def test_dry_run_prints_the_papers_number(tmp_path, monkeypatch, capsys):
     words = ["dry_run=true", *SMALL, "epochs=100"]
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert "ImageNet, top-1 / top-5 test error in %: SAM 22.5±0.1 / 6.28±0.08, SGD 22.9±0.1 / 6.62±0.11" in done.stdout
+    assert "; not with data=synthetic" in done.stdout
 
 
 def test_relabelled_are_the_predictions_in_the_order_of_the_set(tmp_path, monkeypatch, capsys):
