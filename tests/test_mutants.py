@@ -63,6 +63,22 @@ MUTANTS = {
         'if self.paper.startswith("table4"):',
         "test_comparison.py::test_rows_that",
     ),
+    "data: noise on what is held out": (
+        "data/sets.py",
+        "validation=apart.relabelled(apart.clean_labels)",
+        "validation=apart",
+        "test_cifar.py::test_human_labels_stay",
+    ),
+    "data: human labels by place in what is kept": (
+        "build.py",
+        '        splits = splits.relabelled(construct(node, "noise", all_labels=splits.train.labels, **supplied))\n'
+        "    splits = fewer(hold_out(splits, held_out), used)\n",
+        "        kept = len(fewer(hold_out(splits, held_out), used).train)\n"
+        '        given = construct(node, "noise", all_labels=splits.train.labels, **supplied)[:kept]\n'
+        "    splits = fewer(hold_out(splits, held_out), used)\n"
+        '    splits = splits.relabelled(given) if "all_labels" in taken else splits\n',
+        "test_cifar.py::test_human_labels_stay",
+    ),
     "data: a part that the seed chooses": (
         "data/sets.py",
         'generator=generator(0, "part of the training set")',
