@@ -63,6 +63,18 @@ MUTANTS = {
         'if self.paper.startswith("table4"):',
         "test_comparison.py::test_rows_that",
     ),
+    "resume: a run is made shorter than it is": (
+        "launch.py",
+        "if done > run.max_steps:",
+        "if done > run.max_steps and False:",
+        "test_resume.py::test_fewer_steps",
+    ),
+    "resume: the last row of a run that ends where it was stopped is lost": (
+        "trainer.py",
+        "    if progress.batch == num_batches:",
+        "    if progress.batch > num_batches:",
+        "test_resume.py::test_an_end_at",
+    ),
     "data: noise on what is held out": (
         "data/sets.py",
         "validation=apart.relabelled(apart.clean_labels)",
