@@ -63,6 +63,10 @@ def restored(folder: Path, which: str, device: str | None = None, *, as_is: bool
     missing = [key for key in Root.__dataclass_fields__ if key not in settings]
     if missing:
         raise InputError(f"{folder}/config.yaml lacks {', '.join(missing)}")
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    found = checkpoints.latest() if which == "last" else checkpoints.best()
+    if found is None:
+        raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
     try:
         model = {key: value for key, value in settings["model"].items() if key != "weights"}  # the checkpoint has them
         alone = {"compile": "off", "sync_batchnorm": False, "parallel": "ddp"}  # one process, without a training
@@ -70,10 +74,6 @@ def restored(folder: Path, which: str, device: str | None = None, *, as_is: bool
         run = build_run({**settings, **alone, **plain, "model": model, "device": device or settings["device"]})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
-    checkpoints = CheckpointFolder(folder / "checkpoints")
-    found = checkpoints.latest() if which == "last" else checkpoints.best()
-    if found is None:
-        raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
     try:
         restore(run, found)
     except (KeyError, ValueError, RuntimeError) as error:

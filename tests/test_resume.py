@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from sam_runner import scoring, trainer
+from sam_runner import cli, scoring, trainer
 from sam_runner.checkpoint import CheckpointFolder
 from tests.commands import TINY, invoke, train
 from tests.test_conf import image_folder
@@ -392,6 +392,26 @@ def test_a_run_that_is_ended_at_an_epoch_without_an_evaluation_has_one(tmp_path,
     assert (result["epoch"], result["best_epoch"]) == (3, 3)
     assert result["final"]["test/accuracy"] == whole["final"]["test/accuracy"]
     assert result["final"]["test/nll"] == whole["final"]["test/nll"]
+
+
+def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_those_that_are_there(
+    tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 8)
+        invoke(patched, capsys, tmp_path, *tiny(["optimizer=sam", "eval_every=5", "epochs=9"], "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=cli.evaluate)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: there is no best checkpoint in run/checkpoints: one is written after an evaluation\n"
+        "  use checkpoint=last; there are: step-00000008-within, step-00000006\n"
+    )
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=last", entry=cli.evaluate)
+    assert done.returncode == 0
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=cli.evaluate)
+    assert (done.returncode, "there are no others either" in done.stderr) == (2, True)
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint_without_an_evaluation_either(tmp_path, monkeypatch, capsys):
