@@ -75,6 +75,18 @@ MUTANTS = {
         "    if progress.batch > num_batches:",
         "test_resume.py::test_an_end_at",
     ),
+    "places: those of here come first": (
+        "places.py",
+        "places = (start / value, Path.cwd() / value)",
+        "places = (Path.cwd() / value, start / value)",
+        "test_places.py::test_sam_eval",
+    ),
+    "places: a run is continued without its data": (
+        "places.py",
+        "(start / value).exists():",
+        "not (start / value).exists():",
+        "test_places.py::test_continued",
+    ),
     "data: noise on what is held out": (
         "data/sets.py",
         "validation=apart.relabelled(apart.clean_labels)",
