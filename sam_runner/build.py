@@ -4,7 +4,6 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -88,7 +87,12 @@ def build_data(settings: Settings) -> Splits:
     data = dict(settings["data"])
     held_out, used = data.pop("val_fraction", 0.0), data.pop("train_fraction", 1.0)
     drop_last = data.pop("drop_last", True)
-    splits = fewer(hold_out(_loaded(json.dumps(data, sort_keys=True)), held_out), used)
+    splits, node = _loaded(json.dumps(data, sort_keys=True)), settings["noise"]
+    supplied = {"num_classes": len(splits.train.classes), "seed": settings["seed"]}
+    taken = inspect.signature(locate(node["_target_"])).parameters
+    if "all_labels" in taken:  # by place in the whole set
+        splits = splits.relabelled(construct(node, "noise", all_labels=splits.train.labels, **supplied))
+    splits = fewer(hold_out(splits, held_out), used)
     train = splits.train
     if drop_last and len(train) < settings["batch_size"]:
         raise InputError(
@@ -102,14 +106,13 @@ def build_data(settings: Settings) -> Splits:
         raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
     if settings["augment"]["cutout"] > side:
         raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
-    node, num_classes = settings["noise"], len(train.classes)
-    supplied = {"labels": train.labels, "num_classes": num_classes, "seed": settings["seed"]}
-    if "images_NCHW" in inspect.signature(locate(node["_target_"])).parameters:
+    if "all_labels" in taken:
+        return splits
+    if "images_NCHW" in taken:
         if not isinstance(train, ImageSet):
             raise InputError(f"noise {node['_target_']} needs the images in memory\n  set data.storage=memory")
         supplied["images_NCHW"] = train.images_NCHW
-    noisy = construct(node, "noise", **supplied)
-    return replace(splits, train=train.relabelled(noisy))
+    return splits.relabelled(construct(node, "noise", labels=train.labels, **supplied))
 
 
 def build_optimizer(settings: Settings, model: nn.Module, num_classes: int) -> torch.optim.Optimizer:

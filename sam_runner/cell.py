@@ -9,6 +9,7 @@ from typing import Any
 from sam_runner import engines, sweep
 from sam_runner.config import fingerprint, plain, validate
 from sam_runner.console import end_at_once, is_first, log_to_console, several, told
+from sam_runner.data_rules import require_files
 from sam_runner.errors import InputError, RankError, Stopped
 
 
@@ -41,6 +42,7 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
         sweep.take_up(folder, overrides)
     try:
         validate(cfg, overrides, multirun=True)
+        require_files(cfg)
         logging.getLogger("sam_runner").info("cell %d: %s", hydra_config.job.num + 1, " ".join(overrides))
         from sam_runner.launch import launch  # torch, only now
 

@@ -80,7 +80,11 @@ class CheckpointFolder:
         """
         state = self._first_good([path for path in self._manifests() if self._says(path, "is_best")][:1])
         if state is None:
-            raise InputError(f"there is no best checkpoint in {self.folder}")
+            there = ", ".join(path.stem for path in self._manifests())
+            raise InputError(
+                f"there is no best checkpoint in {self.folder}: one is written after an evaluation\n"
+                + (f"  use checkpoint=last; there are: {there}" if there else "  there are no others either")
+            )
         return state
 
     def _manifests(self) -> list[Path]:

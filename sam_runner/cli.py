@@ -233,9 +233,11 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
         return run_cell(cfg, hydra_config, overrides, codes)
     from sam_runner.config import fingerprint, plain, validate
     from sam_runner.data_rules import require_files
+    from sam_runner.places import require_here
 
     try:
         validate(cfg, overrides, multirun=False)
+        require_here(plain(cfg))
         require_files(cfg)
         from sam_runner.launch import launch  # torch, only now
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-from sam_runner.data_schema import Human, ImageFolder, Policy
+from sam_runner.data_schema import ImageFolder, Policy
 from sam_runner.errors import InputError
 
 
@@ -36,12 +36,6 @@ def _augment(cfg: DictConfig, typed: set[str]) -> None:
         raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 
 
-def _human(cfg: DictConfig, _: set[str]) -> None:
-    part = cfg.data.get("val_fraction") or cfg.data.get("train_fraction", 1) != 1
-    if OmegaConf.get_type(cfg.noise) is Human and part:
-        raise InputError("noise=human is of all training images\n  use data.val_fraction=0 data.train_fraction=1")
-
-
 def require_files(cfg: DictConfig) -> None:
     """Refuse a folder of images or a file of labels that is not there, before torch is imported and images are read.
 
@@ -58,4 +52,4 @@ def require_files(cfg: DictConfig) -> None:
         raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
 
 
-DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _augment, _human)
+DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _augment)

@@ -12,6 +12,7 @@ from sam_runner.config import require_allowed_targets
 from sam_runner.data.augment import Augmentation
 from sam_runner.errors import InputError
 from sam_runner.files import write_atomically
+from sam_runner.places import found_again
 from sam_runner.run import Run, restore
 from sam_runner.run_folder import read_settings
 from sam_runner.schema import Root
@@ -56,24 +57,25 @@ def restored(folder: Path, which: str, device: str | None = None, *, as_is: bool
         as_is: Every training image, without augmentation, as for evaluation.
 
     Raises:
-        InputError: Where the folder holds no run or no good checkpoint.
+        InputError: Where the folder holds no run or no good checkpoint, or the data are not where they were.
     """
     settings = read_settings(folder)
     require_allowed_targets(OmegaConf.create(settings))
     missing = [key for key in Root.__dataclass_fields__ if key not in settings]
     if missing:
         raise InputError(f"{folder}/config.yaml lacks {', '.join(missing)}")
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    found = checkpoints.latest() if which == "last" else checkpoints.best()
+    if found is None:
+        raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
     try:
+        settings = found_again(settings, folder)
         model = {key: value for key, value in settings["model"].items() if key != "weights"}  # the checkpoint has them
         alone = {"compile": "off", "sync_batchnorm": False, "parallel": "ddp"}  # one process, without a training
         plain = {"augment": asdict(Augmentation()), "data": {**settings["data"], "drop_last": False}} if as_is else {}
         run = build_run({**settings, **alone, **plain, "model": model, "device": device or settings["device"]})
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
-    checkpoints = CheckpointFolder(folder / "checkpoints")
-    found = checkpoints.latest() if which == "last" else checkpoints.best()
-    if found is None:
-        raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
     try:
         restore(run, found)
     except (KeyError, ValueError, RuntimeError) as error:

@@ -23,6 +23,7 @@ from sam_runner.torchrun import join
 from sam_runner.tracking import Tracker, Untracked
 from sam_runner.trainer import fit
 
+LENGTH = {"epochs", "max_steps"}  # keys that make a run longer or shorter
 log = logging.getLogger("sam_runner")
 
 
@@ -54,6 +55,8 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         return
     run = ranks.together(lambda: build_run(settings, ranks))
     _require_same_data(run)
+    if LENGTH & changes.keys():
+        ranks.first(lambda: _require_as_long(run, folder))
     with ExitStack() as stack:
         stop = stack.enter_context(stop_request())
         # What concerns the folder is the first rank's; all of them learn whether it went well.
@@ -76,7 +79,7 @@ def _wanted(
         changes = run_folder.require_usable(folder, settings)
     except OSError as error:
         raise InputError(f"run folder {str(folder)[:200]} cannot be used: {error.strerror}") from error
-    longer = {"epochs", "max_steps"} & changes.keys()
+    longer = LENGTH & changes.keys()
     twin = folder if run_folder.finished_result(folder) and not longer else None
     if twin is None and sweep_folder is not None and not longer:
         twin = run_folder.finished_twin(sweep_folder, fingerprint)
@@ -91,6 +94,17 @@ def _require_same_data(run: Run) -> None:
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
             raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
+
+
+def _require_as_long(run: Run, folder: Path) -> None:
+    """Refuse to end a run before the step that it is at; nothing has been changed then."""
+    found = CheckpointFolder(folder / "checkpoints").latest()
+    done = 0 if found is None else found["step"]
+    if done > run.max_steps:
+        raise InputError(
+            f"the run in {folder} has done {done} steps, and {run.max_steps} are asked for\n"
+            f"  give at least max_steps={done} and as many epochs, or another run_dir"
+        )
 
 
 def _take_over(

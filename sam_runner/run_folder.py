@@ -30,6 +30,7 @@ MAY_CHANGE = {  # keys that a run can go on with another value of, and what foll
     "max_steps": "the learning rate follows the new number of steps",
     "device": "the bits of the numbers may differ", "compile": "the bits of the numbers may differ",
     "channels_last": "the bits of the numbers may differ", "deterministic": "the bits of the numbers may differ",
+    "eval_every": "other epochs are evaluated from here on, the weights are the same",
     "on_nonfinite": "", "data.root": "", "data.num_workers": "", "data.download": "",
 }  # fmt: skip
 

@@ -10,7 +10,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from sam_runner.data.loader import Examples
-from sam_runner.errors import InputError, Stopped, TrainingError
+from sam_runner.errors import Stopped, TrainingError
 from sam_runner.figures import confusion_picture, image_grid
 from sam_runner.metrics import SUMS, TrainMeter, train_metrics
 from sam_runner.objective import Batch
@@ -27,7 +27,7 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
     """Train from `progress` to the end.
 
     Args:
-        run: What is trained.
+        run: What is trained; not shorter than `progress`.
         outputs: Where numbers and checkpoints go.
         progress: Where to start; it is moved on.
         stop: Looked at after every step and every batch of an evaluation; one rank's is all ranks'.
@@ -37,8 +37,6 @@ def fit(run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, caden
         TrainingError: Where a loss or a gradient is not finite.
         Stopped: Where `stop` was made; everything is saved then.
     """
-    if progress.epoch > run.epochs:
-        raise InputError(f"this run has done {progress.epoch} epochs\n  give at least as many: epochs={progress.epoch}")
     cadence = cadence or Cadence()
     saved = progress.step
     if progress.step == 0:
@@ -76,6 +74,8 @@ def _train_epoch(run: Run, outputs: Outputs, progress: Progress, stop: StopReque
     """Train what is left of an epoch; its sums are in `progress` then."""
     meter = TrainMeter(run.step.objective.device, progress.row, run.ranks)
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
+    if progress.batch == num_batches:  # it was meant to be longer when it was saved
+        _log_row(run, outputs, progress, meter, last=True)
     run.model.train()
     started, images_before = time.perf_counter(), progress.images
     batches = run.train.epoch(progress.epoch, start=progress.batch)

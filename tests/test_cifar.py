@@ -7,11 +7,15 @@ import tarfile
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
+from sam_runner import build
 from sam_runner.data.cifar import CIFAR10, CIFAR100, CLASSES_10, CLASSES_100, cifar10, cifar100
 from sam_runner.data.noise import HUMAN, human
+from sam_runner.data.sets import Splits, image_set
 from sam_runner.errors import InputError
-from tests.commands import invoke
+from tests.commands import invoke, settings_of
 
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
 READERS = {"cifar10": (cifar10, CIFAR10), "cifar100": (cifar100, CIFAR100)}
@@ -200,6 +204,59 @@ def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
     with pytest.raises(InputError, match=r"(?s)noise\.set=random2.*it has: aggre, worst"):
         human(torch.zeros(6, dtype=torch.int64), 3, 0, file=labels_file(tmp_path / "human.pt"), set="random2")
     assert set(HUMAN) == {"aggre", "random1", "random2", "random3", "worst", "noisy"}
+
+
+SETTINGS = settings_of("data=digits", "augment=none")
+
+
+@settings(
+    deadline=None, max_examples=20, phases=[Phase.generate],
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)  # fmt: skip
+@given(seed=st.integers(0, 2**32 - 1), held_out=st.sampled_from([0.0, 0.1, 0.4]), used=st.floats(0.2, 1))
+def test_human_labels_stay_with_their_images_when_a_part_is_kept(seed, held_out, used, tmp_path, monkeypatch):
+    """Each image spells its place in the whole set; what it is to be learnt as stands at that place of the file."""
+    draws = np.random.default_rng(seed)
+    clean, given_labels = draws.integers(0, 3, (2, 60))
+    monkeypatch.setattr(build, "_loaded", lambda _: Splits(numbered(clean), numbered(np.array([0, 1, 2]))))
+    file = labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": given_labels})
+    data = {"val_fraction": held_out, "train_fraction": used, "drop_last": False}
+    noise = {"_target_": "sam_runner.data.noise.human", "file": file, "set": "worst"}
+    plain, noisy = (build.build_data({**SETTINGS, "data": data, **more}) for more in ({}, {"noise": noise}))
+    places = noisy.train.images_NCHW[:, 0, 0, 0].tolist()
+    assert noisy.train.labels.tolist() == [given_labels[place] for place in places]
+    assert noisy.train.clean_labels.tolist() == [clean[place] for place in places]
+    assert len(places) == round(used * round(60 - round(held_out * 60)))
+    assert torch.equal(noisy.train.images_NCHW, plain.train.images_NCHW)
+    if held_out:
+        apart = noisy.validation
+        assert apart.labels.tolist() == [clean[place] for place in apart.images_NCHW[:, 0, 0, 0].tolist()]
+        assert torch.equal(apart.labels, apart.clean_labels)
+        assert torch.equal(apart.images_NCHW, plain.validation.images_NCHW)
+
+
+def numbered(labels):
+    """A set whose images are their place in it."""
+    pixels = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
+    return image_set(pixels, torch.from_numpy(labels), ("a", "b", "c"))
+
+
+def test_a_search_on_human_noise_holds_images_out_and_tells_the_rate_of_what_is_kept(tmp_path, monkeypatch, capsys):
+    parts = drawn("cifar10")
+    lay_out(tmp_path, "cifar10", "binary", parts)
+    clean = np.concatenate([labels for name, (_, labels) in parts.items() if name != "test_batch"])
+    labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 1) % 10})
+    words = [
+        "data=cifar10", "data.root=.", "noise=human", "noise.file=human.pt", "data.val_fraction=0.2", "batch_size=20",
+        "data.train_fraction=0.5", "epochs=1", "model.width=4", "device=cpu", "run_dir=run",
+    ]  # fmt: skip
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "40 train, 20 test, 20 validation images, 10 classes, 40 training labels corrupted (100.00%)" in done.stdout
+    assert '"validation/accuracy"' in (tmp_path / "run" / "result.json").read_text()
+    labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 2) % 10})
+    done = invoke(monkeypatch, capsys, tmp_path, *words, "epochs=2")
+    assert (done.returncode, "labels have changed" in done.stderr) == (2, True)
 
 
 def test_training_under_human_labels_reports_both_parts(tmp_path, monkeypatch, capsys):

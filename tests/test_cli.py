@@ -192,6 +192,25 @@ def test_answers_without_torch(arguments, tmp_path):
     assert done.returncode == 0
 
 
+def test_cells_without_their_files_are_refused_without_torch(tmp_path):
+    code = (
+        "import sys; from sam_runner.cli import train; sys.argv = ['sam-train', *sys.argv[1:]]; code = train();"
+        "sys.exit(100 * ('torch' in sys.modules) + code)"
+    )
+    words = ["-m", "data=imagenet", "data.root=nowhere", "seed=0,1", "sweep_name=s"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    for seed in (0, 1):
+        assert (
+            f"refused: data=imagenet data.root=nowhere seed={seed} sweep_name=s\n  data.root=nowhere is not a"
+            in done.stderr
+        )
+    folder = tmp_path / "outputs" / "sweeps" / "s"
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["not_started"]
+
+
 def test_answers_in_half_the_time_that_torch_takes_to_be_there(tmp_path):
     """Processor time of whole processes that take turns, the lesser of two each."""
 

@@ -43,6 +43,7 @@ LAYERS = [  # within a layer, too, a module imports only those before it
         "config",
         "messages",
         "run_folder",
+        "places",
         "construct",
         "network",
         "rates",

@@ -63,6 +63,46 @@ MUTANTS = {
         'if self.paper.startswith("table4"):',
         "test_comparison.py::test_rows_that",
     ),
+    "resume: a run is made shorter than it is": (
+        "launch.py",
+        "if done > run.max_steps:",
+        "if done > run.max_steps and False:",
+        "test_resume.py::test_fewer_steps",
+    ),
+    "resume: the last row of a run that ends where it was stopped is lost": (
+        "trainer.py",
+        "    if progress.batch == num_batches:",
+        "    if progress.batch > num_batches:",
+        "test_resume.py::test_an_end_at",
+    ),
+    "places: those of here come first": (
+        "places.py",
+        "places = (start / value, Path.cwd() / value)",
+        "places = (Path.cwd() / value, start / value)",
+        "test_places.py::test_sam_eval",
+    ),
+    "places: a run is continued without its data": (
+        "places.py",
+        "(start / value).exists():",
+        "not (start / value).exists():",
+        "test_places.py::test_continued",
+    ),
+    "data: noise on what is held out": (
+        "data/sets.py",
+        "validation=apart.relabelled(apart.clean_labels)",
+        "validation=apart",
+        "test_cifar.py::test_human_labels_stay",
+    ),
+    "data: human labels by place in what is kept": (
+        "build.py",
+        '        splits = splits.relabelled(construct(node, "noise", all_labels=splits.train.labels, **supplied))\n'
+        "    splits = fewer(hold_out(splits, held_out), used)\n",
+        "        kept = len(fewer(hold_out(splits, held_out), used).train)\n"
+        '        given = construct(node, "noise", all_labels=splits.train.labels, **supplied)[:kept]\n'
+        "    splits = fewer(hold_out(splits, held_out), used)\n"
+        '    splits = splits.relabelled(given) if "all_labels" in taken else splits\n',
+        "test_cifar.py::test_human_labels_stay",
+    ),
     "data: a part that the seed chooses": (
         "data/sets.py",
         'generator=generator(0, "part of the training set")',

@@ -7,7 +7,7 @@ import signal
 import pytest
 import torch
 
-from sam_runner import scoring, trainer
+from sam_runner import cli, scoring, trainer
 from sam_runner.checkpoint import CheckpointFolder
 from tests.commands import TINY, invoke, train
 from tests.test_conf import image_folder
@@ -263,6 +263,7 @@ def test_a_stop_ends_a_sweep_and_the_same_sweep_goes_on(tmp_path, monkeypatch, c
         ("epochs=4", "the learning rate follows"),
         pytest.param("compile=default", "bits", marks=pytest.mark.slow),
         ("on_nonfinite=skip", "stop -> skip"),
+        ("eval_every=2", "1 -> 2: other epochs are evaluated"),
     ],
 )
 def test_harmless_changes_are_told_and_the_run_goes_on(changed, message, tmp_path, monkeypatch, capsys):
@@ -286,8 +287,61 @@ def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):
     assert logged(folder) == logged(whole)
     assert same_state(folder, whole)
     shorter = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "schedule=constant", "epochs=3"], folder))
-    assert shorter.returncode in (1, 2)
-    assert "has done 4 epochs" in shorter.stderr
+    assert shorter.returncode == 2
+    assert "has done 24 steps, and 18 are asked for" in shorter.stderr
+
+
+def test_other_evaluations_leave_the_weights_as_they_are(references, tmp_path, monkeypatch, capsys):
+    arguments = [*KINDS["sam"], *COMMON]
+    with monkeypatch.context() as patch:
+        stop_after(patch, 4)
+        assert invoke(patch, capsys, tmp_path, *tiny(arguments, "run")).returncode == 75
+    assert invoke(monkeypatch, capsys, tmp_path, *tiny([*arguments, "eval_every=2"], "run")).returncode == 0
+    assert same_tensors(state(tmp_path / "run")["model"], state(references("sam"))["model"])
+    rows = [
+        [json.loads(row) for row in logged(folder).splitlines()] for folder in (tmp_path / "run", references("sam"))
+    ]
+    mine, theirs = ([row["step"] for row in part if "test/accuracy" in row] for part in rows)
+    assert (mine, theirs) == ([STEPS], [PER_EPOCH, STEPS])
+    assert rows[0][-1] == rows[1][-1]
+
+
+@pytest.mark.parametrize(
+    ("after", "fewer"),
+    [(None, "max_steps=8"), (None, "max_steps=11"), (9, "max_steps=8"), (9, "max_steps=2"), (9, "epochs=1")],
+)
+def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(after, fewer, tmp_path, monkeypatch, capsys):
+    words = tiny(["optimizer=sam", "schedule=constant", "log_every=50"], "run")
+    with monkeypatch.context() as patch:
+        if after is not None:
+            stop_after(patch, after)
+        invoke(patch, capsys, tmp_path, *words)
+    before = {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()}
+    done = invoke(monkeypatch, capsys, tmp_path, *words, fewer)
+    assert done.returncode == 2, done.stdout
+    asked = PER_EPOCH if fewer == "epochs=1" else fewer.partition("=")[2]
+    assert f"the run in run has done {after or STEPS} steps, and {asked} are asked for\n" in done.stderr
+    assert f"max_steps={after or STEPS}" in done.stderr
+    assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
+    if after is not None:
+        assert invoke(monkeypatch, capsys, tmp_path, *words).returncode == 0
+
+
+@pytest.mark.parametrize(("after", "end"), [(9, 9), (9, 11), (None, STEPS)])
+@pytest.mark.parametrize("every", [2, 50])
+def test_an_end_at_or_after_the_steps_that_are_done_is_that_of_such_a_run(
+    after, end, every, tmp_path, monkeypatch, capsys
+):
+    words = ["optimizer=sam", "schedule=constant", f"log_every={every}"]
+    with monkeypatch.context() as patch:
+        if after is not None:
+            stop_after(patch, after)
+        invoke(patch, capsys, tmp_path, *tiny(words, "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, *tiny([*words, f"max_steps={end}"], "run"))
+    assert done.returncode == 0, done.stderr
+    whole = train(tmp_path / "whole", *words, f"max_steps={end}")
+    assert logged(tmp_path / "run") == logged(whole)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == end
 
 
 @pytest.mark.parametrize("changed", ["rho=0.2", "seed=1", "batch_size=8", "precision=fp16", "lr=0.01"])
@@ -338,6 +392,26 @@ def test_a_run_that_is_ended_at_an_epoch_without_an_evaluation_has_one(tmp_path,
     assert (result["epoch"], result["best_epoch"]) == (3, 3)
     assert result["final"]["test/accuracy"] == whole["final"]["test/accuracy"]
     assert result["final"]["test/nll"] == whole["final"]["test/nll"]
+
+
+def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_those_that_are_there(
+    tmp_path, monkeypatch, capsys
+):
+    with monkeypatch.context() as patched:
+        stop_after(patched, 8)
+        invoke(patched, capsys, tmp_path, *tiny(["optimizer=sam", "eval_every=5", "epochs=9"], "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=cli.evaluate)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "error: there is no best checkpoint in run/checkpoints: one is written after an evaluation\n"
+        "  use checkpoint=last; there are: step-00000008-within, step-00000006\n"
+    )
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=last", entry=cli.evaluate)
+    assert done.returncode == 0
+    for path in (tmp_path / "run" / "checkpoints").iterdir():
+        path.unlink()
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=cli.evaluate)
+    assert (done.returncode, "there are no others either" in done.stderr) == (2, True)
 
 
 def test_weights_that_are_not_finite_are_no_checkpoint_without_an_evaluation_either(tmp_path, monkeypatch, capsys):

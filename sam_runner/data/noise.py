@@ -1,7 +1,8 @@
 """Label noise: training labels as a function of (labels, rate, seed), applied once, before training.
 
 A noise model is a function (labels, num_classes, seed, and its own options) -> labels; its options are the keys of its
-file in conf/noise. One with an argument `images_NCHW` gets the training images too.
+file in conf/noise. One with an argument `images_NCHW` gets the training images too; one that takes `all_labels` in
+place of `labels` gets those of the whole training set, before any are held out or left out.
 """
 
 import math
@@ -195,14 +196,14 @@ def _read_labels(path: Path) -> Tensor:
         raise InputError(f"{path} cannot be read as labels: {str(error)[:200]}\n  needed: .npy or .pt") from error
 
 
-def human(labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -> Tensor:  # noqa: ARG001
+def human(all_labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -> Tensor:  # noqa: ARG001
     """Labels that people gave: CIFAR-10N and CIFAR-100N (Wei et al., ICLR 2022), from their files as published.
 
     The file's labels are in the order of CIFAR's training set. The k-th image of a class there is the k-th of it here,
     so a set whose classes come one after the other, as folders do, gets the same labels.
 
     Args:
-        labels: int64, (N,), of the whole training set.
+        all_labels: int64, (N,), of the whole training set.
         num_classes: C.
         seed: Without effect.
         file: ``CIFAR-10_human.pt`` or ``CIFAR-100_human.pt``; nothing in it is run.
@@ -224,11 +225,11 @@ def human(labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -
         tensors.append(torch.from_numpy(column.astype(np.int64)))
     theirs, noisy = tensors
     inside = all(bool(((part >= 0) & (part < num_classes)).all()) for part in tensors)
-    if len(noisy) != len(theirs) or not inside or not torch.equal(theirs.sort().values, labels.sort().values):
+    if len(noisy) != len(theirs) or not inside or not torch.equal(theirs.sort().values, all_labels.sort().values):
         raise InputError(
-            f"{path} has {len(theirs)} labels of other images than the {len(labels)} of this training set\n"
-            "  it needs all of CIFAR's training images: data.val_fraction=0, data.train_fraction=1"
+            f"{path} has {len(theirs)} labels of other images than the {len(all_labels)} of this training set\n"
+            "  it goes with CIFAR's own training set, whole or a part by data.val_fraction and data.train_fraction"
         )
-    mine = labels.clone()
-    mine[labels.argsort(stable=True)] = noisy[theirs.argsort(stable=True)]
+    mine = all_labels.clone()
+    mine[all_labels.argsort(stable=True)] = noisy[theirs.argsort(stable=True)]
     return mine

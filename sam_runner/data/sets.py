@@ -121,6 +121,10 @@ class Splits:
     test: Images
     validation: Images | None = None
 
+    def relabelled(self, labels: Tensor) -> "Splits":
+        """The same images under other labels to learn in the training set."""
+        return replace(self, train=self.train.relabelled(labels))
+
     def digest(self) -> str:
         """Hex sha256 over shapes, classes, images and labels: what a result depends on beside the settings."""
         total = hashlib.sha256()
@@ -157,7 +161,8 @@ def image_set(images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...]) -> 
 def hold_out(splits: Splits, fraction: float) -> Splits:
     """Move a random `fraction` of the training set, in [0, 1), to the validation set.
 
-    The same examples for every seed of a run, so that seeds and rho are compared on one held-out set.
+    The same examples for every seed of a run, so that seeds and rho are compared on one held-out set. Their labels are
+    the clean ones.
 
     Raises:
         InputError: Where a part would be empty.
@@ -169,7 +174,8 @@ def hold_out(splits: Splits, fraction: float) -> Splits:
         raise InputError(f"data.val_fraction={fraction} of {len(splits.train)} images leaves one part empty")
     order = torch.randperm(len(splits.train), generator=generator(0, "held-out split"))
     held_out, kept = order[:num_held_out].sort().values, order[num_held_out:].sort().values
-    return replace(splits, train=splits.train.subset(kept), validation=splits.train.subset(held_out))
+    apart = splits.train.subset(held_out)
+    return replace(splits, train=splits.train.subset(kept), validation=apart.relabelled(apart.clean_labels))
 
 
 def fewer(splits: Splits, fraction: float) -> Splits:
