@@ -37,6 +37,7 @@ class Row:
         sam_top5: The top-5 error, where the table has it.
         sgd_top5: The same of the baseline.
         given: Data and noise that the number is for.
+        folder: Of its images, below one that has those of all rows.
         labels: Name of the row whose network gives the labels, where it is trained on those.
     """
 
@@ -50,6 +51,7 @@ class Row:
     sam_top5: str = ""
     sgd_top5: str = ""
     given: str = ""
+    folder: str = ""
     labels: str = ""
 
     @property

@@ -96,6 +96,8 @@ def cells(table: str, scale: str, seed: int, given: list[str], out: Path) -> Ite
                 *(word for word in row.typed.split() if optimizer == "sam" or "rho=" not in word),
             ]
             words = joined(words, [f"optimizer={optimizer}", f"seed={seed}"], scaled(row, table, scale), given)
+            if row.folder and scale == "full":
+                words = [f"{word}/{row.folder}" if word.startswith("data.root=") else word for word in words]
             teacher = None
             if row.labels:
                 everyone = cells("table4", scale, seed, given, out)
@@ -198,6 +200,14 @@ def parsed() -> tuple[argparse.Namespace, list[str]]:
     return options, given
 
 
+def without_images(wanted: list[Cell]) -> list[str]:
+    """Folders that are not there, of tables whose rows have a set each."""
+    apart = {name for name, rows in tables().items() if any(row.folder for row in rows)}
+    words = [dict(word.split("=", 1) for word in cell.words) for cell in wanted if cell.table.name in apart]
+    roots = {chosen.get("data.root", "data") for chosen in words}
+    return sorted(root for root in roots if not Path(root).expanduser().is_dir())
+
+
 def main() -> int:
     """Run what is missing, then print the tables."""
     options, given = parsed()
@@ -214,6 +224,10 @@ def main() -> int:
     wanted = [cell for cell in wanted if cell.folder not in taught]
     if not wanted:
         print(f"error: --rows {options.rows}: no run has that in its name; --print shows them", file=sys.stderr)
+        return 2
+    missing = [] if options.print or options.scale != "full" else without_images(wanted)
+    if missing:
+        print(f"error: no such folder, each set has its own: {', '.join(missing)}", file=sys.stderr)
         return 2
     if options.print:
         print("\n".join(shlex.join(command) for cell in wanted for command in cell.commands))

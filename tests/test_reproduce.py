@@ -48,6 +48,16 @@ def test_what_is_typed_wins(tmp_path):
     assert words["paper"] == "table5.fashion_wrn28_10-cutout"
 
 
+def test_each_set_of_table_3_has_a_folder(tmp_path):
+    commands = printed("--table", 3, "--scale", "full", "--seeds", 1, f"data.root={tmp_path}", "--out", tmp_path)
+    names = ["aircraft", "flowers", "pets", "cars", "cifar10", "cifar100", "birdsnap", "food101"]
+    assert [words["data.root"] for words in commands[::2]] == [f"{tmp_path}/{name}" for name in names]
+    (tmp_path / "pets").mkdir()
+    done = reproduce("--table", 3, "--scale", "full", "--rows", "pets|cars", f"data.root={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr == f"error: no such folder, each set has its own: {tmp_path}/cars\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
