@@ -31,7 +31,7 @@ class Row:
         metric: error or accuracy, in %.
         paper: What the experiment sets the key ``paper`` to.
         words: What is typed to choose the row.
-        typed: What the paper tunes for it, ``rho=0.1`` say.
+        typed: What is tuned for it, ``rho=0.1`` say; the paper's, or where it has none ours.
         sam: As printed: mean, and the 95% interval where there is one; "" without a number.
         sgd: The same of the baseline.
         sam_top5: The top-5 error, where the table has it.
@@ -120,7 +120,7 @@ def target(settings: Mapping[str, Any], typed: Sequence[str] = ()) -> str:
     untuned = row.untuned(settings)
     return (
         f"{row.title}: {numbers}"
-        + (f"; it has {untuned} here, which has to be typed" if untuned else "")
+        + (f"; the row has {untuned} here, which has to be typed" if untuned else "")
         + _beside(row, typed)
     )
 
