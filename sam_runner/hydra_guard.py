@@ -13,6 +13,7 @@ from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.hydra import Hydra
 from hydra.core.override_parser.types import Override
 from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.engines import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, searches
@@ -84,6 +85,21 @@ def install(then: Callable[[DictConfig], None]) -> None:
     Hydra.get_mode = _mode_of_the_command_line  # type: ignore[method-assign]
     _refuse_empty_sweeps()
     _hide_schemas()
+    _keep_what_was_composed()
+
+
+def _keep_what_was_composed() -> None:
+    """An error of a key carries, as `composed`, the configuration without that key, for a message with what it has."""
+    original = ConfigLoaderImpl._apply_overrides_to_config
+
+    def apply_overrides(overrides: list[Override], cfg: DictConfig) -> None:
+        try:
+            original(overrides, cfg)
+        except HydraException as error:
+            error.composed = cfg  # type: ignore[attr-defined]
+            raise
+
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_overrides)  # type: ignore[method-assign]
 
 
 def _mode_of_the_command_line(self: Hydra, config_name: str | None, overrides: list[str]) -> None:

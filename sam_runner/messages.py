@@ -37,7 +37,7 @@ def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
         name = _overridden(text) or key
         if name:
-            return _unknown(name, conf, arguments)
+            return _unknown(name, conf, arguments, getattr(error, "composed", None))
     return "\n  ".join(line.strip() for line in text.splitlines()[:8] if line.strip())
 
 
@@ -89,7 +89,7 @@ def _no_option(error: MissingConfigException, conf: Path) -> str:
     return f"{group}={name}: there is no such option\n  {hint}" + (f"\n  options: {', '.join(known)}" if close else "")
 
 
-def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
+def _unknown(key: str, conf: Path, arguments: list[str], composed: DictConfig | None) -> str:
     """An unknown key, against the keys of the groups that were chosen, and those of the options that were not."""
     groups = options(conf)
     parent, _, name = key.rpartition(".")
@@ -102,23 +102,24 @@ def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
                 value = next(entry for entry in arguments if entry.startswith(f"{key}=")).partition("=")[2]
                 return f"Hydra reads {key} before it knows {parent}, which is swept\n  write '{key}=choice({value})'"
             return f"{key} has no effect with {chosen[0]}\n  it goes with {', '.join(others)}"
-    return unknown_key(key, [*sorted(_known_keys(conf, arguments)), *groups])
+    return unknown_key(key, [*sorted(_known_keys(conf, arguments, composed)), *groups])
 
 
-def _known_keys(conf: Path, arguments: list[str]) -> set[str]:
-    """All dotted keys under the options that `arguments` choose."""
+def _known_keys(conf: Path, arguments: list[str], composed: DictConfig | None) -> set[str]:
+    """All dotted keys under the options that `arguments` choose, which is `composed` where Hydra has come so far."""
     from hydra import compose, initialize_config_dir
     from hydra.core.global_hydra import GlobalHydra
 
-    groups = options(conf)
-    choices = [entry for entry in arguments if entry.partition("=")[0] in groups and "," not in entry]
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(conf), version_base="1.3"):
-        try:
-            config = compose("config", choices)
-        except (HydraException, OmegaConfBaseException):
-            config = compose("config")
-    return set(_leaves(config, ""))
+    if composed is None:
+        groups = options(conf)
+        choices = [entry for entry in arguments if entry.partition("=")[0] in groups and "," not in entry]
+        GlobalHydra.instance().clear()
+        with initialize_config_dir(str(conf), version_base="1.3"):
+            try:
+                composed = compose("config", choices)
+            except (HydraException, OmegaConfBaseException):
+                composed = compose("config")
+    return {key for key in _leaves(composed, "") if not f"{key}.".startswith("hydra.")}
 
 
 def _leaves(node: DictConfig, prefix: str) -> list[str]:
