@@ -33,6 +33,12 @@ MUTANTS = {
         "whole[indices.sort().values]",
         "test_experiments.py::test_relabelled",
     ),
+    "reports: a teacher for each seed makes a row each": (
+        "records.py",
+        "(seed[=_-]?){settings.get",
+        "(sead[=_-]?){settings.get",
+        "test_report.py::test_labels_of_two",
+    ),
     "lean: the update is recorded": (
         "lean.py",
         'torch.set_grad_enabled(self.defaults["differentiable"])',
