@@ -140,9 +140,8 @@ def named(settings: Mapping[str, Any]) -> dict[str, Any]:
     if str(values.get("data._target_")).endswith("image_folder"):
         values["data.root"] = flat(settings).get("data.root")  # it says which images
     if str(values.get("noise._target_")).endswith(".relabelled"):  # a teacher for each seed: the seed is no difference
-        values["noise.file"] = re.sub(
-            rf"(seed[=_-]?){settings.get('seed')}\b", r"\1*", str(flat(settings).get("noise.file"))
-        )
+        own_seed = rf"(seed[=_-]?){re.escape(str(settings.get('seed')))}\b"
+        values["noise.file"] = re.sub(own_seed, r"\1*", str(flat(settings).get("noise.file")))
     values = {SHORT.get(key, key): value for key, value in values.items() if not key.startswith("checkpoint.")}
     own = {key for key in SHORT if key in flat(settings)}
     values |= {SHORT[key]: flat(settings)[key] for key in own}  # what the optimizer was given, not what was typed
