@@ -204,7 +204,7 @@ def without_images(wanted: list[Cell]) -> list[str]:
     """Folders that are not there, of tables whose rows have a set each."""
     apart = {name for name, rows in tables().items() if any(row.folder for row in rows)}
     words = [dict(word.split("=", 1) for word in cell.words) for cell in wanted if cell.table.name in apart]
-    roots = {chosen.get("data.root", "data") for chosen in words}
+    roots = {chosen.get("data.root", "data.root (not given)") for chosen in words}
     return sorted(root for root in roots if not Path(root).expanduser().is_dir())
 
 
@@ -227,7 +227,10 @@ def main() -> int:
         return 2
     missing = [] if options.print or options.scale != "full" else without_images(wanted)
     if missing:
-        print(f"error: no such folder, each set has its own: {', '.join(missing)}", file=sys.stderr)
+        print(f"error: each set has a folder of its own; missing: {', '.join(missing)}", file=sys.stderr)
+        print(
+            "  put them there, take others with --rows, or name the folder above them: data.root=...", file=sys.stderr
+        )
         return 2
     if options.print:
         print("\n".join(shlex.join(command) for cell in wanted for command in cell.commands))

@@ -123,6 +123,8 @@ BAD_INPUT = [
     (["optimizer.base._target_=torch.load"], "torch.load", "SAM_RUNNER_TRUSTED"),
     (["+model._partial_=true"], "_partial_", "keys"),
     (["-m", "run_dir=here", "seed=0,1"], "run_dir", "sweep_name"),
+    (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
+    (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]
 
 

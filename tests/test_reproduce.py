@@ -55,7 +55,8 @@ def test_each_set_of_table_3_has_a_folder(tmp_path):
     (tmp_path / "pets").mkdir()
     done = reproduce("--table", 3, "--scale", "full", "--rows", "pets|cars", f"data.root={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr == f"error: no such folder, each set has its own: {tmp_path}/cars\n"
+    assert done.stderr.splitlines()[0] == f"error: each set has a folder of its own; missing: {tmp_path}/cars"
+    assert "missing: data.root (not given)" in reproduce("--table", 3, "--scale", "full").stderr
 
 
 @pytest.mark.parametrize(
