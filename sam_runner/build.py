@@ -3,7 +3,8 @@
 import inspect
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
+from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
@@ -17,7 +18,7 @@ from sam_runner.capture import CapturedStep
 from sam_runner.construct import construct, locate
 from sam_runner.data.augment import Augmentation
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
-from sam_runner.data.sets import ImageSet, Splits, fewer, hold_out
+from sam_runner.data.sets import Images, ImageSet, Splits, fewer, hold_out
 from sam_runner.distributed import ALONE, Ranks
 from sam_runner.errors import InputError
 from sam_runner.hardware import automatic_device, automatic_precision, decoding_workers, set_up
@@ -27,7 +28,7 @@ from sam_runner.objective import Objective
 from sam_runner.rates import build_lr, build_rho
 from sam_runner.run import Run
 from sam_runner.sam import SamStep
-from sam_runner.seeding import seed_everything
+from sam_runner.seeding import derive_seed, seed_everything
 from sam_runner.sharding import is_sharded, shard
 
 Settings = Mapping[str, Any]
@@ -86,13 +87,13 @@ def build_data(settings: Settings) -> Splits:
     """Training set with its noise, held-out set and test set."""
     data = dict(settings["data"])
     held_out, used = data.pop("val_fraction", 0.0), data.pop("train_fraction", 1.0)
-    drop_last = data.pop("drop_last", True)
+    drop_last, noisy = data.pop("drop_last", True), data.pop("val_labels", "clean") == "noisy"
     splits, node = _loaded(json.dumps(data, sort_keys=True)), settings["noise"]
     supplied = {"num_classes": len(splits.train.classes), "seed": settings["seed"]}
     taken = inspect.signature(locate(node["_target_"])).parameters
     if "all_labels" in taken:  # by place in the whole set
         splits = splits.relabelled(construct(node, "noise", all_labels=splits.train.labels, **supplied))
-    splits = fewer(hold_out(splits, held_out), used)
+    splits = fewer(hold_out(splits, held_out, noisy=noisy), used)
     train = splits.train
     if drop_last and len(train) < settings["batch_size"]:
         raise InputError(
@@ -108,11 +109,22 @@ def build_data(settings: Settings) -> Splits:
         raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
     if "all_labels" in taken:
         return splits
+    splits = splits.relabelled(_noisy_labels(train, node, taken, supplied))
+    if noisy and splits.validation is not None:
+        supplied["seed"] = derive_seed(settings["seed"], "held-out label noise")
+        labels = _noisy_labels(splits.validation, node, taken, supplied)
+        splits = replace(splits, validation=splits.validation.relabelled(labels))
+    return splits
+
+
+def _noisy_labels(part: Images, node: Settings, taken: Container[str], supplied: Settings) -> torch.Tensor:
+    """The labels of one split after noise that is a function of its labels, or of its images too."""
     if "images_NCHW" in taken:
-        if not isinstance(train, ImageSet):
+        if not isinstance(part, ImageSet):
             raise InputError(f"noise {node['_target_']} needs the images in memory\n  set data.storage=memory")
-        supplied["images_NCHW"] = train.images_NCHW
-    return splits.relabelled(construct(node, "noise", labels=train.labels, **supplied))
+        supplied = {**supplied, "images_NCHW": part.images_NCHW}
+    labels: torch.Tensor = construct(node, "noise", labels=part.labels, **supplied)
+    return labels
 
 
 def build_optimizer(settings: Settings, model: nn.Module, num_classes: int) -> torch.optim.Optimizer:

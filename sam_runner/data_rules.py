@@ -24,6 +24,19 @@ def _download(cfg: DictConfig, typed: set[str]) -> None:
         raise InputError("data.url has no effect with data.download=false\n  add data.download=true")
 
 
+def _val_labels(cfg: DictConfig, _: set[str]) -> None:
+    """Held-out labels can be noisy only where there are any, and where the noise model can be applied to them."""
+    if str(cfg.data.get("val_labels", "clean")).rpartition(".")[2] != "noisy":
+        return
+    if not cfg.data.get("val_fraction", 0):
+        raise InputError("data.val_labels=noisy has no effect without held-out images\n  add data.val_fraction=0.1")
+    name = str(cfg.noise._target_).rpartition(".")[2]
+    if name == "none":
+        raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")
+    if name == "relabelled":
+        raise InputError("data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images")
+
+
 def _augment(cfg: DictConfig, typed: set[str]) -> None:
     if "augment.pad_mode" in typed and cfg.augment.pad == 0:
         raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
@@ -52,4 +65,4 @@ def require_files(cfg: DictConfig) -> None:
         raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
 
 
-DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _augment)
+DATA_RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (_disk, _download, _val_labels, _augment)

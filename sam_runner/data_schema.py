@@ -4,6 +4,7 @@ from dataclasses import dataclass
 from enum import Enum
 
 Storage = Enum("Storage", ["auto", "memory", "disk"])
+ValLabels = Enum("ValLabels", ["clean", "noisy"])
 HumanSet = Enum("HumanSet", ["aggre", "random1", "random2", "random3", "worst", "noisy"])
 PadMode = Enum("PadMode", ["reflect", "zero"])
 Policy = Enum("Policy", ["none", "cifar10", "svhn", "imagenet", "randaugment", "trivialaugment"])
@@ -22,6 +23,7 @@ class Data(Target):
 
     train_fraction: float
     val_fraction: float
+    val_labels: ValLabels
     drop_last: bool
 
 

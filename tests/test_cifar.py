@@ -233,6 +233,9 @@ def test_human_labels_stay_with_their_images_when_a_part_is_kept(seed, held_out,
         assert apart.labels.tolist() == [clean[place] for place in apart.images_NCHW[:, 0, 0, 0].tolist()]
         assert torch.equal(apart.labels, apart.clean_labels)
         assert torch.equal(apart.images_NCHW, plain.validation.images_NCHW)
+        data["val_labels"] = "noisy"
+        apart = build.build_data({**SETTINGS, "data": data, "noise": noise}).validation
+        assert apart.labels.tolist() == [given_labels[place] for place in apart.images_NCHW[:, 0, 0, 0].tolist()]
 
 
 def numbered(labels):

@@ -22,6 +22,12 @@ from tests.commands import settings_of
         (["data=imagenet", "data.root=x", "data.centre=0"], r"data\.centre=0.* is out of range\n.*\(0, 1\]"),
         (["noise=instance", "noise.rate=1.2"], r"noise\.rate=1\.2 is out of range"),
         (["noise=relabelled"], r"noise\.file has to be given"),
+        (["data.val_labels=noisy", "noise=pair"], r"data\.val_labels=noisy has no effect without held-out images"),
+        (["data.val_labels=noisy", "data.val_fraction=0.1"], r"data\.val_labels=noisy has no effect with noise=none"),
+        (
+            ["data.val_labels=noisy", "data.val_fraction=0.1", "noise=relabelled", "noise.file=x"],
+            r"the file of noise=relabelled has no labels for held-out images",
+        ),
         (["data=cifar10", "augment=inception"], r"augment\.min_area cuts parts out of image files"),
     ],
 )

@@ -340,3 +340,13 @@ def test_a_part_is_taken_of_what_is_not_held_out():
     rows = {bytes(image) for image in whole.train.images_NCHW.flatten(1).numpy()}
     assert {bytes(image) for image in part.train.images_NCHW.flatten(1).numpy()} < rows
     assert int((part.train.labels != part.train.clean_labels).sum()) == len(part.train) // 2
+
+
+def test_held_out_labels_are_noisy_where_asked():
+    words = [*TINY, "data.val_fraction=0.25", "noise=symmetric", "noise.rate=0.5"]
+    clean, noisy = (build_data(settings_of(*words, f"data.val_labels={kind}")) for kind in ("clean", "noisy"))
+    assert torch.equal(clean.validation.labels, clean.validation.clean_labels)
+    assert torch.equal(noisy.validation.clean_labels, clean.validation.clean_labels)
+    wrong = noisy.validation.labels != noisy.validation.clean_labels
+    assert int(wrong.sum()) == round(0.5 * len(noisy.validation))
+    assert torch.equal(noisy.train.labels, clean.train.labels)  # the training set does not change

@@ -158,11 +158,11 @@ def image_set(images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...]) -> 
     return ImageSet(images_NCHW, labels, classes, labels)
 
 
-def hold_out(splits: Splits, fraction: float) -> Splits:
+def hold_out(splits: Splits, fraction: float, *, noisy: bool = False) -> Splits:
     """Move a random `fraction` of the training set, in [0, 1), to the validation set.
 
     The same examples for every seed of a run, so that seeds and rho are compared on one held-out set. Their labels are
-    the clean ones.
+    the clean ones, or where `noisy` is set those that the training set has.
 
     Raises:
         InputError: Where a part would be empty.
@@ -175,7 +175,8 @@ def hold_out(splits: Splits, fraction: float) -> Splits:
     order = torch.randperm(len(splits.train), generator=generator(0, "held-out split"))
     held_out, kept = order[:num_held_out].sort().values, order[num_held_out:].sort().values
     apart = splits.train.subset(held_out)
-    return replace(splits, train=splits.train.subset(kept), validation=apart.relabelled(apart.clean_labels))
+    validation = apart if noisy else apart.relabelled(apart.clean_labels)
+    return replace(splits, train=splits.train.subset(kept), validation=validation)
 
 
 def fewer(splits: Splits, fraction: float) -> Splits:
