@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sam_runner.data.augment import Augmentation
-from sam_runner.data.folder import image_folder
+from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.image_sets import Images
 from sam_runner.data.loader import IMAGENET, Loader
-from sam_runner.data.sets import Images
-from sam_runner.figures import image_grid
+from sam_runner.training.pictures import image_grid
 
 BASIC = {"pad": 4, "flip": True}
 AUGMENTATIONS = {
@@ -60,7 +60,7 @@ def main() -> None:
         draw(chosen, augmentation, arguments.out / f"augment_{name}.png")
     if arguments.large:
         large = image_folder(root=arguments.large, image_size=56, storage="disk", centre=0.875).train
-        inception = Augmentation(flip=True, min_area=0.08)
+        inception = Augmentation(flip=True, crop_scale_min=0.08)
         draw(large.subset(torch.arange(IMAGES)), inception, arguments.out / "augment_inception.png")
 
 

@@ -18,21 +18,22 @@ from measuring import Report, arguments
 PROGRAM = """
 import sys, time
 started = time.perf_counter()
-from sam_runner import cli, trainer
-inside, save = [], trainer.save
+from sam_runner.commands import train as train_command
+from sam_runner.training import loop
+inside, save = [], loop.save
 def timed(*arguments, **options):
     begun = time.perf_counter()
     if {saves}:
         save(*arguments, **options)
     inside.append(time.perf_counter() - begun)
-trainer.save = timed
-code = cli.train()
+loop.save = timed
+code = train_command.train()
 print(len(inside), sum(inside), time.perf_counter() - started, file=sys.stderr)
 sys.exit(code)
 """
 KINDS = {
     "digits, defaults": ["optimizer=sam"],
-    "digits, a save after every epoch": ["optimizer=sam", "checkpoint.least_seconds=0"],
+    "digits, a save after every epoch": ["optimizer=sam", "checkpoint.min_interval=0"],
 }  # fmt: skip
 
 

@@ -19,10 +19,10 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from sam_runner.data.augment import Augmentation
+from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.data.image_sets import ImageFiles, image_set
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
-from sam_runner.data.sets import ImageFiles, image_set
-from sam_runner.hardware import decoding_workers, set_up
+from sam_runner.utils.hardware import decoding_workers, set_up
 
 BATCH = 256
 
@@ -114,7 +114,7 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
     old = transforms.RandomResizedCrop(224)
     labels = torch.zeros(len(paths), dtype=torch.int64)
     files = ImageFiles(Path("/"), tuple(str(path.resolve()) for path in paths), labels, ("a", "b"), labels, 224)
-    augmentation = Augmentation(flip=True, min_area=0.08)
+    augmentation = Augmentation(flip=True, crop_scale_min=0.08)
 
     def pil() -> None:
         for path in paths:

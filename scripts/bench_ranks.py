@@ -23,9 +23,9 @@ from torch import distributed
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from sam_runner.distributed import Ranks
-from sam_runner.objective import Batch, Objective
-from sam_runner.sam import SamStep
+from sam_runner.distributed.context import DistributedContext
+from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.step import SamStep
 
 CASES = [("small CNN", 256, (1, 28, 28)), ("MLP 10 M", 256, (784,))]
 CPU = torch.device("cpu")
@@ -40,7 +40,7 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
         objective = Objective(model, F.cross_entropy)
         if parallel:
-            ranks = Ranks(distributed.get_rank(), distributed.get_world_size())
+            ranks = DistributedContext(distributed.get_rank(), distributed.get_world_size())
             wrapped = DistributedDataParallel(model)
             objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, ranks=ranks)
         step = SamStep(objective, optimizer, sync_perturbation=kind == "SAM, common eps")
@@ -105,7 +105,7 @@ def run(count: int, threads: int, rounds: int, case: tuple) -> dict[str, tuple[f
 def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
-    report, rounds = Report("Ranks", CPU), 9 if options.quick else 21
+    report, rounds = Report("DistributedContext", CPU), 9 if options.quick else 21
     rows: list[list] = []
     messages: list[list] = []
     for case in CASES:

@@ -13,10 +13,11 @@ from measuring import Report, arguments, median, ratio, take_turns
 
 FIRST_STEP = """
 import os, sys
-from sam_runner import cli, sam
+from sam_runner.commands import train as train_command
+from sam_runner.sam import step as sam
 step = sam.SamStep.__call__
 sam.SamStep.__call__ = lambda *arguments: (step(*arguments), os._exit(0))
-sys.exit(cli.train())
+sys.exit(train_command.train())
 """
 
 

@@ -18,13 +18,13 @@ from measuring import Report, arguments, median, ratio, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.distributed import ALONE
-from sam_runner.hardware import set_up
+from sam_runner.distributed.context import SINGLE_PROCESS
 from sam_runner.models.resnet_cifar import ResNetCifar
-from sam_runner.models.small import SmallCNN
+from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.models.wide_resnet import WideResNet
-from sam_runner.objective import Batch, Evaluation, Objective
-from sam_runner.sam import SamStep
+from sam_runner.sam.objective import Batch, Evaluation, Objective
+from sam_runner.sam.step import SamStep
+from sam_runner.utils.hardware import set_up
 
 SGD = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}  # so small a rate that no weight runs away while we measure
 RHO = 0.05
@@ -100,10 +100,10 @@ class _Given:
 
     def __init__(self, params: list[nn.Parameter], grads: list[Tensor]) -> None:
         self.params, self.grads, self.device = params, grads, params[0].device
-        self.ranks = self.shards = ALONE
+        self.ranks = self.shards = SINGLE_PROCESS
         self.first = [grad.clone() for grad in grads]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        self.statistics = SimpleNamespace(one_update=_nothing, snapshot=lambda: None)
+        self.statistics = SimpleNamespace(single_statistics_update=_nothing, snapshot=lambda: None)
         self.at = Evaluation(torch.zeros((), device=self.device), torch.zeros(1, 2, device=self.device))
 
     def chunks(self, batch: Batch) -> list[Batch]:

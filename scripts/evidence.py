@@ -146,13 +146,13 @@ class Study:
             "images_per_second": round(result["images_per_second"], 1) if result else "",
             "commit": environment.get("git_commit"), "changed_files": environment.get("git_changes"),
             "torch": environment.get("packages", {}).get("torch"), "machine": _machine(),
-            "date": status.get("time", ""), "command": " ".join(["sam-train", *self.named(job.words)]),
+            "date": status.get("time", ""), "command": " ".join(["sam-train", *self.report_settings(job.words)]),
         }  # fmt: skip
         for kind in ("final", "best"):
             row |= {f"{kind}/{tag}": result.get(kind, {}).get(tag, "") for tag in METRICS}
         return row | {"best_epoch": result.get("best_epoch", "")}
 
-    def named(self, words: Sequence[str]) -> list[str]:
+    def report_settings(self, words: Sequence[str]) -> list[str]:
         """Arguments with the names of folders in place of their paths."""
         originals = {filled: word for word, filled in zip(self.content["data"], self.data, strict=True)}
         return [originals.get(word, word) for word in words]

@@ -29,10 +29,14 @@ from measuring import Report
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sam_runner import checkpoint, cli, files, run, trainer
-from sam_runner.checkpoint import CheckpointFolder, fault_of
+from sam_runner.commands import train as train_command
 from sam_runner.data.loader import Loader
-from sam_runner.tracking import Tracker
+from sam_runner.runs.logging import Tracker
+from sam_runner.training import checkpoints, loop
+from sam_runner.training import state as run
+from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.utils import files
+from sam_runner.utils.manifest import manifest_fault
 
 torch.set_num_threads(1)
 LIMIT = 30.0  # seconds that any process may take
@@ -69,7 +73,7 @@ def settings(optimizer: str, precision: str, workers: int, images: Path) -> list
         "ema_decay=0.9",
         "noise=symmetric",
     ]
-    words += ["noise.rate=0.2", "checkpoint.every_steps=1", "checkpoint.least_seconds=0"]
+    words += ["noise.rate=0.2", "checkpoint.every_steps=1", "checkpoint.min_interval=0"]
     if workers:
         words += ["data=image_folder", f"data.root={images}", "data.storage=disk", "data.image_size=8"]
         return [*words, f"data.num_workers={workers}"]
@@ -98,7 +102,7 @@ def start(words: list[str], folder: Path, patch: Patch | None = None) -> int:
         if patch is not None:
             patch()
         sys.argv = ["sam-train", *words, f"run_dir={folder}"]
-        code = cli.train()
+        code = train_command.train()
         sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1
@@ -243,7 +247,7 @@ def kill_inside_save(draws: random.Random) -> Patch:
 
             return call
 
-        original_write = checkpoint.write_atomically
+        original_write = checkpoints.write_atomically
 
         def write(path, fill):
             def partly(handle):
@@ -257,7 +261,7 @@ def kill_inside_save(draws: random.Random) -> Patch:
             original_write(path, partly)
 
         CheckpointFolder.save = save
-        checkpoint.write_atomically = write
+        checkpoints.write_atomically = write
         files.os.fsync, files.os.replace = around("fsync", os.fsync), around("replace", os.replace)
 
     return patch
@@ -429,13 +433,13 @@ def damages(folder: Path, draws: random.Random, flips: int) -> tuple[int, int, i
         bit = draws.randrange(8 * len(content))
         damaged[bit // 8] ^= 1 << bit % 8
         copy.write_bytes(damaged)
-        found += fault_of(copy.with_suffix(".json")) is not None
+        found += manifest_fault(copy.with_suffix(".json")) is not None
     copy.write_bytes(content)
     cut = 0
     with open(copy, "r+b") as handle:
         for length in reversed(range(len(content))):
             handle.truncate(length)
-            cut += fault_of(copy.with_suffix(".json")) is not None
+            cut += manifest_fault(copy.with_suffix(".json")) is not None
     return found, flips, cut, len(content)
 
 
@@ -520,5 +524,5 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    trainer.tqdm  # noqa: B018 - what a child needs is loaded before it is forked
+    loop.tqdm  # noqa: B018 - what a child needs is loaded before it is forked
     sys.exit(main())

@@ -25,10 +25,10 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
-from sam_runner.capture import CapturedStep, Rehearsal
-from sam_runner.hardware import set_up
-from sam_runner.objective import Batch, Objective
-from sam_runner.sam import SamStep
+from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
+from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.step import SamStep
+from sam_runner.utils.hardware import set_up
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = [
@@ -56,7 +56,7 @@ def tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool
     """The tests marked gpu; whether they passed."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "SAM_RUNNER_TEST_DEVICE": device.type, "PYTHONPATH": path}
-    words = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/test_gpu.py", "--tb=short", "--durations=5"]
+    words = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/scripts/test_gpu.py", "--tb=short", "--durations=5"]
     words += ["-n", "4"] if device.type == "cuda" else []
     started = time.monotonic()
     done = subprocess.run(
@@ -188,7 +188,7 @@ def sam_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.
     optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
     step = SamStep(Objective(model, F.cross_entropy, forward=forward, autocast_dtype=torch.bfloat16), optimizer)
     if "captured" in route:
-        return optimizer, CapturedStep(step, None if device.type == "cuda" else Rehearsal())
+        return optimizer, CapturedStep(step, None if device.type == "cuda" else EagerRecorder())
     return optimizer, step
 
 

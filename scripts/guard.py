@@ -11,7 +11,7 @@ from bench_startup import command
 from bench_step import Case, arithmetic
 from measuring import Report, ratio, take_turns
 
-from sam_runner.hardware import set_up
+from sam_runner.utils.hardware import set_up
 
 
 def main() -> int:

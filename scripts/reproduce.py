@@ -27,10 +27,10 @@ from pathlib import Path
 import yaml
 from hydra.core.global_hydra import GlobalHydra
 
-from sam_runner import cli
-from sam_runner.afterwards import report
-from sam_runner.errors import InputError
-from sam_runner.paper import Row, tables
+from sam_runner.commands import train as train_command
+from sam_runner.commands.after import report
+from sam_runner.paper.rows import Row, tables
+from sam_runner.utils.errors import InputError
 
 GONE = threading.Event()  # the process that this one works for has ended
 STOPPED = threading.Event()  # Ctrl-C has ended a run of this process
@@ -119,7 +119,7 @@ def run(cell: Cell, number: int) -> tuple[int, str]:
         sys.argv = command
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            code = (cli.train if command[0] == "sam-train" else cli.evaluate)()
+            code = (train_command.train if command[0] == "sam-train" else train_command.evaluate)()
         if GONE.is_set():
             os._exit(code)
         if code:
@@ -146,7 +146,7 @@ def run_all(wanted: list[Cell], options: argparse.Namespace) -> list[str]:
     """Names of those that failed."""
     import torch  # seconds, which a mistake is not answered after
 
-    from sam_runner.hardware import cells_at_once, usable_cores
+    from sam_runner.utils.hardware import cells_at_once, usable_cores
 
     gpus = torch.cuda.device_count() if options.scale == "full" else 0
     jobs = options.jobs or cells_at_once(gpus, usable_cores())

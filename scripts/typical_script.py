@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 
-from sam_runner.data.fashion import fashion_mnist
-from sam_runner.models.small import SmallCNN
+from sam_runner.data.datasets.fashion_mnist import fashion_mnist
+from sam_runner.models.small_cnn import SmallCNN
 
 
 class Pictures(Dataset):

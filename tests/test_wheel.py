@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import sam_runner
-from tests.commands import TINY, command
+from tests.helpers import TINY, command
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -31,7 +31,7 @@ def test_the_wheel_holds_every_file_of_conf_and_the_entry_points(unpacked_wheel)
     inside = {path.relative_to(conf) for path in conf.rglob("*.yaml")}
     assert inside == {path.relative_to(ROOT / "conf") for path in (ROOT / "conf").rglob("*.yaml")}
     (entry_points,) = unpacked_wheel.glob("*.dist-info/entry_points.txt")
-    assert "sam-train = sam_runner.cli:train" in entry_points.read_text()
+    assert "sam-train = sam_runner.commands.train:train" in entry_points.read_text()
     assert not (unpacked_wheel / "conf").exists()
 
 
@@ -40,7 +40,7 @@ def test_the_wheel_trains_from_another_folder(unpacked_wheel, tmp_path, way):
     environment = os.environ | {"PYTHONPATH": str(unpacked_wheel), "OMP_NUM_THREADS": "1"}
     script = tmp_path / "bin" / "sam-train"  # as pip writes it
     script.parent.mkdir()
-    script.write_text("import sys\nfrom sam_runner.cli import train\nsys.exit(train())\n")
+    script.write_text("import sys\nfrom sam_runner.commands.train import train\nsys.exit(train())\n")
     start = ["-m", "sam_runner"] if way == "module" else [str(script)]
     done = subprocess.run(
         [sys.executable, *start, *TINY, "epochs=1", "optimizer=sam", "run_dir=run"],
@@ -49,7 +49,7 @@ def test_the_wheel_trains_from_another_folder(unpacked_wheel, tmp_path, way):
     assert done.returncode == 0, done.stderr
     assert (tmp_path / "run" / "result.json").is_file()
     where = subprocess.run(
-        [sys.executable, "-c", "import sam_runner.cli as c; print(c.CONF)"],
+        [sys.executable, "-c", "import sam_runner.commands.train as c; print(c.CONF)"],
         cwd=tmp_path, env=environment, capture_output=True, text=True, check=True,
     )  # fmt: skip
     assert Path(where.stdout.strip()) == unpacked_wheel / "sam_runner" / "conf"

@@ -15,7 +15,7 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_runner.errors import InputError
+from sam_runner.utils.errors import InputError
 
 
 class Box(NamedTuple):
@@ -118,14 +118,14 @@ def centre_box(height: int, width: int, fraction: float = 1.0) -> Box:
     return Box((height - side) // 2, (width - side) // 2, side, side)
 
 
-def random_box(height: int, width: int, min_area: float, draws: random.Random) -> Box:
+def random_box(height: int, width: int, crop_scale_min: float, draws: random.Random) -> Box:
     """A part of random area and shape, as in the training of Inception (Szegedy et al., CVPR 2015, section 6).
 
-    Its area is uniform in [min_area, 1] of the image's, its aspect ratio log-uniform in [3/4, 4/3]; after ten that do
+    Its area is uniform in [crop_scale_min, 1] of the image's, its aspect ratio log-uniform in [3/4, 4/3]; after ten that do
     not fit, the largest part in the middle whose aspect ratio is in that range.
     """
     for _ in range(10):
-        area = draws.uniform(min_area, 1) * height * width
+        area = draws.uniform(crop_scale_min, 1) * height * width
         aspect = math.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3)))
         box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
         if 0 < box_width <= width and 0 < box_height <= height:

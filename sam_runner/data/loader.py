@@ -7,20 +7,20 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
-from sam_runner.data.augment import (
+from sam_runner.data.augment.augmentation import (
     NUM_DRAWS,
     Augmentation,
+    apply_cutout,
     batch_place,
-    covered,
     crop_and_flip,
     draw_table,
     windows,
 )
-from sam_runner.data.mixing import mixed
-from sam_runner.data.sets import Images, ImageSet
-from sam_runner.data.stream import Stream
-from sam_runner.distributed import ALONE, Ranks
-from sam_runner.seeding import generator
+from sam_runner.data.augment.mixing import mix_batch
+from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.worker_stream import Stream
+from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.utils.seeding import generator
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         num_workers: int = 0,
-        ranks: Ranks = ALONE,
+        ranks: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.num_examples, self.shape = len(data), data.shape
         self.ranks = ranks
@@ -131,7 +131,7 @@ class Loader:
     def __len__(self) -> int:
         """Batches in an epoch, of all ranks together; a last one of fewer images than ranks is left out of training."""
         full, rest = divmod(self.num_examples, self.batch_size)
-        fewest = self.ranks.count if self._shuffled else 1
+        fewest = self.ranks.world_size if self._shuffled else 1
         return full + (rest >= fewest and not self._drop_last)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Examples]:
@@ -153,7 +153,7 @@ class Loader:
             draws = table[here] if self._shuffled else table.expand(len(batch), -1)
             key, labels = (self._seed, epoch, number), self.labels[here]
             images = self._finished(*self._source(here, files), draws, key)
-            images, targets = mixed(images, labels, self._num_classes, self._augmentation, key)
+            images, targets = mix_batch(images, labels, self._num_classes, self._augmentation, key)
             images = images.contiguous(memory_format=self._format)
             yield Examples(images, labels, targets, self.clean_labels[here], batch, num_all)
 
@@ -161,8 +161,8 @@ class Loader:
         """This rank's positions in each batch from number `start` on, and the images of the whole batch."""
         batches = list(order.split(self.batch_size))[start : len(self)]
         if self._shuffled:
-            return [(self.ranks.part(batch), len(batch)) for batch in batches]
-        return [(batch, len(batch)) for batch in batches[self.ranks.rank :: self.ranks.count]]
+            return [(self.ranks.local_part(batch), len(batch)) for batch in batches]
+        return [(batch, len(batch)) for batch in batches[self.ranks.rank :: self.ranks.world_size]]
 
     def _padded(self, images_NCHW: Tensor) -> Tensor:
         return windows(
@@ -180,7 +180,7 @@ class Loader:
         images = crop_and_flip(source, indices, draws, self._augmentation)
         images = torch.addcmul(self._offset, images.to(self._scale.dtype), self._scale)
         place = batch_place(*key).to(images.device) if self._augmentation.cutout_per_batch else None
-        return covered(images, draws, self._augmentation, place)
+        return apply_cutout(images, draws, self._augmentation, place)
 
     def pixels(self, images: Tensor) -> Tensor:
         """Undo the normalisation: values in [0, 1], float32."""

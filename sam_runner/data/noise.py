@@ -13,10 +13,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_runner.archives import holds_only_tensors
-from sam_runner.data.plain_pickle import read_plain_file
-from sam_runner.errors import InputError
-from sam_runner.seeding import generator
+from sam_runner.data.datasets.plain_pickle import read_plain_file
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.safe_load import holds_only_tensors
+from sam_runner.utils.seeding import generator
 
 CIFAR10_NEIGHBOURS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 CIFAR100_SUPERCLASSES = (  # of the fine labels in their order (Krizhevsky, 2009)

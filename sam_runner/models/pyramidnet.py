@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.initialisation import Init, initialise
-from sam_runner.shake import ShakeDrop
+from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.models.layers.shake import ShakeDrop
 
 
 def _branch(inputs: int, channels: int, stride: int, *, bottleneck: bool) -> nn.Sequential:
@@ -63,7 +63,7 @@ class PyramidNet(nn.Module):
         bottleneck: Blocks of 1x1, 3x3 and 1x1 convolutions, four times as wide outside, instead of two 3x3.
         shakedrop: Probability that the last block is shaken; it falls linearly to the first (0.5 in the ShakeDrop
             paper). 0: none is.
-        init: See `sam_runner.models.initialisation.initialise`.
+        init: See `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).

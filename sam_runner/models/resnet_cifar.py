@@ -4,8 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.initialisation import Init, initialise
-from sam_runner.models.stages import stages
+from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.models.layers.stages import stages
 
 
 class _Block(nn.Module):
@@ -37,7 +37,7 @@ class ResNetCifar(nn.Module):
         num_classes: C, the width of the output.
         in_channels: Channels of the input.
         depth: 6n + 2.
-        init: See `sam_runner.models.initialisation.initialise`; ``fan_in`` as the paper says.
+        init: See `sam_runner.models.layers.initialisation.initialise`; ``fan_in`` as the paper says.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).

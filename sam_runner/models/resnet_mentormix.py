@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.initialisation import Init, initialise
-from sam_runner.models.stages import stages
+from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.models.layers.stages import stages
 
 LEAK = 0.1
 BN_EPS = 1e-3
@@ -55,7 +55,7 @@ class ResNetMentorMix(nn.Module):
         in_channels: Channels of the input.
         depth: 6n + 2.
         width: W.
-        init: See `sam_runner.models.initialisation.initialise`.
+        init: See `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).

@@ -4,9 +4,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.initialisation import Init, initialise
-from sam_runner.models.stages import stages
-from sam_runner.shake import ShakeShake
+from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.models.layers.shake import ShakeShake
+from sam_runner.models.layers.stages import stages
 
 
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -63,7 +63,7 @@ class ShakeShakeNet(nn.Module):
         in_channels: Channels of the input.
         depth: 6n + 2.
         width: W, channels of the first stage.
-        init: See `sam_runner.models.initialisation.initialise`.
+        init: See `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).

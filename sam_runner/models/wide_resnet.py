@@ -6,8 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.initialisation import Init, initialise
-from sam_runner.models.stages import stages
+from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.models.layers.stages import stages
 
 
 class _Block(nn.Module):
@@ -41,7 +41,7 @@ class WideResNet(nn.Module):
         widen_factor: k.
         dropout: Probability between the two convolutions of a block.
         batch_norm: Without, 3x3 convolutions have a bias, as in the SAM paper's section 4.2 (WRN-40-10).
-        init: See `sam_runner.models.initialisation.initialise`.
+        init: See `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
         (N, in_channels, H, W) -> (N, num_classes).

@@ -4,12 +4,12 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.data.augment import Augmentation
+from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.data.datasets.digits import digits
 from sam_runner.data.loader import Loader, Normalisation
-from sam_runner.data.sets import digits
-from sam_runner.objective import Batch, Objective
-from sam_runner.sam import SamStep
-from sam_runner.seeding import seed_everything
+from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.step import SamStep
+from sam_runner.utils.seeding import seed_everything
 
 NUM_STEPS, BATCH = 30, 64
 CURVES = {"sgd": (0.0, {}), "sam": (0.1, {}), "sam m=16": (0.1, {"group_size": 16})}

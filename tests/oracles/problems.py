@@ -3,8 +3,8 @@
 import torch
 from torch import nn
 
-from sam_runner.objective import Batch, Objective
-from sam_runner.sam import SamStep
+from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.step import SamStep
 
 
 class Quadratic(nn.Module):

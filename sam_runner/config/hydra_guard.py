@@ -1,0 +1,195 @@
+"""Hydra's own settings, which a configuration file can carry too, are held to what this program needs.
+
+Hydra acts on them before any job starts: callbacks and logging handlers are calls, ``job.env_set`` could extend the
+list of trusted modules, and folders would be made before anything is checked. Every composed configuration passes here.
+"""
+
+import re
+from collections.abc import Callable
+from functools import wraps
+from typing import Any
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra.core.override_parser.types import Override
+from hydra.core.plugins import Plugins
+from hydra.errors import HydraException
+from omegaconf import DictConfig, OmegaConf
+
+from sam_runner.config.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
+from sam_runner.utils.errors import InputError
+
+FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
+    "callbacks": (None, {}),
+    "job.env_set": (None, {}),
+    "job.chdir": (None, False),
+    "output_subdir": (None,),
+    "run.dir": (".",),
+    "sweep.subdir": (".",),
+    "job_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
+    "hydra_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
+    "launcher.temp_folder": (None,),
+    "launcher.submitit_folder": (None, JOBS_FOLDER),
+    "launcher.setup": (None,),  # commands; a batch script inherits the environment that sam-train was called in
+    "launcher.additional_parameters": (None, {}),
+    "sweeper.storage": (None, STORAGE),
+    "sweeper.custom_search_space": (None,),  # a function
+}
+RAY: dict[str, tuple[Any, ...]] = {  # of Ray: its processes are this sweep's alone, and serve nobody else
+    "launcher.ray.init.address": ("local",),
+    "launcher.ray.init.include_dashboard": (False,),
+}
+COMMANDS = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher."
+PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
+KEYS = {  # of the plugins; submitit passes others on to sbatch and srun, which can name programs
+    "launcher": {
+        "_target_", "n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size",
+        "temp_folder", "max_nbytes", "mmap_mode", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
+        "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout", "partition", "qos", "comment", "constraint",
+        "exclude", "gres", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "account", "signal_delay_s",
+        "max_num_timeout", "additional_parameters", "array_parallelism", "setup", "ray",
+    },
+    "launcher.ray": {"init", "remote"},
+    "launcher.ray.init": {
+        "address", "num_cpus", "num_gpus", "include_dashboard", "logging_level", "log_to_driver", "object_store_memory",
+    },
+    "launcher.ray.remote": {"num_cpus", "num_gpus", "memory", "max_retries"},
+    "sweeper": {
+        "_target_", "max_batch_size", "params", "sampler", "direction", "storage", "study_name", "n_trials", "n_jobs",
+        "max_failure_rate", "search_space", "custom_search_space",
+    },
+}  # fmt: skip
+_NEXT: list[Callable[[DictConfig], None]] = []
+
+
+def install(then: Callable[[DictConfig], None]) -> None:
+    """Check every configuration that Hydra composes in this process, also that of each cell of a sweep.
+
+    Args:
+        then: Called with each that has passed.
+    """
+    _NEXT[:] = [then]
+    original = ConfigLoaderImpl.load_configuration
+    if getattr(original, "checked", False):
+        return
+
+    @wraps(original)
+    def load_configuration(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> DictConfig:
+        config = original(self, *arguments, **keywords)
+        check(config)
+        _NEXT[0](config)
+        return config
+
+    load_configuration.checked = True  # type: ignore[attr-defined]
+    ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
+    Hydra.get_mode = _mode_of_the_command_line  # type: ignore[method-assign]
+    _refuse_empty_sweeps()
+    _hide_schemas()
+    _keep_what_was_composed()
+
+
+def _keep_what_was_composed() -> None:
+    """An error of a key carries, as `composed`, the configuration without that key, for a message with what it has."""
+    original = ConfigLoaderImpl._apply_overrides_to_config
+
+    def apply_overrides(overrides: list[Override], cfg: DictConfig) -> None:
+        try:
+            original(overrides, cfg)
+        except HydraException as error:
+            error.composed = cfg  # type: ignore[attr-defined]
+            raise
+
+    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_overrides)  # type: ignore[method-assign]
+
+
+def _mode_of_the_command_line(self: Hydra, config_name: str | None, overrides: list[str]) -> None:
+    """Hydra would compose everything once more to look for ``hydra.mode``: here -m alone says it."""
+
+
+def _refuse_empty_sweeps() -> None:
+    Plugins.instance()  # loads the module of the next line anew
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+
+    original = BasicSweeper.split_arguments
+
+    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
+        for override in overrides:
+            if override.is_discrete_sweep() and not any(True for _ in override.sweep_iterator()):
+                raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, as key=1,2")
+        return original(overrides, max_batch_size)
+
+    BasicSweeper.split_arguments = staticmethod(split_arguments)  # type: ignore[method-assign]
+
+
+def _hide_schemas() -> None:
+    """The group that holds our types is none that people choose from: shell completion leaves it out."""
+    original = ConfigLoaderImpl.get_group_options
+
+    def get_group_options(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> list[str]:
+        return [name for name in original(self, *arguments, **keywords) if name != "schema"]
+
+    ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
+
+
+def check(config: DictConfig) -> None:
+    """Refuse settings of Hydra that would run code or make folders, and a sweep_name that is no folder's name.
+
+    Raises:
+        InputError: Naming the key.
+    """
+    hydra = OmegaConf.to_container(config.hydra, resolve=False)
+    for key, accepted in (FIXED | (RAY if is_ray(config.hydra) else {})).items():
+        if _below(hydra, key) not in accepted:
+            raise InputError(f"hydra.{key} cannot be changed here\n  leave it out, on the command line and in files")
+    for plugin, keys in KEYS.items():
+        node = _below(hydra, plugin)
+        for target in _targets(node):
+            if not target.startswith(PLUGINS):
+                raise InputError(f"hydra.{plugin} names {target}, which is no plugin of Hydra")
+            if target.startswith(COMMANDS):
+                raise InputError("hydra/launcher=ray_aws is refused: its settings hold commands\n  hydra/launcher=ray")
+        for key in node if isinstance(node, dict) else ():
+            if key not in keys:
+                raise InputError(f"hydra.{plugin}.{key} is not accepted\n  accepted: {', '.join(sorted(keys))}")
+        for text in _texts(node):
+            if re.search(r"[\x00-\x1f\x7f]", text):  # a line of a batch script is a command
+                raise InputError(f"hydra.{plugin} holds a text with a line break\n  write it without")
+            if "${" in text and text not in COMPUTED:  # it can stand for a call: ${oc.create:{_target_: ...}}
+                raise InputError(f"hydra.{plugin} holds {text}\n  write the value itself")
+    _require_held_out(config)
+    name = OmegaConf.select(config, "sweep_name", default="unnamed")
+    if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
+        raise InputError(f"sweep_name={name} is no name of a folder\n  accepted: up to 100 letters, digits and ._=+-")
+
+
+def _below(node: Any, key: str) -> Any:
+    """What is at a dotted key; None where there is nothing."""
+    for part in key.split("."):
+        node = node.get(part) if isinstance(node, dict) else None
+    return node
+
+
+def _require_held_out(config: DictConfig) -> None:
+    """A search chooses by the accuracy on held-out images, never by the test set."""
+    if is_search(config.hydra) and not OmegaConf.select(config, "data.val_fraction", default=0):
+        raise InputError(
+            "hydra/sweeper=optuna chooses by the accuracy on held-out images, and there are none\n"
+            "  hold some out: data.val_fraction=0.1"
+        )
+
+
+def _texts(node: Any) -> list[str]:
+    """All strings below a node, names of keys too."""
+    if isinstance(node, dict):
+        return [text for key, value in node.items() for text in [*_texts(key), *_texts(value)]]
+    return (
+        [text for value in node for text in _texts(value)] if isinstance(node, list) else [node] * isinstance(node, str)
+    )
+
+
+def _targets(node: Any) -> list[str]:
+    """All ``_target_`` values below a node."""
+    if isinstance(node, dict):
+        own = [str(node["_target_"])] if "_target_" in node else []
+        return own + [target for value in node.values() for target in _targets(value)]
+    return [target for value in node for target in _targets(value)] if isinstance(node, list) else []

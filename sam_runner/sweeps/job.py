@@ -1,0 +1,84 @@
+"""One cell of a sweep, in whatever process it runs. Imports no torch before the settings are valid."""
+
+import logging
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+from sam_runner.config import launchers
+from sam_runner.config.data_rules import require_files
+from sam_runner.config.validation import fingerprint, plain, validate
+from sam_runner.sweeps import status as sweep_status
+from sam_runner.utils.console import end_at_once, is_first, log_to_console, report_exception, several
+from sam_runner.utils.errors import InputError, RankError, Stopped
+
+
+def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]) -> float | None:
+    """A cell of a sweep, perhaps in a process of its own; an error is noted on the disk, and the sweep goes on.
+
+    Args:
+        cfg: Its configuration.
+        hydra_config: Hydra's own settings.
+        overrides: What was typed for it.
+        codes: Takes the exit code of a cell that failed in a dry run, which leaves nothing on the disk.
+
+    Returns:
+        What a search maximises.
+    """
+    folder, beside_others = Path(hydra_config.sweep.dir), launchers.in_subprocesses(hydra_config)
+    if beside_others:
+        _beside_others(hydra_config.job.num)
+    stopped = sweep_status.stopped(folder)
+    if several():
+        from sam_runner.distributed.torchrun import agreed
+
+        stopped = agreed(f"stopped/{hydra_config.job.num}", stopped)
+    if stopped == "failure" and is_first():
+        reason = "a cell failed before it, and sweep_status.on_error=stop"
+        sweep_status.record_failure(folder, overrides, "not run", reason, reason)
+    if stopped:
+        return None
+    if not cfg.dry_run and is_first():
+        sweep_status.clear_failure(folder, overrides)
+    try:
+        validate(cfg, overrides, multirun=True)
+        require_files(cfg)
+        logging.getLogger("sam_runner").info("cell %d: %s", hydra_config.job.num + 1, " ".join(overrides))
+        from sam_runner.runs.start import launch  # torch, only now
+
+        launch(plain(cfg), fingerprint(cfg), overrides, folder)
+        return (
+            sweep_status.objective(folder, overrides, fingerprint(cfg)) if launchers.is_search(hydra_config) else None
+        )
+    except Stopped as stop:
+        if not beside_others:
+            raise
+        if stop.reason == "SIGUSR2":
+            signal.raise_signal(signal.SIGUSR2)  # submitit's handler, in force again, puts the cell into the queue
+    except BrokenPipeError:
+        raise
+    except RankError as error:
+        end_at_once(error)
+    except Exception as error:
+        message, text = report_exception(error)
+        if cfg.dry_run:
+            codes.append(1)
+            if beside_others:
+                raise
+            return None
+        if not is_first():
+            return None
+        sweep_status.record_failure(
+            folder, overrides, "refused" if isinstance(error, InputError) else "failed", message, text
+        )
+        if cfg.sweep.on_error.name == "stop":
+            sweep_status.stop(folder, "failure")
+    return None
+
+
+def _beside_others(number: int) -> None:
+    """In a process of a sweep's engine: lines name their cell, and a Ctrl-C is for the parent."""
+    log_to_console(f"[{number + 1}] ")
+    os.environ["SAM_RUNNER_CELL"] = str(number)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)

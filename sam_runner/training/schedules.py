@@ -1,0 +1,60 @@
+"""Learning-rate and rho schedules: pure functions of the step, so that a resumed run has nothing to restore.
+
+Each factory returns a function from the step t = 0, 1, ..., total_steps - 1 to a factor of the initial value. With
+warm-up over W steps the factor rises linearly, (t + 1) / W for t < W, and the schedule proper runs over the remaining
+steps.
+"""
+
+import math
+from collections.abc import Callable, Sequence
+
+Schedule = Callable[[int], float]
+
+
+def _warmed_up(after: Callable[[float], float], total_steps: int, warmup_steps: int) -> Schedule:
+    """Linear warm-up, then `after` of the fraction of the remaining steps that is done, in [0, 1]."""
+    remaining = max(total_steps - warmup_steps, 1)
+
+    def factor(step: int) -> float:
+        if step < warmup_steps:
+            return (step + 1) / warmup_steps
+        return after(min((step - warmup_steps) / remaining, 1.0))
+
+    return factor
+
+
+def constant(*, total_steps: int, warmup_steps: int = 0) -> Schedule:
+    """Factor 1 after warm-up."""
+    return _warmed_up(lambda _: 1.0, total_steps, warmup_steps)
+
+
+def cosine(*, total_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> Schedule:
+    """Half a cosine from 1 to `final_factor`: final_factor + (1 - final_factor) (1 + cos(pi t / T)) / 2, per step.
+
+    The schedule of the paper's code (flax_training.py, `cosine`, warm-up 0, final 0); Loshchilov and Hutter, 2017.
+    """
+    return _warmed_up(
+        lambda done: final_factor + (1 - final_factor) * (1 + math.cos(math.pi * done)) / 2, total_steps, warmup_steps
+    )
+
+
+def linear(*, total_steps: int, warmup_steps: int = 0, final_factor: float = 0.0) -> Schedule:
+    """A straight line from 1 to `final_factor`."""
+    return _warmed_up(lambda done: 1 + (final_factor - 1) * done, total_steps, warmup_steps)
+
+
+def step(
+    *, total_steps: int, warmup_steps: int = 0, milestones: Sequence[float] = (0.3, 0.6, 0.8), gamma: float = 0.2
+) -> Schedule:
+    """Multiply by `gamma` at each milestone.
+
+    Args:
+        total_steps: T.
+        warmup_steps: W.
+        milestones: Fractions of the steps after warm-up, in (0, 1); the defaults, with gamma 0.2, are those
+            widely used for wide residual networks (60, 120, 160 of 200 epochs; Zagoruyko and Komodakis, 2016).
+        gamma: Factor at each milestone.
+    """
+    return _warmed_up(
+        lambda done: gamma ** sum(done >= milestone for milestone in milestones), total_steps, warmup_steps
+    )

@@ -1,0 +1,403 @@
+"""The command line as a user meets it: exit codes, messages, folders, start-up."""
+
+import json
+import os
+import re
+import resource
+import subprocess
+import sys
+
+import pytest
+
+from sam_runner import __version__
+from sam_runner.commands import train as train_command
+from sam_runner.config.help import EXAMPLES
+from tests.helpers import TINY, command, invoke
+
+BAD_INPUT = [
+    # (arguments, what the message must name, a way out that it must show)
+    (["rhoo=0.1"], "rhoo", "did you mean rho?"),
+    (["+rhoo=0.1"], "rhoo", "did you mean rho?"),
+    (["++lrr=0.1"], "lrr", "did you mean lr?"),
+    (["+unknown=1"], "unknown", "keys: "),
+    (["optimizer=smm"], "optimizer=smm", "did you mean optimizer=sam?"),
+    (["optimizr=sam"], "optimizr", "did you mean optimizer?"),
+    (["model=resnet21"], "model=resnet21", "did you mean model=resnet"),
+    (["data=imagnet"], "data=imagnet", "did you mean data=imagenet?"),
+    (["optimizer/base=adam"], "optimizer/base=adam", "did you mean optimizer/base=adamw?"),
+    (["optimizer=sam", "optimizer.roh=0.1"], "optimizer.roh", "did you mean optimizer.rho?"),
+    (["optimizer=sam", "+optimizer.extra=1"], "optimizer.extra", "keys: optimizer."),
+    (["optimizer.base.momentm=0.1"], "optimizer.base.momentm", "did you mean optimizer.base.momentum?"),
+    (["model.wdth=8"], "model.wdth", "did you mean model.width?"),
+    (["optimizer.rho=0.1"], "optimizer.rho has no effect with the default optimizer", "optimizer=sam"),
+    (["noise.rate=0.4"], "noise.rate has no effect", "noise=symmetric"),
+    (
+        ["-m", "model=resnet20,resnet32", "model.depth=8"],
+        "model.depth before it knows model",
+        "'model.depth=choice(8)'",
+    ),
+    (["noise=none", "noise.rate=0.4"], "noise.rate has no effect with noise=none", "noise=symmetric"),
+    (["epochs=abc"], "epochs=abc", "a whole number"),
+    (["epochs=1.5"], "epochs=1.5", "a whole number"),
+    (["rho=big"], "rho=big", "a number"),
+    (["channels_last=maybe"], "channels_last=maybe", "true, false, auto"),
+    (["augment.crop_scale_min=0.5"], "augment.crop_scale_min", "data.storage=disk"),
+    (["augment=inception", "augment.crop_scale_min=0"], "augment.crop_scale_min=0", "(0, 1]"),
+    (["augment=inception"], "augment.crop_scale_min", "data=image_folder"),
+    (["augment=autoaugment", "augment.policy=mnist"], "augment.policy=mnist", "cifar10, svhn, imagenet"),
+    (["world_size=4"], "world_size=4 is for torchrun", "torchrun --nproc-per-node 4"),
+    (["sync_batchnorm=true"], "sync_batchnorm has no effect with one process", "torchrun"),
+    (["parallel=fsdp"], "parallel=fsdp needs torchrun", "parallel=ddp"),
+    (["optimizer=sam", "optimizer.sync_perturbation=true", "optimizer.m=8"], "sync_perturbation", "optimizer.m"),
+    (["optimizer=sam", "optimizer.sync_perturbation=true", "optimizer.second_order=true"], "second_order", "=false"),
+    (["precision=tf32", "device=cpu"], "precision=tf32", "precision=fp32"),
+    (["compile=maybe"], "compile=maybe", "max-autotune"),
+    (["data.val_fraction=x"], "data.val_fraction=x", "a number"),
+    (["rho=null"], "rho", "needs a value"),
+    (["precision=bfloat16"], "precision=bfloat16", "auto, fp64, fp32, tf32, bf16, fp16"),
+    (["augment=basic", "augment.pad_mode=wrap"], "augment.pad_mode=wrap", "reflect, zero"),
+    (["optimizer=sam", "rho=-1"], "rho=-1", "[0, inf)"),
+    (["optimizer=sam", "rho=nan"], "rho=nan", "[0, inf)"),
+    (["optimizer=sam", "rho=inf"], "rho=inf", "[0, inf)"),
+    (["optimizer=sam", "optimizer.rho=-1"], "optimizer.rho=-1", "[0, inf)"),
+    (["optimizer=sam", "optimizer.p=0.5"], "optimizer.p=0.5", "[1, inf]"),
+    (["optimizer=sam", "optimizer.p=nan"], "optimizer.p=nan", "[1, inf]"),
+    (["lr=0"], "lr=0", "(0, inf)"),
+    (["lr=nan"], "lr=nan", "(0, inf)"),
+    (["weight_decay=-1"], "weight_decay=-1", "[0, inf)"),
+    (["epochs=0"], "epochs=0", "[1, inf)"),
+    (["max_steps=0"], "max_steps=0", "[1, inf)"),
+    (["batch_size=0"], "batch_size=0", "[1, inf)"),
+    (["label_smoothing=1"], "label_smoothing=1", "[0, 1)"),
+    (["seed=-1"], "seed=-1", "[0, "),
+    (["grad_clip=0"], "grad_clip=0", "(0, inf)"),
+    (["ema_decay=1"], "ema_decay=1", "(0, 1)"),
+    (["optimizer.base.momentum=2"], "optimizer.base.momentum=2", "[0, 1)"),
+    (["noise=symmetric", "noise.rate=1.1"], "noise.rate=1.1", "[0, 1]"),
+    (["noise=symmetric", "noise.rate=-0.1"], "noise.rate=-0.1", "[0, 1]"),
+    (["data=synthetic", "data.num_classes=1"], "data.num_classes=1", "[2, inf)"),
+    (["schedule=step", "schedule.milestones=[0.5,2]"], "schedule.milestones", "(0, 1)"),
+    (["schedule.warmup_epochs=20"], "schedule.warmup_epochs=20", "smaller than epochs"),
+    (["accumulate=1000"], "accumulate=1000", "batch_size=128"),
+    (["optimizer=sam", "optimizer.m=1000"], "optimizer.m=1000", "batch_size=128"),
+    (["optimizer=sgd", "rho=0.3"], "rho has no effect", "optimizer=sam"),
+    (["optimizer=sam", "rho=0.1", "optimizer.rho=0.2"], "rho=0.1 and optimizer.rho=0.2", "leave one out"),
+    (["optimizer=sam", "optimizer.ascent=projected"], "optimizer.ascent has no effect", "ascent_steps"),
+    (["optimizer=sam", "optimizer.rho_final=0.5"], "optimizer.rho_final has no effect", "linear or cosine"),
+    (["optimizer=sam", "optimizer.ascent=projected", "optimizer.ascent_steps=2", "optimizer.p=3"], "projected", "p=2"),
+    (["optimizer=sam", "optimizer.second_order=true", "optimizer.ascent_steps=2"], "second_order", "ascent_steps=1"),
+    (["optimizer=sam", "optimizer.second_order=true", "compile=default"], "second_order", "compile=off"),
+    (["optimizer=sam", "optimizer.direction=up"], "optimizer.direction=up", "gradient, random"),
+    (["optimizer=sam", "optimizer.direction=random", "optimizer.p=3"], "direction=random needs", "p=2"),
+    (["optimizer=sam", "optimizer.direction=random", "optimizer.ascent_steps=2"], "direction=random needs", "steps=1"),
+    (
+        ["optimizer=sam", "optimizer.direction=random", "optimizer.second_order=true"],
+        "direction=random needs",
+        "=false",
+    ),
+    (["optimizer=sam", "optimizer.direction=random", "compile=graph"], "direction=random needs", "other than graph"),
+    (
+        ["optimizer=sam", "optimizer.direction=random", "optimizer.sync_perturbation=true"],
+        "direction=random needs optimizer.sync_perturbation=false",
+        "the same on all processes",
+    ),
+    (["augment.pad_mode=zero"], "augment.pad_mode has no effect", "augment.pad"),
+    (["device=tpu"], "device=tpu", "auto, cpu, cuda"),
+    (["rho==0.1"], "rho==0.1", "did you mean rho=0.1?"),
+    (["rho", "0.1"], "'rho'", "rho=..."),
+    (["optimizer/base=adamw", "optimizer.base.betas=[0.9]"], "optimizer.base.betas=[0.9]", "[0.9,0.999]"),
+    (["rho=[1"], "rho=[1", "quote"),
+    (["--optimizer=sam"], "--optimizer=sam is not a flag", "no dashes: optimizer=sam"),
+    (["--epochs", "3"], "--epochs is not a flag", "no dashes: epochs=..."),
+    (["-m", "rho=glob(*)"], "rho=glob(*) gives no value", "key=1,2"),
+    (["-m", "seed=range(3,1)"], "seed=range(3,1) gives no value", "key=1,2"),
+    (["sweep.on_error=stop"], "sweep.on_error has no effect", "leave it out"),
+    (["search=rho"], "search has no effect without -m", "sam-train -m search="),
+    (["-m", "sweep.on_error=go"], "sweep.on_error=go", "continue, stop"),
+    (["rho=0.1,0.2"], "rho=0.1,0.2", "sam-train -m rho=0.1,0.2"),
+    (["data=image_folder"], "data.root", "data.root=..."),
+    (["optimizer/base=torch"], "optimizer.base._target_", "="),
+    (["~optimizer"], "optimizer", "optimizer=..."),
+    (["model._target_=os.system"], "os.system", "SAM_RUNNER_TRUSTED"),
+    (["model._target_=sam_runner.utils.files.write_json"], "sam_runner.utils.files.write_json", "SAM_RUNNER_TRUSTED"),
+    (["model._target_=subprocess.run"], "subprocess.run", "SAM_RUNNER_TRUSTED"),
+    (["optimizer.base._target_=torch.load"], "torch.load", "SAM_RUNNER_TRUSTED"),
+    (["+model._partial_=true"], "_partial_", "keys"),
+    (["-m", "run_dir=here", "seed=0,1"], "run_dir", "sweep_name"),
+    (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
+    (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
+]
+
+
+def check_message(done, named, way_out):
+    assert done.returncode == 2, done.stderr
+    assert named in done.stderr
+    assert way_out in done.stderr
+    assert "Traceback" not in done.stderr + done.stdout
+    assert len(done.stderr.splitlines()) <= 20
+
+
+@pytest.mark.parametrize(("arguments", "named", "way_out"), BAD_INPUT, ids=lambda value: " ".join(value)[:60])
+def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, way_out, tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    if "run_dir=here" in arguments:  # a cell of a sweep fails, and the sweep with it
+        assert done.returncode == 1
+        done.returncode = 2
+    else:
+        assert not list(tmp_path.iterdir())
+    check_message(done, named, way_out)
+    assert done.stderr.startswith("error: ")
+    assert not list(tmp_path.rglob("config.yaml"))
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named", "way_out"),
+    [
+        (["batch_size=5000"], "batch_size=5000", "data.drop_last=false"),
+        (["device=cuda:99"], "device=cuda:99", "device=cpu"),
+        (["data=image_folder", "data.root=nowhere"], "data.root=nowhere", "<root>/train/<class>"),
+        (["noise=relabelled", "noise.file=nowhere.npy"], "noise.file=nowhere.npy is not a file", "the path"),
+        (["data=cifar10", "data.root=nowhere"], "looked for: cifar-10-batches-bin/", "(sha256 c4a38c50a1bc5f3a1c55"),
+        (["model=resnet50"], "is for 3 channels, the images have 1", "use other data"),
+        (["data=fashion_mnist", "data.root=nowhere"], "data.root=nowhere", "data.download=true"),
+        (["data.val_fraction=0.0001"], "data.val_fraction=0.0001", "leaves one part empty"),
+        (["augment.pad=8"], "augment.pad=8", "side of 8"),
+        (["max_steps=3", "schedule.warmup_epochs=1"], "schedule.warmup_epochs=1", "the whole training is 3"),
+        (["model=resnet20", "model.depth=21"], "depth must be 6n + 2", "given:"),
+        (["model._target_=sam_runner.data.datasets.digits.gzip.open"], "sam_runner.data.datasets.digits.gzip.open", "trusted module"),
+        (["optimizer/base=torch", "optimizer.base._target_=torch.optim.Adagrd"], "Adagrd", "did you mean Adagrad?"),
+        (["optimizer/base=torch", "optimizer.base._target_=torch.optim.LBFGS"], "LBFGS", "closure"),
+        (
+            ["optimizer/base=torch", "optimizer.base._target_=torch.optim.Adagrad", "+optimizer.base.lr_decy=1"],
+            "optimizer.base.lr_decy", "did you mean optimizer.base.lr_decay?",
+        ),
+    ],
+    ids=lambda value: " ".join(value)[:60],
+)  # fmt: skip
+def test_bad_input_that_only_the_data_or_torch_can_show(arguments, named, way_out, tmp_path, monkeypatch, capsys):
+    check_message(invoke(monkeypatch, capsys, tmp_path, *arguments), named, way_out)
+    assert not list(tmp_path.rglob("*"))
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--help"], ["-h"], ["--version"], ["--cfg", "job"], ["rhoo=1"], ["optimizer=sam", "rho=-1"],
+        ["data=imagenet", "data.root=nowhere"], ["noise=human", "noise.file=nowhere.pt"],
+    ],
+)  # fmt: skip
+def test_answers_without_torch(arguments, tmp_path):
+    code = (
+        "import sys; from sam_runner.commands.train import train; sys.argv = ['sam-train', *sys.argv[1:]]; train();"
+        "sys.exit(7 if 'torch' in sys.modules or 'tensorboard' in sys.modules else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *arguments], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
+
+
+def test_cells_without_their_files_are_refused_without_torch(tmp_path):
+    code = (
+        "import sys; from sam_runner.commands.train import train; sys.argv = ['sam-train', *sys.argv[1:]]; code = train();"
+        "sys.exit(100 * ('torch' in sys.modules) + code)"
+    )
+    words = ["-m", "data=imagenet", "data.root=nowhere", "seed=0,1", "sweep_name=s"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 1, done.stderr
+    for seed in (0, 1):
+        assert (
+            f"refused: data=imagenet data.root=nowhere seed={seed} sweep_name=s\n  data.root=nowhere is not a"
+            in done.stderr
+        )
+    folder = tmp_path / "outputs" / "sweeps" / "s"
+    assert [path.name for path in folder.iterdir() if path.is_dir()] == ["not_started"]
+
+
+def test_answers_in_half_the_time_that_torch_takes_to_be_there(tmp_path):
+    """Processor time of whole processes that take turns, the lesser of two each."""
+
+    def seconds(*words):
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        subprocess.run([sys.executable, *words], cwd=tmp_path, capture_output=True, check=False)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+    answers = [["--help"], ["--cfg", "job"], ["rhoo=1"], ["optimizer=sam", "rho=-1"]]
+    commands = [["-c", "import torch"], *(["-m", "sam_runner", *words] for words in answers)]
+    turns = [[seconds(*words) for words in commands] for _ in range(2)]
+    torch_alone, *taken = (min(times) for times in zip(*turns, strict=True))
+    assert [words for words, time in zip(answers, taken, strict=True) if time > 0.5 * torch_alone] == []
+
+
+def test_version_is_ours(tmp_path, monkeypatch, capsys):
+    assert invoke(monkeypatch, capsys, tmp_path, "--version").stdout == f"sam-runner {__version__}\n"
+
+
+def test_help_lists_groups_options_examples_and_keys_but_no_schema(tmp_path):
+    done = command("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for wanted in (
+        "sgd*",
+        "sam",
+        "resnet110",
+        "symmetric",
+        "fashion_mnist",
+        "rho: 0.05",
+        "-sc install=bash",
+        "every_seconds: 300",
+        "on_error: continue",
+        "exit codes",
+    ):
+        assert wanted in done.stdout
+    assert len(re.findall(r"^  sam-train ", done.stdout, re.MULTILINE)) == 10
+    assert "schema" not in done.stdout
+
+
+def test_every_example_of_the_help_is_accepted(tmp_path, monkeypatch, capsys):
+    for example, _ in EXAMPLES:
+        words = [word for word in example.split() if word not in ("dry_run=true", "-m")]
+        if "-m" in example:  # the first cell
+            words = [word.split(",")[0] for word in words]
+        done = invoke(monkeypatch, capsys, tmp_path, *words, "--cfg", "job")
+        assert done.returncode == 0, done.stderr
+
+
+def test_cfg_job_prints_the_whole_configuration(tmp_path):
+    done = command("--cfg", "job", "optimizer=sam", "rho=0.2", "--resolve", cwd=tmp_path)
+    assert done.returncode == 0
+    assert "second_order: false" in done.stdout
+    assert done.stdout.count("rho: 0.2") == 2
+
+
+def test_shell_completion_offers_options(tmp_path):
+    environment = {"COMP_LINE": "sam-train optimizer=", "COMP_POINT": "20"}
+    done = command("-sc", "query=bash", cwd=tmp_path, env=environment)
+    assert {"optimizer=sam", "optimizer=sgd"} <= set(done.stdout.split())
+    everything = command("-sc", "query=bash", cwd=tmp_path, env={"COMP_LINE": "sam-train ", "COMP_POINT": "10"})
+    assert {"augment=", "rho="} <= set(everything.stdout.split())
+    assert "schema" not in done.stdout + everything.stdout
+
+
+def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsys):
+    arguments = ["optimizer=sam", "noise=symmetric", "noise.rate=0.4", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    for wanted in (
+        "1,442 train",
+        "577 training labels corrupted (40.01%)",
+        "65,834 parameters",
+        "220 in all",
+        "2 passes a step",
+    ):
+        assert wanted in done.stdout
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_survives_a_failing_cell_and_run_again_does_nothing_twice(tmp_path, monkeypatch, capsys):
+    arguments = ["-m", *TINY, "epochs=1", "optimizer=sgd,sam", "rho=0.05,-1", "sweep_name=first"]
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert done.returncode == 1
+    results = list((tmp_path / "outputs" / "sweeps" / "first").glob("*/result.json"))
+    assert len(results) == 2
+    assert done.stderr.count("error: refused: ") == 2
+    assert "rho=-1" in done.stderr
+    assert "Traceback" not in done.stderr
+    before = {path: path.stat().st_mtime_ns for path in results}
+    again = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert again.returncode == 1
+    assert again.stdout.count("already finished") == 2
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+
+
+def test_cells_that_differ_only_in_an_unused_rho_are_run_once(tmp_path, monkeypatch, capsys):
+    arguments = ["-m", *TINY, "epochs=1", "optimizer=sgd", "rho=0.05,0.1", "sweep_name=one"]
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert len(list(tmp_path.rglob("result.json"))) == 1
+    assert "already finished" in done.stdout
+
+
+def test_an_interrupt_ends_the_sweep_with_its_own_code(tmp_path, monkeypatch, capsys):
+    from sam_runner.training import loop
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "evaluate", interrupt)
+    arguments = ["-m", *TINY, "seed=0,1", "sweep_name=stopped"]
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 130
+    statuses = [json.loads(path.read_text())["status"] for path in tmp_path.rglob("status.json")]
+    assert statuses == ["interrupted"]
+
+
+def test_a_run_without_a_terminal_prints_plain_lines(tmp_path):
+    done = command(*TINY, "run_dir=run", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "\r" not in done.stdout + done.stderr
+    assert "\x1b" not in done.stdout + done.stderr
+    assert len(re.findall(r"^epoch \d/2 ", done.stdout, re.MULTILINE)) == 2
+
+
+def test_a_run_tells_what_it_trains_on(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "noise=symmetric", "noise.rate=0.25", "run_dir=run")
+    assert "data: 96 train, 32 test images, 4 classes, 24 training labels corrupted (25.00%)\n" in done.stdout
+    clean = invoke(monkeypatch, capsys, tmp_path, *TINY, "precision=fp32", "run_dir=clean")
+    assert "data: 96 train, 32 test images, 4 classes\n" in clean.stdout
+
+
+def test_a_diverging_run_exits_with_one_and_says_why(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "lr=1e30", "run_dir=run")
+    assert done.returncode == 1
+    assert "not finite" in done.stderr
+    assert "Traceback" not in done.stderr
+    status = json.loads((tmp_path / "run" / "status.json").read_text())
+    assert status["status"] == "failed"
+    assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+
+
+def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
+    shell = f"{sys.executable} -m sam_runner {' '.join(TINY)} run_dir=run | head -1"
+    done = subprocess.run(["bash", "-c", shell], cwd=tmp_path, capture_output=True, text=True, timeout=120, check=False)
+    assert json.loads((tmp_path / "run" / "result.json").read_text())["status"] == "finished"
+    assert len(done.stderr.splitlines()) <= 20
+
+
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["run_dir=nowhere"], "no config.yaml"),
+        (["."], "run_dir=."),
+        (["rundir=x"], "did you mean run_dir?"),
+        (["checkpoint=best"], "run_dir"),
+        (["run_dir=x", "checkpoint=first"], "last, best"),
+    ],
+)
+def test_eval_refuses_bad_input(arguments, named, tmp_path, monkeypatch, capsys):
+    check_message(invoke(monkeypatch, capsys, tmp_path, *arguments, entry=train_command.evaluate), named, "")
+
+
+def test_eval_of_no_run_is_refused_without_torch(tmp_path):
+    code = "import sys; from sam_runner.commands.train import evaluate; evaluate(); sys.exit(7 if 'torch' in sys.modules else 0)"
+    done = subprocess.run([sys.executable, "-c", code, "run_dir=."], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0
+    assert b"holds no run" in done.stderr
+
+
+def test_a_folder_with_other_files_is_left_alone(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").write_text("precious")
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "run_dir=mine")
+    check_message(done, "run_dir=mine", "empty or new folder")
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
+
+
+def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, capsys):
+    (tmp_path / "file").write_text("")
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "run_dir=file/run")
+    check_message(done, "file/run", "")
+
+
+def test_a_tilde_in_a_value_is_the_home_folder(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=~/a b", "--cfg", "job")
+    assert f"run_dir: {os.path.expanduser('~')}/a b" in done.stdout

@@ -1,0 +1,269 @@
+"""Every file under conf/ composes, is typed, and builds what it names."""
+
+from fnmatch import fnmatch
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from sam_runner.commands.train import CONF
+from sam_runner.config.help import first_comment, keys_of, options
+from sam_runner.config.instantiate import locate
+from sam_runner.config.schema import SCHEMAS
+from sam_runner.config.validation import RANGES, fingerprint, plain, validate
+from sam_runner.runs.folder import cell_folder
+from sam_runner.training.build import build_run
+from sam_runner.utils.errors import InputError
+from tests.data.datasets.test_cifar import drawn, labels_file, lay_out
+from tests.helpers import TINY, compose_config, settings_of
+
+SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
+FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
+NEEDS = {  # what a file cannot do without
+    "data/image_folder.yaml": lambda folder: [f"data.root={image_folder(folder)}"],
+    "data/fashion_mnist.yaml": lambda folder: [f"data.root={fashion(folder)}"],
+    "data/cifar10.yaml": lambda folder: [f"data.root={cifar(folder, 'cifar10')}"],
+    "data/cifar100.yaml": lambda folder: [f"data.root={cifar(folder, 'cifar100')}"],
+    "noise/human.yaml": lambda folder: [
+        "data=cifar10",
+        f"data.root={cifar(folder, 'cifar10')}",
+        f"noise.file={human_labels(folder)}",
+    ],
+    "data/digits.yaml": lambda folder: [],
+    "data/imagenet.yaml": lambda folder: [f"data.root={image_folder(folder)}", "data.image_size=16"],
+    "data/svhn.yaml": lambda folder: [f"data.root={house_numbers(folder)}"],
+    "noise/relabelled.yaml": lambda folder: [f"noise.file={labels_of_64(folder)}"],
+    "augment/inception.yaml": lambda folder: [
+        "data=image_folder",
+        f"data.root={image_folder(folder)}",
+        "data.storage=disk",
+        "data.image_size=8",
+    ],
+    "model/wide_resnet.yaml": lambda folder: ["model.depth=10", "model.widen_factor=1"],
+    "model/wrn*.yaml": lambda folder: ["model.depth=10", "model.widen_factor=1"],
+    "model/resnet32_mentormix.yaml": lambda folder: ["model.depth=8", "model.width=4"],
+    "model/shake_shake*.yaml": lambda folder: ["model.depth=8", "model.width=4"],
+    "model/pyramidnet272*.yaml": lambda folder: ["model.depth=11", "model.alpha=9"],
+    "model/pyramidnet110.yaml": lambda folder: ["model.depth=8", "model.alpha=9"],
+    "model/torchvision.yaml": lambda folder: ["model.name=shufflenet_v2_x0_5"],
+    "model/timm.yaml": lambda folder: ["model.name=test_resnet"],
+    "optimizer/base/torch.yaml": lambda folder: ["optimizer.base._target_=torch.optim.Adagrad"],
+}
+NAMED = {
+    "defaults": ["torchvision", "_self_"]
+}  # files that only name a large network: tests/models/test_models_published.py
+TRAINED = [
+    file
+    for file in FILES
+    if not file.startswith(("experiment/", "search/"))  # tests/paper/test_experiments.py
+    and {key: value for key, value in yaml.safe_load((CONF / file).read_text()).items() if key != "name"} != NAMED
+]
+COUNT = 94
+
+
+def image_folder(folder):
+    from PIL import Image
+
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(32):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / part / name / f"{index}.png")
+    return folder
+
+
+def cifar(folder, name):
+    lay_out(folder, name, "binary", drawn(name))
+    if name == "cifar100":  # 20 training images, where 32 are wanted
+        path = folder / "cifar-100-binary" / "train.bin"
+        path.write_bytes(path.read_bytes() * 2)
+    return folder
+
+
+def human_labels(folder):
+    clean = np.concatenate([labels for file, (_, labels) in drawn("cifar10").items() if file != "test_batch"])
+    return labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
+
+
+def house_numbers(folder):
+    from tests.data.datasets.test_svhn import write
+
+    write(folder, {"train_32x32.mat": 40, "test_32x32.mat": 10})
+    return folder
+
+
+def labels_of_64(folder):
+    np.save(folder / "labels.npy", np.arange(64) % 10)
+    return folder / "labels.npy"
+
+
+def fashion(folder):
+    for name, count in (("train", 64), ("t10k", 16)):
+        header = b"\0\0\x08\x03" + b"".join(size.to_bytes(4, "big") for size in (count, 28, 28))
+        (folder / f"{name}-images-idx3-ubyte").write_bytes(header + bytes(range(256)) * (count * 784 // 256))
+        labels = bytes(index % 10 for index in range(count))
+        (folder / f"{name}-labels-idx1-ubyte").write_bytes(b"\0\0\x08\x01" + count.to_bytes(4, "big") + labels)
+    return folder
+
+
+def overrides_for(file, folder):
+    """A command line that chooses the file."""
+    if file == "config.yaml":
+        return list(SMALL)
+    group, _, name = file.removesuffix(".yaml").rpartition("/")
+    needed = next((need for name, need in NEEDS.items() if fnmatch(file, name)), lambda folder: [])(folder)
+    own_data = (group == "data" and file != "data/synthetic.yaml") or any(word.startswith("data=") for word in needed)
+    chosen = ("batch_size=32", "device=cpu") if own_data else SMALL
+    return [*chosen, f"{group}={name}", *needed]
+
+
+@pytest.mark.parametrize("file", TRAINED)
+def test_the_file_composes_validates_and_trains_a_step(file, tmp_path):
+    overrides = overrides_for(file, tmp_path)
+    config = compose_config(*overrides)
+    validate(config, overrides, multirun=False)
+    run = build_run(plain(config))
+    examples = next(iter(run.train.epoch(0)))
+    from sam_runner.sam.objective import Batch
+
+    stats = run.step(Batch(examples.images, examples.labels), run.rho(0))
+    assert torch.isfinite(stats.loss)
+    assert stats.logits.shape == (32, len(run.classes))
+
+
+def test_the_number_of_files_is_known():
+    assert len(FILES) == COUNT
+
+
+@pytest.mark.parametrize("file", FILES)
+def test_the_file_opens_with_what_it_is_for(file):
+    assert len(first_comment(CONF / file)) > 15
+
+
+@pytest.mark.parametrize("file", [file for file in FILES if "_target_" in (CONF / file).read_text()])
+def test_the_target_exists_and_takes_the_keys(file):
+    content = yaml.safe_load((CONF / file).read_text())
+    if content["_target_"] != "???":
+        assert callable(locate(content["_target_"]))
+
+
+def test_an_option_has_the_keys_of_those_that_it_is_composed_of():
+    assert keys_of(CONF / "model", "shake_shake26_2x64d") == {"_target_", "depth", "width", "init", "weights"}
+    assert keys_of(CONF / "model", "resnet50") == {"_target_", "name", "weights"}
+
+
+def test_schema_nodes_are_no_options_of_a_group():
+    assert set(options(CONF)) == {
+        "augment",
+        "data",
+        "debug",
+        "experiment",
+        "model",
+        "noise",
+        "optimizer",
+        "optimizer/base",
+        "schedule",
+        "search",
+    }
+    with pytest.raises(MissingConfigException) as caught:
+        compose_config("optimizer=schema")
+    assert set(caught.value.options) == {"sam", "sgd"}
+
+
+def test_every_range_is_of_a_key_that_exists():
+    known = set()
+    for group, names in options(CONF).items():
+        for name in names:
+            content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
+            known |= {f"{group.replace('/', '.')}.{key}" for key in content if key != "defaults"}
+    root = yaml.safe_load((CONF / "config.yaml").read_text())
+    known |= {*root, *(f"checkpoint.{key}" for key in root["checkpoint"])}
+    assert set(RANGES) <= known
+
+
+def test_every_schema_is_used():
+    used = "".join((CONF / file).read_text() for file in FILES)
+    assert all(f"/schema/{path}@_here_" in used for path in SCHEMAS)
+
+
+@pytest.mark.parametrize(
+    ("same", "first", "second"),
+    [
+        (True, ["optimizer=sgd"], ["optimizer=sgd", "run_dir=elsewhere", "log_every=7"]),
+        (True, ["optimizer=sgd"], ["optimizer=sgd", "sweep.on_error=stop"]),
+        (True, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "optimizer.rho=0.1"]),
+        (False, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "rho=0.2"]),
+        (False, ["optimizer=sgd"], ["optimizer=sam"]),
+        (False, ["seed=0"], ["seed=1"]),
+        (False, ["noise=symmetric"], ["noise=symmetric", "noise.rate=0.3"]),
+    ],
+)
+def test_fingerprints_tell_runs_apart(same, first, second):
+    assert (fingerprint(compose_config(*first)) == fingerprint(compose_config(*second))) is same
+
+
+def test_own_code_needs_trust_and_then_works(tmp_path, monkeypatch):
+    (tmp_path / "my_models.py").write_text(
+        "import torch\n\ndef flat(num_classes, in_channels, *, size=8):\n"
+        "    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(in_channels * size * size, num_classes))\n"
+    )
+    (tmp_path / "model").mkdir()
+    monkeypatch.syspath_prepend(str(tmp_path))
+    overrides = [*TINY[:6], "batch_size=16", "device=cpu"]
+    config = compose_config(*overrides)
+    OmegaConf.set_struct(config, False)
+    config.model = {"_target_": "my_models.flat", "size": 8}
+    with pytest.raises(InputError, match="SAM_RUNNER_TRUSTED"):
+        validate(config, overrides, multirun=False)
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_models")
+    validate(config, overrides, multirun=False)
+    assert sum(param.numel() for param in build_run(plain(config)).model.parameters()) == 64 * 4 + 4
+    config.model.sze = 4
+    with pytest.raises(InputError, match=r"did you mean model\.size"):
+        build_run(plain(config))
+
+
+@pytest.mark.parametrize(
+    "name", sorted(name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type))
+)  # every class of torch.optim
+def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
+    settings = settings_of(*TINY, "optimizer/base=torch", f"optimizer.base._target_=torch.optim.{name}")
+    if name in ("LBFGS", "SparseAdam", "Optimizer", "Muon"):
+        with pytest.raises(InputError, match=name):
+            build_run(settings)
+        return
+    if name in ("Rprop",):
+        settings["optimizer"]["base"].pop("weight_decay")
+    run = build_run(settings)
+    assert type(run.step.optimizer).__name__ == name
+
+
+@pytest.mark.parametrize(
+    ("first", "second"),
+    [
+        (["data.root=a/b"], ["data.root=a_b"]),
+        (["data.root=a b"], ["data.root=a_b"]),
+        (["seed=1"], ["seed=11"]),
+        ([f"data.root={'x' * 200}1"], [f"data.root={'x' * 200}2"]),
+        (["rho=0.1"], ["rho=0.2"]),
+    ],
+)
+def test_cells_of_a_sweep_never_share_a_folder(first, second, tmp_path):
+    names = [cell_folder(tmp_path, overrides).name for overrides in (first, second)]
+    assert names[0] != names[1]
+    assert all(len(name) <= 120 and "/" not in name for name in names)
+
+
+def test_a_cell_has_the_same_folder_whatever_the_order_and_the_sweeps_name(tmp_path):
+    first = cell_folder(tmp_path, ["seed=1", "rho=0.1", "sweep_name=a"])
+    assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep.on_error=stop"])
+    assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep_name=b"]) == tmp_path / "rho=0.1,seed=1"
+
+
+def test_a_wheel_and_a_checkout_find_the_same_conf():
+    assert Path(CONF).is_absolute()
+    assert (CONF / "config.yaml").is_file()

@@ -1,0 +1,54 @@
+"""Keys of data and augment that exclude each other, are out of range, or have no effect."""
+
+import pytest
+
+from sam_runner.utils.errors import InputError
+from tests.helpers import settings_of
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["augment=mixup", "augment.cutmix=1"], r"augment\.mixup and augment\.cutmix exclude each other\n.* null"),
+        (["augment=mixup", "augment.mixup=0"], r"augment\.mixup=0.* is out of range\n.*\(0, inf\)"),
+        (["augment=cutmix", "augment.cutmix=-1"], r"augment\.cutmix=-1.* is out of range"),
+        (["augment=erasing", "augment.erasing=1.5"], r"augment\.erasing=1\.5 is out of range\n.*\[0, 1\]"),
+        (["augment.magnitude=5"], r"augment\.magnitude is of RandAugment only\n.*augment=randaugment"),
+        (["augment=autoaugment", "augment.num_ops=5"], r"augment\.num_ops is of RandAugment only"),
+        (["augment=randaugment", "augment.magnitude=31"], r"augment\.magnitude=31 is out of range\n.*\[0, 30\]"),
+        (["augment=randaugment", "augment.num_ops=0"], r"augment\.num_ops=0 is out of range"),
+        (["augment.cutout_per_batch=true"], r"augment\.cutout_per_batch has no effect with augment\.cutout=0"),
+        (["data=cifar10", "data.url=http://x"], r"data\.url has no effect with data\.download=false"),
+        (
+            ["data=imagenet", "data.root=x", "data.eval_crop_ratio=0"],
+            r"data\.eval_crop_ratio=0.* is out of range\n.*\(0, 1\]",
+        ),
+        (["noise=instance", "noise.rate=1.2"], r"noise\.rate=1\.2 is out of range"),
+        (["noise=relabelled"], r"noise\.file has to be given"),
+        (["data.val_labels=noisy", "noise=pair"], r"data\.val_labels=noisy has no effect without held-out images"),
+        (["data.val_labels=noisy", "data.val_fraction=0.1"], r"data\.val_labels=noisy has no effect with noise=none"),
+        (
+            ["data.val_labels=noisy", "data.val_fraction=0.1", "noise=relabelled", "noise.file=x"],
+            r"the file of noise=relabelled has no labels for held-out images",
+        ),
+        (["data=cifar10", "augment=inception"], r"augment\.crop_scale_min cuts parts out of image files"),
+    ],
+)
+def test_what_cannot_be_meant_is_refused(words, message):
+    with pytest.raises(InputError, match=message):
+        settings_of(*words)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["augment=randaugment", "augment.num_ops=3", "augment.magnitude=30"],
+        ["augment=cutout", "augment.cutout_per_batch=true"],
+        ["augment=mixup", "augment.mixup=null", "augment.cutmix=0.5"],
+        ["data=svhn", "data.download=true", "data.url=http://mirror", "data.extra=true", "augment.policy=svhn"],
+        ["data=imagenet", "data.root=x", "augment=inception", "augment.policy=randaugment"],
+        ["data=cifar10", "noise=human", "noise.file=x", "data.val_fraction=0.1", "data.train_fraction=0.5"],
+    ],
+)
+def test_what_can_be_meant_is_taken(words):
+    settings_of(*words)

@@ -1,0 +1,216 @@
+"""Sets that are read from disk: the same batches as from memory, whatever the number of workers."""
+
+import contextlib
+import gc
+import multiprocessing
+import subprocess
+import sys
+import weakref
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.data.datasets import image_folder as folder_module
+from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.decode import read_image
+from sam_runner.data.image_sets import ImageFiles, ImageSet, hold_out
+from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.utils.errors import InputError
+from tests.data.test_decode import smooth_pixels
+from tests.helpers import command
+
+CPU = torch.device("cpu")
+FULL = Augmentation(pad=2, flip=True, cutout=3)
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    """Twelve images of two classes, of different sizes and shapes."""
+    base = tmp_path_factory.mktemp("images")
+    for part, count in (("train", 6), ("test", 2)):
+        for label, name in enumerate(("ant", "bee")):
+            (base / part / name).mkdir(parents=True)
+            for index in range(count):
+                pixels = smooth_pixels(20 + 3 * index, 30 - 2 * index, seed=10 * label + index)
+                Image.fromarray(pixels).save(base / part / name / f"{index}.png")
+    return base
+
+
+def splits_of(root, storage):
+    return image_folder(root=str(root), image_size=12, storage=storage)
+
+
+def make_loader(data, **options):
+    defaults = {"batch_size": 5, "normalisation": IMAGENET, "device": CPU, "seed": 3}
+    return Loader(data, **{**defaults, **options})
+
+
+def collect(loader, epoch=0, start=0):
+    return [(examples.indices, examples.labels, examples.images) for examples in loader.epoch(epoch, start)]
+
+
+def same(first, second):
+    return len(first) == len(second) and all(
+        torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
+    )
+
+
+def test_disk_and_memory_list_the_same_set(root):
+    disk, memory = splits_of(root, "disk"), splits_of(root, "memory")
+    assert isinstance(disk.train, ImageFiles)
+    assert isinstance(memory.train, ImageSet)
+    for part in ("train", "test"):
+        assert torch.equal(getattr(disk, part).labels, getattr(memory, part).labels)
+        assert getattr(disk, part).classes == getattr(memory, part).classes == ("ant", "bee")
+        assert getattr(disk, part).shape == getattr(memory, part).shape == (3, 12, 12)
+
+
+@pytest.mark.parametrize(
+    "augmentation", [None, Augmentation(), FULL, Augmentation(pad=2, flip=True, policy="cifar10", cutout=3)]
+)
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_last):
+    options = {"augmentation": augmentation, "channels_last": channels_last}
+    disk, memory = (make_loader(splits_of(root, storage).train, **options) for storage in ("disk", "memory"))
+    for epoch in (0, 1):
+        assert same(collect(disk, epoch), collect(memory, epoch))
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    assert all(images.is_contiguous(memory_format=layout) for _, _, images in collect(disk))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("crop_scale_min", "policy"), [(None, "none"), (0.2, "none"), (0.2, "trivialaugment")])
+def test_batches_do_not_depend_on_the_number_of_workers(root, crop_scale_min, policy):
+    data = splits_of(root, "disk").train
+    options = {"augmentation": Augmentation(pad=1, flip=True, crop_scale_min=crop_scale_min, policy=policy)}
+    alone, many = make_loader(data, **options), make_loader(data, num_workers=2, **options)
+    for epoch in (0, 1, 1):
+        assert same(collect(alone, epoch), collect(many, epoch))
+    del many
+    assert not multiprocessing.active_children()
+
+
+def test_an_epoch_from_a_start_is_the_tail_of_the_epoch(root):
+    loader = make_loader(splits_of(root, "disk").train, augmentation=Augmentation(flip=True, crop_scale_min=0.3))
+    assert same(collect(loader, 2)[1:], collect(loader, 2, start=1))
+
+
+def test_parts_change_with_epoch_and_seed_and_are_of_the_image(root):
+    data = splits_of(root, "disk").train
+    augmentation = Augmentation(crop_scale_min=0.1)
+    plain = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
+    loader = make_loader(data, augmentation=augmentation, batch_size=12, normalisation=plain)
+    other = make_loader(data, augmentation=augmentation, batch_size=12, normalisation=plain, seed=4)
+    views = [collect(loader, 0), collect(loader, 1), collect(other, 0)]
+    by_index = [dict(zip(view[0][0].tolist(), view[0][2], strict=True)) for view in views]
+    for index in range(12):
+        first, second, third = (view[index] for view in by_index)
+        assert not torch.equal(first, second)
+        assert not torch.equal(first, third)
+        whole = read_image(data.root / data.paths[index]).float() / 255
+        for channel in range(3):
+            assert whole[channel].min() - 0.02 <= first[channel].min()
+            assert first[channel].max() <= whole[channel].max() + 0.02
+
+
+@pytest.fixture
+def damaged(tmp_path):
+    """A training set on disk and the one of its files that is cut off."""
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for index in range(4):
+            Image.fromarray(smooth_pixels(12, 12)).save(tmp_path / name / f"{index}.jpg")
+    splits = image_folder(root=str(tmp_path), image_size=8, storage="disk", test_fraction=0.25)
+    broken = splits.train.root / splits.train.paths[2]
+    broken.write_bytes(broken.read_bytes()[:200])
+    return splits, broken
+
+
+@pytest.mark.parametrize("num_workers", [0, pytest.param(2, marks=pytest.mark.dist)])
+def test_an_image_that_cannot_be_read_is_named(damaged, num_workers):
+    splits, broken = damaged
+    with pytest.raises(InputError, match=rf"^{broken} cannot be read as an image") as caught:
+        collect(make_loader(splits.train, num_workers=num_workers))
+    assert "Traceback" not in str(caught.value)
+
+
+def test_an_error_keeps_nothing_alive(damaged):
+    """A loader in a cycle of references would keep its workers until the garbage collector comes, or for ever."""
+    gc.collect()
+    gc.disable()
+    try:
+        loader = make_loader(damaged[0].train)
+        left = weakref.ref(loader)
+        with contextlib.suppress(InputError):
+            collect(loader)
+        del loader
+        assert left() is None
+    finally:
+        gc.enable()
+
+
+@pytest.mark.dist
+def test_a_run_with_workers_ends_after_an_error(damaged, tmp_path):
+    splits, broken = damaged
+    done = command(
+        "data=image_folder", f"data.root={splits.train.root}", "data.image_size=8", "data.storage=disk",
+        "data.num_workers=2", "data.test_fraction=0.25", "batch_size=2", "device=cpu", "run_dir=run", cwd=tmp_path,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert f"{broken} cannot be read" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.dist
+def test_workers_that_somebody_holds_end_with_the_program(root):
+    """They ignore SIGTERM, which multiprocessing sends before it waits for them at the exit."""
+    program = (
+        "from tests.data.test_worker_stream import make_loader, splits_of\n"
+        f"batches = make_loader(splits_of({str(root)!r}, 'disk').train, num_workers=2).epoch()\n"
+        "next(batches)\n"
+    )
+    checkout = Path(__file__).resolve().parents[2]
+    subprocess.run([sys.executable, "-c", program], cwd=checkout, timeout=100, check=True)
+
+
+def test_disk_needs_a_size(root):
+    with pytest.raises(InputError, match=r"data\.image_size"):
+        image_folder(root=str(root), storage="disk")
+
+
+@pytest.mark.parametrize(("limit", "kind"), [(16 * 3 * 144, ImageSet), (16 * 3 * 144 - 1, ImageFiles)])
+def test_auto_is_memory_up_to_a_limit(root, monkeypatch, limit, kind):
+    monkeypatch.setattr(folder_module, "AUTO_BYTES", limit)
+    assert isinstance(splits_of(root, "auto").train, kind)
+
+
+def test_held_out_and_relabelled_files_keep_their_labels(root):
+    splits = hold_out(splits_of(root, "disk"), 0.25)
+    whole = splits_of(root, "disk").train
+    label_of = dict(zip(whole.paths, whole.labels.tolist(), strict=True))
+    assert len(splits.validation) == 3
+    assert set(splits.train.paths).isdisjoint(splits.validation.paths)
+    for part in (splits.train, splits.validation):
+        assert [label_of[path] for path in part.paths] == part.labels.tolist()
+    flipped = splits.train.relabelled(1 - splits.train.labels)
+    assert torch.equal(flipped.clean_labels, splits.train.labels)
+
+
+def test_digest_depends_on_names_and_labels(root):
+    splits = splits_of(root, "disk")
+    assert splits.digest() == splits_of(root, "disk").digest()
+    renamed = splits.train.subset(torch.arange(len(splits.train)).flip(0))
+    assert type(splits)(renamed, splits.test).digest() != splits.digest()
+    assert type(splits)(splits.train.relabelled(1 - splits.train.labels), splits.test).digest() != splits.digest()
+
+
+def test_normalisation_of_a_whole_number_of_levels_needs_no_copy():
+    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 2, 5, 5), dtype=np.uint8))
+    found = Normalisation.of(images)
+    values = images.double() / 255
+    assert found.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-12)
+    assert found.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), rel=1e-12)

@@ -1,0 +1,76 @@
+"""How tests reach the product: settings as the command line composes them, and the command line itself."""
+
+import os
+import subprocess
+import sys
+import time
+
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from sam_runner.commands import train as train_command
+from sam_runner.commands.train import CONF
+from sam_runner.config.schema import register_schemas
+from sam_runner.config.validation import fingerprint, plain, validate
+from sam_runner.runs.start import launch
+
+TINY = (
+    "data=synthetic", "data.num_train=96", "data.num_test=32", "data.image_size=8", "data.channels=1",
+    "data.num_classes=4", "model.width=4", "batch_size=16", "epochs=2", "device=cpu", "log_every=2",
+    "checkpoint.min_interval=0",
+)  # fmt: skip
+register_schemas()
+
+
+def compose_config(*overrides):
+    """The composed configuration, as Hydra hands it over."""
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("config", list(overrides))
+
+
+def settings_of(*overrides):
+    """Validated plain settings."""
+    config = compose_config(*overrides)
+    validate(config, overrides, multirun=False)
+    return plain(config)
+
+
+def train(folder, *overrides):
+    """One run of the tiny problem in this process, into `folder`."""
+    overrides = (*TINY, *overrides, f"run_dir={folder}")
+    config = compose_config(*overrides)
+    validate(config, overrides, multirun=False)
+    launch(plain(config), fingerprint(config), overrides, None)
+    return folder
+
+
+def invoke(monkeypatch, capsys, folder, *arguments, entry=train_command.train):
+    """`sam-train ...` in this process, from `folder`: quick, where a start-up of its own proves nothing."""
+    GlobalHydra.instance().clear()
+    monkeypatch.chdir(folder)
+    monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, arguments)])
+    monkeypatch.setenv("SAM_RUNNER_STARTED", "now")
+    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
+    code = entry()
+    printed = capsys.readouterr()
+    return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
+
+
+def command(*arguments, cwd, module="sam_runner", timeout=120, env=None):
+    """`python -m sam_runner ...` as a process of its own; what it left and printed."""
+    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
+    return subprocess.run(
+        [sys.executable, "-m", module, *map(str, arguments)],
+        cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        capture_output=True, text=True, timeout=timeout,
+        stdin=subprocess.DEVNULL, check=False,
+    )  # fmt: skip
+
+
+def wait_for(condition, seconds=90):
+    """Until it holds; an AssertionError where it does not in time."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)

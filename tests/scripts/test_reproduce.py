@@ -1,0 +1,118 @@
+"""scripts/reproduce.py: the commands of a table's runs, and what they leave."""
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import wait_for
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def reproduce(*arguments, timeout=60):
+    return subprocess.run(
+        [sys.executable, str(ROOT / "scripts" / "reproduce.py"), *map(str, arguments)],
+        capture_output=True, text=True, timeout=timeout, check=False,
+    )  # fmt: skip
+
+
+def printed(*arguments):
+    done = reproduce(*arguments, "--print")
+    assert done.returncode == 0, done.stderr
+    return [dict(word.partition("=")[::2] for word in shlex.split(line)) for line in done.stdout.splitlines()]
+
+
+def test_a_table_in_full_is_what_the_paper_says(tmp_path):
+    commands = printed("--table", 4, "--scale", "full", "data.root=x", "--out", tmp_path)
+    cells = [(words["noise.rate"], words["augment"], words["optimizer"], words.get("rho")) for words in commands]
+    one_seed = [
+        cell
+        for rate, rho in (("0.2", "0.1"), ("0.4", "0.1"), ("0.6", "0.1"), ("0.8", "0.05"))  # Table 4
+        for cell in ((rate, "basic", "sgd", None), (rate, "basic", "sam", rho), (rate, "mixup", "sgd", None))
+    ]
+    assert cells == one_seed * 5
+    assert [words["seed"] for words in commands[::12]] == ["0", "1", "2", "3", "4"]
+    assert len({words["run_dir"] for words in commands}) == 60
+
+
+def test_what_is_typed_wins(tmp_path):
+    (words,) = printed(
+        "--table", 5, "--scale", "cpu", "--rows", "cutout-sam", "--seeds", 1, "rho=0.3", "epochs=7", "--out", tmp_path
+    )
+    assert (words["rho"], words["epochs"], words["augment"], words["data"]) == ("0.3", "7", "cutout", "fashion_mnist")
+    assert words["paper"] == "table5.fashion_wrn28_10-cutout"
+
+
+def test_each_set_of_table_3_has_a_folder(tmp_path):
+    commands = printed("--table", 3, "--scale", "full", "--seeds", 1, f"data.root={tmp_path}", "--out", tmp_path)
+    names = ["aircraft", "flowers", "pets", "cars", "cifar10", "cifar100", "birdsnap", "food101"]
+    assert [words["data.root"] for words in commands[::2]] == [f"{tmp_path}/{name}" for name in names]
+    (tmp_path / "pets").mkdir()
+    done = reproduce("--table", 3, "--scale", "full", "--rows", "pets|cars", f"data.root={tmp_path}")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[0] == f"error: each set has a folder of its own; missing: {tmp_path}/cars"
+    assert "missing: data.root (not given)" in reproduce("--table", 3, "--scale", "full").stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--table", "9", "--scale", "full"], "--table table9 --scale full is not offered; there are table1"),
+        (["--table", "2", "--scale", "cpu"], "there are table4, table4_bootstrap, table5, table1"),
+        (["--table", "4", "--scale", "full", "nonsense"], "nonsense: further words are key=value"),
+        (["--table", "4", "--scale", "full", "--jobs", "0"], "--jobs and --seeds are 1 or more"),
+        (["--table", "4", "--scale", "full", "--rows", "("], "--rows ( is no regular expression"),
+        (["--table", "4", "--scale", "full", "--rows", "nosuch"], "--rows nosuch: no run has that in its name"),
+    ],
+)
+def test_mistakes_are_answered(arguments, message):
+    done = reproduce(*arguments)
+    assert done.returncode == 2
+    assert message in done.stderr
+
+
+@pytest.mark.slow
+def test_bootstrapping_trains_the_teacher_first_and_goes_on(tmp_path):
+    words = ("--table", "table4_bootstrap", "--scale", "smoke", "--rows", "bootstrap20.*sam", "--out", tmp_path)
+    done = reproduce(*words, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
+    teacher = tmp_path / "smoke" / "table4" / "table4-0.2-basic-sam-seed0"
+    assert (teacher / "labels.npy").is_file()
+    assert "table4.bootstrap20-relabelled-basic  sam        95.4" in done.stdout
+    assert "1 runs, all finished" in done.stdout
+    again = reproduce(*words, timeout=120)
+    assert again.returncode == 0
+    assert "1 runs, all finished" in again.stdout
+
+
+@pytest.mark.slow
+def test_what_is_stopped_saves_leaves_no_process_and_goes_on(tmp_path):
+    words = ["--table", "c4", "--scale", "smoke", "--rows", "c4-sgd", "epochs=4000", "max_steps=12000", "--jobs", "1"]
+    words += ["checkpoint.every_seconds=0.5", "--out", str(tmp_path)]
+    process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *words])
+    folder = tmp_path / "smoke" / "c4" / "c4-sgd-sgd-seed0"
+    wait_for(lambda: list((folder / "checkpoints").glob("*.pt")))
+    worker = int((folder / ".lock").read_text().split()[1])
+    process.terminate()
+    process.wait(timeout=30)
+    wait_for(lambda: not Path(f"/proc/{worker}").exists())
+    assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
+    step = max(int(re.search(r"\d+", path.stem)[0]) for path in (folder / "checkpoints").glob("*.pt"))
+    words[words.index("max_steps=12000")] = f"max_steps={step + 3}"
+    done = reproduce(*words, timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert f"after step {step}" in (folder / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_a_run_that_fails_is_told_and_stops_no_other(tmp_path):
+    words = ("--table", "fig3", "--scale", "smoke", "--rows", "fig3-(sgd|64)", "batch_size=32", "--out", tmp_path)
+    done = reproduce(*words, timeout=120)
+    assert done.returncode == 1
+    assert "failed: fig3-64-sam-seed0" in done.stdout
+    assert "fig3-sgd-sgd-seed0: train/accuracy" in done.stdout

@@ -1,0 +1,353 @@
+"""What a sweep tells from the disk, without running one: cells, exit codes, who is still there, who gets which GPU."""
+
+import contextlib
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+
+import pytest
+from hydra.errors import MissingConfigException
+from omegaconf import OmegaConf
+
+from sam_runner.commands import after
+from sam_runner.commands import train as train_command
+from sam_runner.config import hydra_guard, launchers
+from sam_runner.config.messages import explain
+from sam_runner.reports.results import records
+from sam_runner.runs.folder import cell_folder, require_usable, write_status
+from sam_runner.sweeps import job
+from sam_runner.sweeps import status as sweep_status
+from sam_runner.utils.errors import InputError, Stopped
+from sam_runner.utils.hardware import automatic_device, cells_at_once
+from sam_runner.utils.signals import stop_at, stop_request
+from tests.helpers import TINY, invoke
+
+CELL = ["optimizer=sam", "rho=0.1"]
+
+
+@pytest.fixture(autouse=True)
+def _call(monkeypatch):
+    monkeypatch.setenv("SAM_RUNNER_STARTED", "this")
+
+
+def status(folder, state, **details):
+    folder.mkdir(parents=True, exist_ok=True)
+    write_status(folder, state, **details)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("states", "code"),
+    [
+        ([], 0),
+        (["finished", "finished"], 0),
+        (["finished", "failed"], 1),
+        (["refused"], 1),
+        (["not run"], 1),
+        (["finished", "died"], 1),
+        (["failed", "preempted"], 75),
+        (["preempted", "interrupted", "failed"], 130),
+    ],
+)
+def test_the_exit_code_follows_from_what_became_of_the_cells(states, code):
+    assert sweep_status.exit_code([sweep_status.Cell("x", state, "") for state in states]) == code
+
+
+def test_cells_are_those_of_this_call(tmp_path, monkeypatch):
+    status(tmp_path / "b", "failed", error="ValueError: boom")
+    status(tmp_path / "c", "finished")
+    sweep_status.record_failure(tmp_path, CELL, "refused", "no such thing", "no such thing\n  at all")
+    monkeypatch.setenv("SAM_RUNNER_STARTED", "another")
+    status(tmp_path / "a", "failed")
+    assert [cell.name for cell in sweep_status.cells(tmp_path)] == ["a"]
+    monkeypatch.setenv("SAM_RUNNER_STARTED", "this")
+    assert sweep_status.cells(tmp_path) == [
+        ("b", "failed", "ValueError: boom"),
+        ("c", "finished", ""),
+        ("optimizer=sam rho=0.1", "refused", "no such thing"),
+    ]
+
+
+def test_a_refused_cell_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp_path):
+    sweep_status.record_failure(tmp_path, CELL, "refused", "no such thing", "no such thing\n  at all")
+    (found,) = records([tmp_path])
+    assert (found.status, found.error, found.cell) == ("refused", "no such thing", "optimizer=sam rho=0.1")
+    assert (found.folder / "run.log").read_text() == "no such thing\n  at all\n"
+    assert require_usable(cell_folder(tmp_path, CELL), {}) == {}
+    sweep_status.clear_failure(tmp_path, CELL)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_run_that_noted_its_own_end_is_not_noted_twice(tmp_path):
+    own = status(cell_folder(tmp_path, CELL), "failed", error="boom")
+    sweep_status.record_failure(tmp_path, CELL, "failed", "boom", "boom")
+    assert [path.name for path in tmp_path.iterdir()] == [own.name]
+    assert json.loads((own / "status.json").read_text())["cell"] == "optimizer=sam rho=0.1"
+
+
+def test_a_stop_is_for_one_call(tmp_path, monkeypatch):
+    assert sweep_status.stopped(tmp_path) == ""
+    sweep_status.stop(tmp_path, "failure")
+    assert sweep_status.stopped(tmp_path) == "failure"
+    monkeypatch.setenv("SAM_RUNNER_STARTED", "another")
+    assert sweep_status.stopped(tmp_path) == ""
+
+
+def test_what_is_left_of_an_empty_sweep_goes_and_nothing_else(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = tmp_path / "outputs" / "sweeps" / "x"
+    for name in ("multirun.yaml", ".stop"):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / name).write_text("")
+    (tmp_path / "outputs" / "mine").write_text("")
+    sweep_status.tidy(folder)
+    assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mine"]
+    status(folder / "cell", "finished")
+    sweep_status.tidy(folder)
+    assert (folder / "cell" / "status.json").is_file()
+
+
+def test_a_run_that_was_killed_has_died_where_its_machine_can_say(tmp_path):
+    for name in ("held", "free", "far", "unlocked"):
+        folder = status(tmp_path / name, "running")
+        (folder / "config.yaml").write_text("seed: 0\n")
+        (folder / "run.log").write_text("")
+        if name != "unlocked":
+            (folder / ".lock").write_text("")
+    text = (tmp_path / "far" / "status.json").read_text().replace(socket.gethostname(), "elsewhere.example")
+    (tmp_path / "far" / "status.json").write_text(text)
+    with (tmp_path / "held" / ".lock").open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        found = {record.folder.name: record.status for record in records([tmp_path])}
+    assert found == {"held": "running", "free": "died", "far": "running or died", "unlocked": "running or died"}
+
+
+@pytest.mark.parametrize(
+    ("cell", "gpus", "device"),
+    [
+        (None, 0, "cpu"), ("3", 0, "cpu"), (None, 1, "cuda"), ("3", 1, "cuda"), (None, 8, "cuda"),
+        ("0", 8, "cuda:0"), ("7", 8, "cuda:7"), ("8", 8, "cuda:0"), ("21", 8, "cuda:5"),
+    ],
+)  # fmt: skip
+def test_cells_that_run_at_once_take_the_gpus_in_turn(cell, gpus, device):
+    assert automatic_device(cell, gpus) == device
+
+
+@pytest.mark.parametrize(("gpus", "cores", "jobs"), [(0, 2, 2), (1, 64, 1), (8, 128, 8)])
+def test_one_cell_a_gpu_or_a_core(gpus, cores, jobs):
+    assert cells_at_once(gpus, cores) == jobs
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
+def test_a_signal_goes_to_the_cells_of_this_machine_and_no_further_one_starts(number, code, tmp_path):
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+    for name, process, details in (("a", child, {}), ("b", other, {"call": "another"})):
+        folder = status(tmp_path / name, "running", **details)
+        text = (folder / "status.json").read_text().replace(f'"pid": {os.getpid()}', f'"pid": {process.pid}')
+        (folder / "status.json").write_text(text)
+    before = signal.getsignal(number)
+    try:
+        with sweep_status.signals_for_all(tmp_path) as ended:
+            assert ended.code == 0
+            os.kill(os.getpid(), number)
+            assert child.wait(10) == -signal.SIGTERM
+        assert ended.code == code
+        assert sweep_status.stopped(tmp_path) == "signal"
+        assert other.poll() is None
+        assert signal.getsignal(number) is before
+    finally:
+        child.kill()
+        other.kill()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
+def test_a_signal_between_two_cells_ends_the_sweep_with_its_code(number):
+    before = signal.getsignal(number)
+
+    def receive():
+        with sweep_status.signals_between_cells():
+            signal.raise_signal(number)
+
+    with pytest.raises(Stopped) as stopped:
+        receive()
+    assert stopped.value.code == 75
+    assert signal.getsignal(number) is before
+
+
+def test_a_second_ctrl_c_ends_a_sweep_at_once(tmp_path):
+    def twice():
+        with sweep_status.signals_for_all(tmp_path):
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+
+    with pytest.raises(KeyboardInterrupt):
+        twice()
+
+
+def test_sigusr2_is_noted_where_somebody_waits_for_it():
+    seen = []
+    before = signal.signal(signal.SIGUSR2, lambda *_: seen.append(1))
+    try:
+        with stop_request() as stop:
+            signal.raise_signal(signal.SIGUSR2)
+            assert not seen
+            with pytest.raises(Stopped) as stopped:
+                stop_at(stop.number)
+        assert (stopped.value.code, stopped.value.reason) == (75, "SIGUSR2")
+        signal.raise_signal(signal.SIGUSR2)
+        assert seen == [1]
+        signal.signal(signal.SIGUSR2, signal.SIG_DFL)
+        with stop_request():
+            assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+BASIC = {
+    "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
+    "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "max_batch_size": None},
+}
+SLURM = {"_target_": "hydra_plugins.hydra_submitit_launcher.submitit_launcher.SlurmLauncher", "timeout_min": 60,
+         "submitit_folder": launchers.JOBS_FOLDER, "partition": "long",
+         "additional_parameters": {}, "setup": None}  # fmt: skip
+OPTUNA = {"_target_": "hydra_plugins.hydra_optuna_sweeper.optuna_sweeper.OptunaSweeper", "storage": launchers.STORAGE,
+          "sampler": {"_target_": "optuna.samplers.TPESampler"}, "custom_search_space": None}  # fmt: skip
+RAY = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"} | launchers.DEFAULTS[
+    "hydra/launcher/ray"
+]
+
+
+def composed(val_fraction=0.1, **plugins):
+    fixed = {key: accepted[-1] for key, accepted in hydra_guard.FIXED.items() if not key.startswith(tuple(BASIC))}
+    hydra = OmegaConf.create({})
+    for key, value in fixed.items():
+        OmegaConf.update(hydra, key, value)
+    hydra = OmegaConf.merge(hydra, BASIC, plugins)
+    return OmegaConf.create({"hydra": hydra, "sweep_name": "x", "data": {"val_fraction": val_fraction}})
+
+
+@pytest.mark.parametrize(
+    "plugins", [{}, {"launcher": SLURM}, {"sweeper": OPTUNA}, {"launcher": SLURM, "sweeper": OPTUNA}, {"launcher": RAY}]
+)
+def test_engines_pass_the_guard(plugins):
+    hydra_guard.check(composed(**plugins))
+
+
+@pytest.mark.parametrize(
+    ("plugin", "change", "named"),
+    [
+        ("launcher", {"setup": ["touch x"]}, "hydra.launcher.setup"),
+        ("launcher", {"srun_args": ["--prolog=x"]}, "srun_args"),
+        ("launcher", {"python": "sh"}, "hydra.launcher.python"),
+        ("launcher", {"additional_parameters": {"wrap": "x"}}, "additional_parameters"),
+        ("launcher", {"partition": "x\ntouch y #"}, "line break"),
+        ("launcher", {"submitit_folder": "/tmp/%j"}, "submitit_folder"),
+        ("sweeper", {"storage": "sqlite:////tmp/x.db"}, "hydra.sweeper.storage"),
+        ("sweeper", {"custom_search_space": "os.system"}, "custom_search_space"),
+        ("sweeper", {"sampler": {"_target_": "optuna.storages.RDBStorage"}}, "optuna.storages.RDBStorage"),
+    ],
+)
+def test_an_engine_runs_no_program_of_a_file(plugin, change, named):
+    node = {"launcher": SLURM, "sweeper": OPTUNA}[plugin] | change
+    with pytest.raises(InputError, match=named):
+        hydra_guard.check(composed(**{plugin: node}))
+
+
+HOSTILE = {
+    "init.address": ["auto", "ray://far:10001", "127.0.0.1:6379", None, "${oc.env:HOME}", "${sweep_name}"],
+    "init.include_dashboard": [True, None],
+    "init.dashboard_host": ["0.0.0.0"],
+    "init.runtime_env": [{"working_dir": "https://far/x.zip"}, {"pip": ["x"]}, {"env_vars": {"A": "b"}}],
+    "init.job_config": [{}],
+    "init._temp_dir": ["/tmp/x"],
+    "init._system_config": [{}],
+    "init.num_cpus": ["${oc.create:{_target_: os.getcwd}}", {"_target_": "os.getcwd"}],
+    "init": [{}, None, "${data}"],
+    "remote.runtime_env": [{"py_executable": "sh"}],
+    "remote": ["${data}", {"_target_": "hydra_plugins.x"}],
+    "cluster": [{"setup_commands": ["touch x"], "auth": {"ssh_private_key": "~/.ssh/id"}}],
+}
+
+
+@pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
+def test_ray_serves_its_sweep_alone_and_takes_no_environment_of_a_file(key, value):
+    config = composed(launcher=RAY)
+    config.hydra.launcher.ray = dict(config.hydra.launcher.ray)  # `update` would merge
+    parent, _, name = f"ray.{key}".rpartition(".")
+    OmegaConf.select(config.hydra.launcher, parent)[name] = value
+    with pytest.raises(InputError, match=r"hydra\.launcher"):
+        hydra_guard.check(config)
+
+
+def test_ray_starts_no_machines():
+    target = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher.RayAWSLauncher"
+    with pytest.raises(InputError, match="ray_aws is refused"):
+        hydra_guard.check(composed(launcher=RAY | {"_target_": target}))
+
+
+@pytest.mark.parametrize("key", ["num_cpus", "num_gpus"])
+def test_a_cell_that_ray_would_wait_for_in_vain_is_refused(key, monkeypatch):
+    for name in launchers.RAY:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
+    config = composed(launcher=RAY)
+    config.hydra.launcher.ray.init.update({"num_cpus": 2, "num_gpus": 2})
+    config.hydra.launcher.ray.remote.update({"num_cpus": 1, "num_gpus": 0, key: 2})
+    launchers.prepare(config.hydra)
+    assert {name: os.environ[name] for name in launchers.RAY} == launchers.RAY | {"RAY_DEDUP_LOGS": "1"}
+    config.hydra.launcher.ray.remote[key] = 3
+    with pytest.raises(InputError, match=rf"remote\.{key}=3: there are 2"):
+        launchers.prepare(config.hydra)
+    launchers.prepare(composed().hydra)  # another launcher's is left alone
+
+
+def test_a_refusal_before_a_sweep_is_not_swallowed(tmp_path, monkeypatch, capsys):
+    """Hydra composes once to find out its mode, and ignores errors of that time."""
+
+    def refuse(_):
+        raise InputError("too much")
+
+    monkeypatch.setattr(launchers, "prepare", refuse)
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x")
+    assert done.returncode == 2
+    assert "too much" in done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+def test_signals_are_taken_back_from_an_engine_before_each_cell(tmp_path, monkeypatch, capsys):
+    before, seen = signal.getsignal(signal.SIGTERM), []
+    with sweep_status.signals_for_all(tmp_path) as ended:
+        ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
+        ended.listen()
+        assert signal.getsignal(signal.SIGTERM) is ours
+    assert signal.getsignal(signal.SIGTERM) is before
+    monkeypatch.setattr(launchers, "in_subprocesses", lambda _: True)
+    monkeypatch.setattr(job, "run_cell", lambda *_: seen.append("cell"))
+    listening = contextlib.nullcontext(sweep_status.Ended(lambda: seen.append("listen")))
+    monkeypatch.setattr(sweep_status, "signals_for_all", lambda _: listening)
+    monkeypatch.setattr(after, "tell", lambda _: None)  # whose libraries are slow to import
+    invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x")
+    assert seen[-4:] == ["listen", "cell", "listen", "cell"]
+
+
+def test_a_signal_that_an_engine_leaves_with_has_our_code(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train_command, "_composed", lambda *_: int(signal.SIGTERM))
+    assert invoke(monkeypatch, capsys, tmp_path, "-m", "seed=0,1").returncode == 75
+
+
+def test_a_search_needs_held_out_images():
+    with pytest.raises(InputError, match=r"data\.val_fraction=0\.1"):
+        hydra_guard.check(composed(val_fraction=0.0, sweeper=OPTUNA))
+
+
+@pytest.mark.parametrize(("missing", "extra"), sorted(launchers.EXTRAS.items()))
+def test_an_engine_that_is_not_installed_names_its_extra(missing, extra, tmp_path):
+    error = MissingConfigException("", missing_cfg_file=missing, options=["basic"])
+    assert f"pip install 'sam-runner[{extra}]'" in explain(error, tmp_path, [])

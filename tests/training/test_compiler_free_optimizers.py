@@ -1,0 +1,97 @@
+"""A run that compiles nothing does not import torch's compiler, and its optimizer does what torch's does."""
+
+import importlib.util
+import inspect
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+from torch.optim.optimizer import _use_grad_for_differentiable
+
+from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
+from tests.helpers import TINY
+
+TRAIN = """
+import json, sys
+from sam_runner.commands.train import train
+sys.argv = ["sam-train", *json.loads(sys.argv[1])]
+codes = [train()]
+sys.argv += ["epochs=2"]  # it reads a checkpoint
+codes.append(train())
+print(json.dumps([codes, sorted({"torch._dynamo", "sympy", "triton"} & set(sys.modules))]))
+"""
+
+
+@pytest.mark.parametrize("base", ["sgd", pytest.param("adamw", marks=pytest.mark.slow)])
+def test_a_run_does_not_import_the_compiler(tmp_path, base):
+    words = [*TINY, "epochs=1", f"run_dir={tmp_path / 'run'}", "optimizer=sam", f"optimizer/base={base}", "compile=off"]
+    done = subprocess.run(
+        [sys.executable, "-c", TRAIN, json.dumps(words)], cwd=tmp_path, capture_output=True, text=True, check=True
+    )
+    assert json.loads(done.stdout.splitlines()[-1]) == [[0, 0], []]
+
+
+def fresh(name):
+    """An optimizer's class once more, that nobody has changed."""
+    spec = importlib.util.spec_from_file_location("torch.optim.fresh", inspect.getfile(getattr(torch.optim, name)))
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return getattr(module, name)
+
+
+def trained(kind, **options):
+    """Weights after four steps of x^3."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))]
+    optimizer = kind([{"params": weights[:1]}], lr=0.1, weight_decay=0.01, **options)
+    optimizer.add_param_group({"params": weights[1:], "lr": 0.01})
+    for _ in range(4):
+        optimizer.zero_grad()
+        sum((weight**3).sum() for weight in weights).backward()
+        optimizer.step()
+        optimizer.load_state_dict(optimizer.state_dict())
+    return torch.cat([weight.detach().flatten() for weight in weights])
+
+
+@pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {})])
+def test_the_numbers_are_torchs(name, options):
+    as_it_is, spared = fresh(name), fresh(name)
+    avoid_compiler_import(spared)
+    assert spared.step.__code__ is not as_it_is.step.__code__
+    assert torch.equal(trained(spared, **options), trained(as_it_is, **options))
+
+
+@pytest.mark.parametrize("differentiable", [False, True])
+def test_gradients_are_recorded_only_where_that_is_asked_for(differentiable):
+    recorded = []
+
+    class Own(torch.optim.Optimizer):
+        def __init__(self, params):
+            super().__init__(params, {"differentiable": differentiable})
+
+        @_use_grad_for_differentiable
+        def step(self, closure=None):
+            """Note it."""
+            recorded.append(torch.is_grad_enabled())
+            return 7
+
+    avoid_compiler_import(Own)
+    assert Own.step.__doc__ == "Note it."
+    optimizer = Own([torch.nn.Parameter(torch.zeros(1))])
+    optimizer.register_step_post_hook(lambda *_: recorded.append("hook"))
+    with torch.no_grad():
+        assert optimizer.step() == 7
+        assert not torch.is_grad_enabled()
+    assert recorded == [differentiable, "hook"]
+
+
+def test_a_step_of_another_make_is_left_alone():
+    class Own(torch.optim.Optimizer):
+        def step(self, closure=None):
+            return None
+
+    before = Own.step
+    avoid_compiler_import(Own)
+    assert Own.step is before
