@@ -1,57 +1,21 @@
-"""Augmentation by the batch, on the device: pad-and-crop, flip, cutout, random erasing.
+"""AugmentConfig by the batch, on the device: pad-and-crop, flip, cutout, random erasing.
 
 Every draw is a function of (seed, epoch, example): one table of uniform numbers per epoch, with a row for each example,
 so neither the order of examples, nor a resume, nor the number of devices changes what an image looks like.
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sam_runner.config.data import AugmentConfig
 from sam_runner.utils.seeding import generator
 
 NUM_DRAWS = 5  # crop row, crop column, flip, cutout row, cutout column
 TRIES = 3  # shapes that are drawn for an erased part; one in a hundred does not fit
 ERASING_DRAWS = 3 + 2 * TRIES  # whether, row, column; area and aspect ratio of each try
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # ranges of Zhong et al., section 4
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """What is done to a training image.
-
-    Attributes:
-        pad: Pixels added on each side before a window of the original size is cut out; 0 for no crop.
-        pad_mode: "reflect" (mirrors without repeating the edge, as the paper's code) or "zero".
-        flip: Mirror left to right with probability 1/2.
-        cutout: Side in pixels of a square set to the mean image value, centred anywhere in the image, cut off at its
-            edges (DeVries and Taylor, 2017); 0 for none.
-        cutout_per_batch: One place of the square for a whole batch, as the paper's code drew it.
-        policy: Transformations of colour and shape drawn for each image (`sam_runner.data.augment.policy`): "cifar10", "svhn"
-            or "imagenet" of AutoAugment, "randaugment", "trivialaugment" or "none". Between flip and normalisation.
-        num_ops: Transformations of RandAugment.
-        magnitude: Their strength, from 0 to 30.
-        erasing: Probability of erasing a rectangle (Zhong et al., AAAI 2020), see `erase`.
-        mixup: Alpha of mixup (`sam_runner.data.augment.mixing`), None for none.
-        cutmix: Alpha of CutMix, None for none.
-        crop_scale_min: Cut out a random part of at least this share of the image, of random shape, when the file is read
-            (`sam_runner.data.decode.random_box`; only for sets on disk); None for the middle.
-    """
-
-    pad: int = 0
-    pad_mode: str = "reflect"
-    flip: bool = False
-    cutout: int = 0
-    cutout_per_batch: bool = False
-    policy: str = "none"
-    num_ops: int = 2
-    magnitude: int = 9
-    erasing: float = 0.0
-    mixup: float | None = None
-    cutmix: float | None = None
-    crop_scale_min: float | None = None
 
 
 def draw_table(seed: int, epoch: int, num_examples: int, *, erasing: bool = False) -> Tensor:
@@ -90,7 +54,7 @@ def _is_outside(size: int, pad: int) -> Tensor:
     return (position < 0) | (position >= size)
 
 
-def crop_and_flip(windows_of_images: Tensor, indices: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+def crop_and_flip(windows_of_images: Tensor, indices: Tensor, draws: Tensor, augmentation: AugmentConfig) -> Tensor:
     """The examples at `indices`, cropped and flipped by their rows of `draws`; uint8, (B, C, H, W).
 
     Args:
@@ -108,7 +72,9 @@ def crop_and_flip(windows_of_images: Tensor, indices: Tensor, draws: Tensor, aug
     return images
 
 
-def apply_cutout(images_NCHW: Tensor, draws: Tensor, augmentation: Augmentation, place: Tensor | None = None) -> Tensor:
+def apply_cutout(
+    images_NCHW: Tensor, draws: Tensor, augmentation: AugmentConfig, place: Tensor | None = None
+) -> Tensor:
     """Normalised images with what cutout and random erasing take away.
 
     Args:

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
 
 Policy = Callable[[Tensor], Tensor]
 
 
-def policy_of(augmentation: Augmentation, fill: Sequence[float]) -> Policy | None:
+def policy_of(augmentation: AugmentConfig, fill: Sequence[float]) -> Policy | None:
     """From a uint8 image (C, H, W) to another, drawn from torch's global generator; None where none is chosen.
 
     Args:
