@@ -17,7 +17,7 @@ from sam_runner.data.datasets.synthetic import synthetic
 from sam_runner.data.image_sets import Splits, hold_out, image_set, subsample
 from sam_runner.training.build import build_data
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, settings_of
+from tests.helpers import TINY, config_of
 
 FASHION_ROOT = Path("/usr/share/datasets")
 FASHION_FILES = {
@@ -334,9 +334,9 @@ def test_fewer_refuses_to_leave_none():
 
 
 def test_a_part_is_taken_of_what_is_not_held_out():
-    whole = build_data(settings_of(*TINY, "data.val_fraction=0.25"))
+    whole = build_data(config_of(*TINY, "data.val_fraction=0.25"))
     part = build_data(
-        settings_of(*TINY, "data.val_fraction=0.25", "data.train_fraction=0.5", "noise=symmetric", "noise.rate=0.5")
+        config_of(*TINY, "data.val_fraction=0.25", "data.train_fraction=0.5", "noise=symmetric", "noise.rate=0.5")
     )
     assert part.validation.content() == whole.validation.content()
     assert len(part.train) == len(whole.train) // 2
@@ -347,7 +347,7 @@ def test_a_part_is_taken_of_what_is_not_held_out():
 
 def test_held_out_labels_are_noisy_where_asked():
     words = [*TINY, "data.val_fraction=0.25", "noise=symmetric", "noise.rate=0.5"]
-    clean, noisy = (build_data(settings_of(*words, f"data.val_labels={kind}")) for kind in ("clean", "noisy"))
+    clean, noisy = (build_data(config_of(*words, f"data.val_labels={kind}")) for kind in ("clean", "noisy"))
     assert torch.equal(clean.validation.labels, clean.validation.clean_labels)
     assert torch.equal(noisy.validation.clean_labels, clean.validation.clean_labels)
     wrong = noisy.validation.labels != noisy.validation.clean_labels

@@ -16,7 +16,7 @@ from sam_runner.training.build import build_data, build_run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import generator
 from tests.config.test_conf import NEEDS, image_folder
-from tests.helpers import TINY, settings_of, train
+from tests.helpers import TINY, config_of, train_tiny
 from tests.training.test_checkpoints import Exploit
 
 RATES = st.floats(0, 1)
@@ -289,7 +289,7 @@ def test_a_run_has_the_same_noise_for_ever_and_clean_labels_elsewhere(kind, tmp_
         words, noise = [*words, "batch_size=16"], [*noise, file]
     if kind == "relabelled":
         noise.append(f"noise.file={relabel_file(tmp_path, balanced(300, 10), 'npy')}")
-    splits, clean = build_data(settings_of(*words, *noise)), build_data(settings_of(*words))
+    splits, clean = build_data(config_of(*words, *noise)), build_data(config_of(*words))
     assert hashlib.sha256(splits.train.labels.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == GOLDEN[kind]
     assert torch.equal(splits.train.clean_labels, clean.train.labels)
     for part in ("test",) if kind == "human" else ("test", "validation"):
@@ -299,7 +299,7 @@ def test_a_run_has_the_same_noise_for_ever_and_clean_labels_elsewhere(kind, tmp_
 
 def test_noise_that_needs_images_is_refused_for_files(tmp_path):
     words = [f"data.root={image_folder(tmp_path)}", "data.storage=disk", "data.image_size=8", "batch_size=16"]
-    settings = settings_of("data=image_folder", *words, "noise=instance")
+    settings = config_of("data=image_folder", *words, "noise=instance")
     with pytest.raises(InputError, match=r"instance needs the images in memory\n  set data\.storage=memory"):
         build_data(settings)
 
@@ -307,15 +307,15 @@ def test_noise_that_needs_images_is_refused_for_files(tmp_path):
 def test_which_labels_became_which_is_drawn_at_the_start(tmp_path):
     from tests.runs.test_logging import read_events
 
-    folder = train(tmp_path / "run", "noise=pair", "epochs=1")
+    folder = train_tiny(tmp_path / "run", "noise=pair", "epochs=1")
     found = {event.step for event in read_events(folder).Images("train/label_transition")}
     assert found == {0}
-    clean = train(tmp_path / "clean", "epochs=1")
+    clean = train_tiny(tmp_path / "clean", "epochs=1")
     assert "train/label_transition" not in read_events(clean).Tags()["images"]
 
 
 def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
-    run = build_run(settings_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
+    run = build_run(config_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
     seen = []
     monkeypatch.setattr(loop, "confusion_picture", lambda counts, *_: seen.append(counts))
     loop._transition(run)

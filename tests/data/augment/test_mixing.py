@@ -20,7 +20,7 @@ from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
 from tests.data.test_loader import make_loader, random_set
-from tests.helpers import TINY, settings_of
+from tests.helpers import TINY, config_of
 
 COUNT = 9
 
@@ -151,7 +151,7 @@ def test_one_place_of_the_cutout_for_a_batch():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing):
     """With smoothing s each label becomes (1 - s) of itself and s / C of all; the rest is linear."""
-    run = build_run(settings_of(*TINY, "augment.mixup=1.0", f"label_smoothing={smoothing}", "precision=fp32"))
+    run = build_run(config_of(*TINY, "augment.mixup=1.0", f"label_smoothing={smoothing}", "precision=fp32"))
     examples = next(run.train.epoch(0))
     assert examples.targets.shape == (16, 4)
     evaluation, _ = run.step.objective.gradient(Batch(examples.images, examples.targets), at_w=True)
@@ -183,7 +183,7 @@ class Watched:
 
 
 def test_the_trainer_learns_the_targets_and_measures_against_the_labels():
-    run = build_run(settings_of(*TINY, "augment.mixup=1.0", "noise=pair", "noise.rate=0.5", "optimizer=sam"))
+    run = build_run(config_of(*TINY, "augment.mixup=1.0", "noise=pair", "noise.rate=0.5", "optimizer=sam"))
     run = replace(run, step=Watched(run.step))
     meter = mock.Mock()
     for examples in run.train.epoch(0):

@@ -15,7 +15,7 @@ from sam_runner.data.image_sets import Splits, image_set
 from sam_runner.data.noise import HUMAN, human
 from sam_runner.training import build
 from sam_runner.utils.errors import InputError
-from tests.helpers import invoke, settings_of
+from tests.helpers import config_of, invoke
 
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
 READERS = {"cifar10": (cifar10, CIFAR10), "cifar100": (cifar100, CIFAR100)}
@@ -206,7 +206,7 @@ def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
     assert set(HUMAN) == {"aggre", "random1", "random2", "random3", "worst", "noisy"}
 
 
-SETTINGS = settings_of("data=digits", "augment=none")
+SETTINGS = config_of("data=digits", "augment=none")
 
 
 @settings(
