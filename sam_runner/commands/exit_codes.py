@@ -32,6 +32,8 @@ def run_command(command: Callable[[list[str]], int]) -> int:
         return stopped.code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else DONE
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

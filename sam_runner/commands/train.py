@@ -127,10 +127,14 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
 
 def _run_sweep(line: CommandLine) -> int:
     """Run all jobs, then print what became of them and write the report. Returns the exit code."""
+    from omegaconf import OmegaConf
+
     from sam_runner.config import hydra_guard, launchers
+    from sam_runner.config.experiment import check_setting
     from sam_runner.sweeps import status as sweep_status
 
     hydra_guard.require_values([word for word in line.overrides if "=" in word])
+    typed = {word.lstrip("+").partition("=")[0] for word in line.overrides}
     folder: Path | None = None
     dry, ended, codes = False, sweep_status.Ended(), list[int]()
     with ExitStack() as stack:
@@ -143,6 +147,9 @@ def _run_sweep(line: CommandLine) -> int:
                 return
             if several() and launchers.in_subprocesses(config.hydra):
                 raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
+            for name in sorted(typed):  # swept settings are checked in their jobs
+                if name in config or "." in name:
+                    check_setting(name, OmegaConf.select(config, name))
             launchers.prepare(config.hydra)
             folder, dry = Path(config.hydra.sweep.dir), config.dry_run
             if not launchers.in_subprocesses(config.hydra):

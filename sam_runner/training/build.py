@@ -161,6 +161,10 @@ def build_optimizer(
     params = [param for param in model.parameters() if param.requires_grad]
     groups = parameter_groups(model, num_classes, head_lr)
     _require_base_optimizer(target)
+    if "weight_decay" not in inspect.signature(locate(target)).parameters:
+        if options.base.weight_decay != 0:
+            raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
+        del arguments["weight_decay"]
     if _takes_fused(target, arguments) and all(param.is_floating_point() and not is_sharded(param) for param in params):
         arguments["fused"] = True
     if not compiled:
