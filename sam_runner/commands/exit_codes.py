@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from sam_runner.utils.console import log_to_console, print_error
-from sam_runner.utils.errors import InputError, Stopped, TrainingError
+from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,7 +28,7 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     except TrainingError as error:
         print_error(str(error))
         return FAILED
-    except Stopped as stopped:
+    except RunInterrupt as stopped:
         return stopped.code
     except KeyboardInterrupt:
         return INTERRUPTED

@@ -21,7 +21,7 @@ from sam_runner.config.optimizer import OptimizerConfig, SamConfig
 from sam_runner.data.image_sets import Images, ImageSet, Splits, hold_out, subsample
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, shard
+from sam_runner.distributed.sharding import is_sharded, shard_model
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, place_model, weights_dtype
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.objective import Objective
@@ -30,7 +30,7 @@ from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import automatic_device, automatic_precision, decoding_workers, set_up
+from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
 from sam_runner.utils.seeding import derive_seed, seed_everything
 
 EVAL_BATCH = 512  # images in a batch of an evaluation
@@ -50,7 +50,7 @@ def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> to
         InputError: Where the CUDA device does not exist.
     """
     if name == "auto":
-        name = automatic_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
+        name = choose_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
     if context.world_size > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise InputError(f"device={name} is one GPU for {context.world_size} processes\n  use device=cuda")
@@ -76,7 +76,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
-    return (precision, "") if precision != "auto" else automatic_precision(device)
+    return (precision, "") if precision != "auto" else choose_precision(device)
 
 
 @lru_cache(maxsize=1)
@@ -260,12 +260,12 @@ def build_loaders(
     context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[Loader, dict[str, Loader]]:
     """Return the training batches, and the batches of the evaluated sets by name."""
-    train, workers = splits.train, config.data.decoding_workers
+    train, workers = splits.train, config.data.choose_num_workers
     common: dict[str, Any] = {
         "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
         "device": device,
         "channels_last": channels_last,
-        "num_workers": decoding_workers(device, context.local_world_size) if workers is None else workers,
+        "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
         "dtype": weights_dtype(config.precision),
     }
     loader = Loader(
@@ -279,7 +279,7 @@ def build_loaders(
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
     # All processes gather sharded weights at once, so with fsdp every process evaluates every batch.
-    common["ranks"] = SINGLE_PROCESS if _uses_shards(config, context) else context
+    common["context"] = SINGLE_PROCESS if _uses_shards(config, context) else context
     return loader, {name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
@@ -299,7 +299,7 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     """
     device = choose_device(config.device, context)
     precision, _ = choose_precision(config.precision, device)
-    set_up(device, tf32=precision == "tf32", deterministic=config.deterministic)
+    configure_torch(device, tf32=precision == "tf32", deterministic=config.deterministic)
     dtype = AUTOCAST[precision]
     splits = build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
@@ -315,7 +315,7 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
     model = place_model(model, device, weights_dtype(config.precision), channels_last=channels_last)
     if _uses_shards(config, context):
-        shard(model)
+        shard_model(model)
     compiled = config.compile != "off"
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     step = build_step(config, model, optimizer, dtype, device, context)
