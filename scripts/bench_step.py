@@ -24,7 +24,7 @@ from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.models.wide_resnet import WideResNet
 from sam_runner.sam.objective import Batch, Evaluation, Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.utils.hardware import set_up
+from sam_runner.utils.hardware import configure_torch
 
 SGD = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}  # so small a rate that no weight runs away while we measure
 RHO = 0.05
@@ -388,7 +388,7 @@ def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
-    set_up(device)  # the allocator as in sam-train, for the rivals too
+    configure_torch(device)  # the allocator as in sam-train, for the rivals too
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")

@@ -28,7 +28,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.objective import Batch, Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.utils.hardware import set_up
+from sam_runner.utils.hardware import configure_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = [
@@ -298,7 +298,7 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: there is no CUDA device; --device cpu rehearses", file=sys.stderr)
         return 2
-    set_up(device)
+    configure_torch(device)
     if options.compile:
         ((_, *sizes),) = (entry for entry in (CASES if device.type == "cuda" else TINY) if entry[0] == options.compile)
         model, batch = network(options.compile, *sizes, device)

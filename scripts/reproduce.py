@@ -146,11 +146,11 @@ def run_all(wanted: list[Cell], options: argparse.Namespace) -> list[str]:
     """Names of those that failed."""
     import torch  # seconds, which a mistake is not answered after
 
-    from sam_runner.utils.hardware import cells_at_once, usable_cores
+    from sam_runner.utils.hardware import choose_num_parallel_jobs, count_usable_cores
 
     gpus = torch.cuda.device_count() if options.scale == "full" else 0
-    jobs = options.jobs or cells_at_once(gpus, usable_cores())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, usable_cores() // jobs)))
+    jobs = options.jobs or choose_num_parallel_jobs(gpus, count_usable_cores())
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cores() // jobs)))
     failed = []
     context = multiprocessing.get_context("spawn")
     with ProcessPoolExecutor(jobs, context, leave_with, (os.getpid(),)) as pool:

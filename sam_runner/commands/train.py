@@ -9,8 +9,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sam_runner.utils.console import end_at_once, is_first, log_to_console, print_error, report_exception, several
-from sam_runner.utils.errors import InputError, RankError, Stopped, TrainingError
+from sam_runner.utils.console import (
+    exit_immediately,
+    is_distributed,
+    is_main_process,
+    log_to_console,
+    print_error,
+    report_exception,
+)
+from sam_runner.utils.errors import InputError, RankError, RunInterrupt, TrainingError
 from sam_runner.utils.files import CONF
 
 FLAGS = frozenset(  # that begin with two dashes: ours, and what Hydra has
@@ -25,10 +32,10 @@ DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 def train() -> int:
     """`sam-train`: a run, or with -m a sweep. Returns the exit code."""
     code = _guarded(_train)
-    if several():
-        from sam_runner.distributed.torchrun import leave
+    if is_distributed():
+        from sam_runner.distributed.torchrun import leave_process_group
 
-        leave()
+        leave_process_group()
     return code
 
 
@@ -67,7 +74,7 @@ def _guarded(command: Callable[[list[str]], int]) -> int:
     except TrainingError as error:
         print_error(str(error))
         return FAILED
-    except Stopped as stopped:
+    except RunInterrupt as stopped:
         return stopped.code
     except KeyboardInterrupt:
         return INTERRUPTED
@@ -93,10 +100,10 @@ def _train(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # let errors reach us instead of Hydra's own printing and sys.exit
     now = datetime.now()
     os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
-    if several():
-        from sam_runner.distributed.torchrun import agreed
+    if is_distributed():
+        from sam_runner.distributed.torchrun import broadcast_from_main
 
-        os.environ["SAM_RUNNER_STARTED"] = agreed("started", os.environ["SAM_RUNNER_STARTED"])
+        os.environ["SAM_RUNNER_STARTED"] = broadcast_from_main("started", os.environ["SAM_RUNNER_STARTED"])
     register_schemas()
     launchers.register()
     yaml_guard.install()
@@ -150,7 +157,7 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
             if folder is not None:
                 ended.listen()  # Ray has taken SIGTERM when it started
             else:
-                if several() and launchers.in_subprocesses(config.hydra):
+                if is_distributed() and launchers.in_subprocesses(config.hydra):
                     raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
                 launchers.prepare(config.hydra)
                 folder, dry = Path(config.hydra.sweep.dir), config.dry_run
@@ -173,13 +180,13 @@ def _sweep(arguments: list[str], codes: list[int]) -> int:
             print_error(f"{type(error).__name__}: {error}".splitlines()[0])
             code = FAILED
         finally:
-            cells = [] if dry or folder is None or not is_first() else sweep_status.cells(folder)
+            cells = [] if dry or folder is None or not is_main_process() else sweep_status.cells(folder)
             for cell in cells:
                 if cell.state in sweep_status.FAILURES:
                     print_error(f"{cell.state}: {cell.name}\n  {cell.error.splitlines()[0] if cell.error else ''}")
-            if folder is not None and is_first():
+            if folder is not None and is_main_process():
                 sweep_status.tidy(folder)
-    if folder is not None and not dry and is_first():
+    if folder is not None and not dry and is_main_process():
         tell(folder)
     return ended.code or max([code, sweep_status.exit_code(cells), *codes])
 
@@ -246,7 +253,7 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
     except BrokenPipeError:
         raise
     except RankError as error:
-        end_at_once(error)
+        exit_immediately(error)
     except Exception as error:
         report_exception(error)
         codes.append(BAD_INPUT if isinstance(error, InputError) else FAILED)

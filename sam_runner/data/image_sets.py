@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def hold_out(splits: Splits, fraction: float, *, noisy: bool = False) -> Splits:
     num_held_out = round(fraction * len(splits.train))
     if not 0 < num_held_out < len(splits.train):
         raise InputError(f"data.val_fraction={fraction} of {len(splits.train)} images leaves one part empty")
-    order = torch.randperm(len(splits.train), generator=generator(0, "held-out split"))
+    order = torch.randperm(len(splits.train), generator=make_generator(0, "held-out split"))
     held_out, kept = order[:num_held_out].sort().values, order[num_held_out:].sort().values
     apart = splits.train.subset(held_out)
     validation = apart if noisy else apart.relabelled(apart.clean_labels)
@@ -189,5 +189,5 @@ def subsample(splits: Splits, fraction: float) -> Splits:
     num_kept = round(fraction * len(splits.train))
     if num_kept == 0:
         raise InputError(f"data.train_fraction={fraction} of {len(splits.train)} images leaves none")
-    order = torch.randperm(len(splits.train), generator=generator(0, "part of the training set"))
+    order = torch.randperm(len(splits.train), generator=make_generator(0, "part of the training set"))
     return replace(splits, train=splits.train.subset(order[:num_kept].sort().values))

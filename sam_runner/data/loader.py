@@ -20,7 +20,7 @@ from sam_runner.data.augment.mixing import mix_batch
 from sam_runner.data.image_sets import Images, ImageSet
 from sam_runner.data.worker_stream import Stream
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 
 
 @dataclass(frozen=True)
@@ -82,9 +82,9 @@ class Loader:
         dtype: Of the images.
         channels_last: Lay out the images NHWC in memory.
         num_workers: Processes that decode files.
-        ranks: The processes that train together. Each takes its part of every training batch, so that together they see
-            what one process would (but that mixup and CutMix mix within a part), and every so-many-th batch of an
-            evaluation.
+        context: The processes that train together. Each takes its part of every training batch, so that
+            together they see what one process would (but that mixup and CutMix mix within a part), and every
+            so-many-th batch of an evaluation.
     """
 
     def __init__(
@@ -100,10 +100,10 @@ class Loader:
         dtype: torch.dtype = torch.float32,
         channels_last: bool = False,
         num_workers: int = 0,
-        ranks: DistributedContext = SINGLE_PROCESS,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.num_examples, self.shape = len(data), data.shape
-        self.ranks = ranks
+        self.context = context
         self.batch_size, self.dtype = batch_size, dtype
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
         self._device, self._seed, self._drop_last = device, seed, drop_last
@@ -131,7 +131,7 @@ class Loader:
     def __len__(self) -> int:
         """Batches in an epoch, of all ranks together; a last one of fewer images than ranks is left out of training."""
         full, rest = divmod(self.num_examples, self.batch_size)
-        fewest = self.ranks.world_size if self._shuffled else 1
+        fewest = self.context.world_size if self._shuffled else 1
         return full + (rest >= fewest and not self._drop_last)
 
     def epoch(self, epoch: int = 0, start: int = 0) -> Iterator[Examples]:
@@ -140,7 +140,7 @@ class Loader:
 
     def _examples(self, epoch: int, start: int) -> Iterator[Examples]:
         if self._shuffled:
-            order = torch.randperm(self.num_examples, generator=generator(self._seed, "order", epoch))
+            order = torch.randperm(self.num_examples, generator=make_generator(self._seed, "order", epoch))
             erasing = self._augmentation.erasing > 0
             table = draw_table(self._seed, epoch, self.num_examples, erasing=erasing).to(self._device)
         else:
@@ -161,8 +161,8 @@ class Loader:
         """This rank's positions in each batch from number `start` on, and the images of the whole batch."""
         batches = list(order.split(self.batch_size))[start : len(self)]
         if self._shuffled:
-            return [(self.ranks.local_part(batch), len(batch)) for batch in batches]
-        return [(batch, len(batch)) for batch in batches[self.ranks.rank :: self.ranks.world_size]]
+            return [(self.context.local_part(batch), len(batch)) for batch in batches]
+        return [(batch, len(batch)) for batch in batches[self.context.rank :: self.context.world_size]]
 
     def _padded(self, images_NCHW: Tensor) -> Tensor:
         return windows(

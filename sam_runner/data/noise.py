@@ -16,7 +16,7 @@ from torch import Tensor
 from sam_runner.data.datasets.plain_pickle import read_plain_file
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.safe_load import holds_only_tensors
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 
 CIFAR10_NEIGHBOURS = {9: 1, 2: 0, 4: 7, 3: 5, 5: 3}
 CIFAR100_SUPERCLASSES = (  # of the fine labels in their order (Krizhevsky, 2009)
@@ -51,7 +51,7 @@ def symmetric(labels: Tensor, num_classes: int, seed: int, *, rate: float, inclu
     Returns:
         New labels, int64, (N,); `labels` is not changed.
     """
-    draws = generator(seed, "label noise")
+    draws = make_generator(seed, "label noise")
     chosen = torch.randperm(len(labels), generator=draws)[: round(rate * len(labels))]
     noisy = labels.clone()
     if include_true_class:
@@ -110,7 +110,7 @@ def _towards(labels: Tensor, targets: Tensor, rate: float, seed: int) -> Tensor:
     for label, target in enumerate(targets.tolist()):
         members = (labels == label).nonzero().flatten()
         if target != label:
-            order = torch.randperm(len(members), generator=generator(seed, "label noise", label))
+            order = torch.randperm(len(members), generator=make_generator(seed, "label noise", label))
             noisy[members[order[: round(rate * len(members))]]] = target
     return noisy
 
@@ -130,7 +130,7 @@ def instance(labels: Tensor, num_classes: int, seed: int, images_NCHW: Tensor, *
         images_NCHW: uint8, (N, ...), taken as values in [0, 1].
         rate: In [0, 1].
     """
-    draws = generator(seed, "label noise")
+    draws = make_generator(seed, "label noise")
     low, high = (0.5 * (1 + math.erf((edge - rate) / RATE_DEVIATION / 2**0.5)) for edge in (0, 1))
     spread, change, choice = torch.rand(3, len(labels), dtype=torch.float64, generator=draws)
     rates = rate + RATE_DEVIATION * torch.special.ndtri(low + spread * (high - low))
@@ -139,7 +139,7 @@ def instance(labels: Tensor, num_classes: int, seed: int, images_NCHW: Tensor, *
         members = ((labels == label) & (change < rates)).nonzero().flatten()
         pixels = images_NCHW[members].flatten(1).double() / 255
         matrix = torch.randn(
-            pixels.shape[1], num_classes, dtype=torch.float64, generator=generator(seed, "label noise", label)
+            pixels.shape[1], num_classes, dtype=torch.float64, generator=make_generator(seed, "label noise", label)
         )
         scores = pixels @ matrix
         scores[:, label] = -math.inf

@@ -16,7 +16,7 @@ from sam_runner.data.decode import centre_box, random_box, read_part
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
-from sam_runner.utils.signals import end_workers, held_back, ignore_in_worker
+from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, kill_data_workers
 
 Key = tuple[int, int]  # epoch and index of an example
 
@@ -115,7 +115,7 @@ class Stream:
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=ignore_in_worker,
+            worker_init_fn=ignore_stop_signals,
             generator=torch.Generator(),  # otherwise each epoch would draw from the generator of the dropout masks
         )
 
@@ -126,10 +126,12 @@ class Stream:
             InputError: Where an image cannot be read, with its path.
         """
         self._order.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
-        with held_back():  # a worker must not be killed before it ignores signals
+        with block_stop_signals():  # a worker must not be killed before it ignores signals
             decoded = iter(self._loader)
-        atexit.unregister(end_workers)  # what was registered last is called first: before torch's and multiprocessing's
-        atexit.register(end_workers)
+        atexit.unregister(
+            kill_data_workers
+        )  # what was registered last is called first: before torch's and multiprocessing's
+        atexit.register(kill_data_workers)
         for batch in decoded:
             if isinstance(batch, InputError):
                 raise InputError(str(batch))  # the error itself would keep this frame alive, and the workers

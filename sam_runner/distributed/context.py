@@ -152,7 +152,7 @@ class DistributedContext:
 
         Afterwards they are each rank's own again, to the bit.
         """
-        buffers = own_buffers(modules) if self.world_size > 1 else []
+        buffers = floating_point_buffers(modules) if self.world_size > 1 else []
         before = [buffer.clone() for buffer in buffers]
         self.all_reduce_mean(buffers)
         try:
@@ -192,7 +192,7 @@ class DistributedContext:
 SINGLE_PROCESS = DistributedContext()
 
 
-def own_buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
+def floating_point_buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
     """The floating-point buffers, which each rank moves by its own images."""
     return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 

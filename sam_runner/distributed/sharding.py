@@ -10,10 +10,10 @@ from torch import Tensor, nn
 SMALLEST_UNIT = 1_000_000  # weights that are brought together at once, at least; our choice
 
 
-def shard(model: nn.Module, smallest_unit: int = SMALLEST_UNIT) -> None:
+def shard_model(model: nn.Module, min_unit_params: int = SMALLEST_UNIT) -> None:
     """Split the weights of a network over the processes, in place; they come together unit by unit in each pass.
 
-    A unit is a module of at least `smallest_unit` weights without such a module inside; the rest is one more.
+    A unit is a module of at least `min_unit_params` weights without such a module inside; the rest is one more.
     """
     from torch.distributed.fsdp import fully_shard
 
@@ -21,7 +21,7 @@ def shard(model: nn.Module, smallest_unit: int = SMALLEST_UNIT) -> None:
         inside = [visit(child) for child in module.children()]
         if any(inside):
             return True
-        if sum(param.numel() for param in module.parameters()) < smallest_unit or module is model:
+        if sum(param.numel() for param in module.parameters()) < min_unit_params or module is model:
             return False
         fully_shard(module)
         return True
@@ -35,21 +35,21 @@ def is_sharded(tensor: Tensor) -> bool:
     return hasattr(tensor, "full_tensor")
 
 
-def local(tensor: Tensor) -> Tensor:
+def to_local(tensor: Tensor) -> Tensor:
     """The part that this process has, in the tensor's own memory; all of a tensor that is not sharded."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def whole(state: Any) -> Any:
+def full_state(state: Any) -> Any:
     """A state dictionary with whole tensors on the CPU instead of parts; all processes have to call it."""
     if isinstance(state, Tensor):
         return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
     if isinstance(state, dict):
         found = copy(state)  # with the versions of a network's modules, which are an attribute
-        found.update((key, whole(value)) for key, value in state.items())
+        found.update((key, full_state(value)) for key, value in state.items())
         return found
     if isinstance(state, list | tuple):
-        return type(state)(whole(value) for value in state)
+        return type(state)(full_state(value) for value in state)
     return state
 
 
@@ -62,13 +62,13 @@ def distribute_like(state: Any, param: Tensor) -> Any:
     return distribute_tensor(state.to(param.device), param.device_mesh, param.placements)  # type: ignore[attr-defined]
 
 
-def load_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+def load_full_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a `whole` state into a network, sharded or not."""
     own = model.state_dict()
     model.load_state_dict({name: distribute_like(value, own.get(name, value)) for name, value in state.items()})
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
     """Load a `whole` state into an optimizer, whose parameters may be sharded."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     entries = {

@@ -16,7 +16,7 @@ from sam_runner.utils.errors import InputError
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 
 
-def world_size(environment: Mapping[str, str]) -> int:
+def read_world_size(environment: Mapping[str, str]) -> int:
     """How many processes torchrun has started; 1 without it.
 
     Raises:
@@ -40,9 +40,9 @@ _JOINED: list[
 ] = []  # a process joins once, however many runs it makes: a second group would not come together
 
 
-def rendezvous() -> DistributedContext:
+def connect_to_store() -> DistributedContext:
     """The processes that torchrun has started, which have a store in common but are no group yet; or `SINGLE_PROCESS`."""
-    if world_size(os.environ) == 1:
+    if read_world_size(os.environ) == 1:
         return SINGLE_PROCESS
     if not _JOINED:
         store, rank, count = next(iter(distributed.rendezvous("env://", timeout=timedelta(minutes=5))))  # type: ignore[attr-defined]
@@ -55,47 +55,47 @@ def rendezvous() -> DistributedContext:
     return _JOINED[0]
 
 
-def agreed(key: str, value: str) -> str:
+def broadcast_from_main(key: str, value: str) -> str:
     """What rank 0 gives for `key`, on every rank."""
-    ranks = rendezvous()
-    if ranks.world_size == 1:
+    context = connect_to_store()
+    if context.world_size == 1:
         return value
-    if ranks.is_main:
-        ranks.store.set(key, value)
-    return str(ranks.store.get(key).decode())
+    if context.is_main:
+        context.store.set(key, value)
+    return str(context.store.get(key).decode())
 
 
-def join(timeout: float, *, cuda: bool) -> DistributedContext:
+def join_process_group(timeout: float, *, cuda: bool) -> DistributedContext:
     """Become a group with the other processes of torchrun; `SINGLE_PROCESS` without it.
 
     Args:
         timeout: Seconds that they wait for each other before they give up.
         cuda: Whether the data will be on CUDA devices.
     """
-    ranks = rendezvous()
-    if ranks.world_size == 1 or ranks.hosts is not None:
-        return ranks
+    context = connect_to_store()
+    if context.world_size == 1 or context.hosts is not None:
+        return context
     hosts_wait = timedelta(seconds=timeout)
     # Devices wait longer, so that a rank that hangs is told by its host: nccl would end this process without a word.
     wait = hosts_wait + timedelta(seconds=60) if cuda else hosts_wait
     backend = "cpu:gloo,cuda:nccl" if cuda else "gloo"
     if cuda:
-        torch.cuda.set_device(ranks.local_rank)
+        torch.cuda.set_device(context.local_rank)
     distributed.init_process_group(
-        backend, store=ranks.store, rank=ranks.rank, world_size=ranks.world_size, timeout=wait
+        backend, store=context.store, rank=context.rank, world_size=context.world_size, timeout=wait
     )
-    _JOINED[0] = replace(ranks, timeout=timeout, hosts=distributed.new_group(backend="gloo", timeout=hosts_wait))
+    _JOINED[0] = replace(context, timeout=timeout, hosts=distributed.new_group(backend="gloo", timeout=hosts_wait))
     return _JOINED[0]
 
 
-def leave() -> None:
+def leave_process_group() -> None:
     """Part from the others in good order, the first rank before them: torchrun ends all once one ends with an error."""
-    for ranks in _JOINED:
+    for context in _JOINED:
         with contextlib.suppress(Exception):  # the first may be gone
-            if ranks.is_main:
+            if context.is_main:
                 sys.stdout.flush()
-                ranks.store.set("left", "")
+                context.store.set("left", "")
             else:
-                ranks.store.wait(["left"], timedelta(seconds=60))
-        if ranks.hosts is not None:
+                context.store.wait(["left"], timedelta(seconds=60))
+        if context.hosts is not None:
             distributed.destroy_process_group()

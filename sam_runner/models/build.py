@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sam_runner.config.instantiate import construct, locate
 from sam_runner.data.image_sets import Splits
-from sam_runner.models.pretrained import head_of, load_weights, read_weights, torchvision_weights
+from sam_runner.models.pretrained import download_torchvision_weights, find_head, load_weights, read_weights
 from sam_runner.sam import batch_statistics
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
@@ -68,7 +68,7 @@ def _weights(source: str, node: Settings, context: Mapping[str, int]) -> dict[st
     if library == "torchvision":
         if not (target.startswith("torchvision.models.") or target.endswith(".torchvision_model")):
             raise InputError(f"model.weights={source} is for networks of torchvision, not {target}")
-        return torchvision_weights(name, which)
+        return download_torchvision_weights(name, which)
     if source == "timm":
         if not target.endswith(".timm_model"):
             raise InputError(f"model.weights=timm is for networks of timm, not {target}\n  use model=timm")
@@ -94,7 +94,7 @@ def parameter_groups(settings: Settings, model: nn.Module, num_classes: int) -> 
     params = [param for param in model.parameters() if param.requires_grad]
     if settings["head_lr"] is None:
         return params
-    head = {id(param) for param in model.get_submodule(head_of(model, num_classes)).parameters()}
+    head = {id(param) for param in model.get_submodule(find_head(model, num_classes)).parameters()}
     body = [param for param in params if id(param) not in head]
     return [
         {"params": body},

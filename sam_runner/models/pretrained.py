@@ -10,13 +10,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.manifest import manifest_fault
+from sam_runner.utils.manifest import check_manifest
 from sam_runner.utils.safe_load import load_tensors
 
 SHOWN = 12  # keys in a message
 
 
-def head_of(model: nn.Module, num_classes: int) -> str:
+def find_head(model: nn.Module, num_classes: int) -> str:
     """The name of the last layer: the last linear one (or convolution) with an output for each class.
 
     Raises:
@@ -49,7 +49,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             raise InputError(f"model.weights={path} is no safetensors file: {error}") from error
     else:
         manifest = path.with_suffix(".json")
-        fault = manifest_fault(manifest) if path.name.startswith("step-") and manifest.is_file() else None
+        fault = check_manifest(manifest) if path.name.startswith("step-") and manifest.is_file() else None
         if fault:
             raise InputError(f"model.weights={path}: {fault}")
         state = load_tensors(path)
@@ -78,7 +78,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
     Raises:
         InputError: Where a weight outside the head is missing, superfluous or of another shape; each is named.
     """
-    own, head = model.state_dict(), f"{head_of(model, num_classes)}."
+    own, head = model.state_dict(), f"{find_head(model, num_classes)}."
     fresh = [key for key in own if key.startswith(head) and (key not in state or state[key].shape != own[key].shape)]
     # A head is taken whole or not at all: weights of one kind and a bias of another would be neither.
     left_out = {key for key in {*own, *state} if fresh and key.startswith(head)}
@@ -100,7 +100,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
     return f"{number:,} weights from {source}" + (f"; the head {head[:-1]} is fresh" if fresh else "")
 
 
-def torchvision_weights(name: str, which: str = "") -> dict[str, Tensor]:
+def download_torchvision_weights(name: str, which: str = "") -> dict[str, Tensor]:
     """Published weights of a torchvision network, downloaded where torch's cache lacks them.
 
     Args:

@@ -5,7 +5,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 
 class _Block(nn.Module):
@@ -51,7 +51,7 @@ class ResNetCifar(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), not {depth}")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.blocks = stages(16, (16, 32, 64), (depth - 2) // 6, _Block)
+        self.blocks = build_stages(16, (16, 32, 64), (depth - 2) // 6, _Block)
         self.head = nn.Linear(64, num_classes)
         initialise(self, self.head, init)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 LEAK = 0.1
 BN_EPS = 1e-3
@@ -72,7 +72,7 @@ class ResNetMentorMix(nn.Module):
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, ...), not {depth}")
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         widths = [width * stage for stage in (2, 4, 8)]
-        self.blocks = stages(width, widths, (depth - 2) // 6, partial(_Block, stem=width))
+        self.blocks = build_stages(width, widths, (depth - 2) // 6, partial(_Block, stem=width))
         self.bn = nn.BatchNorm2d(widths[-1], eps=BN_EPS)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init)

@@ -6,7 +6,7 @@ from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
 from sam_runner.models.layers.shake import ShakeShake
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -79,7 +79,7 @@ class ShakeShakeNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, ...), not {depth}")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
-        self.blocks = stages(16, [width * stage for stage in (1, 2, 4)], (depth - 2) // 6, _Block)
+        self.blocks = build_stages(16, [width * stage for stage in (1, 2, 4)], (depth - 2) // 6, _Block)
         self.head = nn.Linear(4 * width, num_classes)
         initialise(self, self.head, init)
 

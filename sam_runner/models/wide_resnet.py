@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 
 class _Block(nn.Module):
@@ -66,7 +66,9 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}")
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=not batch_norm)
         widths = [16 * stage * widen_factor for stage in (1, 2, 4)]
-        self.blocks = stages(16, widths, (depth - 4) // 6, partial(_Block, dropout=dropout, batch_norm=batch_norm))
+        self.blocks = build_stages(
+            16, widths, (depth - 4) // 6, partial(_Block, dropout=dropout, batch_norm=batch_norm)
+        )
         self.bn = nn.BatchNorm2d(widths[-1]) if batch_norm else nn.Identity()
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init)

@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from sam_runner.distributed.torchrun import join
+from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.runs import folder as run_folder
 from sam_runner.runs.dry_run import data_in_words, describe
 from sam_runner.runs.logging import NullLogger, Tracker
@@ -19,9 +19,9 @@ from sam_runner.training.build import build_run, precision_of
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.loop import fit
 from sam_runner.training.state import CheckpointSchedule, Outputs, Progress, Run, restore
-from sam_runner.utils.errors import InputError, Stopped, TrainingError
-from sam_runner.utils.files import full_disk_in_words, write_json
-from sam_runner.utils.signals import StopRequest, stop_request
+from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
+from sam_runner.utils.files import explain_full_disk, write_json
+from sam_runner.utils.signals import StopRequest, catch_stop_signals
 
 LENGTH = {"epochs", "max_steps"}  # keys that make a run longer or shorter
 log = logging.getLogger("sam_runner")
@@ -40,35 +40,37 @@ def launch(settings: Mapping[str, Any], fingerprint: str, overrides: Sequence[st
         InputError: Where settings or folder cannot be used; nothing has been made then.
         TrainingError: Where the training fails for a known reason, or the disk is full.
     """
-    ranks = join(settings["rank_timeout"], cuda=settings["device"] != "cpu" and torch.cuda.is_available())
+    context = join_process_group(
+        settings["rank_timeout"], cuda=settings["device"] != "cpu" and torch.cuda.is_available()
+    )
     if sweep_folder is not None:
         folder = run_folder.cell_folder(sweep_folder, overrides)
     else:
         folder = Path(os.path.expanduser(settings["run_dir"])) if settings["run_dir"] else run_folder.new_run_folder()
     if settings["dry_run"]:
-        plan = ranks.on_all(lambda: describe(settings, build_run(settings, ranks), folder, overrides))
-        if ranks.is_main:
+        plan = context.on_all(lambda: describe(settings, build_run(settings, context), folder, overrides))
+        if context.is_main:
             print(plan)
         return
-    changes = ranks.on_main(lambda: _wanted(folder, settings, fingerprint, sweep_folder))
+    changes = context.on_main(lambda: _wanted(folder, settings, fingerprint, sweep_folder))
     if changes is None:
         return
-    run = ranks.on_all(lambda: build_run(settings, ranks))
+    run = context.on_all(lambda: build_run(settings, context))
     _require_same_data(run)
     if LENGTH & changes.keys():
-        ranks.on_main(lambda: _require_as_long(run, folder))
+        context.on_main(lambda: _require_as_long(run, folder))
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_request())
+        stop = stack.enter_context(catch_stop_signals())
         # What concerns the folder is the first rank's; all of them learn whether it went well.
-        ranks.on_main(lambda: _take_over(folder, settings, changes, stack, again=sweep_folder or folder))
+        context.on_main(lambda: _take_over(folder, settings, changes, stack, again=sweep_folder or folder))
         try:
             _train(run, folder, settings, fingerprint, stop)
         except TrainingError:  # a matter of numbers that all ranks have
             raise
         except Exception as error:
-            if ranks.world_size == 1:  # as its own cause the error would keep the run alive, and its data workers
+            if context.world_size == 1:  # as its own cause the error would keep the run alive, and its data workers
                 raise
-            raise ranks.attribute_error(error) from error
+            raise context.attribute_error(error) from error
 
 
 def _wanted(
@@ -90,7 +92,7 @@ def _wanted(
 
 
 def _require_same_data(run: Run) -> None:
-    digests = run.ranks.all_gather(run.data_digest)
+    digests = run.context.all_gather(run.data_digest)
     for rank, digest in enumerate(digests):
         if digest != digests[0]:
             raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
@@ -115,7 +117,7 @@ def _take_over(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    stack.enter_context(full_disk_in_words(folder))
+    stack.enter_context(explain_full_disk(folder))
     stack.enter_context(run_folder.locked(folder))
     if not (folder / run_folder.SETTINGS).is_file():  # first of all: it is what makes a folder a run's
         run_folder.write_settings(folder, settings)
@@ -127,7 +129,7 @@ def _take_over(
 def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str, stop: StopRequest) -> None:
     device, options = str(run.step.objective.device), settings["checkpoint"]
     checkpoints = CheckpointFolder(folder / "checkpoints", options["keep"], options["keep_epochs"])
-    found = run.ranks.on_main(checkpoints.latest)
+    found = run.context.on_main(checkpoints.latest)
     progress, metrics_bytes = Progress(), 0
     if found is not None:
         progress, metrics_bytes = restore(run, found), found["metrics_bytes"]
@@ -150,7 +152,7 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
         run_folder.write_status(folder, "running")
         tracker = Tracker(folder, progress.step, metrics_bytes)
 
-    run.ranks.on_main(begin)
+    run.context.on_main(begin)
     try:
         fit(
             run,
@@ -162,7 +164,7 @@ def _train(run: Run, folder: Path, settings: Mapping[str, Any], fingerprint: str
         tracker.hparams(run_folder.flat(settings), progress.final)
     finally:
         tracker.close()
-    if not run.ranks.is_main:
+    if not run.context.is_main:
         return
     result = {
         "status": "finished",
@@ -208,7 +210,7 @@ def _recorded(folder: Path, again: Path) -> Iterator[None]:
     try:
         yield
         run_folder.write_status(folder, "finished", exit_code=0)
-    except Stopped as stopped:
+    except RunInterrupt as stopped:
         named = f"run_dir={folder}" if again == folder else f"sweep_name={again.name}"
         log.info("the same command with %s continues", named)
         state = "interrupted" if stopped.code == 130 else "preempted"

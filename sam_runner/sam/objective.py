@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, local
-from sam_runner.models.layers.shake import Shaken, true_gradient
+from sam_runner.distributed.sharding import is_sharded, to_local
+from sam_runner.models.layers.shake import ShakeLayer, true_gradient
 from sam_runner.sam.batch_statistics import RunningStatistics
 
 Loss = Callable[[Tensor, Tensor], Tensor]
@@ -94,7 +94,7 @@ class Objective:
         self.params = [param for param in model.parameters() if param.requires_grad]
         self.device = self.params[0].device
         self.statistics = RunningStatistics(model)
-        self._shaken = [module for module in model.modules() if isinstance(module, Shaken)]
+        self._shaken = [module for module in model.modules() if isinstance(module, ShakeLayer)]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
         self._forward = model if forward is None else forward
         self._loss = loss
@@ -139,7 +139,7 @@ class Objective:
                 param.grad = None
             with true_gradient(self._shaken):
                 evaluation = self.backward(batch, batch.weight if reduce else 1.0, at_w=at_w, reduce=reduce)
-            found = [local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
+            found = [to_local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
         finally:
             for param, grad in zip(self.params, before, strict=True):
                 param.grad = grad

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import local
+from sam_runner.distributed.sharding import to_local
 from sam_runner.sam.perturbation import norm_of
 
 
@@ -76,7 +76,7 @@ class Update:
 
     def _clipped(self, params: list[nn.Parameter]) -> Tensor:
         """||gradient|| before it is clipped."""
-        grads = [local(param.grad) for param in params if param.grad is not None]
+        grads = [to_local(param.grad) for param in params if param.grad is not None]
         norm = norm_of(grads, self._shards)
         if self._grad_clip is not None and self._shards.world_size == 1:
             clip_grads_with_norm_(params, self._grad_clip, norm)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils import get_total_norm
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, local
+from sam_runner.distributed.sharding import is_sharded, to_local
 
 
 def norm_of(tensors: list[Tensor], shards: DistributedContext = SINGLE_PROCESS) -> Tensor:
@@ -153,7 +153,7 @@ def perturbed_parameters(params: list[nn.Parameter], eps: Perturbation, *, in_pl
         in_place: Write into the direction's own memory, which is then lost: on a CPU two reads and a write per weight.
             Nothing else may live in that memory, and it is laid out as the parameters are (as ``.grad`` is).
     """
-    weights, direction = [local(param.detach()) for param in params], eps.direction
+    weights, direction = [to_local(param.detach()) for param in params], eps.direction
     if params[0].device.type == "cpu":
         out = direction if in_place else [torch.empty_like(weight) for weight in weights]
         for target, weight, part in zip(out, weights, direction, strict=True):
@@ -179,7 +179,7 @@ def swapped_parameters(params: list[nn.Parameter], moved: list[Tensor]) -> Itera
         moved: Of the same shapes, or those of this process's shards, in other storage.
     """
     if is_sharded(params[0]):
-        with _overwritten([local(param.detach()) for param in params], moved):
+        with _overwritten([to_local(param.detach()) for param in params], moved):
             del moved
             yield
         return

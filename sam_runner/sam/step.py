@@ -27,7 +27,7 @@ from sam_runner.sam.perturbation import (
     random_perturbation,
     swapped_parameters,
 )
-from sam_runner.utils.seeding import RngState, generator
+from sam_runner.utils.seeding import RngState, make_generator
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
 
@@ -198,7 +198,7 @@ class SamStep:
         """The first eps, along the gradient at w or in the random direction of step `number`."""
         if self.direction_seed is None or number is None:
             return perturbation(grads, rho, self.p, self.objective.shards)
-        draws = generator(self.direction_seed, "direction", number, device=self.objective.device)
+        draws = make_generator(self.direction_seed, "direction", number, device=self.objective.device)
         return random_perturbation(grads, rho, draws)
 
     def _ascend(self, group: Batch, eps: Perturbation, rho: float | Tensor, rng: RngState) -> Perturbation:

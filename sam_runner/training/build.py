@@ -19,7 +19,7 @@ from sam_runner.data.augment.augmentation import Augmentation
 from sam_runner.data.image_sets import Images, ImageSet, Splits, hold_out, subsample
 from sam_runner.data.loader import IMAGENET, Loader, Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, shard
+from sam_runner.distributed.sharding import is_sharded, shard_model
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, weights_dtype
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.objective import Objective
@@ -28,14 +28,14 @@ from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
 from sam_runner.training.rates import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import automatic_device, automatic_precision, decoding_workers, set_up
+from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
 from sam_runner.utils.seeding import derive_seed, seed_everything
 
 Settings = Mapping[str, Any]
 EVAL_BATCH = 512
 
 
-def device_of(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) -> torch.device:
+def device_of(settings: Settings, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
     """The device to train on; of several processes on a machine each has its own GPU.
 
     Raises:
@@ -43,16 +43,16 @@ def device_of(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) ->
     """
     name = settings["device"]
     if name == "auto":
-        name = automatic_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
-    if ranks.world_size > 1 and name.startswith("cuda"):
+        name = choose_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
+    if context.world_size > 1 and name.startswith("cuda"):
         if name != "cuda":
-            raise InputError(f"device={name} is one GPU for {ranks.world_size} processes\n  use device=cuda")
-        if torch.cuda.device_count() < ranks.local_world_size:
+            raise InputError(f"device={name} is one GPU for {context.world_size} processes\n  use device=cuda")
+        if torch.cuda.device_count() < context.local_world_size:
             raise InputError(
-                f"{ranks.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices\n"
+                f"{context.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices\n"
                 "  use torchrun --nproc-per-node with that number, or device=cpu"
             )
-        return torch.device("cuda", ranks.local_rank)
+        return torch.device("cuda", context.local_rank)
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -68,7 +68,7 @@ def precision_of(settings: Settings, device: torch.device) -> tuple[str, str]:
     """The precision, fp32, tf32, bf16 or fp16, and where it was chosen for the device, why."""
     if settings["precision"] == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
-    return (settings["precision"], "") if settings["precision"] != "auto" else automatic_precision(device)
+    return (settings["precision"], "") if settings["precision"] != "auto" else choose_precision(device)
 
 
 # The graphs that torch.compile would make by itself know one place for the weights; here they have two.
@@ -171,7 +171,7 @@ def build_step(
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype | None,
     device: torch.device,
-    ranks: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> SamStep | CapturedStep:
     """The optimizer step; one of plain training is SAM's with rho 0."""
     options = settings["optimizer"]
@@ -180,8 +180,8 @@ def build_step(
     if mode == "graph" and device.type != "cuda":
         mode = "off"
     forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
-    parallel: dict[str, Any] = {"ranks": ranks}
-    if ranks.world_size > 1 and settings["parallel"] == "ddp":
+    parallel: dict[str, Any] = {"ranks": context}
+    if context.world_size > 1 and settings["parallel"] == "ddp":
         forward = _parallel(forward, device)
         parallel["no_sync"] = forward.no_sync
     objective = Objective(
@@ -191,7 +191,7 @@ def build_step(
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=settings["accumulate"],
-        batch_size=-(-settings["batch_size"] // ranks.world_size),
+        batch_size=-(-settings["batch_size"] // context.world_size),
         weight_decay=options["base"]["weight_decay"] if options["weight_decay_in_loss"] else 0.0,
         **parallel,
     )
@@ -214,8 +214,8 @@ def _parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel
     return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None, **options)
 
 
-def _sharded(settings: Settings, ranks: DistributedContext) -> bool:
-    return ranks.world_size > 1 and bool(settings["parallel"] == "fsdp")
+def _sharded(settings: Settings, context: DistributedContext) -> bool:
+    return context.world_size > 1 and bool(settings["parallel"] == "fsdp")
 
 
 def build_loaders(
@@ -223,7 +223,7 @@ def build_loaders(
     splits: Splits,
     device: torch.device,
     channels_last: bool,
-    ranks: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[Loader, dict[str, Loader]]:
     """Batches to train on, and those of the sets to evaluate by name."""
     train, workers = splits.train, settings["data"].get("num_workers")
@@ -231,7 +231,7 @@ def build_loaders(
         "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
         "device": device,
         "channels_last": channels_last,
-        "num_workers": decoding_workers(device, ranks.local_world_size) if workers is None else workers,
+        "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
         "dtype": weights_dtype(settings["precision"]),
     }
     loader = Loader(
@@ -240,40 +240,40 @@ def build_loaders(
         augmentation=Augmentation(**settings["augment"]),
         seed=settings["seed"],
         drop_last=settings["data"].get("drop_last", True),
-        ranks=ranks,
+        context=context,
         **common,
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
     # Sharded weights come together for all ranks at once, so all of them evaluate every batch.
-    common["ranks"] = SINGLE_PROCESS if _sharded(settings, ranks) else ranks
+    common["context"] = SINGLE_PROCESS if _sharded(settings, context) else context
     return loader, {name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
-def build_run(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) -> Run:
+def build_run(settings: Settings, context: DistributedContext = SINGLE_PROCESS) -> Run:
     """Everything that is trained and evaluated.
 
     Args:
         settings: Plain, resolved, validated.
-        ranks: The processes that train together; each builds such a run.
+        context: The processes that train together; each builds such a run.
 
     Raises:
         InputError: Where the settings cannot be used.
     """
-    device = device_of(settings, ranks)
+    device = device_of(settings, context)
     precision, _ = precision_of(settings, device)
-    set_up(device, tf32=precision == "tf32", deterministic=settings["deterministic"])
+    configure_torch(device, tf32=precision == "tf32", deterministic=settings["deterministic"])
     dtype = AUTOCAST[precision]
     splits = build_data(settings)
     model = build_model(settings, splits, device)
-    if _sharded(settings, ranks):
-        shard(model)
+    if _sharded(settings, context):
+        shard_model(model)
     optimizer = build_optimizer(settings, model, len(splits.train.classes))
-    step = build_step(settings, model, optimizer, dtype, device, ranks)
-    loader, evaluations = build_loaders(settings, splits, device, is_channels_last(settings, model), ranks)
+    step = build_step(settings, model, optimizer, dtype, device, context)
+    loader, evaluations = build_loaders(settings, splits, device, is_channels_last(settings, model), context)
     total_steps = min(settings["epochs"] * len(loader), settings["max_steps"] or 2**62)
     decay = settings["ema_decay"]
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-    seed_everything(settings["seed"], "training", *([ranks.rank] if ranks.rank else []))  # dropout differs by rank
+    seed_everything(settings["seed"], "training", *([context.rank] if context.rank else []))  # dropout differs by rank
     return Run(
         model=model,
         step=step,
@@ -289,5 +289,5 @@ def build_run(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) ->
         ema=averaged,
         skip_nonfinite=settings["on_nonfinite"] == "skip",
         data_digest=splits.digest(),
-        ranks=ranks,
+        context=context,
     )

@@ -9,19 +9,19 @@ from typing import NoReturn
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
 
-def several() -> bool:
+def is_distributed() -> bool:
     """Whether torchrun has started other processes beside this one."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def is_first() -> bool:
+def is_main_process() -> bool:
     """Whether this process speaks for all those that torchrun has started."""
-    return not several() or os.environ.get("RANK", "0") == "0"
+    return not is_distributed() or os.environ.get("RANK", "0") == "0"
 
 
 def print_error(message: str, *, anyway: bool = False) -> None:
     """An error on stderr, at most 18 lines; of several processes the first tells it, or `anyway` this one."""
-    if not (anyway or is_first()):
+    if not (anyway or is_main_process()):
         return
     lines = message.splitlines()
     print("\n".join([f"error: {lines[0]}", *lines[1:18]]), file=sys.stderr)
@@ -45,7 +45,7 @@ def log_to_console(cell: str = "") -> None:
                 sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
 
     logger = logging.getLogger("sam_runner")
-    logger.handlers = [Console() if is_first() else logging.NullHandler()]
+    logger.handlers = [Console() if is_main_process() else logging.NullHandler()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
@@ -59,7 +59,7 @@ def report_exception(error: Exception) -> tuple[str, str]:
     return f"{type(error).__name__}: {error}", traceback.format_exc()
 
 
-def end_at_once(error: RankError) -> NoReturn:
+def exit_immediately(error: RankError) -> NoReturn:
     """End this process with code 1: others need it to go on, and an orderly end would wait for some that are gone."""
     if error.own and not isinstance(error.__cause__, InputError):
         traceback.print_exc()

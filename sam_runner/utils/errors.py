@@ -24,7 +24,7 @@ class RankError(Exception):
         self.own = own
 
 
-class Stopped(BaseException):
+class RunInterrupt(BaseException):
     """A signal asked for the end, and everything is saved.
 
     Attributes:

@@ -56,10 +56,10 @@ def read_json(path: Path) -> Any:
 
 def sha256(path: Path) -> str:
     """Hex sha256 of a file's bytes."""
-    return digest_of(path, "sha256")
+    return hash_file(path, "sha256")
 
 
-def digest_of(path: Path, algorithm: str) -> str:
+def hash_file(path: Path, algorithm: str) -> str:
     """Hex digest of a file's bytes; `algorithm` is one of hashlib's."""
     digest = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
     with path.open("rb") as handle:
@@ -69,7 +69,7 @@ def digest_of(path: Path, algorithm: str) -> str:
 
 
 @contextmanager
-def full_disk_in_words(folder: Path) -> Iterator[None]:
+def explain_full_disk(folder: Path) -> Iterator[None]:
     """A disk that is full as one message; torch.save speaks of unexpected positions.
 
     Args:

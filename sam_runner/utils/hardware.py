@@ -12,7 +12,7 @@ import torch
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # of glibc's mallopt, see man 3 mallopt
 
 
-def usable_cores() -> int:
+def count_usable_cores() -> int:
     """Cores that this process may use: its affinity, and the quota of its control group (containers)."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     quota = _quota(Path("/sys/fs/cgroup/cpu.max"))
@@ -28,18 +28,18 @@ def _quota(path: Path) -> float:
         return math.inf
 
 
-def decoding_workers(device: torch.device, processes: int = 1) -> int:
+def choose_num_workers(device: torch.device, processes: int = 1) -> int:
     """Processes that decode images: all cores beside a GPU; on a CPU a quarter, since the training is there too.
 
     Args:
         device: Of the run.
         processes: Those on this machine that train together and share its cores.
     """
-    cores = usable_cores() // processes
+    cores = count_usable_cores() // processes
     return min(cores, 16) if device.type == "cuda" else cores // 4
 
 
-def automatic_device(cell: str | None, num_gpus: int) -> str:
+def choose_device(cell: str | None, num_gpus: int) -> str:
     """What ``device=auto`` is: a GPU where there is one; the cells of a sweep that run at once take the GPUs in turn.
 
     Args:
@@ -51,12 +51,12 @@ def automatic_device(cell: str | None, num_gpus: int) -> str:
     return "cuda" if cell is None or num_gpus == 1 else f"cuda:{int(cell) % num_gpus}"
 
 
-def cells_at_once(num_gpus: int, num_cores: int) -> int:
+def choose_num_parallel_jobs(num_gpus: int, num_cores: int) -> int:
     """How many cells of a sweep run at once on one machine: one a GPU, and without any one a core."""
     return num_gpus or num_cores
 
 
-def automatic_precision(device: torch.device) -> tuple[str, str]:
+def choose_precision(device: torch.device) -> tuple[str, str]:
     """What ``precision=auto`` is on a device, and why: the fastest that keeps float32 weights and loses no accuracy.
 
     bfloat16 where it is computed in hardware; on an older GPU float16 with a loss scaler; on an older CPU float32.
@@ -72,7 +72,7 @@ def automatic_precision(device: torch.device) -> tuple[str, str]:
     return "fp32", "this CPU has neither AVX512-BF16 nor AMX"
 
 
-def set_up(device: torch.device, *, tf32: bool = False, deterministic: bool = False) -> None:
+def configure_torch(device: torch.device, *, tf32: bool = False, deterministic: bool = False) -> None:
     """Settings of the process that a run is made with.
 
     Args:
@@ -88,8 +88,8 @@ def set_up(device: torch.device, *, tf32: bool = False, deterministic: bool = Fa
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         return
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
-        torch.set_num_threads(usable_cores())
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
+        torch.set_num_threads(count_usable_cores())
     _keep_freed_memory()
 
 

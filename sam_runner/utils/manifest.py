@@ -28,7 +28,7 @@ def _check(manifest: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def manifest_fault(path: Path) -> str | None:
+def check_manifest(path: Path) -> str | None:
     """Why the checkpoint of a manifest cannot be used, or None."""
     manifest, file = read_json(path), path.with_suffix(".pt")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):

@@ -23,7 +23,7 @@ def derive_seed(seed: int, *keys: int | str) -> int:
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+def make_generator(seed: int, *keys: int | str, device: torch.device | str = "cpu") -> torch.Generator:
     """A generator for one purpose; see `derive_seed`.
 
     On a CPU torch uses the low 32 bits of the seed; another kind of device draws other numbers from the same seed.

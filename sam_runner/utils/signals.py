@@ -12,7 +12,7 @@ from contextlib import contextmanager
 from multiprocessing import active_children
 from types import FrameType
 
-from sam_runner.utils.errors import Stopped
+from sam_runner.utils.errors import RunInterrupt
 
 CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
 
@@ -31,20 +31,20 @@ class StopRequest:
             raise KeyboardInterrupt
 
     @property
-    def number(self) -> int:
+    def signal_number(self) -> int:
         """The signal that has come; 0: none."""
         return self._signal or 0
 
 
-def stop_at(number: int) -> None:
-    """Raise `Stopped` for a signal; 0 is none."""
+def raise_for_signal(number: int) -> None:
+    """Raise `RunInterrupt` for a signal; 0 is none."""
     if number:
         found = signal.Signals(number)
-        raise Stopped(CODES[found], found.name)
+        raise RunInterrupt(CODES[found], found.name)
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
+def catch_stop_signals() -> Iterator[StopRequest]:
     """Signals are noted inside the body; outside of the main thread none arrive."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
@@ -59,14 +59,14 @@ def stop_request() -> Iterator[StopRequest]:
             signal.signal(number, handler)
 
 
-def ignore_in_worker(_: int) -> None:
+def ignore_stop_signals(_: int) -> None:
     """For processes that load data: a signal to the whole group is for the run, which ends them itself."""
     for number in CODES:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
 
 
-def end_workers() -> None:
+def kill_data_workers() -> None:
     """At the exit: end what still loads data. multiprocessing would send SIGTERM, which they ignore, and wait."""
     for process in active_children():
         if process.daemon:
@@ -74,7 +74,7 @@ def end_workers() -> None:
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
+def block_stop_signals() -> Iterator[None]:
     """Signals wait until the end of the body; processes that it starts begin with them held back too."""
     before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
     try:

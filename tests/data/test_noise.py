@@ -14,7 +14,7 @@ from sam_runner.data.noise import CIFAR100_SUPERCLASSES, asymmetric, instance, n
 from sam_runner.training import loop
 from sam_runner.training.build import build_data, build_run
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 from tests.config.test_conf import NEEDS, image_folder
 from tests.helpers import TINY, settings_of, train
 from tests.training.test_checkpoints import Exploit
@@ -190,7 +190,7 @@ def test_instance_noise_gives_the_classes_of_the_softmax():
     pair_of_images = pictures(2, seed=5)
     images = pair_of_images.repeat(count // 2, 1, 1, 1)
     noisy = instance(torch.full((count,), label), num_classes, 9, images, rate=1.0)
-    matrix = torch.randn(4, num_classes, dtype=torch.float64, generator=generator(9, "label noise", label)).numpy()
+    matrix = torch.randn(4, num_classes, dtype=torch.float64, generator=make_generator(9, "label noise", label)).numpy()
     for which in (0, 1):
         scores = pair_of_images[which].flatten().numpy() / 255 @ matrix
         weights = np.exp(scores) * (np.arange(num_classes) != label)

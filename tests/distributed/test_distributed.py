@@ -9,8 +9,8 @@ from sam_runner.data.augment.augmentation import Augmentation
 from sam_runner.data.image_sets import ImageSet
 from sam_runner.data.loader import Loader, Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, local, whole
-from sam_runner.distributed.torchrun import world_size
+from sam_runner.distributed.sharding import full_state, is_sharded, to_local
+from sam_runner.distributed.torchrun import read_world_size
 from sam_runner.sam.batch_statistics import RunningStatistics
 from sam_runner.sam.step import StepStats
 from sam_runner.training.metrics import SUMS, TrainMeter
@@ -56,7 +56,7 @@ def image_set(length):
 def loader(length, rank, count, augmentation, **options):
     return Loader(
         image_set(length), batch_size=6, normalisation=Normalisation((0.5,), (0.5,)), device=torch.device("cpu"),
-        augmentation=augmentation, ranks=DistributedContext(rank, count), **options,
+        augmentation=augmentation, context=DistributedContext(rank, count), **options,
     )  # fmt: skip
 
 
@@ -83,7 +83,7 @@ def test_ranks_evaluate_every_image_once(count):
 
 @pytest.mark.parametrize("uses", [1, 2])
 def test_mean_of_ranks_statistics_is_that_of_all_images(uses):
-    """DistributedContext of 5 and 3 images; momentum is 0.1, the statistics begin with mean 0 and variance 1."""
+    """Ranks of 5 and 3 images; momentum is 0.1, the statistics begin with mean 0 and variance 1."""
     batch = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     layers = []
     for rank, part in enumerate((batch[:5], batch[5:])):
@@ -140,12 +140,12 @@ def test_only_the_first_rank_starts_from_saved_sums():
 def test_incomplete_variables_are_named(changes, named):
     environment = {key: value for key, value in {**TORCHRUN, **changes}.items() if value is not None}
     with pytest.raises(InputError, match=named):
-        world_size(environment)
+        read_world_size(environment)
 
 
 def test_world_size_is_that_of_torchrun():
-    assert world_size({}) == world_size({"WORLD_SIZE": "1"}) == 1
-    assert world_size(TORCHRUN) == 2
+    assert read_world_size({}) == read_world_size({"WORLD_SIZE": "1"}) == 1
+    assert read_world_size(TORCHRUN) == 2
 
 
 class Store:
@@ -198,9 +198,9 @@ def test_errors_that_users_read_are_told_whole(error):
 def test_whole_tensors_are_left_as_they_are():
     layer = torch.nn.BatchNorm1d(2)
     state = layer.state_dict()
-    found = whole(state)
+    found = full_state(state)
     assert found.keys() == state.keys()
     assert found._metadata == state._metadata
     assert all(found[name] is state[name] for name in state)
     assert not is_sharded(layer.weight)
-    assert local(layer.weight) is layer.weight
+    assert to_local(layer.weight) is layer.weight

@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
-from sam_runner.distributed.sharding import is_sharded, shard, whole
+from sam_runner.distributed.sharding import full_state, is_sharded, shard_model
 from sam_runner.sam.objective import Batch, Objective
 from sam_runner.sam.step import SamStep
 
@@ -36,7 +36,7 @@ def trained(model, objective, share, **options):
     step = SamStep(objective, optimizer, **options)
     for number, batch in enumerate(batches()):
         step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1, number)
-    return torch.cat([value.flatten() for value in whole(model.state_dict()).values()])
+    return torch.cat([value.flatten() for value in full_state(model.state_dict()).values()])
 
 
 def rank(number, count, port, queue, options):
@@ -44,8 +44,8 @@ def rank(number, count, port, queue, options):
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
     parallel = DistributedDataParallel(model)
-    ranks = DistributedContext(number, count)
-    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, ranks=ranks)
+    context = DistributedContext(number, count)
+    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, ranks=context)
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
     queue.put((number, trained(model, objective, share, **options).tolist()))
@@ -56,7 +56,7 @@ def sharded_rank(number, count, port, queue, grad_clip):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
-    shard(model, smallest_unit=100)  # two units
+    shard_model(model, min_unit_params=100)  # two units
     assert all(is_sharded(param) for param in model.parameters())
     objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count))
     per_rank = BATCH // count

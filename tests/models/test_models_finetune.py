@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.models.build import parameter_groups
-from sam_runner.models.pretrained import head_of, load_weights
+from sam_runner.models.pretrained import find_head, load_weights
 from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.sam.batch_statistics import freeze
 from sam_runner.sam.objective import Batch, Objective
@@ -83,9 +83,9 @@ def test_many_keys_that_do_not_fit_are_counted():
     ],
 )
 def test_the_head_is_the_last_layer_with_an_output_for_each_class(model, name):
-    assert head_of(model, 7) == name
+    assert find_head(model, 7) == name
     with pytest.raises(InputError, match="no layer with 11 outputs"):
-        head_of(model, 11)
+        find_head(model, 11)
 
 
 def test_a_step_of_the_head_is_as_much_longer_as_its_rate():

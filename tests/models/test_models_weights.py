@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from sam_runner.models.pretrained import head_of
-from sam_runner.models.published import torchvision_model
+from sam_runner.models.pretrained import find_head
+from sam_runner.models.torchvision_timm import torchvision_model
 from sam_runner.runs.load import evaluate_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
@@ -119,7 +119,7 @@ def test_heads_of_torchvision():
         "densenet121": "classifier",
     }
     with torch.device("meta"):
-        assert {name: head_of(torchvision_model(9, name=name), 9) for name in heads} == heads
+        assert {name: find_head(torchvision_model(9, name=name), 9) for name in heads} == heads
 
 
 def test_weights_of_torchvision_come_from_its_cache(tmp_path, monkeypatch):

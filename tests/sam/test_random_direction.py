@@ -18,7 +18,7 @@ from sam_runner.sam.objective import Batch
 from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
-from sam_runner.utils.seeding import derive_seed, generator
+from sam_runner.utils.seeding import derive_seed, make_generator
 from tests.data.augment.test_mixing import Watched
 from tests.helpers import TINY, settings_of
 from tests.oracles.problems import ONE, Quadratic, batch_of, make_step, mean_output
@@ -101,12 +101,12 @@ def test_directions_of_other_seeds_and_steps_are_independent(varied):
 
 
 def test_it_is_the_normalised_draw_of_its_seed_and_step():
-    draws = generator(5, "direction", 11)
+    draws = make_generator(5, "direction", 11)
     expected = np.concatenate(
         [torch.randn(shape, generator=draws, dtype=torch.float64).numpy().ravel() for shape in SHAPES.values()]
     )
     assert directions(seed=5, numbers=[11])[0] == pytest.approx(expected * RHO / np.linalg.norm(expected), rel=1e-12)
-    assert generator(5, "direction", 11, device="cpu").initial_seed() == derive_seed(5, "direction", 11)
+    assert make_generator(5, "direction", 11, device="cpu").initial_seed() == derive_seed(5, "direction", 11)
 
 
 @pytest.mark.parametrize("slope", [-3.0, 0.0, 1e-30])

@@ -305,7 +305,7 @@ def test_any_change_of_a_manifest_is_found(tmp_path):
     content = path.read_bytes()
     for bit in range(8 * len(content)):
         path.write_bytes(flip(content, bit))
-        assert manifest_module.manifest_fault(path) is not None or json.loads(path.read_text()) == json.loads(content)
+        assert manifest_module.check_manifest(path) is not None or json.loads(path.read_text()) == json.loads(content)
 
 
 @pytest.mark.parametrize(

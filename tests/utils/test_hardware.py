@@ -24,7 +24,7 @@ def test_quota_of_a_control_group(tmp_path, content, cores):
 def test_usable_cores_are_the_smaller_of_affinity_and_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
     monkeypatch.setattr(hardware, "_quota", lambda _: quota)
-    assert hardware.usable_cores() == expected
+    assert hardware.count_usable_cores() == expected
 
 
 @pytest.mark.parametrize(
@@ -38,7 +38,7 @@ def test_usable_cores_are_the_smaller_of_affinity_and_quota(monkeypatch, quota, 
 def test_automatic_precision_of_a_cpu(monkeypatch, has, precision, reason):
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
         monkeypatch.setattr(torch.cpu, name, lambda name=name: name in has, raising=False)
-    chosen, why = hardware.automatic_precision(torch.device("cpu"))
+    chosen, why = hardware.choose_precision(torch.device("cpu"))
     assert chosen == precision
     assert reason in why
 
@@ -47,7 +47,7 @@ def test_automatic_precision_of_a_cpu(monkeypatch, has, precision, reason):
 def test_automatic_precision_of_a_gpu(monkeypatch, bf16, precision):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    chosen, why = hardware.automatic_precision(torch.device("cuda"))
+    chosen, why = hardware.choose_precision(torch.device("cuda"))
     assert chosen == precision
     assert "Some GPU" in why
 
@@ -58,19 +58,19 @@ def test_set_up_says_what_cuda_may_do(tf32, deterministic, monkeypatch):
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     monkeypatch.setattr(hardware, "_keep_freed_memory", lambda: None)
     try:
-        hardware.set_up(torch.device("cpu"), tf32=tf32, deterministic=deterministic)
+        hardware.configure_torch(torch.device("cpu"), tf32=tf32, deterministic=deterministic)
         assert [backend.allow_tf32 for backend in backends] == [tf32, tf32]
         assert torch.backends.cudnn.benchmark is not deterministic
     finally:
-        hardware.set_up(torch.device("cpu"))
+        hardware.configure_torch(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("device", "cores", "expected"), [("cuda", 64, 16), ("cuda", 6, 6), ("cpu", 2, 0), ("cpu", 32, 8)]
 )
 def test_decoding_workers(monkeypatch, device, cores, expected):
-    monkeypatch.setattr(hardware, "usable_cores", lambda: cores)
-    assert hardware.decoding_workers(torch.device(device)) == expected
+    monkeypatch.setattr(hardware, "count_usable_cores", lambda: cores)
+    assert hardware.choose_num_workers(torch.device(device)) == expected
 
 
 @pytest.mark.slow

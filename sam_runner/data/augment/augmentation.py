@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 
 NUM_DRAWS = 5  # crop row, crop column, flip, cutout row, cutout column
 TRIES = 3  # shapes that are drawn for an erased part; one in a hundred does not fit
@@ -56,10 +56,10 @@ class Augmentation:
 
 def draw_table(seed: int, epoch: int, num_examples: int, *, erasing: bool = False) -> Tensor:
     """Uniform numbers in [0, 1) of one epoch, float32, (num_examples, NUM_DRAWS); ERASING_DRAWS more for `erase`."""
-    table = torch.rand(num_examples, NUM_DRAWS, generator=generator(seed, "augmentation", epoch))
+    table = torch.rand(num_examples, NUM_DRAWS, generator=make_generator(seed, "augmentation", epoch))
     if not erasing:
         return table
-    more = torch.rand(num_examples, ERASING_DRAWS, generator=generator(seed, "erasing", epoch))
+    more = torch.rand(num_examples, ERASING_DRAWS, generator=make_generator(seed, "erasing", epoch))
     return torch.cat([table, more], 1)
 
 
@@ -127,7 +127,7 @@ def apply_cutout(images_NCHW: Tensor, draws: Tensor, augmentation: Augmentation,
 
 def batch_place(seed: int, epoch: int, batch: int) -> Tensor:
     """The place of the cutout of a whole batch: two uniform numbers, (2,)."""
-    return torch.rand(2, generator=generator(seed, "cutout", epoch, batch))
+    return torch.rand(2, generator=make_generator(seed, "cutout", epoch, batch))
 
 
 def cut_out(images_NCHW: Tensor, places: Tensor, size: int) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from sam_runner.data.augment.augmentation import Augmentation
-from sam_runner.utils.seeding import derive_seed, generator
+from sam_runner.utils.seeding import derive_seed, make_generator
 
 
 class Box(NamedTuple):
@@ -44,7 +44,7 @@ def mix_batch(
         return images_NCHW, labels
     seed, *rest = key
     draws = random.Random(derive_seed(seed, "mixing", *rest))
-    partner = torch.randperm(len(labels), generator=generator(seed, "partner", *rest)).to(labels.device)
+    partner = torch.randperm(len(labels), generator=make_generator(seed, "partner", *rest)).to(labels.device)
     share = draws.betavariate(alpha, alpha)
     others = images_NCHW[partner]
     if augmentation.mixup is not None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import IO
 
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import digest_of
+from sam_runner.utils.files import hash_file
 
 log = logging.getLogger(__name__)
 TIMEOUT = 4.0  # seconds without a byte: without a network the error comes within five
@@ -40,7 +40,7 @@ def fetch(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
                 part.unlink(missing_ok=True)  # somebody else's download, which we have waited for
                 return
             _append_all(url, part, handle, timeout)
-            if digest_of(part, algorithm) != digest:
+            if hash_file(part, algorithm) != digest:
                 part.unlink()
                 raise InputError(f"{url} is not the file that was published (its {algorithm} differs)\n  try again")
             part.rename(path)

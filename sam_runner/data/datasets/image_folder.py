@@ -15,8 +15,8 @@ from torch import Tensor
 from sam_runner.data.decode import centre_box, read_image, read_part
 from sam_runner.data.image_sets import ImageFiles, Images, Splits, image_set
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import usable_cores
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.hardware import count_usable_cores
+from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
 SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"})
@@ -78,7 +78,7 @@ def image_folder(
         decode = partial(_decode, image_size=image_size, eval_crop_ratio=eval_crop_ratio)
         _require_room(paths + tests, decode)
         log.info("reading %s images into memory", f"{len(paths + tests):,}")
-        workers = usable_cores() if num_workers is None else num_workers
+        workers = count_usable_cores() if num_workers is None else num_workers
 
         def images_of(paths: list[Path], labels: Tensor) -> Images:
             return image_set(_decode_all(paths, decode, workers), labels, classes)
@@ -138,10 +138,10 @@ def _split_each_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     apart = torch.zeros(len(labels), dtype=torch.bool)
     for label in labels.unique().tolist():
         members = (labels == label).nonzero().flatten()
-        order = torch.randperm(len(members), generator=generator(0, "test split", label))
+        order = torch.randperm(len(members), generator=make_generator(0, "test split", label))
         apart[members[order[: round(fraction * len(members))]]] = True
     if not apart.any():  # of classes that are too small to be parted
-        order = torch.randperm(len(labels), generator=generator(0, "test split"))
+        order = torch.randperm(len(labels), generator=make_generator(0, "test split"))
         apart[order[: round(fraction * len(labels))]] = True
     return apart.nonzero().flatten(), (~apart).nonzero().flatten()
 

@@ -3,7 +3,7 @@
 import torch
 
 from sam_runner.data.image_sets import ImageSet, Splits, image_set
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 
 
 def synthetic(
@@ -19,7 +19,7 @@ def synthetic(
         image_size: Height and width in pixels, at least 4.
         data_seed: Seed of the images, apart from the run's.
     """
-    draws = generator(data_seed, "synthetic images")
+    draws = make_generator(data_seed, "synthetic images")
     patterns = torch.rand(num_classes, channels, 4, 4, generator=draws)
     rows = torch.arange(image_size) * 4 // image_size
     large = patterns[:, :, rows][:, :, :, rows]

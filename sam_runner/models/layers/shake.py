@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 
-class Shaken(nn.Module):
+class ShakeLayer(nn.Module):
     """A layer that is shaken in training.
 
     Attributes:
@@ -30,7 +30,7 @@ class Shaken(nn.Module):
         return scaled
 
 
-class ShakeShake(Shaken):
+class ShakeShake(ShakeLayer):
     """a x + (1 - a) y with a uniform on [0, 1] for each example (Gastaldi, arXiv 1705.07485); in evaluation the mean.
 
     Shape:
@@ -45,7 +45,7 @@ class ShakeShake(Shaken):
         return self._scaled(first, forward, backward) + self._scaled(second, 1 - forward, 1 - backward)
 
 
-class ShakeDrop(Shaken):
+class ShakeDrop(ShakeLayer):
     """A branch that is kept, or else scaled: by [-1, 1] forward and by [0, 1] backward, for each example.
 
     Yamada, Iwamura, Akiba and Kise (arXiv 1802.02375), eq. 6, with the ranges of their table of CIFAR. In evaluation it
@@ -72,7 +72,7 @@ class ShakeDrop(Shaken):
 
 
 @contextmanager
-def true_gradient(layers: Iterable[Shaken]) -> Iterator[None]:
+def true_gradient(layers: Iterable[ShakeLayer]) -> Iterator[None]:
     """Passes in the body have the gradient of what they compute."""
     layers = list(layers)
     for layer in layers:

@@ -7,7 +7,7 @@ from torch import nn
 Block = Callable[[int, int, int], nn.Module]  # from channels in, channels out and stride
 
 
-def stages(inputs: int, widths: Sequence[int], num_blocks: int, block: Block) -> nn.Sequential:
+def build_stages(inputs: int, widths: Sequence[int], num_blocks: int, block: Block) -> nn.Sequential:
     """`num_blocks` blocks for each of `widths`; each stage but the first begins with stride 2.
 
     Args:

@@ -8,7 +8,7 @@ import torchvision
 import yaml
 
 from sam_runner.commands.train import CONF
-from sam_runner.models.published import timm_model, torchvision_model
+from sam_runner.models.torchvision_timm import timm_model, torchvision_model
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
 from tests.helpers import settings_of
