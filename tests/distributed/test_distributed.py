@@ -169,24 +169,24 @@ class Store:
 
 
 def test_the_first_error_is_told_by_all(monkeypatch):
-    monkeypatch.setattr("sam_runner.distributed.context.SETTLING", 0.2)
+    monkeypatch.setattr("sam_runner.distributed.context.ERROR_WAIT", 0.2)
     store = Store()
     ranks = [DistributedContext(rank, 3, store=store, timeout=7) for rank in range(3)]
     own = ranks[1].attribute_error(KeyError("x"))
     other = ranks[0].attribute_error(RuntimeError("[gloo] Connection closed by peer"))
     assert isinstance(own, RankError)
-    assert (own.own, other.own) == (True, False)
+    assert (own.is_local, other.is_local) == (True, False)
     assert str(own) == str(other) == "rank 1: KeyError: 'x'"
 
 
 def test_a_rank_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("sam_runner.distributed.context.SETTLING", 0.2)
+    monkeypatch.setattr("sam_runner.distributed.context.ERROR_WAIT", 0.2)
     store = Store()
     store.set("waiting/2", "")
     error = DistributedContext(0, 3, store=store, timeout=7).attribute_error(
         RuntimeError("Timed out waiting 7000ms for recv")
     )
-    assert str(error).startswith("rank 1 does not answer")
+    assert str(error).startswith("rank 1 does not respond")
     assert "rank_timeout=7" in str(error)
 
 

@@ -164,10 +164,10 @@ def test_a_rank_that_does_not_answer_is_named(tmp_path, how):
             os.kill(lost, signal.SIGKILL)
     assert time.monotonic() - began < 50
     output = (tmp_path / "output.txt").read_text()
-    assert "error: rank 1 does not answer" in output
+    assert "error: rank 1 does not respond" in output
     left = status(tmp_path / "run")
     assert left["status"] == "failed"
-    assert "rank 1 does not answer" in left["error"]
+    assert "rank 1 does not respond" in left["error"]
 
 
 def test_torchruns_restart_goes_on(tmp_path):
@@ -177,7 +177,7 @@ def test_torchruns_restart_goes_on(tmp_path):
     os.kill(worker(process, 1), signal.SIGKILL)
     assert process.wait(120) == 0
     output = (tmp_path / "output.txt").read_text()
-    assert "rank 1 does not answer" in output
+    assert "rank 1 does not respond" in output
     assert "continuing run after step" in output
     assert status(tmp_path / "run")["status"] == "finished"
 

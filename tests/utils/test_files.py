@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from sam_runner.utils.files import read_json, sha256, write_atomically, write_json
+from sam_runner.utils.files import hash_file, read_json, write_atomically, write_json
 
 
 def names(folder):
@@ -99,9 +99,9 @@ def test_json_that_is_missing_or_damaged_reads_as_none(tmp_path, content):
 def test_sha256_equals_hashlib(tmp_path, size):
     content = (bytes(range(251)) * (size // 251 + 1))[:size]
     (tmp_path / "a").write_bytes(content)
-    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert hash_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
 def test_sha256_of_abc_is_the_published_value(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

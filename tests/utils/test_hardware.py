@@ -14,16 +14,16 @@ from sam_runner.utils import hardware
     ("content", "cores"),
     [("150000 100000\n", 1.5), ("max 100000\n", float("inf")), ("", float("inf")), ("400000 100000", 4)],
 )
-def test_quota_of_a_control_group(tmp_path, content, cores):
+def test_read_cpu_quota_of_a_control_group(tmp_path, content, cores):
     (tmp_path / "cpu.max").write_text(content)
-    assert hardware._quota(tmp_path / "cpu.max") == cores
-    assert hardware._quota(tmp_path / "nowhere") == float("inf")
+    assert hardware._read_cpu_quota(tmp_path / "cpu.max") == cores
+    assert hardware._read_cpu_quota(tmp_path / "nowhere") == float("inf")
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(1.5, 2), (0.2, 1), (1e6, 8), (float("inf"), 8)])
-def test_usable_cores_are_the_smaller_of_affinity_and_quota(monkeypatch, quota, expected):
+def test_usable_cores_are_the_smaller_of_affinity_and_read_cpu_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(hardware, "_quota", lambda _: quota)
+    monkeypatch.setattr(hardware, "_read_cpu_quota", lambda _: quota)
     assert hardware.count_usable_cores() == expected
 
 
@@ -78,7 +78,7 @@ def test_freed_memory_is_kept():
     """Page faults of an allocation that is repeated: new pages every time without it, hardly any with it."""
     program = (
         "import resource, sys, torch\n"
-        "from sam_runner import hardware\n"
+        "from sam_runner.utils import hardware\n"
         "if sys.argv[1] == 'keep': hardware._keep_freed_memory()\n"
         "make = lambda: torch.ones(40 << 20, dtype=torch.uint8)\n"
         "for _ in range(5): make()\n"
