@@ -44,11 +44,11 @@ def test_a_head_is_taken_whole_or_not_at_all():
     state["head.0.bias"] = torch.full((CLASSES,), 5.0)
     model = small(seed=2)
     before = copy.deepcopy(model.head.state_dict())
-    assert load_weights(model, state, "here", CLASSES).endswith("; the head head.0 is fresh")
+    assert load_weights(model, state, "here", CLASSES).endswith("; the head head.0 is newly initialised")
     assert all(torch.equal(before[key], value) for key, value in model.head.state_dict().items())
     assert torch.equal(model.features[0].weight, state["features.0.weight"])
     del state["head.0.weight"], state["head.0.bias"]
-    assert "fresh" in load_weights(model, state, "here", CLASSES)
+    assert "newly initialised" in load_weights(model, state, "here", CLASSES)
 
 
 def test_every_key_that_does_not_fit_is_named():

@@ -58,7 +58,7 @@ def test_a_head_of_other_classes_is_initialised_by_the_seed_and_the_log_says_so(
         found = model_of(path)
     assert torch.equal(found.features[0].weight, small(num_classes=9).features[0].weight)
     assert torch.equal(found.head[0].weight, fresh.head[0].weight)
-    assert "the head head.0 is fresh" in caplog.text
+    assert "the head head.0 is newly initialised" in caplog.text
 
 
 class Harmful:
@@ -88,7 +88,7 @@ def test_other_files_are_refused(write_file, said, tmp_path, capsys):
 def test_a_damaged_safetensors_file_is_refused(tmp_path):
     path = tmp_path / "weights.safetensors"
     path.write_bytes(b"\xff" * 40)
-    with pytest.raises(InputError, match="no safetensors file"):
+    with pytest.raises(InputError, match="not a safetensors file"):
         model_of(path)
 
 
@@ -156,11 +156,11 @@ def test_weights_of_timm_are_those_of_its_pretrained_network(monkeypatch):
 @pytest.mark.parametrize(
     ("base", "weights", "said"),
     [
-        (images, "torchvision", "cannot be had: .*no way.*\n  put the file at .*shufflenet.*, or give"),
+        (images, "torchvision", "could not be downloaded: .*no way.*\n  put the file at .*shufflenet.*, or name it"),
         (images, "torchvision:IMAGENET1K_V9", "does not exist\n  accepted: IMAGENET1K_V1"),
         (images, "timm", "for networks of timm"),
         (tiny, "torchvision", "for networks of torchvision"),
-        (timm_images, "timm", "timm has no weights for test_resnet here"),
+        (timm_images, "timm", "timm has no weights for test_resnet"),
     ],
 )
 def test_weights_that_cannot_be_had_are_told(base, weights, said, tmp_path, monkeypatch):
