@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by name."""
+"""Networks of torchvision and timm, constructed by name."""
 
 import sys
 
@@ -23,7 +23,7 @@ NAMED = sorted(
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_file_of_torchvision_is_of_the_network_in_its_name_with_the_published_number_of_weights(name):
+def test_a_torchvision_option_builds_the_network_of_its_name_with_the_published_number_of_weights(name):
     content = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
     assert content == {"defaults": ["torchvision", "_self_"], "name": name}
     published = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta["num_params"]
@@ -51,7 +51,7 @@ def test_a_vision_transformer_takes_the_side_of_the_images():
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["model=torchvision", "model.name=resnet51"], "did you mean resnet50"),
         (["model=torchvision", "model.name=fasterrcnn_resnet50_fpn"], "not a classification network of torchvision"),
@@ -62,8 +62,8 @@ def test_a_vision_transformer_takes_the_side_of_the_images():
         (["model=timm", "model.name=resnet18.nobody_in1k"], "not a classification network of timm"),
     ],
 )
-def test_what_cannot_be_made_is_told(overrides, said):
-    with pytest.raises(InputError, match=said):
+def test_impossible_networks_are_an_input_error(overrides, message):
+    with pytest.raises(InputError, match=message):
         build_run(settings_of(*IMAGES, *overrides))
 
 
