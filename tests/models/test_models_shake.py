@@ -144,11 +144,11 @@ def test_an_error_ends_the_use_of_the_true_gradient():
     assert not layer.true_gradient
 
 
-@pytest.mark.parametrize("true", [True, False])
-def test_shake_shake_has_the_moments_of_uniform_numbers(true):
+@pytest.mark.parametrize("use_true_gradient", [True, False])
+def test_shake_shake_has_the_moments_of_uniform_numbers(use_true_gradient):
     torch.manual_seed(0)
     layer, branches = ShakeShake(), torch.zeros(2, NUM_DRAWS, 1, 1, 1).requires_grad_()
-    layer.true_gradient = true
+    layer.true_gradient = use_true_gradient
     forward = layer(torch.ones(NUM_DRAWS, 1, 1, 1), torch.zeros(NUM_DRAWS, 1, 1, 1)).flatten()
     layer(*branches).sum().backward()
     backward = branches.grad.flatten(1)
