@@ -21,7 +21,7 @@ from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
 from sam_runner.runs.status import finished_duplicate, finished_result, write_status
-from sam_runner.training.build import build_run, choose_precision
+from sam_runner.training.build import build_run, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
@@ -145,7 +145,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     log.info("data: %s", describe_data(run))
-    precision, reason = choose_precision(config.precision, run.step.objective.device)
+    precision, reason = resolve_precision(config.precision, run.step.objective.device)
     if reason:
         hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
         log.info("precision %s: %s%s", precision, reason, hint)

@@ -39,7 +39,7 @@ COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagrap
 AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
+def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
     """Return the device to train on; each process of a machine has its own GPU.
 
     Args:
@@ -68,7 +68,7 @@ def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> to
     return device
 
 
-def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
     """Return the number format of the passes and, where it was chosen for the device, the reason.
 
     Raises:
@@ -274,7 +274,7 @@ def build_loaders(
         augmentation=config.augment,
         seed=config.seed,
         drop_last=config.data.drop_last,
-        ranks=context,
+        context=context,
         **common,
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
@@ -297,8 +297,8 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     Raises:
         InputError: Where the settings cannot be used.
     """
-    device = choose_device(config.device, context)
-    precision, _ = choose_precision(config.precision, device)
+    device = resolve_device(config.device, context)
+    precision, _ = resolve_precision(config.precision, device)
     configure_torch(device, tf32=precision == "tf32", deterministic=config.deterministic)
     dtype = AUTOCAST[precision]
     splits = build_data(config.data, config.noise, config.seed)
@@ -339,5 +339,5 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
         ema=averaged,
         skip_nonfinite=config.on_nonfinite == "skip",
         data_digest=splits.digest(),
-        ranks=context,
+        context=context,
     )

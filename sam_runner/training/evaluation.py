@@ -29,7 +29,7 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Logits (N, C) of a whole set in its order, and labels (N,), in evaluation mode; the model's mode is put back.
 
-    DistributedContext evaluate different batches (those that `loader` gives them), and each has all of them then.
+    Ranks evaluate different batches (those that `loader` gives them); the result is complete on every rank.
 
     Raises:
         RunInterrupt: Where `stop` was made, after the batch.

@@ -54,7 +54,7 @@ NEEDS = {  # what a file cannot do without
 }
 NAMED = {
     "defaults": ["torchvision", "_self_"]
-}  # files that only name a large network: tests/models/test_models_published.py
+}  # files that only name a large network: tests/models/test_torchvision_timm.py
 TRAINED = [
     file
     for file in FILES

@@ -1,4 +1,4 @@
-"""Data-parallel steps: ranks with their own perturbations are groups of one process."""
+"""Steps on several ranks equal steps of one process whose groups are the ranks' parts of the batch."""
 
 import socket
 
@@ -18,12 +18,12 @@ pytestmark = pytest.mark.dist
 STEPS, BATCH = 5, 16
 
 
-def network():
+def make_network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 5)).double()
 
 
-def batches():
+def make_batches():
     draws = torch.Generator().manual_seed(1)
     return [
         Batch(torch.randn(BATCH, 1, 8, 8, generator=draws, dtype=torch.float64), torch.arange(BATCH) % 5)
@@ -31,78 +31,65 @@ def batches():
     ]
 
 
-def trained(model, objective, share, **options):
+def train_weights(model, objective, share, **options):
+    """Return the weights after `STEPS` steps on the examples `share` of each batch."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
     step = SamStep(objective, optimizer, **options)
-    for number, batch in enumerate(batches()):
+    for number, batch in enumerate(make_batches()):
         step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1, number)
     return torch.cat([value.flatten() for value in full_state(model.state_dict()).values()])
 
 
-def rank(number, count, port, queue, options):
+def train_alone(**options):
+    model = make_network()
+    return train_weights(model, Objective(model, F.cross_entropy), slice(None), **options)
+
+
+def run_rank(number, count, port, queue, sharded, options):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
-    model = network()
-    parallel = DistributedDataParallel(model)
-    ranks = DistributedContext(number, count)
-    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, ranks=ranks)
-    per_rank = BATCH // count
-    share = slice(number * per_rank, (number + 1) * per_rank)
-    queue.put((number, trained(model, objective, share, **options).tolist()))
+    model, parallel = make_network(), {}
+    if sharded:
+        shard_model(model, min_unit_params=100)  # two units
+        assert all(is_sharded(param) for param in model.parameters())
+    else:
+        wrapped = DistributedDataParallel(model)
+        parallel = {"forward": wrapped, "no_sync": wrapped.no_sync}
+    objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count), **parallel)
+    share = slice(number * BATCH // count, (number + 1) * BATCH // count)
+    queue.put((number, train_weights(model, objective, share, **options).tolist()))
     distributed.destroy_process_group()
 
 
-def sharded_rank(number, count, port, queue, grad_clip):
-    torch.set_num_threads(1)
-    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
-    model = network()
-    shard_model(model, min_unit_params=100)  # two units
-    assert all(is_sharded(param) for param in model.parameters())
-    objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count))
-    per_rank = BATCH // count
-    share = slice(number * per_rank, (number + 1) * per_rank)
-    queue.put((number, trained(model, objective, share, sync_perturbation=True, grad_clip=grad_clip).tolist()))
-    distributed.destroy_process_group()
-
-
-def weights_of_ranks(count, *arguments, target=rank):
-    with socket.create_server(("127.0.0.1", 0)) as taken:
-        port = taken.getsockname()[1]
+def require_ranks_equal(expected, count, sharded=False, **options):
+    """Train on `count` processes and compare the weights of each with `expected`."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    processes = mp.spawn(target, (count, port, queue, *arguments), nprocs=count, join=False)
-    found = dict(queue.get() for _ in range(count))
+    processes = mp.spawn(run_rank, (count, port, queue, sharded, options), nprocs=count, join=False)
+    weights = dict(queue.get() for _ in range(count))
     processes.join()
-    return [torch.tensor(found[number], dtype=torch.float64) for number in range(count)]
+    assert sorted(weights) == list(range(count))
+    for values in weights.values():
+        assert torch.allclose(torch.tensor(values, dtype=torch.float64), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_ranks_equal_one_process_with_groups_of_a_ranks_images(count):
-    alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), group_size=BATCH // count)
-    for weights in weights_of_ranks(count, {}):
-        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+    require_ranks_equal(train_alone(group_size=BATCH // count), count)
 
 
 def test_a_synchronised_ascent_equals_one_process_with_one_group():
-    alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
-    local = network()
-    other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
-    for weights in weights_of_ranks(2, {"sync_perturbation": True}):
-        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
-    assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
+    expected = train_alone()
+    require_ranks_equal(expected, 2, sync_perturbation=True)
+    assert not torch.allclose(train_alone(group_size=BATCH // 2), expected, rtol=0, atol=1e-6)  # the cases differ
 
 
-def test_a_random_direction_is_one_on_all_ranks():
-    alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), direction_seed=3)
-    for weights in weights_of_ranks(2, {"direction_seed": 3}):
-        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+def test_a_random_direction_is_the_same_on_all_ranks():
+    require_ranks_equal(train_alone(direction_seed=3), 2, direction_seed=3)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.05])
 def test_shards_equal_one_process(grad_clip):
-    alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), grad_clip=grad_clip)
-    for weights in weights_of_ranks(2, grad_clip, target=sharded_rank):
-        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+    expected = train_alone(grad_clip=grad_clip)
+    require_ranks_equal(expected, 2, sharded=True, sync_perturbation=True, grad_clip=grad_clip)

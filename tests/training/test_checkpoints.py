@@ -57,7 +57,7 @@ def write_with_manifest(folder, content, step=9, **changes):
         "format": 3, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "is_best": False,
         "is_kept": False, **changes,
     }  # fmt: skip
-    signed = {**manifest, "check": manifest_module._check(manifest)}
+    signed = {**manifest, "check": manifest_module._checksum(manifest)}
     path.with_suffix(".json").write_text(json.dumps(signed))
     return path
 

@@ -1,4 +1,4 @@
-"""Random streams: frozen seeds, independence, replay."""
+"""Random streams: derived seeds never change, streams are independent, states can be replayed."""
 
 import hashlib
 import random
