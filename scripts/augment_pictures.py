@@ -14,7 +14,7 @@ from PIL import Image
 from sam_runner.data.augment.augmentation import Augmentation
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import Images
-from sam_runner.data.loader import IMAGENET, Loader
+from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader
 from sam_runner.training.pictures import image_grid
 
 BASIC = {"pad": 4, "flip": True}
@@ -34,12 +34,12 @@ IMAGES, EPOCHS = 8, 4
 
 def draw(data: Images, augmentation: Augmentation, path: Path) -> None:
     """A row of the images as they are, and one for each epoch, in the same order."""
-    options = {"batch_size": IMAGES, "normalisation": IMAGENET, "device": torch.device("cpu")}
-    plain, loader = Loader(data, **options), Loader(data, augmentation=augmentation, **options)
-    rows = [plain.pixels(next(plain.epoch()).images)]
+    options = {"batch_size": IMAGES, "normalisation": IMAGENET_NORMALISATION, "device": torch.device("cpu")}
+    plain, loader = ImageLoader(data, **options), ImageLoader(data, augmentation=augmentation, **options)
+    rows = [plain.denormalise(next(plain.epoch()).images)]
     for epoch in range(EPOCHS):
         examples = next(loader.epoch(epoch))
-        rows.append(loader.pixels(examples.images)[examples.indices.argsort()])
+        rows.append(loader.denormalise(examples.images)[examples.indices.argsort()])
     picture = image_grid(torch.cat(rows), columns=IMAGES, min_side=50)
     pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)

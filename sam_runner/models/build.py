@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sam_runner.config.instantiate import construct, locate
-from sam_runner.data.image_sets import Splits
+from sam_runner.data.splits import Splits
 from sam_runner.models.pretrained import head_of, load_weights, read_weights, torchvision_weights
 from sam_runner.sam import batch_statistics
 from sam_runner.utils.errors import InputError

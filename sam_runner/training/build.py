@@ -3,9 +3,8 @@
 import inspect
 import json
 import os
-from collections.abc import Container, Mapping
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -16,8 +15,10 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner.config.instantiate import construct, locate
 from sam_runner.data.augment.augmentation import Augmentation
-from sam_runner.data.image_sets import Images, ImageSet, Splits, hold_out, subsample
-from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.data.image_sets import ImageSet
+from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.noise import noise_needs
+from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, weights_dtype
@@ -29,7 +30,7 @@ from sam_runner.training.rates import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import automatic_device, automatic_precision, decoding_workers, set_up
-from sam_runner.utils.seeding import derive_seed, seed_everything
+from sam_runner.utils.seeding import seed_everything
 
 Settings = Mapping[str, Any]
 EVAL_BATCH = 512
@@ -87,13 +88,17 @@ def build_data(settings: Settings) -> Splits:
     """Training set with its noise, held-out set and test set."""
     data = dict(settings["data"])
     held_out, used = data.pop("val_fraction", 0.0), data.pop("train_fraction", 1.0)
-    drop_last, noisy = data.pop("drop_last", True), data.pop("val_labels", "clean") == "noisy"
+    drop_last, val_labels = data.pop("drop_last", True), data.pop("val_labels", "clean")
     splits, node = _loaded(json.dumps(data, sort_keys=True)), settings["noise"]
-    supplied = {"num_classes": len(splits.train.classes), "seed": settings["seed"]}
-    taken = inspect.signature(locate(node["_target_"])).parameters
-    if "all_labels" in taken:  # by place in the whole set
-        splits = splits.relabelled(construct(node, "noise", all_labels=splits.train.labels, **supplied))
-    splits = subsample(hold_out(splits, held_out, noisy=noisy), used)
+    splits = prepare_splits(
+        splits,
+        partial(construct, node, "noise"),
+        needs=noise_needs(locate(node["_target_"])),
+        seed=settings["seed"],
+        val_fraction=held_out,
+        train_fraction=used,
+        val_labels=val_labels,
+    )
     train = splits.train
     if drop_last and len(train) < settings["batch_size"]:
         raise InputError(
@@ -109,24 +114,7 @@ def build_data(settings: Settings) -> Splits:
         raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
     if settings["augment"]["cutout"] > side:
         raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
-    if "all_labels" in taken:
-        return splits
-    splits = splits.relabelled(_noisy_labels(train, node, taken, supplied))
-    if noisy and splits.validation is not None:
-        supplied["seed"] = derive_seed(settings["seed"], "held-out label noise")
-        labels = _noisy_labels(splits.validation, node, taken, supplied)
-        splits = replace(splits, validation=splits.validation.relabelled(labels))
     return splits
-
-
-def _noisy_labels(part: Images, node: Settings, taken: Container[str], supplied: Settings) -> torch.Tensor:
-    """The labels of one split after noise that is a function of its labels, or of its images too."""
-    if "images_NCHW" in taken:
-        if not isinstance(part, ImageSet):
-            raise InputError(f"noise {node['_target_']} needs the images in memory\n  set data.storage=memory")
-        supplied = {**supplied, "images_NCHW": part.images_NCHW}
-    labels: torch.Tensor = construct(node, "noise", labels=part.labels, **supplied)
-    return labels
 
 
 def build_optimizer(settings: Settings, model: nn.Module, num_classes: int) -> torch.optim.Optimizer:
@@ -224,17 +212,19 @@ def build_loaders(
     device: torch.device,
     channels_last: bool,
     ranks: DistributedContext = SINGLE_PROCESS,
-) -> tuple[Loader, dict[str, Loader]]:
+) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Batches to train on, and those of the sets to evaluate by name."""
     train, workers = splits.train, settings["data"].get("num_workers")
     common: dict[str, Any] = {
-        "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
+        "normalisation": Normalisation.from_images(train.images_NCHW)
+        if isinstance(train, ImageSet)
+        else IMAGENET_NORMALISATION,
         "device": device,
         "channels_last": channels_last,
         "num_workers": decoding_workers(device, ranks.local_world_size) if workers is None else workers,
         "dtype": weights_dtype(settings["precision"]),
     }
-    loader = Loader(
+    loader = ImageLoader(
         train,
         batch_size=settings["batch_size"],
         augmentation=Augmentation(**settings["augment"]),
@@ -246,7 +236,7 @@ def build_loaders(
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
     # Sharded weights come together for all ranks at once, so all of them evaluate every batch.
     common["ranks"] = SINGLE_PROCESS if _sharded(settings, ranks) else ranks
-    return loader, {name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
+    return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
 def build_run(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) -> Run:

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sam_runner.data.augment.augmentation import Augmentation
 from sam_runner.data.image_sets import ImageSet
-from sam_runner.data.loader import Loader, Normalisation
+from sam_runner.data.loader import ImageLoader, Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, local, whole
 from sam_runner.distributed.torchrun import world_size
@@ -54,7 +54,7 @@ def image_set(length):
 
 
 def loader(length, rank, count, augmentation, **options):
-    return Loader(
+    return ImageLoader(
         image_set(length), batch_size=6, normalisation=Normalisation((0.5,), (0.5,)), device=torch.device("cpu"),
         augmentation=augmentation, ranks=DistributedContext(rank, count), **options,
     )  # fmt: skip
@@ -68,7 +68,7 @@ def test_ranks_train_on_the_batches_of_one_process(count, start):
     for number, batch in enumerate(alone):
         together = [batches[number] for batches in ranks]
         assert torch.equal(torch.cat([part.indices for part in together]), batch.indices)
-        assert {part.num_all for part in together} == {len(batch.indices)}
+        assert {part.global_batch_size for part in together} == {len(batch.indices)}
 
 
 def test_a_last_batch_of_fewer_images_than_ranks_is_left_out():

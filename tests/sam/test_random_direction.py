@@ -19,7 +19,7 @@ from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
 from sam_runner.utils.seeding import derive_seed, generator
-from tests.data.augment.test_mixing import Watched
+from tests.data.augment.test_mixing import RecordingStep
 from tests.helpers import TINY, settings_of
 from tests.oracles.problems import ONE, Quadratic, batch_of, make_step, mean_output
 
@@ -206,7 +206,7 @@ def test_the_trainer_tells_the_number_of_the_step_in_the_run():
     run = build_run(settings)
     assert run.step.direction_seed == 4
     assert build_run(settings_of(*TINY, "optimizer=sam", "seed=4")).step.direction_seed is None
-    run = replace(run, step=Watched(run.step))
+    run = replace(run, step=RecordingStep(run.step))
     progress = Progress(step=100)
     for examples in itertools.islice(run.train.epoch(1), 3):
         loop._train_step(run, mock.Mock(), examples, progress)
