@@ -59,7 +59,7 @@ def main() -> None:
     for name, augmentation in AUGMENTATIONS.items():
         draw(chosen, augmentation, arguments.out / f"augment_{name}.png")
     if arguments.large:
-        large = image_folder(root=arguments.large, image_size=56, storage="disk", centre=0.875).train
+        large = image_folder(root=arguments.large, image_size=56, storage="disk", eval_crop_ratio=0.875).train
         inception = Augmentation(flip=True, crop_scale_min=0.08)
         draw(large.subset(torch.arange(IMAGES)), inception, arguments.out / "augment_inception.png")
 

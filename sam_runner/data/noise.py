@@ -254,7 +254,7 @@ def human(labels: Tensor, num_classes: int, seed: int, *, file: str, set: str) -
     tensors = []
     for column in (clean_column, noisy_column):
         if not isinstance(column, np.ndarray) or column.ndim != 1 or column.dtype.kind not in "iu":
-            raise InputError(f"{path} is no file of labels")
+            raise InputError(f"{path} has no one-dimensional integer labels\n  it may be damaged; download it again")
         tensors.append(torch.from_numpy(column.astype(np.int64)))
     file_clean, file_noisy = tensors
     in_range = all(bool(((column >= 0) & (column < num_classes)).all()) for column in tensors)

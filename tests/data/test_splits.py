@@ -114,14 +114,12 @@ def test_a_noise_model_gets_the_input_that_it_declares(needs, small_splits):
     options = {"seed": 5, "val_fraction": 0.25, "train_fraction": 0.5, "val_labels": "noisy"}
     result = prepare_splits(small_splits, noise, needs=noise_needs(noise), **options)
     validation_seed = derive_seed(5, "held-out label noise")
-    assert (
-        calls
-        == {
-            "labels": [(36, 5, {}), (24, validation_seed, {})],
-            "images": [(36, 5, {"images_NCHW": 36}), (24, validation_seed, {"images_NCHW": 24})],
-            "whole_set": [(96, 5, {})],
-        }[needs]
-    )
+    expected_calls = {
+        "labels": [(36, 5, {}), (24, validation_seed, {})],
+        "images": [(36, 5, {"images_NCHW": 36}), (24, validation_seed, {"images_NCHW": 24})],
+        "whole_set": [(96, 5, {})],
+    }
+    assert calls == expected_calls[needs]
     for part in (result.train, result.validation):
         assert torch.equal(part.labels, (part.clean_labels + 1) % 4)
     assert result.test is small_splits.test

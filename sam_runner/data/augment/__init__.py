@@ -1,8 +1,8 @@
-"""Random transformations of training images: `augmentation` (crop, flip, cutout, erasing), `policy` (AutoAugment,
-RandAugment, TrivialAugment) and `mixing` (mixup, CutMix).
+"""Random transformations of training images.
 
-Every random number is a function of the seed, the epoch and the example or batch. Decoding files, normalisation and
-the order of the examples are not in here.
+`augmentation` has crop, flip, cutout and erasing; `policy` has AutoAugment, RandAugment and TrivialAugment; `mixing`
+has mixup and CutMix. Every random number is a function of the seed, the epoch and the example or batch. Decoding
+files, normalisation and the order of the examples are not in here.
 
 May import: utils, distributed, config.
 """

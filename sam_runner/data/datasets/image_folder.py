@@ -115,7 +115,10 @@ def _find_folders(base: Path, root: str) -> tuple[Path, Path | None, tuple[str, 
         raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {train}\n  expected: {LAYOUT}")
     if test and _list_classes(test) != classes:
         different = sorted(set(classes) ^ set(_list_classes(test)))
-        raise InputError(f"{train} and {test} have different classes; in one only: {', '.join(different[:10])}")
+        raise InputError(
+            f"{train} and {test} have different classes; in one only: {', '.join(different[:10])}\n"
+            "  both need the same class folders"
+        )
     return train, test, classes
 
 

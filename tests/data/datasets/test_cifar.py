@@ -192,7 +192,7 @@ def test_human_labels_follow_the_images_of_a_folder(tmp_path):
         ({"worse_label": [0, 1, 2, 0, 1, 3]}, "labels that do not match"),
         ({"worse_label": [0, 1, 2, 0, 1, -1]}, "labels that do not match"),
         ({"clean_label": [0, 1, 2, 0, 1, 1]}, "labels that do not match"),
-        ({"worse_label": [[0, 1, 2, 0, 1, 1]]}, "no file of labels"),
+        ({"worse_label": [[0, 1, 2, 0, 1, 1]]}, "no one-dimensional integer labels"),
     ],
 )
 def test_human_labels_of_other_images_are_refused(change, message, tmp_path):
