@@ -2,7 +2,7 @@
 
 import sys
 
-from sam_runner.commands.train import train
+from sam_runner.commands.train import main
 
 if __name__ == "__main__":
-    sys.exit(train())
+    sys.exit(main())

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import Images
 from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader
@@ -19,20 +19,20 @@ from sam_runner.training.pictures import image_grid
 
 BASIC = {"pad": 4, "flip": True}
 AUGMENTATIONS = {
-    "basic": Augmentation(**BASIC),
-    "cutout": Augmentation(**BASIC, cutout=16),
-    "cutout_per_batch": Augmentation(**BASIC, cutout=16, cutout_per_batch=True),
-    "autoaugment": Augmentation(**BASIC, policy="cifar10", cutout=16),
-    "randaugment": Augmentation(**BASIC, policy="randaugment"),
-    "trivialaugment": Augmentation(**BASIC, policy="trivialaugment"),
-    "erasing": Augmentation(**BASIC, erasing=0.5),
-    "mixup": Augmentation(**BASIC, mixup=1.0),
-    "cutmix": Augmentation(**BASIC, cutmix=1.0),
+    "basic": AugmentConfig(**BASIC),
+    "cutout": AugmentConfig(**BASIC, cutout=16),
+    "cutout_per_batch": AugmentConfig(**BASIC, cutout=16, cutout_per_batch=True),
+    "autoaugment": AugmentConfig(**BASIC, policy="cifar10", cutout=16),
+    "randaugment": AugmentConfig(**BASIC, policy="randaugment"),
+    "trivialaugment": AugmentConfig(**BASIC, policy="trivialaugment"),
+    "erasing": AugmentConfig(**BASIC, erasing=0.5),
+    "mixup": AugmentConfig(**BASIC, mixup=1.0),
+    "cutmix": AugmentConfig(**BASIC, cutmix=1.0),
 }
 IMAGES, EPOCHS = 8, 4
 
 
-def draw(data: Images, augmentation: Augmentation, path: Path) -> None:
+def draw(data: Images, augmentation: AugmentConfig, path: Path) -> None:
     """A row of the images as they are, and one for each epoch, in the same order."""
     options = {"batch_size": IMAGES, "normalisation": IMAGENET_NORMALISATION, "device": torch.device("cpu")}
     plain, loader = ImageLoader(data, **options), ImageLoader(data, augmentation=augmentation, **options)
@@ -60,7 +60,7 @@ def main() -> None:
         draw(chosen, augmentation, arguments.out / f"augment_{name}.png")
     if arguments.large:
         large = image_folder(root=arguments.large, image_size=56, storage="disk", eval_crop_ratio=0.875).train
-        inception = Augmentation(flip=True, crop_scale_min=0.08)
+        inception = AugmentConfig(flip=True, crop_scale_min=0.08)
         draw(large.subset(torch.arange(IMAGES)), inception, arguments.out / "augment_inception.png")
 
 

@@ -27,7 +27,7 @@ def timed(*arguments, **options):
         save(*arguments, **options)
     inside.append(time.perf_counter() - begun)
 loop.save = timed
-code = train_command.train()
+code = train_command.main()
 print(len(inside), sum(inside), time.perf_counter() - started, file=sys.stderr)
 sys.exit(code)
 """

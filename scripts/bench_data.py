@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
 from torchvision.transforms import v2
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageFiles, make_image_set
 from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
 from sam_runner.utils.hardware import decoding_workers, set_up
@@ -69,7 +69,7 @@ def in_memory(report: Report, rounds: int, device: torch.device) -> None:
         return run
 
     def ours(*, channels_last: bool = False, cutout: int = 0) -> Callable[[], None]:
-        augmentation = Augmentation(pad=4, flip=True, cutout=cutout)
+        augmentation = AugmentConfig(pad=4, flip=True, cutout=cutout)
         loader = ImageLoader(
             data, batch_size=BATCH, normalisation=normalisation, device=device, augmentation=augmentation,
             channels_last=channels_last,
@@ -114,7 +114,7 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
     old = transforms.RandomResizedCrop(224)
     labels = torch.zeros(len(paths), dtype=torch.int64)
     files = ImageFiles(Path("/"), tuple(str(path.resolve()) for path in paths), labels, ("a", "b"), labels, 224)
-    augmentation = Augmentation(flip=True, crop_scale_min=0.08)
+    augmentation = AugmentConfig(flip=True, crop_scale_min=0.08)
 
     def pil() -> None:
         for path in paths:

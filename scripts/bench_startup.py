@@ -17,7 +17,7 @@ from sam_runner.commands import train as train_command
 from sam_runner.sam import step as sam
 step = sam.SamStep.__call__
 sam.SamStep.__call__ = lambda *arguments: (step(*arguments), os._exit(0))
-sys.exit(train_command.train())
+sys.exit(train_command.main())
 """
 
 

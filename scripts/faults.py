@@ -102,7 +102,7 @@ def start(words: list[str], folder: Path, patch: Patch | None = None) -> int:
         if patch is not None:
             patch()
         sys.argv = ["sam-train", *words, f"run_dir={folder}"]
-        code = train_command.train()
+        code = train_command.main()
         sys.stdout.flush()
     except SystemExit as stop:
         code = stop.code if isinstance(stop.code, int) else 1

@@ -26,9 +26,10 @@ from pathlib import Path
 
 import yaml
 from hydra.core.global_hydra import GlobalHydra
-
-from sam_runner.commands import train as train_command
 from sam_runner.commands.after import report
+
+from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.commands import train as train_command
 from sam_runner.paper.rows import Row, tables
 from sam_runner.utils.errors import InputError
 
@@ -119,7 +120,7 @@ def run(cell: Cell, number: int) -> tuple[int, str]:
         sys.argv = command
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            code = (train_command.train if command[0] == "sam-train" else train_command.evaluate)()
+            code = (train_command.main if command[0] == "sam-train" else evaluate_command.main)()
         if GONE.is_set():
             os._exit(code)
         if code:

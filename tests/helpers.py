@@ -5,47 +5,44 @@ import subprocess
 import sys
 import time
 
-from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
-from sam_runner.commands import train as train_command
-from sam_runner.commands.train import CONF
-from sam_runner.config.schema import register_schemas
-from sam_runner.config.validation import fingerprint, plain, validate
-from sam_runner.runs.start import launch
+from sam_runner.commands import train
+from sam_runner.config.experiment import load_experiment
+from sam_runner.config.hydra import compose_experiment, compose_settings, plain_settings, register_settings
+from sam_runner.runs.start import start_run
 
 TINY = (
     "data=synthetic", "data.num_train=96", "data.num_test=32", "data.image_size=8", "data.channels=1",
     "data.num_classes=4", "model.width=4", "batch_size=16", "epochs=2", "device=cpu", "log_every=2",
     "checkpoint.min_interval=0",
 )  # fmt: skip
-register_schemas()
+register_settings()
 
 
 def compose_config(*overrides):
     """The composed configuration, as Hydra hands it over."""
-    GlobalHydra.instance().clear()
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", list(overrides))
+    return compose_settings(overrides)
 
 
-def settings_of(*overrides):
-    """Validated plain settings."""
-    config = compose_config(*overrides)
-    validate(config, overrides, multirun=False)
-    return plain(config)
+def config_of(*overrides):
+    """Validated settings."""
+    return compose_experiment(overrides)
 
 
-def train(folder, *overrides):
+def job_config(*overrides):
+    """Validated settings of a sweep's job."""
+    return load_experiment(plain_settings(compose_settings(overrides)), overrides, multirun=True)
+
+
+def train_tiny(folder, *overrides):
     """One run of the tiny problem in this process, into `folder`."""
     overrides = (*TINY, *overrides, f"run_dir={folder}")
-    config = compose_config(*overrides)
-    validate(config, overrides, multirun=False)
-    launch(plain(config), fingerprint(config), overrides, None)
+    start_run(compose_experiment(overrides), overrides)
     return folder
 
 
-def invoke(monkeypatch, capsys, folder, *arguments, entry=train_command.train):
+def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
     """`sam-train ...` in this process, from `folder`: quick, where a start-up of its own proves nothing."""
     GlobalHydra.instance().clear()
     monkeypatch.chdir(folder)

@@ -4,9 +4,9 @@ import json
 
 from omegaconf import OmegaConf
 
-from tests.helpers import settings_of
+from tests.helpers import config_of
 
-BASE = {name: settings_of(f"optimizer={name}", "epochs=3") for name in ("sgd", "sam")}
+BASE = {name: config_of(f"optimizer={name}", "epochs=3") for name in ("sgd", "sam")}
 
 
 def lay(folder, *, optimizer="sam", rho=0.05, seed=0, accuracy=0.9, status="finished", error="", epochs=3, **settings):

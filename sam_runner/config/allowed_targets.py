@@ -1,6 +1,7 @@
-"""Which code a configuration may name. A configuration can come from a stranger; a `_target_` is a call."""
+"""Which functions and classes a configuration may name: a configuration may come from a stranger, and is no program."""
 
 import os
+from typing import Any
 
 from sam_runner.utils.errors import InputError
 
@@ -15,7 +16,7 @@ VARIABLE = "SAM_RUNNER_TRUSTED"
 
 
 def prefixes() -> tuple[str, ...]:
-    """Module prefixes that `_target_` may start with: those that build things, and those in SAM_RUNNER_TRUSTED."""
+    """Return the module prefixes that a ``_target_`` may start with: ours, and those in SAM_RUNNER_TRUSTED."""
     extra = (name.strip().rstrip(".") for name in os.environ.get(VARIABLE, "").split(","))
     return (*ALLOWED, *(f"{name}." for name in extra if name))
 
@@ -33,3 +34,27 @@ def require_trusted_name(target: str) -> None:
             f"  trusted: {', '.join(name + '*' for name in prefixes())}\n"
             f"  for your own code: {VARIABLE}=your_module sam-train ..."
         )
+
+
+def require_allowed_targets(node: Any) -> None:
+    """Refuse every ``_target_`` outside the trusted modules, before anything is imported.
+
+    `sam_runner.config.instantiate` checks again what the name leads to.
+
+    Args:
+        node: Settings as plain types.
+
+    Raises:
+        InputError: Naming the target, or another key that Hydra would act on.
+    """
+    if isinstance(node, dict):
+        for key, value in node.items():
+            if key == "_target_":
+                require_trusted_name(str(value))
+            elif str(key).startswith("_") and str(key).endswith("_"):
+                raise InputError(f"{key} is not supported in a configuration")
+            else:
+                require_allowed_targets(value)
+    elif isinstance(node, list | tuple):
+        for entry in node:
+            require_allowed_targets(entry)

@@ -1,8 +1,14 @@
 """The text of `sam-train --help`, written from what is in conf/, so that it is never out of date."""
 
+from dataclasses import fields
 from pathlib import Path
+from textwrap import wrap
+from typing import Any
 
 import yaml
+
+from sam_runner.config.experiment import GROUPS, ExperimentConfig, settings_classes
+from sam_runner.config.keys import Key, walk
 
 EXAMPLES = (
     ("optimizer=sam rho=0.05", "SAM on scikit-learn's digits, seconds on a CPU"),
@@ -39,23 +45,35 @@ def options(conf: Path) -> dict[str, list[str]]:
     return groups
 
 
+def default_options(conf: Path) -> dict[str, str]:
+    """Return the option of each group that is chosen where none is typed."""
+    entries = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
+    chosen = {
+        group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option
+    }
+    return {group: option for group, option in chosen.items() if not group.startswith("override")} | {
+        "optimizer/base": "sgd"
+    }
+
+
 def keys_of(folder: Path, option: str) -> set[str]:
-    """The keys of an option, with those of the options that it is composed of."""
+    """Return the keys of an option, with the keys of the options and settings classes that it is composed of."""
     content = yaml.safe_load((folder / f"{option}.yaml").read_text(encoding="utf-8")) or {}
-    parents = [entry for entry in content.get("defaults", []) if isinstance(entry, str)]
-    inherited = [keys_of(folder, parent) for parent in parents if (folder / f"{parent}.yaml").is_file()]
-    return {key for key in content if key != "defaults"}.union(*inherited)
+    keys = {key for key in content if key != "defaults"}
+    for entry in content.get("defaults", []):
+        if not isinstance(entry, str):
+            continue
+        if entry.startswith("/hydra/settings/"):
+            name = entry.removeprefix("/hydra/settings/").partition("@")[0]
+            keys |= {field.name for field in fields(settings_classes()[name]) if "key" in field.metadata}
+        elif (folder / f"{entry}.yaml").is_file():
+            keys |= keys_of(folder, entry)
+    return keys
 
 
 def help_text(conf: Path) -> str:
     """All of `--help`."""
-    config = (conf / "config.yaml").read_text(encoding="utf-8")
-    chosen = {
-        key: value
-        for entry in yaml.safe_load(config)["defaults"]
-        if isinstance(entry, dict)
-        for key, value in entry.items()
-    }
+    chosen = default_options(conf)
     lines = ["sam-train: train with Sharpness-Aware Minimization (SAM) or its base optimizer", ""]
     lines += ["usage: sam-train [-m] [key=value | group=option]...", "", "examples"]
     width = max(len(command) for command, _ in EXAMPLES[:7])
@@ -64,15 +82,12 @@ def help_text(conf: Path) -> str:
         lines.append(f"  sam-train {command}{gap}{meaning}")
     lines += ["", "groups (the default is marked *)"]
     for group, names in options(conf).items():
-        marked = [
-            f"{name}*" if chosen.get(group) == name or (group == "optimizer/base" and name == "sgd") else name
-            for name in names
-        ]
+        marked = [f"{name}*" if chosen.get(group) == name else name for name in names]
         lines.append(f"  {group:15} {'  '.join(marked)}")
-    lines += ["", "keys and their defaults"]
-    for line in config.split("\nhydra:")[0].splitlines():
-        if line and not line.startswith(("#", "defaults", "  -")):
-            lines.append(f"  {line}")
+    lines += ["", "settings and their defaults (docs/settings.md has those of the groups, types and ranges)"]
+    for name, facts, value in walk(ExperimentConfig()):
+        if name.partition(".")[0] not in GROUPS:
+            lines += _setting(name, facts, value)
     lines += [
         "",
         "flags",
@@ -90,3 +105,14 @@ def help_text(conf: Path) -> str:
         "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 interrupted",
     ]
     return "\n".join(lines)
+
+
+def _setting(name: str, facts: Key, value: Any) -> list[str]:
+    """Return the lines of a setting: name and default, then its meaning."""
+    words = [(None, "null"), (True, "true"), (False, "false"), ((), "[]")]
+    shown = next((word for constant, word in words if value is constant), value)
+    head = f"  {name}={shown}"
+    meaning = wrap(facts.meaning, 88)
+    if len(head) > 29:
+        return [head, *(" " * 30 + line for line in meaning)]
+    return [f"{head:<30}{meaning[0]}", *(" " * 30 + line for line in meaning[1:])]

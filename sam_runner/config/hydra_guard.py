@@ -5,15 +5,12 @@ list of trusted modules, and folders would be made before anything is checked. E
 """
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
-from hydra._internal.hydra import Hydra
-from hydra.core.override_parser.types import Override
-from hydra.core.plugins import Plugins
-from hydra.errors import HydraException
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.config.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
@@ -59,16 +56,19 @@ KEYS = {  # of the plugins; submitit passes others on to sbatch and srun, which 
         "max_failure_rate", "search_space", "custom_search_space",
     },
 }  # fmt: skip
-_NEXT: list[Callable[[DictConfig], None]] = []
+_AFTER_CHECK: list[Callable[[DictConfig], None]] = []
 
 
-def install(then: Callable[[DictConfig], None]) -> None:
-    """Check every configuration that Hydra composes in this process, also that of each cell of a sweep.
+def install(after_check: Callable[[DictConfig], None] = lambda _: None) -> None:
+    """Check every configuration that Hydra's own main composes in this process, also that of each job of a sweep.
+
+    Hydra acts on its settings before the job starts, so the check has to come where the configuration is loaded. Hydra
+    has no public hook there: one private method is replaced, `ConfigLoaderImpl.load_configuration`.
 
     Args:
-        then: Called with each that has passed.
+        after_check: Called with each configuration that has passed.
     """
-    _NEXT[:] = [then]
+    _AFTER_CHECK[:] = [after_check]
     original = ConfigLoaderImpl.load_configuration
     if getattr(original, "checked", False):
         return
@@ -77,58 +77,22 @@ def install(then: Callable[[DictConfig], None]) -> None:
     def load_configuration(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> DictConfig:
         config = original(self, *arguments, **keywords)
         check(config)
-        _NEXT[0](config)
+        _AFTER_CHECK[0](config)
         return config
 
     load_configuration.checked = True  # type: ignore[attr-defined]
     ConfigLoaderImpl.load_configuration = load_configuration  # type: ignore[method-assign]
-    Hydra.get_mode = _mode_of_the_command_line  # type: ignore[method-assign]
-    _refuse_empty_sweeps()
-    _hide_schemas()
-    _keep_what_was_composed()
 
 
-def _keep_what_was_composed() -> None:
-    """An error of a key carries, as `composed`, the configuration without that key, for a message with what it has."""
-    original = ConfigLoaderImpl._apply_overrides_to_config
+def require_values(overrides: Sequence[str]) -> None:
+    """Refuse a sweep over no values, of which Hydra would run nothing.
 
-    def apply_overrides(overrides: list[Override], cfg: DictConfig) -> None:
-        try:
-            original(overrides, cfg)
-        except HydraException as error:
-            error.composed = cfg  # type: ignore[attr-defined]
-            raise
-
-    ConfigLoaderImpl._apply_overrides_to_config = staticmethod(apply_overrides)  # type: ignore[method-assign]
-
-
-def _mode_of_the_command_line(self: Hydra, config_name: str | None, overrides: list[str]) -> None:
-    """Hydra would compose everything once more to look for ``hydra.mode``: here -m alone says it."""
-
-
-def _refuse_empty_sweeps() -> None:
-    Plugins.instance()  # loads the module of the next line anew
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
-
-    original = BasicSweeper.split_arguments
-
-    def split_arguments(overrides: list[Override], max_batch_size: int | None) -> list[list[list[str]]]:
-        for override in overrides:
-            if override.is_discrete_sweep() and not any(True for _ in override.sweep_iterator()):
-                raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, as key=1,2")
-        return original(overrides, max_batch_size)
-
-    BasicSweeper.split_arguments = staticmethod(split_arguments)  # type: ignore[method-assign]
-
-
-def _hide_schemas() -> None:
-    """The group that holds our types is none that people choose from: shell completion leaves it out."""
-    original = ConfigLoaderImpl.get_group_options
-
-    def get_group_options(self: ConfigLoaderImpl, *arguments: Any, **keywords: Any) -> list[str]:
-        return [name for name in original(self, *arguments, **keywords) if name != "schema"]
-
-    ConfigLoaderImpl.get_group_options = get_group_options  # type: ignore[method-assign]
+    Raises:
+        InputError: Naming the override.
+    """
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        if override.is_discrete_sweep() and not any(True for _ in override.sweep_iterator()):
+            raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, as key=1,2")
 
 
 def check(config: DictConfig) -> None:
@@ -157,6 +121,9 @@ def check(config: DictConfig) -> None:
             if "${" in text and text not in COMPUTED:  # it can stand for a call: ${oc.create:{_target_: ...}}
                 raise InputError(f"hydra.{plugin} holds {text}\n  write the value itself")
     _require_held_out(config)
+    params = _below(hydra, "sweeper.params")
+    if isinstance(params, dict):
+        require_values([f"{key}={value}" for key, value in params.items() if isinstance(value, str)])
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
         raise InputError(f"sweep_name={name} is no name of a folder\n  accepted: up to 100 letters, digits and ._=+-")

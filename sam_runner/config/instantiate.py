@@ -1,70 +1,73 @@
-"""The only place where a name in a configuration becomes a call."""
+"""Import and call what a ``_target_`` names. No other module turns a name in a configuration into a call."""
 
 import inspect
 from collections.abc import Callable, Mapping
+from pkgutil import resolve_name
 from typing import Any
 
-from hydra.utils import get_object
-
 from sam_runner.config.allowed_targets import ALLOWED, prefixes, require_trusted_name
-from sam_runner.config.validation import unknown_key
+from sam_runner.config.component import Component
+from sam_runner.config.convert import unknown_key
 from sam_runner.utils.errors import InputError
 
 
 def locate(target: str) -> Callable[..., Any]:
-    """The function or class of a dotted name, if it is defined in a trusted module.
+    """Return the function or class of a dotted name, if a trusted module defines it.
 
-    The name alone is not enough: ``sam_runner.data.datasets.digits.gzip.open`` starts well and ends elsewhere.
+    A trusted prefix is not enough: ``sam_runner.data.datasets.digits.gzip.open`` begins with one and is gzip's.
 
     Raises:
-        InputError: Where it is not trusted or does not exist.
+        InputError: Where the name is not trusted or does not exist.
     """
     require_trusted_name(target)
     try:
-        found = get_object(target)
+        found = resolve_name(target)
     except Exception as error:
         parent, _, name = target.rpartition(".")
         try:
-            known = [entry for entry in dir(get_object(parent)) if not entry.startswith("_")]
+            known = [entry for entry in dir(resolve_name(parent)) if not entry.startswith("_")]
         except Exception:
             raise InputError(f"_target_={target} does not exist: {error}") from error
-        raise InputError(
-            f"_target_={target} does not exist\n  {unknown_key(name, known).splitlines()[-1].strip()[:300]}"
-        ) from error
+        hint = unknown_key(name, known).splitlines()[-1].strip()[:300]
+        raise InputError(f"_target_={target} does not exist\n  {hint}") from error
     home = f"{getattr(found, '__module__', None)}."
     if not (inspect.isclass(found) or inspect.isfunction(found)) or not home.startswith(prefixes()):
         raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]})")
-    called: Callable[..., Any] = found
-    return called
+    function: Callable[..., Any] = found
+    return function
 
 
-def construct(node: Mapping[str, Any], what: str, **context: Any) -> Any:
-    """Call what ``_target_`` names with the node's other keys and with those of `context` that it takes.
+def instantiate(component: Component, group: str, **context: Any) -> Any:
+    """Call the target of an option.
 
     Args:
-        node: Settings with ``_target_``.
-        what: Where it stands in the configuration, for messages.
-        context: What the program supplies.
+        component: The option's settings; its arguments are passed by name.
+        group: Name of the group, for messages.
+        context: Arguments that the program supplies; the target gets those that it accepts.
 
     Raises:
-        InputError: Where a key is unknown or missing, or a value is refused.
+        InputError: Where an argument is unknown or missing, or a value is refused.
     """
-    function = locate(node["_target_"])
-    keys = {key: value for key, value in node.items() if key != "_target_"}
+    return call_target(component.target, component.arguments(), group, **context)
+
+
+def call_target(target: str, arguments: Mapping[str, Any], group: str, **context: Any) -> Any:
+    """Call the function or class `target` with `arguments`; see `instantiate`."""
+    function = locate(target)
     parameters = inspect.signature(function).parameters
     takes_any = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
-    for key in keys:
-        if key not in parameters and not takes_any:
-            raise InputError(
-                unknown_key(f"{what}.{key}", [f"{what}.{name}" for name in parameters if name not in context])
-            )
-    supplied = {key: value for key, value in context.items() if key in parameters}
+    for name in arguments:
+        if name not in parameters and not takes_any:
+            known = [f"{group}.{entry}" for entry in parameters if entry not in context]
+            raise InputError(unknown_key(f"{group}.{name}", known))
+    supplied = {name: value for name, value in context.items() if name in parameters}
     try:
-        inspect.signature(function).bind(**supplied, **keys)
+        inspect.signature(function).bind(**{**supplied, **arguments})
     except TypeError as error:
-        raise InputError(f"{what} ({node['_target_']}): {error}\n  given: {', '.join(keys) or 'no keys'}") from error
-    refusals = (TypeError, ValueError, IndexError) if f"{node['_target_']}.".startswith(ALLOWED) else (ValueError,)
+        raise InputError(f"{group} ({target}): {error}\n  given: {', '.join(arguments) or 'no keys'}") from error
+    refusals = (TypeError, ValueError, IndexError) if f"{target}.".startswith(ALLOWED) else (ValueError,)
     try:
-        return function(**supplied, **keys)
-    except refusals as error:  # a fault in your own code keeps its traceback
-        raise InputError(f"{what} ({node['_target_']}) refuses its settings: {error}\n  given: {keys}") from error
+        return function(**{**supplied, **arguments})
+    except refusals as error:  # other errors of a user's own code keep their traceback
+        message = f"{group} ({target}) refuses its settings: {error}\n  given: {dict(arguments)}"
+        raise InputError(message) from error

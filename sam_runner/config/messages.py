@@ -4,13 +4,13 @@ import re
 from difflib import get_close_matches
 from pathlib import Path
 
-from hydra.errors import HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig, OmegaConf
+from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_runner.config.help import keys_of, options
+from sam_runner.config.convert import unknown_key
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.help import default_options, keys_of, options
 from sam_runner.config.launchers import EXTRAS
-from sam_runner.config.validation import unknown_key
 
 
 def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
@@ -30,35 +30,11 @@ def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
     if several:
         return f"{several[1]} gives several values\n  to run each of them: sam-train -m {several[1]}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
-    reason = str(cause).splitlines()[0]
-    key = str(getattr(cause, "full_key", "") or "")
-    if key and any(words in reason for words in TYPE_ERRORS):
-        return _wrong_type(key, reason)
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
-        name = _overridden(text) or key
+        name = _overridden(text) or str(getattr(cause, "full_key", "") or "")
         if name:
-            return _unknown(name, conf, arguments, getattr(error, "composed", None))
+            return _unknown(name, conf, arguments)
     return "\n  ".join(line.strip() for line in text.splitlines()[:8] if line.strip())
-
-
-TYPE_ERRORS = ("could not be converted", "Invalid value", "not a valid", "not Optional")
-KINDS = {"Integer": "a whole number, like 20", "Float": "a number, like 0.05", "bool": "true or false"}
-
-
-def _wrong_type(key: str, reason: str) -> str:
-    given = re.search(r"[Vv]alue '(.*?)'", reason)
-    for kind, meaning in KINDS.items():
-        if given and kind in reason:
-            return f"{key}={given[1]} has the wrong type\n  accepted: {meaning}"
-    accepted = re.search(r"expected one of \[(.*)\]", reason)
-    if given and accepted:
-        close = get_close_matches(given[1], accepted[1].split(", "), 1)
-        return f"{key}={given[1]} is not known\n  accepted: {accepted[1]}" + (
-            f"; did you mean {close[0]}?" if close else ""
-        )
-    if "not Optional" in reason:
-        return f"{key} needs a value, not null"
-    return f"{key}: {reason}"
 
 
 def _overridden(text: str) -> str:
@@ -89,7 +65,7 @@ def _no_option(error: MissingConfigException, conf: Path) -> str:
     return f"{group}={name}: there is no such option\n  {hint}" + (f"\n  options: {', '.join(known)}" if close else "")
 
 
-def _unknown(key: str, conf: Path, arguments: list[str], composed: DictConfig | None) -> str:
+def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
     """An unknown key, against the keys of the groups that were chosen, and those of the options that were not."""
     groups = options(conf)
     parent, _, name = key.rpartition(".")
@@ -102,31 +78,17 @@ def _unknown(key: str, conf: Path, arguments: list[str], composed: DictConfig | 
                 value = next(entry for entry in arguments if entry.startswith(f"{key}=")).partition("=")[2]
                 return f"Hydra reads {key} before it knows {parent}, which is swept\n  write '{key}=choice({value})'"
             return f"{key} has no effect with {chosen[0]}\n  it goes with {', '.join(others)}"
-    return unknown_key(key, [*sorted(_known_keys(conf, arguments, composed)), *groups])
+    return unknown_key(key, [*sorted(_known_keys(conf, arguments)), *groups])
 
 
-def _known_keys(conf: Path, arguments: list[str], composed: DictConfig | None) -> set[str]:
-    """All dotted keys under the options that `arguments` choose, which is `composed` where Hydra has come so far."""
-    from hydra import compose, initialize_config_dir
-    from hydra.core.global_hydra import GlobalHydra
-
-    if composed is None:
-        groups = options(conf)
-        choices = [entry for entry in arguments if entry.partition("=")[0] in groups and "," not in entry]
-        GlobalHydra.instance().clear()
-        with initialize_config_dir(str(conf), version_base="1.3"):
-            try:
-                composed = compose("config", choices)
-            except (HydraException, OmegaConfBaseException):
-                composed = compose("config")
-    return {key for key in _leaves(composed, "") if not f"{key}.".startswith("hydra.")}
-
-
-def _leaves(node: DictConfig, prefix: str) -> list[str]:
-    keys = []
-    for key in map(str, node):
-        child = node._get_node(key)
-        keys.append(f"{prefix}{key}")
-        if isinstance(child, DictConfig) and not child._is_missing() and not OmegaConf.is_missing(node, key):
-            keys += _leaves(child, f"{prefix}{key}.")
-    return keys
+def _known_keys(conf: Path, arguments: list[str]) -> set[str]:
+    """Return all dotted keys of the options that `arguments` choose."""
+    groups, chosen = options(conf), default_options(conf)
+    for argument in arguments:
+        group, _, option = argument.partition("=")
+        if option in groups.get(group, []):
+            chosen[group] = option
+    keys = set(ExperimentConfig().flat())
+    for group, option in chosen.items():
+        keys |= {f"{group.replace('/', '.')}.{name}" for name in keys_of(conf / group, option)}
+    return {key for key in keys if key.partition(".")[0] not in groups or key.partition(".")[0] in chosen}

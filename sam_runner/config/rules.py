@@ -1,155 +1,250 @@
-"""What keys mean together: which exclude each other, need each other, or have no effect; see `sam_runner.config.validation`."""
+"""Rules across settings: which exclude each other, need each other, or have no effect."""
 
+import os
 import re
 from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-from omegaconf import DictConfig, OmegaConf
-
-from sam_runner.config.data_rules import DATA_RULES
-from sam_runner.config.schema import AdamW, Ascent, Compile, Direction, Parallel, Precision, RhoSchedule
+from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
+from sam_runner.config.optimizer import AdamWConfig, SamConfig
 from sam_runner.utils.errors import InputError
 
+if TYPE_CHECKING:
+    from sam_runner.config.experiment import ExperimentConfig
 
-def _ranks(cfg: DictConfig, typed: set[str]) -> None:
-    """Keys of data-parallel training."""
+
+def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) -> None:
+    """Check every rule.
+
+    Args:
+        config: Settings of the right types and ranges.
+        typed: Dotted names of the settings that the user typed.
+        multirun: Whether the run is a job of a sweep.
+
+    Raises:
+        InputError: For the first rule that is broken.
+    """
+    for rule in RULES:
+        rule(config, typed)
+    _command_line(config, typed, multirun)
+
+
+def _command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
+    """Settings that have no effect in a single run, or none in a sweep."""
+    if multirun:
+        if "run_dir" in typed:
+            raise InputError(
+                "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
+            )
+        return
+    if "rho" in typed and not isinstance(config.optimizer, SamConfig):
+        raise InputError(
+            "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
+        )
+    if "sweep_name" in typed:
+        raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
+    if "search" in typed:
+        raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
+    if "sweep.on_error" in typed:
+        raise InputError("sweep.on_error has no effect without -m\n  leave it out")
+    if "run_dir" in typed and config.run_dir == "":
+        raise InputError("run_dir is empty\n  give a folder, or leave it out")
+
+
+def _processes(config: "ExperimentConfig", typed: set[str]) -> None:
+    """Settings of data-parallel training."""
     if "world_size" in typed:
         raise InputError(
-            f"world_size={cfg.world_size} is for torchrun to set\n"
-            f"  use torchrun --nproc-per-node {cfg.world_size} -m sam_runner ..."
+            f"world_size={config.world_size} is for torchrun to set\n"
+            f"  use torchrun --nproc-per-node {config.world_size} -m sam_runner ..."
         )
-    if cfg.batch_size < cfg.world_size:
-        raise InputError(f"batch_size={cfg.batch_size} is smaller than the number of processes, {cfg.world_size}")
-    if cfg.sync_batchnorm and cfg.world_size == 1:
+    if config.batch_size < config.world_size:
+        raise InputError(f"batch_size={config.batch_size} is smaller than the number of processes, {config.world_size}")
+    if config.sync_batchnorm and config.world_size == 1:
         raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave it out")
-    if cfg.parallel == Parallel.fsdp:
-        _shards(cfg)
-    if not cfg.optimizer.get("sync_perturbation"):
+    if config.parallel == "fsdp":
+        _sharded_weights(config)
+    if not isinstance(config.optimizer, SamConfig) or not config.optimizer.sync_perturbation:
         return
-    if cfg.optimizer.m is not None:
+    if config.optimizer.m is not None:
         raise InputError("optimizer.sync_perturbation=true makes one group of the batch\n  leave optimizer.m out")
-    if cfg.optimizer.second_order:
+    if config.optimizer.second_order:
         raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
 
 
-def _shards(cfg: DictConfig) -> None:
-    """What weights in shards cannot do (sam_runner.distributed.sharding)."""
-    optimizer = cfg.optimizer
+def _sharded_weights(config: "ExperimentConfig") -> None:
+    """What a run with sharded weights needs (sam_runner.distributed.sharding)."""
+    optimizer = config.optimizer
+    sam = optimizer if isinstance(optimizer, SamConfig) else None
     needed = {
-        "torchrun with several processes": cfg.world_size > 1,
-        "optimizer.direction=gradient": optimizer.get("direction") != Direction.random,
-        "optimizer.sync_perturbation=true": optimizer.get("sync_perturbation", True),
-        "optimizer.p=2": optimizer.get("p", 2) == 2,
+        "torchrun with several processes": config.world_size > 1,
+        "optimizer.direction=gradient": sam is None or sam.direction == "gradient",
+        "optimizer.sync_perturbation=true": sam is None or sam.sync_perturbation,
+        "optimizer.p=2": sam is None or sam.p == 2,
         "optimizer.m=null": optimizer.m is None,
         "optimizer.weight_decay_in_loss=false": not optimizer.weight_decay_in_loss,
-        "ema_decay=null": cfg.ema_decay is None,
-        "compile=off": cfg.compile == Compile.off,
-        "channels_last=auto or false": cfg.channels_last is not True,
-        "precision other than fp16": cfg.precision != Precision.fp16,
+        "ema_decay=null": config.ema_decay is None,
+        "compile=off": config.compile == "off",
+        "channels_last=auto or false": config.channels_last is not True,
+        "precision other than fp16": config.precision != "fp16",
     }
     for name, met in needed.items():
         if not met:
             raise InputError(f"parallel=fsdp needs {name}\n  or use parallel=ddp")
 
 
-def _batch_parts(cfg: DictConfig, _: set[str]) -> None:
-    for key in ("accumulate", "optimizer.m"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value > cfg.batch_size:
-            raise InputError(f"{key}={value} is larger than batch_size={cfg.batch_size}")
+def _batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
+    m = config.optimizer.m
+    for name, value in (("accumulate", config.accumulate), ("optimizer.m", m)):
+        if value is not None and value > config.batch_size:
+            raise InputError(f"{name}={value} is larger than batch_size={config.batch_size}")
+    if "accumulate" in typed and m is not None and config.accumulate > 1:
+        if -(-config.batch_size // config.accumulate) >= m:
+            raise InputError(
+                f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
+            )
 
 
-def _accumulate(cfg: DictConfig, typed: set[str]) -> None:
-    m = cfg.optimizer.m if "m" in cfg.optimizer else None
-    if "accumulate" in typed and m is not None and cfg.accumulate > 1 and -(-cfg.batch_size // cfg.accumulate) >= m:
-        raise InputError(f"accumulate={cfg.accumulate} has no effect: groups of optimizer.m={m} images are no larger")
+def _aliases(config: "ExperimentConfig", typed: set[str]) -> None:
+    """A top-level setting and the setting of a group that it stands for, both typed with different values."""
+    base = config.optimizer.base
+    pairs = [("lr", config.lr, "optimizer.base.lr", base.lr)]
+    pairs += [("weight_decay", config.weight_decay, "optimizer.base.weight_decay", base.weight_decay)]
+    if isinstance(config.optimizer, SamConfig):
+        pairs += [("rho", config.rho, "optimizer.rho", config.optimizer.rho)]
+    for short, value, name, own in pairs:
+        if {short, name} <= typed and value != own:
+            raise InputError(f"{short}={value:g} and {name}={own:g} were both given\n  leave one out")
 
 
-def _aliases(cfg: DictConfig, typed: set[str]) -> None:
-    """A top-level key and what it stands for, both typed and different."""
-    for key, full in (
-        ("rho", "optimizer.rho"),
-        ("lr", "optimizer.base.lr"),
-        ("weight_decay", "optimizer.base.weight_decay"),
-    ):
-        if {key, full} <= typed and cfg[key] != OmegaConf.select(cfg, full):
-            values = f"{key}={cfg[key]:g} and {full}={OmegaConf.select(cfg, full):g}"
-            raise InputError(f"{values} were both given\n  leave one out")
+def _warmup(config: "ExperimentConfig", _: set[str]) -> None:
+    warmups = {"schedule.warmup_epochs": config.schedule.warmup_epochs}
+    if isinstance(config.optimizer, SamConfig):
+        warmups["optimizer.rho_warmup_epochs"] = config.optimizer.rho_warmup_epochs
+    for name, value in warmups.items():
+        if value >= config.epochs:
+            raise InputError(
+                f"{name}={value:g} leaves none of epochs={config.epochs}\n  it must be smaller than epochs"
+            )
 
 
-def _epochs(cfg: DictConfig, _: set[str]) -> None:
-    for key in ("schedule.warmup_epochs", "optimizer.rho_warmup_epochs"):
-        value = OmegaConf.select(cfg, key)
-        if value is not None and value >= cfg.epochs:
-            raise InputError(f"{key}={value:g} leaves none of epochs={cfg.epochs}\n  it must be smaller than epochs")
-
-
-def _ascent(cfg: DictConfig, typed: set[str]) -> None:
-    optimizer = cfg.optimizer
-    if "rho" not in optimizer:
+def _ascent(config: "ExperimentConfig", typed: set[str]) -> None:
+    sam = config.optimizer
+    if not isinstance(sam, SamConfig):
         return
-    if optimizer.second_order and optimizer.ascent_steps > 1:
+    if sam.second_order and sam.ascent_steps > 1:
         raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
-    if optimizer.second_order and cfg.compile != Compile.off:
+    if sam.second_order and config.compile != "off":
         raise InputError(
             "optimizer.second_order=true differentiates twice, which torch.compile cannot\n  use compile=off"
         )
-    if optimizer.ascent == Ascent.projected and optimizer.p != 2:
-        raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {optimizer.p:g}")
-    if "optimizer.ascent" in typed and optimizer.ascent_steps == 1:
+    if sam.ascent == "projected" and sam.p != 2:
+        raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {sam.p:g}")
+    if "optimizer.ascent" in typed and sam.ascent_steps == 1:
         raise InputError("optimizer.ascent has no effect with optimizer.ascent_steps=1")
-    if "optimizer.rho_final" in typed and optimizer.rho_schedule == RhoSchedule.constant:
+    if "optimizer.rho_final" in typed and sam.rho_schedule == "constant":
         raise InputError(
             "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n  use linear or cosine"
         )
 
 
-def _random_direction(cfg: DictConfig, _: set[str]) -> None:
-    """What needs eps along the gradient, or has no meaning without."""
-    optimizer = cfg.optimizer
-    if optimizer.get("direction") != Direction.random:
+def _random_direction(config: "ExperimentConfig", _: set[str]) -> None:
+    sam = config.optimizer
+    if not isinstance(sam, SamConfig) or sam.direction != "random":
         return
     needed = {
-        "optimizer.p=2": optimizer.p == 2,
-        "optimizer.ascent_steps=1": optimizer.ascent_steps == 1,
-        "optimizer.second_order=false": not optimizer.second_order,
-        "optimizer.sync_perturbation=false (it is the same on all processes)": not optimizer.sync_perturbation,
-        "compile other than graph (it is drawn anew in each step)": cfg.compile != Compile.graph,
+        "optimizer.p=2": sam.p == 2,
+        "optimizer.ascent_steps=1": sam.ascent_steps == 1,
+        "optimizer.second_order=false": not sam.second_order,
+        "optimizer.sync_perturbation=false (it is the same on all processes)": not sam.sync_perturbation,
+        "compile other than graph (it is drawn anew in each step)": config.compile != "graph",
     }
     for name, met in needed.items():
         if not met:
             raise InputError(f"optimizer.direction=random needs {name}\n  or use optimizer.direction=gradient")
 
 
-def _betas(cfg: DictConfig, _: set[str]) -> None:
-    betas = OmegaConf.select(cfg, "optimizer.base.betas")
-    if OmegaConf.get_type(cfg.optimizer.base) is AdamW and len(betas) != 2:
+def _betas(config: "ExperimentConfig", _: set[str]) -> None:
+    base = config.optimizer.base
+    if isinstance(base, AdamWConfig) and len(base.betas) != 2:
         raise InputError(
-            f"optimizer.base.betas={list(betas)} are not two numbers\n  like optimizer.base.betas=[0.9,0.999]"
+            f"optimizer.base.betas={list(base.betas)} are not two numbers\n  like optimizer.base.betas=[0.9,0.999]"
         )
 
 
-def _layout(cfg: DictConfig, _: set[str]) -> None:
-    if isinstance(cfg.channels_last, str) and cfg.channels_last != "auto":
-        raise InputError(f"channels_last={cfg.channels_last} is not known\n  accepted: true, false, auto")
-
-
-def _device(cfg: DictConfig, _: set[str]) -> None:
-    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", cfg.device):
-        raise InputError(f"device={cfg.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
-    if cfg.device == "cpu" and cfg.precision == Precision.tf32:
+def _device(config: "ExperimentConfig", _: set[str]) -> None:
+    if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", config.device):
+        raise InputError(f"device={config.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
+    if config.device == "cpu" and config.precision == "tf32":
         raise InputError("precision=tf32 is a format of CUDA devices\n  use precision=fp32")
 
 
-RULES: tuple[Callable[[DictConfig, set[str]], None], ...] = (
-    _ranks,
+def _image_files(config: "ExperimentConfig", _: set[str]) -> None:
+    own_data = type(config.data) is DataConfig and config.data.target not in DataConfig.targets
+    if config.augment.crop_scale_min is not None and not (isinstance(config.data, ImageFolderConfig) or own_data):
+        raise InputError(
+            "augment.crop_scale_min cuts parts out of image files\n"
+            "  use data=image_folder data.storage=disk, or another augment than inception"
+        )
+
+
+def _download(config: "ExperimentConfig", typed: set[str]) -> None:
+    if "data.url" in typed and isinstance(config.data, ArchiveConfig) and not config.data.download:
+        raise InputError("data.url has no effect with data.download=false\n  add data.download=true")
+
+
+def _held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
+    if config.data.val_labels != "noisy":
+        return
+    if not config.data.val_fraction:
+        raise InputError("data.val_labels=noisy has no effect without held-out images\n  add data.val_fraction=0.1")
+    if config.noise.target == "sam_runner.data.noise.none":
+        raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")
+    if isinstance(config.noise, LabelFileConfig):
+        raise InputError("data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images")
+
+
+def _augment(config: "ExperimentConfig", typed: set[str]) -> None:
+    augment = config.augment
+    if "augment.pad_mode" in typed and augment.pad == 0:
+        raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
+    if "augment.cutout_per_batch" in typed and augment.cutout == 0:
+        raise InputError("augment.cutout_per_batch has no effect with augment.cutout=0\n  give augment.cutout too")
+    for name in ("augment.num_ops", "augment.magnitude"):
+        if name in typed and augment.policy != "randaugment":
+            raise InputError(f"{name} is of RandAugment only\n  use augment=randaugment")
+    if augment.mixup is not None and augment.cutmix is not None:
+        raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
+
+
+def require_files(config: "ExperimentConfig") -> None:
+    """Refuse a missing folder of images or a missing file of labels before torch is imported.
+
+    Raises:
+        InputError: Naming the path.
+    """
+    if isinstance(config.data, ImageFolderConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
+        raise InputError(
+            f"data.root={config.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike"
+        )
+    if isinstance(config.noise, LabelFileConfig | HumanNoiseConfig):
+        file = config.noise.file
+        if not Path(os.path.expanduser(file)).is_file():
+            raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
+
+
+RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
+    _processes,
     _batch_parts,
-    _accumulate,
     _aliases,
-    _epochs,
+    _warmup,
     _ascent,
     _random_direction,
     _device,
-    _layout,
     _betas,
-    *DATA_RULES,
+    _image_files,
+    _download,
+    _held_out_labels,
+    _augment,
 )

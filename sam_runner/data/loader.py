@@ -7,9 +7,9 @@ from itertools import repeat
 import torch
 from torch import Tensor
 
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.augmentation import (
     NUM_DRAWS,
-    Augmentation,
     crop_and_flip,
     cutout_and_erase,
     draw_batch_centre,
@@ -100,7 +100,7 @@ class ImageLoader:
         batch_size: int,
         normalisation: Normalisation,
         device: torch.device,
-        augmentation: Augmentation | None = None,
+        augmentation: AugmentConfig | None = None,
         seed: int = 0,
         drop_last: bool = False,
         dtype: torch.dtype = torch.float32,
@@ -114,7 +114,7 @@ class ImageLoader:
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
         self._device, self._seed, self._drop_last = device, seed, drop_last
         self._is_training = augmentation is not None
-        self._augmentation = augmentation or Augmentation()
+        self._augmentation = augmentation or AugmentConfig()
         self._num_classes = len(data.classes)
         self._format = torch.channels_last if channels_last else torch.contiguous_format
         if isinstance(data, ImageSet) and self._augmentation.policy == "none":

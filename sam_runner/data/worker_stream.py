@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from sam_runner.data.augment.augmentation import Augmentation, crop_and_flip, draw_table, unfold_crops
+from sam_runner.config.data import AugmentConfig
+from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfold_crops
 from sam_runner.data.augment.policy import apply_policy, build_policy
 from sam_runner.data.decode import centre_crop_box, random_crop_box, read_crop
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
@@ -31,7 +32,7 @@ class _PreparedImages(Dataset[Tensor]):
         seed: Seed of the random transformations.
     """
 
-    def __init__(self, data: Images, augmentation: Augmentation, fill: Sequence[float], seed: int) -> None:
+    def __init__(self, data: Images, augmentation: AugmentConfig, fill: Sequence[float], seed: int) -> None:
         self._data, self._augmentation, self._seed = data, augmentation, seed
         self._policy = build_policy(augmentation, fill)
         self._table: tuple[int, Tensor] = (-1, torch.empty(0))  # epoch and its uniform numbers
@@ -99,7 +100,7 @@ class WorkerStream:
         self,
         data: Images,
         *,
-        augmentation: Augmentation,
+        augmentation: AugmentConfig,
         fill: Sequence[float],
         seed: int,
         num_workers: int,

@@ -1,4 +1,4 @@
-"""From settings to the network: made, filled with weights, on its device."""
+"""Build a network from its settings, fill it with weights and place it on a device."""
 
 import inspect
 import logging
@@ -9,62 +9,87 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sam_runner.config.instantiate import construct, locate
-from sam_runner.data.splits import Splits
+from sam_runner.config.instantiate import call_target, locate
+from sam_runner.config.model import ModelConfig
 from sam_runner.models.pretrained import head_of, load_weights, read_weights, torchvision_weights
 from sam_runner.sam import batch_statistics
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 
-Settings = Mapping[str, Any]
 log = logging.getLogger("sam_runner")
 
 
-def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.Module:
-    """The network for the data's channels and classes, initialised from the seed or from a file, on the device."""
-    node = dict(settings["model"])
-    weights = node.pop("weights", None)
-    channels, height, width = splits.train.shape
-    parameters = inspect.signature(locate(node["_target_"])).parameters
+def build_model(
+    config: ModelConfig,
+    num_classes: int,
+    shape: tuple[int, int, int],
+    *,
+    seed: int,
+    sync_batchnorm: bool = False,
+    freeze_batchnorm_stats: bool = False,
+) -> nn.Module:
+    """Build a network and initialise it from the seed or from a file; on the CPU, in float32.
+
+    Args:
+        config: Settings of the network.
+        num_classes: Number of outputs.
+        shape: (C, H, W) of the images.
+        seed: Seed of the run.
+        sync_batchnorm: Make batch norm use the images of all processes.
+        freeze_batchnorm_stats: Keep the running statistics of batch norm.
+
+    Raises:
+        InputError: Where the network cannot be built or does not fit the images or the weights.
+    """
+    channels, height, width = shape
+    parameters = inspect.signature(locate(config.target)).parameters
     if "in_channels" not in parameters and channels != 3:
         raise InputError(
-            f"model {node['_target_']} is for 3 channels, the images have {channels}\n"
-            "  use other data or a model of ours"
+            f"model {config.target} is for 3 channels, the images have {channels}\n  use other data or a model of ours"
         )
-    num_classes = len(splits.train.classes)
+    arguments = config.arguments()
     if "num_classes" not in parameters and any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
-        node = {"num_classes": num_classes, **node}
+        arguments = {"num_classes": num_classes, **arguments}
     context = {"num_classes": num_classes, "in_channels": channels}
-    if height == width and "image_size" not in node:
+    if height == width and "image_size" not in arguments:
         context["image_size"] = height
-    seed_everything(settings["seed"], "initialisation")
-    model = construct(node, "model", **context)
+    seed_everything(seed, "initialisation")
+    model = call_target(config.target, arguments, "model", **context)
     if not isinstance(model, nn.Module):
-        raise InputError(f"model {node['_target_']} gives a {type(model).__name__}, not a torch.nn.Module")
-    if weights is not None:
-        log.info("%s", load_weights(model, _weights(weights, node, context), weights, num_classes))
-    if settings["sync_batchnorm"]:
-        if device.type != "cuda":
-            raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
+        raise InputError(f"model {config.target} gives a {type(model).__name__}, not a torch.nn.Module")
+    if config.weights is not None:
+        weights = _weights(config.weights, config.target, arguments, context)
+        log.info("%s", load_weights(model, weights, config.weights, num_classes))
+    if sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if settings["freeze_batchnorm_stats"] and not batch_statistics.freeze(model):
+    if freeze_batchnorm_stats and not batch_statistics.freeze(model):
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
-    layout = torch.channels_last if is_channels_last(settings, model) else torch.contiguous_format
-    model = model.to(device, weights_dtype(settings["precision"]))
-    laid_out: nn.Module = model.to(memory_format=layout)
-    return laid_out
+    built: nn.Module = model
+    return built
+
+
+def place_model(model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> nn.Module:
+    """Move a network to a device in the given dtype and memory layout.
+
+    Raises:
+        InputError: Where it has SyncBatchNorm, and the device is not CUDA.
+    """
+    if device.type != "cuda" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
+        raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
+    layout = torch.channels_last if channels_last else torch.contiguous_format
+    placed: nn.Module = model.to(device, dtype).to(memory_format=layout)
+    return placed
 
 
 def weights_dtype(precision: str) -> torch.dtype:
-    """Of the weights, and of the images."""
+    """Return the dtype of the weights and of the images."""
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-def _weights(source: str, node: Settings, context: Mapping[str, int]) -> dict[str, Tensor]:
-    """The weights that `model.weights` names."""
+def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Mapping[str, int]) -> dict[str, Tensor]:
+    """Return the weights that `model.weights` names."""
     library, _, which = source.partition(":")
-    target = node["_target_"]
-    name = node.get("name", target.rpartition(".")[2])
+    name = arguments.get("name", target.rpartition(".")[2])
     if library == "torchvision":
         if not (target.startswith("torchvision.models.") or target.endswith(".torchvision_model")):
             raise InputError(f"model.weights={source} is for networks of torchvision, not {target}")
@@ -74,7 +99,8 @@ def _weights(source: str, node: Settings, context: Mapping[str, int]) -> dict[st
             raise InputError(f"model.weights=timm is for networks of timm, not {target}\n  use model=timm")
         published = {**context, "num_classes": None}
         try:
-            state: dict[str, Tensor] = construct({**node, "pretrained": True}, "model", **published).state_dict()
+            model = call_target(target, {**arguments, "pretrained": True}, "model", **published)
+            state: dict[str, Tensor] = model.state_dict()
         except (OSError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
             raise InputError(f"timm has no weights for {name} here: {reason}\n  use model.weights=FILE") from error
@@ -82,21 +108,32 @@ def _weights(source: str, node: Settings, context: Mapping[str, int]) -> dict[st
     return read_weights(Path(source).expanduser())
 
 
-def is_channels_last(settings: Settings, model: nn.Module) -> bool:
-    """Whether images are laid out NHWC: as the fast convolutions of GPUs and CPUs want them."""
-    if settings["channels_last"] == "auto":
-        return settings["parallel"] != "fsdp" and any(isinstance(module, nn.Conv2d) for module in model.modules())
-    return bool(settings["channels_last"])
+def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:
+    """Whether images and weights are laid out NHWC, which convolutions on GPUs and CPUs are fastest with.
+
+    Args:
+        setting: True, False, or "auto": where the network has 2-D convolutions and its weights are not sharded.
+        model: The network.
+        sharded: Whether its weights are sharded.
+    """
+    if setting == "auto":
+        return not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules())
+    return bool(setting)
 
 
-def parameter_groups(settings: Settings, model: nn.Module, num_classes: int) -> list[Any]:
-    """What the base optimizer is given: the parameters, or body and head, where the head has a rate of its own."""
+def parameter_groups(model: nn.Module, num_classes: int, head_lr: float | None) -> list[Any]:
+    """Return what the base optimizer is given: all trained parameters, or the body and the head as two groups.
+
+    Args:
+        model: The network.
+        num_classes: Its outputs, by which the head is found.
+        head_lr: Initial learning rate of the head; None makes one group.
+    """
     params = [param for param in model.parameters() if param.requires_grad]
-    if settings["head_lr"] is None:
+    if head_lr is None:
         return params
     head = {id(param) for param in model.get_submodule(head_of(model, num_classes)).parameters()}
-    body = [param for param in params if id(param) not in head]
     return [
-        {"params": body},
-        {"params": [param for param in params if id(param) in head], "lr": settings["head_lr"]},
+        {"params": [param for param in params if id(param) not in head]},
+        {"params": [param for param in params if id(param) in head], "lr": head_lr},
     ]

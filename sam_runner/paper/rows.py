@@ -1,4 +1,4 @@
-"""What the paper reports for a run: the rows of paper.yaml."""
+"""The numbers that the paper reports, from numbers.yaml, and which of them a run is compared with."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -7,14 +7,11 @@ from typing import Any
 
 import yaml
 
-from sam_runner.runs.folder import flat
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.keys import walk
+from sam_runner.config.optimizer import SamConfig
 
 NUMBERS = Path(__file__).with_name("numbers.yaml")
-RESULTLESS = {  # keys that may be typed beside a row's words, and the number is still the one for it
-    "seed", "device", "precision", "compile", "channels_last", "deterministic", "accumulate", "run_dir", "sweep_name",
-    "dry_run", "log_every", "eval_every", "data.root", "data.download", "data.num_workers", "rank_timeout", "optimizer",
-    "paper",
-}  # fmt: skip
 AUGMENT: dict[str, dict[str, tuple[Any, ...]]] = {  # by the name of an option: key of a flat configuration, its values
     "basic": {"augment.policy": ("none",), "augment.cutout": (0,), "augment.mixup": (None,)},
     "cutout": {"augment.policy": ("none",), "augment.cutout": (16,), "augment.mixup": (None,)},
@@ -74,22 +71,22 @@ class Row:
         first, top5 = (self.sam, self.sam_top5) if optimizer == "sam" else (self.sgd, self.sgd_top5)
         return f"{first} / {top5}" if top5 else first
 
-    def fits(self, settings: Mapping[str, Any]) -> bool:
-        """Whether a run of these settings is one of this row."""
-        if settings["paper"] == self.name:
+    def fits(self, config: ExperimentConfig) -> bool:
+        """Whether a run of these settings belongs to this row."""
+        if config.paper == self.name:
             return True
-        if settings["paper"] != self.paper:
+        if config.paper != self.paper:
             return False
-        values = flat(settings)
+        values = config.flat()
         chosen = _pairs(f"{self.words} {self.given}")
-        return all(_is(values, key, value) for key, value in chosen if key != "experiment")
+        return all(_has_value(values, key, value) for key, value in chosen if key != "experiment")
 
-    def untuned(self, settings: Mapping[str, Any]) -> str:
-        """What of `typed` a run has otherwise, "" where nothing."""
-        values, sam = flat(settings), "rho" in settings["optimizer"]
+    def untuned(self, config: ExperimentConfig) -> str:
+        """Return the entries of `typed` that a run has other values of, "" where it has none."""
+        values, sam = config.flat(), isinstance(config.optimizer, SamConfig)
         pairs = [(key, value) for key, value in _pairs(self.typed) if sam or key != "rho"]
-        here = {"rho": "optimizer.rho", "lr": "optimizer.base.lr"}
-        return " ".join(f"{key}={value}" for key, value in pairs if float(values[here[key]]) != float(value))
+        names = {"rho": "optimizer.rho", "lr": "optimizer.base.lr"}
+        return " ".join(f"{key}={value}" for key, value in pairs if float(values[names[key]]) != float(value))
 
 
 def tables() -> dict[str, list[Row]]:
@@ -103,47 +100,51 @@ def rows() -> list[Row]:
     return [row for table in tables().values() for row in table]
 
 
-def target(settings: Mapping[str, Any], typed: Sequence[str] = ()) -> str:
-    """What the paper reports for these settings in a line, "" where they are of no experiment.
+def describe_target(config: ExperimentConfig, overrides: Sequence[str] = ()) -> str:
+    """Return the paper's number for a run in one line, "" where its settings are of no experiment.
 
     Args:
-        settings: Of the run.
-        typed: As ``key=value``; what is not of the row and changes the result is told.
+        config: The settings.
+        overrides: What the user typed, as ``key=value``; what changes the result and is not in the row is named.
     """
-    if not settings["paper"]:
+    if not config.paper:
         return ""
-    row = next((row for row in rows() if row.fits(settings)), None)
+    row = next((row for row in rows() if row.fits(config)), None)
     if row is None:
         return "no number for this choice"
     numbers = ", ".join(f"{name.upper()} {row.number(name)}" for name in ("sam", "sgd") if row.number(name))
-    numbers = numbers or "no number"
-    untuned = row.untuned(settings)
-    return (
-        f"{row.title}: {numbers}"
-        + (f"; the row has {untuned} here, which has to be typed" if untuned else "")
-        + _beside(row, typed)
-    )
+    untuned = row.untuned(config)
+    hint = f"; the row has {untuned} here, which has to be typed" if untuned else ""
+    others = _other_overrides(row, config, overrides)
+    beside = f"; not with {others[:200]}" if others else ""
+    return f"{row.title}: {numbers or 'no number'}{hint}{beside}"
 
 
-def _beside(row: Row, typed: Sequence[str]) -> str:
-    """What was typed that the row does not have."""
-    its_own = {key for key, _ in _pairs(f"{row.words} {row.typed} {row.given}")} | RESULTLESS
-    others = [word for word in typed if word.lstrip("+~").partition("=")[0] not in its_own]
-    return f"; not with {' '.join(others)[:200]}" if others else ""
+def _other_overrides(row: Row, config: ExperimentConfig, overrides: Sequence[str]) -> str:
+    """Return the overrides that change the result and that the row does not have."""
+    ignored = {key for key, _ in _pairs(f"{row.words} {row.typed} {row.given}")} | {"seed", "optimizer"}
+    for name, facts, _ in walk(config):
+        if facts.effect != "result" or not facts.in_reports or facts.path:
+            ignored.add(name)
+    ignored.discard("rho")
+    if "rho" in row.typed or "rho" in row.words:
+        ignored.add("rho")
+    return " ".join(word for word in overrides if word.lstrip("+~").partition("=")[0] not in ignored)
 
 
 def _pairs(words: str) -> list[tuple[str, str]]:
+    """Split ``key=value key=value``."""
     return [(key, value) for key, _, value in (word.partition("=") for word in words.split())]
 
 
-def _is(values: Mapping[str, Any], key: str, value: str) -> bool:
-    """Whether flat settings have what ``key=value`` chooses."""
+def _has_value(values: Mapping[str, Any], key: str, value: str) -> bool:
+    """Whether settings by dotted key have what ``key=value`` chooses."""
     if key in ("data", "noise"):
         return str(values.get(f"{key}._target_")).endswith(f".{value}")
     if key == "optimizer":
-        return ("optimizer.rho" in values) == (value == "sam")
+        return bool(values.get("optimizer.name") == value)
     if key == "augment":
-        if value == "mixup":  # with any alpha: the paper takes the best of four
+        if value == "mixup":  # with any alpha: the paper reports the best of four
             return values.get("augment.mixup") is not None
         return all(values.get(name, wanted[0]) in wanted for name, wanted in AUGMENT[value].items())
     try:

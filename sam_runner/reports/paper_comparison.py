@@ -6,15 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from hydra import compose, initialize_config_dir
-from hydra.core.global_hydra import GlobalHydra
-
-from sam_runner.config.schema import register_schemas
-from sam_runner.config.validation import plain
+from sam_runner.config.hydra import compose_example
 from sam_runner.paper.rows import Row, tables
 from sam_runner.reports.results import Record, column_title, format_value, groups, interval, records, report_settings
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import CONF
 
 COLUMNS = ["row", "optimizer", "paper", "here", "95% interval", "n", "what differs from the paper's"]
 
@@ -57,13 +52,17 @@ def compared(folders: Sequence[Path], table: str) -> Comparison:
             f"no run in {', '.join(map(str, folders))} is one of {table}\n"
             f"  it is made with: {rows[0].words}, and what the others say in sam_runner/paper/numbers.yaml"
         )
-    lines = [line for row in rows for line in _lines(row, [run for run in runs if row.fits(run.typed)])]
+    lines = [
+        line
+        for row in rows
+        for line in _lines(row, [run for run in runs if run.config is not None and row.fits(run.config)])
+    ]
     strangers = [str(run.folder) for run in runs if not any(_is_of(row, run) for row in rows)]
     return Comparison(rows[0].title, lines, strangers)
 
 
 def _is_of(row: Row, run: Record) -> bool:
-    return row.fits(run.typed) and run.settings["optimizer"] in row.optimizers
+    return run.config is not None and row.fits(run.config) and run.settings["optimizer"] in row.optimizers
 
 
 def _lines(row: Row, runs: Sequence[Record]) -> Iterator[list[str]]:
@@ -115,14 +114,10 @@ def _shown(settings: Mapping[str, Any], key: str) -> str:
 
 
 def _own_settings(row: Row, optimizer: str) -> dict[str, Any]:
-    """What the row's own command would set."""
-    register_schemas()
-    GlobalHydra.instance().clear()
+    """Return the settings that the row's own command makes, as reports show them."""
     words = [word for word in row.words.split() if not word.startswith("optimizer=")]
     typed = [word for word in row.typed.split() if optimizer == "sam" or not word.startswith("rho=")]
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        config = compose("config", [*words, f"optimizer={optimizer}", *typed])
-    return report_settings(plain(config))
+    return report_settings(compose_example([*words, f"optimizer={optimizer}", *typed]))
 
 
 def as_text(comparison: Comparison) -> str:

@@ -278,3 +278,15 @@ def write(report: Report, folder: Path, title: str) -> Path:
     for name, content in files.items():
         write_atomically(folder / name, lambda handle, content=content: handle.write(content))  # type: ignore[misc]
     return folder / "report.html"
+
+
+def write_sweep_report(folder: Path) -> None:
+    """Print the table of a sweep and write its report; do nothing where the sweep has no job."""
+    if not folder.is_dir() or not records([folder]):
+        return
+    found = report_of([folder])
+    print(f"\n{as_text(found)}")
+    try:
+        print(f"report: {write(found, folder, folder.name)}")
+    except OSError as error:
+        raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error

@@ -15,19 +15,14 @@ from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 
-import yaml
-from yaml.events import AliasEvent
-
-from sam_runner.runs.folder import NOT_STARTED, SETTINGS, flat, still_running
+from sam_runner.config.data import LabelFileConfig
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.keys import walk
+from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
+from sam_runner.runs.lock import is_locked
+from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json
-
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-UNTOLD = {  # settings that say how or where a run was made, not what it is
-    "run_dir", "sweep_name", "dry_run", "device", "log_every", "data.root", "data.download", "data.num_workers", "rho",
-    "noise.file", "rank_timeout", "sweep.on_error", "paper", "eval_every",
-}  # fmt: skip
-SHORT = {"optimizer.rho": "rho", "optimizer.base.lr": "lr", "optimizer.base.weight_decay": "weight_decay"}
 
 
 @dataclass(frozen=True)
@@ -43,7 +38,7 @@ class Record:
         final: Metrics at the end, empty where it has not finished.
         error: Of a run that failed.
         cell: What was typed for a cell of a sweep that failed.
-        typed: Settings as config.yaml has them.
+        config: Settings of the run; None of a job that has no run.
     """
 
     folder: Path
@@ -53,12 +48,12 @@ class Record:
     final: Mapping[str, float]
     error: str = ""
     cell: str = ""
-    typed: Mapping[str, Any] = field(default_factory=dict)
+    config: ExperimentConfig | None = None
 
     @property
     def paper(self) -> str:
         """The rows of the paper that it is compared with, "" where there are none."""
-        return str(self.typed.get("paper") or "")
+        return "" if self.config is None else self.config.paper or ""
 
     @cached_property
     def rows(self) -> list[dict[str, float]]:
@@ -106,26 +101,22 @@ def records(folders: Iterable[Path]) -> list[Record]:
 
 
 def _record(folder: Path) -> Record:
-    try:
-        text = (folder / SETTINGS).read_text(encoding="utf-8")
-        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, LOADER)):
-            raise InputError(f"{folder / SETTINGS} has YAML aliases, which are not accepted")
-        settings = yaml.load(text, LOADER)
-    except (OSError, ValueError, yaml.YAMLError) as error:
-        raise InputError(f"{folder / SETTINGS} cannot be read: {str(error).splitlines()[0]}") from error
-    if not isinstance(settings, dict):
-        raise InputError(f"{folder / SETTINGS} is not a configuration")
-    result, status = _object(folder / "result.json"), _object(folder / "status.json")
+    config = read_config(folder)
+    result, status = _object(folder / "result.json"), read_status(folder)
     finished = result.get("status") == "finished"
     state = "finished" if finished else str(status.get("status", "started"))
     if state == "running":
-        running = still_running(folder, str(status.get("host")))
-        state = {True: "running", False: "died", None: "running or died"}[running]
-    short = report_settings(settings)
-    seed = short.pop("seed", 0)
-    final = result.get("final", {}) if finished else {}
+        locked = is_locked(folder, str(status.get("host")))
+        state = {True: "running", False: "died", None: "running or died"}[locked]
     return Record(
-        folder, short, seed, state, final, str(status.get("error", "")), str(status.get("cell", "")), settings
+        folder,
+        report_settings(config),
+        config.seed,
+        state,
+        result.get("final", {}) if finished else {},
+        str(status.get("error", "")),
+        str(status.get("cell", "")),
+        config,
     )
 
 
@@ -134,18 +125,22 @@ def _object(path: Path) -> dict[str, Any]:
     return value if isinstance(value, dict) else {}
 
 
-def report_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Flat settings under short names, without those that tell nothing about the result."""
-    values = {key: value for key, value in flat(settings).items() if key not in UNTOLD}
-    if str(values.get("data._target_")).endswith("image_folder"):
-        values["data.root"] = flat(settings).get("data.root")  # it says which images
-    if str(values.get("noise._target_")).endswith(".relabelled"):  # a teacher for each seed: the seed is no difference
-        own_seed = rf"(seed[=_-]?){re.escape(str(settings.get('seed')))}\b"
-        values["noise.file"] = re.sub(own_seed, r"\1*", str(flat(settings).get("noise.file")))
-    values = {SHORT.get(key, key): value for key, value in values.items() if not key.startswith("checkpoint.")}
-    own = {key for key in SHORT if key in flat(settings)}
-    values |= {SHORT[key]: flat(settings)[key] for key in own}  # what the optimizer was given, not what was typed
-    return {"optimizer": "sam" if values.get("rho", 0) else "sgd", **values}
+def report_settings(config: ExperimentConfig) -> dict[str, Any]:
+    """Return the settings that reports show, by their short names, without the seed."""
+    values: dict[str, Any] = {}
+    short: dict[str, Any] = {}
+    for name, facts, value in walk(config):
+        plain = list(value) if isinstance(value, tuple) else value
+        if facts.short:
+            short[facts.short] = plain  # what the optimizer was given, in place of the top-level setting of this name
+        elif facts.in_reports and not (facts.effect == "none" and "." in name) and name != "seed":
+            values[name] = plain
+    if isinstance(config.noise, LabelFileConfig):  # each seed may have labels of its own: that is no difference
+        own_seed = rf"(seed[=_-]?){config.seed}\b"
+        values["noise.file"] = re.sub(own_seed, r"\1*", config.noise.file)
+    if short.get("rho") == 0:
+        short["optimizer"] = "sgd"
+    return {**values, **short}
 
 
 @dataclass(frozen=True)

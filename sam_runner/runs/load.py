@@ -1,16 +1,12 @@
-"""Evaluate a run's checkpoint; its folder says all, and the data are read again."""
+"""Build a run again from its folder, with the weights of a checkpoint."""
 
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from omegaconf import OmegaConf
 
-from sam_runner.config.schema import Root
-from sam_runner.config.validation import require_allowed_targets
-from sam_runner.data.augment.augmentation import Augmentation
-from sam_runner.runs.folder import read_settings
-from sam_runner.runs.relative_paths import found_again
+from sam_runner.config.data import AugmentConfig
+from sam_runner.runs.folder import read_config
 from sam_runner.training.build import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.evaluation import evaluate, predict
@@ -20,19 +16,20 @@ from sam_runner.utils.files import write_atomically
 
 
 def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
-    """Metrics by tag of the model in a run folder; arguments and errors as of `restored`."""
-    return evaluate(restored(folder, which, device))
+    """Return metrics by tag of the model in a run folder; arguments and errors as of `restore_run`."""
+    return evaluate(restore_run(folder, which, device))
 
 
-def relabel(run: Run, path: Path) -> int:
-    """Write what a run's model says of its training images: the labels of bootstrapping (Reed et al., 2015).
+def write_predictions(run: Run, path: Path) -> int:
+    """Write the predicted class of each training image, the labels of bootstrapping (Reed et al., 2015).
 
     Args:
-        run: With every training image as it is, as `restored` with ``as_is`` gives it.
-        path: Of a ``.npy``: int64, (N,), in the order of the training set, as ``noise=relabelled`` reads it.
+        run: A run whose loader gives every training image without augmentation, as `restore_run` with
+            ``plain_training_set`` builds it.
+        path: Path of a ``.npy`` file, int64, (N,), in the order of the training set, as ``noise=relabelled`` reads it.
 
     Returns:
-        The number of images that are given another label than they were trained with.
+        The number of images whose prediction differs from the label that they were trained with.
 
     Raises:
         InputError: Where the file cannot be written.
@@ -47,33 +44,36 @@ def relabel(run: Run, path: Path) -> int:
     return int((predicted != labels).sum())
 
 
-def restored(folder: Path, which: str, device: str | None = None, *, as_is: bool = False) -> Run:
-    """The run in a folder, with a checkpoint's weights.
+def restore_run(folder: Path, which: str, device: str | None = None, *, plain_training_set: bool = False) -> Run:
+    """Build the run in a folder, with the weights of a checkpoint.
 
     Args:
         folder: The run folder.
         which: "last" or "best" (by validation accuracy; without a validation set the last).
-        device: Instead of the one that the run asked for.
-        as_is: Every training image, without augmentation, as for evaluation.
+        device: Device in place of the one in the run's settings.
+        plain_training_set: Give every training image, without augmentation, as for evaluation.
 
     Raises:
-        InputError: Where the folder holds no run or no good checkpoint, or the data are not where they were.
+        InputError: Where the folder holds no run or no good checkpoint, or the data cannot be read.
     """
-    settings = read_settings(folder)
-    require_allowed_targets(OmegaConf.create(settings))
-    missing = [key for key in Root.__dataclass_fields__ if key not in settings]
-    if missing:
-        raise InputError(f"{folder}/config.yaml lacks {', '.join(missing)}")
+    config = read_config(folder)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     found = checkpoints.latest() if which == "last" else checkpoints.best()
     if found is None:
         raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
+    config = replace(
+        config,
+        device=device or config.device,
+        model=replace(config.model, weights=None),  # the checkpoint has them
+        compile="off",
+        sync_batchnorm=False,
+        parallel="ddp",
+        world_size=1,
+    )
+    if plain_training_set:
+        config = replace(config, augment=AugmentConfig(), data=replace(config.data, drop_last=False))
     try:
-        settings = found_again(settings, folder)
-        model = {key: value for key, value in settings["model"].items() if key != "weights"}  # the checkpoint has them
-        alone = {"compile": "off", "sync_batchnorm": False, "parallel": "ddp"}  # one process, without a training
-        plain = {"augment": asdict(Augmentation()), "data": {**settings["data"], "drop_last": False}} if as_is else {}
-        run = build_run({**settings, **alone, **plain, "model": model, "device": device or settings["device"]})
+        run = build_run(config)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
     try:

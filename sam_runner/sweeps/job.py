@@ -7,8 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from sam_runner.config import launchers
-from sam_runner.config.data_rules import require_files
-from sam_runner.config.validation import fingerprint, plain, validate
+from sam_runner.config.experiment import load_experiment
+from sam_runner.config.hydra import plain_settings
+from sam_runner.config.rules import require_files
 from sam_runner.sweeps import status as sweep_status
 from sam_runner.utils.console import end_at_once, is_first, log_to_console, report_exception, several
 from sam_runner.utils.errors import InputError, RankError, Stopped
@@ -42,14 +43,16 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
     if not cfg.dry_run and is_first():
         sweep_status.clear_failure(folder, overrides)
     try:
-        validate(cfg, overrides, multirun=True)
-        require_files(cfg)
+        config = load_experiment(plain_settings(cfg), overrides, multirun=True)
+        require_files(config)
         logging.getLogger("sam_runner").info("cell %d: %s", hydra_config.job.num + 1, " ".join(overrides))
-        from sam_runner.runs.start import launch  # torch, only now
+        from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
 
-        launch(plain(cfg), fingerprint(cfg), overrides, folder)
+        start_run(config, overrides, folder)
         return (
-            sweep_status.objective(folder, overrides, fingerprint(cfg)) if launchers.is_search(hydra_config) else None
+            sweep_status.objective(folder, overrides, config.fingerprint())
+            if launchers.is_search(hydra_config)
+            else None
         )
     except Stopped as stop:
         if not beside_others:
@@ -72,7 +75,7 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
         sweep_status.record_failure(
             folder, overrides, "refused" if isinstance(error, InputError) else "failed", message, text
         )
-        if cfg.sweep.on_error.name == "stop":
+        if cfg.sweep.on_error == "stop":
             sweep_status.stop(folder, "failure")
     return None
 

@@ -16,17 +16,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
-from sam_runner.runs.folder import (
-    NOT_STARTED,
-    cell_folder,
-    finished_duplicate,
-    finished_result,
-    still_running,
-    this_call,
-    write_status,
-)
+from sam_runner.runs.folder import NOT_STARTED, job_folder
+from sam_runner.runs.lock import is_locked
+from sam_runner.runs.status import finished_duplicate, finished_result, read_status, this_call, write_status
 from sam_runner.utils.errors import Stopped
 from sam_runner.utils.files import read_json, write_atomically, write_json
 
@@ -55,8 +49,8 @@ def record_failure(sweep_folder: Path, overrides: Sequence[str], state: str, err
         text: Why in full, for `run.log`.
     """
     cell = " ".join(overrides)
-    own = cell_folder(sweep_folder, overrides)
-    status = _status(own)
+    own = job_folder(sweep_folder, overrides)
+    status = read_status(own)
     if status.get("call") == this_call() and status.get("status") == "failed":
         write_json(own / "status.json", status | {"cell": cell})
         return
@@ -74,12 +68,7 @@ def clear_failure(sweep_folder: Path, overrides: Sequence[str]) -> None:
 
 
 def _place(sweep_folder: Path, overrides: Sequence[str]) -> Path:
-    return sweep_folder / NOT_STARTED / cell_folder(sweep_folder, overrides).name
-
-
-def _status(folder: Path) -> dict[str, Any]:
-    status = read_json(folder / "status.json")
-    return status if isinstance(status, dict) else {}
+    return sweep_folder / NOT_STARTED / job_folder(sweep_folder, overrides).name
 
 
 def stop(sweep_folder: Path, why: str) -> None:
@@ -98,10 +87,10 @@ def cells(sweep_folder: Path) -> list[Cell]:
     """What became of the cells that this call ran or set aside, in the order of their names."""
     found = []
     for path in sorted([*sweep_folder.glob("*/status.json"), *sweep_folder.glob(f"{NOT_STARTED}/*/status.json")]):
-        status = _status(path.parent)
+        status = read_status(path.parent)
         if status.get("call") == this_call():
             state = str(status.get("status"))
-            if state == "running" and still_running(path.parent, str(status.get("host"))) is False:
+            if state == "running" and is_locked(path.parent, str(status.get("host"))) is False:
                 state = "died"
             found.append(Cell(str(status.get("cell", path.parent.name)), state, str(status.get("error", ""))))
     return found
@@ -115,7 +104,7 @@ def exit_code(found: Sequence[Cell]) -> int:
 
 def objective(sweep_folder: Path, overrides: Sequence[str], fingerprint: str) -> float | None:
     """What a search maximises: the accuracy on the held-out images at the end of the cell's run; None without one."""
-    result = finished_result(cell_folder(sweep_folder, overrides))
+    result = finished_result(job_folder(sweep_folder, overrides))
     if result is None:
         twin = finished_duplicate(sweep_folder, fingerprint)
         result = finished_result(twin) if twin else None
@@ -157,7 +146,7 @@ def signals_for_all(sweep_folder: Path) -> Iterator[Ended]:
         asked.wait()
         while not over.wait(PAUSE):
             for path in sweep_folder.glob("*/status.json"):
-                status = _status(path.parent)
+                status = read_status(path.parent)
                 here = status.get("call") == this_call() and status.get("host") == socket.gethostname()
                 if here and status.get("status") == "running" and status.get("pid") != os.getpid():
                     with contextlib.suppress(ProcessLookupError):

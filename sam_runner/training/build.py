@@ -1,4 +1,4 @@
-"""From settings to the objects of a run."""
+"""Build a run from its settings: data, network, base optimizer, step, loaders and schedules."""
 
 import inspect
 import json
@@ -13,51 +13,55 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sam_runner.config.instantiate import construct, locate
-from sam_runner.data.augment.augmentation import Augmentation
-from sam_runner.data.image_sets import ImageSet
+from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.instantiate import call_target, instantiate, locate
+from sam_runner.config.optimizer import OptimizerConfig, SamConfig
+from sam_runner.data.image_sets import Images, ImageSet
 from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard
-from sam_runner.models.build import build_model, is_channels_last, parameter_groups, weights_dtype
+from sam_runner.models.build import build_model, is_channels_last, parameter_groups, place_model, weights_dtype
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
-from sam_runner.training.rates import build_lr, build_rho
+from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import automatic_device, automatic_precision, decoding_workers, set_up
 from sam_runner.utils.seeding import seed_everything
 
-Settings = Mapping[str, Any]
-EVAL_BATCH = 512
+EVAL_BATCH = 512  # images in a batch of an evaluation
+# torch.compile's own CUDA graphs expect the weights at one address; during the second pass they are at another.
+COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
+AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def device_of(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) -> torch.device:
-    """The device to train on; of several processes on a machine each has its own GPU.
+def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
+    """Return the device to train on; each process of a machine has its own GPU.
+
+    Args:
+        name: auto, cpu, cuda or cuda:N.
+        context: The processes that train together.
 
     Raises:
-        InputError: Where a CUDA device is asked for that does not exist.
+        InputError: Where the CUDA device does not exist.
     """
-    name = settings["device"]
     if name == "auto":
         name = automatic_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
-    if ranks.world_size > 1 and name.startswith("cuda"):
+    if context.world_size > 1 and name.startswith("cuda"):
         if name != "cuda":
-            raise InputError(f"device={name} is one GPU for {ranks.world_size} processes\n  use device=cuda")
-        if torch.cuda.device_count() < ranks.local_world_size:
+            raise InputError(f"device={name} is one GPU for {context.world_size} processes\n  use device=cuda")
+        if torch.cuda.device_count() < context.local_world_size:
             raise InputError(
-                f"{ranks.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices\n"
+                f"{context.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices\n"
                 "  use torchrun --nproc-per-node with that number, or device=cpu"
             )
-        return torch.device("cuda", ranks.local_rank)
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"device={name} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...") from error
+        return torch.device("cuda", context.local_rank)
+    device = torch.device(name)
     if device.type == "cuda" and not (device.index or 0) < torch.cuda.device_count():
         raise InputError(
             f"device={name}: found {torch.cuda.device_count()} CUDA devices\n  use device=cpu or device=auto"
@@ -65,112 +69,127 @@ def device_of(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) ->
     return device
 
 
-def precision_of(settings: Settings, device: torch.device) -> tuple[str, str]:
-    """The precision, fp32, tf32, bf16 or fp16, and where it was chosen for the device, why."""
-    if settings["precision"] == "tf32" and device.type != "cuda":
+def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+    """Return the number format of the passes and, where it was chosen for the device, the reason.
+
+    Raises:
+        InputError: Where the device does not have the format.
+    """
+    if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
-    return (settings["precision"], "") if settings["precision"] != "auto" else automatic_precision(device)
-
-
-# The graphs that torch.compile would make by itself know one place for the weights; here they have two.
-COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
-AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+    return (precision, "") if precision != "auto" else automatic_precision(device)
 
 
 @lru_cache(maxsize=1)
-def _loaded(node: str) -> Splits:
-    """The set that a JSON text describes; kept, since the cells of a sweep mostly share one."""
-    splits: Splits = construct(json.loads(node), "data")
+def _read_data(target: str, arguments: str) -> Splits:
+    """Read a data set; `arguments` are JSON. The last one is kept, since the jobs of a sweep mostly share one."""
+    splits: Splits = call_target(target, json.loads(arguments), "data")
     return splits
 
 
-def build_data(settings: Settings) -> Splits:
-    """Training set with its noise, held-out set and test set."""
-    data = dict(settings["data"])
-    held_out, used = data.pop("val_fraction", 0.0), data.pop("train_fraction", 1.0)
-    drop_last, val_labels = data.pop("drop_last", True), data.pop("val_labels", "clean")
-    splits, node = _loaded(json.dumps(data, sort_keys=True)), settings["noise"]
-    splits = prepare_splits(
+def build_data(data: DataConfig, noise: NoiseConfig, seed: int) -> Splits:
+    """Return the training set with its label noise, the held-out set and the test set."""
+    splits = _read_data(data.target, json.dumps(data.arguments(), sort_keys=True))
+    return prepare_splits(
         splits,
-        partial(construct, node, "noise"),
-        needs=noise_needs(locate(node["_target_"])),
-        seed=settings["seed"],
-        val_fraction=held_out,
-        train_fraction=used,
-        val_labels=val_labels,
+        partial(instantiate, noise, "noise"),
+        needs=noise_needs(locate(noise.target)),
+        seed=seed,
+        val_fraction=data.val_fraction,
+        train_fraction=data.train_fraction,
+        val_labels=data.val_labels,
     )
-    train = splits.train
-    if drop_last and len(train) < settings["batch_size"]:
+
+
+def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
+    """Refuse settings that do not fit the training set.
+
+    Raises:
+        InputError: Where the batch or a part that augmentation cuts out is larger than the set or its images.
+    """
+    augment: AugmentConfig = config.augment
+    if config.data.drop_last and len(train) < config.batch_size:
         raise InputError(
-            f"batch_size={settings['batch_size']} is larger than the training set of {len(train)} images, and "
+            f"batch_size={config.batch_size} is larger than the training set of {len(train)} images, and "
             "data.drop_last=true leaves incomplete batches out\n  use a smaller batch_size or data.drop_last=false"
         )
-    pad, side = settings["augment"]["pad"], min(train.shape[1:])
-    if settings["augment"]["crop_scale_min"] is not None and isinstance(train, ImageSet):
+    side = min(train.shape[1:])
+    if augment.crop_scale_min is not None and isinstance(train, ImageSet):
         raise InputError(
             "augment.crop_scale_min cuts parts out of image files, these are in memory\n  set data.storage=disk"
         )
-    if settings["augment"]["pad_mode"] == "reflect" and pad >= side:
-        raise InputError(f"augment.pad={pad} must be smaller than the images' side of {side} pixels to reflect")
-    if settings["augment"]["cutout"] > side:
-        raise InputError(f"augment.cutout={settings['augment']['cutout']} covers images of {side} pixels whole")
-    return splits
+    if augment.pad_mode == "reflect" and augment.pad >= side:
+        raise InputError(f"augment.pad={augment.pad} must be smaller than the images' side of {side} pixels to reflect")
+    if augment.cutout > side:
+        raise InputError(f"augment.cutout={augment.cutout} covers images of {side} pixels whole")
 
 
-def build_optimizer(settings: Settings, model: nn.Module, num_classes: int) -> torch.optim.Optimizer:
-    """The base optimizer over all parameters that require gradients."""
-    node = dict(settings["optimizer"]["base"])
-    if settings["optimizer"]["weight_decay_in_loss"]:
-        node["weight_decay"] = 0.0
+def build_optimizer(
+    options: OptimizerConfig,
+    model: nn.Module,
+    num_classes: int,
+    *,
+    head_lr: float | None = None,
+    compiled: bool = False,
+) -> torch.optim.Optimizer:
+    """Return the base optimizer over all parameters that require gradients.
+
+    Args:
+        options: Settings of the method; only its base optimizer and where weight decay is applied are used.
+        model: The network.
+        num_classes: Its outputs, by which the head is found.
+        head_lr: Initial learning rate of the head, None for that of the other parameters.
+        compiled: Whether torch.compile is used; otherwise its import is avoided.
+    """
+    target, arguments = options.base.target, options.base.arguments()
+    if options.weight_decay_in_loss:
+        arguments["weight_decay"] = 0.0
     params = [param for param in model.parameters() if param.requires_grad]
-    groups = parameter_groups(settings, model, num_classes)
-    _require_base_optimizer(node["_target_"])
-    if _takes_fused(node) and all(param.is_floating_point() and not is_sharded(param) for param in params):
-        node["fused"] = True
-    if settings["compile"] == "off":
-        avoid_compiler_import(locate(node["_target_"]))  # type: ignore[arg-type]
-    optimizer: torch.optim.Optimizer = construct(node, "optimizer.base", params=groups)
+    groups = parameter_groups(model, num_classes, head_lr)
+    _require_base_optimizer(target)
+    if _takes_fused(target, arguments) and all(param.is_floating_point() and not is_sharded(param) for param in params):
+        arguments["fused"] = True
+    if not compiled:
+        avoid_compiler_import(locate(target))  # type: ignore[arg-type]
+    optimizer: torch.optim.Optimizer = call_target(target, arguments, "optimizer.base", params=groups)
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
 
 
-def _takes_fused(node: Settings) -> bool:
-    """Whether torch has the optimizer's step as one kernel, and nobody has chosen otherwise."""
-    parameters = inspect.signature(locate(node["_target_"])).parameters
-    return (
-        "fused" in parameters and not {"fused", "foreach", "differentiable"} & set(node) and not node.get("dampening")
-    )
+def _takes_fused(target: str, arguments: Mapping[str, Any]) -> bool:
+    """Whether torch has the optimizer's step as one kernel, and the user has not chosen otherwise."""
+    parameters = inspect.signature(locate(target)).parameters
+    chosen = {"fused", "foreach", "differentiable"} & set(arguments)
+    return "fused" in parameters and not chosen and not arguments.get("dampening")
 
 
-def _require_base_optimizer(name: str) -> None:
-    """Refuse what is no optimizer, or one that cannot be given a gradient."""
-    kind = locate(name)
+def _require_base_optimizer(target: str) -> None:
+    """Refuse a target that is no optimizer, or one that needs a closure or sparse gradients."""
+    kind = locate(target)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
-        raise InputError(f"optimizer.base._target_={name} is no optimizer of torch.optim")
+        raise InputError(f"optimizer.base._target_={target} is no optimizer of torch.optim")
     closure = inspect.signature(kind.step).parameters.get("closure")
     if (closure is not None and closure.default is closure.empty) or issubclass(kind, torch.optim.SparseAdam):
-        raise InputError(f"{name} cannot be a base optimizer: it needs a closure or sparse gradients")
+        raise InputError(f"{target} cannot be a base optimizer: it needs a closure or sparse gradients")
 
 
 def build_step(
-    settings: Settings,
+    config: ExperimentConfig,
     model: nn.Module,
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype | None,
     device: torch.device,
-    ranks: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> SamStep | CapturedStep:
-    """The optimizer step; one of plain training is SAM's with rho 0."""
-    options = settings["optimizer"]
-    smoothing = settings["label_smoothing"]
-    mode = settings["compile"]
+    """Return the optimizer step; the step of plain training is SAM's with rho 0."""
+    options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     if mode == "graph" and device.type != "cuda":
         mode = "off"
     forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
-    parallel: dict[str, Any] = {"ranks": ranks}
-    if ranks.world_size > 1 and settings["parallel"] == "ddp":
-        forward = _parallel(forward, device)
+    parallel: dict[str, Any] = {"ranks": context}
+    if context.world_size > 1 and config.parallel == "ddp":
+        forward = _data_parallel(forward, device)
         parallel["no_sync"] = forward.no_sync
     objective = Objective(
         model,
@@ -178,106 +197,131 @@ def build_step(
         forward=forward,
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        num_chunks=settings["accumulate"],
-        batch_size=-(-settings["batch_size"] // ranks.world_size),
-        weight_decay=options["base"]["weight_decay"] if options["weight_decay_in_loss"] else 0.0,
+        num_chunks=config.accumulate,
+        batch_size=-(-config.batch_size // context.world_size),
+        weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
         **parallel,
     )
-    names = ("p", "ascent_steps", "second_order", "sync_perturbation")
-    sam = {name: options[name] for name in names if name in options}
-    projected = options.get("ascent") == "projected"
-    seed = settings["seed"] if options.get("direction") == "random" else None
+    sam: dict[str, Any] = {}
+    if isinstance(options, SamConfig):
+        sam = {
+            "p": options.p,
+            "ascent_steps": options.ascent_steps,
+            "projected": options.ascent == "projected",
+            "second_order": options.second_order,
+            "sync_perturbation": options.sync_perturbation,
+            "direction_seed": config.seed if options.direction == "random" else None,
+        }
     step = SamStep(
-        objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected,
-        direction_seed=seed, keep_statistics=settings["on_nonfinite"] == "skip", **sam,
-    )  # fmt: skip
-    return CapturedStep(step) if settings["compile"] == "graph" else step
+        objective,
+        optimizer,
+        group_size=options.m,
+        grad_clip=config.grad_clip,
+        keep_statistics=config.on_nonfinite == "skip",
+        **sam,
+    )
+    return CapturedStep(step) if config.compile == "graph" else step
 
 
-def _parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """The model whose gradients become their means over the ranks while they are made; buffers stay a rank's own."""
+def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
+    """Wrap the model so that gradients are averaged over the processes during the backward pass.
+
+    Buffers are not synchronised: each process has its own.
+    """
     accepted = inspect.signature(DistributedDataParallel.__init__).parameters
-    kept = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # before torch 2.13
-    options: dict[str, Any] = {kept: False}
+    name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # before torch 2.13
+    options: dict[str, Any] = {name: False}
     return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None, **options)
 
 
-def _sharded(settings: Settings, ranks: DistributedContext) -> bool:
-    return ranks.world_size > 1 and bool(settings["parallel"] == "fsdp")
-
-
 def build_loaders(
-    settings: Settings,
+    config: ExperimentConfig,
     splits: Splits,
     device: torch.device,
     channels_last: bool,
-    ranks: DistributedContext = SINGLE_PROCESS,
+    context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
-    """Batches to train on, and those of the sets to evaluate by name."""
-    train, workers = splits.train, settings["data"].get("num_workers")
+    """Return the training batches, and the batches of the evaluated sets by name."""
+    train, workers = splits.train, config.data.decoding_workers
     common: dict[str, Any] = {
         "normalisation": Normalisation.from_images(train.images_NCHW)
         if isinstance(train, ImageSet)
         else IMAGENET_NORMALISATION,
         "device": device,
         "channels_last": channels_last,
-        "num_workers": decoding_workers(device, ranks.local_world_size) if workers is None else workers,
-        "dtype": weights_dtype(settings["precision"]),
+        "num_workers": decoding_workers(device, context.local_world_size) if workers is None else workers,
+        "dtype": weights_dtype(config.precision),
     }
     loader = ImageLoader(
         train,
-        batch_size=settings["batch_size"],
-        augmentation=Augmentation(**settings["augment"]),
-        seed=settings["seed"],
-        drop_last=settings["data"].get("drop_last", True),
-        ranks=ranks,
+        batch_size=config.batch_size,
+        augmentation=config.augment,
+        seed=config.seed,
+        drop_last=config.data.drop_last,
+        ranks=context,
         **common,
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
-    # Sharded weights come together for all ranks at once, so all of them evaluate every batch.
-    common["ranks"] = SINGLE_PROCESS if _sharded(settings, ranks) else ranks
+    # All processes gather sharded weights at once, so with fsdp every process evaluates every batch.
+    common["ranks"] = SINGLE_PROCESS if _uses_shards(config, context) else context
     return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
-def build_run(settings: Settings, ranks: DistributedContext = SINGLE_PROCESS) -> Run:
-    """Everything that is trained and evaluated.
+def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
+    return context.world_size > 1 and config.parallel == "fsdp"
+
+
+def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PROCESS) -> Run:
+    """Build everything that is trained and evaluated.
 
     Args:
-        settings: Plain, resolved, validated.
-        ranks: The processes that train together; each builds such a run.
+        config: The settings.
+        context: The processes that train together; each builds such a run.
 
     Raises:
         InputError: Where the settings cannot be used.
     """
-    device = device_of(settings, ranks)
-    precision, _ = precision_of(settings, device)
-    set_up(device, tf32=precision == "tf32", deterministic=settings["deterministic"])
+    device = choose_device(config.device, context)
+    precision, _ = choose_precision(config.precision, device)
+    set_up(device, tf32=precision == "tf32", deterministic=config.deterministic)
     dtype = AUTOCAST[precision]
-    splits = build_data(settings)
-    model = build_model(settings, splits, device)
-    if _sharded(settings, ranks):
+    splits = build_data(config.data, config.noise, config.seed)
+    require_fitting_data(config, splits.train)
+    num_classes = len(splits.train.classes)
+    model = build_model(
+        config.model,
+        num_classes,
+        splits.train.shape,
+        seed=config.seed,
+        sync_batchnorm=config.sync_batchnorm,
+        freeze_batchnorm_stats=config.freeze_batchnorm_stats,
+    )
+    channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
+    model = place_model(model, device, weights_dtype(config.precision), channels_last=channels_last)
+    if _uses_shards(config, context):
         shard(model)
-    optimizer = build_optimizer(settings, model, len(splits.train.classes))
-    step = build_step(settings, model, optimizer, dtype, device, ranks)
-    loader, evaluations = build_loaders(settings, splits, device, is_channels_last(settings, model), ranks)
-    total_steps = min(settings["epochs"] * len(loader), settings["max_steps"] or 2**62)
-    decay = settings["ema_decay"]
+    compiled = config.compile != "off"
+    optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
+    step = build_step(config, model, optimizer, dtype, device, context)
+    loader, evaluations = build_loaders(config, splits, device, channels_last, context)
+    total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
+    decay = config.ema_decay
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-    seed_everything(settings["seed"], "training", *([ranks.rank] if ranks.rank else []))  # dropout differs by rank
+    seed_everything(config.seed, "training", *([context.rank] if context.rank else []))  # dropout differs by process
     return Run(
         model=model,
         step=step,
         train=loader,
         evaluations=evaluations,
         classes=splits.train.classes,
-        lr=build_lr(settings, total_steps, len(loader)),
-        rho=build_rho(settings, total_steps, len(loader)),
-        epochs=settings["epochs"],
+        lr=build_lr(config.schedule, total_steps, len(loader)),
+        rho=build_rho(config.optimizer, total_steps, len(loader)),
+        epochs=config.epochs,
         max_steps=total_steps,
-        log_every=settings["log_every"],
-        eval_every=settings["eval_every"],
+        log_every=config.log_every,
+        eval_every=config.eval_every,
         ema=averaged,
-        skip_nonfinite=settings["on_nonfinite"] == "skip",
+        skip_nonfinite=config.on_nonfinite == "skip",
         data_digest=splits.digest(),
-        ranks=ranks,
+        ranks=context,
     )

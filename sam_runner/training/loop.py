@@ -47,9 +47,9 @@ def fit(
     saved = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
-        outputs.tracker.image("train/images", image_grid(run.train.denormalise(first.images[:32])), 0)
+        outputs.loggers.image("train/images", image_grid(run.train.denormalise(first.images[:32])), 0)
         if bool((run.train.labels != run.train.clean_labels).any()):
-            outputs.tracker.image("train/label_transition", _transition(run), 0)
+            outputs.loggers.image("train/label_transition", _transition(run), 0)
     try:
         while progress.epoch < run.epochs and (progress.batch or progress.step < run.max_steps):
             _train_epoch(run, outputs, progress, stop, save_schedule)
@@ -105,7 +105,7 @@ def _train_epoch(
     seconds = time.perf_counter() - started
     progress.seconds += seconds
     if progress.images > images_before:
-        outputs.tracker.timing(progress.step, {"time/images_per_second": (progress.images - images_before) / seconds})
+        outputs.loggers.timing(progress.step, {"time/images_per_second": (progress.images - images_before) / seconds})
 
 
 def _end_epoch(
@@ -120,7 +120,7 @@ def _end_epoch(
     last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
     values: Metrics = with_prefix("train", train_metrics(progress.sums, perturbed=_perturbed(run, progress)))
     values |= progress.settings
-    picture = (lambda image: outputs.tracker.image("test/confusion", image, progress.step)) if last else None
+    picture = (lambda image: outputs.loggers.image("test/confusion", image, progress.step)) if last else None
     evaluated = last or (progress.epoch + 1) % run.eval_every == 0
     if evaluated:
         values |= evaluate(run, picture, stop)
@@ -131,7 +131,7 @@ def _end_epoch(
     values.pop("weights", None)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.sums = dict.fromkeys(SUMS, 0.0)
-    outputs.tracker.scalars(progress.step, progress.epoch, values)
+    outputs.loggers.scalars(progress.step, progress.epoch, values)
     has_validation = "validation" in run.evaluations
     is_best = evaluated and _note_best(progress, values, has_validation=has_validation)
     log.info("%s", _epoch_line(run, progress, values))
@@ -176,7 +176,7 @@ def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, 
     progress.sums = {name: progress.sums[name] + taken[name] for name in SUMS}
     if not last and taken["num_steps"]:  # a row of skipped steps has nothing to tell
         values = with_prefix("train", train_metrics(taken, perturbed=_perturbed(run, progress)))
-        outputs.tracker.scalars(progress.step, progress.epoch + 1, values | progress.settings)
+        outputs.loggers.scalars(progress.step, progress.epoch + 1, values | progress.settings)
 
 
 def _perturbed(run: Run, progress: Progress) -> bool:

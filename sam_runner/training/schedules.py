@@ -8,6 +8,11 @@ steps.
 import math
 from collections.abc import Callable, Sequence
 
+from sam_runner.config.instantiate import instantiate
+from sam_runner.config.optimizer import OptimizerConfig, SamConfig
+from sam_runner.config.schedule import ScheduleConfig
+from sam_runner.utils.errors import InputError
+
 Schedule = Callable[[int], float]
 
 
@@ -58,3 +63,34 @@ def step(
     return _warmed_up(
         lambda done: gamma ** sum(done >= milestone for milestone in milestones), total_steps, warmup_steps
     )
+
+
+def build_lr(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> Schedule:
+    """Return the factor of the initial learning rate by step."""
+    warmup_steps = _warmup_steps(config.warmup_epochs, "schedule.warmup_epochs", total_steps, steps_per_epoch)
+    schedule: Schedule = instantiate(config, "schedule", total_steps=total_steps, warmup_steps=warmup_steps)
+    return schedule
+
+
+def build_rho(config: OptimizerConfig, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
+    """Return the radius of the perturbation by step; 0 for the base optimizer alone."""
+    if not isinstance(config, SamConfig) or config.rho == 0:
+        return lambda _: 0.0
+    rho, name, final = config.rho, "optimizer.rho_warmup_epochs", config.rho_final
+    warmup = {
+        "total_steps": total_steps,
+        "warmup_steps": _warmup_steps(config.rho_warmup_epochs, name, total_steps, steps_per_epoch),
+    }
+    if config.rho_schedule == "constant":
+        factor = constant(**warmup)
+    else:
+        factor = {"linear": linear, "cosine": cosine}[config.rho_schedule](**warmup, final_factor=final)
+    return lambda step: rho * factor(step)
+
+
+def _warmup_steps(epochs: float, key: str, total_steps: int, steps_per_epoch: int) -> int:
+    """Return the steps of a warm-up, which must end before the training does."""
+    steps = round(epochs * steps_per_epoch)
+    if steps >= total_steps:
+        raise InputError(f"{key}={epochs:g} is {steps} steps, the whole training is {total_steps}\n  use a shorter one")
+    return steps

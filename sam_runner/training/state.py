@@ -11,11 +11,11 @@ from torch.optim.swa_utils import AveragedModel
 from sam_runner.data.loader import ImageLoader
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext, own_buffers
 from sam_runner.distributed.sharding import load_model, load_optimizer, whole
-from sam_runner.runs.logging import Tracker
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.step import SamStep
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics import SUMS
+from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.schedules import Schedule
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import RngState
@@ -71,7 +71,7 @@ class Run:
 class Outputs:
     """Where a run's numbers and state go."""
 
-    tracker: Tracker
+    loggers: MetricsLoggers
     checkpoints: CheckpointFolder
 
 
@@ -165,7 +165,7 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
             "ema": None if run.ema is None else run.ema.state_dict(),
             "ranks": everyone,
             "progress": dict(vars(progress)),
-            "metrics_bytes": outputs.tracker.flush(),
+            "loggers": outputs.loggers.flush(),
             "data_digest": run.data_digest,
         }
         epoch = progress.epoch if at_end else None

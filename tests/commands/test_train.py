@@ -10,7 +10,7 @@ import sys
 import pytest
 
 from sam_runner import __version__
-from sam_runner.commands import train as train_command
+from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.config.help import EXAMPLES
 from tests.helpers import TINY, command, invoke
 
@@ -374,7 +374,7 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
     ],
 )
 def test_eval_refuses_bad_input(arguments, named, tmp_path, monkeypatch, capsys):
-    check_message(invoke(monkeypatch, capsys, tmp_path, *arguments, entry=train_command.evaluate), named, "")
+    check_message(invoke(monkeypatch, capsys, tmp_path, *arguments, entry=evaluate_command.main), named, "")
 
 
 def test_eval_of_no_run_is_refused_without_torch(tmp_path):

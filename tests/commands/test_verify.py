@@ -5,16 +5,16 @@ import shutil
 
 import pytest
 import torch
-
-from sam_runner.commands import train as train_command
 from sam_runner.commands.verification import verdicts
+
+from sam_runner.commands import verify as verify_command
 from sam_runner.training.checkpoints import CheckpointFolder
-from tests.helpers import invoke, train
+from tests.helpers import invoke, train_tiny
 
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("verified") / "run", "optimizer=sam", "max_steps=2", "epochs=1")
+    return train_tiny(tmp_path_factory.mktemp("verified") / "run", "optimizer=sam", "max_steps=2", "epochs=1")
 
 
 def checkpoint_of(run):
@@ -39,7 +39,7 @@ def fault(path):
 def test_a_run_a_folder_a_file_and_a_manifest_are_accepted(run, tmp_path, monkeypatch, capsys):
     path = checkpoint_of(run)
     words = [run, run / "checkpoints", path, path.with_suffix(".json")]
-    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=train_command.verify)
+    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=verify_command.main)
     assert done.returncode == 0
     assert done.stdout == f"good     {path}\n" * 4
 
@@ -53,7 +53,7 @@ def test_damaged_copies_are_named_each_and_the_code_is_2(run, tmp_path, monkeypa
         bit = draws.randrange(8 * len(content))
         damaged[bit // 8] ^= 1 << bit % 8
         words.append(copied(run, tmp_path / str(number), bytes(damaged)))
-    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=train_command.verify)
+    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=verify_command.main)
     assert done.returncode == 2
     lines = done.stdout.splitlines()
     assert len(lines) == 21
@@ -86,6 +86,6 @@ def test_a_file_of_more_than_tensors_is_damaged_although_its_sums_fit(tmp_path):
 
 @pytest.mark.parametrize("words", [[], ["--help"]])
 def test_usage(words, tmp_path, monkeypatch, capsys):
-    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=train_command.verify)
+    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=verify_command.main)
     assert "sam-verify PATH" in done.stdout
     assert done.returncode == (0 if words else 2)

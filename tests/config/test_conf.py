@@ -9,17 +9,17 @@ import torch
 import yaml
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
+from sam_runner.config.schema import SCHEMAS
+from sam_runner.config.validation import RANGES, fingerprint, plain, validate
 
 from sam_runner.commands.train import CONF
 from sam_runner.config.help import first_comment, keys_of, options
 from sam_runner.config.instantiate import locate
-from sam_runner.config.schema import SCHEMAS
-from sam_runner.config.validation import RANGES, fingerprint, plain, validate
-from sam_runner.runs.folder import cell_folder
+from sam_runner.runs.folder import job_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
 from tests.data.datasets.test_cifar import random_files, write_dataset, write_labels_file
-from tests.helpers import TINY, compose_config, settings_of
+from tests.helpers import TINY, compose_config, config_of
 
 SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -231,7 +231,7 @@ def test_own_code_needs_trust_and_then_works(tmp_path, monkeypatch):
     "name", sorted(name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type))
 )  # every class of torch.optim
 def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
-    settings = settings_of(*TINY, "optimizer/base=torch", f"optimizer.base._target_=torch.optim.{name}")
+    settings = config_of(*TINY, "optimizer/base=torch", f"optimizer.base._target_=torch.optim.{name}")
     if name in ("LBFGS", "SparseAdam", "Optimizer", "Muon"):
         with pytest.raises(InputError, match=name):
             build_run(settings)
@@ -253,15 +253,15 @@ def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
     ],
 )
 def test_cells_of_a_sweep_never_share_a_folder(first, second, tmp_path):
-    names = [cell_folder(tmp_path, overrides).name for overrides in (first, second)]
+    names = [job_folder(tmp_path, overrides).name for overrides in (first, second)]
     assert names[0] != names[1]
     assert all(len(name) <= 120 and "/" not in name for name in names)
 
 
 def test_a_cell_has_the_same_folder_whatever_the_order_and_the_sweeps_name(tmp_path):
-    first = cell_folder(tmp_path, ["seed=1", "rho=0.1", "sweep_name=a"])
-    assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep.on_error=stop"])
-    assert first == cell_folder(tmp_path, ["rho=0.1", "seed=1", "sweep_name=b"]) == tmp_path / "rho=0.1,seed=1"
+    first = job_folder(tmp_path, ["seed=1", "rho=0.1", "sweep_name=a"])
+    assert first == job_folder(tmp_path, ["rho=0.1", "seed=1", "sweep.on_error=stop"])
+    assert first == job_folder(tmp_path, ["rho=0.1", "seed=1", "sweep_name=b"]) == tmp_path / "rho=0.1,seed=1"
 
 
 def test_a_wheel_and_a_checkout_find_the_same_conf():

@@ -3,7 +3,7 @@
 import pytest
 
 from sam_runner.utils.errors import InputError
-from tests.helpers import settings_of
+from tests.helpers import config_of
 
 
 @pytest.mark.parametrize(
@@ -36,7 +36,7 @@ from tests.helpers import settings_of
 )
 def test_what_cannot_be_meant_is_refused(words, message):
     with pytest.raises(InputError, match=message):
-        settings_of(*words)
+        config_of(*words)
 
 
 @pytest.mark.parametrize(
@@ -51,4 +51,4 @@ def test_what_cannot_be_meant_is_refused(words, message):
     ],
 )
 def test_what_can_be_meant_is_taken(words):
-    settings_of(*words)
+    config_of(*words)

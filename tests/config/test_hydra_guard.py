@@ -9,12 +9,12 @@ import time
 
 import pytest
 import torch
-
-from sam_runner.commands import train as train_command
-from sam_runner.config.instantiate import locate
 from sam_runner.config.validation import validate
+
+from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.config.instantiate import locate
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, compose_config, invoke, train
+from tests.helpers import TINY, compose_config, invoke, train_tiny
 
 
 class Marker:
@@ -135,9 +135,9 @@ def test_aliases_are_refused_at_once(text, tmp_path, monkeypatch, capsys):
 
 
 def test_aliases_in_the_settings_of_a_run_are_refused(tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run", "optimizer=sgd")
+    folder = train_tiny(tmp_path / "run", "optimizer=sgd")
     (folder / "config.yaml").write_text(BOMB)
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
     assert done.returncode == 2
     assert "aliases are not accepted" in done.stderr
 
@@ -217,23 +217,23 @@ def test_a_folder_in_use_is_refused(tmp_path):
 
     (tmp_path / "run").mkdir()
     with locked(tmp_path / "run"), pytest.raises(InputError, match="in use"):
-        train(tmp_path / "run")
-    train(tmp_path / "run")
+        train_tiny(tmp_path / "run")
+    train_tiny(tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()
 
 
 def test_changed_data_are_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run")
+    folder = train_tiny(tmp_path / "run")
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("data_seed: 0", "data_seed: 1"))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
     assert done.returncode == 2
     assert "have changed" in done.stderr
 
 
 def test_an_unknown_device_is_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run")
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", "device=foo", entry=train_command.evaluate)
+    folder = train_tiny(tmp_path / "run")
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", "device=foo", entry=evaluate_command.main)
     assert done.returncode == 2
     assert "device=foo is not known" in done.stderr
 
@@ -242,11 +242,11 @@ def test_an_unknown_device_is_refused_by_sam_eval(tmp_path, monkeypatch, capsys)
     ("old", "new"), [("batch_size: 16", "batch_size: abc"), ("width: 4", "width: 8"), ("seed: 0", "seed: x")]
 )
 def test_a_damaged_config_is_an_input_error_of_sam_eval(old, new, tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run")
+    folder = train_tiny(tmp_path / "run")
     config = folder / "config.yaml"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new, 1))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) <= 20
 

@@ -8,13 +8,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_runner.data.augment.augmentation import Augmentation, draw_table
+from sam_runner.config.data import AugmentConfig
+from sam_runner.data.augment.augmentation import draw_table
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.loader import ImageLoader, Normalisation
 from tests.data.augment.test_augmentation import numpy_crop_and_flip, numpy_cutout
 
 CPU = torch.device("cpu")
-FULL = Augmentation(pad=2, flip=True, cutout=3)
+FULL = AugmentConfig(pad=2, flip=True, cutout=3)
 
 
 def random_set(count=23, channels=3, side=8, seed=0):
@@ -46,7 +47,7 @@ def numpy_normalise(data):
 @settings(deadline=None, max_examples=40)
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 70), epoch=st.integers(0, 300), seed=st.integers(0, 2**40))
 def test_every_example_comes_exactly_once(count, batch_size, epoch, seed):
-    loader = make_loader(random_set(count, 1, 2), batch_size=batch_size, augmentation=Augmentation(), seed=seed)
+    loader = make_loader(random_set(count, 1, 2), batch_size=batch_size, augmentation=AugmentConfig(), seed=seed)
     sizes = [len(examples.indices) for examples in loader.epoch(epoch)]
     assert sorted(epoch_order(loader, epoch)) == list(range(count))
     assert len(loader) == len(sizes) == -(-count // batch_size)
@@ -57,8 +58,8 @@ def test_every_example_comes_exactly_once(count, batch_size, epoch, seed):
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 70))
 def test_drop_last_leaves_out_the_incomplete_batch_only(count, batch_size):
     data = random_set(count, 1, 2)
-    whole = epoch_order(make_loader(data, batch_size=batch_size, augmentation=Augmentation()))
-    loader = make_loader(data, batch_size=batch_size, augmentation=Augmentation(), drop_last=True)
+    whole = epoch_order(make_loader(data, batch_size=batch_size, augmentation=AugmentConfig()))
+    loader = make_loader(data, batch_size=batch_size, augmentation=AugmentConfig(), drop_last=True)
     assert len(loader) == count // batch_size
     batches = [examples.indices.tolist() for examples in loader.epoch()]
     assert list(itertools.chain(*batches)) == whole[: count // batch_size * batch_size]
@@ -79,11 +80,11 @@ def test_epoch_from_a_start_is_the_tail_of_the_epoch(start):
 def test_order_is_a_function_of_seed_and_epoch():
     data = random_set(100, 1, 2)
     torch.manual_seed(1)
-    first = epoch_order(make_loader(data, augmentation=Augmentation(), seed=1), epoch=3)
+    first = epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=1), epoch=3)
     torch.manual_seed(2)
-    assert epoch_order(make_loader(data, augmentation=Augmentation(), seed=1, batch_size=9), epoch=3) == first
-    assert epoch_order(make_loader(data, augmentation=Augmentation(), seed=1), epoch=4) != first
-    assert epoch_order(make_loader(data, augmentation=Augmentation(), seed=2), epoch=3) != first
+    assert epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=1, batch_size=9), epoch=3) == first
+    assert epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=1), epoch=4) != first
+    assert epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=2), epoch=3) != first
     assert first != list(range(100))
 
 
@@ -104,7 +105,7 @@ def test_augmentation_changes_from_epoch_to_epoch():
 @pytest.mark.parametrize("pad_mode", ["reflect", "zero"])
 def test_batches_equal_a_slow_numpy_pipeline(pad_mode):
     data = random_set()
-    augmentation = Augmentation(pad=2, pad_mode=pad_mode, flip=True, cutout=3)
+    augmentation = AugmentConfig(pad=2, pad_mode=pad_mode, flip=True, cutout=3)
     loader = make_loader(data, augmentation=augmentation, seed=9, dtype=torch.float64)
     table, pixels = draw_table(9, 1, 23).numpy(), data.images_NCHW.numpy()
     mean, std = ((pixels / 255).mean((0, 2, 3))[:, None, None], (pixels / 255).std((0, 2, 3))[:, None, None])
@@ -171,7 +172,7 @@ def test_denormalised_pixels_stay_in_range():
 
 def test_pixels_of_a_cut_out_square_are_the_mean():
     data = random_set()
-    loader = make_loader(data, augmentation=Augmentation(cutout=1000))
+    loader = make_loader(data, augmentation=AugmentConfig(cutout=1000))
     pixels = loader.denormalise(next(loader.epoch()).images)
     expected = np.broadcast_to((data.images_NCHW.numpy() / 255).mean((0, 2, 3))[:, None, None], (5, 3, 8, 8))
     np.testing.assert_allclose(pixels.numpy(), expected, rtol=0, atol=1e-5)

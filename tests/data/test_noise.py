@@ -16,7 +16,7 @@ from sam_runner.training.build import build_data, build_run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import generator
 from tests.config.test_conf import NEEDS
-from tests.helpers import TINY, settings_of, train
+from tests.helpers import TINY, config_of, train_tiny
 from tests.training.test_checkpoints import Exploit
 
 RATES = st.floats(0, 1)
@@ -289,7 +289,7 @@ def test_a_run_has_golden_noise_and_clean_evaluation_labels(kind, tmp_path):
         words, noise = [*words, "batch_size=16"], [*noise, file]
     if kind == "relabelled":
         noise.append(f"noise.file={write_labels(tmp_path, balanced_labels(300, 10), 'npy')}")
-    splits, clean = build_data(settings_of(*words, *noise)), build_data(settings_of(*words))
+    splits, clean = build_data(config_of(*words, *noise)), build_data(config_of(*words))
     assert hashlib.sha256(splits.train.labels.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == GOLDEN[kind]
     assert torch.equal(splits.train.clean_labels, clean.train.labels)
     for part in ("test",) if kind == "human" else ("test", "validation"):
@@ -300,15 +300,15 @@ def test_a_run_has_golden_noise_and_clean_evaluation_labels(kind, tmp_path):
 def test_the_label_transition_is_logged_at_the_start(tmp_path):
     from tests.runs.test_logging import read_events
 
-    folder = train(tmp_path / "run", "noise=pair", "epochs=1")
+    folder = train_tiny(tmp_path / "run", "noise=pair", "epochs=1")
     steps = {event.step for event in read_events(folder).Images("train/label_transition")}
     assert steps == {0}
-    clean = train(tmp_path / "clean", "epochs=1")
+    clean = train_tiny(tmp_path / "clean", "epochs=1")
     assert "train/label_transition" not in read_events(clean).Tags()["images"]
 
 
 def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
-    run = build_run(settings_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
+    run = build_run(config_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
     matrices = []
     monkeypatch.setattr(loop, "confusion_picture", lambda counts, *_: matrices.append(counts))
     loop._transition(run)

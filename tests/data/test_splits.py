@@ -24,7 +24,7 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
 from tests.config.test_conf import image_folder as write_images
 from tests.data.test_image_sets import indices_of, numbered_images
-from tests.helpers import TINY, settings_of
+from tests.helpers import TINY, config_of
 
 
 @pytest.mark.parametrize(("count", "fraction", "held_out"), [(300, 0.1, 30), (301, 0.25, 75), (2, 0.5, 1), (7, 0.9, 6)])
@@ -94,7 +94,7 @@ def test_a_subsample_is_taken_after_holding_out(small_splits):
 
 def test_held_out_labels_are_noisy_where_asked():
     words = [*TINY, "data.val_fraction=0.25", "noise=symmetric", "noise.rate=0.5"]
-    clean, noisy = (build_data(settings_of(*words, f"data.val_labels={kind}")) for kind in ("clean", "noisy"))
+    clean, noisy = (build_data(config_of(*words, f"data.val_labels={kind}")) for kind in ("clean", "noisy"))
     assert torch.equal(clean.validation.labels, clean.validation.clean_labels)
     assert torch.equal(noisy.validation.clean_labels, clean.validation.clean_labels)
     wrong = noisy.validation.labels != noisy.validation.clean_labels

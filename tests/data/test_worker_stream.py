@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets import image_folder as folder_module
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.decode import read_image
@@ -24,7 +24,7 @@ from tests.data.test_decode import smooth_pixels
 from tests.helpers import command
 
 CPU = torch.device("cpu")
-FULL = Augmentation(pad=2, flip=True, cutout=3)
+FULL = AugmentConfig(pad=2, flip=True, cutout=3)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_disk_and_memory_list_the_same_set(root):
 
 
 @pytest.mark.parametrize(
-    "augmentation", [None, Augmentation(), FULL, Augmentation(pad=2, flip=True, policy="cifar10", cutout=3)]
+    "augmentation", [None, AugmentConfig(), FULL, AugmentConfig(pad=2, flip=True, policy="cifar10", cutout=3)]
 )
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_last):
@@ -86,7 +86,7 @@ def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_
 @pytest.mark.parametrize(("crop_scale_min", "policy"), [(None, "none"), (0.2, "none"), (0.2, "trivialaugment")])
 def test_batches_do_not_depend_on_the_number_of_workers(root, crop_scale_min, policy):
     data = load_splits(root, "disk").train
-    options = {"augmentation": Augmentation(pad=1, flip=True, crop_scale_min=crop_scale_min, policy=policy)}
+    options = {"augmentation": AugmentConfig(pad=1, flip=True, crop_scale_min=crop_scale_min, policy=policy)}
     alone, many = make_loader(data, **options), make_loader(data, num_workers=2, **options)
     for epoch in (0, 1, 1):
         assert equal_batches(collect(alone, epoch), collect(many, epoch))
@@ -95,13 +95,13 @@ def test_batches_do_not_depend_on_the_number_of_workers(root, crop_scale_min, po
 
 
 def test_an_epoch_from_a_start_is_the_tail_of_the_epoch(root):
-    loader = make_loader(load_splits(root, "disk").train, augmentation=Augmentation(flip=True, crop_scale_min=0.3))
+    loader = make_loader(load_splits(root, "disk").train, augmentation=AugmentConfig(flip=True, crop_scale_min=0.3))
     assert equal_batches(collect(loader, 2)[1:], collect(loader, 2, start=1))
 
 
 def test_parts_change_with_epoch_and_seed_and_are_of_the_image(root):
     data = load_splits(root, "disk").train
-    augmentation = Augmentation(crop_scale_min=0.1)
+    augmentation = AugmentConfig(crop_scale_min=0.1)
     plain = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     loader = make_loader(data, augmentation=augmentation, batch_size=12, normalisation=plain)
     other = make_loader(data, augmentation=augmentation, batch_size=12, normalisation=plain, seed=4)

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageSet
 from sam_runner.data.loader import ImageLoader, Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
@@ -63,8 +63,8 @@ def loader(length, rank, count, augmentation, **options):
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_ranks_train_on_the_batches_of_one_process(count, start):
-    alone = list(loader(23, 0, 1, Augmentation(), seed=5).epoch(3, start))
-    ranks = [list(loader(23, rank, count, Augmentation(), seed=5).epoch(3, start)) for rank in range(count)]
+    alone = list(loader(23, 0, 1, AugmentConfig(), seed=5).epoch(3, start))
+    ranks = [list(loader(23, rank, count, AugmentConfig(), seed=5).epoch(3, start)) for rank in range(count)]
     for number, batch in enumerate(alone):
         together = [batches[number] for batches in ranks]
         assert torch.equal(torch.cat([part.indices for part in together]), batch.indices)
@@ -72,7 +72,7 @@ def test_ranks_train_on_the_batches_of_one_process(count, start):
 
 
 def test_a_last_batch_of_fewer_images_than_ranks_is_left_out():
-    assert [len(loader(20, 0, count, Augmentation())) for count in (1, 2, 3)] == [4, 4, 3]
+    assert [len(loader(20, 0, count, AugmentConfig())) for count in (1, 2, 3)] == [4, 4, 3]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

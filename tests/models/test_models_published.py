@@ -11,7 +11,7 @@ from sam_runner.commands.train import CONF
 from sam_runner.models.published import timm_model, torchvision_model
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
-from tests.helpers import settings_of
+from tests.helpers import config_of
 from tests.models.test_models import num_parameters
 
 IMAGES = ("data=synthetic", "data.num_train=8", "data.num_test=8", "data.image_size=32", "batch_size=8", "device=cpu")
@@ -64,7 +64,7 @@ def test_a_vision_transformer_takes_the_side_of_the_images():
 )
 def test_what_cannot_be_made_is_told(overrides, said):
     with pytest.raises(InputError, match=said):
-        build_run(settings_of(*IMAGES, *overrides))
+        build_run(config_of(*IMAGES, *overrides))
 
 
 def test_networks_of_timm_take_classes_channels_and_side():
@@ -77,4 +77,4 @@ def test_networks_of_timm_take_classes_channels_and_side():
 def test_without_timm_the_message_says_how_to_install_it(monkeypatch):
     monkeypatch.setitem(sys.modules, "timm", None)  # an import of it raises ImportError
     with pytest.raises(InputError, match=r"timm is not installed: pip install 'sam-runner\[timm\]'"):
-        build_run(settings_of(*IMAGES, "model=timm", "model.name=resnet18"))
+        build_run(config_of(*IMAGES, "model=timm", "model.name=resnet18"))

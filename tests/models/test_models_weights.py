@@ -14,14 +14,14 @@ from sam_runner.models.published import torchvision_model
 from sam_runner.runs.load import evaluate_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, settings_of, train
+from tests.helpers import TINY, config_of, train_tiny
 from tests.models.test_models_finetune import small
 
 IMAGES = ("data=synthetic", "data.num_train=8", "data.num_test=8", "data.image_size=32", "batch_size=8", "device=cpu")
 TINIEST = "shufflenet_v2_x0_5"
-tiny = cache(lambda: settings_of(*TINY))  # composing takes longer than all else here
-images = cache(lambda: settings_of(*IMAGES, "model=torchvision", f"model.name={TINIEST}"))
-timm_images = cache(lambda: settings_of(*IMAGES, "model=timm", "model.name=test_resnet"))
+tiny = cache(lambda: config_of(*TINY))  # composing takes longer than all else here
+images = cache(lambda: config_of(*IMAGES, "model=torchvision", f"model.name={TINIEST}"))
+timm_images = cache(lambda: config_of(*IMAGES, "model=timm", "model.name=test_resnet"))
 
 
 def run_of(base, weights=None, **changes):
@@ -93,14 +93,14 @@ def test_a_damaged_safetensors_file_is_refused(tmp_path):
 
 
 def test_a_checkpoint_is_a_start_unless_it_is_damaged_and_evaluation_needs_no_file(tmp_path):
-    first = train(tmp_path / "first", "epochs=1")
+    first = train_tiny(tmp_path / "first", "epochs=1")
     checkpoint = sorted((first / "checkpoints").glob("*.pt"))[-1]
     weights = torch.load(checkpoint, weights_only=True)["model"]
     found = model_of(checkpoint).state_dict()
     assert all(torch.equal(found[key], value) for key, value in weights.items())
     start = tmp_path / "start.pt"
     start.write_bytes(checkpoint.read_bytes())
-    second = train(tmp_path / "second", "epochs=1", f"model.weights={start}")
+    second = train_tiny(tmp_path / "second", "epochs=1", f"model.weights={start}")
     start.unlink()
     assert "test/accuracy" in evaluate_folder(second, "last")
     content = bytearray(checkpoint.read_bytes())
@@ -185,9 +185,9 @@ def test_the_head_has_a_rate_of_its_own():
 
 def test_a_run_with_a_rate_for_the_head_continues_to_the_same_bytes(tmp_path):
     options = ("head_lr=0.2", "optimizer=sam", "freeze_batchnorm_stats=true", "schedule=constant")
-    whole = train(tmp_path / "whole", *options)
-    part = train(tmp_path / "part", *options, "max_steps=6")
-    train(part, *options)
+    whole = train_tiny(tmp_path / "whole", *options)
+    part = train_tiny(tmp_path / "part", *options, "max_steps=6")
+    train_tiny(part, *options)
     assert (part / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
 
 

@@ -4,7 +4,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.digits import digits
 from sam_runner.data.loader import ImageLoader, Normalisation
 from sam_runner.sam.objective import Batch, Objective
@@ -33,7 +33,7 @@ def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu",
         batch_size=BATCH,
         normalisation=Normalisation.from_images(data.images_NCHW),
         device=torch.device(device),
-        augmentation=Augmentation(pad=1),
+        augmentation=AugmentConfig(pad=1),
         drop_last=True,
         dtype=dtype,
     )

@@ -4,13 +4,12 @@ import numpy as np
 import pytest
 import torch
 
-from sam_runner.commands import train as train_command
+from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.commands.train import CONF
-from sam_runner.config.validation import fingerprint, plain, validate
 from sam_runner.paper.rows import rows, target
 from sam_runner.reports.results import records
 from sam_runner.runs.load import restored
-from tests.helpers import TINY, compose_config, invoke, train
+from tests.helpers import TINY, compose_config, invoke, train_tiny
 
 NAMES = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SMALL = (
@@ -126,9 +125,9 @@ def test_dry_run_prints_the_papers_number(tmp_path, monkeypatch, capsys):
 
 def test_relabelled_are_the_predictions_in_the_order_of_the_set(tmp_path, monkeypatch, capsys):
     words = ["augment=basic", "data.num_train=90", "lr=0.2", "epochs=8"]  # the last batch is smaller
-    folder = train(tmp_path / "run", *words, "noise=symmetric", "noise.rate=0.2")
+    folder = train_tiny(tmp_path / "run", *words, "noise=symmetric", "noise.rate=0.2")
     file = tmp_path / "labels.npy"
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", f"relabel={file}", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", f"relabel={file}", entry=evaluate_command.main)
     assert done.returncode == 0, done.stderr
     written = np.load(file)
     run = restored(folder, "last", as_is=True)
@@ -143,12 +142,12 @@ def test_relabelled_are_the_predictions_in_the_order_of_the_set(tmp_path, monkey
     assert len(set(written.tolist())) > 1
     changed = int((expected != run.train.labels).sum())
     assert f"{changed} of 90 training labels changed" in done.stdout
-    again = train(tmp_path / "again", *words, "noise=relabelled", f"noise.file={file}")
+    again = train_tiny(tmp_path / "again", *words, "noise=relabelled", f"noise.file={file}")
     assert restored(again, "last").train.labels.tolist() == written.tolist()
 
 
 def test_relabel_names_a_file_that_can_be_read_again(tmp_path, monkeypatch, capsys):
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "relabel=labels.txt", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "relabel=labels.txt", entry=evaluate_command.main)
     assert done.returncode == 2
     assert "relabel=labels.npy" in done.stderr
 

@@ -4,12 +4,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from sam_runner.commands import train as train_command
+from sam_runner.commands import report as report_command
 from sam_runner.paper.rows import rows, tables
 from sam_runner.reports.paper_comparison import compared, differences
 from sam_runner.reports.results import records
 from sam_runner.utils.errors import InputError
-from tests.helpers import invoke, settings_of
+from tests.helpers import config_of, invoke
 from tests.run_folders import leave
 
 NOISE = ("experiment=label_noise", "data.root=x", "noise.rate=0.4")
@@ -18,7 +18,7 @@ ACCURACIES = {"sam": [0.81, 0.86, 0.9], "sgd": [0.5, 0.55]}
 
 def lay_of(folder, *words, seed, accuracy, status="finished", **final):
     """A run of the settings that the command line would compose."""
-    return leave(folder, settings_of(*words, f"seed={seed}"), accuracy=accuracy, status=status, **final)
+    return leave(folder, config_of(*words, f"seed={seed}"), accuracy=accuracy, status=status, **final)
 
 
 @pytest.fixture(scope="module")
@@ -122,7 +122,7 @@ def test_names_of_rows_are_their_own():
 
 def test_the_command_prints_and_writes_it(noisy, tmp_path, monkeypatch, capsys):
     done = invoke(
-        monkeypatch, capsys, tmp_path, "--paper", "table4", noisy, f"out={tmp_path}", entry=train_command.report
+        monkeypatch, capsys, tmp_path, "--paper", "table4", noisy, f"out={tmp_path}", entry=report_command.main
     )
     assert done.returncode == 0, done.stderr
     assert "85.67" in done.stdout
@@ -130,7 +130,7 @@ def test_the_command_prints_and_writes_it(noisy, tmp_path, monkeypatch, capsys):
 
 
 def test_a_metric_beside_a_table_is_refused(noisy, tmp_path, monkeypatch, capsys):
-    done = invoke(monkeypatch, capsys, tmp_path, "--paper=table4", "metric=test/nll", noisy, entry=train_command.report)
+    done = invoke(monkeypatch, capsys, tmp_path, "--paper=table4", "metric=test/nll", noisy, entry=report_command.main)
     assert done.returncode == 2
     assert "metric has no effect with --paper" in done.stderr
 

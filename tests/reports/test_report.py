@@ -13,11 +13,11 @@ import pytest
 from matplotlib import pyplot as plt
 from scipy import stats
 
-from sam_runner.commands import train as train_command
+from sam_runner.commands import report as report_command
 from sam_runner.reports.report import _against_rho, as_csv, as_html, as_markdown, as_text, plots, report_of
 from sam_runner.reports.results import groups, interval, records, student_t
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, invoke, settings_of
+from tests.helpers import TINY, config_of, invoke
 from tests.run_folders import lay, leave
 
 PNG = b"\x89PNG\r\n\x1a\n"
@@ -115,7 +115,7 @@ def test_csv_has_a_row_a_run_in_full(sweep):
 
 def test_a_column_of_csv_is_there_once(tmp_path):
     for rho in (0.05, 0.1):
-        leave(tmp_path / str(rho), settings_of("optimizer=sam", f"rho={rho}"), accuracy=0.5, **{"rho": rho, "lr": 0.0})
+        leave(tmp_path / str(rho), config_of("optimizer=sam", f"rho={rho}"), accuracy=0.5, **{"rho": rho, "lr": 0.0})
     assert as_csv(report_of([tmp_path])).splitlines()[0] == "rho,seed,status,lr,test/accuracy,test/nll,folder"
 
 
@@ -181,7 +181,7 @@ def test_the_page_needs_nothing_from_outside_and_escapes(tmp_path):
 def test_a_browser_shows_the_page_without_a_complaint(sweep, tmp_path, monkeypatch, capsys):
     assert shutil.which("chromium"), "install a browser: Debian's package chromium"
     assert (
-        invoke(monkeypatch, capsys, tmp_path, sweep[0], f"out={tmp_path}/out", entry=train_command.report).returncode
+        invoke(monkeypatch, capsys, tmp_path, sweep[0], f"out={tmp_path}/out", entry=report_command.main).returncode
         == 0
     )
     done = subprocess.run(
@@ -200,7 +200,7 @@ def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path, monkeypatch, capsy
         for seed in range(10):
             lay(tmp_path / "many" / f"{rho}-{seed}", rho=rho / 1000, seed=seed, accuracy=0.5 + rho / 1000)
     started = time.process_time()  # a machine may have other work
-    done = invoke(monkeypatch, capsys, tmp_path, "many", entry=train_command.report)
+    done = invoke(monkeypatch, capsys, tmp_path, "many", entry=report_command.main)
     seconds = time.process_time() - started
     assert done.returncode == 0
     assert len(done.stdout.splitlines()) == 1 + 100 + 1 + 1
@@ -236,7 +236,7 @@ def test_two_folders_and_one_twice_count_each_run_once(sweep, tmp_path):
 )
 def test_bad_input_is_refused(arguments, named, sweep, tmp_path, monkeypatch, capsys):
     words = [str(sweep[0]) if word == "SWEEP" else word for word in arguments]
-    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=train_command.report)
+    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=report_command.main)
     assert done.returncode == 2
     assert named in done.stderr
     assert not list(tmp_path.iterdir())
@@ -262,7 +262,7 @@ def test_a_sweep_ends_with_its_table_and_the_same_again_only_prints_it(tmp_path,
     assert again.returncode == 0
     assert again.stdout.count("already finished") == 4
     assert again.stdout.endswith(table)
-    alone = invoke(monkeypatch, capsys, tmp_path, "outputs/sweeps/rho", entry=train_command.report)
+    alone = invoke(monkeypatch, capsys, tmp_path, "outputs/sweeps/rho", entry=report_command.main)
     assert alone.stdout in again.stdout
 
 

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 
 import pytest
 
-from tests.helpers import TINY, command, invoke, train
+from tests.helpers import TINY, command, invoke, train_tiny
 from tests.training.test_loop import same_state
 
 OPTIONS = (*TINY, "optimizer=sam", "checkpoint.every_steps=1")
@@ -37,7 +37,7 @@ def no_file_beyond(limit):
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory):
-    return train(tmp_path_factory.mktemp("reference") / "run", *OPTIONS)
+    return train_tiny(tmp_path_factory.mktemp("reference") / "run", *OPTIONS)
 
 
 @pytest.mark.parametrize("part", ["checkpoint", "first file", "numbers"])

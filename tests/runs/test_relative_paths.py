@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from sam_runner.commands import train as train_command
+from sam_runner.commands import evaluate as evaluate_command
 from tests.config.test_conf import image_folder
 from tests.helpers import invoke
 from tests.training.test_resume import logged, stop_after
@@ -31,7 +31,7 @@ def test_sam_eval_finds_the_data_from_any_folder(here, tmp_path, monkeypatch, ca
     assert invoke(monkeypatch, capsys, here, *WORDS, "run_dir=run").returncode == 0
 
     def evaluated(folder, *more):
-        return invoke(monkeypatch, capsys, folder, run, *more, entry=train_command.evaluate)
+        return invoke(monkeypatch, capsys, folder, run, *more, entry=evaluate_command.main)
 
     def metrics(folder):
         return [line for line in evaluated(folder).stdout.splitlines() if line.startswith("test/")]

@@ -20,7 +20,7 @@ from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
 from sam_runner.utils.seeding import derive_seed, generator
 from tests.data.augment.test_mixing import RecordingStep
-from tests.helpers import TINY, settings_of
+from tests.helpers import TINY, config_of
 from tests.oracles.problems import ONE, Quadratic, batch_of, make_step, mean_output
 
 SHAPES = {"few": (3,), "filters": (4, 2, 3, 3), "many": (30, 20)}
@@ -196,16 +196,16 @@ def test_a_recording_would_repeat_one_draw_so_none_is_made(caplog):
     with caplog.at_level(logging.WARNING):
         for number in range(6):
             captured(ONE, RHO, number)
-    assert "a random direction is drawn anew" in caplog.text
+    assert "a random direction is random_files anew" in caplog.text
     passes = [np.concatenate([part.numpy().ravel() for part in parts]) for parts in model.seen[1::2]]
     assert np.array_equal(passes, directions(numbers=range(6)))
 
 
 def test_the_trainer_tells_the_number_of_the_step_in_the_run():
-    settings = settings_of(*TINY, "optimizer=sam", "optimizer.direction=random", "seed=4")
+    settings = config_of(*TINY, "optimizer=sam", "optimizer.direction=random", "seed=4")
     run = build_run(settings)
     assert run.step.direction_seed == 4
-    assert build_run(settings_of(*TINY, "optimizer=sam", "seed=4")).step.direction_seed is None
+    assert build_run(config_of(*TINY, "optimizer=sam", "seed=4")).step.direction_seed is None
     run = replace(run, step=RecordingStep(run.step))
     progress = Progress(step=100)
     for examples in itertools.islice(run.train.epoch(1), 3):

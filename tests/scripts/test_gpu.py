@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.loader import ImageLoader, Normalisation
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
@@ -116,7 +116,7 @@ def test_batches_prepared_ahead_are_those_of_a_cpu(device):
     data = make_image_set(images, torch.arange(50) % 10, tuple("abcdefghij"))
     options = {
         "batch_size": 8, "normalisation": Normalisation.from_images(images), "seed": 1, "channels_last": True,
-        "augmentation": Augmentation(pad=2, flip=True, cutout=3),
+        "augmentation": AugmentConfig(pad=2, flip=True, cutout=3),
     }  # fmt: skip
     loaders = [ImageLoader(data, device=where, **options) for where in (torch.device("cpu"), device)]
     for epoch in (0, 1):

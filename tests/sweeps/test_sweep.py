@@ -19,7 +19,7 @@ from sam_runner.commands import train as train_command
 from sam_runner.config import hydra_guard, launchers
 from sam_runner.config.messages import explain
 from sam_runner.reports.results import records
-from sam_runner.runs.folder import cell_folder, require_usable, write_status
+from sam_runner.runs.folder import job_folder, require_usable, write_status
 from sam_runner.sweeps import job
 from sam_runner.sweeps import status as sweep_status
 from sam_runner.utils.errors import InputError, Stopped
@@ -78,13 +78,13 @@ def test_a_refused_cell_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp
     (found,) = records([tmp_path])
     assert (found.status, found.error, found.cell) == ("refused", "no such thing", "optimizer=sam rho=0.1")
     assert (found.folder / "run.log").read_text() == "no such thing\n  at all\n"
-    assert require_usable(cell_folder(tmp_path, CELL), {}) == {}
+    assert require_usable(job_folder(tmp_path, CELL), {}) == {}
     sweep_status.clear_failure(tmp_path, CELL)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_noted_its_own_end_is_not_noted_twice(tmp_path):
-    own = status(cell_folder(tmp_path, CELL), "failed", error="boom")
+    own = status(job_folder(tmp_path, CELL), "failed", error="boom")
     sweep_status.record_failure(tmp_path, CELL, "failed", "boom", "boom")
     assert [path.name for path in tmp_path.iterdir()] == [own.name]
     assert json.loads((own / "status.json").read_text())["cell"] == "optimizer=sam rho=0.1"

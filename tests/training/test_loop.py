@@ -7,12 +7,12 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from sam_runner.commands import train as train_command
+from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.sam.optimizer_step import Update
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils.errors import InputError
-from tests.helpers import invoke, train
+from tests.helpers import invoke, train_tiny
 
 DROPOUT = ("model.dropout=0.3", "augment.pad=1")
 
@@ -66,7 +66,7 @@ def sam_run(tmp_path_factory):
         "ema_decay=0.9",
         "data.val_fraction=0.25",
     )
-    return train(tmp_path_factory.mktemp("runs") / "sam", *options, *DROPOUT)
+    return train_tiny(tmp_path_factory.mktemp("runs") / "sam", *options, *DROPOUT)
 
 
 def test_a_run_leaves_the_documented_files(sam_run):
@@ -138,7 +138,7 @@ def test_tensorboard_holds_the_same_numbers_and_the_pictures_in_one_run(sam_run)
 
 
 def test_a_plain_run_reports_no_perturbed_loss(tmp_path):
-    folder = train(tmp_path / "sgd")
+    folder = train_tiny(tmp_path / "sgd")
     tags = set().union(*rows(folder))
     assert "train/loss" in tags
     assert tags.isdisjoint({"train/loss_perturbed", "train/loss_gap", "train/eps_norm", "train/memorised"})
@@ -146,8 +146,8 @@ def test_a_plain_run_reports_no_perturbed_loss(tmp_path):
 
 def test_the_same_command_gives_the_same_bytes_and_another_seed_others(tmp_path):
     options = ("optimizer=sam", "noise=symmetric", *DROPOUT)
-    first, second = train(tmp_path / "a", *options), train(tmp_path / "b", *options)
-    other = train(tmp_path / "c", *options, "seed=1")
+    first, second = train_tiny(tmp_path / "a", *options), train_tiny(tmp_path / "b", *options)
+    other = train_tiny(tmp_path / "c", *options, "seed=1")
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
     assert same_state(first, second)
     assert (first / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes()
@@ -155,7 +155,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(tmp_path)
 
 @pytest.mark.parametrize("options", [(), ("optimizer=sam", "ema_decay=0.9"), ("optimizer=sam", "precision=fp16")])
 def test_a_run_that_died_in_its_second_epoch_continues_to_the_same_bytes(options, tmp_path, monkeypatch):
-    whole = train(tmp_path / "whole", *options, *DROPOUT)
+    whole = train_tiny(tmp_path / "whole", *options, *DROPOUT)
     original, calls = loop._train_step, []
 
     def dying(run, meter, examples, progress):
@@ -166,10 +166,10 @@ def test_a_run_that_died_in_its_second_epoch_continues_to_the_same_bytes(options
 
     monkeypatch.setattr(loop, "_train_step", dying)
     with pytest.raises(RuntimeError, match="power cut"):
-        train(tmp_path / "cut", *options, *DROPOUT)
+        train_tiny(tmp_path / "cut", *options, *DROPOUT)
     assert json.loads((tmp_path / "cut" / "status.json").read_text())["status"] == "failed"
     monkeypatch.setattr(loop, "_train_step", original)
-    cut = train(tmp_path / "cut", *options, *DROPOUT)
+    cut = train_tiny(tmp_path / "cut", *options, *DROPOUT)
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     assert same_state(cut, whole)
     events = EventAccumulator(str(cut), size_guidance={"scalars": 0})
@@ -179,10 +179,10 @@ def test_a_run_that_died_in_its_second_epoch_continues_to_the_same_bytes(options
 
 
 def test_a_folder_of_a_run_with_other_settings_is_refused_with_the_differences(tmp_path):
-    train(tmp_path / "run")
+    train_tiny(tmp_path / "run")
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     with pytest.raises(InputError, match=r"lr: 0\.05 -> 0\.2") as caught:
-        train(tmp_path / "run", "lr=0.2", "seed=3")
+        train_tiny(tmp_path / "run", "lr=0.2", "seed=3")
     assert "seed: 0 -> 3" in str(caught.value)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
 
@@ -191,13 +191,13 @@ def test_a_folder_of_a_run_with_other_settings_is_refused_with_the_differences(t
 def test_sam_with_rho_zero_is_sgd_to_the_bit_through_the_whole_program(options, tmp_path):
     plain_options = [option for option in options if not option.startswith("optimizer.m")]
     extra = [option for option in options if option.startswith("optimizer.m")]
-    sam = train(tmp_path / "sam", "optimizer=sam", "rho=0", *plain_options, *extra, *DROPOUT)
-    sgd = train(tmp_path / "sgd", "optimizer=sgd", *plain_options, *extra, *DROPOUT)
+    sam = train_tiny(tmp_path / "sam", "optimizer=sam", "rho=0", *plain_options, *extra, *DROPOUT)
+    sgd = train_tiny(tmp_path / "sgd", "optimizer=sgd", *plain_options, *extra, *DROPOUT)
     assert same_state(sam, sgd)
 
 
 def test_max_steps_ends_within_an_epoch(tmp_path):
-    folder = train(tmp_path / "run", "max_steps=3")
+    folder = train_tiny(tmp_path / "run", "max_steps=3")
     assert result(folder)["step"] == 3
     assert rows(folder)[-1]["step"] == 3
 
@@ -205,7 +205,7 @@ def test_max_steps_ends_within_an_epoch(tmp_path):
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_sam_eval_prints_what_the_run_reported(sam_run, which, tmp_path, monkeypatch, capsys):
     arguments = [f"run_dir={sam_run}", f"checkpoint={which}"]
-    done = invoke(monkeypatch, capsys, tmp_path, *arguments, entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments, entry=evaluate_command.main)
     assert done.returncode == 0, done.stderr
     printed = {tag: float(value) for tag, value in map(str.split, done.stdout.splitlines())}
     reported = result(sam_run)["final" if which == "last" else "best"]
@@ -214,12 +214,12 @@ def test_sam_eval_prints_what_the_run_reported(sam_run, which, tmp_path, monkeyp
 
 
 def test_a_config_that_names_foreign_code_is_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run")
+    folder = train_tiny(tmp_path / "run")
     config = folder / "config.yaml"
     marker = tmp_path / "ran"
     text = config.read_text().replace("sam_runner.models.small_cnn.SmallCNN", "os.system")
     config.write_text(text.replace("width: 4", f"command: touch {marker}"))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
     assert done.returncode == 2
     assert "os.system" in done.stderr
     assert not marker.exists()
@@ -235,7 +235,7 @@ def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
         return original(self, finite)
 
     monkeypatch.setattr(Update, "__call__", overflow_at_three)
-    folder = train(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
+    folder = train_tiny(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
     logged = {row["step"]: row["lr"] for row in rows(folder)}
     assert 3 not in logged  # a skipped step has nothing to tell
     for step, update in ((1, 0), (2, 1), (4, 2), (6, 4), (12, 10)):
@@ -245,7 +245,7 @@ def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
 
 def test_rho_schedules_reach_the_step(tmp_path):
     options = ("optimizer=sam", "rho=0.2", "optimizer.rho_schedule=linear", "optimizer.rho_final=0.5", "log_every=1")
-    logged = {row["step"]: row["rho"] for row in rows(train(tmp_path / "run", *options))}
+    logged = {row["step"]: row["rho"] for row in rows(train_tiny(tmp_path / "run", *options))}
     assert [logged[step] for step in (1, 7)] == pytest.approx([0.2, 0.15], abs=1e-12)
 
 
@@ -268,7 +268,7 @@ def test_the_readmes_first_command_reaches_98_percent(tmp_path, monkeypatch, cap
 
 def test_evaluations_may_be_rarer(tmp_path):
     words = ["epochs=5", "data.val_fraction=0.25", "optimizer=sam"]
-    every, some = train(tmp_path / "every", *words), train(tmp_path / "some", *words, "eval_every=2")
+    every, some = train_tiny(tmp_path / "every", *words), train_tiny(tmp_path / "some", *words, "eval_every=2")
     ends = [
         {row["epoch"]: row for row in rows(folder) if row["step"] % 4 == 0 and "lr" in row} for folder in (every, some)
     ]

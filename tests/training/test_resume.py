@@ -7,11 +7,11 @@ import signal
 import pytest
 import torch
 
-from sam_runner.commands import train as train_command
+from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.training import evaluation, loop
 from sam_runner.training.checkpoints import CheckpointFolder
 from tests.config.test_conf import image_folder
-from tests.helpers import TINY, invoke, train
+from tests.helpers import TINY, invoke, train_tiny
 from tests.training.test_loop import same_state, same_tensors, state, tensorboard_steps
 
 STEPS, PER_EPOCH = 12, 6  # of the tiny problem
@@ -70,7 +70,7 @@ def references(tmp_path_factory):
     def of(kind):
         if kind not in found:
             folder = tmp_path_factory.mktemp("references") / "run"
-            found[kind] = train(folder, *KINDS[kind], *COMMON)
+            found[kind] = train_tiny(folder, *KINDS[kind], *COMMON)
         return found[kind]
 
     return of
@@ -280,8 +280,8 @@ def test_harmless_changes_are_told_and_the_run_goes_on(changed, message, tmp_pat
 
 
 def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run", "optimizer=sam", "schedule=constant")
-    whole = train(tmp_path / "whole", "optimizer=sam", "schedule=constant", "epochs=4")
+    folder = train_tiny(tmp_path / "run", "optimizer=sam", "schedule=constant")
+    whole = train_tiny(tmp_path / "whole", "optimizer=sam", "schedule=constant", "epochs=4")
     done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "schedule=constant", "epochs=4"], folder))
     assert done.returncode == 0, done.stderr
     assert "after step 12, in epoch 3" in done.stdout
@@ -340,14 +340,14 @@ def test_an_end_at_or_after_the_steps_that_are_done_is_that_of_such_a_run(
         invoke(patch, capsys, tmp_path, *tiny(words, "run"))
     done = invoke(monkeypatch, capsys, tmp_path, *tiny([*words, f"max_steps={end}"], "run"))
     assert done.returncode == 0, done.stderr
-    whole = train(tmp_path / "whole", *words, f"max_steps={end}")
+    whole = train_tiny(tmp_path / "whole", *words, f"max_steps={end}")
     assert logged(tmp_path / "run") == logged(whole)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == end
 
 
 @pytest.mark.parametrize("changed", ["rho=0.2", "seed=1", "batch_size=8", "precision=fp16", "lr=0.01"])
 def test_changes_that_make_another_run_are_refused_by_name(changed, tmp_path, monkeypatch, capsys):
-    folder = train(tmp_path / "run", "optimizer=sam")
+    folder = train_tiny(tmp_path / "run", "optimizer=sam")
     done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", changed], folder))
     assert done.returncode == 2
     assert changed.partition("=")[0] in done.stderr
@@ -389,7 +389,7 @@ def test_a_run_that_is_ended_at_an_epoch_without_an_evaluation_has_one(tmp_path,
     done = invoke(monkeypatch, capsys, tmp_path, *tiny([*words, "epochs=3"], "run"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
-    whole = json.loads((train(tmp_path / "whole", *words, "epochs=3") / "result.json").read_text())
+    whole = json.loads((train_tiny(tmp_path / "whole", *words, "epochs=3") / "result.json").read_text())
     assert (result["epoch"], result["best_epoch"]) == (3, 3)
     assert result["final"]["test/accuracy"] == whole["final"]["test/accuracy"]
     assert result["final"]["test/nll"] == whole["final"]["test/nll"]
@@ -401,17 +401,17 @@ def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_those_t
     with monkeypatch.context() as patched:
         stop_after(patched, 8)
         invoke(patched, capsys, tmp_path, *tiny(["optimizer=sam", "eval_every=5", "epochs=9"], "run"))
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=evaluate_command.main)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: there is no best checkpoint in run/checkpoints: one is written after an evaluation\n"
         "  use checkpoint=last; there are: step-00000008-within, step-00000006\n"
     )
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=last", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=last", entry=evaluate_command.main)
     assert done.returncode == 0
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.unlink()
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=train_command.evaluate)
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=evaluate_command.main)
     assert (done.returncode, "there are no others either" in done.stderr) == (2, True)
 
 

@@ -5,54 +5,17 @@ example. The order of the examples, a resume and the number of devices therefore
 """
 
 import math
-from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from sam_runner.config.data import AugmentConfig
 from sam_runner.utils.seeding import generator
 
 NUM_DRAWS = 5  # crop row, crop column, flip, cutout row, cutout column
 MAX_TRIES = 3  # rectangles drawn per image for random erasing; all three fail to fit for about one image in a hundred
 NUM_ERASING_DRAWS = 3 + 2 * MAX_TRIES  # erase or not, row, column; area and aspect ratio of each try
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # ranges of Zhong et al., section 4
-
-
-@dataclass(frozen=True)
-class Augmentation:
-    """Transformations of a training image.
-
-    Attributes:
-        pad: Pixels added on each side before a random crop of the original size; 0 disables the crop.
-        pad_mode: "reflect" (mirrors without repeating the edge, as the paper's code) or "zero".
-        flip: Mirror left to right with probability 1/2.
-        cutout: Side in pixels of a square set to the mean image value, centred anywhere in the image and clipped at
-            its edges (DeVries and Taylor, 2017); 0 disables it.
-        cutout_per_batch: Use one cutout centre for all images of a batch, as the paper's code does.
-        policy: Colour and shape transformations drawn for each image (`sam_runner.data.augment.policy`): "cifar10",
-            "svhn" or "imagenet" of AutoAugment, "randaugment", "trivialaugment" or "none". Applied after the flip and
-            before normalisation.
-        num_ops: Number of transformations per image of RandAugment.
-        magnitude: Strength of RandAugment's transformations, 0 to 30.
-        erasing: Probability of erasing a rectangle (Zhong et al., AAAI 2020), see `erase_rectangle`.
-        mixup: Alpha of mixup (`sam_runner.data.augment.mixing`); None disables it.
-        cutmix: Alpha of CutMix; None disables it.
-        crop_scale_min: Smallest area of a random resized crop as a fraction of the image
-            (`sam_runner.data.decode.random_crop_box`; only for sets on disk); None takes the centre crop.
-    """
-
-    pad: int = 0
-    pad_mode: str = "reflect"
-    flip: bool = False
-    cutout: int = 0
-    cutout_per_batch: bool = False
-    policy: str = "none"
-    num_ops: int = 2
-    magnitude: int = 9
-    erasing: float = 0.0
-    mixup: float | None = None
-    cutmix: float | None = None
-    crop_scale_min: float | None = None
 
 
 def draw_table(seed: int, epoch: int, num_examples: int, *, erasing: bool = False) -> Tensor:
@@ -98,7 +61,7 @@ def _is_padding(size: int, pad: int) -> Tensor:
     return (position < 0) | (position >= size)
 
 
-def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: Augmentation) -> Tensor:
+def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: AugmentConfig) -> Tensor:
     """Crop and flip the images at `indices`.
 
     Args:
@@ -120,7 +83,7 @@ def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: A
 
 
 def cutout_and_erase(
-    images_NCHW: Tensor, draws: Tensor, augmentation: Augmentation, centre: Tensor | None = None
+    images_NCHW: Tensor, draws: Tensor, augmentation: AugmentConfig, centre: Tensor | None = None
 ) -> Tensor:
     """Apply cutout and random erasing to normalised images.
 

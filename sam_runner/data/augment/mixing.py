@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.utils.seeding import derive_seed, generator
 
 
@@ -25,7 +25,7 @@ class Box(NamedTuple):
 
 
 def mix_batch(
-    images_NCHW: Tensor, labels: Tensor, num_classes: int, augmentation: Augmentation, key: tuple[int, int, int]
+    images_NCHW: Tensor, labels: Tensor, num_classes: int, augmentation: AugmentConfig, key: tuple[int, int, int]
 ) -> tuple[Tensor, Tensor]:
     """Apply mixup or CutMix, or return the inputs unchanged if `augmentation` enables neither.
 

@@ -10,14 +10,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
 
 Policy = Callable[[Tensor], Tensor]  # maps a uint8 image (C, H, W) to another, drawing from torch's global generator
 
 
-def build_policy(augmentation: Augmentation, fill: Sequence[float]) -> Policy | None:
+def build_policy(augmentation: AugmentConfig, fill: Sequence[float]) -> Policy | None:
     """Build the transformation that `augmentation.policy` names, or None for "none".
 
     AutoAugment (Cubuk et al., CVPR 2019) has policies for CIFAR-10, SVHN and ImageNet; the others are RandAugment

@@ -7,10 +7,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torchvision.transforms import v2
 
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.augmentation import (
     NUM_DRAWS,
     NUM_ERASING_DRAWS,
-    Augmentation,
     crop_and_flip,
     draw_batch_centre,
     draw_table,
@@ -33,7 +33,7 @@ def random_draws(seed, count):
 
 
 def numpy_crop_and_flip(image_CHW, draws, pad, pad_mode, flip):
-    """Crop and flip one image as the docstring of Augmentation says."""
+    """Crop and flip one image as the fields of AugmentConfig say."""
     _, height, width = image_CHW.shape
     padded = np.pad(image_CHW, ((0, 0), (pad, pad), (pad, pad)), mode=NUMPY_MODE[pad_mode])
     row, column = (int(np.floor(draw * np.float32(2 * pad + 1))) for draw in draws[:2])
@@ -94,7 +94,7 @@ def test_crop_and_flip_equals_a_loop_over_images(height, width, pad_mode, flip, 
         unfold_crops(torch.from_numpy(images), pad, pad_mode),
         torch.tensor(indices),
         torch.from_numpy(draws),
-        Augmentation(pad=pad, pad_mode=pad_mode, flip=flip),
+        AugmentConfig(pad=pad, pad_mode=pad_mode, flip=flip),
     )
     expected = [
         numpy_crop_and_flip(images[index], row, pad, pad_mode, flip) for index, row in zip(indices, draws, strict=True)
@@ -123,7 +123,7 @@ def test_zero_square_in_the_middle_removes_size_squared_pixels():
 def test_largest_draw_is_the_last_offset():
     images = torch.from_numpy(random_images(0, 1, 1, 9, 9))
     draws = torch.full((1, NUM_DRAWS), 1 - 2**-24)
-    result = crop_and_flip(unfold_crops(images, 4, "zero"), torch.tensor([0]), draws, Augmentation(pad=4))
+    result = crop_and_flip(unfold_crops(images, 4, "zero"), torch.tensor([0]), draws, AugmentConfig(pad=4))
     assert torch.equal(result[0, 0, :5, :5], images[0, 0, 4:, 4:])
     assert int(zero_square(torch.ones(1, 1, 9, 9), draws[:, 3:5], 1)[0, 0, 8, 8]) == 0
 
@@ -136,7 +136,7 @@ def test_crop_offsets_are_uniform():
         unfold_crops(image, pad, "zero"),
         torch.zeros(count, dtype=torch.int64),
         draw_table(0, 0, count),
-        Augmentation(pad=pad, pad_mode="zero"),
+        AugmentConfig(pad=pad, pad_mode="zero"),
     )
     position = crops.flatten(1).argmax(1)
     assert within_four_standard_errors(torch.bincount(position, minlength=81), count)
@@ -149,7 +149,7 @@ def test_half_of_the_images_are_flipped():
         unfold_crops(image, 0, "zero"),
         torch.zeros(count, dtype=torch.int64),
         draw_table(0, 0, count),
-        Augmentation(flip=True),
+        AugmentConfig(flip=True),
     )
     assert within_four_standard_errors(crops[:, 0, 0].long().sum(0), count)
 
@@ -192,7 +192,7 @@ def test_crops_and_flips_are_distributed_as_torchvisions(pad, side):
     expected = torch.stack([reference(image) for _ in range(count)])
     draws = torch.from_numpy(random_draws(1, count))
     all_crops = image[None].unfold(2, side, 1).unfold(3, side, 1)
-    result = crop_and_flip(all_crops, torch.zeros(count, dtype=torch.int64), draws, Augmentation(pad=pad, flip=True))
+    result = crop_and_flip(all_crops, torch.zeros(count, dtype=torch.int64), draws, AugmentConfig(pad=pad, flip=True))
     assert result.shape == expected.shape
     num_outcomes = 2 * (2 * pad + 1) ** 2
     counts = [torch.unique(images[:, 0, 0, :2], dim=0, return_counts=True) for images in (result, expected)]

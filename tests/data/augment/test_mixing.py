@@ -13,14 +13,14 @@ from hypothesis import strategies as st
 from scipy import stats
 from torchvision.transforms import v2
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.mixing import cutmix_box, mix_batch
 from sam_runner.sam.objective import Batch
 from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
 from tests.data.test_loader import make_loader, random_set
-from tests.helpers import TINY, settings_of
+from tests.helpers import TINY, config_of
 
 COUNT = 9
 
@@ -43,7 +43,7 @@ def lambdas_and_partners(targets):
 def test_mixup_is_exact(alpha):
     for number in range(5):
         images, labels = make_batch(number)
-        result, targets = mix_batch(images, labels, COUNT, Augmentation(mixup=alpha), (0, 1, number))
+        result, targets = mix_batch(images, labels, COUNT, AugmentConfig(mixup=alpha), (0, 1, number))
         lambdas, partners = lambdas_and_partners(targets)
         lam = float(lambdas[partners != labels][0])
         np.testing.assert_allclose(lambdas[partners != labels], lam, rtol=0, atol=1e-12)
@@ -57,7 +57,7 @@ def test_cutmix_is_exact():
     areas = set()
     for number in range(20):
         images, labels = make_batch(number)
-        result, targets = mix_batch(images, labels, COUNT, Augmentation(cutmix=1.0), (0, 1, number))
+        result, targets = mix_batch(images, labels, COUNT, AugmentConfig(cutmix=1.0), (0, 1, number))
         assert torch.equal(images, make_batch(number)[0])  # the input is not modified
         lambdas, partners = lambdas_and_partners(targets)
         has_partner = (partners != labels)[:, None, None, None]
@@ -91,7 +91,7 @@ def test_lambda_has_the_beta_distribution(alpha):
     images, labels = torch.zeros(2, 1, 1, 1, dtype=torch.float64), torch.tensor([0, 1])
     lambdas, num_swapped = [], 0
     for number in range(3000):
-        _, targets = mix_batch(images, labels, 2, Augmentation(mixup=alpha), (7, number % 5, number))
+        _, targets = mix_batch(images, labels, 2, AugmentConfig(mixup=alpha), (7, number % 5, number))
         if targets[0, 0] < 1:  # each is the partner of the other
             num_swapped += 1
             lambdas.append(float(targets[0, 0]))
@@ -101,17 +101,17 @@ def test_lambda_has_the_beta_distribution(alpha):
 
 def test_mixing_is_a_function_of_seed_epoch_and_batch():
     state = torch.get_rng_state()
-    first = mix_batch(*make_batch(), COUNT, Augmentation(mixup=1.0), (1, 2, 3))[1]
-    assert torch.equal(mix_batch(*make_batch(), COUNT, Augmentation(mixup=1.0), (1, 2, 3))[1], first)
+    first = mix_batch(*make_batch(), COUNT, AugmentConfig(mixup=1.0), (1, 2, 3))[1]
+    assert torch.equal(mix_batch(*make_batch(), COUNT, AugmentConfig(mixup=1.0), (1, 2, 3))[1], first)
     assert torch.equal(torch.get_rng_state(), state)
     for key in ((1, 2, 4), (1, 3, 3), (2, 2, 3)):
-        assert not torch.equal(mix_batch(*make_batch(), COUNT, Augmentation(mixup=1.0), key)[1], first)
+        assert not torch.equal(mix_batch(*make_batch(), COUNT, AugmentConfig(mixup=1.0), key)[1], first)
 
 
 def test_without_mixing_the_targets_are_the_labels():
     images, labels = make_batch()
-    assert mix_batch(images, labels, COUNT, Augmentation(), (0, 0, 0)) == (images, labels)
-    for examples in make_loader(random_set(), augmentation=Augmentation(flip=True)).epoch():
+    assert mix_batch(images, labels, COUNT, AugmentConfig(), (0, 0, 0)) == (images, labels)
+    for examples in make_loader(random_set(), augmentation=AugmentConfig(flip=True)).epoch():
         assert torch.equal(examples.targets, examples.labels)
 
 
@@ -119,15 +119,15 @@ def test_without_mixing_the_targets_are_the_labels():
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_a_loader_mixes_its_augmented_batches(options, channels_last):
     basic = {"pad": 2, "flip": True, "cutout": 3, "cutout_per_batch": True, "erasing": 0.5}
-    plain = make_loader(random_set(), augmentation=Augmentation(**basic), seed=3)
+    plain = make_loader(random_set(), augmentation=AugmentConfig(**basic), seed=3)
     loader = make_loader(
-        random_set(), augmentation=Augmentation(**basic, **options), seed=3, channels_last=channels_last
+        random_set(), augmentation=AugmentConfig(**basic, **options), seed=3, channels_last=channels_last
     )
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for start in (0, 2):
         for number, (expected, result) in enumerate(zip(plain.epoch(2, start), loader.epoch(2, start), strict=True)):
             key = (3, 2, start + number)
-            images, targets = mix_batch(expected.images, expected.labels, 4, Augmentation(**options), key)
+            images, targets = mix_batch(expected.images, expected.labels, 4, AugmentConfig(**options), key)
             assert torch.equal(result.images, images)
             assert torch.equal(result.targets, targets)
             assert torch.equal(result.labels, expected.labels)
@@ -137,7 +137,7 @@ def test_a_loader_mixes_its_augmented_batches(options, channels_last):
 def test_one_cutout_centre_for_a_batch():
     loader = make_loader(
         random_set(40, 1, 8),
-        augmentation=Augmentation(cutout=3, cutout_per_batch=True),
+        augmentation=AugmentConfig(cutout=3, cutout_per_batch=True),
         batch_size=8,
         dtype=torch.float64,
     )
@@ -153,7 +153,7 @@ def test_one_cutout_centre_for_a_batch():
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing):
     """With smoothing s a target t becomes (1 - s) t + s / C; the loss is linear in the targets."""
-    run = build_run(settings_of(*TINY, "augment.mixup=1.0", f"label_smoothing={smoothing}", "precision=fp32"))
+    run = build_run(config_of(*TINY, "augment.mixup=1.0", f"label_smoothing={smoothing}", "precision=fp32"))
     examples = next(run.train.epoch(0))
     assert examples.targets.shape == (16, 4)
     evaluation, _ = run.step.objective.gradient(Batch(examples.images, examples.targets), at_w=True)
@@ -166,7 +166,7 @@ def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing):
 
 def test_groups_and_micro_batches_keep_image_and_target_together():
     images, labels = make_batch()
-    parts = Batch(*mix_batch(images, labels, COUNT, Augmentation(mixup=1.0), (0, 0, 0))).split(4)
+    parts = Batch(*mix_batch(images, labels, COUNT, AugmentConfig(mixup=1.0), (0, 0, 0))).split(4)
     assert [len(part) for part in parts] == [4, 4, 1]
     assert [tuple(part.labels.shape) for part in parts] == [(4, COUNT), (4, COUNT), (1, COUNT)]
 
@@ -185,7 +185,7 @@ class RecordingStep:
 
 
 def test_the_trainer_learns_the_targets_and_measures_against_the_labels():
-    run = build_run(settings_of(*TINY, "augment.mixup=1.0", "noise=pair", "noise.rate=0.5", "optimizer=sam"))
+    run = build_run(config_of(*TINY, "augment.mixup=1.0", "noise=pair", "noise.rate=0.5", "optimizer=sam"))
     run = replace(run, step=RecordingStep(run.step))
     meter = mock.Mock()
     for examples in run.train.epoch(0):

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torchvision.transforms import v2
 
-from sam_runner.data.augment.augmentation import Augmentation, draw_table, zero_square
+from sam_runner.config.data import AugmentConfig
+from sam_runner.data.augment.augmentation import draw_table, zero_square
 from sam_runner.data.augment.policy import apply_policy, build_policy
 from sam_runner.data.loader import Normalisation
 from sam_runner.utils.errors import InputError
@@ -30,7 +31,7 @@ def random_images(count=12, channels=3, side=10):
 
 
 def make_augmentation(name):
-    return Augmentation(policy=name, num_ops=3, magnitude=7)
+    return AugmentConfig(policy=name, num_ops=3, magnitude=7)
 
 
 @pytest.mark.parametrize("name", TORCHVISION)
@@ -58,7 +59,7 @@ def test_an_image_does_not_depend_on_its_batch_and_the_global_stream_is_left_alo
 
 
 def test_none_is_no_policy_and_grey_images_have_one():
-    assert build_policy(Augmentation(), FILL) is None
+    assert build_policy(AugmentConfig(), FILL) is None
     for name in TORCHVISION:
         grey = apply_policy(random_images(channels=1), build_policy(make_augmentation(name), [77.0]), 0, 0, range(12))
         assert grey.shape == (12, 1, 10, 10) and grey.dtype == torch.uint8
@@ -106,8 +107,8 @@ def test_transformations_are_chosen_alike(name, each, monkeypatch):
 def test_the_policy_comes_after_crop_and_flip_and_before_cutout():
     data = random_set(side=12)
     basic = {"pad": 2, "flip": True}
-    plain = images_by_index(make_loader(data, augmentation=Augmentation(**basic), normalisation=IDENTITY, seed=3), 1)
-    augmentation = Augmentation(**basic, policy="svhn", cutout=4)
+    plain = images_by_index(make_loader(data, augmentation=AugmentConfig(**basic), normalisation=IDENTITY, seed=3), 1)
+    augmentation = AugmentConfig(**basic, policy="svhn", cutout=4)
     result = images_by_index(make_loader(data, augmentation=augmentation, normalisation=IDENTITY, seed=3), 1)
     policy, table = build_policy(augmentation, [0.0, 0.0, 0.0]), draw_table(3, 1, len(data))
     for index, image in plain.items():
@@ -130,7 +131,7 @@ def test_evaluation_has_no_policy():
 
 @pytest.mark.parametrize("start", [1, 4])
 def test_epoch_from_a_start_is_the_tail_of_the_epoch(start):
-    loader = make_loader(random_set(), augmentation=Augmentation(pad=1, flip=True, policy="randaugment"), seed=4)
+    loader = make_loader(random_set(), augmentation=AugmentConfig(pad=1, flip=True, policy="randaugment"), seed=4)
     whole, tail = list(loader.epoch(2)), list(loader.epoch(2, start=start))
     assert [torch.equal(a.images, b.images) for a, b in zip(whole[start:], tail, strict=True)] == [True] * (5 - start)
     assert not any(torch.equal(a.images, b.images) for a, b in zip(whole, loader.epoch(1), strict=True))
@@ -138,7 +139,7 @@ def test_epoch_from_a_start_is_the_tail_of_the_epoch(start):
 
 @pytest.mark.dist
 def test_images_in_memory_do_not_depend_on_the_number_of_workers():
-    data, augmentation = random_set(), Augmentation(pad=1, flip=True, policy="cifar10", cutout=2)
+    data, augmentation = random_set(), AugmentConfig(pad=1, flip=True, policy="cifar10", cutout=2)
     alone, many = (make_loader(data, augmentation=augmentation, num_workers=number) for number in (0, 2))
     for epoch in (0, 1, 1):
         for one, other in zip(alone.epoch(epoch), many.epoch(epoch), strict=True):

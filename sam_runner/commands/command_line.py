@@ -1,0 +1,95 @@
+"""The command line of sam-train: flags, and arguments in the form in which Hydra reads them."""
+
+import os
+from typing import NamedTuple
+
+from sam_runner.utils.errors import InputError
+
+FLAGS = frozenset(
+    [
+        "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
+        "--shell-completion", "--config-path", "--config-name", "--config-dir",
+    ]
+)  # fmt: skip
+WITH_VALUE = ("--cfg", "-c", "--config-dir", "-cd")
+HYDRA_COMMANDS = {  # flags that Hydra's own main answers
+    "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--resolve", "--package", "-p",
+    "--config-path", "-cp", "--config-name", "-cn", "--run", "-r",
+}  # fmt: skip
+
+
+class CommandLine(NamedTuple):
+    """A command line, flags apart from settings.
+
+    Attributes:
+        flags: Flags with their values, before the settings as Hydra wants them.
+        overrides: Settings, ``key=value`` and ``group=option``.
+    """
+
+    flags: list[str]
+    overrides: list[str]
+
+    @property
+    def names(self) -> set[str]:
+        """The flags without ``=value``."""
+        return {flag.partition("=")[0] for flag in self.flags}
+
+    @property
+    def is_sweep(self) -> bool:
+        """Whether every combination of values is run."""
+        return bool({"-m", "--multirun"} & self.names) and not {"-c", "--cfg"} & self.names
+
+    @property
+    def config_dir(self) -> str | None:
+        """The folder of the user's own groups and options."""
+        for number, flag in enumerate(self.flags):
+            if flag in ("--config-dir", "-cd"):
+                return self.flags[number + 1]
+            if flag.startswith("--config-dir="):
+                return flag.partition("=")[2]
+        return None
+
+
+def parse_command_line(arguments: list[str]) -> CommandLine:
+    """Part flags from settings, and replace ``~`` in ``key=~/folder``, which shells leave there.
+
+    Raises:
+        InputError: For an argument that is refused or is no flag.
+    """
+    for argument in arguments:
+        _require_accepted(argument)
+    flags, overrides, waiting = [], [], list(arguments)
+    while waiting:
+        word = waiting.pop(0)
+        if word in WITH_VALUE and waiting:
+            flags += [word, waiting.pop(0)]
+        elif word.startswith("-"):
+            flags.append(word)
+            if word in HYDRA_COMMANDS - {"--resolve", "--hydra-help", "--run", "-r"} and "=" not in word and waiting:
+                flags.append(waiting.pop(0))
+        else:
+            overrides.append(_expand_home(word))
+    return CommandLine(flags, overrides)
+
+
+def _require_accepted(argument: str) -> None:
+    key, equals, _ = argument.partition("=")
+    if key.startswith("--e") and "--experimental-rerun".startswith(key):
+        raise InputError("--experimental-rerun reads a pickle: refused\n  give the settings themselves")
+    if key.lstrip("+~") == "hydra.mode":
+        raise InputError("hydra.mode has no effect\n  for all combinations of values: sam-train -m ...")
+    if key.lstrip("+") == "search" and "," in argument:
+        raise InputError(f"{argument[:200]} names two searches\n  run one after the other, each as a sweep of its own")
+    if argument.startswith("--") and key not in FLAGS:
+        word = argument.lstrip("-")
+        raise InputError(
+            f"{argument[:200]} is not a flag\n  settings have no dashes: {word[:200]}{'' if equals else '=...'}"
+        )
+
+
+def _expand_home(argument: str) -> str:
+    key, _, value = argument.partition("=")
+    if not value.startswith("~") or "," in value or "'" in value:
+        return argument
+    path = os.path.expanduser(value)  # unchanged where there is no such user
+    return f"{key}={path}" if key.startswith("-") else f"{key}='{path}'"

@@ -1,0 +1,37 @@
+"""Exit codes, and the frame around every command that turns errors into a message and a code."""
+
+import os
+import sys
+from collections.abc import Callable
+
+from sam_runner.utils.console import log_to_console, print_error
+from sam_runner.utils.errors import InputError, Stopped, TrainingError
+
+DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+
+
+def run_command(command: Callable[[list[str]], int]) -> int:
+    """Run a command with the arguments of the process.
+
+    Args:
+        command: Takes the arguments and returns the exit code.
+
+    Returns:
+        The exit code: that of the command, or that of the error which ended it.
+    """
+    log_to_console()
+    try:
+        return command(sys.argv[1:])
+    except InputError as error:
+        print_error(str(error))
+        return BAD_INPUT
+    except TrainingError as error:
+        print_error(str(error))
+        return FAILED
+    except Stopped as stopped:
+        return stopped.code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of the output, such as head, has ended
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return DONE

@@ -1,0 +1,55 @@
+"""`sam-report`: compare runs."""
+
+from pathlib import Path
+
+from sam_runner.commands.arguments import Parser, path
+from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import write_atomically
+
+
+def main() -> int:
+    """Run `sam-report FOLDER... [--metric M] [--out FOLDER] [--paper TABLE]`. Returns the exit code."""
+    return run_command(report)
+
+
+def report(arguments: list[str]) -> int:
+    """Print the table of some runs and write their report."""
+    parser = Parser("sam-report", "Compare the runs below some folders: a table, plots and report.html.")
+    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="folders of runs or sweeps")
+    parser.add_argument("--metric", help="metric that is compared (default: test/accuracy)")
+    parser.add_argument("--out", type=path, help="folder of the report (default: the first folder)")
+    parser.add_argument(
+        "--paper", metavar="TABLE", help="compare with a table of the paper: table1 to 5, table11, fig3, c4, c5"
+    )
+    given = parser.parse(arguments)
+    if given.paper and given.metric:
+        raise InputError("--metric has no effect with --paper: the table has its own\n  leave one of them out")
+    out = given.out or given.folders[0]
+    if given.paper:
+        return _compare_with_paper(given.folders, given.paper, out)
+    from sam_runner.reports.report import as_text, report_of, write
+
+    found = report_of(given.folders, given.metric or "test/accuracy")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        page = write(found, out, ", ".join(folder.resolve().name for folder in given.folders))
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written to: {error.strerror}\n  give another folder") from error
+    print(f"{as_text(found)}\nreport: {page}")
+    return DONE
+
+
+def _compare_with_paper(folders: list[Path], table: str, out: Path) -> int:
+    """Print the table of the paper beside the runs, and write it as Markdown."""
+    from sam_runner.reports.paper_comparison import as_markdown, as_text, compared
+
+    found = compared(folders, table)
+    page = out / f"paper-{table}.md"
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        write_atomically(page, lambda handle: handle.write(as_markdown(found).encode()))
+    except OSError as error:
+        raise InputError(f"--out {out} cannot be written to: {error.strerror}\n  give another folder") from error
+    print(f"{as_text(found)}\nreport: {page}")
+    return DONE

@@ -1,0 +1,221 @@
+"""Settings of the groups ``data``, ``noise`` and ``augment``, which describe the images and their labels."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, ClassVar, Literal
+
+from sam_runner.config.component import Component
+from sam_runner.config.keys import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    CLOSED_UNIT,
+    NOT_NEGATIVE,
+    OPEN_UNIT,
+    POSITIVE,
+    UP_TO_ONE,
+    Range,
+    key,
+)
+
+
+@dataclass(frozen=True)
+class DataConfig(Component):
+    """Settings of every data set; of a user's own data set, all others."""
+
+    schema: ClassVar[str] = "data/digits"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.digits.digits",)
+    train_fraction: float = key(
+        "part of the training images that is used, the same images for every seed", 1.0, range=UP_TO_ONE, argument=False
+    )
+    val_fraction: float = key(
+        "part of the training images that is held out for validation, the same images for every seed",
+        0.0,
+        range=BELOW_ONE,
+        argument=False,
+    )
+    val_labels: Literal["clean", "noisy"] = key(
+        "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
+    )
+    drop_last: bool = key("leave out the last batch of an epoch where it is smaller", True, argument=False)
+    own_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def decoding_workers(self) -> int | None:
+        """Processes that decode image files; None: the number is chosen from the number of cores."""
+        return None
+
+
+@dataclass(frozen=True)
+class SyntheticConfig(DataConfig):
+    """Settings of data=synthetic."""
+
+    schema: ClassVar[str] = "data/synthetic"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.synthetic.synthetic",)
+    num_train: int = key("training images", 512, range=AT_LEAST_ONE)
+    num_test: int = key("test images", 128, range=AT_LEAST_ONE)
+    num_classes: int = key("classes", 10, range=Range(2))
+    channels: int = key("channels of an image", 3, range=AT_LEAST_ONE)
+    image_size: int = key("height and width in pixels", 32, range=Range(4))
+    data_seed: int = key("seed of the images", 0, range=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class ArchiveConfig(DataConfig):
+    """Settings of the data sets that are read in their published formats."""
+
+    schema: ClassVar[str] = "data/archive"
+    targets: ClassVar[tuple[str, ...]] = (
+        "sam_runner.data.datasets.cifar.cifar10",
+        "sam_runner.data.datasets.cifar.cifar100",
+        "sam_runner.data.datasets.fashion_mnist.fashion_mnist",
+    )
+    root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
+    download: bool = key("download missing files into the folder", False, on_resume="", in_reports=False)
+    url: str = key("address that the files are downloaded from")
+
+
+@dataclass(frozen=True)
+class SvhnConfig(ArchiveConfig):
+    """Settings of data=svhn."""
+
+    schema: ClassVar[str] = "data/svhn"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.svhn.svhn",)
+    extra: bool = key("also train on the 531,131 images of extra_32x32.mat (1.9 GB in memory)", False)
+
+
+@dataclass(frozen=True)
+class ImageFolderConfig(DataConfig):
+    """Settings of data=image_folder and data=imagenet."""
+
+    schema: ClassVar[str] = "data/image_folder"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.image_folder.image_folder",)
+    root: str = key(
+        "folder of the images: <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg", on_resume="", path=True
+    )
+    image_size: int | None = key(
+        "scale the middle square of each image to this side in pixels; null: use images of one size unchanged",
+        None,
+        range=Range(4),
+    )
+    eval_crop_ratio: float = key(
+        "side of the evaluated square relative to the shorter side; ImageNet is tested at 0.875", 1.0, range=UP_TO_ONE
+    )
+    storage: Literal["auto", "memory", "disk"] = key(
+        "memory: decode once; disk: decode in every epoch; auto: memory up to 2 GiB", "auto"
+    )
+    test_fraction: float = key("part of each class that becomes the test set where there is none", 0.2, range=OPEN_UNIT)
+    num_workers: int | None = key(
+        "threads that decode into memory, processes that decode from disk; null: from the number of cores",
+        None,
+        range=NOT_NEGATIVE,
+        on_resume="",
+        in_reports=False,
+    )
+
+    @property
+    def decoding_workers(self) -> int | None:
+        """Processes that decode image files; None: the number is chosen from the number of cores."""
+        return self.num_workers
+
+
+@dataclass(frozen=True)
+class NoiseConfig(Component):
+    """Settings of noise=none; of a user's own noise model, its arguments."""
+
+    schema: ClassVar[str] = "noise/none"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.none",)
+    own_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class RateNoiseConfig(NoiseConfig):
+    """Settings of noise=asymmetric, noise=pair and noise=instance."""
+
+    schema: ClassVar[str] = "noise/rate"
+    targets: ClassVar[tuple[str, ...]] = (
+        "sam_runner.data.noise.asymmetric",
+        "sam_runner.data.noise.pair",
+        "sam_runner.data.noise.instance",
+    )
+    rate: float = key("fraction of the labels that change", 0.4, range=CLOSED_UNIT)
+
+
+@dataclass(frozen=True)
+class SymmetricNoiseConfig(RateNoiseConfig):
+    """Settings of noise=symmetric."""
+
+    schema: ClassVar[str] = "noise/symmetric"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.symmetric",)
+    include_true_class: bool = key("draw the new label from all classes instead of the other classes", False)
+
+
+@dataclass(frozen=True)
+class LabelFileConfig(NoiseConfig):
+    """Settings of noise=relabelled."""
+
+    schema: ClassVar[str] = "noise/label_file"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.relabelled",)
+    file: str = key(
+        "file of labels, .npy or .pt: a class for each training image, in their order", in_reports=False, path=True
+    )
+
+
+@dataclass(frozen=True)
+class HumanNoiseConfig(NoiseConfig):
+    """Settings of noise=human."""
+
+    schema: ClassVar[str] = "noise/human"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.human",)
+    file: str = key("CIFAR-10_human.pt or CIFAR-100_human.pt", in_reports=False, path=True)
+    set: Literal["aggre", "random1", "random2", "random3", "worst", "noisy"] = key(
+        "labels of the file: aggre, random1, random2, random3 or worst of CIFAR-10N; noisy of CIFAR-100N", "worst"
+    )
+
+
+@dataclass(frozen=True)
+class AugmentConfig:
+    """AugmentConfig of the training images; the fields are the settings of the group augment."""
+
+    schema: ClassVar[str] = "augment"
+    pad: int = key(
+        "pixels that are added on each side before a window of the old size is cut out; 0: no crop",
+        0,
+        range=NOT_NEGATIVE,
+    )
+    pad_mode: Literal["reflect", "zero"] = key(
+        "values of the added pixels: reflect mirrors without repeating the edge, as the paper's code; zero", "reflect"
+    )
+    flip: bool = key("mirror left to right with probability 1/2", False)
+    cutout: int = key(
+        "side in pixels of a square that is set to the mean image value (DeVries and Taylor, 2017: 16 for CIFAR-10, 8"
+        " for CIFAR-100); 0: none",
+        0,
+        range=NOT_NEGATIVE,
+    )
+    cutout_per_batch: bool = key("one place of the square for a whole batch, as the paper's code drew it", False)
+    policy: Literal["none", "cifar10", "svhn", "imagenet", "randaugment", "trivialaugment"] = key(
+        "AutoAugment's policy for cifar10, svhn or imagenet, randaugment, or trivialaugment", "none"
+    )
+    num_ops: int = key("transformations of RandAugment (default: torchvision's)", 2, range=AT_LEAST_ONE)
+    magnitude: int = key(
+        "strength of RandAugment's transformations (default: torchvision's)", 9, range=Range(0, 30, high_open=False)
+    )
+    erasing: float = key("probability of erasing a rectangle (Zhong et al., 2020)", 0.0, range=CLOSED_UNIT)
+    mixup: float | None = key("alpha of mixup (Zhang et al., 2018); null: none", None, range=POSITIVE)
+    cutmix: float | None = key("alpha of CutMix (Yun et al., 2019); null: none", None, range=POSITIVE)
+    crop_scale_min: float | None = key(
+        "smallest share of the image that a random crop covers, for sets on disk (Szegedy et al., 2015); null: the"
+        " middle square",
+        None,
+        range=UP_TO_ONE,
+    )
+
+
+DATA_SETS: tuple[type[DataConfig], ...] = (DataConfig, SyntheticConfig, ArchiveConfig, SvhnConfig, ImageFolderConfig)
+NOISES: tuple[type[NoiseConfig], ...] = (
+    NoiseConfig,
+    RateNoiseConfig,
+    SymmetricNoiseConfig,
+    LabelFileConfig,
+    HumanNoiseConfig,
+)

@@ -1,0 +1,274 @@
+"""The settings of one run, typed and validated: `load_experiment` makes an `ExperimentConfig` of a configuration.
+
+Everything behind this module reads attributes of frozen dataclasses, never a dictionary of settings. Imports no torch
+and no Hydra.
+"""
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, fields, is_dataclass, replace
+from typing import Any, ClassVar, Literal
+
+from sam_runner.config.allowed_targets import require_allowed_targets
+from sam_runner.config.convert import build
+from sam_runner.config.data import DATA_SETS, NOISES, AugmentConfig, DataConfig, NoiseConfig
+from sam_runner.config.keys import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    NOT_NEGATIVE,
+    OPEN_UNIT,
+    POSITIVE,
+    REQUIRED,
+    ROUNDING,
+    Range,
+    key,
+    walk,
+)
+from sam_runner.config.model import MODELS, PUBLISHED_WEIGHTS, ModelConfig
+from sam_runner.config.optimizer import BASES, METHODS, BaseOptimizerConfig, OptimizerConfig
+from sam_runner.config.rules import check_rules
+from sam_runner.config.schedule import SCHEDULES, ScheduleConfig
+
+
+@dataclass(frozen=True)
+class CheckpointConfig:
+    """Settings of the group checkpoint. A checkpoint is written at the end of every epoch."""
+
+    every_steps: int | None = key(
+        "steps between two checkpoints within an epoch; null: none", None, range=AT_LEAST_ONE, effect="none"
+    )
+    every_seconds: float | None = key(
+        "seconds between two checkpoints within an epoch; null: none", 300.0, range=POSITIVE, effect="none"
+    )
+    min_interval: float = key(
+        "seconds after a checkpoint in which the end of an epoch is not saved, unless it is the last, the best or in"
+        " keep_epochs",
+        1.0,
+        range=NOT_NEGATIVE,
+        effect="none",
+    )
+    keep: int = key("number of the latest checkpoints that are kept beside the best", 2, range=Range(2), effect="none")
+    keep_epochs: tuple[int, ...] = key(
+        "epochs whose last checkpoint is kept, e.g. [50,100]", (), range=AT_LEAST_ONE, effect="none"
+    )
+
+
+@dataclass(frozen=True)
+class SweepConfig:
+    """Settings of a sweep."""
+
+    on_error: Literal["continue", "stop"] = key(
+        "stop: no further job starts after one has failed or was refused", "continue", effect="none"
+    )
+
+
+@dataclass(frozen=True)
+class ExperimentConfig:
+    """All settings of a run. The values of the groups are the dataclasses in the other modules of this package."""
+
+    schema: ClassVar[str] = "root"
+    rho: float = key(
+        "radius of the perturbation; the paper's default (section 3)",
+        0.05,
+        range=NOT_NEGATIVE,
+        effect="none",
+        in_reports=False,
+    )
+    lr: float = key(
+        "initial learning rate; our choice for digits (the paper: 0.1 for WRN-28-10, Table 6)", 0.05, range=POSITIVE
+    )
+    weight_decay: float = key("weight decay (Table 6)", 0.0005, range=NOT_NEGATIVE)
+    head_lr: float | None = key(
+        "initial learning rate of the model's last layer, for fine-tuning; null: lr", None, range=POSITIVE
+    )
+    epochs: int = key(
+        "passes over the training set",
+        20,
+        range=AT_LEAST_ONE,
+        on_resume="the learning rate follows the new number of epochs",
+        sets_length=True,
+    )
+    max_steps: int | None = key(
+        "stop after this many optimizer steps; null: after the last epoch",
+        None,
+        range=AT_LEAST_ONE,
+        on_resume="the learning rate follows the new number of steps",
+        sets_length=True,
+    )
+    batch_size: int = key("images per optimizer step, over all processes", 128, range=AT_LEAST_ONE)
+    accumulate: int = key(
+        "micro-batches that a batch is split into to save memory", 1, range=AT_LEAST_ONE, effect="rounding"
+    )
+    label_smoothing: float = key("label smoothing of the training loss", 0.0, range=BELOW_ONE)
+    ema_decay: float | None = key(
+        "decay of an exponential moving average of the weights, e.g. 0.999; null: no average", None, range=OPEN_UNIT
+    )
+    grad_clip: float | None = key(
+        "largest norm of the gradient that the base optimizer is given; the paper's code used 5.0; null: no limit",
+        None,
+        range=POSITIVE,
+    )
+    freeze_batchnorm_stats: bool = key(
+        "batch norm normalises by the running statistics it has and does not update them, as the paper fine-tunes"
+        " (Appendix C.2)",
+        False,
+    )
+    seed: int = key("seed of initialisation, order, augmentation, dropout and label noise", 0, range=Range(0, 2**63))
+    device: str = key("auto, cpu, cuda or cuda:N", "auto", effect="rounding", on_resume=ROUNDING, in_reports=False)
+    precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
+        "number format of the passes; auto: the fastest on the device that loses no accuracy", "auto", effect="rounding"
+    )
+    channels_last: Literal[True, False, "auto"] = key(
+        "NHWC memory layout; auto: where the network has 2-D convolutions",
+        "auto",
+        effect="rounding",
+        on_resume=ROUNDING,
+    )
+    compile: Literal["off", "default", "max-autotune", "graph"] = key(
+        "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph",
+        "off",
+        effect="rounding",
+        on_resume=ROUNDING,
+    )
+    deterministic: bool = key(
+        "on CUDA use only algorithms that give the same bits each time, which are slower",
+        False,
+        effect="rounding",
+        on_resume=ROUNDING,
+    )
+    world_size: int = key("processes that share each batch; torchrun sets it", 1, range=AT_LEAST_ONE)
+    parallel: Literal["ddp", "fsdp"] = key(
+        "ddp: every process holds all weights; fsdp: each holds a part of them (FSDP2)", "ddp"
+    )
+    sync_batchnorm: bool = key(
+        "batch norm over the images of all processes (CUDA); false: each process over its own, as the paper's code",
+        False,
+    )
+    rank_timeout: float = key(
+        "seconds that the processes of torchrun wait for each other",
+        600.0,
+        range=POSITIVE,
+        effect="none",
+        in_reports=False,
+    )
+    on_nonfinite: Literal["stop", "skip"] = key(
+        "stop: a loss or gradient that is not finite ends the run before the update; skip: leave such steps out",
+        "stop",
+        on_resume="",
+    )
+    log_every: int = key(
+        "steps between two rows of training metrics", 50, range=AT_LEAST_ONE, effect="none", in_reports=False
+    )
+    eval_every: int = key(
+        "epochs between two evaluations; the last epoch is always evaluated",
+        1,
+        range=AT_LEAST_ONE,
+        on_resume="other epochs are evaluated from here on, the weights are the same",
+        in_reports=False,
+    )
+    checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
+    run_dir: str | None = key(
+        "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
+    )
+    sweep_name: str = key(
+        "name of a sweep; its folder is outputs/sweeps/<sweep_name>, and the same name again runs what is missing",
+        "unnamed",
+        effect="none",
+        in_reports=False,
+    )
+    sweep: SweepConfig = field(default_factory=SweepConfig)
+    paper: str | None = key(
+        "rows of the paper that a run is compared with; set by the files of experiment",
+        None,
+        effect="none",
+        in_reports=False,
+    )
+    dry_run: bool = key("print plan, parameters, FLOPs and steps, and stop", False, effect="none", in_reports=False)
+    data: DataConfig = field(default_factory=lambda: DataConfig(_target_=DataConfig.targets[0]))
+    noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(_target_=NoiseConfig.targets[0]))
+    augment: AugmentConfig = field(default_factory=AugmentConfig)
+    model: ModelConfig = field(default_factory=lambda: MODELS[0](_target_=MODELS[0].targets[0]))
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=lambda: SCHEDULES[1](_target_=SCHEDULES[1].targets[0]))
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the settings as plain types, by group, as config.yaml holds them."""
+        return _to_dict(self)
+
+    def flat(self) -> dict[str, Any]:
+        """Return the settings as plain types by dotted key, e.g. ``optimizer.rho``."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, _, value in walk(self)}
+
+    def with_absolute_paths(self) -> "ExperimentConfig":
+        """Return the settings with absolute paths, so that they hold in every working folder."""
+        changed: ExperimentConfig = _with_absolute_paths(self)
+        return changed
+
+    def fingerprint(self) -> str:
+        """Return 12 hex digits that are equal for settings that give the same run, wherever it is stored."""
+        values = {name: value for name, facts, value in walk(self) if facts.effect != "none"}
+        return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+
+GROUPS: dict[str, Sequence[type[Any]]] = {
+    "data": DATA_SETS,
+    "noise": NOISES,
+    "augment": (AugmentConfig,),
+    "model": MODELS,
+    "optimizer": METHODS,
+    "optimizer.base": (BaseOptimizerConfig, *BASES),
+    "schedule": SCHEDULES,
+}  # settings classes of each group that has options, the general one first where there is one
+
+
+def settings_classes() -> dict[str, type[Any]]:
+    """Return the settings classes by the name that files in conf/ refer to."""
+    classes: list[type[Any]] = [ExperimentConfig, *(found for classes in GROUPS.values() for found in classes)]
+    return {found.schema: found for found in classes if found.schema}
+
+
+def load_experiment(
+    settings: Mapping[str, Any], overrides: Sequence[str] = (), *, multirun: bool = False
+) -> ExperimentConfig:
+    """Validate a configuration.
+
+    Args:
+        settings: Plain, resolved values by group, as config.yaml holds them; what is absent has its default.
+        overrides: What the user typed, as ``key=value``: a setting that was typed must have an effect.
+        multirun: Whether the run is a job of a sweep, where a swept setting may be without effect in some jobs.
+
+    Raises:
+        InputError: For the first mistake, with the accepted values and a suggestion.
+    """
+    require_allowed_targets(settings)
+    config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS)
+    typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
+    check_rules(config, typed, multirun=multirun)
+    return config
+
+
+def _with_absolute_paths(settings: Any) -> Any:
+    changed: dict[str, Any] = {}
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if is_dataclass(value):
+            changed[entry.name] = _with_absolute_paths(value)
+        elif "key" in entry.metadata and entry.metadata["key"].path and value not in (None, REQUIRED):
+            published = value.partition(":")[0] in PUBLISHED_WEIGHTS
+            changed[entry.name] = value if published else os.path.abspath(os.path.expanduser(value))
+    return replace(settings, **changed)
+
+
+def _to_dict(settings: Any) -> dict[str, Any]:
+    values: dict[str, Any] = {}
+    for entry in fields(settings):
+        value = getattr(settings, entry.name)
+        if entry.name == "own_arguments":
+            values |= value
+        elif is_dataclass(value):
+            values[entry.name] = _to_dict(value)
+        else:
+            values[entry.name] = list(value) if isinstance(value, tuple) else value
+    return values

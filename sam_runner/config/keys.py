@@ -1,0 +1,113 @@
+"""What is known of one setting, kept at the field that declares it: meaning, range, and how a change affects a run."""
+
+import math
+from collections.abc import Iterator
+from dataclasses import MISSING, dataclass, field, fields, is_dataclass
+from typing import Any, Literal
+
+REQUIRED = "???"  # Hydra's mark of a value that the user must give
+ROUNDING = "the bits of the numbers may differ"
+Effect = Literal["result", "rounding", "none"]
+
+
+@dataclass(frozen=True)
+class Range:
+    """An interval of numbers.
+
+    Attributes:
+        low: Lower end.
+        high: Upper end.
+        low_open: Whether `low` itself is excluded.
+        high_open: Whether `high` itself is excluded.
+    """
+
+    low: float
+    high: float = math.inf
+    low_open: bool = False
+    high_open: bool = True
+
+    def __contains__(self, value: float) -> bool:
+        above = value > self.low if self.low_open else value >= self.low
+        return above and (value < self.high if self.high_open else value <= self.high)
+
+    def __str__(self) -> str:
+        left, right = "(" if self.low_open else "[", ")" if self.high_open else "]"
+        return f"{left}{self.low:g}, {self.high:g}{right}"
+
+
+POSITIVE = Range(0, low_open=True)
+NOT_NEGATIVE = Range(0)
+AT_LEAST_ONE = Range(1)
+CLOSED_UNIT = Range(0, 1, high_open=False)  # [0, 1]
+BELOW_ONE = Range(0, 1)  # [0, 1)
+OPEN_UNIT = Range(0, 1, low_open=True)  # (0, 1)
+UP_TO_ONE = Range(0, 1, low_open=True, high_open=False)  # (0, 1]
+
+
+@dataclass(frozen=True)
+class Key:
+    """Facts about one setting.
+
+    Attributes:
+        meaning: What the setting does, with its unit and the source of its default.
+        range: Accepted numbers; for a list, of each entry. None accepts every value of the type.
+        effect: What another value changes: the "result" of a run, only the "rounding" of its numbers, or "none" of
+            them. A setting without an effect on the numbers is not part of the fingerprint.
+        on_resume: None refuses another value when a run is continued. Text accepts it and is logged ("" logs the change
+            alone). Settings with effect "none" may always change.
+        sets_length: Whether the setting makes a run longer or shorter.
+        in_reports: Whether reports show the setting where runs differ in it.
+        short: Name in reports; "" for the dotted name.
+        argument: Whether the setting is passed to the function that the option's ``_target_`` names.
+        path: Whether the value is a path; a run stores it as an absolute one.
+    """
+
+    meaning: str
+    range: Range | None = None
+    effect: Effect = "result"
+    on_resume: str | None = None
+    sets_length: bool = False
+    in_reports: bool = True
+    short: str = ""
+    argument: bool = True
+    path: bool = False
+
+    @property
+    def may_change(self) -> bool:
+        """Whether a run can be continued with another value."""
+        return self.effect == "none" or self.on_resume is not None
+
+
+def key(meaning: str, default: Any = MISSING, /, **facts: Any) -> Any:
+    """Declare a setting in a dataclass.
+
+    Args:
+        meaning: See `Key`.
+        default: Value where none is given; by default the setting is required.
+        facts: Further attributes of `Key`.
+    """
+    return field(default=REQUIRED if default is MISSING else default, metadata={"key": Key(meaning, **facts)})
+
+
+def key_of(owner: Any, name: str) -> Key | None:
+    """Return the facts of the field `name` of a settings dataclass, or None where it declares no such key."""
+    for entry in fields(owner):
+        if entry.name == name:
+            found: Key | None = entry.metadata.get("key")
+            return found
+    return None
+
+
+def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
+    """Yield (dotted name, facts, value) of every setting of a dataclass instance and of the groups inside.
+
+    Arguments of a user's own ``_target_`` have the facts of an ordinary setting.
+    """
+    for entry in fields(settings):
+        value, facts = getattr(settings, entry.name), entry.metadata.get("key")
+        if is_dataclass(value):
+            yield from walk(value, f"{prefix}{entry.name}.")
+        elif entry.name == "own_arguments":
+            yield from ((f"{prefix}{name}", Key(""), given) for name, given in value.items())
+        elif facts is not None:
+            yield f"{prefix}{entry.name}", facts, value

@@ -1,0 +1,72 @@
+"""The lock of a run folder: one process at a time writes into it.
+
+The operating system drops the lock when the process ends, so a crash leaves nothing to clean up.
+"""
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+from sam_runner.utils.errors import InputError
+
+HELD: set[IO[str]] = set()  # open lock files of this process
+os.register_at_fork(after_in_child=lambda: [handle.close() for handle in HELD])
+
+
+@contextmanager
+def _close_in_forks(handle: IO[str]) -> Iterator[None]:
+    """Close the lock file in forked processes: data workers may outlive a killed run by seconds."""
+    HELD.add(handle)
+    try:
+        yield
+    finally:
+        HELD.discard(handle)
+
+
+@contextmanager
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold the lock of a run folder inside the body.
+
+    Raises:
+        InputError: Where another process holds it, or the folder cannot be written to.
+    """
+    try:
+        handle = (folder / ".lock").open("a+")
+    except OSError as error:
+        raise InputError(f"run folder {folder} cannot be written to: {error.strerror}") from error
+    with handle, _close_in_forks(handle):
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            handle.seek(0)
+            owner = handle.read(200).strip() or "another process"
+            raise InputError(f"{folder} is in use by {owner}\n  wait for it, or give another run_dir") from error
+        handle.truncate(0)
+        handle.write(f"process {os.getpid()} on {socket.gethostname()}")
+        handle.flush()
+        for leftover in [*folder.glob("*.tmp.*"), *(folder / "checkpoints").glob("*.tmp.*")]:
+            leftover.unlink()  # written by a process that died: it no longer holds the lock
+        yield
+
+
+def is_locked(folder: Path, host: str) -> bool | None:
+    """Return whether a process holds the folder, or None where only another machine knows.
+
+    Args:
+        folder: A run folder whose status is "running".
+        host: Name of the machine that the run is on.
+    """
+    if host != socket.gethostname():
+        return None
+    try:
+        with (folder / ".lock").open() as handle:
+            fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:  # no lock file, or a file system without locks
+        return None
+    return False

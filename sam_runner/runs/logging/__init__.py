@@ -1,0 +1,4 @@
+"""The loggers of a run: JSON lines and TensorBoard.
+
+May import: utils, training.
+"""

@@ -1,0 +1,27 @@
+"""Read YAML files from strangers: plain values only, and no aliases, which can stand for more than memory holds."""
+
+from pathlib import Path
+from typing import Any
+
+import yaml
+from yaml.events import AliasEvent
+
+from sam_runner.utils.errors import InputError
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+
+
+def read_yaml(path: Path) -> Any:
+    """Return the value in a YAML file.
+
+    Raises:
+        InputError: Where the file cannot be read, is no YAML, or has an alias.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, LOADER)):
+            raise InputError(f"{path} has YAML aliases, which are not accepted")
+        return yaml.load(text, LOADER)
+    except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise InputError(f"{path} cannot be read: {reason}") from error
