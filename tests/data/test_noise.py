@@ -15,7 +15,7 @@ from sam_runner.training import loop
 from sam_runner.training.build import build_data, build_run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import generator
-from tests.config.test_conf import NEEDS
+from tests.data.datasets.test_cifar import random_files, training_labels, write_dataset, write_labels_file
 from tests.helpers import TINY, config_of, train_tiny
 from tests.training.test_checkpoints import Exploit
 
@@ -285,11 +285,15 @@ def test_a_run_has_golden_noise_and_clean_evaluation_labels(kind, tmp_path):
     words.append("data.val_fraction=0.25")
     noise = [f"noise={kind}", "seed=3"]
     if kind == "human":
-        *words, file = NEEDS["noise/human.yaml"](tmp_path)
-        words, noise = [*words, "batch_size=16"], [*noise, file]
+        files = random_files("cifar10")
+        write_dataset(tmp_path, "cifar10", "binary", files)
+        columns = {"clean_label": training_labels(files), "worse_label": training_labels(files)[::-1].copy()}
+        words = ["data=cifar10", f"data.root={tmp_path}", "batch_size=16"]
+        noise.append(f"noise.file={write_labels_file(tmp_path / 'human.pt', columns)}")
     if kind == "relabelled":
         noise.append(f"noise.file={write_labels(tmp_path, balanced_labels(300, 10), 'npy')}")
-    splits, clean = build_data(config_of(*words, *noise)), build_data(config_of(*words))
+    configs = config_of(*words, *noise), config_of(*words)
+    splits, clean = (build_data(config.data, config.noise, config.seed) for config in configs)
     assert hashlib.sha256(splits.train.labels.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == GOLDEN[kind]
     assert torch.equal(splits.train.clean_labels, clean.train.labels)
     for part in ("test",) if kind == "human" else ("test", "validation"):

@@ -22,7 +22,7 @@ from sam_runner.data.splits import Splits, hold_out, prepare_splits, subsample
 from sam_runner.training.build import build_data
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
-from tests.config.test_conf import image_folder as write_images
+from tests.data.datasets.test_image_folder import write_classes
 from tests.data.test_image_sets import indices_of, numbered_images
 from tests.helpers import TINY, config_of
 
@@ -94,7 +94,8 @@ def test_a_subsample_is_taken_after_holding_out(small_splits):
 
 def test_held_out_labels_are_noisy_where_asked():
     words = [*TINY, "data.val_fraction=0.25", "noise=symmetric", "noise.rate=0.5"]
-    clean, noisy = (build_data(config_of(*words, f"data.val_labels={kind}")) for kind in ("clean", "noisy"))
+    configs = [config_of(*words, f"data.val_labels={kind}") for kind in ("clean", "noisy")]
+    clean, noisy = (build_data(config.data, config.noise, config.seed) for config in configs)
     assert torch.equal(clean.validation.labels, clean.validation.clean_labels)
     assert torch.equal(noisy.validation.clean_labels, clean.validation.clean_labels)
     wrong = noisy.validation.labels != noisy.validation.clean_labels
@@ -132,6 +133,7 @@ def test_declared_needs_of_the_noise_models():
 
 
 def test_noise_that_needs_images_is_refused_for_files(tmp_path):
-    splits = image_folder(root=str(write_images(tmp_path)), storage="disk", image_size=8)
+    write_classes(tmp_path, {"a": 5, "b": 5})
+    splits = image_folder(root=str(tmp_path), storage="disk", image_size=8)
     with pytest.raises(InputError, match=r"needs the images in memory.*\n  set data\.storage=memory"):
         prepare_splits(splits, partial(instance, rate=0.5), needs="images", seed=0)

@@ -32,6 +32,11 @@ def random_files(name, per_file=20):
     }
 
 
+def training_labels(files):
+    """Labels of the training set of CIFAR-10, in the order of its files."""
+    return np.concatenate([labels for file, (_, labels) in files.items() if file != "test_batch"])
+
+
 def file_contents(name, kind, parts):
     """The bytes of each file of a version: "binary", "python" (as Python 3 pickles it), "python 2"."""
     files = {}
@@ -242,10 +247,10 @@ def numbered_images(labels):
     return make_image_set(pixels, torch.from_numpy(labels), ("a", "b", "c"))
 
 
-def test_a_search_on_human_noise_holds_images_out_and_tells_the_rate_of_what_is_kept(tmp_path, monkeypatch, capsys):
+def test_a_run_on_human_noise_holds_images_out_and_logs_the_noise_rate(tmp_path, monkeypatch, capsys):
     parts = random_files("cifar10")
     write_dataset(tmp_path, "cifar10", "binary", parts)
-    clean = np.concatenate([labels for name, (_, labels) in parts.items() if name != "test_batch"])
+    clean = training_labels(parts)
     write_labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 1) % 10})
     words = [
         "data=cifar10", "data.root=.", "noise=human", "noise.file=human.pt", "data.val_fraction=0.2", "batch_size=20",
@@ -263,7 +268,7 @@ def test_a_search_on_human_noise_holds_images_out_and_tells_the_rate_of_what_is_
 def test_training_under_human_labels_reports_both_parts(tmp_path, monkeypatch, capsys):
     parts = random_files("cifar10")
     write_dataset(tmp_path, "cifar10", "binary", parts, archive=True)
-    clean = np.concatenate([labels for name, (_, labels) in parts.items() if name != "test_batch"])
+    clean = training_labels(parts)
     write_labels_file(
         tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + (np.arange(100) < 40)) % 10}
     )

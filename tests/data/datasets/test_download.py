@@ -164,7 +164,7 @@ def test_without_a_network_a_set_is_refused_within_five_seconds(name, tmp_path, 
     seconds = time.perf_counter() - started
     assert done.returncode == 2, done.stderr
     assert "could not be downloaded" in done.stderr
-    assert re.search(r"put \S+ \((md5|sha256) [0-9a-f]+\) into root", done.stderr)
+    assert re.search(rf"put \S+ \((md5|sha256) [0-9a-f]+\) into {tmp_path}/root", done.stderr)
     assert "Traceback" not in done.stderr
     assert len(done.stderr.splitlines()) <= 20
     assert seconds < 5
