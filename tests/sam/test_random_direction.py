@@ -196,7 +196,7 @@ def test_a_recording_would_repeat_one_draw_so_none_is_made(caplog):
     with caplog.at_level(logging.WARNING):
         for number in range(6):
             captured(ONE, RHO, number)
-    assert "a random direction is random_files anew" in caplog.text
+    assert "a random direction is drawn anew" in caplog.text
     passes = [np.concatenate([part.numpy().ravel() for part in parts]) for parts in model.seen[1::2]]
     assert np.array_equal(passes, directions(numbers=range(6)))
 
