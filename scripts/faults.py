@@ -30,7 +30,7 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_runner.commands import train as train_command
-from sam_runner.data.loader import Loader
+from sam_runner.data.loader import ImageLoader
 from sam_runner.runs.logging import Tracker
 from sam_runner.training import checkpoints, loop
 from sam_runner.training import state as run
@@ -318,13 +318,13 @@ def no_cut() -> None:
 
 def no_epoch() -> None:
     """M4: each process counts its epochs from the first."""
-    original, seen = Loader.epoch, Counter()
+    original, seen = ImageLoader.epoch, Counter()
 
     def epoch(self, _=0, start=0):
         seen[id(self)] += 1
         return original(self, seen[id(self)] - 1, start)
 
-    Loader.epoch = epoch
+    ImageLoader.epoch = epoch
 
 
 MUTANTS: dict[str, tuple[Patch, str]] = {

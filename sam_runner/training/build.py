@@ -3,9 +3,8 @@
 import inspect
 import json
 import os
-from collections.abc import Container, Mapping
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,8 +17,10 @@ from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
 from sam_runner.config.optimizer import OptimizerConfig, SamConfig
-from sam_runner.data.image_sets import Images, ImageSet, Splits, hold_out, subsample
-from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.noise import noise_needs
+from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard_model
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, place_model, weights_dtype
@@ -31,7 +32,7 @@ from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
-from sam_runner.utils.seeding import derive_seed, seed_everything
+from sam_runner.utils.seeding import seed_everything
 
 EVAL_BATCH = 512  # images in a batch of an evaluation
 # torch.compile's own CUDA graphs expect the weights at one address; during the second pass they are at another.
@@ -88,31 +89,15 @@ def _read_data(target: str, arguments: str) -> Splits:
 
 def build_data(data: DataConfig, noise: NoiseConfig, seed: int) -> Splits:
     """Return the training set with its label noise, the held-out set and the test set."""
-    splits = _read_data(data.target, json.dumps(data.arguments(), sort_keys=True))
-    supplied = {"num_classes": len(splits.train.classes), "seed": seed}
-    taken = inspect.signature(locate(noise.target)).parameters
-    if "all_labels" in taken:  # by position in the whole training set
-        splits = splits.relabelled(instantiate(noise, "noise", all_labels=splits.train.labels, **supplied))
-    noisy = data.val_labels == "noisy"
-    splits = subsample(hold_out(splits, data.val_fraction, noisy=noisy), data.train_fraction)
-    if "all_labels" in taken:
-        return splits
-    splits = splits.relabelled(_noisy_labels(splits.train, noise, taken, supplied))
-    if noisy and splits.validation is not None:
-        supplied["seed"] = derive_seed(seed, "held-out label noise")
-        labels = _noisy_labels(splits.validation, noise, taken, supplied)
-        splits = replace(splits, validation=splits.validation.relabelled(labels))
-    return splits
-
-
-def _noisy_labels(part: Images, noise: NoiseConfig, taken: Container[str], supplied: Mapping[str, Any]) -> torch.Tensor:
-    """Return the labels of one split after noise that is a function of its labels, or of its images too."""
-    if "images_NCHW" in taken:
-        if not isinstance(part, ImageSet):
-            raise InputError(f"noise {noise.target} needs the images in memory\n  set data.storage=memory")
-        supplied = {**supplied, "images_NCHW": part.images_NCHW}
-    labels: torch.Tensor = instantiate(noise, "noise", labels=part.labels, **supplied)
-    return labels
+    return prepare_splits(
+        _read_data(data.target, json.dumps(data.arguments(), sort_keys=True)),
+        partial(instantiate, noise, "noise"),
+        needs=noise_needs(locate(noise.target)),
+        seed=seed,
+        val_fraction=data.val_fraction,
+        train_fraction=data.train_fraction,
+        val_labels=data.val_labels,
+    )
 
 
 def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
@@ -258,17 +243,19 @@ def build_loaders(
     device: torch.device,
     channels_last: bool,
     context: DistributedContext = SINGLE_PROCESS,
-) -> tuple[Loader, dict[str, Loader]]:
+) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the training batches, and the batches of the evaluated sets by name."""
     train, workers = splits.train, config.data.choose_num_workers
     common: dict[str, Any] = {
-        "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
+        "normalisation": Normalisation.from_images(train.images_NCHW)
+        if isinstance(train, ImageSet)
+        else IMAGENET_NORMALISATION,
         "device": device,
         "channels_last": channels_last,
         "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
         "dtype": weights_dtype(config.precision),
     }
-    loader = Loader(
+    loader = ImageLoader(
         train,
         batch_size=config.batch_size,
         augmentation=config.augment,
@@ -280,7 +267,7 @@ def build_loaders(
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
     # All processes gather sharded weights at once, so with fsdp every process evaluates every batch.
     common["context"] = SINGLE_PROCESS if _uses_shards(config, context) else context
-    return loader, {name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
+    return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
 def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:

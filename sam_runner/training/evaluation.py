@@ -5,7 +5,7 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
-from sam_runner.data.loader import Loader
+from sam_runner.data.loader import ImageLoader
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.training.metrics import confusion_matrix, evaluation_metrics
 from sam_runner.training.pictures import confusion_picture
@@ -22,7 +22,7 @@ def with_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
 
 def predict(
     model: nn.Module,
-    loader: Loader,
+    loader: ImageLoader,
     autocast_dtype: torch.dtype | None = None,
     stop: StopRequest | None = None,
     context: DistributedContext = SINGLE_PROCESS,
@@ -52,7 +52,7 @@ def predict(
         model.train(was_training)
 
 
-def _whole(parts: list[tuple[Tensor, Tensor]], loader: Loader) -> Tensor:
+def _whole(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> Tensor:
     """The logits of all ranks, in the order of the set."""
     (num_logits,) = loader.context.all_reduce_max(parts[0][0].shape[1] if parts else 0)
     whole = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)

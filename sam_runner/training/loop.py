@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_runner.data.loader import Examples
+from sam_runner.data.loader import ImageBatch
 from sam_runner.distributed.sharding import is_sharded
 from sam_runner.sam.objective import Batch
 from sam_runner.sam.step import CHECKED, StepStats
@@ -47,7 +47,7 @@ def fit(
     saved = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
-        outputs.loggers.image("train/images", image_grid(run.train.pixels(first.images[:32])), 0)
+        outputs.loggers.image("train/images", image_grid(run.train.denormalise(first.images[:32])), 0)
         if bool((run.train.labels != run.train.clean_labels).any()):
             outputs.loggers.image("train/label_transition", _transition(run), 0)
     try:
@@ -144,7 +144,7 @@ def _end_epoch(
     return False
 
 
-def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progress) -> None:
+def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Progress) -> None:
     """One step; `progress` holds the learning rate, rho and loss scale that it was made with."""
     lr, rho = run.lr(progress.updates), run.rho(progress.updates)
     groups, scaler = run.step.optimizer.param_groups, run.step.objective.scaler
@@ -153,15 +153,15 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
     progress.settings = {"lr": groups[0]["lr"], "rho": rho}
     if scaler.is_enabled():
         progress.settings["loss_scale"] = scaler.get_scale()
-    weight = run.context.batch_weight(len(examples.labels), examples.num_all)
+    weight = run.context.batch_weight(len(examples.labels), examples.global_batch_size)
     stats = run.step(Batch(examples.images, examples.targets, weight), rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1
     progress.batch += 1
-    progress.images += examples.num_all
+    progress.images += examples.global_batch_size
     if not stats.skipped:
-        meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.num_all)
+        meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.global_batch_size)
         progress.updates += 1
         if run.ema is not None:
             run.ema.update_parameters(run.model)

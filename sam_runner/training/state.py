@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from sam_runner.data.loader import Loader
+from sam_runner.data.loader import ImageLoader
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext, floating_point_buffers
 from sam_runner.distributed.sharding import full_state, load_full_model_state, load_full_optimizer_state
 from sam_runner.sam.cuda_graph import CapturedStep
@@ -47,8 +47,8 @@ class Run:
 
     model: nn.Module
     step: SamStep | CapturedStep
-    train: Loader
-    evaluations: Mapping[str, Loader]
+    train: ImageLoader
+    evaluations: Mapping[str, ImageLoader]
     classes: tuple[str, ...]
     lr: Schedule
     rho: Callable[[int], float]

@@ -17,7 +17,7 @@ from sam_runner.config.instantiate import locate
 from sam_runner.runs.folder import job_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
-from tests.data.datasets.test_cifar import drawn, labels_file, lay_out
+from tests.data.datasets.test_cifar import random_files, write_dataset, write_labels_file
 from tests.helpers import TINY, compose_config, config_of, job_config
 
 SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
@@ -76,7 +76,7 @@ def image_folder(folder):
 
 
 def cifar(folder, name):
-    lay_out(folder, name, "binary", drawn(name))
+    write_dataset(folder, name, "binary", random_files(name))
     if name == "cifar100":  # 20 training images, where 32 are wanted
         path = folder / "cifar-100-binary" / "train.bin"
         path.write_bytes(path.read_bytes() * 2)
@@ -84,8 +84,8 @@ def cifar(folder, name):
 
 
 def human_labels(folder):
-    clean = np.concatenate([labels for file, (_, labels) in drawn("cifar10").items() if file != "test_batch"])
-    return labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
+    clean = np.concatenate([labels for file, (_, labels) in random_files("cifar10").items() if file != "test_batch"])
+    return write_labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
 
 
 def house_numbers(folder):

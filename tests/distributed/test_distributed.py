@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from sam_runner.data.augment.augmentation import Augmentation
 from sam_runner.data.image_sets import ImageSet
-from sam_runner.data.loader import Loader, Normalisation
+from sam_runner.data.loader import Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import full_state, is_sharded, to_local
 from sam_runner.distributed.torchrun import read_world_size
@@ -68,7 +68,7 @@ def test_ranks_train_on_the_batches_of_one_process(count, start):
     for number, batch in enumerate(expected):
         parts = [batches[number] for batches in ranks]
         assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
-        assert {part.num_all for part in parts} == {len(batch.indices)}
+        assert {part.global_batch_size for part in parts} == {len(batch.indices)}
 
 
 def test_a_last_batch_of_fewer_images_than_ranks_is_left_out():
