@@ -89,9 +89,9 @@ def human_labels(folder):
 
 
 def house_numbers(folder):
-    from tests.data.datasets.test_svhn import write
+    from tests.data.datasets.test_svhn import write_files
 
-    write(folder, {"train_32x32.mat": 40, "test_32x32.mat": 10})
+    write_files(folder, {"train_32x32.mat": 40, "test_32x32.mat": 10})
     return folder
 
 

@@ -5,7 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageSet
 from sam_runner.data.loader import Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
@@ -54,7 +54,7 @@ def make_image_set(length):
 
 
 def make_loader(length, rank, count, augmentation, **options):
-    return Loader(
+    return ImageLoader(
         make_image_set(length), batch_size=6, normalisation=Normalisation((0.5,), (0.5,)), device=torch.device("cpu"),
         augmentation=augmentation, context=DistributedContext(rank, count), **options,
     )  # fmt: skip
@@ -63,8 +63,8 @@ def make_loader(length, rank, count, augmentation, **options):
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_ranks_train_on_the_batches_of_one_process(count, start):
-    expected = list(make_loader(23, 0, 1, Augmentation(), seed=5).epoch(3, start))
-    ranks = [list(make_loader(23, rank, count, Augmentation(), seed=5).epoch(3, start)) for rank in range(count)]
+    expected = list(make_loader(23, 0, 1, AugmentConfig(), seed=5).epoch(3, start))
+    ranks = [list(make_loader(23, rank, count, AugmentConfig(), seed=5).epoch(3, start)) for rank in range(count)]
     for number, batch in enumerate(expected):
         parts = [batches[number] for batches in ranks]
         assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
@@ -72,7 +72,7 @@ def test_ranks_train_on_the_batches_of_one_process(count, start):
 
 
 def test_a_last_batch_of_fewer_images_than_ranks_is_left_out():
-    assert [len(make_loader(20, 0, count, Augmentation())) for count in (1, 2, 3)] == [4, 4, 3]
+    assert [len(make_loader(20, 0, count, AugmentConfig())) for count in (1, 2, 3)] == [4, 4, 3]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])

@@ -97,7 +97,7 @@ def test_a_step_of_the_head_is_proportional_to_its_rate():
     for head_lr in (None, 0.7):
         model = make_model()
         before = copy.deepcopy(model.state_dict())
-        groups = parameter_groups({"head_lr": head_lr}, model, CLASSES)
+        groups = parameter_groups(model, CLASSES, head_lr)
         SamStep(Objective(model, F.cross_entropy), torch.optim.SGD(groups, lr=0.1))(make_batch(), 0.05)
         moves.append([model.state_dict()[key] - before[key] for key in before if "weight" in key])
     for slow, fast in zip(moves[0][:-1], moves[1][:-1], strict=True):

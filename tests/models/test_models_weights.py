@@ -1,8 +1,8 @@
 """The settings model.weights, head_lr and freeze_batchnorm_stats: files, checkpoints, torchvision, timm."""
 
-import copy
 import logging
 import urllib.error
+from dataclasses import replace
 from functools import cache
 
 import pytest
@@ -25,9 +25,9 @@ timm_settings = cache(lambda: config_of(*IMAGES, "model=timm", "model.name=test_
 
 
 def build(base_settings, weights=None, **changes):
-    settings = copy.deepcopy(base_settings())
-    settings["model"] |= {"weights": weights and str(weights)} | changes.pop("model", {})
-    return build_run(settings | changes)
+    config = base_settings()
+    model = replace(config.model, weights=weights and str(weights), **changes.pop("model", {}))
+    return build_run(replace(config, model=model, **changes))
 
 
 def build_tiny(weights=None, **changes):
@@ -182,7 +182,7 @@ def test_unavailable_weights_are_an_input_error(base_settings, weights, message,
 def test_the_head_has_its_own_learning_rate():
     run = build(tiny_settings, head_lr=0.7)
     body, head = run.step.optimizer.param_groups
-    assert (body["initial_lr"], head["initial_lr"]) == (tiny_settings()["lr"], 0.7)
+    assert (body["initial_lr"], head["initial_lr"]) == (tiny_settings().lr, 0.7)
     assert [id(param) for param in head["params"]] == [id(param) for param in run.model.head.parameters()]
     assert len(body["params"]) + len(head["params"]) == len(list(run.model.parameters()))
 
