@@ -5,12 +5,12 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sam_runner.commands.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
+from sam_runner.runs.status import new_call_name
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
 from sam_runner.utils.errors import InputError, RankError
 from sam_runner.utils.files import CONF
@@ -59,8 +59,7 @@ def train(arguments: list[str]) -> int:
 
 def _name_this_call() -> None:
     """Give this call of the command a unique name, the same one on every process of torchrun."""
-    now = datetime.now()
-    os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
+    os.environ.setdefault("SAM_RUNNER_STARTED", new_call_name())
     if is_distributed():
         from sam_runner.distributed.torchrun import broadcast_from_main
 
