@@ -24,7 +24,9 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import Sam
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
 CASES = [("small CNN", 256, (1, 28, 28)), ("MLP 10 M", 256, (784,))]
@@ -43,7 +45,7 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
             ranks = DistributedContext(distributed.get_rank(), distributed.get_world_size())
             wrapped = DistributedDataParallel(model)
             objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, ranks=ranks)
-        step = SamStep(objective, optimizer, sync_perturbation=kind == "SAM, common eps")
+        step = SamStep(objective, optimizer, Sam(sync_perturbation=kind == "SAM, common eps"))
         batch = Batch(torch.randn(batch_size, *shape), torch.arange(batch_size) % 10)
         rho = 0.0 if kind == "SGD" else RHO
         contenders[kind] = lambda step=step, batch=batch, rho=rho: step(batch, rho)

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sam_runner.config.instantiate import construct, locate
 from sam_runner.data.image_sets import Splits
+from sam_runner.models.frozen_batchnorm import freeze_batchnorm
 from sam_runner.models.pretrained import head_of, load_weights, read_weights, torchvision_weights
-from sam_runner.sam import batch_statistics
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 
@@ -47,7 +47,7 @@ def build_model(settings: Settings, splits: Splits, device: torch.device) -> nn.
         if device.type != "cuda":
             raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if settings["freeze_batchnorm_stats"] and not batch_statistics.freeze(model):
+    if settings["freeze_batchnorm_stats"] and not freeze_batchnorm(model):
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
     layout = torch.channels_last if is_channels_last(settings, model) else torch.contiguous_format
     model = model.to(device, weights_dtype(settings["precision"]))

@@ -22,6 +22,8 @@ from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, weights_dtype
 from sam_runner.sam.cuda_graph import CapturedStep
+from sam_runner.sam.method import Method
+from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
@@ -186,7 +188,7 @@ def build_step(
         parallel["no_sync"] = forward.no_sync
     objective = Objective(
         model,
-        lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
+        lambda outputs, targets: F.cross_entropy(outputs, targets, label_smoothing=smoothing),
         forward=forward,
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
@@ -195,15 +197,30 @@ def build_step(
         weight_decay=options["base"]["weight_decay"] if options["weight_decay_in_loss"] else 0.0,
         **parallel,
     )
-    names = ("p", "ascent_steps", "second_order", "sync_perturbation")
-    sam = {name: options[name] for name in names if name in options}
-    projected = options.get("ascent") == "projected"
-    seed = settings["seed"] if options.get("direction") == "random" else None
     step = SamStep(
-        objective, optimizer, group_size=options["m"], grad_clip=settings["grad_clip"], projected=projected,
-        direction_seed=seed, keep_statistics=settings["on_nonfinite"] == "skip", **sam,
-    )  # fmt: skip
+        objective,
+        optimizer,
+        build_method(options, settings["seed"]),
+        group_size=options["m"],
+        grad_clip=settings["grad_clip"],
+        keep_statistics=settings["on_nonfinite"] == "skip",
+    )
     return CapturedStep(step) if settings["compile"] == "graph" else step
+
+
+def build_method(options: Settings, seed: int) -> Method:
+    """Return the method that the optimizer's options describe."""
+    if "rho" not in options:
+        return Plain()
+    if options["direction"] == "random":
+        return RandomDirection(seed)
+    p, sync = options["p"], options["sync_perturbation"]
+    if options["second_order"]:
+        return SecondOrder(p)
+    if options["ascent_steps"] > 1:
+        is_projected = options["ascent"] == "projected"
+        return KStep(options["ascent_steps"], projected=is_projected, p=p, sync_perturbation=sync)
+    return Sam(p, sync_perturbation=sync)
 
 
 def _parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:

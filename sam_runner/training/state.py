@@ -156,11 +156,13 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
     everyone = run.ranks.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
     with run.ranks.averaged_buffers(run.networks):
         model, optimizer = whole(run.model.state_dict()), whole(run.step.optimizer.state_dict())
+        method = whole(run.step.method.state_dict())
         if not run.ranks.is_main:
             return
         state = {
             "model": model,
             "optimizer": optimizer,
+            "method": method,
             "scaler": run.step.objective.scaler.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
             "ranks": everyone,
@@ -184,6 +186,7 @@ def restore(run: Run, state: Mapping[str, Any]) -> Progress:
         )
     load_model(run.model, state["model"])
     load_optimizer(run.step.optimizer, state["optimizer"])
+    run.step.method.load_state_dict(state["method"])
     if run.step.objective.scaler.is_enabled():
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:

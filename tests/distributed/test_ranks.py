@@ -11,7 +11,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard, whole
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import RandomDirection, Sam
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
 pytestmark = pytest.mark.dist
@@ -35,7 +37,7 @@ def trained(model, objective, share, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
     step = SamStep(objective, optimizer, **options)
     for number, batch in enumerate(batches()):
-        step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1, number)
+        step(Batch(*(tensor[share] for tensor in (batch.inputs, batch.targets))), 0.1, number)
     return torch.cat([value.flatten() for value in whole(model.state_dict()).values()])
 
 
@@ -61,7 +63,9 @@ def sharded_rank(number, count, port, queue, grad_clip):
     objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count))
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
-    queue.put((number, trained(model, objective, share, sync_perturbation=True, grad_clip=grad_clip).tolist()))
+    queue.put(
+        (number, trained(model, objective, share, method=Sam(sync_perturbation=True), grad_clip=grad_clip).tolist())
+    )
     distributed.destroy_process_group()
 
 
@@ -88,15 +92,15 @@ def test_a_synchronised_ascent_equals_one_process_with_one_group():
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
     local = network()
     other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
-    for weights in weights_of_ranks(2, {"sync_perturbation": True}):
+    for weights in weights_of_ranks(2, {"method": Sam(sync_perturbation=True)}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
     assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
 
 
 def test_a_random_direction_is_one_on_all_ranks():
     alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), direction_seed=3)
-    for weights in weights_of_ranks(2, {"direction_seed": 3}):
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=RandomDirection(3))
+    for weights in weights_of_ranks(2, {"method": RandomDirection(3)}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 

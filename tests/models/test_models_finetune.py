@@ -8,10 +8,11 @@ from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.models.build import parameter_groups
+from sam_runner.models.frozen_batchnorm import freeze_batchnorm
 from sam_runner.models.pretrained import head_of, load_weights
 from sam_runner.models.small_cnn import SmallCNN
-from sam_runner.sam.batch_statistics import freeze
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.errors import InputError
 
@@ -104,7 +105,7 @@ def test_a_step_of_the_head_is_as_much_longer_as_its_rate():
 
 def test_frozen_statistics_stay_and_normalise():
     model, before = small(), small().eval()
-    assert freeze(model) == 4
+    assert freeze_batchnorm(model) == 4
     model.train()
     step = SamStep(
         Objective(model, F.cross_entropy, num_chunks=2, batch_size=16),
@@ -112,14 +113,14 @@ def test_frozen_statistics_stay_and_normalise():
         group_size=8,
     )
     stats = step(batch(), 0.05)
-    torch.testing.assert_close(stats.logits, before(batch().images), rtol=0, atol=1e-5)
+    torch.testing.assert_close(stats.outputs, before(batch().inputs), rtol=0, atol=1e-5)
     assert all(torch.equal(old, new) for old, new in zip(before.buffers(), model.buffers(), strict=True))
     assert not torch.equal(before.features[1].weight, model.features[1].weight)
 
 
 def test_a_copy_of_a_frozen_network_is_frozen_itself():
     model = small()
-    freeze(model)
+    freeze_batchnorm(model)
     copied = copy.deepcopy(model)
     copied.train()
     layer = copied.features[1]

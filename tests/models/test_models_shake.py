@@ -7,10 +7,13 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.models.layers.shake import ShakeDrop, ShakeShake, true_gradient
+from sam_runner.models.layers.shake import ShakeDrop, ShakeShake
 from sam_runner.models.pyramidnet import PyramidNet
 from sam_runner.models.shake_shake import ShakeShakeNet
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, SecondOrder
+from sam_runner.sam.objective import Objective
+from sam_runner.sam.random_branches import true_gradient
 from sam_runner.sam.step import SamStep
 
 KEEP, NUM_DRAWS = 0.7, 40_000
@@ -52,8 +55,8 @@ def gradient(twin, batch, weights, *, true, create_graph=False):
         if isinstance(module, Twin):
             module.true = true
     torch.manual_seed(3)
-    logits = torch.func.functional_call(twin, weights, batch.images)
-    loss = F.cross_entropy(logits, batch.labels)
+    logits = torch.func.functional_call(twin, weights, batch.inputs)
+    loss = F.cross_entropy(logits, batch.targets)
     return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
 
 
@@ -108,7 +111,7 @@ def test_the_ascent_has_the_true_gradient_and_the_descent_the_shaken_one(problem
             for (name, param), grad in zip(weights.items(), grads, strict=True)
         }
     expected = gradient(twin, batch, there, true=False)
-    require_close(one_step(model, batch, 0.3, ascent_steps=ascent_steps), expected)
+    require_close(one_step(model, batch, 0.3, method=KStep(ascent_steps)), expected)
 
 
 def test_the_second_order_term_differentiates_the_true_gradient(problem):
@@ -123,7 +126,7 @@ def test_the_second_order_term_differentiates_the_true_gradient(problem):
     finals = gradient(twin, batch, there, true=False)
     bends = torch.autograd.grad(eps, list(weights.values()), finals)
     expected = [final + bend for final, bend in zip(finals, bends, strict=True)]
-    require_close(one_step(model, batch, 0.3, second_order=True), expected)
+    require_close(one_step(model, batch, 0.3, method=SecondOrder()), expected)
 
 
 def test_both_passes_have_the_same_forward_numbers():

@@ -7,7 +7,8 @@ from torch.nn import functional as F
 from sam_runner.data.augment.augmentation import Augmentation
 from sam_runner.data.datasets.digits import digits
 from sam_runner.data.loader import Loader, Normalisation
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.seeding import seed_everything
 

@@ -17,8 +17,8 @@ def loss_and_gradient(w, x, y, hidden, classes):
     first, first_bias, last, last_bias = unpack(w, x.shape[1], hidden, classes)
     activation = np.tanh(x @ first.T + first_bias)
     logits = activation @ last.T + last_bias
-    perturbed_parameters = logits - logits.max(1, keepdims=True)
-    log_probabilities = perturbed_parameters - np.log(np.exp(perturbed_parameters).sum(1, keepdims=True))
+    shifted = logits - logits.max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     loss = -log_probabilities[np.arange(len(y)), y].mean()
     error = (np.exp(log_probabilities) - np.eye(classes)[y]) / len(y)
     back = (error @ last) * (1 - activation**2)

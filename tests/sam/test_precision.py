@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
 SCALE = 1024.0
@@ -60,8 +62,9 @@ def poison(step, number_of_pass, value):
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize(
     ("number_of_pass", "rho", "options"),
-    [(1, 0.1, {}), (2, 0.1, {}), (1, 0.0, {}), (3, 0.1, {"group_size": 8}), (2, 0.1, {"ascent_steps": 2}),
-     (1, 0.1, {"p": 1}), (1, 0.1, {"p": float("inf")}), (2, 0.1, {"second_order": True}), (1, 0.1, {"grad_clip": 1.0})],
+    [(1, 0.1, {}), (2, 0.1, {}), (1, 0.0, {}), (3, 0.1, {"group_size": 8}), (2, 0.1, {"method": KStep(2)}),
+     (1, 0.1, {"method": Sam(1)}), (1, 0.1, {"method": Sam(float("inf"))}),
+     (2, 0.1, {"method": SecondOrder()}), (1, 0.1, {"grad_clip": 1.0})],
 )  # fmt: skip
 def test_a_non_finite_gradient_in_any_pass_changes_nothing_and_halves_the_scale_once(bad, number_of_pass, rho, options):
     step = build(**options)

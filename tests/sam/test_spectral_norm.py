@@ -9,14 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
 
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.batch_statistics import RunningStatistics
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.methods import KStep, SecondOrder
 from sam_runner.sam.spectral_norm import PowerIterations
 from tests.oracles.problems import make_step
 
 KINDS = {"parametrization": parametrizations.spectral_norm, "hook": spectral_norm}
 OPTIONS = [
-    {}, {"ascent_steps": 3}, {"second_order": True}, {"group_size": 5},
+    {}, {"method": KStep(3)}, {"method": SecondOrder()}, {"group_size": 5},
     {"objective": {"num_chunks": 3, "batch_size": 12}},
 ]  # fmt: skip
 
@@ -86,12 +87,12 @@ def test_all_passes_see_the_same_vectors(kind, options):
     stats = make_step(network(kind), F.cross_entropy, **options)(batch(), 1e-30)
     assert torch.equal(stats.loss, stats.loss_perturbed)
     halves = make_step(network(kind), F.cross_entropy, group_size=6)(Batch(*(torch.cat([x, x]) for x in half())), 0.0)
-    assert torch.equal(*halves.logits.split(6))
+    assert torch.equal(*halves.outputs.split(6))
 
 
 def half():
     whole = batch(count=6)
-    return whole.images, whole.labels
+    return whole.inputs, whole.targets
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -109,9 +110,9 @@ def test_a_frozen_pass_leaves_the_vectors(kind):
     model = network(kind)
     before, statistics = vectors(model), RunningStatistics(model)
     with statistics.frozen():
-        model(batch().images)
+        model(batch().inputs)
     assert all(torch.equal(value, before[name]) for name, value in vectors(model).items())
-    model(batch().images)
+    model(batch().inputs)
     assert not any(torch.equal(value, before[name]) for name, value in vectors(model).items())
 
 
@@ -121,9 +122,9 @@ def test_a_pass_that_raises_leaves_the_iterations_on(kind):
     power = PowerIterations(model)
     with pytest.raises(RuntimeError, match="stopped"), power.stopped():
         raise RuntimeError("stopped")
-    with pytest.raises(RuntimeError, match="once"), power.once():
-        raise RuntimeError(f"once {power.done()}")
-    power.done()  # outside of a step: an evaluation of the gradient, say
+    with pytest.raises(RuntimeError, match="single"), power.single_iteration():
+        raise RuntimeError(f"single {power.end_pass()}")
+    power.end_pass()  # outside of a step: an evaluation of the gradient, say
     assert [method.n_power_iterations for method, _ in power._methods] == [2, 2]
 
 

@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.seeding import RngState
 
@@ -41,8 +43,8 @@ def test_rho_zero_is_plain_sgd_to_the_bit_with_batch_norm_and_dropout(dtype):
     for batch in batches():
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            logits = plain(batch.images)
-        F.cross_entropy(logits.float(), batch.labels).backward()
+            logits = plain(batch.inputs)
+        F.cross_entropy(logits.float(), batch.targets).backward()
         optimizer.step()
     state = torch.get_rng_state()
     torch.manual_seed(7)
@@ -66,7 +68,7 @@ def test_both_passes_see_the_same_dropout_masks():
         assert torch.equal(stats.loss, stats.loss_perturbed)
 
 
-@pytest.mark.parametrize("options", [{}, {"ascent_steps": 3}, {"second_order": True}, {"group_size": 4}])
+@pytest.mark.parametrize("options", [{}, {"method": KStep(3)}, {"method": SecondOrder()}, {"group_size": 4}])
 def test_the_generator_ends_where_one_pass_leaves_it(options):
     ends = []
     for rho in (0.0, 0.1):
@@ -83,10 +85,12 @@ def test_groups_have_masks_of_their_own():
     image = torch.randn(1, 1, 8, 8)
     batch = Batch(image.expand(4, -1, -1, -1).contiguous(), torch.zeros(4, dtype=torch.int64))
     stats = SamStep(Objective(model, F.cross_entropy), sgd(model), group_size=2)(batch, 0.1)
-    assert not torch.equal(stats.logits[:2], stats.logits[2:])
+    assert not torch.equal(stats.outputs[:2], stats.outputs[2:])
 
 
-@pytest.mark.parametrize("options", [{}, {"group_size": 4, "grad_clip": 1.0}, {"p": 3.0}, {"ascent_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"group_size": 4, "grad_clip": 1.0}, {"method": Sam(3.0)}, {"method": KStep(2)}]
+)
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 def test_the_step_reads_no_number_off_the_device(options, rho):
     """Reading a tensor as a Python number is what makes a CUDA device wait; on a CPU it shows in the profile."""
@@ -143,7 +147,7 @@ def test_at_most_one_extra_copy_of_the_weights_lives_during_the_second_pass():
     )  # second pass: the weights, and w + eps where the gradient was; no gradients, no eps
 
 
-@pytest.mark.parametrize("options", [{}, {"ascent_steps": 2}, {"second_order": True}, {"group_size": 4}])
+@pytest.mark.parametrize("options", [{}, {"method": KStep(2)}, {"method": SecondOrder()}, {"group_size": 4}])
 def test_the_weights_keep_their_addresses(options):
     model = network()
     step = SamStep(Objective(model, F.cross_entropy), sgd(model), **options)
@@ -166,7 +170,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(name, rho,
         optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1, **momentum, **fused)
         step = SamStep(Objective(model, F.cross_entropy), optimizer, keep_statistics=True)
         good = batches(3)
-        bad = Batch(good[0].images.clone().fill_(torch.nan), good[0].labels)
+        bad = Batch(good[0].inputs.clone().fill_(torch.nan), good[0].targets)
         sequence = [bad, *good] if skip_first else [good[0], bad, *good[1:]]
         finite = []
         for batch in sequence if poisoned else good:

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_runner.commands import train as train_command
-from sam_runner.sam.optimizer_step import Update
+from sam_runner.sam.optimizer_step import OptimizerStep
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils.errors import InputError
@@ -226,7 +226,7 @@ def test_a_config_that_names_foreign_code_is_refused_by_sam_eval(tmp_path, monke
 
 
 def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
-    original, calls = Update.__call__, []
+    original, calls = OptimizerStep.__call__, []
 
     def overflow_at_three(self, finite):
         calls.append(1)
@@ -234,7 +234,7 @@ def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
             self._optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
         return original(self, finite)
 
-    monkeypatch.setattr(Update, "__call__", overflow_at_three)
+    monkeypatch.setattr(OptimizerStep, "__call__", overflow_at_three)
     folder = train(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
     logged = {row["step"]: row["lr"] for row in rows(folder)}
     assert 3 not in logged  # a skipped step has nothing to tell

@@ -5,8 +5,6 @@ forward pass in both directions (its ``true_gradient``), and only the final grad
 step replay the random state, so that their forward numbers are the same.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -69,19 +67,6 @@ class ShakeDrop(Shaken):
         chance, forward, backward = _uniform(3, branch)
         kept = chance < self.keep
         return self._scaled(branch, (2 * forward - 1).masked_fill(kept, 1.0), backward.masked_fill(kept, 1.0))
-
-
-@contextmanager
-def true_gradient(layers: Iterable[Shaken]) -> Iterator[None]:
-    """Passes in the body have the gradient of what they compute."""
-    layers = list(layers)
-    for layer in layers:
-        layer.true_gradient = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.true_gradient = False
 
 
 class _Scale(torch.autograd.Function):
