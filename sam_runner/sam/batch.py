@@ -76,10 +76,11 @@ def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
 
 
 def join_outputs(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Join the model's outputs for the parts of a batch into one structure.
+    """Join the model's outputs for the parts of a batch into one structure, that of each part.
 
-    Tensors whose first axis is the number of examples of their part are concatenated along it. Any other leaf (a loss
-    that the model computes, say) becomes the tuple of the parts' values.
+    Tensors whose first axis is the number of examples of their part are concatenated along it. 0-dim floating-point
+    tensors (a loss that the model computes, say) are averaged, weighted by numbers of examples. Any other leaf is that
+    of the first part.
 
     Args:
         parts: Outputs of the same structure, in the order of the batch.
@@ -99,10 +100,14 @@ def join_outputs(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 
 def _join_leaves(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
+    if not all(isinstance(leaf, Tensor) for leaf in leaves):
+        return leaves[0]
     pairs = list(zip(leaves, sizes, strict=True))
-    if all(isinstance(leaf, Tensor) and leaf.ndim and len(leaf) == size for leaf, size in pairs):
+    if all(leaf.ndim and len(leaf) == size for leaf, size in pairs):
         return torch.cat(list(leaves))
-    return tuple(leaves)
+    if all(leaf.ndim == 0 and leaf.is_floating_point() for leaf in leaves):
+        return torch.stack([leaf * (size / sum(sizes)) for leaf, size in pairs]).sum()
+    return leaves[0]
 
 
 def batch_signature(batch: Batch) -> tuple[Any, ...]:

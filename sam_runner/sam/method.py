@@ -7,7 +7,7 @@
 3. when: which steps make a second pass, and with which rho (`Method.radius`).
 
 A method that needs other passes than one at w and one at w + eps overrides `Method.accumulate`. A method that changes
-only *how* or *when* can take another method as argument and pass the other questions on to it.
+only *how* or *when* can take another method as argument, pass the other questions on to it and share its ``state``.
 """
 
 from collections.abc import Iterator
@@ -91,6 +91,7 @@ class Group:
         context: The step.
         batch: Examples of the group.
         share: Factor of the group's gradient in the step's gradient: its part of the batch times the batch's weight.
+        is_first: Whether it is the first group of the step.
         is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
         sync: Whether `gradient` returns the mean over the ranks.
         gradient_sum: g, summed over the groups by their shares, one tensor per parameter after the first group; None if
@@ -103,6 +104,7 @@ class Group:
         batch: Batch,
         share: float,
         *,
+        is_first: bool,
         is_last: bool,
         sync: bool,
         gradient_sum: list[Tensor] | None,
@@ -110,6 +112,7 @@ class Group:
         self.context = context
         self.batch = batch
         self.share = share
+        self.is_first = is_first
         self.is_averaged = False
         self._is_last = is_last
         self._sync = sync
@@ -143,6 +146,11 @@ class Group:
         return self.context.objective.backward(
             self.batch if batch is None else batch, self.share, update_statistics=is_first, reduce=self._is_last
         )
+
+    def evaluate(self) -> Evaluation:
+        """Return loss and outputs of the group at the current weights, without gradient; see `Objective.evaluate`."""
+        self._begin_pass()
+        return self.context.objective.evaluate(self.batch)
 
     def add_gradient(self, grads: list[Tensor]) -> None:
         """Add the gradient of the latest pass by `gradient` to ``.grad``, as part of the step's final gradient.
@@ -303,6 +311,10 @@ class Method:
             for old, new in zip(self.state[name], values, strict=True):
                 local(old).copy_(torch.where(write, local(new), local(old)))
         self.staged.clear()
+
+    def state_tensors(self, name: str) -> list[Tensor]:
+        """Return an entry of the state for reading; the local shards of sharded tensors."""
+        return [local(tensor) for tensor in self.state[name]]
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state for a checkpoint; empty for a method without state."""

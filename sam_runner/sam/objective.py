@@ -51,8 +51,8 @@ class Objective:
         model: The network in training mode; w are its parameters that require gradients. Parameters should be float32
             or float64: at rho 0.05 the perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16
             weights cannot represent.
-        loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim. Floating-point tensors in the outputs are
-            promoted to at least float32 first.
+        loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
+            first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
         forward: Callable that replaces the model in all passes (the compiled or DistributedDataParallel model, say);
             None: the model. `call_model` says how it gets its arguments.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
@@ -201,7 +201,12 @@ class Objective:
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)
         outputs = map_tensors(_promote, outputs)
-        return outputs, self._loss(outputs, chunk.targets)
+        loss = self._loss(outputs, chunk.targets)
+        if loss.ndim:
+            raise ValueError(
+                f"the loss must return a 0-dim tensor, the mean over examples, not shape {tuple(loss.shape)}"
+            )
+        return outputs, loss
 
     def _penalty(self) -> Tensor:
         return self._weight_decay / 2 * torch.stack([param.square().sum() for param in self.params]).sum()

@@ -142,6 +142,7 @@ class SamStep:
                 context,
                 part,
                 batch.weight * len(part) / len(batch),
+                is_first=part is batches[0],
                 is_last=part is batches[-1],
                 sync=method.sync_perturbation,
                 gradient_sum=gradient_sum,

@@ -12,9 +12,10 @@ from torch.nn.parallel import DistributedDataParallel
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard, whole
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.methods import RandomDirection, Sam
+from sam_runner.sam.methods import Plain, RandomDirection, Sam
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from tests.oracles.methods import Alternate, Drift
 
 pytestmark = pytest.mark.dist
 STEPS, BATCH = 5, 16
@@ -54,7 +55,7 @@ def rank(number, count, port, queue, options):
     distributed.destroy_process_group()
 
 
-def sharded_rank(number, count, port, queue, grad_clip):
+def sharded_rank(number, count, port, queue, method, grad_clip):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
@@ -63,9 +64,13 @@ def sharded_rank(number, count, port, queue, grad_clip):
     objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count))
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
-    queue.put(
-        (number, trained(model, objective, share, method=Sam(sync_perturbation=True), grad_clip=grad_clip).tolist())
-    )
+    weights = trained(model, objective, share, method=method, grad_clip=grad_clip)
+    if method.state:  # a saved state is whole, and each process restores its shard
+        saved = whole(method.state_dict())
+        method.load_state_dict({name: [2 * tensor for tensor in tensors] for name, tensors in saved.items()})
+        for tensors, doubled in zip(saved.values(), whole(method.state_dict()).values(), strict=True):
+            assert all(torch.equal(2 * a, b) for a, b in zip(tensors, doubled, strict=True))
+    queue.put((number, weights.tolist()))
     distributed.destroy_process_group()
 
 
@@ -104,9 +109,20 @@ def test_a_random_direction_is_one_on_all_ranks():
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("grad_clip", [None, 0.05])
-def test_shards_equal_one_process(grad_clip):
+@pytest.mark.parametrize("method", [Drift, Alternate])
+def test_methods_with_state_or_without_a_second_pass_equal_one_process_with_groups(method):
+    """Both gradients of `combine` are means over ranks, and so is a gradient at w that becomes the final one."""
     alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), grad_clip=grad_clip)
-    for weights in weights_of_ranks(2, grad_clip, target=sharded_rank):
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), group_size=BATCH // 2)
+    for weights in weights_of_ranks(2, {"method": method()}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("grad_clip", [None, 0.05])
+@pytest.mark.parametrize("method", [Sam, Drift, Plain])
+def test_shards_equal_one_process(method, grad_clip):
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), grad_clip=grad_clip)
+    common = method() if method is Plain else method(sync_perturbation=True)
+    for weights in weights_of_ranks(2, common, grad_clip, target=sharded_rank):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
