@@ -49,8 +49,9 @@ class StepContext:
 
     @property
     def loss_scale(self) -> Tensor:
-        """The factor of all gradients of this step, 0-dim on the device; 1 without a loss scaler."""
-        return self.objective.scaler.scale(torch.ones((), device=self.objective.device))
+        """The loss scale of all gradients of the step, 0-dim on the device, in the parameters' dtype; 1 if disabled."""
+        one = torch.ones((), dtype=self.params[0].dtype, device=self.objective.device)
+        return self.objective.scaler.scale(one)
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
         """Return ||.||_2 of all tensors as one vector, over all shards: 0-dim."""
@@ -114,15 +115,20 @@ class Group:
         self.share = share
         self.is_first = is_first
         self.is_averaged = False
+        self.used: list[bool] = []
         self._is_last = is_last
         self._sync = sync
         self._gradient_sum = gradient_sum
         self._rng: RngState | None = None
         self._has_begun = False
-        self.used: list[bool] = []
 
     def gradient(self, *, create_graph: bool = False, shaken: bool = False) -> tuple[Evaluation, list[Tensor]]:
-        """Return L_B and its gradient (times the loss scale) at the current weights; see `Objective.gradient`."""
+        """Return L_B and its gradient (times the loss scale) at the current weights.
+
+        Args:
+            create_graph: See `Objective.gradient`.
+            shaken: See `Objective.gradient`.
+        """
         if not self._has_begun:
             self._rng = RngState.capture(self.context.objective.device)
         is_first = self._begin_pass()
@@ -293,7 +299,7 @@ class Method:
 
         Args:
             final: g_eps, or the only gradient of a step with one pass; it is overwritten by the result.
-            first: g at w, which may be overwritten; None in a step with one pass.
+            first: g at w, which may be overwritten; None if the step made no pass by `Group.gradient`.
             context: The step.
         """
 

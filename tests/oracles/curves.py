@@ -1,4 +1,4 @@
-"""Training curves that every route has to follow; frozen in tests/assets/curves.json by scripts/freeze_curves.py."""
+"""Reference training curves, frozen in tests/assets/curves.json by scripts/freeze_curves.py."""
 
 import torch
 from torch import nn
@@ -17,7 +17,10 @@ CURVES = {"sgd": (0.0, {}), "sam": (0.1, {}), "sam m=16": (0.1, {"group_size": 1
 
 
 def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu", fused=None, route=None):
-    """Loss at w and at w + eps of each step: one hidden layer, digits, Nesterov momentum; `route` wraps the step."""
+    """Return (loss at w, loss at w + eps) of each step: one hidden layer, digits, Nesterov momentum.
+
+    `route` wraps the step.
+    """
     rho, options = CURVES[name]
     seed_everything(0, "curves")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double().to(device, dtype)

@@ -1,4 +1,4 @@
-"""Methods for tests of the seam: one that uses all of its hooks, and its reference in plain float64."""
+"""Methods that test the interface of methods, and a reference of one in plain float64."""
 
 import torch
 from torch.nn import functional as F
@@ -32,13 +32,13 @@ class Drift(Method):
 
     def perturb(self, grads, group):
         norm = group.context.norm(grads)
-        scaled = torch._foreach_mul(self.state_tensors("mean"), group.context.loss_scale.to(norm.dtype))
+        scaled = torch._foreach_mul(self.state_tensors("mean"), group.context.loss_scale)
         torch._foreach_sub_(grads, scaled)
         eps = perturbation(grads, group.context.rho, 2.0, group.context.objective.shards)
         return Perturbation(eps.direction, eps.scale, eps.norm, norm)
 
     def combine(self, final, first, context):
-        mean, scale = self.state_tensors("mean"), context.loss_scale.to(final[0].dtype)
+        mean, scale = self.state_tensors("mean"), context.loss_scale
         g = final if first is None else first
         new = [DECAY * old + (1 - DECAY) * part / scale for old, part in zip(mean, g, strict=True)]
         self.staged["mean"] = new
@@ -47,7 +47,7 @@ class Drift(Method):
 
 
 class Alternate(Method):
-    """Decides on the host, in the first group of a step, whether SAM's second pass is made; in odd steps it is not."""
+    """SAM that leaves out the second pass of odd steps, by a decision on the host in the first group."""
 
     name = "alternate"
     needs_number = True
@@ -60,7 +60,10 @@ class Alternate(Method):
 
 
 def drift_weights(model, batches, *, groups, rho, lr):
-    """Weights after SGD with `Drift`, as one float64 vector; `batches` are (inputs, targets), `groups` divide them."""
+    """Return the weights after SGD with `Drift` as one float64 vector.
+
+    `batches` are pairs (inputs, targets); `groups` is the number of groups of each batch.
+    """
     w = torch.cat([param.detach().flatten() for param in model.parameters()]).double()
     mean = torch.zeros_like(w)
 

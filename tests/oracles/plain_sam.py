@@ -1,10 +1,10 @@
-"""SAM with SGD for any differentiable loss of one weight vector, in plain float64; nothing of the product is used."""
+"""SAM with SGD for any differentiable loss of a weight vector, in plain float64; independent of sam_runner."""
 
 import torch
 
 
 def unflatten(model, weights):
-    """Parameters of `model` by name, as views of one vector."""
+    """Return the parameters of `model` by name, as views of one vector."""
     named = dict(model.named_parameters())
     parts = weights.split([param.numel() for param in named.values()])
     return {name: part.view(param.shape) for (name, param), part in zip(named.items(), parts, strict=True)}
@@ -16,7 +16,7 @@ def gradient(loss, w):
 
 
 def sam_weights(model, loss, batches, *, rho, lr):
-    """Weights after one SGD step per batch, as one float64 vector.
+    """Return the weights after one SGD step per batch, as one float64 vector.
 
     Each batch is a list of groups, each a tuple (arguments of the loss, number of examples); every group has its own
     eps (eq. 2, p = 2), and the final gradient is the groups' mean, weighted by examples. `loss` maps (parameters by

@@ -1,4 +1,4 @@
-"""Problems with known answers, in float64, wrapped as the models and losses that the product takes."""
+"""Models and losses with closed-form answers, in float64."""
 
 import torch
 from torch import nn
@@ -9,7 +9,7 @@ from sam_runner.sam.step import SamStep
 
 
 class Quadratic(nn.Module):
-    """L(w) = w' A w / 2 whatever the input; A is diagonal."""
+    """L(w) = w' A w / 2 for any input; A is diagonal."""
 
     def __init__(self, w=(3.0, 1.0), diagonal=(1.0, 4.0)):
         super().__init__()
@@ -56,7 +56,7 @@ def make_step(model, loss, *, lr=0.1, momentum=0.0, nesterov=False, weight_decay
 
 
 def quadratic(rho=0.5, steps=1, **options):
-    """Take steps on Q from w = (3, 1); the model, and the statistics of the last step."""
+    """Take steps on `Quadratic` from w = (3, 1); return the model and the statistics of the last step."""
     model = Quadratic()
     step = make_step(model, mean_output, **options)
     for _ in range(steps):

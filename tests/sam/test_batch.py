@@ -84,7 +84,7 @@ def case(request):
 
 
 def reference(model, loss, pairs, rho, size):
-    """The same steps by `sam_weights`, groups cut by hand."""
+    """Return the weights after the same steps by `sam_weights`, with groups sliced here."""
     batches = []
     for inputs, targets in pairs:
         cut = slice_of(inputs, targets)

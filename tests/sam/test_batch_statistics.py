@@ -1,4 +1,4 @@
-"""Running statistics: from the pass at w, once per step, as PyTorch would keep them (oracle 14)."""
+"""Running statistics: one update per step, by the pass at w, with PyTorch's formula in NumPy."""
 
 import copy
 
@@ -26,7 +26,7 @@ def data(count=12, seed=1):
 
 
 def features(model, images):
-    """Input of the batch norm, as (channel, values), in NumPy."""
+    """Return the input of the batch-norm layer as a NumPy array (channel, value)."""
     return model[0](images).detach().numpy().transpose(1, 0, 2, 3).reshape(4, -1)
 
 
@@ -142,7 +142,7 @@ def test_synchronised_batch_norm_is_covered():
 
 
 class Twice(nn.Module):
-    """A batch-norm layer that each pass uses twice, on inputs of its own."""
+    """A network that uses one batch-norm layer twice per pass, with different inputs."""
 
     def __init__(self, momentum):
         super().__init__()
@@ -189,7 +189,7 @@ def instance_norm(features, momentum):
     [{}, {"method": KStep(2)}, {"group_size": 5}, {"objective": {"num_chunks": 3, "batch_size": 12}}],
 )
 def test_instance_norm_is_updated_by_the_pass_at_w_alone(momentum, rho, options):
-    """By the mean over the images of their statistics, so groups change nothing; without momentum torch does not."""
+    """The update is the mean over images, so groups do not change it; torch makes none without momentum."""
     model = network(momentum, instance_norm)
     step = make_step(model, F.cross_entropy, **options)
     mean, var, factor = np.zeros(4), np.ones(4), momentum or 0
@@ -206,7 +206,7 @@ def test_instance_norm_is_updated_by_the_pass_at_w_alone(momentum, rho, options)
 
 
 def test_a_frozen_pass_through_instance_norm_is_one_in_training_without_a_trace():
-    """Three images: three copies of a number and their mean differ in the last bit."""
+    """With three images, because the mean of three equal numbers can differ from them in the last bit."""
     model = network(kind=instance_norm).float()
     images = data(3).inputs.float()
     model(images)

@@ -1,4 +1,6 @@
-"""Recording and replaying a step, rehearsed on the CPU with a recorder that calls again; tests marked gpu record."""
+"""Recording and replaying a step, on the CPU with a recorder that calls the function again; tests/scripts/test_gpu.py
+records CUDA graphs.
+"""
 
 import copy
 import logging
@@ -23,7 +25,7 @@ def batches():
 
 
 def network(dropout=0.0):
-    """Without a bias before batch norm, whose gradient would be noise that Adam makes a step of."""
+    """Return a network without a bias before batch norm: its gradient is rounding noise, which Adam would amplify."""
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout)
     return nn.Sequential(*layers, nn.Linear(6 * 36, 5))
@@ -38,7 +40,7 @@ def make_step(model, optimizer="SGD", fused=True, **options):
 
 
 def follow(step, radii):
-    """Losses of steps whose rate and radius change every time."""
+    """Return losses and norms of steps, each with another learning rate and radius."""
     curve = []
     for number, (batch, rho) in enumerate(zip(batches(), radii, strict=True)):
         for group in step.optimizer.param_groups:
@@ -76,13 +78,13 @@ def test_steps_of_one_and_of_two_passes_are_recorded_apart():
 
 
 def size_of(key):
-    """Number of examples of a recording."""
+    """Return the number of examples of a recording."""
     ((_, kinds), _, _) = key
     return kinds[0][0][0]
 
 
 class Counting(EagerRecorder):
-    """Tells how often it ran, recorded and replayed; a recording does nothing yet."""
+    """Counts runs, recordings and replays; recording does not run the function."""
 
     def __init__(self):
         self.calls = {"run": 0, "record": 0, "replay": 0}
@@ -150,7 +152,7 @@ def test_a_recording_that_fails_is_said_and_trained_all_the_same(caplog):
 
 def test_without_a_cuda_device_it_says_so(caplog):
     captured = CapturedStep(make_step(network()))
-    assert caplog.text == ""  # a dry run says nothing
+    assert caplog.text == ""  # a dry run builds the step and must not warn
     for batch in batches()[:2]:
         captured(batch, 0.1)
     assert len(caplog.records) == 1

@@ -1,4 +1,4 @@
-"""The seam: what the step gives to a method and does with its answers."""
+"""The interface of methods: what the step passes to a method, and what it does with the answers."""
 
 import copy
 
@@ -51,7 +51,7 @@ def vector(tensors):
 @pytest.mark.parametrize("num_chunks", [1, 4])
 @pytest.mark.parametrize("scale", [None, 2.0**8])
 def test_a_method_that_uses_all_hooks_equals_its_reference(groups, num_chunks, scale):
-    """Where, how and when, with state; both gradients of `combine` are means over groups, times the loss scale."""
+    """Covers all three questions and the state. Both gradients of `combine` are means over groups, times the loss scale."""
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
     size = None if groups == 1 else COUNT // groups
     step = build(Drift(), num_chunks=num_chunks, scaler=scaler, group_size=size, fused=scale is None)

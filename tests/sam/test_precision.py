@@ -1,4 +1,4 @@
-"""Mixed precision: fp16 with a loss scaler (which runs on a CPU too), bf16, and what a non-finite gradient leaves."""
+"""Mixed precision: float16 with a loss scaler (on a CPU), bfloat16, and steps with a non-finite gradient."""
 
 import copy
 
@@ -34,7 +34,7 @@ def build(device="cpu", scale=SCALE, dtype=torch.float16, **options):
 
 
 def everything(step):
-    """Copies of weights, statistics and momentum."""
+    """Return copies of weights, running statistics and momentum."""
     return copy.deepcopy((step.objective.model.state_dict(), step.optimizer.state_dict()["state"]))
 
 
@@ -45,7 +45,7 @@ def same(first, second):
 
 
 def poison(step, number_of_pass, value):
-    """Make the gradient of one pass of the next step hold `value`."""
+    """Put `value` into the gradient of one pass of the next step."""
     passes = []
 
     def forward(images):
@@ -122,7 +122,7 @@ def test_weights_and_gradients_stay_float32_and_follow_the_float32_step(dtype):
 
 
 def test_a_perturbation_would_vanish_in_bfloat16_weights():
-    """Why weights stay in float32: at rho 0.05 and 36 M weights most bfloat16 weights do not move."""
+    """The reason for float32 weights: at rho 0.05, most of 36 M bfloat16 weights would not change."""
     generator = torch.Generator().manual_seed(0)
     weights = 0.05 * torch.randn(100_000, generator=generator)
     eps = 8.3e-6 * torch.randn(100_000, generator=generator)
@@ -144,7 +144,7 @@ def test_an_overflow_before_the_first_update_leaves_no_optimizer_state(name):
 
 
 class UsedOnce(nn.Module):
-    """Its second parameter is in the first pass only, with a gradient that overflows."""
+    """A model whose second parameter is used by the first pass only, with a gradient that overflows."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""eps in a random direction (Appendix C.5): uniform on the sphere, a function of (seed, step) and of nothing else."""
+"""Random directions (Appendix C.5): eps is uniform on the sphere and a function of seed and step number only."""
 
 import itertools
 import logging
@@ -30,7 +30,7 @@ RHO = 0.7
 
 
 class Slope(nn.Module):
-    """L(w) = slope x (sum of w), from w = 0, so that the second pass sees the bits of eps; passes are kept."""
+    """L(w) = slope * (sum of w) with w = 0, so the second pass is at eps itself; `seen` has the weights of all passes."""
 
     def __init__(self, slope=1.0, dtype=torch.float64, layout=torch.contiguous_format):
         super().__init__()
@@ -46,7 +46,7 @@ class Slope(nn.Module):
 
 
 def directions(seed=0, numbers=(0,), rho=RHO, model=None, count=1, **options):
-    """What each pass away from w = 0 was made at, as arrays; the rate is too small to move the weights."""
+    """Return eps of every second pass as rows of an array; the learning rate is 0, so w stays 0."""
     model = model or Slope()
     step = make_step(model, mean_output, lr=0.0, method=RandomDirection(seed), **options)
     for number in numbers:
@@ -64,7 +64,7 @@ def test_its_length_is_rho(rho, dtype, error):
 
 
 def test_the_step_is_along_the_gradient_there():
-    """Of w'Aw/2 it is A (w + eps), so eps is what the gradient tells; the loss follows (closed form)."""
+    """The gradient of w'Aw/2 at w + eps is A (w + eps), which gives eps; the loss has a closed form."""
     model = Quadratic()
     stats = make_step(model, mean_output, method=RandomDirection(3))(ONE, 0.5, 7)
     gradient = model.w.grad.numpy()
@@ -145,7 +145,7 @@ def test_rho_zero_is_the_base_optimizer_to_the_bit():
 
 
 def test_statistics_masks_and_losses_at_w_are_those_of_the_first_pass():
-    """With the rate 0 the weights stay, so a plain step tells what the pass at w has to leave."""
+    """With learning rate 0 the weights stay, so a plain step gives the expected effects of the pass at w."""
     plain, ours = network(), network()
     expected = make_step(plain, F.cross_entropy, lr=0.0)
     step = make_step(ours, F.cross_entropy, lr=0.0, method=RandomDirection(2))
@@ -163,7 +163,7 @@ def test_statistics_masks_and_losses_at_w_are_those_of_the_first_pass():
 
 
 def test_a_gradient_at_w_that_is_not_finite_changes_nothing():
-    """The loss is finite at w and at w + eps, and so is the gradient there: the square root's derivative at 0."""
+    """Loss and gradient at w + eps are finite, only the gradient at w is not: the derivative of a square root at 0."""
 
     class Root(nn.Module):
         def __init__(self):

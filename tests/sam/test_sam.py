@@ -202,7 +202,7 @@ def test_only_the_final_gradient_is_clipped():
 
 
 class PartlyUsed(nn.Module):
-    """A parameter that no pass uses, and one that only the first pass uses."""
+    """A model with a parameter that no pass uses and one that only the first pass uses."""
 
     def __init__(self):
         super().__init__()

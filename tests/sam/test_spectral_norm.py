@@ -1,4 +1,4 @@
-"""Spectral norm: one power iteration a step, by its first pass, whatever else the step does."""
+"""Spectral norm: one power iteration per step, by the first pass, for every kind of step."""
 
 import copy
 import math
@@ -41,7 +41,7 @@ def vectors(model):
 
 
 def iterated(weight, u, v, rounds, *, first):
-    """Power iteration of a matrix; `first` is the vector that is moved first."""
+    """Return both vectors after power iterations of a matrix; `first` names the one that is updated first."""
     matrix = weight.detach().flatten(1)
     for _ in range(rounds):
         for name in (first, "uv".replace(first, "")):
@@ -106,7 +106,7 @@ def test_a_step_that_is_not_finite_leaves_the_vectors(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frozen_pass_leaves_the_vectors(kind):
-    """Also outside of a step."""
+    """This holds outside of a step, too."""
     model = network(kind)
     before, statistics = vectors(model), RunningStatistics(model)
     with statistics.frozen():
@@ -124,13 +124,13 @@ def test_a_pass_that_raises_leaves_the_iterations_on(kind):
         raise RuntimeError("stopped")
     with pytest.raises(RuntimeError, match="single"), power.single_iteration():
         raise RuntimeError(f"single {power.end_pass()}")
-    power.end_pass()  # outside of a step: an evaluation of the gradient, say
+    power.end_pass()  # outside of a step it has no effect
     assert [method.n_power_iterations for method, _ in power._methods] == [2, 2]
 
 
 def test_what_has_no_vectors_is_left_alone():
     plain = nn.Linear(3, 2)
-    vector = parametrizations.spectral_norm(nn.LayerNorm(3))  # a weight of one axis is only normalised
+    vector = parametrizations.spectral_norm(nn.LayerNorm(3))  # a one-dimensional weight has no vectors
     for model in (plain, vector):
         state = copy.deepcopy(model.state_dict())
         with PowerIterations(model).stopped():

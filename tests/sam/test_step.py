@@ -1,4 +1,4 @@
-"""The step as a whole: rho = 0, replayed random numbers, no waiting for the device, interchange of optimizer states."""
+"""The step as a whole: rho = 0, replayed random numbers, no synchronisation, memory, exchange of optimizer states."""
 
 import copy
 
@@ -36,7 +36,7 @@ def equal_states(first, second):
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_rho_zero_is_plain_sgd_to_the_bit_with_batch_norm_and_dropout(dtype):
-    """The other side is the loop of PyTorch's tutorials; weights, statistics, momentum and generator are compared."""
+    """The reference is the loop of PyTorch's tutorials; weights, statistics, momentum and generator are compared."""
     plain, ours = network(), network()
     optimizer, base = sgd(plain), sgd(ours)
     torch.manual_seed(7)
@@ -93,7 +93,7 @@ def test_groups_have_masks_of_their_own():
 )
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 def test_the_step_reads_no_number_off_the_device(options, rho):
-    """Reading a tensor as a Python number is what makes a CUDA device wait; on a CPU it shows in the profile."""
+    """Reading a tensor as a Python number synchronises with a CUDA device; on a CPU the profile shows it."""
     model = network()
     step = SamStep(Objective(model, F.cross_entropy), sgd(model, fused=True), **options)
     first, second = batches(2)
@@ -133,7 +133,7 @@ def test_at_most_one_extra_copy_of_the_weights_lives_during_the_second_pass():
         import gc
 
         gc.collect()
-        # By exact type: subclasses left by other tests (the compiler's) have no storage.
+        # By exact type: tensor subclasses of the compiler, left by other tests, have no storage.
         tensors = [entry for entry in gc.get_objects() if type(entry) in (torch.Tensor, nn.Parameter)]
         storages = {entry.untyped_storage().data_ptr(): entry.untyped_storage().nbytes() // 4 for entry in tensors}
         copies.append(sum(count for count in storages.values() if count == 40_000) / size)
@@ -161,7 +161,7 @@ def test_the_weights_keep_their_addresses(options):
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 @pytest.mark.parametrize("skip_first", [False, True])
 def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(name, rho, skip_first):
-    """Fused optimizers are told on the device; a first step that is skipped must not leave a momentum of anything."""
+    """Fused optimizers decide on the device. A skipped first step must not leave uninitialised momentum."""
     results = []
     for poisoned in (False, True):
         model = network(0.0)
@@ -204,7 +204,7 @@ def test_what_is_not_finite_is_told(number_of_pass, expected):
     before = copy.deepcopy(model.state_dict())
     stats = step(batches()[0], 0.1)
     if number_of_pass == 1:
-        expected[1] = bool(stats.loss_perturbed.isfinite())  # at weights that are not finite
+        expected[1] = bool(stats.loss_perturbed.isfinite())  # it is the loss at non-finite weights
     assert stats.finite.tolist() == expected
     names = [name for name, _ in model.named_parameters()]
     assert all(torch.equal(before[name], model.state_dict()[name]) for name in names)
@@ -219,7 +219,7 @@ def test_fused_sgd_with_dampening_is_refused():
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adadelta", "Rprop"])
 def test_any_base_optimizer_takes_its_step_from_w(name):
-    """The base optimizer, given g_SAM by hand, must do the same."""
+    """The reference is the base optimizer with g_SAM as its gradient."""
     model = network(0.0)
     twin = copy.deepcopy(model)
     base = getattr(torch.optim, name)
