@@ -51,7 +51,7 @@ def vector(tensors):
 @pytest.mark.parametrize("num_chunks", [1, 4])
 @pytest.mark.parametrize("scale", [None, 2.0**8])
 def test_a_method_that_uses_all_hooks_equals_its_reference(groups, num_chunks, scale):
-    """Covers all three questions and the state. Both gradients of `combine` are means over groups, times the loss scale."""
+    """Both gradients of `combine` are means over groups, times the loss scale; the state is not scaled."""
     scaler = None if scale is None else torch.amp.GradScaler("cpu", init_scale=scale, growth_interval=2)
     size = None if groups == 1 else COUNT // groups
     step = build(Drift(), num_chunks=num_chunks, scaler=scaler, group_size=size, fused=scale is None)

@@ -30,7 +30,7 @@ RHO = 0.7
 
 
 class Slope(nn.Module):
-    """L(w) = slope * (sum of w) with w = 0, so the second pass is at eps itself; `seen` has the weights of all passes."""
+    """L(w) = slope * (sum of w) with w = 0, so the second pass is at eps; `seen` has the weights of all passes."""
 
     def __init__(self, slope=1.0, dtype=torch.float64, layout=torch.contiguous_format):
         super().__init__()
