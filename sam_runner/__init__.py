@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sam_runner.api import RunResult, load_results, load_run, train
     from sam_runner.config.experiment import ExperimentConfig, load_experiment
-    from sam_runner.sam.objective import Batch, Objective
+    from sam_runner.sam.batch import Batch
+    from sam_runner.sam.objective import Objective
     from sam_runner.sam.perturbation import epsilon
     from sam_runner.sam.step import SamStep
 
@@ -27,7 +28,7 @@ __all__ = [
     "train",
 ]
 _MODULES = {
-    "Batch": "sam_runner.sam.objective",
+    "Batch": "sam_runner.sam.batch",
     "ExperimentConfig": "sam_runner.config.experiment",
     "Objective": "sam_runner.sam.objective",
     "RunResult": "sam_runner.api",

@@ -42,8 +42,8 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
         if parallel:
             context = DistributedContext(distributed.get_rank(), distributed.get_world_size())
             wrapped = DistributedDataParallel(model)
-            objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, ranks=context)
-        step = SamStep(objective, optimizer, sync_perturbation=kind == "SAM, common eps")
+            objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, context=context)
+        step = SamStep(objective, optimizer, Sam(sync_perturbation=kind == "SAM, common eps"))
         batch = Batch(torch.randn(batch_size, *shape), torch.arange(batch_size) % 10)
         rho = 0.0 if kind == "SGD" else RHO
         contenders[kind] = lambda step=step, batch=batch, rho=rho: step(batch, rho)

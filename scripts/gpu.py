@@ -25,8 +25,9 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.hardware import configure_torch
 
@@ -206,7 +207,7 @@ def case(
 ):
     """A row: one model by one route."""
     model, batch = network(name, batch_size, side, classes, device)
-    flops = forward_flops(model, batch.images[:1])
+    flops = forward_flops(model, batch.inputs[:1])
     optimizer, step = sam_step(model, route, device)
     for rho in (0.05, 0.0):
         for _ in range(5):

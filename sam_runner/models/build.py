@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sam_runner.config.instantiate import call_target, locate
 from sam_runner.config.model import ModelConfig
+from sam_runner.models.frozen_batchnorm import freeze_batchnorm
 from sam_runner.models.pretrained import download_torchvision_weights, find_head, load_weights, read_weights
-from sam_runner.sam import batch_statistics
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 
@@ -62,7 +62,7 @@ def build_model(
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
     if sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if freeze_batchnorm_stats and not batch_statistics.freeze(model):
+    if freeze_batchnorm_stats and not freeze_batchnorm(model):
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
     built: nn.Module = model
     return built

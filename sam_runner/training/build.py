@@ -25,6 +25,8 @@ from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard_model
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, place_model, weights_dtype
 from sam_runner.sam.cuda_graph import CapturedStep
+from sam_runner.sam.method import Method
+from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
@@ -190,7 +192,7 @@ def build_step(
     if mode == "graph" and device.type != "cuda":
         mode = "off"
     forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
-    parallel: dict[str, Any] = {"ranks": context}
+    parallel: dict[str, Any] = {"context": context}
     if context.world_size > 1 and config.parallel == "ddp":
         forward = _data_parallel(forward, device)
         parallel["no_sync"] = forward.no_sync
@@ -205,25 +207,38 @@ def build_step(
         weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
         **parallel,
     )
-    sam: dict[str, Any] = {}
-    if isinstance(options, SamConfig):
-        sam = {
-            "p": options.p,
-            "ascent_steps": options.ascent_steps,
-            "projected": options.ascent == "projected",
-            "second_order": options.second_order,
-            "sync_perturbation": options.sync_perturbation,
-            "direction_seed": config.seed if options.direction == "random" else None,
-        }
     step = SamStep(
         objective,
         optimizer,
+        build_method(options, config.seed),
         group_size=options.m,
         grad_clip=config.grad_clip,
         keep_statistics=config.on_nonfinite == "skip",
-        **sam,
     )
     return CapturedStep(step) if config.compile == "graph" else step
+
+
+def build_method(options: OptimizerConfig, seed: int) -> Method:
+    """Return the method that the optimizer's options describe.
+
+    Args:
+        options: Settings of the method.
+        seed: Seed of the run.
+    """
+    if not isinstance(options, SamConfig):
+        return Plain()
+    if options.direction == "random":
+        return RandomDirection(seed)
+    if options.second_order:
+        return SecondOrder(options.p)
+    if options.ascent_steps > 1:
+        return KStep(
+            options.ascent_steps,
+            projected=options.ascent == "projected",
+            p=options.p,
+            sync_perturbation=options.sync_perturbation,
+        )
+    return Sam(options.p, sync_perturbation=options.sync_perturbation)
 
 
 def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:

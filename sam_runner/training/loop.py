@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from sam_runner.data.loader import ImageBatch
 from sam_runner.distributed.sharding import is_sharded
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.step import CHECKED, StepStats
 from sam_runner.training.evaluation import Metrics, evaluate, with_prefix
 from sam_runner.training.metrics import SUMS, TrainMeter, train_metrics

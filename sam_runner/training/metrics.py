@@ -43,7 +43,7 @@ class TrainMeter:
             clean_labels: Those before noise, (N,).
             share: The part of the step's images that these are.
         """
-        prediction = stats.logits.argmax(1)
+        prediction = stats.outputs.argmax(1)
         correct, corrupted = prediction == labels, labels != clean_labels
         num_images = torch.full_like(stats.loss, len(labels))
         values = [

@@ -156,11 +156,13 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
     everyone = run.context.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
     with run.context.averaged_buffers(run.networks):
         model, optimizer = full_state(run.model.state_dict()), full_state(run.step.optimizer.state_dict())
+        method = full_state(run.step.method.state_dict())
         if not run.context.is_main:
             return
         state = {
             "model": model,
             "optimizer": optimizer,
+            "method": method,
             "scaler": run.step.objective.scaler.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
             "ranks": everyone,
@@ -184,6 +186,7 @@ def restore(run: Run, state: Mapping[str, Any]) -> Progress:
         )
     load_full_model_state(run.model, state["model"])
     load_full_optimizer_state(run.step.optimizer, state["optimizer"])
+    run.step.method.load_state_dict(state["method"])
     if run.step.objective.scaler.is_enabled():
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:

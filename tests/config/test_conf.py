@@ -125,11 +125,11 @@ def test_the_file_composes_validates_and_trains_a_step(file, tmp_path):
     overrides = overrides_for(file, tmp_path)
     run = build_run(config_of(*overrides))
     examples = next(iter(run.train.epoch(0)))
-    from sam_runner.sam.objective import Batch
+    from sam_runner.sam.batch import Batch
 
     stats = run.step(Batch(examples.images, examples.labels), run.rho(0))
     assert torch.isfinite(stats.loss)
-    assert stats.logits.shape == (32, len(run.classes))
+    assert stats.outputs.shape == (32, len(run.classes))
 
 
 def test_the_number_of_files_is_known():

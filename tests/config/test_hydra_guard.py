@@ -253,7 +253,9 @@ def test_zero_gradient_keeps_the_weights_finite_with_the_second_order_term():
     from torch import nn
     from torch.nn import functional as F
 
-    from sam_runner.sam.objective import Batch, Objective
+    from sam_runner.sam.batch import Batch
+    from sam_runner.sam.methods import SecondOrder
+    from sam_runner.sam.objective import Objective
     from sam_runner.sam.step import SamStep
 
     for p in (1, 1.5, 2, 3, float("inf")):
@@ -262,7 +264,7 @@ def test_zero_gradient_keeps_the_weights_finite_with_the_second_order_term():
         model.bias.data.zero_()
         before = model.weight.detach().clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        step = SamStep(Objective(model, F.cross_entropy), optimizer, p=p, second_order=True)
+        step = SamStep(Objective(model, F.cross_entropy), optimizer, method=SecondOrder(p))
         step(Batch(torch.tensor([[1.0, 0], [2.0, 0]]), torch.tensor([0, 0])), 0.05)
         assert torch.equal(model.weight, before)
 

@@ -1,4 +1,4 @@
-"""Steps on several ranks equal steps of one process whose groups are the ranks' parts of the batch."""
+"""Data-parallel steps: ranks with their own perturbations are groups of one process."""
 
 import socket
 
@@ -11,19 +11,22 @@ from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.sharding import full_state, is_sharded, shard_model
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import Plain, RandomDirection, Sam
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from tests.oracles.methods import Alternate, Drift
 
 pytestmark = pytest.mark.dist
 STEPS, BATCH = 5, 16
 
 
-def make_network():
+def network():
     torch.manual_seed(0)
     return nn.Sequential(nn.Flatten(), nn.Linear(64, 12), nn.Tanh(), nn.Linear(12, 5)).double()
 
 
-def make_batches():
+def batches():
     draws = torch.Generator().manual_seed(1)
     return [
         Batch(torch.randn(BATCH, 1, 8, 8, generator=draws, dtype=torch.float64), torch.arange(BATCH) % 5)
@@ -31,65 +34,95 @@ def make_batches():
     ]
 
 
-def train_weights(model, objective, share, **options):
-    """Return the weights after `STEPS` steps on the examples `share` of each batch."""
+def trained(model, objective, share, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
     step = SamStep(objective, optimizer, **options)
-    for number, batch in enumerate(make_batches()):
-        step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1, number)
+    for number, batch in enumerate(batches()):
+        step(Batch(*(tensor[share] for tensor in (batch.inputs, batch.targets))), 0.1, number)
     return torch.cat([value.flatten() for value in full_state(model.state_dict()).values()])
 
 
-def train_alone(**options):
-    model = make_network()
-    return train_weights(model, Objective(model, F.cross_entropy), slice(None), **options)
-
-
-def run_rank(number, count, port, queue, sharded, options):
+def rank(number, count, port, queue, options):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
-    model, parallel = make_network(), {}
-    if sharded:
-        shard_model(model, min_unit_params=100)  # two units
-        assert all(is_sharded(param) for param in model.parameters())
-    else:
-        wrapped = DistributedDataParallel(model)
-        parallel = {"forward": wrapped, "no_sync": wrapped.no_sync}
-    objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count), **parallel)
-    share = slice(number * BATCH // count, (number + 1) * BATCH // count)
-    queue.put((number, train_weights(model, objective, share, **options).tolist()))
+    model = network()
+    parallel = DistributedDataParallel(model)
+    context = DistributedContext(number, count)
+    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, context=context)
+    per_rank = BATCH // count
+    share = slice(number * per_rank, (number + 1) * per_rank)
+    queue.put((number, trained(model, objective, share, **options).tolist()))
     distributed.destroy_process_group()
 
 
-def require_ranks_equal(expected, count, sharded=False, **options):
-    """Train on `count` processes and compare the weights of each with `expected`."""
-    with socket.create_server(("127.0.0.1", 0)) as server:
-        port = server.getsockname()[1]
+def sharded_rank(number, count, port, queue, method, grad_clip):
+    torch.set_num_threads(1)
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
+    model = network()
+    shard_model(model, min_unit_params=100)  # two units
+    assert all(is_sharded(param) for param in model.parameters())
+    objective = Objective(model, F.cross_entropy, context=DistributedContext(number, count))
+    per_rank = BATCH // count
+    share = slice(number * per_rank, (number + 1) * per_rank)
+    weights = trained(model, objective, share, method=method, grad_clip=grad_clip)
+    if method.state:  # a saved state is whole, and each process restores its shard
+        saved = full_state(method.state_dict())
+        method.load_state_dict({name: [2 * tensor for tensor in tensors] for name, tensors in saved.items()})
+        for tensors, doubled in zip(saved.values(), full_state(method.state_dict()).values(), strict=True):
+            assert all(torch.equal(2 * a, b) for a, b in zip(tensors, doubled, strict=True))
+    queue.put((number, weights.tolist()))
+    distributed.destroy_process_group()
+
+
+def weights_of_ranks(count, *arguments, target=rank):
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
-    processes = mp.spawn(run_rank, (count, port, queue, sharded, options), nprocs=count, join=False)
-    weights = dict(queue.get() for _ in range(count))
+    processes = mp.spawn(target, (count, port, queue, *arguments), nprocs=count, join=False)
+    found = dict(queue.get() for _ in range(count))
     processes.join()
-    assert sorted(weights) == list(range(count))
-    for values in weights.values():
-        assert torch.allclose(torch.tensor(values, dtype=torch.float64), expected, rtol=0, atol=1e-10)
+    return [torch.tensor(found[number], dtype=torch.float64) for number in range(count)]
 
 
 @pytest.mark.parametrize("count", [2, 4])
 def test_ranks_equal_one_process_with_groups_of_a_ranks_images(count):
-    require_ranks_equal(train_alone(group_size=BATCH // count), count)
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), group_size=BATCH // count)
+    for weights in weights_of_ranks(count, {}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
 def test_a_synchronised_ascent_equals_one_process_with_one_group():
-    expected = train_alone()
-    require_ranks_equal(expected, 2, sync_perturbation=True)
-    assert not torch.allclose(train_alone(group_size=BATCH // 2), expected, rtol=0, atol=1e-6)  # the cases differ
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
+    local = network()
+    other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
+    for weights in weights_of_ranks(2, {"method": Sam(sync_perturbation=True)}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+    assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
 
 
-def test_a_random_direction_is_the_same_on_all_ranks():
-    require_ranks_equal(train_alone(direction_seed=3), 2, direction_seed=3)
+def test_a_random_direction_is_one_on_all_ranks():
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=RandomDirection(3))
+    for weights in weights_of_ranks(2, {"method": RandomDirection(3)}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [Drift, Alternate])
+def test_methods_with_state_or_without_a_second_pass_equal_one_process_with_groups(method):
+    """Both gradients of `combine` are means over ranks, and so is a gradient at w that becomes the final one."""
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), group_size=BATCH // 2)
+    for weights in weights_of_ranks(2, {"method": method()}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.05])
-def test_shards_equal_one_process(grad_clip):
-    expected = train_alone(grad_clip=grad_clip)
-    require_ranks_equal(expected, 2, sharded=True, sync_perturbation=True, grad_clip=grad_clip)
+@pytest.mark.parametrize("method", [Sam, Drift, Plain])
+def test_shards_equal_one_process(method, grad_clip):
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), grad_clip=grad_clip)
+    common = method() if method is Plain else method(sync_perturbation=True)
+    for weights in weights_of_ranks(2, common, grad_clip, target=sharded_rank):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)

@@ -9,8 +9,9 @@ from torch.nn import functional as F
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from tests.helpers import invoke
 from tests.oracles.curves import CURVES, losses

@@ -5,8 +5,6 @@ gradient, where the backward pass uses the scales of the forward pass (its optio
 gradient has scales of its own. Both passes of a SAM step replay the random state, so their forward scales are equal.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -75,19 +73,6 @@ class ShakeDrop(ShakeLayer):
         is_kept = chance < self.keep
         forward_scale = (2 * forward_uniform - 1).masked_fill(is_kept, 1.0)
         return self._scale(branch, forward_scale, backward_uniform.masked_fill(is_kept, 1.0))
-
-
-@contextmanager
-def true_gradient(layers: Iterable[ShakeLayer]) -> Iterator[None]:
-    """Let the layers use their forward scales in backward passes inside the body."""
-    layers = list(layers)
-    for layer in layers:
-        layer.true_gradient = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.true_gradient = False
 
 
 class _Scale(torch.autograd.Function):

@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.mixing import cutmix_box, mix_batch
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.batch import Batch
 from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
@@ -156,8 +156,8 @@ def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing):
     run = build_run(config_of(*TINY, "augment.mixup=1.0", f"label_smoothing={smoothing}", "precision=fp32"))
     examples = next(run.train.epoch(0))
     assert examples.targets.shape == (16, 4)
-    evaluation, _ = run.step.objective.gradient(Batch(examples.images, examples.targets), at_w=True)
-    logits = evaluation.logits.double().numpy()
+    evaluation = run.step.objective.evaluate(Batch(examples.images, examples.targets))
+    logits = evaluation.outputs.double().numpy()
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     targets = (1 - smoothing) * examples.targets.double().numpy() + smoothing / 4
     assert float(evaluation.loss) == pytest.approx(-(targets * log_probabilities).sum(1).mean(), rel=1e-5)
@@ -168,7 +168,7 @@ def test_groups_and_micro_batches_keep_image_and_target_together():
     images, labels = make_batch()
     parts = Batch(*mix_batch(images, labels, COUNT, AugmentConfig(mixup=1.0), (0, 0, 0))).split(4)
     assert [len(part) for part in parts] == [4, 4, 1]
-    assert [tuple(part.labels.shape) for part in parts] == [(4, COUNT), (4, COUNT), (1, COUNT)]
+    assert [tuple(part.targets.shape) for part in parts] == [(4, COUNT), (4, COUNT), (1, COUNT)]
 
 
 class RecordingStep:
@@ -190,8 +190,8 @@ def test_the_trainer_learns_the_targets_and_measures_against_the_labels():
     meter = mock.Mock()
     for examples in run.train.epoch(0):
         loop._train_step(run, meter, examples, Progress())
-        assert torch.equal(run.step.batches[-1].labels, examples.targets)
-        assert torch.equal(run.step.batches[-1].images, examples.images)
+        assert torch.equal(run.step.batches[-1].targets, examples.targets)
+        assert torch.equal(run.step.batches[-1].inputs, examples.images)
         _, labels, clean_labels, share = meter.add.call_args.args
         assert share == 1
         assert torch.equal(labels, examples.labels)
