@@ -4,9 +4,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.data.augment.augmentation import Augmentation
+from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.digits import digits
-from sam_runner.data.loader import Loader, Normalisation
+from sam_runner.data.loader import ImageLoader, Normalisation
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
@@ -32,12 +32,12 @@ def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu",
     step = SamStep(objective, optimizer, **options)
     step = step if route is None else route(step)
     data = digits().train
-    loader = Loader(
+    loader = ImageLoader(
         data,
         batch_size=BATCH,
-        normalisation=Normalisation.of(data.images_NCHW),
+        normalisation=Normalisation.from_images(data.images_NCHW),
         device=torch.device(device),
-        augmentation=Augmentation(pad=1),
+        augmentation=AugmentConfig(pad=1),
         drop_last=True,
         dtype=dtype,
     )

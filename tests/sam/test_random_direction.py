@@ -20,8 +20,8 @@ from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
 from sam_runner.utils.seeding import derive_seed, make_generator
-from tests.data.augment.test_mixing import Watched
-from tests.helpers import TINY, settings_of
+from tests.data.augment.test_mixing import RecordingStep
+from tests.helpers import TINY, config_of
 from tests.oracles.problems import ONE, Quadratic, batch_of, make_step, mean_output
 
 SHAPES = {"few": (3,), "filters": (4, 2, 3, 3), "many": (30, 20)}
@@ -197,11 +197,11 @@ def test_a_recording_would_repeat_one_draw_so_none_is_made(caplog):
 
 
 def test_the_trainer_tells_the_number_of_the_step_in_the_run():
-    settings = settings_of(*TINY, "optimizer=sam", "optimizer.direction=random", "seed=4")
+    settings = config_of(*TINY, "optimizer=sam", "optimizer.direction=random", "seed=4")
     run = build_run(settings)
     assert run.step.method.seed == 4
-    assert isinstance(build_run(settings_of(*TINY, "optimizer=sam", "seed=4")).step.method, Sam)
-    run = replace(run, step=Watched(run.step))
+    assert isinstance(build_run(config_of(*TINY, "optimizer=sam", "seed=4")).step.method, Sam)
+    run = replace(run, step=RecordingStep(run.step))
     progress = Progress(step=100)
     for examples in itertools.islice(run.train.epoch(1), 3):
         loop._train_step(run, mock.Mock(), examples, progress)
