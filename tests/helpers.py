@@ -9,7 +9,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from sam_runner.commands import train
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.hydra import compose_experiment, compose_settings, plain_settings, register_settings
+from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings, register_settings
 from sam_runner.runs.start import start_run
 
 TINY = (

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sam_runner.config.hydra import compose_example
+from sam_runner.config.hydra.compose import compose_example
 from sam_runner.paper.rows import Row, tables
 from sam_runner.reports.results import Record, column_title, format_value, groups, interval, records, report_settings
 from sam_runner.utils.errors import InputError
