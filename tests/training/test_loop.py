@@ -204,7 +204,7 @@ def test_max_steps_ends_within_an_epoch(tmp_path):
 
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_sam_eval_prints_what_the_run_reported(sam_run, which, tmp_path, monkeypatch, capsys):
-    arguments = [f"run_dir={sam_run}", f"checkpoint={which}"]
+    arguments = [sam_run, "--checkpoint", which]
     done = invoke(monkeypatch, capsys, tmp_path, *arguments, entry=evaluate_command.main)
     assert done.returncode == 0, done.stderr
     printed = {tag: float(value) for tag, value in map(str.split, done.stdout.splitlines())}
@@ -219,7 +219,7 @@ def test_a_config_that_names_foreign_code_is_refused_by_sam_eval(tmp_path, monke
     marker = tmp_path / "ran"
     text = config.read_text().replace("sam_runner.models.small_cnn.SmallCNN", "os.system")
     config.write_text(text.replace("width: 4", f"command: touch {marker}"))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, folder, entry=evaluate_command.main)
     assert done.returncode == 2
     assert "os.system" in done.stderr
     assert not marker.exists()

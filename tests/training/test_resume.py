@@ -10,8 +10,7 @@ import torch
 from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.training import evaluation, loop
 from sam_runner.training.checkpoints import CheckpointFolder
-from tests.config.test_conf import image_folder
-from tests.helpers import TINY, invoke, train_tiny
+from tests.helpers import TINY, invoke, train_tiny, write_image_folder
 from tests.training.test_loop import same_state, same_tensors, state, tensorboard_steps
 
 STEPS, PER_EPOCH = 12, 6  # of the tiny problem
@@ -202,7 +201,7 @@ def test_stopped_at_the_end_of_an_epoch_that_was_not_saved(references, tmp_path,
 
 
 def test_sets_on_disk_go_on_to_the_bit(tmp_path, monkeypatch, capsys):
-    root = image_folder(tmp_path / "images")
+    root = write_image_folder(tmp_path / "images")
     options = ["data=image_folder", f"data.root={root}", "data.storage=disk", "data.image_size=8", "augment=inception"]
     options += ["batch_size=16", "epochs=2", "optimizer=sam", "device=cpu", "model.width=4", "log_every=1"]
     assert invoke(monkeypatch, capsys, tmp_path, *options, "run_dir=whole").returncode == 0
@@ -401,17 +400,17 @@ def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_those_t
     with monkeypatch.context() as patched:
         stop_after(patched, 8)
         invoke(patched, capsys, tmp_path, *tiny(["optimizer=sam", "eval_every=5", "epochs=9"], "run"))
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "best", entry=evaluate_command.main)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: there is no best checkpoint in run/checkpoints: one is written after an evaluation\n"
         "  use checkpoint=last; there are: step-00000008-within, step-00000006\n"
     )
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=last", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "last", entry=evaluate_command.main)
     assert done.returncode == 0
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.unlink()
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "best", entry=evaluate_command.main)
     assert (done.returncode, "there are no others either" in done.stderr) == (2, True)
 
 
