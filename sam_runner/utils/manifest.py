@@ -8,7 +8,7 @@ from typing import Any
 
 from sam_runner.utils.files import read_json, sha256, write_json
 
-FORMAT = 3
+FORMAT = 4
 
 
 def write_manifest(path: Path, **facts: Any) -> None:
