@@ -50,7 +50,7 @@ def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> to
         InputError: Where the CUDA device does not exist.
     """
     if name == "auto":
-        name = automatic_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
+        name = automatic_device(os.environ.get("SAM_RUNNER_JOB"), torch.cuda.device_count())
     if context.world_size > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise InputError(f"device={name} is one GPU for {context.world_size} processes\n  use device=cuda")
