@@ -105,7 +105,8 @@ def read_config(folder: Path) -> ExperimentConfig:
         raise InputError(f"{path} is not a configuration")
     missing = [entry.name for entry in fields(ExperimentConfig) if entry.name not in settings]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}")
+        names = ", ".join(missing[:8])
+        raise InputError(f"{path} is incomplete: it lacks {names}\n  use the config.yaml that sam-train wrote")
     try:
         return load_experiment(settings)
     except InputError as error:
