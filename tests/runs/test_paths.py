@@ -10,7 +10,7 @@ import torch
 from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.runs.folder import read_config
 from tests.helpers import TINY, config_of, invoke, train_tiny, write_image_folder
-from tests.training.test_resume import logged, stop_after
+from tests.training.test_resume import read_metrics, stop_after
 
 OPTIONS = (
     "data=image_folder", "data.root=images", "data.image_size=8", "noise=relabelled", "noise.file=labels.npy",
@@ -74,7 +74,7 @@ def test_a_run_is_continued_from_another_folder(start_folder, tmp_path, monkeypa
     assert read_config(run).data.root == str(other / "images")
     assert read_config(run).noise.file == str(other / "labels.npy")
     assert invoke(monkeypatch, capsys, other, *OPTIONS, weights, "run_dir=whole").returncode == 0
-    assert logged(run) == logged(other / "whole")
+    assert read_metrics(run) == read_metrics(other / "whole")
 
 
 @pytest.mark.parametrize("weights", ["torchvision", "torchvision:IMAGENET1K_V1", "timm", None])
