@@ -32,15 +32,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from sam_runner.commands import train as train_command
 from sam_runner.data.loader import Loader
 from sam_runner.runs.logging.jsonl import JsonlLogger
-from sam_runner.training import checkpoints, loop
-from sam_runner.training import state
+from sam_runner.training import checkpoints, loop, state
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils import files
 from sam_runner.utils.manifest import manifest_fault
 
 torch.set_num_threads(1)
 TIMEOUT = 30.0  # seconds that any process may take
+PARTS = ("kills", "stops", "damage", "mutants")
 Patch = Callable[[], None]
+Kind = tuple[str, str, int]  # optimizer, precision, number of data workers
 
 
 def write_images(folder: Path) -> Path:
@@ -278,9 +279,7 @@ def combine(first: Patch | None, second: Patch | None) -> Patch:
     return patch
 
 
-def kill_in_save(
-    words: list[str], folder: Path, reference: Reference, draws: random.Random, patch=None
-) -> int | None:
+def kill_in_save(words: list[str], folder: Path, reference: Reference, draws: random.Random, patch=None) -> int | None:
     """Kill inside a save, then continue; see `compare` for the result."""
     child = start(words, folder, combine(patch, kill_inside_save(draws)))
     if wait(child) is None:
@@ -443,86 +442,117 @@ def damage_checkpoints(folder: Path, draws: random.Random, flips: int) -> tuple[
     return found, flips, cut, len(content)
 
 
+class Trials:
+    """The parts of the fault injection, which add tables to one report.
+
+    Attributes:
+        failures: A message for each trial that failed.
+    """
+
+    def __init__(self, work: Path, draws: random.Random, report: Report) -> None:
+        self.work, self.draws, self.report, self.failures = work, draws, report, list[str]()
+        self.images = write_images(work / "images")
+        self.kinds: list[Kind] = [(o, p, w) for w in (0, 2) for o in ("sgd", "sam") for p in ("fp32", "bf16", "fp16")]
+        self._references: dict[Kind, Reference] = {}
+
+    def overrides(self, kind: Kind) -> list[str]:
+        """Return the overrides of a kind of run."""
+        return build_overrides(*kind, self.images)
+
+    def reference(self, kind: Kind) -> Reference:
+        """Return the uninterrupted run of a kind."""
+        if kind not in self._references:
+            folder = self.work / f"reference{len(self._references)}"
+            self._references[kind] = Reference(self.overrides(kind), folder)
+        return self._references[kind]
+
+    def kill(self, title: str, trial: Callable[..., int | None], count: int) -> None:
+        """Run trials in which the process is killed."""
+        steps: Counter = Counter()
+        for number in range(count):
+            kind = self.kinds[number % len(self.kinds)]
+            folder = self.work / f"{trial.__name__}{number}"
+            step = trial(self.overrides(kind), folder, self.reference(kind), self.draws)
+            if step is None:
+                self.failures.append(f"{title}: {kind}, trial {number}:\n{read_log(folder)[-1500:]}")
+                print(self.failures[-1], flush=True)
+            else:
+                steps[step] += 1
+            shutil.rmtree(folder, ignore_errors=True)
+        columns = ["trials", "continued to the bit", "distinct steps continued from", "steps: trials"]
+        counts = " ".join(f"{step}:{number}" for step, number in sorted(steps.items()))
+        self.report.table(title, columns, [[count, steps.total(), len(steps), counts]])
+        if len(steps) < min(4, count // 3):
+            self.failures.append(f"{title}: only {len(steps)} distinct steps, which proves little")
+
+    def stop(self, count: int) -> None:
+        """Run trials in which the process gets SIGTERM."""
+        rows: Counter = Counter()
+        for number in range(count):
+            kind = self.kinds[(5 * number + 3) % len(self.kinds)]
+            for attempt in range(20):
+                folder, group = self.work / f"stop{number}-{attempt}", number % 2 == 1
+                fault = stop_at_random(self.overrides(kind), folder, self.reference(kind), self.draws, group=group)
+                if fault != "too late":
+                    break
+            rows[fault or "75 within 5 s, no step lost, continued to the bit, no process left"] += 1
+            if fault:
+                self.failures.append(f"SIGTERM: {kind}: {fault}\n{read_log(folder)[-1500:]}")
+        columns = ["what happened", "trials"]
+        self.report.table("SIGTERM, every other one to the whole group", columns, [list(row) for row in rows.items()])
+
+    def damage(self, num_flips: int) -> None:
+        """Damage the checkpoint of a reference run."""
+        self.reference(self.kinds[0])
+        found, flips, cut, length = damage_checkpoints(self.work / "reference0", self.draws, num_flips)
+        columns = ["bit flips", "of", "truncations", "of"]
+        self.report.table("Damaged checkpoints found", columns, [[found, flips, cut, length]])
+        if (found, cut) != (flips, length):
+            self.failures.append("a damaged checkpoint was not detected")
+
+    def check_mutants(self) -> None:
+        """Require that the trials detect each mutant."""
+        rows = []
+        for name in MUTANTS:
+            folder = self.work / name.split()[0]
+            folder.mkdir()
+            is_caught = mutant_is_caught(name, self.overrides(("sam", "fp32", 0)), folder, self.draws)
+            rows.append([name, "yes" if is_caught else "no"])
+            if not is_caught:
+                self.failures.append(f"mutant not caught: {name}")
+        self.report.table("Mutants", ["mutant", "caught"], rows)
+
+
 def main() -> int:
-    """All trials; exit code 1 where one shows a difference."""
+    """Run the trials; return exit code 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--long", action="store_true", help="200 random kills, 50 in saves")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("outputs/faults"))
     parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else int(time.time())
-    draws = random.Random(seed)
     print(f"seed {seed}", flush=True)
     num_random, num_in_save, num_stops, num_flips = (200, 50, 20, 1000) if options.long else (24, 12, 6, 300)
-    started, report, failures = time.monotonic(), Report("Faults", torch.device("cpu")), []
+    start_time, report = time.monotonic(), Report("Faults", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        images = write_images(work / "images")
-        kinds = [(o, p, w) for w in (0, 2) for o in ("sgd", "sam") for p in ("fp32", "bf16", "fp16")]
-        references = {}
-        for number, kind in enumerate(kinds):
-            references[kind] = Reference(build_overrides(*kind, images), work / f"reference{number}")
-        for title, trial, count in (
-            ("killed at a random moment", kill_at_random, num_random),
-            ("killed inside a save", kill_in_save, num_in_save),
-        ):
-            steps: Counter = Counter()
-            equal = 0
-            for number in range(count):
-                kind = kinds[number % len(kinds)]
-                folder = work / f"{trial.__name__}{number}"
-                step = trial(build_overrides(*kind, images), folder, references[kind], draws)
-                equal += step is not None
-                if step is None:
-                    print(f"{title}: {kind}, trial {number}:\n{read_log(folder)[-1500:]}", flush=True)
-                    failures.append(f"{title}: {kind}, trial {number}:\n{read_log(folder)[-1500:]}")
-                else:
-                    steps[step] += 1
-                shutil.rmtree(folder, ignore_errors=True)
-            columns = ["trials", "continued to the bit", "distinct steps continued from", "steps: trials"]
-            shown = " ".join(f"{step}:{number}" for step, number in sorted(steps.items()))
-            report.table(title, columns, [[count, equal, len(steps), shown]])
-            if len(steps) < min(4, count // 3):
-                failures.append(f"{title}: only {len(steps)} distinct steps, which proves little")
-        rows = Counter()
-        for number in range(num_stops):
-            kind = kinds[(5 * number + 3) % len(kinds)]
-            for attempt in range(20):
-                folder = work / f"stop{number}-{attempt}"
-                wrong = stopped(build_overrides(*kind, images), folder, references[kind], draws, group=number % 2 == 1)
-                if wrong != "too late":
-                    break
-            rows[wrong or "75 within 5 s, no step lost, went on to the bit, nothing left running"] += 1
-            if wrong:
-                failures.append(f"SIGTERM: {kind}: {wrong}\n{read_log(folder)[-1500:]}")
-        report.table(
-            "SIGTERM, every other one to the whole group",
-            ["what happened", "trials"],
-            [list(row) for row in rows.items()],
-        )
-        found, flips, cut, length = damages(work / "reference0", draws, num_flips)
-        report.table(
-            "Damaged checkpoints found", ["bit flips", "of", "truncations", "of"], [[found, flips, cut, length]]
-        )
-        if (found, cut) != (flips, length):
-            failures.append("a damaged checkpoint was taken for good")
-        caught = {}
-        for name in MUTANTS:
-            folder = work / name.split()[0]
-            folder.mkdir()
-            caught[name] = mutant_is_caught(name, build_overrides("sam", "fp32", 0, images), folder, draws)
-            if not caught[name]:
-                failures.append(f"mutant not caught: {name}")
-        report.table(
-            "Mutants", ["mutant", "caught"], [[name, "yes" if value else "no"] for name, value in caught.items()]
-        )
-    print(f"{time.monotonic() - started:.0f} s", flush=True)
+        trials = Trials(Path(name), random.Random(seed), report)
+        if "damage" in options.parts:
+            trials.damage(num_flips)
+        if "kills" in options.parts:
+            trials.kill("killed at a random moment", kill_at_random, num_random)
+            trials.kill("killed inside a save", kill_in_save, num_in_save)
+        if "stops" in options.parts:
+            trials.stop(num_stops)
+        if "mutants" in options.parts:
+            trials.check_mutants()
+    print(f"{time.monotonic() - start_time:.0f} s", flush=True)
     report.write(options.out, "faults-long" if options.long else "faults")
-    for failure in failures:
+    for failure in trials.failures:
         print(f"FAILED {failure}", flush=True)
-    return 1 if failures else 0
+    return 1 if trials.failures else 0
 
 
 if __name__ == "__main__":
-    loop.tqdm  # noqa: B018 - what a child needs is loaded before it is forked
+    loop.tqdm  # noqa: B018 - imports what the forked processes need
     sys.exit(main())
