@@ -317,7 +317,7 @@ def test_which_labels_became_which_is_drawn_at_the_start(tmp_path):
 def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
     run = build_run(config_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
     seen = []
-    monkeypatch.setattr(loop, "confusion_picture", lambda counts, *_: seen.append(counts))
+    monkeypatch.setattr(loop, "draw_confusion_matrix", lambda counts, *_: seen.append(counts))
     loop._transition(run)
     expected = np.zeros((4, 4), int)
     for clean, noisy in zip(run.train.clean_labels.tolist(), run.train.labels.tolist(), strict=True):
