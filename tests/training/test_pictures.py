@@ -64,7 +64,7 @@ def test_grid_stays_in_range():
 
 
 @pytest.mark.parametrize("num_classes", [2, 10, MAX_LABELLED_CLASSES, MAX_LABELLED_CLASSES + 1, 100])
-def test_draw_confusion_matrix_is_a_square_of_bytes(num_classes):
+def test_confusion_picture_is_a_square_of_bytes(num_classes):
     picture = draw_confusion_matrix(torch.eye(num_classes, dtype=torch.int64), make_names(num_classes))
     assert picture.dtype == torch.uint8
     assert picture.shape[0] == 3
@@ -72,7 +72,7 @@ def test_draw_confusion_matrix_is_a_square_of_bytes(num_classes):
 
 
 @pytest.mark.parametrize("num_classes", [3, 10, 25])
-def test_draw_confusion_matrix_of_a_perfect_model_is_dark_on_the_diagonal_only(num_classes):
+def test_confusion_picture_of_a_perfect_model_is_dark_on_the_diagonal_only(num_classes):
     picture = draw_confusion_matrix(7 * torch.eye(num_classes, dtype=torch.int64), make_names(num_classes))
     rows, columns = find_shaded(picture).nonzero().unbind(1)
     assert len(rows) > 10 * num_classes
@@ -81,7 +81,7 @@ def test_draw_confusion_matrix_of_a_perfect_model_is_dark_on_the_diagonal_only(n
     assert set(rows.tolist()) == set(columns.tolist())
 
 
-def test_draw_confusion_matrix_has_true_classes_in_rows():
+def test_confusion_picture_has_true_classes_in_rows():
     counts = torch.zeros(25, 25, dtype=torch.int64)
     counts[1, 23] = 5
     picture = draw_confusion_matrix(counts, make_names(25))
@@ -90,7 +90,7 @@ def test_draw_confusion_matrix_has_true_classes_in_rows():
     assert int(columns.min()) > picture.shape[2] * 3 / 4
 
 
-def test_draw_confusion_matrix_is_darker_for_a_larger_part_of_the_row():
+def test_confusion_picture_is_darker_for_a_larger_part_of_the_row():
     counts = torch.zeros(25, 25, dtype=torch.int64)
     counts[3, :4] = torch.tensor([50, 25, 15, 10])
     picture = draw_confusion_matrix(counts, make_names(25))
@@ -102,7 +102,7 @@ def test_draw_confusion_matrix_is_darker_for_a_larger_part_of_the_row():
     assert shades == [int(255 - 205 * part) for part in (0.5, 0.25, 0.15, 0.1)]
 
 
-def test_draw_confusion_matrix_shows_parts_of_a_row_not_totals():
+def test_confusion_picture_shows_parts_of_a_row_not_totals():
     counts = torch.arange(1, 626).reshape(25, 25)
     totals = torch.arange(1, 26)[:, None]
     assert torch.equal(
@@ -110,12 +110,12 @@ def test_draw_confusion_matrix_shows_parts_of_a_row_not_totals():
     )
 
 
-def test_draw_confusion_matrix_of_a_class_without_examples_is_white():
+def test_confusion_picture_of_a_class_without_examples_is_white():
     counts = torch.zeros(25, 25, dtype=torch.int64)
     assert not bool(find_shaded(draw_confusion_matrix(counts, make_names(25))).any())
 
 
-def test_draw_confusion_matrix_writes_counts_up_to_twenty_classes():
+def test_confusion_picture_writes_counts_up_to_twenty_classes():
     def ink(num_classes):
         counts = torch.full((num_classes, num_classes), 8)
         return int((draw_confusion_matrix(counts, make_names(num_classes))[:, 30:, 30:] < 40).all(0).sum())
@@ -124,6 +124,6 @@ def test_draw_confusion_matrix_writes_counts_up_to_twenty_classes():
     assert ink(MAX_LABELLED_CLASSES + 1) == 0
 
 
-def test_draw_confusion_matrix_takes_long_make_names():
+def test_confusion_picture_accepts_long_names():
     picture = draw_confusion_matrix(torch.eye(3, dtype=torch.int64), ["x" * 300, "ὑπερβολή", ""])
     assert picture.shape == draw_confusion_matrix(torch.eye(3, dtype=torch.int64), make_names(3)).shape
