@@ -112,7 +112,7 @@ def run(cell: Cell, number: int) -> tuple[int, str]:
     if STOPPED.is_set():  # it lay in the pool's queue already
         return 130, "not begun"
     line = ""
-    os.environ["SAM_RUNNER_CELL"] = str(number)  # which of several GPUs
+    os.environ["SAM_RUNNER_JOB"] = str(number)  # which of several GPUs
     for command in cell.commands:
         if command[0] == "sam-eval" and (cell.folder / "config.yaml").is_file():
             continue  # what goes on has its labels

@@ -95,7 +95,7 @@ def records(folders: Iterable[Path]) -> list[Record]:
             elif Path(folder).parent.name == NOT_STARTED and "status.json" in files:
                 path = Path(folder)
                 status = _object(path / "status.json")
-                state, error, cell = (str(status.get(key, "")) for key in ("status", "error", "cell"))
+                state, error, cell = (str(status.get(key, "")) for key in ("status", "error", "job"))
                 found.setdefault(path.resolve(), Record(path, {}, 0, state, {}, error, cell))
     return list(found.values())
 
@@ -115,7 +115,7 @@ def _record(folder: Path) -> Record:
         state,
         result.get("final", {}) if finished else {},
         str(status.get("error", "")),
-        str(status.get("cell", "")),
+        str(status.get("job", "")),
         config,
     )
 
