@@ -216,7 +216,7 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "data": DATA_SETS,
     "noise": NOISES,
     "augment": (AugmentConfig,),
-    "model": MODELS,
+    "model": (ModelConfig, *MODELS),
     "optimizer": METHODS,
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,

@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Sequence
+from dataclasses import fields
 from hashlib import sha256
 from pathlib import Path
 
@@ -93,7 +94,7 @@ def read_config(folder: Path) -> ExperimentConfig:
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration")
-    missing = [name for name in ExperimentConfig.__dataclass_fields__ if name not in settings]
+    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name not in settings]
     if missing:
         raise InputError(f"{path} lacks {', '.join(missing)}")
     try:
