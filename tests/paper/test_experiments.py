@@ -10,7 +10,7 @@ from sam_runner.config.hydra import compose_example
 from sam_runner.paper.rows import describe_target, load_rows
 from sam_runner.reports.results import load_results
 from sam_runner.runs.load import restore_run
-from tests.helpers import TINY, config_of, invoke, train_tiny
+from tests.helpers import TINY, config_of, invoke, job_config, train_tiny
 
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 SMALL = (
@@ -157,8 +157,8 @@ def test_two_searches_in_one_sweep_are_refused(tmp_path, monkeypatch, capsys):
 
 def test_mixups_alpha_is_searched_for_sgd_as_in_the_papers_column():
     words = ["experiment=label_noise", "search=mixup", "data.root=x"]
-    assert config_of(*words).optimizer.name == "sgd"
-    assert config_of(*words, "optimizer=sam").optimizer.rho == 0.1
+    assert job_config(*words).optimizer.name == "sgd"
+    assert job_config(*words, "optimizer=sam").optimizer.rho == 0.1
 
 
 @pytest.mark.parametrize(
