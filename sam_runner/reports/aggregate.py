@@ -6,15 +6,14 @@ import numpy as np
 import pandas as pd
 
 from sam_runner.config.optimizer import OptimizerConfig
-from sam_runner.reports.results import RUN_COLUMNS
+from sam_runner.reports.results import setting_columns
 
 SHARED_OPTIMIZER_KEYS = {f"optimizer.{entry.name}" for entry in dataclasses.fields(OptimizerConfig)}
 
 
 def varying_settings(results: pd.DataFrame) -> list[str]:
     """Return the settings that have more than one value in a table of `results_frame`."""
-    settings = results.columns[: results.columns.get_indexer([RUN_COLUMNS[0]])[0]]
-    return [name for name in settings if results[name].nunique(dropna=False) > 1]
+    return [name for name in setting_columns(results) if results[name].nunique(dropna=False) > 1]
 
 
 def informative_settings(runs: pd.DataFrame) -> list[str]:
@@ -62,9 +61,10 @@ def aggregate(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     Returns:
         Columns n (seeds that have the metric), mean (NaN for n = 0) and half_width (NaN for n < 2), indexed by group.
     """
-    summary = runs.groupby("group")[metric].agg(n="count", mean="mean", half_width="std")
-    summary["half_width"] *= student_t(summary["n"] - 1) / np.sqrt(summary["n"])
-    return summary
+    values = runs.groupby("group")[metric]
+    n = values.count()
+    half_width: pd.Series = student_t(n - 1) * values.std() / np.sqrt(n)
+    return pd.DataFrame({"n": n, "mean": values.mean(), "half_width": half_width})
 
 
 def student_t(degrees_of_freedom: pd.Series) -> pd.Series:

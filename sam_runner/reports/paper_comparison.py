@@ -71,7 +71,7 @@ def compare_with_paper(folders: Sequence[Path], table: str) -> PaperComparison:
             f"no run in {', '.join(map(str, folders))} belongs to {table}\n"
             f"  train one: sam-train {' '.join(rows[0].command(rows[0].optimizers[0]))}"
         )
-    lines, matched = [], set[Path]()
+    lines, matched = list[list[str]](), set[Path]()
     for row in rows:
         fitting = [run for run in runs if run.config is not None and row.matches(run.config)]
         for optimizer in row.optimizers:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pandas as pd
 
 from sam_runner.reports.aggregate import aggregate, group_over_seeds, informative_settings
-from sam_runner.reports.results import RUN_COLUMNS, load_results
+from sam_runner.reports.results import load_results, metric_columns
 from sam_runner.reports.tables import column_title, format_value, markdown_table, text_table
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
@@ -45,7 +45,7 @@ class Report:
     @property
     def metrics(self) -> list[str]:
         """The metrics that runs have; empty before a run has finished."""
-        return list(self.results.columns[self.results.columns.get_indexer([RUN_COLUMNS[-1]])[0] + 1 :])
+        return metric_columns(self.results)
 
     @cached_property
     def runs(self) -> pd.DataFrame:
@@ -76,20 +76,19 @@ class Report:
         """The group with the best mean of `selection_metric`; None where fewer than two groups have it."""
         if self.runs.empty:
             return None
-        means = aggregate(self.runs, self.selection_metric)["mean"].dropna()
-        return int((ranking_sign(self.selection_metric) * means).idxmax()) if len(means) > 1 else None
+        scores = ranking_sign(self.selection_metric) * aggregate(self.runs, self.selection_metric)["mean"].dropna()
+        return int(scores.index.to_list()[scores.argmax()]) if len(scores) > 1 else None
 
     @cached_property
     def table(self) -> pd.DataFrame:
         """The table of the report as text, one row a group; the best mean has a star."""
-        seeds = self.runs.groupby("group")["seed"].agg(lambda seeds: " ".join(map(str, seeds)))
         rows = [
             {column_title(name): format_value(row[name], name) for name in self.settings}
             | {
                 self.metric: f"{row['mean']:.4f}{'*' * (group == self.best)}" if row["n"] else "-",
                 "95% interval": f"± {row['half_width']:.4f}" if row["n"] > 1 else "-",
                 "n": str(row["n"]),
-                "seeds": seeds[group],
+                "seeds": " ".join(map(str, self.runs.loc[self.runs["group"] == group, "seed"])),
             }
             for group, row in self.groups.to_dict("index").items()
         ]

@@ -107,7 +107,7 @@ def results_frame(runs: Iterable[RunRecord]) -> pd.DataFrame:
     """
     runs = list(runs)
     settings = pd.DataFrame([report_settings(run.config) if run.config else {} for run in runs])
-    settings = settings[sorted(settings, key=lambda name: (name != "optimizer", name))]
+    settings = settings[sorted(map(str, settings), key=lambda name: (name != "optimizer", name))]
     facts = [
         (
             run.config.seed if run.config else None,
@@ -121,8 +121,18 @@ def results_frame(runs: Iterable[RunRecord]) -> pd.DataFrame:
     ]
     columns = pd.DataFrame(facts, columns=RUN_COLUMNS, dtype=object).astype({"seed": "Int64"})
     metrics = pd.DataFrame([dict(run.metrics) for run in runs])
-    metrics = metrics[sorted(set(metrics) - {*settings})]  # lr and rho are also metrics
+    metrics = metrics[sorted({*map(str, metrics)} - {*settings})]  # lr and rho are also metrics
     return pd.concat([settings, columns, metrics], axis=1)
+
+
+def setting_columns(results: pd.DataFrame) -> list[str]:
+    """Return the columns of a table of `results_frame` that are settings."""
+    return [str(name) for name in results.columns[: list(results.columns).index(RUN_COLUMNS[0])]]
+
+
+def metric_columns(results: pd.DataFrame) -> list[str]:
+    """Return the columns of a table of `results_frame` that are metrics."""
+    return [str(name) for name in results.columns[list(results.columns).index(RUN_COLUMNS[-1]) + 1 :]]
 
 
 def load_results(*folders: Path | str) -> pd.DataFrame:
