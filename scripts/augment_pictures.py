@@ -14,7 +14,7 @@ from PIL import Image
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import Images
-from sam_runner.data.loader import IMAGENET, Loader
+from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader
 from sam_runner.training.pictures import image_grid
 
 BASIC = {"pad": 4, "flip": True}
@@ -34,12 +34,12 @@ IMAGES, EPOCHS = 8, 4
 
 def draw(data: Images, augmentation: AugmentConfig, path: Path) -> None:
     """A row of the images as they are, and one for each epoch, in the same order."""
-    options = {"batch_size": IMAGES, "normalisation": IMAGENET, "device": torch.device("cpu")}
-    plain, loader = Loader(data, **options), Loader(data, augmentation=augmentation, **options)
-    rows = [plain.pixels(next(plain.epoch()).images)]
+    options = {"batch_size": IMAGES, "normalisation": IMAGENET_NORMALISATION, "device": torch.device("cpu")}
+    plain, loader = ImageLoader(data, **options), ImageLoader(data, augmentation=augmentation, **options)
+    rows = [plain.denormalise(next(plain.epoch()).images)]
     for epoch in range(EPOCHS):
         examples = next(loader.epoch(epoch))
-        rows.append(loader.pixels(examples.images)[examples.indices.argsort()])
+        rows.append(loader.denormalise(examples.images)[examples.indices.argsort()])
     picture = image_grid(torch.cat(rows), columns=IMAGES, min_side=50)
     pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
@@ -59,7 +59,7 @@ def main() -> None:
     for name, augmentation in AUGMENTATIONS.items():
         draw(chosen, augmentation, arguments.out / f"augment_{name}.png")
     if arguments.large:
-        large = image_folder(root=arguments.large, image_size=56, storage="disk", centre=0.875).train
+        large = image_folder(root=arguments.large, image_size=56, storage="disk", eval_crop_ratio=0.875).train
         inception = AugmentConfig(flip=True, crop_scale_min=0.08)
         draw(large.subset(torch.arange(IMAGES)), inception, arguments.out / "augment_inception.png")
 

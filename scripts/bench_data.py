@@ -21,8 +21,8 @@ from torchvision.transforms import v2
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageFiles, image_set
-from sam_runner.data.loader import IMAGENET, Loader, Normalisation
-from sam_runner.utils.hardware import decoding_workers, set_up
+from sam_runner.data.loader import IMAGENET, Normalisation
+from sam_runner.utils.hardware import choose_num_workers, configure_torch
 
 BATCH = 256
 
@@ -136,7 +136,7 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
     ]
     report.table(f"JPEG files to 224 pixels, one core ({origin})", ["way", "images/s"], rows)
     report.check("JPEG to 224 pixels over PIL's RandomResizedCrop, one core", gain, 1.5, at_most=False)
-    workers = max(decoding_workers(torch.device("cuda")), 1)
+    workers = max(choose_num_workers(torch.device("cuda")), 1)
     many = files.subset(torch.arange(len(paths)).repeat(max(1, 256 * workers // len(paths))))
     loader = Loader(
         many, batch_size=128, normalisation=IMAGENET, device=device, augmentation=augmentation, num_workers=workers,
@@ -159,7 +159,7 @@ def main() -> int:
     parser.add_argument("--images", type=Path, help="folder of JPEG files, instead of made ones")
     options = parser.parse_args()
     device = torch.device(options.device)
-    set_up(device)
+    configure_torch(device)
     report = Report("The data path", device)
     rounds = 3 if options.quick else 7
     in_memory(report, rounds, device)

@@ -40,10 +40,10 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
         objective = Objective(model, F.cross_entropy)
         if parallel:
-            ranks = DistributedContext(distributed.get_rank(), distributed.get_world_size())
+            context = DistributedContext(distributed.get_rank(), distributed.get_world_size())
             wrapped = DistributedDataParallel(model)
-            objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, ranks=ranks)
-        step = SamStep(objective, optimizer, sync_perturbation=kind == "SAM, common eps")
+            objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, context=context)
+        step = SamStep(objective, optimizer, Sam(sync_perturbation=kind == "SAM, common eps"))
         batch = Batch(torch.randn(batch_size, *shape), torch.arange(batch_size) % 10)
         rho = 0.0 if kind == "SGD" else RHO
         contenders[kind] = lambda step=step, batch=batch, rho=rho: step(batch, rho)

@@ -22,9 +22,10 @@ from sam_runner.distributed.context import SINGLE_PROCESS
 from sam_runner.models.resnet_cifar import ResNetCifar
 from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.models.wide_resnet import WideResNet
-from sam_runner.sam.objective import Batch, Evaluation, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.objective import Evaluation, Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.utils.hardware import set_up
+from sam_runner.utils.hardware import configure_torch
 
 SGD = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}  # so small a rate that no weight runs away while we measure
 RHO = 0.05
@@ -100,7 +101,7 @@ class _Given:
 
     def __init__(self, params: list[nn.Parameter], grads: list[Tensor]) -> None:
         self.params, self.grads, self.device = params, grads, params[0].device
-        self.ranks = self.shards = SINGLE_PROCESS
+        self.context = self.shards = SINGLE_PROCESS
         self.first = [grad.clone() for grad in grads]
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
         self.statistics = SimpleNamespace(single_statistics_update=_nothing, snapshot=lambda: None)
@@ -110,11 +111,11 @@ class _Given:
         return [batch]
 
     def gradient(
-        self, batch: Batch, *, at_w: bool, create_graph: bool = False, reduce: bool = False
-    ) -> tuple[Evaluation, list[Tensor]]:
-        return self.at, list(self.first)
+        self, batch: Batch, *, update_statistics: bool, create_graph: bool, shaken: bool, reduce: bool
+    ) -> tuple[Evaluation, list[Tensor], list[bool]]:
+        return self.at, list(self.first), [True] * len(self.first)
 
-    def backward(self, batch: Batch, share: float, *, at_w: bool, reduce: bool) -> Evaluation:
+    def backward(self, batch: Batch, share: float, *, update_statistics: bool, reduce: bool) -> Evaluation:
         for param, grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
         return self.at
@@ -251,14 +252,14 @@ class Case:
             return copy.deepcopy(self.model), self.batch
         layout = torch.channels_last
         return copy.deepcopy(self.model).to(memory_format=layout), Batch(
-            self.batch.images.contiguous(memory_format=layout), self.batch.labels
+            self.batch.inputs.contiguous(memory_format=layout), self.batch.targets
         )
 
     def _backward(self, model: nn.Module, dtype: torch.dtype | None, batch: Batch | None = None) -> None:
         batch = batch or self.batch
         with torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None):
-            logits = model(batch.images)
-        F.cross_entropy(logits.float(), batch.labels).backward()
+            logits = model(batch.inputs)
+        F.cross_entropy(logits.float(), batch.targets).backward()
 
 
 def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
@@ -388,7 +389,7 @@ def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
-    set_up(device)  # the allocator as in sam-train, for the rivals too
+    configure_torch(device)  # the allocator as in sam-train, for the rivals too
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")

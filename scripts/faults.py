@@ -30,13 +30,13 @@ from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_runner.commands import train as train_command
-from sam_runner.data.loader import Loader
+from sam_runner.data.loader import ImageLoader
 from sam_runner.runs.logging import Tracker
 from sam_runner.training import checkpoints, loop
 from sam_runner.training import state as run
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils import files
-from sam_runner.utils.manifest import manifest_fault
+from sam_runner.utils.manifest import check_manifest
 
 torch.set_num_threads(1)
 LIMIT = 30.0  # seconds that any process may take
@@ -318,13 +318,13 @@ def no_cut() -> None:
 
 def no_epoch() -> None:
     """M4: each process counts its epochs from the first."""
-    original, seen = Loader.epoch, Counter()
+    original, seen = ImageLoader.epoch, Counter()
 
     def epoch(self, _=0, start=0):
         seen[id(self)] += 1
         return original(self, seen[id(self)] - 1, start)
 
-    Loader.epoch = epoch
+    ImageLoader.epoch = epoch
 
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
@@ -433,13 +433,13 @@ def damages(folder: Path, draws: random.Random, flips: int) -> tuple[int, int, i
         bit = draws.randrange(8 * len(content))
         damaged[bit // 8] ^= 1 << bit % 8
         copy.write_bytes(damaged)
-        found += manifest_fault(copy.with_suffix(".json")) is not None
+        found += check_manifest(copy.with_suffix(".json")) is not None
     copy.write_bytes(content)
     cut = 0
     with open(copy, "r+b") as handle:
         for length in reversed(range(len(content))):
             handle.truncate(length)
-            cut += manifest_fault(copy.with_suffix(".json")) is not None
+            cut += check_manifest(copy.with_suffix(".json")) is not None
     return found, flips, cut, len(content)
 
 

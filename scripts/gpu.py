@@ -25,10 +25,11 @@ from torch import nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
 
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.utils.hardware import set_up
+from sam_runner.utils.hardware import configure_torch
 
 ROOT = Path(__file__).resolve().parent.parent
 CASES = [
@@ -206,7 +207,7 @@ def case(
 ):
     """A row: one model by one route."""
     model, batch = network(name, batch_size, side, classes, device)
-    flops = forward_flops(model, batch.images[:1])
+    flops = forward_flops(model, batch.inputs[:1])
     optimizer, step = sam_step(model, route, device)
     for rho in (0.05, 0.0):
         for _ in range(5):
@@ -298,7 +299,7 @@ def main() -> int:
     if device.type == "cuda" and not torch.cuda.is_available():
         print("error: there is no CUDA device; --device cpu rehearses", file=sys.stderr)
         return 2
-    set_up(device)
+    configure_torch(device)
     if options.compile:
         ((_, *sizes),) = (entry for entry in (CASES if device.type == "cuda" else TINY) if entry[0] == options.compile)
         model, batch = network(options.compile, *sizes, device)

@@ -11,13 +11,13 @@ from bench_startup import command
 from bench_step import Case, arithmetic
 from measuring import Report, ratio, take_turns
 
-from sam_runner.utils.hardware import set_up
+from sam_runner.utils.hardware import configure_torch
 
 
 def main() -> int:
     """Measure and judge."""
     device = torch.device("cpu")
-    set_up(device)  # without it the kernel's zeroing of pages is what one measures
+    configure_torch(device)  # without it the kernel's zeroing of pages is what one measures
     report = Report("Guard", device)
     _, ratios = arithmetic("WRN-28-10", 7, device)
     report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)

@@ -33,7 +33,7 @@ def config_of(*overrides):
 
 def job_config(*overrides):
     """Validated settings of a sweep's job."""
-    return load_experiment(plain_settings(compose_settings(overrides)), overrides, multirun=True)
+    return load_experiment(plain_settings(compose_settings(overrides)), multirun=True)
 
 
 def train_tiny(folder, *overrides):

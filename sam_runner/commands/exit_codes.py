@@ -5,7 +5,7 @@ import sys
 from collections.abc import Callable
 
 from sam_runner.utils.console import log_to_console, print_error
-from sam_runner.utils.errors import InputError, Stopped, TrainingError
+from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
 
 DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
@@ -28,10 +28,12 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     except TrainingError as error:
         print_error(str(error))
         return FAILED
-    except Stopped as stopped:
+    except RunInterrupt as stopped:
         return stopped.code
     except KeyboardInterrupt:
         return INTERRUPTED
+    except SystemExit as stop:  # argparse, after --help
+        return stop.code if isinstance(stop.code, int) else DONE
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE

@@ -5,13 +5,13 @@ import signal
 import sys
 from collections.abc import Callable
 from contextlib import ExitStack
-from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from sam_runner.commands.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
-from sam_runner.utils.console import end_at_once, is_first, print_error, report_exception, several
+from sam_runner.runs.status import new_call_name
+from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
 from sam_runner.utils.errors import InputError, RankError
 from sam_runner.utils.files import CONF
 
@@ -19,10 +19,10 @@ from sam_runner.utils.files import CONF
 def main() -> int:
     """Run `sam-train`. Returns the exit code."""
     code = run_command(train)
-    if several():
-        from sam_runner.distributed.torchrun import leave
+    if is_distributed():
+        from sam_runner.distributed.torchrun import leave_process_group
 
-        leave()
+        leave_process_group()
     return code
 
 
@@ -59,12 +59,11 @@ def train(arguments: list[str]) -> int:
 
 def _name_this_call() -> None:
     """Give this call of the command a unique name, the same one on every process of torchrun."""
-    now = datetime.now()
-    os.environ.setdefault("SAM_RUNNER_STARTED", f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}")
-    if several():
-        from sam_runner.distributed.torchrun import agreed
+    os.environ.setdefault("SAM_RUNNER_STARTED", new_call_name())
+    if is_distributed():
+        from sam_runner.distributed.torchrun import broadcast_from_main
 
-        os.environ["SAM_RUNNER_STARTED"] = agreed("started", os.environ["SAM_RUNNER_STARTED"])
+        os.environ["SAM_RUNNER_STARTED"] = broadcast_from_main("started", os.environ["SAM_RUNNER_STARTED"])
 
 
 def _run_single(line: CommandLine) -> int:
@@ -127,10 +126,14 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
 
 def _run_sweep(line: CommandLine) -> int:
     """Run all jobs, then print what became of them and write the report. Returns the exit code."""
+    from omegaconf import OmegaConf
+
     from sam_runner.config import hydra_guard, launchers
+    from sam_runner.config.experiment import check_setting
     from sam_runner.sweeps import status as sweep_status
 
     hydra_guard.require_values([word for word in line.overrides if "=" in word])
+    typed = {word.lstrip("+").partition("=")[0] for word in line.overrides}
     folder: Path | None = None
     dry, ended, codes = False, sweep_status.Ended(), list[int]()
     with ExitStack() as stack:
@@ -141,8 +144,11 @@ def _run_sweep(line: CommandLine) -> int:
             if folder is not None:
                 ended.listen()  # Ray has taken SIGTERM when it started
                 return
-            if several() and launchers.in_subprocesses(config.hydra):
+            if is_distributed() and launchers.in_subprocesses(config.hydra):
                 raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
+            for name in sorted(typed):  # swept settings are checked in their jobs
+                if name in config or "." in name:
+                    check_setting(name, OmegaConf.select(config, name))
             launchers.prepare(config.hydra)
             folder, dry = Path(config.hydra.sweep.dir), config.dry_run
             if not launchers.in_subprocesses(config.hydra):
@@ -164,13 +170,13 @@ def _run_sweep(line: CommandLine) -> int:
             print_error(f"{type(error).__name__}: {error}".splitlines()[0])
             code = FAILED
         finally:
-            cells = [] if dry or folder is None or not is_first() else sweep_status.cells(folder)
+            cells = [] if dry or folder is None or not is_main_process() else sweep_status.cells(folder)
             for cell in cells:
                 if cell.state in sweep_status.FAILURES:
                     print_error(f"{cell.state}: {cell.name}\n  {cell.error.splitlines()[0] if cell.error else ''}")
-            if folder is not None and is_first():
+            if folder is not None and is_main_process():
                 sweep_status.tidy(folder)
-    if folder is not None and not dry and is_first():
+    if folder is not None and not dry and is_main_process():
         from sam_runner.reports.report import write_sweep_report
 
         write_sweep_report(folder)
@@ -207,7 +213,7 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
     except BrokenPipeError:
         raise
     except RankError as error:
-        end_at_once(error)
+        exit_immediately(error)
     except Exception as error:
         report_exception(error)
         return BAD_INPUT if isinstance(error, InputError) else FAILED

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from sam_runner.commands.arguments import Parser, path
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, run_command
-from sam_runner.utils.manifest import manifest_fault
+from sam_runner.utils.manifest import check_manifest
 from sam_runner.utils.safe_load import holds_only_tensors
 
 
@@ -48,7 +48,7 @@ def _fault(file: Path) -> str | None:
     manifest = file.with_suffix(".json")
     if not manifest.is_file():
         return "there is no such file" if not file.is_file() else "has no manifest (it was never completed)"
-    fault = manifest_fault(manifest)
+    fault = check_manifest(manifest)
     if fault is None and not holds_only_tensors(file):
         return "holds more than tensors and plain types"
     return fault

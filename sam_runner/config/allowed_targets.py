@@ -3,6 +3,7 @@
 import os
 from typing import Any
 
+from sam_runner.config.keys import REQUIRED
 from sam_runner.utils.errors import InputError
 
 ALLOWED = (
@@ -50,6 +51,8 @@ def require_allowed_targets(node: Any) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "_target_":
+                if value == REQUIRED:
+                    continue  # refused with the name of its group when the settings are built
                 require_trusted_name(str(value))
             elif str(key).startswith("_") and str(key).endswith("_"):
                 raise InputError(f"{key} is not supported in a configuration")

@@ -49,7 +49,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
         if isinstance(value, str) and value == REQUIRED:
             raise InputError(f"{prefix}{name} has to be given: {prefix}{name}=...")
         arguments[name] = convert(value, hints[name], f"{prefix}{name}")
-        _require_in_range(arguments[name], entry.metadata["key"], f"{prefix}{name}")
+        require_in_range(arguments[name], entry.metadata["key"], f"{prefix}{name}")
     if unknown:
         arguments["own_arguments"] = {name: _plain(value) for name, value in unknown.items()}
     return kind(**arguments)
@@ -114,7 +114,12 @@ def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
     raise InputError(f"{name}={_shown(value)} is not known\n  accepted: {', '.join(words)}{hint}")
 
 
-def _require_in_range(value: Any, facts: Key, name: str) -> None:
+def require_in_range(value: Any, facts: Key, name: str) -> None:
+    """Refuse a number, or an entry of a list, outside the accepted range.
+
+    Raises:
+        InputError: Naming the range.
+    """
     if facts.range is None or value is None:
         return
     if isinstance(value, tuple):

@@ -40,7 +40,7 @@ class DataConfig(Component):
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def decoding_workers(self) -> int | None:
+    def choose_num_workers(self) -> int | None:
         """Processes that decode image files; None: the number is chosen from the number of cores."""
         return None
 
@@ -113,7 +113,7 @@ class ImageFolderConfig(DataConfig):
     )
 
     @property
-    def decoding_workers(self) -> int | None:
+    def choose_num_workers(self) -> int | None:
         """Processes that decode image files; None: the number is chosen from the number of cores."""
         return self.num_workers
 

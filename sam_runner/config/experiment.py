@@ -9,10 +9,10 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, get_type_hints
 
 from sam_runner.config.allowed_targets import require_allowed_targets
-from sam_runner.config.convert import build
+from sam_runner.config.convert import build, convert, require_in_range
 from sam_runner.config.data import DATA_SETS, NOISES, AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.keys import (
     AT_LEAST_ONE,
@@ -247,6 +247,20 @@ def load_experiment(
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
     check_rules(config, typed, multirun=multirun)
     return config
+
+
+def check_setting(name: str, value: Any) -> None:
+    """Validate the value of one setting outside the groups with options, e.g. ``epochs`` or ``checkpoint.keep``.
+
+    Raises:
+        InputError: Where its type or range is wrong.
+    """
+    for known, facts, _ in walk(ExperimentConfig()):
+        if known == name and known.partition(".")[0] not in GROUPS:
+            owner: type[Any] = ExperimentConfig
+            for part in name.split(".")[:-1]:
+                owner = get_type_hints(owner)[part]
+            require_in_range(convert(value, get_type_hints(owner)[name.rpartition(".")[2]], name), facts, name)
 
 
 def _with_absolute_paths(settings: Any) -> Any:

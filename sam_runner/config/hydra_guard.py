@@ -11,10 +11,13 @@ from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
+from sam_runner.config.help import options
 from sam_runner.config.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import CONF
 
 FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
     "callbacks": (None, {}),
@@ -91,7 +94,13 @@ def require_values(overrides: Sequence[str]) -> None:
         InputError: Naming the override.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
-        if override.is_discrete_sweep() and not any(True for _ in override.sweep_iterator()):
+        if not override.is_discrete_sweep():
+            continue
+        if isinstance(override.value(), Glob):  # stands for options of a group, which Hydra looks up
+            empty = override.key_or_group not in options(CONF)
+        else:
+            empty = not any(True for _ in override.sweep_iterator())
+        if empty:
             raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, as key=1,2")
 
 

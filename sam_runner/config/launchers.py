@@ -95,15 +95,15 @@ def register() -> None:
 
 
 def _cells_at_once() -> int:
-    from sam_runner.utils.hardware import cells_at_once
+    from sam_runner.utils.hardware import choose_num_parallel_jobs
 
-    return cells_at_once(_gpus(), _cores())
+    return choose_num_parallel_jobs(_gpus(), _cores())
 
 
 def _cores() -> int:
-    from sam_runner.utils.hardware import usable_cores
+    from sam_runner.utils.hardware import count_usable_cores
 
-    return usable_cores()
+    return count_usable_cores()
 
 
 def _gpus() -> int:

@@ -1,4 +1,4 @@
-"""Batches that worker processes prepare ahead of the training: files are decoded, policies drawn for each image."""
+"""Prepare batches on the CPU ahead of training, in worker processes: decode files, apply policies."""
 
 import atexit
 import random
@@ -11,65 +11,64 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from sam_runner.config.data import AugmentConfig
-from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, windows
-from sam_runner.data.augment.policy import apply_policy, policy_of
-from sam_runner.data.decode import centre_box, random_box, read_part
+from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfold_crops
+from sam_runner.data.augment.policy import apply_policy, build_policy
+from sam_runner.data.decode import centre_crop_box, random_crop_box, read_crop
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
-from sam_runner.utils.signals import end_workers, held_back, ignore_in_worker
+from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, kill_data_workers
 
 Key = tuple[int, int]  # epoch and index of an example
 
 
-class _Prepared(Dataset[Tensor]):
-    """Images by (epoch, index): what a worker has to know is in the key, so workers can stay alive between epochs.
+class _PreparedImages(Dataset[Tensor]):
+    """Images by (epoch, index). The key holds all that changes between epochs, so workers live as long as the run.
 
     Args:
-        data: The set.
-        augmentation: What is done here: the parts of files, and with a policy crop, flip and the policy.
-        fill: See `policy_of`.
-        seed: Of what is drawn.
+        data: Image set.
+        augmentation: Sets the random crop of files and, with a policy, crop, flip and the policy.
+        fill: See `build_policy`.
+        seed: Seed of the random transformations.
     """
 
     def __init__(self, data: Images, augmentation: AugmentConfig, fill: Sequence[float], seed: int) -> None:
         self._data, self._augmentation, self._seed = data, augmentation, seed
-        self._policy = policy_of(augmentation, fill)
-        self._table: tuple[int, Tensor] = (-1, torch.empty(0))  # of one epoch
+        self._policy = build_policy(augmentation, fill)
+        self._table: tuple[int, Tensor] = (-1, torch.empty(0))  # epoch and its uniform numbers
 
     def __getitems__(self, keys: list[Key]) -> Tensor | InputError:
-        """A batch of one epoch as one tensor; an error as a value, which a worker hands over as it is."""
+        """Return a batch of one epoch as one tensor, or an error as a value: DataLoader would change its message."""
         try:
             epoch, indices = keys[0][0], [index for _, index in keys]
-            images = self._read(epoch, indices)
+            images = self._read_batch(epoch, indices)
             if self._policy is None:
                 return images
             if self._table[0] != epoch:
                 self._table = epoch, draw_table(self._seed, epoch, len(self._data))
-            pad, pad_mode = self._augmentation.pad, self._augmentation.pad_mode
-            source, places = windows(images, pad, pad_mode), torch.arange(len(images))
-            images = crop_and_flip(source, places, self._table[1][indices], self._augmentation)
+            crops = unfold_crops(images, self._augmentation.pad, self._augmentation.pad_mode)
+            images = crop_and_flip(crops, torch.arange(len(images)), self._table[1][indices], self._augmentation)
             return apply_policy(images, self._policy, self._seed, epoch, indices)
         except InputError as error:
             return error
 
-    def _read(self, epoch: int, indices: list[int]) -> Tensor:
+    def _read_batch(self, epoch: int, indices: list[int]) -> Tensor:
         if isinstance(self._data, ImageSet):
             return self._data.images_NCHW[indices]
-        return torch.stack([self._decoded(self._data, epoch, index) for index in indices])
+        return torch.stack([self._read_file(self._data, epoch, index) for index in indices])
 
-    def _decoded(self, files: ImageFiles, epoch: int, index: int) -> Tensor:
+    def _read_file(self, files: ImageFiles, epoch: int, index: int) -> Tensor:
         crop_scale_min = self._augmentation.crop_scale_min
         if crop_scale_min is None:
-            choose = partial(centre_box, fraction=files.eval_crop_ratio)
+            choose_box = partial(centre_crop_box, fraction=files.eval_crop_ratio)
         else:
             draws = random.Random(derive_seed(self._seed, "crop", epoch, index))
-            choose = partial(random_box, crop_scale_min=crop_scale_min, draws=draws)
-        return read_part(files.root / files.paths[index], choose, files.image_size)
+            choose_box = partial(random_crop_box, crop_scale_min=crop_scale_min, draws=draws)
+        return read_crop(files.root / files.paths[index], choose_box, files.image_size)
 
 
-class _Order:
-    """The batches that are wanted next; read anew at the start of each epoch."""
+class _BatchSampler:
+    """Batch sampler whose batches are replaced at the start of each epoch."""
 
     def __init__(self) -> None:
         self.batches: list[list[Key]] = []
@@ -81,20 +80,20 @@ class _Order:
         return len(self.batches)
 
 
-def _as_it_is(batch: Any) -> Any:
+def _identity(batch: Any) -> Any:
     return batch
 
 
-class Stream:
-    """Prepared batches in a given order.
+class WorkerStream:
+    """Stream of batches that worker processes prepare.
 
     Args:
-        data: The set.
-        augmentation: See `_Prepared`.
-        fill: See `policy_of`.
-        seed: Of what is drawn.
-        num_workers: Processes that prepare; 0 prepares when a batch is asked for.
-        pin_memory: Hand over memory that a CUDA device can copy from without waiting.
+        data: Image set.
+        augmentation: See `_PreparedImages`.
+        fill: See `build_policy`.
+        seed: Seed of the random transformations.
+        num_workers: Number of worker processes; 0 prepares each batch in this process when it is requested.
+        pin_memory: Copy batches into pinned memory, for asynchronous copies to a CUDA device.
     """
 
     def __init__(
@@ -107,31 +106,33 @@ class Stream:
         num_workers: int,
         pin_memory: bool,
     ) -> None:
-        self._order = _Order()
+        self._sampler = _BatchSampler()
         self._loader: DataLoader[Tensor] = DataLoader(
-            _Prepared(data, augmentation, fill, seed),
-            batch_sampler=self._order,
-            collate_fn=_as_it_is,
+            _PreparedImages(data, augmentation, fill, seed),
+            batch_sampler=self._sampler,
+            collate_fn=_identity,
             num_workers=num_workers,
             pin_memory=pin_memory,
             persistent_workers=num_workers > 0,
             prefetch_factor=4 if num_workers else None,
-            worker_init_fn=ignore_in_worker,
-            generator=torch.Generator(),  # otherwise each epoch would draw from the generator of the dropout masks
+            worker_init_fn=ignore_stop_signals,
+            generator=torch.Generator(),  # by default each epoch draws from the generator of the dropout masks
         )
 
     def batches(self, epoch: int, indices: list[Tensor]) -> Iterator[Tensor]:
-        """Uint8 images (B, C, H, W) on the CPU for each entry of `indices`.
+        """Yield uint8 images (B, C, H, W) on the CPU for each entry of `indices`.
 
         Raises:
-            InputError: Where an image cannot be read, with its path.
+            InputError: If an image cannot be read; the message has its path.
         """
-        self._order.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
-        with held_back():  # a worker must not be killed before it ignores signals
-            decoded = iter(self._loader)
-        atexit.unregister(end_workers)  # what was registered last is called first: before torch's and multiprocessing's
-        atexit.register(end_workers)
-        for batch in decoded:
+        self._sampler.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
+        with block_stop_signals():  # a signal must not kill a worker before the worker ignores signals
+            prepared = iter(self._loader)
+        atexit.unregister(
+            kill_data_workers
+        )  # register anew: the last one registered runs before those of torch and multiprocessing
+        atexit.register(kill_data_workers)
+        for batch in prepared:
             if isinstance(batch, InputError):
-                raise InputError(str(batch))  # the error itself would keep this frame alive, and the workers
+                raise InputError(str(batch))  # a copy: the original would keep this frame and its workers alive
             yield batch

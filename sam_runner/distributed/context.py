@@ -1,7 +1,8 @@
-"""Processes that train one run together, as torchrun starts them: who they are, and what they tell each other.
+"""The processes of a data-parallel run, as torchrun starts them: ranks, collectives, and errors that name their rank.
 
-Data stay on the device (nccl on CUDA); what only the hosts have to know goes from host to host (gloo) and waits for no
-device. One process alone is `SINGLE_PROCESS`, for which everything here gives back what it was given.
+Tensors are reduced on their own device (nccl on CUDA). Python objects and flags of the CPU use a second process group
+(gloo), which does not synchronise with the device. `SINGLE_PROCESS` is the context of a run without torchrun: all
+collectives return their argument.
 """
 
 import contextlib
@@ -16,22 +17,23 @@ from torch import Tensor, distributed, nn
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
 T = TypeVar("T")
-BROKEN = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out", "NCCL", "Broken pipe")
-SETTLING = 5.0  # seconds in which the others can say what happened to them
+# Parts of the messages with which gloo and nccl report a lost connection.
+LOST_CONNECTION = ("gloo", "Connection closed by peer", "Connection reset by peer", "Timed out", "NCCL", "Broken pipe")
+ERROR_WAIT = 5.0  # seconds to wait until other ranks have reported their error
 
 
 @dataclass(frozen=True)
 class DistributedContext:
-    """The processes of a run, seen from one of them.
+    """One process's view of the processes that train a run together.
 
     Attributes:
-        rank: This process, from 0.
-        world_size: How many there are.
-        local_rank: This process among those of its machine, which is the number of its GPU.
-        local_world_size: How many are on this machine.
-        store: Where they leave notes, which does not depend on any of them answering; None for one process.
-        timeout: Seconds that they wait for each other.
-        hosts: Their group for what is not on a device.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        local_rank: Number of this process on its machine, from 0; also the number of its GPU.
+        local_world_size: Number of processes on this machine.
+        store: Key-value store of torch that works even if other processes do not respond; None for one process.
+        timeout: Seconds that a process waits for the others in a collective.
+        cpu_group: Process group (gloo) for Python objects and CPU tensors.
     """
 
     rank: int = 0
@@ -40,177 +42,186 @@ class DistributedContext:
     local_world_size: int = 1
     store: Any = None
     timeout: float = 0.0
-    hosts: Any = None
+    cpu_group: Any = None
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes: files, the log, the console."""
+        """Whether this is rank 0, the process that writes files, the log and the console."""
         return self.rank == 0
 
-    def local_part(self, whole: Tensor) -> Tensor:
-        """This rank's part of what they do together, consecutive; sizes differ by at most one."""
-        return whole if self.world_size == 1 else whole.tensor_split(self.world_size)[self.rank]
+    def local_part(self, batch: Tensor) -> Tensor:
+        """Return this rank's part of a tensor, split along dimension 0 into parts whose sizes differ by at most one."""
+        return batch if self.world_size == 1 else batch.tensor_split(self.world_size)[self.rank]
 
-    def batch_weight(self, num_own: int, num_all: int) -> float:
-        """What a mean over `num_own` examples counts in a mean over ranks that is to be one over `num_all` examples."""
-        return num_own * self.world_size / num_all
+    def batch_weight(self, num_local: int, num_total: int) -> float:
+        """Return the local batch size divided by the mean local batch size.
+
+        The mean over ranks of weighted local means is then the mean over all examples.
+
+        Args:
+            num_local: Number of examples of the batch on this rank.
+            num_total: Number of examples of the batch over all ranks.
+        """
+        return num_local * self.world_size / num_total
 
     def all_reduce_sum(self, tensor: Tensor) -> Tensor:
-        """Sum over the ranks, in place; of any device."""
+        """Replace a tensor on any device by its sum over ranks, in place, and return it."""
         if self.world_size > 1:
             distributed.all_reduce(tensor)
         return tensor
 
     def all_reduce_mean(self, tensors: Sequence[Tensor]) -> None:
-        """Mean over the ranks, in place, as one message; floating point, of one device."""
+        """Replace floating-point tensors of one device by their means over ranks, in place, in one message."""
         if self.world_size > 1 and tensors:
-            flat = (
-                self.all_reduce_sum(torch.cat([tensor.detach().flatten().double() for tensor in tensors]))
-                / self.world_size
-            )
-            parts = flat.split([tensor.numel() for tensor in tensors])
-            for tensor, part in zip(tensors, parts, strict=True):
+            flat = torch.cat([tensor.detach().flatten().double() for tensor in tensors])
+            mean = self.all_reduce_sum(flat) / self.world_size
+            for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
     def all_reduce_and(self, flags: Tensor) -> Tensor:
-        """Where a flag is set on every rank; bool, waits for no device."""
+        """Return where a bool tensor is true on every rank; does not synchronise with the device."""
         if self.world_size == 1:
             return flags
-        whole = flags.to(torch.float32)
-        distributed.all_reduce(whole, distributed.ReduceOp.MIN)
-        return whole > 0
+        minimum = flags.to(torch.float32)
+        distributed.all_reduce(minimum, distributed.ReduceOp.MIN)
+        return minimum > 0
 
     def all_reduce_max(self, *numbers: int) -> tuple[int, ...]:
-        """The largest of each number over the ranks: a signal that one of them has received, say."""
+        """Return the maximum of each number over ranks, e.g. of the number of a received signal."""
         if self.world_size == 1:
             return numbers
-        whole = torch.tensor(numbers)
-        distributed.all_reduce(whole, distributed.ReduceOp.MAX, group=self.hosts)
-        return tuple(whole.tolist())
+        maximum = torch.tensor(numbers)
+        distributed.all_reduce(maximum, distributed.ReduceOp.MAX, group=self.cpu_group)
+        return tuple(maximum.tolist())
 
     def all_gather(self, value: T) -> list[T]:
-        """The value of every rank, plain types and CPU tensors, by rank."""
+        """Return the values of all ranks in the order of ranks; a value consists of plain types and CPU tensors."""
         if self.world_size == 1:
             return [value]
         values: list[Any] = [None] * self.world_size
-        distributed.all_gather_object(values, value, group=self.hosts)
+        distributed.all_gather_object(values, value, group=self.cpu_group)
         return values
 
     def on_main(self, call: Callable[[], T]) -> T:
-        """What rank 0 gets from `call`, for all; where it raises, all raise.
+        """Call a function on rank 0 and return its result on every rank.
+
+        If it raises, every rank raises.
 
         Raises:
-            InputError: As rank 0 does; so with TrainingError.
-            RankError: Where rank 0 raises anything else.
+            InputError: If rank 0 raises one.
+            TrainingError: If rank 0 raises one.
+            RankError: If rank 0 raises any other exception.
         """
         if self.world_size == 1:
             return call()
         outcome: list[Any] = [None]
         if self.is_main:
             try:
-                outcome = [("good", call())]
+                outcome = [("result", call())]
             except (InputError, TrainingError) as error:
-                distributed.broadcast_object_list([_told(error)], group=self.hosts)
+                distributed.broadcast_object_list([_describe_error(error)], group=self.cpu_group)
                 raise
             except Exception as error:
                 raise self.attribute_error(error) from error
-        distributed.broadcast_object_list(outcome, group=self.hosts)
+        distributed.broadcast_object_list(outcome, group=self.cpu_group)
         kind, value = outcome[0]
-        if kind != "good":
-            raise _error(kind, 0, value)
+        if kind != "result":
+            raise _recreate_error(kind, 0, value)
         return value  # type: ignore[no-any-return]
 
     def on_all(self, call: Callable[[], T]) -> T:
-        """What each rank gets from `call`; where one raises, all raise.
+        """Call a function on every rank and return the rank's own result.
+
+        If it raises on one rank, every rank raises.
 
         Raises:
-            InputError: That of the first rank that raises one, with its number if others went well; so with
-                TrainingError.
-            RankError: Where a rank raises anything else.
+            InputError: If a rank raises one: that of the lowest such rank, with its number unless all ranks failed.
+            TrainingError: Likewise.
+            RankError: If a rank raises any other exception.
         """
         if self.world_size == 1:
             return call()
         result: list[T] = []
-        mine: tuple[str, str] | None = None
+        failure: tuple[str, str] | None = None
         cause: Exception | None = None
         try:
             result.append(call())
         except (InputError, TrainingError) as error:
-            mine, cause = _told(error), error
+            failure, cause = _describe_error(error), error
         except Exception as error:
             raise self.attribute_error(error) from error
-        everyone = self.all_gather(mine)
-        failed = {rank: told for rank, told in enumerate(everyone) if told is not None}
-        if not failed:
+        failures = {rank: entry for rank, entry in enumerate(self.all_gather(failure)) if entry is not None}
+        if not failures:
             return result[0]
-        rank, (kind, text) = next(iter(failed.items()))
-        raise _error(kind, rank if len(failed) < self.world_size else None, text) from cause
+        rank, (kind, text) = next(iter(failures.items()))
+        raise _recreate_error(kind, rank if len(failures) < self.world_size else None, text) from cause
 
     @contextlib.contextmanager
     def averaged_buffers(self, modules: Sequence[nn.Module]) -> Iterator[None]:
-        """Inside the body floating-point buffers (batch-norm statistics) are the means over the ranks.
+        """Average the floating-point buffers (batch-norm statistics) over ranks inside the body.
 
-        Afterwards they are each rank's own again, to the bit.
+        After the body each rank has its own buffers again, bit for bit.
         """
-        buffers = own_buffers(modules) if self.world_size > 1 else []
-        before = [buffer.clone() for buffer in buffers]
+        buffers = floating_point_buffers(modules) if self.world_size > 1 else []
+        originals = [buffer.clone() for buffer in buffers]
         self.all_reduce_mean(buffers)
         try:
             yield
         finally:
-            for buffer, old in zip(buffers, before, strict=True):
-                buffer.copy_(old)
+            for buffer, original in zip(buffers, originals, strict=True):
+                buffer.copy_(original)
 
     def attribute_error(self, error: Exception) -> Exception:
-        """The error with the rank that it began on; to be raised by every rank that fails on its own.
+        """Return the exception to raise on this rank, whose message names the rank where the failure began.
 
-        A rank whose connection broke looks for what the others left in the store: the first error, or which of them
-        does not answer any more.
+        A rank that lost its connection reads the first error that another rank wrote to the store, or finds the ranks
+        that do not respond. Any other exception is written to the store, if it is the first one.
         """
         if self.world_size == 1:
             return error
-        text = f"rank {self.rank}: {_told(error)[1]}"
-        with contextlib.suppress(Exception):  # whoever keeps the store may be gone too
-            if _is_broken(error):
-                return RankError(self._first_error())
+        text = f"rank {self.rank}: {_describe_error(error)[1]}"
+        with contextlib.suppress(Exception):  # the process that holds the store may have ended too
+            if _is_connection_error(error):
+                return RankError(self._find_first_error())
             if self.store.add("errors", 1) == 1:
                 self.store.set("first_error", text)
-        return RankError(text, own=True)
+        return RankError(text, is_local=True)
 
-    def _first_error(self) -> str:
+    def _find_first_error(self) -> str:
         self.store.set(f"waiting/{self.rank}", "")
-        end = time.monotonic() + SETTLING
+        end = time.monotonic() + ERROR_WAIT
         while time.monotonic() < end:
             if self.store.check(["first_error"]):
                 return str(self.store.get("first_error").decode())
             silent = [rank for rank in range(self.world_size) if not self.store.check([f"waiting/{rank}"])]
             time.sleep(0.1)
-        named = ", ".join(map(str, silent)) or "unknown"
-        return f"rank {named} does not answer: it was killed, or hung for rank_timeout={self.timeout:g} s"
+        ranks = ", ".join(map(str, silent)) or "unknown"
+        return f"rank {ranks} does not respond: it was killed, or blocked for rank_timeout={self.timeout:g} s"
 
 
 SINGLE_PROCESS = DistributedContext()
 
 
-def own_buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
-    """The floating-point buffers, which each rank moves by its own images."""
+def floating_point_buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
+    """Return the floating-point buffers of modules; in training they differ between ranks, as the local batches do."""
     return [buffer for module in modules for buffer in module.buffers() if buffer.is_floating_point()]
 
 
-def _told(error: Exception) -> tuple[str, str]:
-    """An error as others are told of it: its kind, and its message."""
+def _describe_error(error: Exception) -> tuple[str, str]:
+    """Return an exception's kind and message as strings, to send them to other ranks."""
     if isinstance(error, InputError | TrainingError):
         return type(error).__name__, str(error)
     return "RankError", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 
-def _error(kind: str, rank: int | None, text: str) -> Exception:
+def _recreate_error(kind: str, rank: int | None, text: str) -> Exception:
+    """Return the exception that `_describe_error` described on another rank."""
     kinds: dict[str, type[Exception]] = {"InputError": InputError, "TrainingError": TrainingError}
     return kinds[kind](text if rank in (None, 0) else f"rank {rank}: {text}")
 
 
-def _is_broken(error: Exception) -> bool:
-    """Whether an error says that another process does not answer."""
+def _is_connection_error(error: Exception) -> bool:
+    """Return whether an exception says that another process does not respond."""
     if isinstance(error, distributed.DistError):
         return True
-    return isinstance(error, RuntimeError) and any(word in str(error) for word in BROKEN)
+    return isinstance(error, RuntimeError) and any(word in str(error) for word in LOST_CONNECTION)

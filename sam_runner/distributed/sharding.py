@@ -1,4 +1,9 @@
-"""Weights in shards (FSDP2): each process keeps a part of every weight, of its gradient, of the optimizer's state."""
+"""Sharded weights (FSDP2): each process stores a part of every weight, of its gradient and of the optimizer's state.
+
+Checkpoints hold full tensors with the same names as an unsharded run's, so a run can continue with or without shards.
+`torch.distributed.checkpoint.state_dict` is not used for them: it keys the optimizer's state by parameter names, where
+an optimizer's own `state_dict` has numbers, and it drops the module versions of a model's state dictionary.
+"""
 
 from collections.abc import Mapping
 from copy import copy
@@ -7,72 +12,77 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-SMALLEST_UNIT = 1_000_000  # weights that are brought together at once, at least; our choice
+MIN_UNIT_PARAMS = 1_000_000  # the minimum number of parameters gathered at once; our choice
 
 
-def shard(model: nn.Module, smallest_unit: int = SMALLEST_UNIT) -> None:
-    """Split the weights of a network over the processes, in place; they come together unit by unit in each pass.
+def shard_model(model: nn.Module, min_unit_params: int = MIN_UNIT_PARAMS) -> None:
+    """Split the parameters of a network over the processes, in place.
 
-    A unit is a module of at least `smallest_unit` weights without such a module inside; the rest is one more.
+    Each forward and backward pass gathers them unit by unit. A unit is a module with at least `min_unit_params`
+    parameters that contains no such module; the parameters outside of units form one more.
     """
     from torch.distributed.fsdp import fully_shard
 
-    def visit(module: nn.Module) -> bool:
-        inside = [visit(child) for child in module.children()]
-        if any(inside):
+    def shard_units(module: nn.Module) -> bool:
+        """Shard the units inside a module, or the module as one unit; return whether there was any."""
+        contains_unit = [shard_units(child) for child in module.children()]
+        if any(contains_unit):
             return True
-        if sum(param.numel() for param in module.parameters()) < smallest_unit or module is model:
+        if sum(param.numel() for param in module.parameters()) < min_unit_params or module is model:
             return False
         fully_shard(module)
         return True
 
-    visit(model)
+    shard_units(model)
     fully_shard(model)
 
 
 def is_sharded(tensor: Tensor) -> bool:
-    """Whether this process has only a part of a tensor."""
+    """Return whether this process stores only a part of a tensor (a DTensor)."""
     return hasattr(tensor, "full_tensor")
 
 
-def local(tensor: Tensor) -> Tensor:
-    """The part that this process has, in the tensor's own memory; all of a tensor that is not sharded."""
+def to_local(tensor: Tensor) -> Tensor:
+    """Return this process's part of a sharded tensor, sharing its memory; any other tensor is returned itself."""
     return tensor.to_local() if is_sharded(tensor) else tensor  # type: ignore[attr-defined]
 
 
-def whole(state: Any) -> Any:
-    """A state dictionary with whole tensors on the CPU instead of parts; all processes have to call it."""
+def full_state(state: Any) -> Any:
+    """Return a state dictionary in which full tensors on the CPU replace sharded ones.
+
+    A collective: all processes must call it. Tensors that are not sharded are returned themselves.
+    """
     if isinstance(state, Tensor):
-        return state.full_tensor().cpu() if hasattr(state, "full_tensor") else state
+        return state.full_tensor().cpu() if is_sharded(state) else state  # type: ignore[attr-defined]
     if isinstance(state, dict):
-        found = copy(state)  # with the versions of a network's modules, which are an attribute
-        found.update((key, whole(value)) for key, value in state.items())
-        return found
+        result = copy(state)  # keeps the attribute `_metadata`, the versions of the network's modules
+        result.update((key, full_state(value)) for key, value in state.items())
+        return result
     if isinstance(state, list | tuple):
-        return type(state)(whole(value) for value in state)
+        return type(state)(full_state(value) for value in state)
     return state
 
 
-def distribute_like(state: Any, param: Tensor) -> Any:
-    """An entry of a `whole` state as this process has it: tensors of the parameter's shape are split as it is."""
-    if not is_sharded(param) or not isinstance(state, Tensor) or state.shape != param.shape:
-        return state
+def distribute_like(value: Any, param: Tensor) -> Any:
+    """Shard an entry of a full state like a parameter; an entry of another shape or type is returned itself."""
+    if not is_sharded(param) or not isinstance(value, Tensor) or value.shape != param.shape:
+        return value
     from torch.distributed.tensor import distribute_tensor
 
-    return distribute_tensor(state.to(param.device), param.device_mesh, param.placements)  # type: ignore[attr-defined]
+    return distribute_tensor(value.to(param.device), param.device_mesh, param.placements)  # type: ignore[attr-defined]
 
 
-def load_model(model: nn.Module, state: Mapping[str, Tensor]) -> None:
-    """Load a `whole` state into a network, sharded or not."""
+def load_full_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Load a full state dictionary into a network, sharded or not."""
     own = model.state_dict()
     model.load_state_dict({name: distribute_like(value, own.get(name, value)) for name, value in state.items()})
 
 
-def load_optimizer(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
-    """Load a `whole` state into an optimizer, whose parameters may be sharded."""
+def load_full_optimizer_state(optimizer: torch.optim.Optimizer, state: Mapping[str, Any]) -> None:
+    """Load a full state dictionary into an optimizer, whose parameters may be sharded."""
     params = [param for group in optimizer.param_groups for param in group["params"]]
     entries = {
-        number: {name: distribute_like(value, params[number]) for name, value in entry.items()}
-        for number, entry in state["state"].items()
+        index: {name: distribute_like(value, params[index]) for name, value in entry.items()}
+        for index, entry in state["state"].items()
     }
     optimizer.load_state_dict({**state, "state": entries})

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from sam_runner.config.instantiate import call_target, locate
 from sam_runner.config.model import ModelConfig
-from sam_runner.models.pretrained import head_of, load_weights, read_weights, torchvision_weights
-from sam_runner.sam import batch_statistics
+from sam_runner.models.frozen_batchnorm import freeze_batchnorm
+from sam_runner.models.pretrained import download_torchvision_weights, find_head, load_weights, read_weights
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 
@@ -62,7 +62,7 @@ def build_model(
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
     if sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-    if freeze_batchnorm_stats and not batch_statistics.freeze(model):
+    if freeze_batchnorm_stats and not freeze_batchnorm(model):
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
     built: nn.Module = model
     return built
@@ -93,7 +93,7 @@ def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Ma
     if library == "torchvision":
         if not (target.startswith("torchvision.models.") or target.endswith(".torchvision_model")):
             raise InputError(f"model.weights={source} is for networks of torchvision, not {target}")
-        return torchvision_weights(name, which)
+        return download_torchvision_weights(name, which)
     if source == "timm":
         if not target.endswith(".timm_model"):
             raise InputError(f"model.weights=timm is for networks of timm, not {target}\n  use model=timm")
@@ -132,7 +132,7 @@ def parameter_groups(model: nn.Module, num_classes: int, head_lr: float | None) 
     params = [param for param in model.parameters() if param.requires_grad]
     if head_lr is None:
         return params
-    head = {id(param) for param in model.get_submodule(head_of(model, num_classes)).parameters()}
+    head = {id(param) for param in model.get_submodule(find_head(model, num_classes)).parameters()}
     return [
         {"params": [param for param in params if id(param) not in head]},
         {"params": [param for param in params if id(param) in head], "lr": head_lr},

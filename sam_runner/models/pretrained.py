@@ -1,4 +1,4 @@
-"""Fine-tuning: weights of a file are put into a network, but for a head of other classes."""
+"""Weights to start from: read from a file or from torchvision, and loaded into a network with a new head if needed."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -10,35 +10,43 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.manifest import manifest_fault
+from sam_runner.utils.manifest import check_manifest
 from sam_runner.utils.safe_load import load_tensors
 
-SHOWN = 12  # keys in a message
+MAX_LISTED_KEYS = 12  # in an error message
 
 
-def head_of(model: nn.Module, num_classes: int) -> str:
-    """The name of the last layer: the last linear one (or convolution) with an output for each class.
+def find_head(model: nn.Module, num_classes: int) -> str:
+    """Return the name of the head: the last linear layer or convolution with one output for each class.
 
     Raises:
-        InputError: Where there is none.
+        InputError: If the network has no such layer.
     """
-    found = ""
+    head = ""
     for name, module in model.named_modules():
         outputs = getattr(module, "out_features", None) or getattr(module, "out_channels", None)
         if isinstance(module, nn.Linear | nn.Conv2d) and outputs == num_classes:
-            found = name
-    if not found:
-        raise InputError(f"the model has no layer with {num_classes} outputs that could be its head")
-    return found
+            head = name
+    if not head:
+        raise InputError(
+            f"the model has no layer with {num_classes} outputs, one for each class, that can be its head\n"
+            f"  accepted: an nn.Linear or nn.Conv2d with {num_classes} outputs; otherwise leave out model.weights and "
+            "head_lr"
+        )
+    return head
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
-    """The tensors of a ``.safetensors`` file, of a ``state_dict`` that torch saved, or of a checkpoint of a run.
+    """Read a state dictionary from a ``.safetensors`` file, a file of `torch.save`, or a checkpoint of a run.
 
-    A state dict may lie under ``model`` or ``state_dict``, and its names may begin with data parallelism's ``module.``.
+    The state dictionary may be the entry ``model`` or ``state_dict`` of the file. The prefix ``module.`` that
+    data-parallel networks add to names is removed.
+
+    Returns:
+        Weights and buffers by name, on the CPU.
 
     Raises:
-        InputError: Where there is no such file, or it holds something else.
+        InputError: If the file does not exist, is damaged, or holds no state dictionary.
     """
     if not path.is_file():
         raise InputError(f"model.weights={path} does not exist\n  accepted: a file, torchvision, timm, null")
@@ -46,10 +54,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             state: Any = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"model.weights={path} is no safetensors file: {error}") from error
+            raise InputError(f"model.weights={path} is not a safetensors file: {error}") from error
     else:
         manifest = path.with_suffix(".json")
-        fault = manifest_fault(manifest) if path.name.startswith("step-") and manifest.is_file() else None
+        fault = check_manifest(manifest) if path.name.startswith("step-") and manifest.is_file() else None
         if fault:
             raise InputError(f"model.weights={path}: {fault}")
         state = load_tensors(path)
@@ -64,67 +72,74 @@ def read_weights(path: Path) -> dict[str, Tensor]:
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num_classes: int) -> str:
-    """Put weights into a network; a head of other classes stays as it was initialised.
+    """Load weights and buffers into a network, in place.
+
+    If the head in `state` is missing or has another shape, the network keeps the head that it was initialised with.
 
     Args:
-        model: The network; it is changed in place.
-        state: Its weights and buffers by name.
-        source: Where they are from, for messages.
-        num_classes: Outputs of the network.
+        model: The network.
+        state: Weights and buffers by name.
+        source: The value of ``model.weights``, for messages.
+        num_classes: Number of outputs of the network.
 
     Returns:
-        What was done, in words.
+        A log message: the number of weights, their source, and whether the head is newly initialised.
 
     Raises:
-        InputError: Where a weight outside the head is missing, superfluous or of another shape; each is named.
+        InputError: If an entry outside the head is missing, unexpected or of another shape; the message lists them.
     """
-    own, head = model.state_dict(), f"{head_of(model, num_classes)}."
-    fresh = [key for key in own if key.startswith(head) and (key not in state or state[key].shape != own[key].shape)]
-    # A head is taken whole or not at all: weights of one kind and a bias of another would be neither.
-    left_out = {key for key in {*own, *state} if fresh and key.startswith(head)}
-    wanted = {key: value for key, value in own.items() if key not in left_out}
-    given = {key: value for key, value in state.items() if key not in left_out}
-    faults = [f"missing: {key} {tuple(wanted[key].shape)}" for key in wanted if key not in given]
-    faults += [f"not in the model: {key} {tuple(given[key].shape)}" for key in given if key not in wanted]
+    own, head = model.state_dict(), f"{find_head(model, num_classes)}."
+    head_fits = all(key in state and state[key].shape == own[key].shape for key in own if key.startswith(head))
+    # The head is loaded completely or not at all: a loaded weight with a newly initialised bias would be neither head.
+    expected, given = (
+        {key: value for key, value in entries.items() if head_fits or not key.startswith(head)}
+        for entries in (own, state)
+    )
+    faults = [f"missing: {key} {tuple(expected[key].shape)}" for key in expected if key not in given]
+    faults += [f"not in the model: {key} {tuple(given[key].shape)}" for key in given if key not in expected]
     faults += [
         f"{key}: {tuple(given[key].shape)} given, {tuple(value.shape)} needed"
-        for key, value in wanted.items()
+        for key, value in expected.items()
         if key in given and given[key].shape != value.shape
     ]
     if faults:
-        more = [f"  and {len(faults) - SHOWN} more"] if len(faults) > SHOWN else []
-        shown = [f"  {fault}" for fault in faults[:SHOWN]]
-        raise InputError("\n".join([f"model.weights={source} does not fit the model", *shown, *more]))
+        remainder = [f"  and {len(faults) - MAX_LISTED_KEYS} more"] if len(faults) > MAX_LISTED_KEYS else []
+        listed = [f"  {fault}" for fault in faults[:MAX_LISTED_KEYS]]
+        raise InputError("\n".join([f"model.weights={source} does not fit the model", *listed, *remainder]))
     model.load_state_dict(given, strict=False)
-    number = sum(value.numel() for value in given.values())
-    return f"{number:,} weights from {source}" + (f"; the head {head[:-1]} is fresh" if fresh else "")
+    count = sum(value.numel() for value in given.values())
+    return f"{count:,} weights from {source}" + ("" if head_fits else f"; the head {head[:-1]} is newly initialised")
 
 
-def torchvision_weights(name: str, which: str = "") -> dict[str, Tensor]:
-    """Published weights of a torchvision network, downloaded where torch's cache lacks them.
+def download_torchvision_weights(name: str, version: str = "") -> dict[str, Tensor]:
+    """Return published weights of a torchvision network, downloaded unless they are in torch's cache.
 
     Args:
-        name: Of the network.
-        which: Of the weights, as ``IMAGENET1K_V1``; empty: torchvision's default.
+        name: Name of the network.
+        version: Name of the weights, e.g. ``IMAGENET1K_V1``; empty: torchvision's default.
 
     Raises:
-        InputError: Where there are none, or they cannot be downloaded.
+        InputError: If torchvision has no such weights, or they cannot be downloaded.
     """
     from torchvision.models import get_model_weights
 
     try:
         entries = get_model_weights(name)
     except ValueError as error:
-        raise InputError(f"model.weights=torchvision: torchvision has no weights for {name}") from error
+        raise InputError(
+            f"model.weights=torchvision: torchvision has no weights for {name}\n  use model.weights=FILE or null"
+        ) from error
     known = list(entries.__members__)
-    if which not in ("", *known):
-        raise InputError(f"model.weights=torchvision:{which} does not exist\n  accepted: {', '.join(known) or 'none'}")
-    weights = entries[which] if which else entries.DEFAULT
+    if version not in ("", *known):
+        accepted = ", ".join(known) or "none"
+        raise InputError(f"model.weights=torchvision:{version} does not exist\n  accepted: {accepted}")
+    weights = entries[version] if version else entries.DEFAULT
     try:
         state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: the sum is wrong
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: the file's hash is wrong
         cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
         raise InputError(
-            f"{weights.url} cannot be had: {error}\n  put the file at {cache}, or give it as model.weights=FILE"
+            f"{weights.url} could not be downloaded: {error}\n"
+            f"  put the file at {cache}, or name it with model.weights=FILE"
         ) from error
     return state

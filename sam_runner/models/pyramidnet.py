@@ -9,7 +9,7 @@ from sam_runner.models.layers.shake import ShakeDrop
 
 
 def _branch(inputs: int, channels: int, stride: int, *, bottleneck: bool) -> nn.Sequential:
-    """Batch norm first and last, and no ReLU before the first convolution."""
+    """Return the residual branch of a block: batch norm first and last, and no ReLU before the first convolution."""
     if not bottleneck:
         return nn.Sequential(
             nn.BatchNorm2d(inputs),
@@ -33,7 +33,10 @@ def _branch(inputs: int, channels: int, stride: int, *, bottleneck: bool) -> nn.
 
 
 class _Block(nn.Module):
-    """A branch, which ShakeDrop may scale, and an identity shortcut: averages of 2x2 pixels, zeros as new channels."""
+    """A residual block with ShakeDrop on its branch and a shortcut without weights.
+
+    The shortcut averages 2x2 pixels where the stride is 2, and appends channels of zeros.
+    """
 
     def __init__(self, branch: nn.Sequential, new_channels: int, stride: int, keep: float) -> None:
         super().__init__()
@@ -49,27 +52,28 @@ class _Block(nn.Module):
 
 
 class PyramidNet(nn.Module):
-    """PyramidNet for small images: every block has alpha/N channels more than the one before, from 16 to 16 + alpha.
+    """PyramidNet for small images: each of the B blocks adds alpha/B channels, from 16 to 16 + alpha.
 
     Parameters for CIFAR-10: 26.2 M (272, alpha 200, bottleneck), 28.5 M (110, alpha 270), 3.9 M (110, alpha 84), 1.8 M
-    (110, alpha 48). The numbers of channels are rounded, as in the SAM paper's code; the PyramidNet paper truncates
+    (110, alpha 48). The numbers of channels are rounded, as in the SAM paper's code. The PyramidNet paper truncates
     them, which gives 26.0, 28.3, 3.8 and 1.7 M (its Table 4).
 
     Args:
-        num_classes: C, the width of the output.
-        in_channels: Channels of the input.
-        depth: 9n + 2 with bottleneck blocks, else 6n + 2.
-        alpha: Channels that the last block has more than the stem.
-        bottleneck: Blocks of 1x1, 3x3 and 1x1 convolutions, four times as wide outside, instead of two 3x3.
-        shakedrop: Probability that the last block is shaken; it falls linearly to the first (0.5 in the ShakeDrop
-            paper). 0: none is.
-        init: See `sam_runner.models.layers.initialisation.initialise`.
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        depth: Number of layers with weights: 9n + 2 with bottleneck blocks, otherwise 6n + 2.
+        alpha: Number of channels that the blocks add to the 16 of the stem.
+        bottleneck: Use blocks of 1x1, 3x3 and 1x1 convolutions with four times as many output channels, instead of
+            two 3x3 convolutions.
+        shakedrop: Probability that ShakeDrop scales the branch of the last block, in [0, 1]; for the l-th of B blocks
+            it is l/B of that (the ShakeDrop paper uses 0.5). 0: no ShakeDrop.
+        init: Distribution of the initial weights, see `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
-        (N, in_channels, H, W) -> (N, num_classes).
+        (N, in_channels, H, W) -> (N, C).
 
     Raises:
-        ValueError: Where `depth` does not fit the blocks.
+        ValueError: If `depth` has another form.
     """
 
     def __init__(
@@ -104,7 +108,7 @@ class PyramidNet(nn.Module):
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return the logits (N, C) of the images."""
         features = F.relu(self.bn(self.blocks(self.stem(images_NCHW))))
         logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
         return logits

@@ -1,15 +1,18 @@
-"""The CIFAR residual networks of He, Zhang, Ren and Sun (CVPR 2016), section 4.2: ResNet-20, 32, 44, 56, 110."""
+"""Residual networks for CIFAR (He, Zhang, Ren and Sun, CVPR 2016, section 4.2): ResNet-20, 32, 44, 56 and 110."""
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 
 class _Block(nn.Module):
-    """Two 3x3 convolutions and an identity shortcut; it subsamples and pads with zeros where shapes change."""
+    """A residual block of two 3x3 convolutions with a shortcut without weights.
+
+    Where shapes change, the shortcut takes every second pixel and pads the channels with zeros (the paper's option A).
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -34,16 +37,17 @@ class ResNetCifar(nn.Module):
     Parameters for CIFAR-10: 0.27 M (20), 0.46 M (32), 0.66 M (44), 0.85 M (56), 1.7 M (110), as the paper's Table 6.
 
     Args:
-        num_classes: C, the width of the output.
-        in_channels: Channels of the input.
-        depth: 6n + 2.
-        init: See `sam_runner.models.layers.initialisation.initialise`; ``fan_in`` as the paper says.
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        depth: Number of layers with weights, 6n + 2.
+        init: Distribution of the initial weights, see `sam_runner.models.layers.initialisation.initialise`; the paper
+            uses ``fan_in``.
 
     Shape:
-        (N, in_channels, H, W) -> (N, num_classes).
+        (N, in_channels, H, W) -> (N, C).
 
     Raises:
-        ValueError: Where `depth` is not 6n + 2.
+        ValueError: If `depth` is not 6n + 2.
     """
 
     def __init__(self, num_classes: int, in_channels: int, *, depth: int = 20, init: Init = "fan_in") -> None:
@@ -51,12 +55,12 @@ class ResNetCifar(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, 44, 56, 110, ...), not {depth}")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16), nn.ReLU())
-        self.blocks = stages(16, (16, 32, 64), (depth - 2) // 6, _Block)
+        self.blocks = build_stages(16, (16, 32, 64), (depth - 2) // 6, _Block)
         self.head = nn.Linear(64, num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return the logits (N, C) of the images."""
         features = torch.flatten(F.adaptive_avg_pool2d(self.blocks(self.stem(images_NCHW)), 1), 1)
         logits: Tensor = self.head(features)
         return logits

@@ -1,7 +1,8 @@
-"""The wide "ResNet-32" of work on label noise that the SAM paper follows (Jiang, Huang, Liu and Yang, ICML 2020).
+"""The wide "ResNet-32" of MentorMix (Jiang, Huang, Liu and Yang, ICML 2020), for training with label noise.
 
-Their public code (MentorMix) calls it resnet32, but it has 29 million weights where the ResNet-32 of He et al. has half
-a million. Which of the two the SAM paper's Table 4 used is not said.
+The SAM paper follows MentorMix in its experiments on label noise (Table 4), but does not say which ResNet-32 it uses.
+The public code of MentorMix calls this network resnet32; it has 29 million weights, the ResNet-32 of He et al. (2016)
+half a million.
 """
 
 from functools import partial
@@ -11,17 +12,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
-LEAK = 0.1
+LEAK = 0.1  # negative slope of the leaky ReLUs
 BN_EPS = 1e-3
 
 
 class _Block(nn.Module):
-    """Batch norm, leaky ReLU, 3x3 convolution, twice; the shortcut averages pixels and pads with zeros.
+    """A pre-activation residual block: batch norm, leaky ReLU and 3x3 convolution, twice, with a weightless shortcut.
 
-    The network's first block, which has the `stem`'s channels, activates before it normalises, and its shortcut starts
-    from there.
+    Where shapes change, the shortcut averages pixels and pads the channels with zeros. The first block of the network,
+    which is the one with `stem` input channels, applies the leaky ReLU before the batch norm; its shortcut starts after
+    both.
     """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, stem: int) -> None:
@@ -48,20 +50,20 @@ class _Block(nn.Module):
 class ResNetMentorMix(nn.Module):
     """Pre-activation residual network of depth 6n + 2: a stem of W channels, three stages of n blocks with 2W, 4W, 8W.
 
-    29.4 M parameters for CIFAR-10 with depth 32 and W = 64.
+    With depth 32 and W = 64 it has 29.4 M parameters for CIFAR-10.
 
     Args:
-        num_classes: C, the width of the output.
-        in_channels: Channels of the input.
-        depth: 6n + 2.
-        width: W.
-        init: See `sam_runner.models.layers.initialisation.initialise`.
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        depth: Number of layers with weights, 6n + 2.
+        width: Number of channels of the stem, W.
+        init: Distribution of the initial weights, see `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
-        (N, in_channels, H, W) -> (N, num_classes).
+        (N, in_channels, H, W) -> (N, C).
 
     Raises:
-        ValueError: Where `depth` is not 6n + 2.
+        ValueError: If `depth` is not 6n + 2.
     """
 
     def __init__(
@@ -72,13 +74,13 @@ class ResNetMentorMix(nn.Module):
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 32, ...), not {depth}")
         self.stem = nn.Conv2d(in_channels, width, 3, padding=1, bias=False)
         widths = [width * stage for stage in (2, 4, 8)]
-        self.blocks = stages(width, widths, (depth - 2) // 6, partial(_Block, stem=width))
+        self.blocks = build_stages(width, widths, (depth - 2) // 6, partial(_Block, stem=width))
         self.bn = nn.BatchNorm2d(widths[-1], eps=BN_EPS)
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return the logits (N, C) of the images."""
         features = F.leaky_relu(self.bn(self.blocks(self.stem(images_NCHW))), LEAK)
         logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
         return logits

@@ -1,4 +1,4 @@
-"""Shake-Shake networks for CIFAR (Gastaldi, arXiv 1705.07485): 26 2xWd, two branches of width W."""
+"""Shake-Shake networks for CIFAR (Gastaldi, arXiv 1705.07485), e.g. 26 2x96d: depth 26, two branches, width 96."""
 
 import torch
 from torch import Tensor, nn
@@ -6,11 +6,11 @@ from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
 from sam_runner.models.layers.shake import ShakeShake
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 
 def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
-    """ReLU, 3x3 convolution, batch norm, twice."""
+    """Return one of the two residual branches: ReLU, 3x3 convolution and batch norm, twice."""
     return nn.Sequential(
         nn.ReLU(),
         nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False),
@@ -22,7 +22,10 @@ def _branch(inputs: int, outputs: int, stride: int) -> nn.Sequential:
 
 
 class _Shortcut(nn.Module):
-    """Where shapes change: half of the channels from every stride-th pixel, half from those one down and right."""
+    """The shortcut where shapes change: two 1x1 convolutions of subsampled pixels, concatenated and normalised.
+
+    The first convolution takes every stride-th pixel, the second the pixels one below and one to the right of them.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -32,14 +35,15 @@ class _Shortcut(nn.Module):
         self.stride = stride
 
     def forward(self, x: Tensor) -> Tensor:
-        # Pixels are chosen first: oneDNN writes past its memory in 1x1 convolutions with stride 2 of 4 channels (2.14).
-        here, shifted = (pixels[:, :, :: self.stride, :: self.stride] for pixels in (x, F.pad(x, (-1, 1, -1, 1))))
-        both: Tensor = self.bn(torch.cat([self.conv1(here), self.conv2(shifted)], 1))
-        return both
+        # Subsample before the convolutions, not by their stride: in torch 2.14 oneDNN writes past its memory in 1x1
+        # convolutions of 4 channels with stride 2.
+        pixels, shifted = (image[:, :, :: self.stride, :: self.stride] for image in (x, F.pad(x, (-1, 1, -1, 1))))
+        normalised: Tensor = self.bn(torch.cat([self.conv1(pixels), self.conv2(shifted)], 1))
+        return normalised
 
 
 class _Block(nn.Module):
-    """Two branches mixed at random, and a shortcut."""
+    """A residual block: the random mixture of two branches, and a shortcut."""
 
     def __init__(self, inputs: int, outputs: int, stride: int) -> None:
         super().__init__()
@@ -48,28 +52,28 @@ class _Block(nn.Module):
         self.shortcut = _Shortcut(inputs, outputs, stride) if stride != 1 or inputs != outputs else None
 
     def forward(self, x: Tensor) -> Tensor:
-        mixed: Tensor = self.mix(self.branch1(x), self.branch2(x))
-        return mixed + (x if self.shortcut is None else self.shortcut(x))
+        mixture: Tensor = self.mix(self.branch1(x), self.branch2(x))
+        return mixture + (x if self.shortcut is None else self.shortcut(x))
 
 
 class ShakeShakeNet(nn.Module):
     """Shake-Shake of depth 6n + 2 for small images: three stages of n blocks with W, 2W and 4W channels.
 
-    Parameters for CIFAR-10: 2.9 M (26 2x32d), 11.7 M (26 2x64d), 26.2 M (26 2x96d), as the paper's Tables 1 and 2. Each
-    example has random numbers of its own. As in the SAM paper's code, no ReLU is on the way of the identity.
+    Parameters for CIFAR-10: 2.9 M (26 2x32d), 11.7 M (26 2x64d), 26.2 M (26 2x96d), as in the paper's Tables 1 and 2.
+    Each example has its own random numbers. As in the SAM paper's code, the shortcut path contains no ReLU.
 
     Args:
-        num_classes: C, the width of the output.
-        in_channels: Channels of the input.
-        depth: 6n + 2.
-        width: W, channels of the first stage.
-        init: See `sam_runner.models.layers.initialisation.initialise`.
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        depth: Number of layers with weights, 6n + 2.
+        width: Number of channels of the first stage, W.
+        init: Distribution of the initial weights, see `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
-        (N, in_channels, H, W) -> (N, num_classes).
+        (N, in_channels, H, W) -> (N, C).
 
     Raises:
-        ValueError: Where `depth` is not 6n + 2.
+        ValueError: If `depth` is not 6n + 2.
     """
 
     def __init__(
@@ -79,12 +83,12 @@ class ShakeShakeNet(nn.Module):
         if depth < 8 or (depth - 2) % 6:
             raise ValueError(f"depth must be 6n + 2 (8, 14, 20, 26, ...), not {depth}")
         self.stem = nn.Sequential(nn.Conv2d(in_channels, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16))
-        self.blocks = stages(16, [width * stage for stage in (1, 2, 4)], (depth - 2) // 6, _Block)
+        self.blocks = build_stages(16, [width * stage for stage in (1, 2, 4)], (depth - 2) // 6, _Block)
         self.head = nn.Linear(4 * width, num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return the logits (N, C) of the images."""
         features = F.relu(self.blocks(self.stem(images_NCHW)))
         logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
         return logits

@@ -1,22 +1,22 @@
-"""Networks small enough for a laptop's CPU."""
+"""A convolutional network that trains on a laptop's CPU."""
 
 from torch import Tensor, nn
 
 
 class SmallCNN(nn.Module):
-    """Two 3x3 convolutions, a halving of the resolution, two more, global average pooling, a linear layer.
+    """Two 3x3 convolutions, 2x2 max pooling, two more convolutions, global average pooling and a linear layer.
 
-    Works for any image of 2x2 pixels or more. 65,834 parameters at width 32 for one channel and ten classes.
+    Images need at least 2x2 pixels. Width 32 has 65,834 parameters for one input channel and ten classes.
 
     Args:
-        num_classes: C, the width of the output.
-        in_channels: Channels of the input.
-        width: Channels of the first two convolutions; the last two have twice as many.
-        batch_norm: Normalise after each convolution; without, the convolutions have a bias.
-        dropout: Probability of dropping a feature before the linear layer.
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        width: Number of channels of the first two convolutions; the last two have twice as many.
+        batch_norm: Use batch norm after each convolution; otherwise the convolutions have a bias.
+        dropout: Probability of dropping a feature before the linear layer, in [0, 1].
 
     Shape:
-        (N, in_channels, H, W) -> (N, num_classes).
+        (N, in_channels, H, W) -> (N, C).
     """
 
     def __init__(
@@ -40,6 +40,6 @@ class SmallCNN(nn.Module):
         self.head = nn.Sequential(*([nn.Dropout(dropout)] if dropout else []), nn.Linear(2 * width, num_classes))
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return the logits (N, C) of the images."""
         logits: Tensor = self.head(self.features(images_NCHW))
         return logits

@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): WRN-d-k, ResNets k times wider."""
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): WRN-d-k has depth d and k times as many channels."""
 
 from functools import partial
 
@@ -7,11 +7,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.initialisation import Init, initialise
-from sam_runner.models.layers.stages import stages
+from sam_runner.models.layers.stages import build_stages
 
 
 class _Block(nn.Module):
-    """Batch norm, ReLU, 3x3 convolution, twice; the shortcut is a 1x1 convolution where shapes change."""
+    """A pre-activation residual block: batch norm, ReLU and 3x3 convolution, twice.
+
+    Where shapes change, the shortcut is a 1x1 convolution.
+    """
 
     def __init__(self, inputs: int, outputs: int, stride: int, *, dropout: float, batch_norm: bool) -> None:
         super().__init__()
@@ -32,22 +35,23 @@ class _Block(nn.Module):
 class WideResNet(nn.Module):
     """WRN-d-k for small images: three stages of (d - 4)/6 blocks with 16k, 32k and 64k channels.
 
-    Parameters for CIFAR-10: 36.5 M (28-10), 11.0 M (16-8), 2.2 M (40-2), as the paper's Table 4 and section 3.
+    Parameters for CIFAR-10: 36.5 M (28-10), 11.0 M (16-8), 2.2 M (40-2), as in the paper's Table 4 and section 3.
 
     Args:
-        num_classes: C, the width of the output.
-        in_channels: Channels of the input.
-        depth: d = 6n + 4.
-        widen_factor: k.
-        dropout: Probability between the two convolutions of a block.
-        batch_norm: Without, 3x3 convolutions have a bias, as in the SAM paper's section 4.2 (WRN-40-10).
-        init: See `sam_runner.models.layers.initialisation.initialise`.
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        depth: Number of layers with weights, d = 6n + 4.
+        widen_factor: Factor of the numbers of channels, k.
+        dropout: Probability of dropping a value between the two convolutions of a block, in [0, 1].
+        batch_norm: Use batch norm; otherwise the 3x3 convolutions have a bias, as in the SAM paper's section 4.2
+            (WRN-40-10).
+        init: Distribution of the initial weights, see `sam_runner.models.layers.initialisation.initialise`.
 
     Shape:
-        (N, in_channels, H, W) -> (N, num_classes).
+        (N, in_channels, H, W) -> (N, C).
 
     Raises:
-        ValueError: Where `depth` is not 6n + 4.
+        ValueError: If `depth` is not 6n + 4.
     """
 
     def __init__(
@@ -66,13 +70,15 @@ class WideResNet(nn.Module):
             raise ValueError(f"depth must be 6n + 4 (10, 16, 22, 28, 40, ...), not {depth}")
         self.stem = nn.Conv2d(in_channels, 16, 3, padding=1, bias=not batch_norm)
         widths = [16 * stage * widen_factor for stage in (1, 2, 4)]
-        self.blocks = stages(16, widths, (depth - 4) // 6, partial(_Block, dropout=dropout, batch_norm=batch_norm))
+        self.blocks = build_stages(
+            16, widths, (depth - 4) // 6, partial(_Block, dropout=dropout, batch_norm=batch_norm)
+        )
         self.bn = nn.BatchNorm2d(widths[-1]) if batch_norm else nn.Identity()
         self.head = nn.Linear(widths[-1], num_classes)
         initialise(self, self.head, init)
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
-        """Logits of the images."""
+        """Return the logits (N, C) of the images."""
         features = F.relu(self.bn(self.blocks(self.stem(images_NCHW))))
         logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
         return logits

@@ -141,7 +141,7 @@ def make_report(folders: Sequence[Path], metric: str = "test/accuracy") -> Repor
     Raises:
         InputError: Where there is no run, or no finished run has the metric.
     """
-    results = load_results(*folders)
+    results = load_results(folders)
     if results.empty:
         raise InputError(f"no runs in {', '.join(map(str, folders))}\n  give a sweep's folder, or a folder of runs")
     return Report(results, metric)
@@ -166,7 +166,7 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
 
 def write_sweep_report(folder: Path) -> None:
     """Print the table of a sweep and write its report; do nothing where the sweep has no job."""
-    results = load_results(folder) if folder.is_dir() else pd.DataFrame()
+    results = load_results([folder]) if folder.is_dir() else pd.DataFrame()
     if results.empty:
         return
     report = Report(results)

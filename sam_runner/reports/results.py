@@ -135,14 +135,14 @@ def metric_columns(results: pd.DataFrame) -> list[str]:
     return [str(name) for name in results.columns[list(results.columns).index(RUN_COLUMNS[-1]) + 1 :]]
 
 
-def load_results(*folders: Path | str) -> pd.DataFrame:
+def load_results(folders: Iterable[Path | str]) -> pd.DataFrame:
     """Return a table of the runs in some folders and the folders below, with one row for each distinct run.
 
     Runs with the same fingerprint have the same settings, so they are one run: the last finished one is kept. The
     columns are those of `results_frame`.
 
     Example:
-        >>> results = load_results("outputs/sweeps/first")  # doctest: +SKIP
+        >>> results = load_results(["outputs/sweeps/first"])  # doctest: +SKIP
         >>> results.groupby(["optimizer", "rho"], dropna=False)["test/accuracy"].agg(["mean", "std"])  # doctest: +SKIP
 
     Raises:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 
 from sam_runner.config.data import AugmentConfig
+from sam_runner.config.experiment import load_experiment
 from sam_runner.runs.folder import read_config
 from sam_runner.training.build import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
@@ -72,6 +73,7 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
     )
     if plain_training_set:
         config = replace(config, augment=AugmentConfig(), data=replace(config.data, drop_last=False))
+    config = load_experiment(config.to_dict())  # the device is the user's
     try:
         run = build_run(config)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:

@@ -13,7 +13,7 @@ import torch
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.distributed.torchrun import join
+from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.runs.dry_run import describe, describe_data
 from sam_runner.runs.environment import changed_environment, write_environment
 from sam_runner.runs.folder import SETTINGS, job_folder, new_run_folder, require_usable, write_config
@@ -21,14 +21,14 @@ from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
 from sam_runner.runs.status import finished_duplicate, finished_result, write_status
-from sam_runner.training.build import build_run, choose_precision
+from sam_runner.training.build import build_run, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import CheckpointSchedule, Outputs, Progress, Run, restore
-from sam_runner.utils.errors import InputError, Stopped, TrainingError
-from sam_runner.utils.files import full_disk_in_words, write_json
-from sam_runner.utils.signals import StopRequest, stop_request
+from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
+from sam_runner.utils.files import explain_full_disk, write_json
+from sam_runner.utils.signals import StopRequest, catch_stop_signals
 
 log = logging.getLogger("sam_runner")
 
@@ -49,7 +49,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
         TrainingError: Where a number is not finite, or the disk is full.
     """
     config = config.with_absolute_paths()
-    context = join(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
+    context = join_process_group(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
     if sweep_folder is not None:
         folder = job_folder(sweep_folder, overrides)
     else:
@@ -68,7 +68,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder))
     with ExitStack() as stack:
-        stop = stack.enter_context(stop_request())
+        stop = stack.enter_context(catch_stop_signals())
         # The main process prepares the folder; all processes learn whether that succeeded.
         context.on_main(lambda: _prepare_folder(folder, config, changes, stack, sweep_folder))
         try:
@@ -100,7 +100,7 @@ def _find_finished(folder: Path, config: ExperimentConfig, sweep_folder: Path | 
 
 def _require_same_data(run: Run) -> None:
     """Refuse processes that have read different data."""
-    for rank, digest in enumerate(digests := run.ranks.all_gather(run.data_digest)):
+    for rank, digest in enumerate(digests := run.context.all_gather(run.data_digest)):
         if digest != digests[0]:
             raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
 
@@ -124,7 +124,7 @@ def _prepare_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
-    stack.enter_context(full_disk_in_words(folder))
+    stack.enter_context(explain_full_disk(folder))
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # written before all other files: it marks the folder as a run's
         write_config(folder, config)
@@ -138,14 +138,14 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
     """Train a run in its folder, which the process holds the lock of."""
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
-    found = run.ranks.on_main(checkpoints.latest)
+    found = run.context.on_main(checkpoints.latest)
     progress = Progress() if found is None else restore(run, found)
     if found is None:
         log.info("run folder %s", folder)
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     log.info("data: %s", describe_data(run))
-    precision, reason = choose_precision(config.precision, run.step.objective.device)
+    precision, reason = resolve_precision(config.precision, run.step.objective.device)
     if reason:
         hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
         log.info("precision %s: %s%s", precision, reason, hint)
@@ -163,14 +163,14 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         num_bytes = 0 if found is None else found["loggers"]["jsonl"]
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
 
-    run.ranks.on_main(begin)
+    run.context.on_main(begin)
     schedule = CheckpointSchedule(options.every_steps, options.every_seconds, options.min_interval)
     try:
         fit(run, Outputs(loggers, checkpoints), progress, stop, schedule)
         loggers.hparams(config.flat(), progress.final)
     finally:
         loggers.close()
-    if not run.ranks.is_main:
+    if not run.context.is_main:
         return
     result = {
         "status": "finished",
@@ -217,7 +217,7 @@ def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
     try:
         yield
         write_status(folder, "finished", exit_code=0)
-    except Stopped as stopped:
+    except RunInterrupt as stopped:
         name = f"run_dir={folder}" if sweep_folder is None else f"sweep_name={sweep_folder.name}"
         log.info("the same command with %s continues", name)
         state = "interrupted" if stopped.code == 130 else "preempted"

@@ -9,6 +9,12 @@ from typing import Any
 from sam_runner.utils.files import read_json, write_json
 
 
+def new_call_name() -> str:
+    """Return a unique name for a call of the command: time and process."""
+    now = datetime.now()
+    return f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}"
+
+
 def this_call() -> str:
     """Return the unique name of this call of the command; processes that it starts have the same name."""
     return os.environ.get("SAM_RUNNER_STARTED", "")

@@ -1,15 +1,14 @@
-"""Batch-norm running statistics under SAM: updated by the pass at w only, and once per step.
+"""Running statistics of normalisation layers under SAM: updated by the first pass only, and once per step.
 
-A SAM step runs the network at w and again at w + eps, and with groups or micro-batches several times each. Left alone,
-every one of those passes would update the running statistics, so they would describe perturbed weights and count a
-batch several times. Here the passes at w + eps normalise by the batch without touching the buffers, and k passes at w
-make one update with the mean of their k batch statistics, as k devices of a data-parallel run would after averaging.
-Instance norm with running statistics is treated alike, and the vectors of spectral norm too (`sam_runner.sam.spectral_norm`).
+A SAM step evaluates the model at w and at w + eps, each several times with groups or micro-batches. By default every
+pass updates the running statistics, so they would describe perturbed weights and count a batch several times. Here
+passes at w + eps normalise by the batch and leave the buffers unchanged. k passes at w make one update with the mean of
+their k batch statistics, as k devices of a data-parallel run do after averaging. This covers batch norm, instance norm
+with running statistics, and the vectors of spectral norm (`sam_runner.sam.spectral_norm`).
 """
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from types import MethodType
 
 import torch
 from torch import Tensor, nn
@@ -21,33 +20,14 @@ from sam_runner.sam.spectral_norm import PowerIterations
 Norm = _BatchNorm | _InstanceNorm
 
 
-def freeze(model: nn.Module) -> int:
-    """Keep batch norm in evaluation mode for good: it normalises by the running statistics and leaves them alone.
-
-    The layers' own `train` is replaced, since ``model.train()`` reaches every layer. Their weights are still trained.
-
-    Returns:
-        The number of layers.
-    """
-    layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
-    for layer in layers:
-        layer.eval()
-        layer.train = MethodType(_stay, layer)  # type: ignore[method-assign]
-    return len(layers)
-
-
-def _stay(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - the signature of train
-    return layer
-
-
 class RunningStatistics:
-    """What the passes of a network leave in it: the running statistics of all batch-norm and instance-norm layers.
+    """Controls which forward passes update the running statistics of a model.
 
-    Layers in evaluation mode (frozen statistics) and layers that keep none are left as they are. A layer that a pass
-    uses twice counts twice, as in PyTorch.
+    Layers in evaluation mode (frozen statistics) and layers without statistics are not changed. A layer that one pass
+    uses twice is updated twice, as in PyTorch.
 
     Args:
-        model: The network; its set of layers must not change afterwards.
+        model: The model; no normalisation layer may be added or removed afterwards.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -58,9 +38,9 @@ class RunningStatistics:
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Passes in the body normalise by their batch, as in training, and leave every buffer alone."""
+        """Normalise by the batch, as in training, without updating any buffer in the context."""
         layers = [layer for layer in self._layers if layer.training and layer.track_running_stats]
-        buffers = [(layer, layer.running_mean, layer.running_var) for layer in layers if _keeps_writing(layer)]
+        buffers = [(layer, layer.running_mean, layer.running_var) for layer in layers if _ignores_tracking(layer)]
         for layer in layers:
             layer.track_running_stats = False
         for layer, _, _ in buffers:
@@ -76,18 +56,18 @@ class RunningStatistics:
 
     @contextmanager
     def single_statistics_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
-        """All passes in the body together count as one batch.
+        """Make one update of all passes in the context, as if they were one batch.
 
-        Each of them has to be `counted` or `frozen`. With a single pass this is exactly what PyTorch does by itself. If
-        the body raises, the statistics are those from before it.
+        Each pass must be inside `accumulate_statistics` or `frozen`. One pass makes exactly PyTorch's own update. An
+        exception in the context restores the statistics.
 
         Args:
-            num_passes: Passes in the body that are not `frozen`.
-            weight: What they count in the mean over ranks, see `Batch`: where ranks have different numbers of images,
-                the mean of the ranks' running statistics is that of all images only with it.
+            num_passes: Number of passes in the context that are not `frozen`.
+            weight: Weight of the batch in the mean over ranks, see `sam_runner.sam.batch.Batch`. With it the mean of
+                the ranks' running statistics describes all examples, also if ranks have different numbers of them.
         """
         layers = [layer for layer in self._layers if layer.training]
-        with self._power.once():
+        with self._power.single_iteration():
             if (num_passes <= 1 and weight == 1) or not layers:
                 yield
                 return
@@ -96,27 +76,27 @@ class RunningStatistics:
                 yield
                 mean.write()
             except BaseException:
-                mean.undo()
+                mean.restore()
                 raise
             finally:
                 self._mean = None
 
     @contextmanager
     def accumulate_statistics(self, num_examples: int) -> Iterator[None]:
-        """The body is one forward pass, whose statistics count by its examples in those of `single_statistics_update`."""
+        """Add the statistics of the forward pass in the context to the update, weighted by its number of examples."""
         if self._mean is not None:
             self._mean.begin()
         yield
-        self._power.done()
+        self._power.end_pass()
         if self._mean is not None:
             self._mean.add(num_examples)
 
     def snapshot(self) -> list[Tensor]:
-        """Copies of all buffers, for `restore`."""
+        """Return copies of all buffers, for `restore`."""
         return [buffer.clone() for buffer in self._all()]
 
     def restore(self, snapshot: list[Tensor], where: Tensor) -> None:
-        """Put the buffers of a `snapshot` back if `where`, a 0-dim bool tensor on the device, is true."""
+        """Copy the buffers of a `snapshot` back if `where`, a 0-dim bool tensor on the device, is true."""
         for buffer, saved in zip(self._all(), snapshot, strict=True):
             buffer.copy_(torch.where(where, saved, buffer))
 
@@ -125,16 +105,16 @@ class RunningStatistics:
 
 
 class _Mean:
-    """The mean of the buffers that passes leave, where each begins with those from before.
+    """Mean of the buffers after several passes that all start from the same buffers.
 
-    They are an affine function of a pass's batch statistics, so their mean is what one pass with the mean statistics
-    would leave, whatever the momentum and however often a pass uses a layer. Begun with 1/weight of the buffers and
-    then multiplied by the weight, the statistics have it and the buffers do not.
+    The buffers after a pass are an affine function of its batch statistics. Their mean is therefore the result of one
+    pass with the mean statistics, for any momentum and any number of uses of a layer. To weight the statistics but not
+    the old buffers, each pass starts from 1/weight of the buffers, and the result is multiplied by the weight.
 
     Args:
         buffers: Running means and variances.
-        counts: Numbers of batches.
-        weight: Of the statistics.
+        counts: Numbers of batches tracked, int64.
+        weight: Weight of the batch statistics, > 0.
     """
 
     def __init__(self, buffers: list[Tensor], counts: list[Tensor], weight: float) -> None:
@@ -146,22 +126,22 @@ class _Mean:
         self._num_examples = 0
 
     def begin(self) -> None:
-        """Go back to where each pass begins; the backward pass of the one before must be over."""
+        """Reset the buffers to the start of a pass; the backward pass of the previous one must be over."""
         _copy(self._buffers, self._start)
         _copy(self._counts, self._counts_before)
 
     def add(self, num_examples: int) -> None:
-        """Take in what a pass has left."""
+        """Add the buffers after a pass, weighted by its number of examples."""
         torch._foreach_add_(self._total, self._buffers, alpha=num_examples)
         self._num_examples += num_examples
 
     def write(self) -> None:
-        """The mean; the counts are those of the last pass."""
+        """Write the mean into the buffers; the counts are those of the last pass."""
         if self._num_examples:
             _copy(self._buffers, torch._foreach_mul(self._total, self._weight / self._num_examples))
 
-    def undo(self) -> None:
-        """What was there before."""
+    def restore(self) -> None:
+        """Restore the buffers from before the first pass."""
         _copy(self._buffers, self._before)
         _copy(self._counts, self._counts_before)
 
@@ -171,8 +151,8 @@ def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
         torch._foreach_copy_(list(targets), list(sources))
 
 
-def _keeps_writing(layer: nn.Module) -> bool:
-    """Whether a layer writes into its buffers without tracking statistics: torch's instance norm does."""
+def _ignores_tracking(layer: nn.Module) -> bool:
+    """Return whether a layer updates its buffers even if it does not track statistics: torch's instance norm does."""
     return isinstance(layer, _InstanceNorm)
 
 

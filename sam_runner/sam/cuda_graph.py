@@ -1,45 +1,51 @@
-"""The whole step as one CUDA graph: both passes and the base optimizer's step, launched at once.
+"""The whole step as one CUDA graph: both passes and the base optimizer's step, launched together.
 
-A network of small layers keeps a GPU waiting for Python: thousands of kernels of a few microseconds each are launched
-one by one. Recorded once, they are replayed without it. What a recording reads anew in every step lies in tensors: the
-batch, rho and the learning rates.
+A network of small layers keeps a GPU waiting for Python, which launches thousands of kernels of a few microseconds one
+by one. A graph is recorded once and then replayed without Python. Values that change from step to step are tensors with
+fixed addresses: the batch, rho and the learning rates.
 """
 
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
-from sam_runner.sam.objective import Batch
-from sam_runner.sam.step import SamStep, StepStats
+from sam_runner.sam.batch import Batch, batch_signature, map_tensors
+from sam_runner.sam.method import Method
+from sam_runner.sam.step import SamStep, StepStats, is_zero
 from sam_runner.utils.seeding import RngState
 
 log = logging.getLogger(__name__)
 T = TypeVar("T")
-Key = tuple[torch.Size, torch.dtype, bool]  # of the images; whether there is a second pass
-WARM_UP = 3  # steps before a recording: cuDNN chooses its algorithms, the optimizer makes its state
-OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # whose fused step reads its rate from a tensor
+Key = tuple[tuple[Any, ...], str, bool]  # signature of the batch, name of the method, whether rho is not 0
+NUM_WARM_UP_STEPS = 3  # eager steps before a recording: cuDNN chooses its algorithms, the optimizer creates its state
+OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # their fused steps read the rate from a tensor
 
 
 class Recorder(Protocol):
-    """What records and replays."""
+    """Records a function and replays it."""
 
     def run(self, call: Callable[[], T]) -> T:
-        """Call now, as a recording will have it."""
+        """Run `call` under the conditions of a recording and return its result."""
 
     def record(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Record without doing it; what is returned does it, and gives the tensors that `call` gave, filled anew."""
+        """Record `call` without running it.
+
+        Returns:
+            A function that replays the recording. It returns the tensors that `call` returned, with new values.
+        """
 
 
 class CudaRecorder:
     """Records CUDA graphs.
 
     Args:
-        device: A CUDA device.
+        device: CUDA device of all tensors.
     """
 
     def __init__(self, device: torch.device) -> None:
@@ -47,7 +53,7 @@ class CudaRecorder:
         self._device = device
 
     def run(self, call: Callable[[], T]) -> T:
-        """On the stream that is recorded later, since autograd remembers streams."""
+        """Run `call` on the stream of later recordings, because autograd remembers streams."""
         current = torch.cuda.current_stream(self._device)
         self._stream.wait_stream(current)
         with torch.cuda.stream(self._stream):
@@ -56,7 +62,7 @@ class CudaRecorder:
         return result
 
     def record(self, call: Callable[[], T]) -> Callable[[], T]:
-        """Other threads may use the device meanwhile."""
+        """Record `call`; other threads may use the device meanwhile."""
         graph = torch.cuda.CUDAGraph()
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             result = call()
@@ -69,14 +75,14 @@ class CudaRecorder:
 
 
 class EagerRecorder:
-    """Records nothing and calls again: the same path on any device, for tests."""
+    """Records nothing and calls the function again; for tests on any device."""
 
     def run(self, call: Callable[[], T]) -> T:
-        """Call."""
+        """Run `call`."""
         return call()
 
     def record(self, call: Callable[[], T]) -> Callable[[], T]:
-        """The call itself."""
+        """Return `call`."""
         return call
 
 
@@ -91,78 +97,78 @@ class _Recording:
 
 
 class CapturedStep:
-    """A `SamStep` that is recorded once for each shape of batch, and replayed.
+    """A `SamStep` that is recorded once per shape of batch and kind of step, and then replayed.
 
-    The first `WARM_UP` steps of a shape are made one operation at a time; they train as every other. Where a step
-    cannot be recorded, a warning says why and all steps are made like that. The tensors of a `StepStats` are
-    overwritten by the next step.
+    The first `NUM_WARM_UP_STEPS` steps of a kind run eagerly and train as usual. If the step cannot be recorded, a
+    warning says why and all steps run eagerly. The next step overwrites the tensors of a `StepStats`.
 
     Args:
-        step: What is recorded.
-        recorder: Default a `CudaRecorder` for the step's device.
+        step: The step to record.
+        recorder: Default: a `CudaRecorder` for the step's device.
     """
 
     def __init__(self, step: SamStep, recorder: Recorder | None = None) -> None:
-        self.objective, self.optimizer = step.objective, step.optimizer
+        self.objective, self.optimizer, self.method = step.objective, step.optimizer, step.method
         self._step = step
-        self._seen: dict[Key, int] = {}
+        self._num_seen: dict[Key, int] = {}
         self._recordings: dict[Key, _Recording] = {}
-        self._obstacle = capture_blocker(step)
+        self._blocker = capture_blocker(step)
         if recorder is None and step.objective.device.type != "cuda":
-            self._obstacle = f"it needs a CUDA device, this is {step.objective.device}"
-        self._recorder = None if self._obstacle else recorder or CudaRecorder(step.objective.device)
+            self._blocker = f"it needs a CUDA device, this is {step.objective.device}"
+        self._recorder = None if self._blocker else recorder or CudaRecorder(step.objective.device)
 
     def __call__(self, batch: Batch, rho: float, number: int | None = None) -> StepStats:
-        """Take one step, see `SamStep`."""
-        if self._obstacle:
-            self._give_up(self._obstacle)
-        if self._recorder is None:
-            return self._step(batch, rho, number)
-        key = batch.images.shape, batch.images.dtype, rho > 0
+        """Take one step, see `SamStep`; `rho` is a number."""
+        if self._blocker:
+            self._disable(self._blocker)
+        method, radius = self._step.choose_method(rho, number)
+        recorder = self._recorder
+        if recorder is None:
+            return self._step.take(batch, method, radius, number)
+        key = batch_signature(batch), method.name, not is_zero(radius)
         if key not in self._recordings:
-            self._seen[key] = self._seen.get(key, 0) + 1
-            if self._seen[key] <= WARM_UP:
-                return self._warm_up(self._recorder, batch, rho)
+            self._num_seen[key] = self._num_seen.get(key, 0) + 1
+            if self._num_seen[key] <= NUM_WARM_UP_STEPS:
+                return self._warm_up(recorder, lambda: self._step.take(batch, method, radius, number))
             try:
-                self._recordings[key] = self._record(self._recorder, batch, rho)
+                self._recordings[key] = self._record(recorder, batch, method, radius)
             except RuntimeError as error:
-                self._give_up(str(error).splitlines()[0])
-                return self._step(batch, rho)
-        return self._replay(self._recordings[key], batch, rho)
+                self._disable(str(error).splitlines()[0])
+                return self._step.take(batch, method, radius, number)
+        return self._replay(self._recordings[key], batch, radius)
 
-    def _give_up(self, reason: str) -> None:
+    def _disable(self, reason: str) -> None:
         log.warning("compile=graph: the step cannot be recorded: %s; it runs one operation at a time", reason)
-        self._recorder, self._obstacle = None, ""
+        self._recorder, self._blocker = None, ""
 
-    def _warm_up(self, recorder: Recorder, batch: Batch, rho: float) -> StepStats:
+    def _warm_up(self, recorder: Recorder, call: Callable[[], StepStats]) -> StepStats:
         device = self.objective.device
         before = RngState.capture(device)
-        stats = recorder.run(lambda: self._step(batch, rho))
+        stats = recorder.run(call)
         after = RngState.capture(device)
-        drawn = not torch.equal(before.cpu, after.cpu)
+        draws = not torch.equal(before.cpu, after.cpu)
         if before.cuda is not None and after.cuda is not None:
-            drawn = drawn or not torch.equal(before.cuda, after.cuda)
-        if drawn:  # both passes have to see the same masks, which takes the generator's state to the host
-            self._give_up("the network draws random numbers (dropout)")
+            draws = draws or not torch.equal(before.cuda, after.cuda)
+        if draws:  # giving both passes the same masks takes the generator's state to the host
+            self._disable("the network draws random numbers (dropout)")
         return stats
 
-    def _record(self, recorder: Recorder, batch: Batch, rho: float) -> _Recording:
+    def _record(self, recorder: Recorder, batch: Batch, method: Method, radius: float | Tensor) -> _Recording:
         device = self.objective.device
-        images, labels = torch.empty_like(batch.images).copy_(batch.images), batch.labels.clone()
-        static = Batch(images, labels)
-        radius = torch.tensor(rho, device=device)
+        static = Batch(*map_tensors(_copy, (batch.inputs, batch.targets)))
+        rho = torch.tensor(float(radius), device=device)
         rates = [torch.tensor(float(group["lr"]), device=device) for group in self.optimizer.param_groups]
 
         def call() -> StepStats:
-            with self._from_tensors(rates):
-                return self._step(static, radius if rho > 0 else 0.0)
+            with self._rates_from_tensors(rates):
+                return self._step.take(static, method, 0.0 if is_zero(radius) else rho)
 
-        self.optimizer.zero_grad(set_to_none=True)  # gradients of the recording have their memory in it
-        return _Recording(static, radius, rates, recorder.record(call))
+        self.optimizer.zero_grad(set_to_none=True)  # gradients of a recording are in the graph's memory
+        return _Recording(static, rho, rates, recorder.record(call))
 
     @contextmanager
-    def _from_tensors(self, rates: list[Tensor]) -> Iterator[None]:
-        """The optimizer reads its learning rates from tensors."""
+    def _rates_from_tensors(self, rates: list[Tensor]) -> Iterator[None]:
+        """Let the optimizer read its learning rates from tensors."""
         groups = self.optimizer.param_groups
         before = [(group["lr"], group.get("capturable")) for group in groups]
         for group, rate in zip(groups, rates, strict=True):
@@ -172,31 +178,36 @@ class CapturedStep:
         try:
             yield
         finally:
-            for group, (lr, capturable) in zip(groups, before, strict=True):
-                group["lr"] = lr
+            for group, (rate, capturable) in zip(groups, before, strict=True):
+                group["lr"] = rate
                 if "capturable" in group:
                     group["capturable"] = capturable
 
-    def _replay(self, recording: _Recording, batch: Batch, rho: float) -> StepStats:
-        recording.batch.images.copy_(batch.images)
-        recording.batch.labels.copy_(batch.labels)
-        recording.rho.fill_(rho)
+    def _replay(self, recording: _Recording, batch: Batch, radius: float | Tensor) -> StepStats:
+        static = recording.batch
+        targets = tree_leaves((static.inputs, static.targets))
+        for target, source in zip(targets, tree_leaves((batch.inputs, batch.targets)), strict=True):
+            if isinstance(target, Tensor):
+                target.copy_(source)
+        recording.rho.fill_(radius)
         for rate, group in zip(recording.rates, self.optimizer.param_groups, strict=True):
             rate.fill_(group["lr"])
         return recording.replay()
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    return torch.empty_like(tensor).copy_(tensor)
+
+
 def capture_blocker(step: SamStep) -> str:
-    """Why a step cannot be recorded; empty where it can."""
-    if step.objective.ranks.world_size > 1:
+    """Return why a step cannot be recorded; empty if it can."""
+    if step.objective.context.world_size > 1:
         return "several processes train together"
     if step.objective.scaler.is_enabled():
         return "the loss scaler of fp16 decides on the host whether a step is skipped (use bf16)"
-    if step.second_order:
-        return "the second-order term is differentiated twice"
-    if step.direction_seed is not None:
-        return "a random direction is drawn anew in each step"
-    fused = all(group.get("fused") for group in step.optimizer.param_groups)
-    if type(step.optimizer) not in OPTIMIZERS or not fused:
+    if step.method.capture_blocker:
+        return step.method.capture_blocker
+    is_fused = all(group.get("fused") for group in step.optimizer.param_groups)
+    if type(step.optimizer) not in OPTIMIZERS or not is_fused:
         return f"{type(step.optimizer).__name__} reads its learning rate on the host (use SGD, Adam or AdamW)"
     return ""

@@ -1,7 +1,7 @@
-"""The base optimizer's step along the final gradient, or none where a number of the step is not finite.
+"""The base optimizer's step along the final gradient; a non-finite loss or gradient never changes the weights.
 
-Whether it is made is decided on the device: torch's fused optimizers read it from a tensor, as they do with the loss
-scaler.
+With a fused optimizer this is decided on the device: torch's fused kernels read a tensor that says whether to skip, as
+they do with a loss scaler.
 """
 
 import torch
@@ -9,18 +9,21 @@ from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import local
+from sam_runner.distributed.sharding import to_local
 from sam_runner.sam.perturbation import norm_of
 
 
-class Update:
-    """What happens to the weights at the end of a step.
+class OptimizerStep:
+    """Unscale and clip the final gradient, and step if the loss and all gradients are finite.
 
     Args:
         optimizer: The base optimizer.
-        scaler: Loss scaler; disabled but for float16.
-        grad_clip: Largest norm of the gradient that the optimizer is given; None: no limit.
-        shards: The processes that have the other parts of the gradient.
+        scaler: Loss scaler; disabled except for float16.
+        grad_clip: Largest norm of the gradient for the optimizer, > 0; None: no clipping.
+        shards: The processes that hold the other shards of the gradient.
+
+    Raises:
+        ValueError: If the optimizer is a fused SGD with momentum and dampening.
     """
 
     def __init__(
@@ -42,15 +45,15 @@ class Update:
             finite: Which of the step's other numbers are finite, bool, (k,).
 
         Returns:
-            ||gradient|| before clipping, without the loss scale; `finite` with the gradient's own finiteness at its
-            end; whether the loss scaler skipped the step, which it tells the host.
+            The norm of ``.grad`` before clipping, without the loss scale; `finite` with one more entry, for ``.grad``,
+            (k + 1,); whether the loss scaler skipped the step (a bool on the host, False without a loss scaler).
         """
         params = [
             param for group in self._optimizer.param_groups for param in group["params"] if param.grad is not None
         ]
         if self._scaler.is_enabled():
             return self._scaled(params, finite)
-        norm = self._clipped(params)
+        norm = self._clip(params)
         finite = torch.cat([finite, norm.isfinite()[None]])
         if self._fused:
             self._optimizer.found_inf = (~finite.all()).to(torch.float32)  # type: ignore[attr-defined]
@@ -58,41 +61,41 @@ class Update:
                 self._optimizer.step()
             finally:
                 del self._optimizer.found_inf  # type: ignore[attr-defined]
-        elif finite.all():  # waits for the device
+        elif finite.all():  # synchronises with the device
             self._optimizer.step()
         return norm, finite, False
 
     def _scaled(self, params: list[nn.Parameter], finite: Tensor) -> tuple[Tensor, Tensor, bool]:
-        """With a loss scaler, which looks at ``.grad`` alone: what else is not finite is shown to it there."""
-        nothing = finite.new_zeros((), dtype=torch.float32)
-        params[0].grad.add_(nothing.masked_fill(~finite.all(), torch.nan))  # type: ignore[union-attr]
+        """Step with a loss scaler. It checks ``.grad`` only, so NaN is added there if another number is not finite."""
+        zero = finite.new_zeros((), dtype=torch.float32)
+        params[0].grad.add_(zero.masked_fill(~finite.all(), torch.nan))  # type: ignore[union-attr]
         self._scaler.unscale_(self._optimizer)
-        norm = self._clipped(params)
+        norm = self._clip(params)
         scale = self._scaler.get_scale()
         self._scaler.step(self._optimizer)
         self._scaler.update()
         skipped = self._scaler.get_scale() < scale
         return norm, torch.cat([finite, norm.isfinite()[None]]), skipped
 
-    def _clipped(self, params: list[nn.Parameter]) -> Tensor:
-        """||gradient|| before it is clipped."""
-        grads = [local(param.grad) for param in params if param.grad is not None]
+    def _clip(self, params: list[nn.Parameter]) -> Tensor:
+        """Clip ``.grad`` in place; return its norm before clipping."""
+        grads = [to_local(param.grad) for param in params if param.grad is not None]
         norm = norm_of(grads, self._shards)
         if self._grad_clip is not None and self._shards.world_size == 1:
             clip_grads_with_norm_(params, self._grad_clip, norm)
-        elif self._grad_clip is not None:  # which does not take parts
+        elif self._grad_clip is not None:  # clip_grads_with_norm_ does not accept local shards
             torch._foreach_mul_(grads, (self._grad_clip / (norm + 1e-6)).clamp(max=1.0))
         return norm
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    """Momentum that is zero before the first step, and the same from then on.
+    """Create the momentum buffers filled with zeros, which gives the same steps.
 
-    torch's fused SGD makes it without filling it, and leaves it so where the first step is skipped (torch 2.14).
+    The fused SGD of torch 2.14 creates them without filling them, and leaves them like that if it skips the first step.
     """
     for group in optimizer.param_groups:
         if group["momentum"] and group["dampening"]:
-            raise ValueError("fused SGD starts its momentum wrong with dampening: use fused=False")
+            raise ValueError("fused SGD does not support dampening, since its momentum starts from 0: use fused=False")
         for param in group["params"]:
             if group["momentum"] and "momentum_buffer" not in optimizer.state[param]:
                 optimizer.state[param]["momentum_buffer"] = torch.zeros_like(param)

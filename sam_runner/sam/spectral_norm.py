@@ -1,8 +1,8 @@
-"""Spectral norm under SAM: the power iteration of a step is made once, by its first pass.
+"""Spectral norm under SAM: one power iteration per step, made by the first pass.
 
-Each pass in training moves the two vectors of every such weight towards its singular vectors. Left alone, the passes at
-w + eps would move them along perturbed weights, and groups or micro-batches would move them several times. Here the
-first pass at w moves them as a plain step does, and the others see the same vectors, as they see the same dropout
+In training, each pass moves the two vectors of a spectrally normalised weight towards its singular vectors. By default
+passes at w + eps would move them along perturbed weights, and groups or micro-batches would move them several times.
+Here the first pass moves them as a plain step does. All other passes use the same vectors, as they use the same dropout
 masks.
 """
 
@@ -16,21 +16,21 @@ from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 class PowerIterations:
-    """The power iterations of all weights with a spectral norm, by the parametrization or the hook of `torch.nn.utils`.
+    """Controls the power iterations of a model's spectral norms (parametrization or hook of `torch.nn.utils`).
 
     Args:
-        model: The network; its set of such weights must not change afterwards.
+        model: The model; no spectral norm may be added or removed afterwards.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        found = [entry for module in model.modules() for entry in _of(module)]
+        found = [entry for module in model.modules() for entry in _find_iterations(module)]
         self._methods = [(method, method.n_power_iterations) for method, _, _ in found]
         self._vectors = [(owner, name) for _, owner, name in found]
-        self._once = False
+        self._is_single = False
 
     @contextmanager
     def stopped(self) -> Iterator[None]:
-        """Passes in the body leave the vectors as they are."""
+        """Make no power iteration in the passes inside the context."""
         before = [method.n_power_iterations for method, _ in self._methods]
         self._stop()
         try:
@@ -40,23 +40,23 @@ class PowerIterations:
                 method.n_power_iterations = number
 
     @contextmanager
-    def once(self) -> Iterator[None]:
-        """Passes in the body leave the vectors as they are from the first `done` on."""
-        self._once = True
+    def single_iteration(self) -> Iterator[None]:
+        """Make power iterations inside the context only until the first `end_pass`."""
+        self._is_single = True
         try:
             yield
         finally:
-            self._once = False
+            self._is_single = False
             for method, number in self._methods:
                 method.n_power_iterations = number
 
-    def done(self) -> None:
-        """A pass has been made."""
-        if self._once:
+    def end_pass(self) -> None:
+        """Stop the iterations inside `single_iteration`; call it after each pass."""
+        if self._is_single:
             self._stop()
 
     def vectors(self) -> list[Tensor]:
-        """What the iterations move, the buffers themselves."""
+        """Return the buffers that power iterations update."""
         return [getattr(owner, f"{name}_{end}") for owner, name in self._vectors for end in "uv"]
 
     def _stop(self) -> None:
@@ -64,8 +64,8 @@ class PowerIterations:
             method.n_power_iterations = 0
 
 
-def _of(module: nn.Module) -> Iterator[tuple[Any, nn.Module, str]]:
-    """What iterates for a module; the owner of its vectors and what their names begin with."""
+def _find_iterations(module: nn.Module) -> Iterator[tuple[Any, nn.Module, str]]:
+    """Yield (object with ``n_power_iterations``, owner of its vectors, prefix of their names) of a module."""
     if isinstance(module, _SpectralNorm) and hasattr(module, "_u"):  # a weight of one axis has no vectors
         yield module, module, ""
     for hook in module._forward_pre_hooks.values():

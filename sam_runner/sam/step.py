@@ -3,258 +3,198 @@
 For a batch B, weights w and a base optimizer:
 
     g     = grad L_B(w)                                   first pass
-    eps   = argmax over ||e||_p <= rho of e . g           `epsilon`, eq. 2
+    eps   = argmax over ||e||_p <= rho of e . g           `sam_runner.sam.perturbation.epsilon`, eq. 2
     g_SAM = grad L_B at w + eps                           second pass, eq. 3
     w     = base optimizer's step from w along g_SAM
 
-`SamStep` is that step. Where implementations differ, the choice is an argument and its default is said here. The step
-never waits for the device, except for float16's loss scaler, which has to know whether its step was skipped.
+`SamStep` makes everything that SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which
+they differ. The step never synchronises with the device, except for float16's loss scaler, which has to know on the
+host whether it skips the step, and for base optimizers that are not fused.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from sam_runner.sam.objective import Batch, Evaluation, Objective
-from sam_runner.sam.optimizer_step import Update
-from sam_runner.sam.perturbation import (
-    Perturbation,
-    epsilon,
-    norm_of,
-    perturbation,
-    perturbed_parameters,
-    random_perturbation,
-    swapped_parameters,
-)
-from sam_runner.utils.seeding import RngState, generator
+from sam_runner.distributed.sharding import to_local
+from sam_runner.sam.batch import Batch, join_outputs
+from sam_runner.sam.method import Group, GroupStats, Method, StepContext
+from sam_runner.sam.methods.plain import Plain
+from sam_runner.sam.methods.sam import Sam
+from sam_runner.sam.objective import Objective
+from sam_runner.sam.optimizer_step import OptimizerStep
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
+PLAIN = Plain()
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """What one step saw; 0-dim float tensors on the device, nothing has been waited for.
+    """Statistics of one step, as device tensors (no synchronisation); scalars are 0-dim and floating point.
 
     Attributes:
-        loss: L_B(w), without weight decay.
-        loss_perturbed: L_B(w + eps); equals `loss` for a step of one pass.
-        grad_norm: ||g||_2 at w without the loss scale; with groups the mean of the groups' norms for SAM, and the norm
-            of their mean gradient for a step of one pass.
-        eps_norm: ||eps||_2; with groups their mean.
-        logits: (N, C) at w.
-        finite: Which of `CHECKED` are finite, bool, (4,); where one is not, weights and optimizer state are as before.
-        skipped: Whether the loss scaler found a non-finite gradient, so that nothing was changed; known on the host.
+        loss: L_B(w) without weight decay.
+        loss_perturbed: L_B(w + eps); equals `loss` for a step with one pass.
+        grad_norm: ||g||_2 at w without the loss scale. With groups, the mean of the groups' norms if there is a second
+            pass. For a step with one pass, the norm of the final gradient.
+        eps_norm: ||eps||_2; with groups, their mean.
+        outputs: What the model returned for the first pass, in the batch's order; logits (N, C) for a classifier.
+        finite: Which of `CHECKED` are finite, bool, (4,). If one is not, the step changes neither weights nor state.
+        skipped: Whether the loss scaler found a non-finite gradient and skipped the step; a bool on the host.
     """
 
     loss: Tensor
     loss_perturbed: Tensor
     grad_norm: Tensor
     eps_norm: Tensor
-    logits: Tensor
+    outputs: Any
     finite: Tensor
     skipped: bool
 
 
-def _is_zero(rho: float | Tensor) -> bool:
-    """Whether a step is one pass; a tensor is never looked at."""
+def is_zero(rho: float | Tensor) -> bool:
+    """Return whether a radius is the number 0; the value of a tensor is never read."""
     return not isinstance(rho, Tensor) and rho == 0
 
 
 class SamStep:
-    """One optimizer step of Algorithm 1; with rho = 0 one plain step of the base optimizer.
+    """One optimizer step of Algorithm 1 or of a variant; with rho = 0, one step of the base optimizer.
 
     Args:
         objective: L_B and its gradient.
-        optimizer: Any `torch.optim` optimizer over ``objective.params``; its state knows nothing of SAM, so checkpoints
-            interchange with those of plain training.
-        p: Norm of the ball, see `epsilon`.
-        group_size: m of m-sharpness: each group of m images has its own eps (and batch-norm statistics), and the step
-            is along the mean of the groups' gradients, weighted by their images; as m images per device in
-            data-parallel training with unsynchronised perturbations, the paper's setting. None: the whole batch is one
-            group; in data-parallel training, the rank's.
-        sync_perturbation: In data-parallel training one eps for the images of all ranks, for a second message of the
-            size of the weights.
-        ascent_steps: Gradient evaluations that eps is found with (the paper's Table 11); 1 is Algorithm 1.
-        projected: How further ascent steps move: False puts eps on the sphere along the gradient at w + eps,
-            eps <- epsilon(grad L(w + eps)); True adds such a step and projects on the ball, eps <- P(eps +
-            epsilon(...)), p = 2.
-        second_order: Keep the term that eq. 3 drops, (d eps/d w)^T g_SAM, exactly, through autograd (Appendix C.4).
-        direction_seed: eps in a random direction instead of the gradient's (Appendix C.5, `random_perturbation`), a
-            function of this seed and of the step's number: the same for all groups of a step and on all ranks. The
-            first pass stays as it is: statistics, ||g|| and what a step costs are those of SAM. None: the gradient's.
-        grad_clip: Largest norm of the gradient that the base optimizer is given (the paper's code: 5.0); None: no
-            limit. The ascent is never clipped: eps does not depend on the gradient's length.
-        keep_statistics: Whether a step without an update leaves the batch-norm statistics alone too; with a loss scaler
-            it always does.
+        optimizer: Any `torch.optim` optimizer over ``objective.params``. Its state does not depend on the method, so
+            optimizer states of plain and SAM training can be exchanged.
+        method: Chooses perturbation, final gradient and passes. Default: SAM with p = 2. A method belongs to one step.
+        group_size: m of m-sharpness, in examples. Each group of m examples has its own eps and batch-norm statistics;
+            the final gradient is the mean over the groups, weighted by their numbers of examples. This is the paper's
+            setting of m examples per device with unsynchronised perturbations. None: the batch (of each rank) is one
+            group.
+        grad_clip: Largest norm of the gradient for the base optimizer, > 0 (the paper's code: 5.0); None: no clipping.
+            The gradient that eps is computed from is never clipped: eps does not depend on its length.
+        keep_statistics: Whether a step with a non-finite loss or gradient also restores the running statistics of
+            normalisation layers; always on with a loss scaler.
 
     Raises:
-        ValueError: A combination that is not defined.
+        ValueError: If the method excludes the groups or the sharding of the weights.
     """
 
     def __init__(
         self,
         objective: Objective,
         optimizer: torch.optim.Optimizer,
+        method: Method | None = None,
         *,
-        p: float = 2.0,
         group_size: int | None = None,
-        sync_perturbation: bool = False,
-        ascent_steps: int = 1,
-        projected: bool = False,
-        second_order: bool = False,
-        direction_seed: int | None = None,
         grad_clip: float | None = None,
         keep_statistics: bool = False,
     ) -> None:
-        if not p >= 1:
-            raise ValueError(f"p must be in [1, inf], not {p}")
-        if projected and p != 2:
-            raise ValueError(f"projected ascent needs p = 2, not {p}")
-        if second_order and ascent_steps != 1:
-            raise ValueError(f"second_order needs ascent_steps = 1, not {ascent_steps}")
-        if sync_perturbation and (second_order or group_size is not None):
-            raise ValueError("sync_perturbation is for one group, without second_order")
-        if objective.shards.world_size > 1 and (p != 2 or not sync_perturbation):
-            raise ValueError("sharded weights need p = 2 and sync_perturbation")
-        if direction_seed is not None:
-            if p != 2 or ascent_steps != 1 or second_order:
-                raise ValueError("a random direction needs p = 2 and ascent_steps = 1, without second_order")
-            if sync_perturbation:
-                raise ValueError("a random direction is the same on all ranks: leave sync_perturbation out")
+        method = Sam() if method is None else method
+        if method.sync_perturbation and group_size is not None:
+            raise ValueError("sync_perturbation makes one group of the batch: use group_size=None")
+        if objective.shards.world_size > 1 and method.shard_blocker:
+            raise ValueError(method.shard_blocker)
         self.objective = objective
         self.optimizer = optimizer
-        self.p = p
+        self.method = method
         self.group_size = group_size
-        self.sync_perturbation = sync_perturbation
-        self.ascent_steps = ascent_steps
-        self.projected = projected
-        self.second_order = second_order
-        self.direction_seed = direction_seed
-        self._update = Update(optimizer, objective.scaler, grad_clip, objective.shards)
+        self._optimizer_step = OptimizerStep(optimizer, objective.scaler, grad_clip, objective.shards)
         self._keep_statistics = keep_statistics or objective.scaler.is_enabled()
+        method.prepare(objective)
 
     def __call__(self, batch: Batch, rho: float | Tensor, number: int | None = None) -> StepStats:
         """Take one step.
 
         Args:
-            batch: On the parameters' device.
-            rho: >= 0, or 0-dim on the device and > 0.
-            number: Of the step in its run, which a random direction is drawn from; needed for one.
+            batch: Examples on the parameters' device.
+            rho: Radius, >= 0; a 0-dim tensor on the device must be > 0.
+            number: Number of the step in its run, from 0; some methods need it.
+
+        Raises:
+            ValueError: If the method needs the number of the step and it is None.
         """
-        objective, scaler = self.objective, self.objective.scaler
-        if self.direction_seed is not None and number is None:
-            raise ValueError("a random direction needs the number of the step")
+        return self.take(batch, *self.choose_method(rho, number), number)
+
+    def choose_method(self, rho: float | Tensor, number: int | None) -> tuple[Method, float | Tensor]:
+        """Return the method of a step and its radius: `Plain` for rho = 0, otherwise the step's own method.
+
+        Args:
+            rho: Radius by the schedule, see `__call__`.
+            number: Number of the step in its run, from 0.
+        """
+        if is_zero(rho):
+            return PLAIN, 0.0
+        if self.method.needs_number and number is None:
+            raise ValueError(f"method {self.method.name} needs the number of the step: call step(batch, rho, number)")
+        return self.method, self.method.radius(rho, number, self.optimizer.param_groups[0]["lr"])
+
+    def take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None = None) -> StepStats:
+        """Take one step by what `choose_method` returned; see `__call__`."""
+        objective = self.objective
         self.optimizer.zero_grad(set_to_none=True)
-        groups = batch.split(self.group_size)
+        method.staged.clear()
+        context = StepContext(objective, self.optimizer, radius, number)
+        gradient_sum: list[Tensor] | None = [] if method.combines and not is_zero(radius) else None
+        batches = batch.split(self.group_size)
+        groups = [
+            Group(
+                context,
+                part,
+                batch.weight * len(part) / len(batch),
+                is_first=part is batches[0],
+                is_last=part is batches[-1],
+                sync=method.sync_perturbation,
+                gradient_sum=gradient_sum,
+            )
+            for part in batches
+        ]
         before = objective.statistics.snapshot() if self._keep_statistics else None
-        num_passes = sum(len(objective.chunks(group)) for group in groups)
-        with objective.statistics.single_statistics_update(num_passes, batch.weight):
-            shares = [batch.weight * len(group) / len(batch) for group in groups]
-            pairs = zip(groups, shares, strict=True)
-            parts = [self._accumulate(group, share, rho, group is groups[-1], number) for group, share in pairs]
-        if self.second_order and not _is_zero(rho):
+        accumulate = PLAIN.accumulate if is_zero(radius) else method.accumulate
+        with objective.statistics.single_statistics_update(
+            sum(len(objective.chunks(part)) for part in batches), batch.weight
+        ):
+            parts = [accumulate(group) for group in groups]
+        if not groups[-1].is_averaged:
             objective.average_gradients()
-        loss, loss_perturbed, grad_norm, eps_norm = self._mean(parts, batch)
-        finite = objective.ranks.all_reduce_and(torch.stack([loss, loss_perturbed, grad_norm]).isfinite())
-        grad_norm = grad_norm / scaler.scale(torch.ones_like(grad_norm))
-        final_norm, finite, skipped = self._update(finite)
+        loss, loss_perturbed, grad_norm, eps_norm = _mean_over_groups(parts, batches, len(batch))
+        finite = objective.context.all_reduce_and(torch.stack([loss, loss_perturbed, grad_norm]).isfinite())
+        grad_norm = grad_norm / objective.scaler.scale(torch.ones_like(grad_norm))
+        if method.combines:
+            self._combine(method, context, gradient_sum)
+        final_norm, finite, skipped = self._optimizer_step(finite)
         if before is not None:
             objective.statistics.restore(before, where=~finite.all())
-        logits = parts[0][0].logits if len(parts) == 1 else torch.cat([part[0].logits for part in parts])
-        grad_norm = final_norm if _is_zero(rho) else grad_norm
-        return StepStats(loss, loss_perturbed, grad_norm, eps_norm, logits, finite, skipped)
-
-    def _accumulate(
-        self, group: Batch, share: float, rho: float | Tensor, last: bool, number: int | None
-    ) -> tuple[Evaluation, Tensor, Tensor, Tensor]:
-        """Add `share` times the group's gradient to ``.grad``; evaluation at w, loss at w + eps, ||g||, ||eps||.
-
-        The ranks' means are taken with the `last` group of the batch.
-        """
-        if _is_zero(rho):
-            at_w = self.objective.backward(group, share, at_w=True, reduce=last)
-            return at_w, at_w.loss, torch.zeros_like(at_w.loss), torch.zeros_like(at_w.loss)
-        rng = RngState.capture(self.objective.device)
-        together = self.sync_perturbation
-        at_w, grads = self.objective.gradient(group, at_w=True, create_graph=self.second_order, reduce=together)
-        if self.second_order:
-            return at_w, *self._descend_second_order(group, share, grads, rho, rng)
-        eps = self._first_ascent(grads, rho, number)
-        grad_norm = eps.grad_norm
-        del grads
-        for _ in range(self.ascent_steps - 1):
-            eps = self._ascend(group, eps, rho, rng)
-        eps_norm = eps.norm
-        moved = perturbed_parameters(self.objective.params, eps, in_place=True)
-        del eps  # its memory holds w + eps now
-        rng.restore(self.objective.device)  # the dropout masks of the first pass
-        with swapped_parameters(self.objective.params, moved):
-            del moved
-            perturbed = self.objective.backward(group, share, at_w=False, reduce=last)
-        return at_w, perturbed.loss, grad_norm, eps_norm
-
-    def _first_ascent(self, grads: list[Tensor], rho: float | Tensor, number: int | None) -> Perturbation:
-        """The first eps, along the gradient at w or in the random direction of step `number`."""
-        if self.direction_seed is None or number is None:
-            return perturbation(grads, rho, self.p, self.objective.shards)
-        draws = generator(self.direction_seed, "direction", number, device=self.objective.device)
-        return random_perturbation(grads, rho, draws)
-
-    def _ascend(self, group: Batch, eps: Perturbation, rho: float | Tensor, rng: RngState) -> Perturbation:
-        """One more ascent step from w + eps."""
-        rng.restore(self.objective.device)
-        with swapped_parameters(
-            self.objective.params, perturbed_parameters(self.objective.params, eps, in_place=not self.projected)
-        ):
-            _, grads = self.objective.gradient(group, at_w=False, reduce=self.sync_perturbation)
-        step = perturbation(grads, rho, self.p, self.objective.shards)
-        if not self.projected:
-            return step
-        total = torch._foreach_add(step.tensors(), eps.tensors())
-        norm = norm_of(list(total), self.objective.shards)
-        scale = (rho / norm).clamp(max=1.0)
-        return Perturbation(list(total), scale, scale * norm, step.grad_norm)
-
-    def _descend_second_order(
-        self, group: Batch, share: float, grads: list[Tensor], rho: float | Tensor, rng: RngState
-    ) -> tuple[Tensor, Tensor, Tensor]:
-        """Add grad_w [L(w + eps(w))] = g_SAM + (d eps/d w)^T g_SAM; `grads` carry the graph of the first pass.
-
-        Returns:
-            The loss at w + eps, ||g||, ||eps||.
-        """
-        params = self.objective.params
-        eps = epsilon(grads, rho, self.p)
-        grad_norm, eps_norm = (norm_of([part.detach() for part in parts]) for parts in (grads, eps))
-        there = Perturbation([part.detach() for part in eps], torch.ones_like(grad_norm), eps_norm, grad_norm)
-        earlier = [param.grad for param in params]
-        self.optimizer.zero_grad(set_to_none=True)
-        rng.restore(self.objective.device)
-        with swapped_parameters(params, perturbed_parameters(params, there, in_place=False)):
-            perturbed = self.objective.backward(group, 1.0, at_w=False, reduce=False)
-        finals = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
-        # The graph's saved weights are the parameters, which are back at w here. What no pass uses is in no graph.
-        outputs = [(part, grad) for part, grad in zip(eps, finals, strict=True) if part.requires_grad]
-        curvature: tuple[Tensor | None, ...] = torch.autograd.grad(
-            [part for part, _ in outputs], params, [grad for _, grad in outputs], allow_unused=True
+        method.commit(finite, context)
+        return StepStats(
+            loss=loss,
+            loss_perturbed=loss_perturbed,
+            grad_norm=final_norm if parts[0].grad_norm is None else grad_norm,
+            eps_norm=eps_norm,
+            outputs=join_outputs([part.evaluation.outputs for part in parts], [len(part) for part in batches]),
+            finite=finite,
+            skipped=skipped,
         )
-        for param, grad, bend, before in zip(params, finals, curvature, earlier, strict=True):
-            if param.grad is None and bend is None:
-                param.grad = before
-                continue
-            total = grad if bend is None else grad.add_(bend)
-            param.grad = total * share if before is None else before.add_(total, alpha=share)
-        return perturbed.loss, grad_norm, eps_norm
 
-    @staticmethod
-    def _mean(parts: list[tuple[Evaluation, Tensor, Tensor, Tensor]], batch: Batch) -> tuple[Tensor, ...]:
-        """Loss at w, at w + eps, ||g|| and ||eps||, averaged over the groups by their images."""
-        columns = zip(*((part[0].loss, *part[1:]) for part in parts), strict=True)
-        if len(parts) == 1:
-            return tuple(column[0] for column in columns)
-        shares = [len(part[0].logits) / len(batch) for part in parts]
-        return tuple(
-            torch.stack([value * share for value, share in zip(column, shares, strict=True)]).sum()
-            for column in columns
-        )
+    def _combine(self, method: Method, context: StepContext, gradient_sum: list[Tensor] | None) -> None:
+        """Let the method combine g and g_eps in ``.grad``."""
+        if gradient_sum and not method.sync_perturbation:
+            self.objective.context.all_reduce_mean(gradient_sum)
+        final = [to_local(torch.zeros_like(p) if p.grad is None else p.grad) for p in self.objective.params]
+        method.combine(final, gradient_sum or None, context)
+
+
+def _mean_over_groups(parts: list[GroupStats], batches: list[Batch], num_examples: int) -> tuple[Tensor, ...]:
+    """Return loss at w, loss at w + eps, ||g|| and ||eps||, averaged over the groups by their numbers of examples."""
+    rows = []
+    for part in parts:
+        loss = part.evaluation.loss
+        grad_norm = torch.zeros_like(loss) if part.grad_norm is None else part.grad_norm
+        rows.append((loss, part.loss_perturbed, grad_norm, part.eps_norm))
+    if len(rows) == 1:
+        return rows[0]
+    shares = [len(batch) / num_examples for batch in batches]
+    return tuple(
+        torch.stack([value * share for value, share in zip(column, shares, strict=True)]).sum()
+        for column in zip(*rows, strict=True)
+    )

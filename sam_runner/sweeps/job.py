@@ -11,8 +11,8 @@ from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra import plain_settings
 from sam_runner.config.rules import require_files
 from sam_runner.sweeps import status as sweep_status
-from sam_runner.utils.console import end_at_once, is_first, log_to_console, report_exception, several
-from sam_runner.utils.errors import InputError, RankError, Stopped
+from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception
+from sam_runner.utils.errors import InputError, RankError, RunInterrupt
 
 
 def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]) -> float | None:
@@ -31,16 +31,16 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
     if beside_others:
         _beside_others(hydra_config.job.num)
     stopped = sweep_status.stopped(folder)
-    if several():
-        from sam_runner.distributed.torchrun import agreed
+    if is_distributed():
+        from sam_runner.distributed.torchrun import broadcast_from_main
 
-        stopped = agreed(f"stopped/{hydra_config.job.num}", stopped)
-    if stopped == "failure" and is_first():
+        stopped = broadcast_from_main(f"stopped/{hydra_config.job.num}", stopped)
+    if stopped == "failure" and is_main_process():
         reason = "a cell failed before it, and sweep_status.on_error=stop"
         sweep_status.record_failure(folder, overrides, "not run", reason, reason)
     if stopped:
         return None
-    if not cfg.dry_run and is_first():
+    if not cfg.dry_run and is_main_process():
         sweep_status.clear_failure(folder, overrides)
     try:
         config = load_experiment(plain_settings(cfg), overrides, multirun=True)
@@ -54,7 +54,7 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
             if launchers.is_search(hydra_config)
             else None
         )
-    except Stopped as stop:
+    except RunInterrupt as stop:
         if not beside_others:
             raise
         if stop.reason == "SIGUSR2":
@@ -62,7 +62,7 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
     except BrokenPipeError:
         raise
     except RankError as error:
-        end_at_once(error)
+        exit_immediately(error)
     except Exception as error:
         message, text = report_exception(error)
         if cfg.dry_run:
@@ -70,7 +70,7 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
             if beside_others:
                 raise
             return None
-        if not is_first():
+        if not is_main_process():
             return None
         sweep_status.record_failure(
             folder, overrides, "refused" if isinstance(error, InputError) else "failed", message, text

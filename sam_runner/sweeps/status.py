@@ -21,7 +21,7 @@ from typing import NamedTuple
 from sam_runner.runs.folder import NOT_STARTED, job_folder
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.status import finished_duplicate, finished_result, read_status, this_call, write_status
-from sam_runner.utils.errors import Stopped
+from sam_runner.utils.errors import RunInterrupt
 from sam_runner.utils.files import read_json, write_atomically, write_json
 
 FLAG = ".stop"
@@ -181,7 +181,7 @@ def signals_between_cells() -> Iterator[None]:
     """Inside the body, a signal that comes where no run is under way ends the sweep; a run takes them for itself."""
 
     def receive(number: int, _: FrameType | None) -> None:
-        raise Stopped(75, signal.Signals(number).name)
+        raise RunInterrupt(75, signal.Signals(number).name)
 
     before = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:

@@ -3,9 +3,8 @@
 import inspect
 import json
 import os
-from collections.abc import Container, Mapping
-from dataclasses import replace
-from functools import lru_cache
+from collections.abc import Mapping
+from functools import lru_cache, partial
 from typing import Any
 
 import torch
@@ -18,20 +17,24 @@ from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
 from sam_runner.config.optimizer import OptimizerConfig, SamConfig
-from sam_runner.data.image_sets import Images, ImageSet, Splits, hold_out, subsample
-from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.noise import noise_needs
+from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, shard
+from sam_runner.distributed.sharding import is_sharded, shard_model
 from sam_runner.models.build import build_model, is_channels_last, parameter_groups, place_model, weights_dtype
 from sam_runner.sam.cuda_graph import CapturedStep
+from sam_runner.sam.method import Method
+from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import automatic_device, automatic_precision, decoding_workers, set_up
-from sam_runner.utils.seeding import derive_seed, seed_everything
+from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
+from sam_runner.utils.seeding import seed_everything
 
 EVAL_BATCH = 512  # images in a batch of an evaluation
 # torch.compile's own CUDA graphs expect the weights at one address; during the second pass they are at another.
@@ -39,7 +42,7 @@ COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagrap
 AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
-def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
+def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
     """Return the device to train on; each process of a machine has its own GPU.
 
     Args:
@@ -50,7 +53,7 @@ def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> to
         InputError: Where the CUDA device does not exist.
     """
     if name == "auto":
-        name = automatic_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
+        name = choose_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
     if context.world_size > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise InputError(f"device={name} is one GPU for {context.world_size} processes\n  use device=cuda")
@@ -68,7 +71,7 @@ def choose_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> to
     return device
 
 
-def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
+def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
     """Return the number format of the passes and, where it was chosen for the device, the reason.
 
     Raises:
@@ -76,7 +79,7 @@ def choose_precision(precision: str, device: torch.device) -> tuple[str, str]:
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
-    return (precision, "") if precision != "auto" else automatic_precision(device)
+    return (precision, "") if precision != "auto" else choose_precision(device)
 
 
 @lru_cache(maxsize=1)
@@ -88,31 +91,15 @@ def _read_data(target: str, arguments: str) -> Splits:
 
 def build_data(data: DataConfig, noise: NoiseConfig, seed: int) -> Splits:
     """Return the training set with its label noise, the held-out set and the test set."""
-    splits = _read_data(data.target, json.dumps(data.arguments(), sort_keys=True))
-    supplied = {"num_classes": len(splits.train.classes), "seed": seed}
-    taken = inspect.signature(locate(noise.target)).parameters
-    if "all_labels" in taken:  # by position in the whole training set
-        splits = splits.relabelled(instantiate(noise, "noise", all_labels=splits.train.labels, **supplied))
-    noisy = data.val_labels == "noisy"
-    splits = subsample(hold_out(splits, data.val_fraction, noisy=noisy), data.train_fraction)
-    if "all_labels" in taken:
-        return splits
-    splits = splits.relabelled(_noisy_labels(splits.train, noise, taken, supplied))
-    if noisy and splits.validation is not None:
-        supplied["seed"] = derive_seed(seed, "held-out label noise")
-        labels = _noisy_labels(splits.validation, noise, taken, supplied)
-        splits = replace(splits, validation=splits.validation.relabelled(labels))
-    return splits
-
-
-def _noisy_labels(part: Images, noise: NoiseConfig, taken: Container[str], supplied: Mapping[str, Any]) -> torch.Tensor:
-    """Return the labels of one split after noise that is a function of its labels, or of its images too."""
-    if "images_NCHW" in taken:
-        if not isinstance(part, ImageSet):
-            raise InputError(f"noise {noise.target} needs the images in memory\n  set data.storage=memory")
-        supplied = {**supplied, "images_NCHW": part.images_NCHW}
-    labels: torch.Tensor = instantiate(noise, "noise", labels=part.labels, **supplied)
-    return labels
+    return prepare_splits(
+        _read_data(data.target, json.dumps(data.arguments(), sort_keys=True)),
+        partial(instantiate, noise, "noise"),
+        needs=noise_needs(locate(noise.target)),
+        seed=seed,
+        val_fraction=data.val_fraction,
+        train_fraction=data.train_fraction,
+        val_labels=data.val_labels,
+    )
 
 
 def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
@@ -161,6 +148,10 @@ def build_optimizer(
     params = [param for param in model.parameters() if param.requires_grad]
     groups = parameter_groups(model, num_classes, head_lr)
     _require_base_optimizer(target)
+    if "weight_decay" not in inspect.signature(locate(target)).parameters:
+        if options.base.weight_decay != 0:
+            raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
+        del arguments["weight_decay"]
     if _takes_fused(target, arguments) and all(param.is_floating_point() and not is_sharded(param) for param in params):
         arguments["fused"] = True
     if not compiled:
@@ -201,7 +192,7 @@ def build_step(
     if mode == "graph" and device.type != "cuda":
         mode = "off"
     forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
-    parallel: dict[str, Any] = {"ranks": context}
+    parallel: dict[str, Any] = {"context": context}
     if context.world_size > 1 and config.parallel == "ddp":
         forward = _data_parallel(forward, device)
         parallel["no_sync"] = forward.no_sync
@@ -216,25 +207,38 @@ def build_step(
         weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
         **parallel,
     )
-    sam: dict[str, Any] = {}
-    if isinstance(options, SamConfig):
-        sam = {
-            "p": options.p,
-            "ascent_steps": options.ascent_steps,
-            "projected": options.ascent == "projected",
-            "second_order": options.second_order,
-            "sync_perturbation": options.sync_perturbation,
-            "direction_seed": config.seed if options.direction == "random" else None,
-        }
     step = SamStep(
         objective,
         optimizer,
+        build_method(options, config.seed),
         group_size=options.m,
         grad_clip=config.grad_clip,
         keep_statistics=config.on_nonfinite == "skip",
-        **sam,
     )
     return CapturedStep(step) if config.compile == "graph" else step
+
+
+def build_method(options: OptimizerConfig, seed: int) -> Method:
+    """Return the method that the optimizer's options describe.
+
+    Args:
+        options: Settings of the method.
+        seed: Seed of the run.
+    """
+    if not isinstance(options, SamConfig):
+        return Plain()
+    if options.direction == "random":
+        return RandomDirection(seed)
+    if options.second_order:
+        return SecondOrder(options.p)
+    if options.ascent_steps > 1:
+        return KStep(
+            options.ascent_steps,
+            projected=options.ascent == "projected",
+            p=options.p,
+            sync_perturbation=options.sync_perturbation,
+        )
+    return Sam(options.p, sync_perturbation=options.sync_perturbation)
 
 
 def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
@@ -254,29 +258,31 @@ def build_loaders(
     device: torch.device,
     channels_last: bool,
     context: DistributedContext = SINGLE_PROCESS,
-) -> tuple[Loader, dict[str, Loader]]:
+) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the training batches, and the batches of the evaluated sets by name."""
-    train, workers = splits.train, config.data.decoding_workers
+    train, workers = splits.train, config.data.choose_num_workers
     common: dict[str, Any] = {
-        "normalisation": Normalisation.of(train.images_NCHW) if isinstance(train, ImageSet) else IMAGENET,
+        "normalisation": Normalisation.from_images(train.images_NCHW)
+        if isinstance(train, ImageSet)
+        else IMAGENET_NORMALISATION,
         "device": device,
         "channels_last": channels_last,
-        "num_workers": decoding_workers(device, context.local_world_size) if workers is None else workers,
+        "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
         "dtype": weights_dtype(config.precision),
     }
-    loader = Loader(
+    loader = ImageLoader(
         train,
         batch_size=config.batch_size,
         augmentation=config.augment,
         seed=config.seed,
         drop_last=config.data.drop_last,
-        ranks=context,
+        context=context,
         **common,
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
     # All processes gather sharded weights at once, so with fsdp every process evaluates every batch.
-    common["ranks"] = SINGLE_PROCESS if _uses_shards(config, context) else context
-    return loader, {name: Loader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
+    common["context"] = SINGLE_PROCESS if _uses_shards(config, context) else context
+    return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
 
 
 def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
@@ -293,9 +299,9 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     Raises:
         InputError: Where the settings cannot be used.
     """
-    device = choose_device(config.device, context)
-    precision, _ = choose_precision(config.precision, device)
-    set_up(device, tf32=precision == "tf32", deterministic=config.deterministic)
+    device = resolve_device(config.device, context)
+    precision, _ = resolve_precision(config.precision, device)
+    configure_torch(device, tf32=precision == "tf32", deterministic=config.deterministic)
     dtype = AUTOCAST[precision]
     splits = build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
@@ -311,7 +317,7 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
     model = place_model(model, device, weights_dtype(config.precision), channels_last=channels_last)
     if _uses_shards(config, context):
-        shard(model)
+        shard_model(model)
     compiled = config.compile != "off"
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     step = build_step(config, model, optimizer, dtype, device, context)
@@ -335,5 +341,5 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
         ema=averaged,
         skip_nonfinite=config.on_nonfinite == "skip",
         data_digest=splits.digest(),
-        ranks=context,
+        context=context,
     )

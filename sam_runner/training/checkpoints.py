@@ -14,7 +14,7 @@ import torch
 
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json, write_atomically
-from sam_runner.utils.manifest import manifest_fault, write_manifest
+from sam_runner.utils.manifest import check_manifest, write_manifest
 from sam_runner.utils.safe_load import load_tensors
 
 log = logging.getLogger(__name__)
@@ -94,7 +94,7 @@ class CheckpointFolder:
     def _first_good(manifests: list[Path]) -> dict[str, Any] | None:
         faults = []
         for path in manifests:
-            fault = manifest_fault(path)
+            fault = check_manifest(path)
             if fault is None:
                 return _load(path.with_suffix(".pt"))
             faults.append(f"{path.with_suffix('.pt')}: {fault}")

@@ -1,4 +1,4 @@
-"""Optimizers that leave torch's compiler alone: importing it takes more than a second, and a run may not need it."""
+"""Optimizers that do not import torch's compiler: the import takes more than a second, and few runs compile."""
 
 from functools import wraps
 from typing import Any
@@ -6,35 +6,35 @@ from typing import Any
 import torch
 from torch.optim import Optimizer
 
-SHIELDED = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
+DISABLED_METHODS = ("add_param_group", "load_state_dict", "state_dict", "zero_grad")
 
 
 def avoid_compiler_import(kind: type[Optimizer]) -> None:
-    """Make and step optimizers of a class without importing ``torch._dynamo``, in this process from now on.
+    """Let optimizers of a class be constructed and stepped without importing ``torch._dynamo``, in this whole process.
 
-    torch imports it when the first optimizer is made, to hide four of its methods from the compiler, and at the first
-    step, to break a graph that is being compiled. Whoever compiles an optimizer's step needs both; a step that runs as
-    it is written needs neither. Where another torch than 2.14 has arranged it otherwise, it is left as it is.
+    torch imports ``torch._dynamo`` when it constructs the first optimizer, to exclude four methods from compilation,
+    and at the first step, to insert a graph break. Only a compiled optimizer step needs either. The wrappers replaced
+    here are those of torch 2.14; if another version has none, nothing is changed.
 
     Args:
-        kind: The class of the optimizer; its bases are treated alike.
+        kind: The class of the optimizer; its base classes are changed too.
     """
-    for name in SHIELDED:
+    for name in DISABLED_METHODS:
         method = getattr(getattr(Optimizer, name), "__wrapped__", None)
         if method is not None:
-            vars(method).setdefault("__dynamo_disable", method)  # where torch keeps the hidden one
+            vars(method).setdefault("__dynamo_disable", method)  # where torch caches the excluded method
     for owner in kind.__mro__:
         step = vars(owner).get("step")
         if getattr(getattr(step, "__code__", None), "co_name", "") == "_use_grad":
-            owner.step = _stepping(step.__wrapped__)  # type: ignore[attr-defined,union-attr]
+            owner.step = _wrap_step(step.__wrapped__)  # type: ignore[attr-defined,union-attr]
 
 
-def _stepping(step: Any) -> Any:
-    """An optimizer's step with gradients recorded only where that was asked for."""
+def _wrap_step(step: Any) -> Any:
+    """Return an optimizer's step that records gradients only if the optimizer has ``differentiable=True``."""
 
     @wraps(step)
-    def stepping(self: Optimizer, *arguments: Any, **keywords: Any) -> Any:
+    def wrapped_step(self: Optimizer, *arguments: Any, **keywords: Any) -> Any:
         with torch.set_grad_enabled(self.defaults["differentiable"]):
             return step(self, *arguments, **keywords)
 
-    return stepping
+    return wrapped_step

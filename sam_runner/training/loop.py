@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_runner.data.loader import Examples
+from sam_runner.data.loader import ImageBatch
 from sam_runner.distributed.sharding import is_sharded
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.step import CHECKED, StepStats
 from sam_runner.training.evaluation import Metrics, evaluate, with_prefix
 from sam_runner.training.metrics import SUMS, TrainMeter, train_metrics
 from sam_runner.training.pictures import confusion_picture, image_grid
 from sam_runner.training.state import CheckpointSchedule, Outputs, Progress, Run, save
-from sam_runner.utils.errors import Stopped, TrainingError
-from sam_runner.utils.signals import StopRequest, stop_at
+from sam_runner.utils.errors import RunInterrupt, TrainingError
+from sam_runner.utils.signals import StopRequest, raise_for_signal
 
 log = logging.getLogger(__name__)
 
@@ -41,13 +41,13 @@ def fit(
 
     Raises:
         TrainingError: Where a loss or a gradient is not finite.
-        Stopped: Where `stop` was made; everything is saved then.
+        RunInterrupt: Where `stop` was made; everything is saved then.
     """
     save_schedule = save_schedule or CheckpointSchedule()
     saved = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
-        outputs.loggers.image("train/images", image_grid(run.train.pixels(first.images[:32])), 0)
+        outputs.loggers.image("train/images", image_grid(run.train.denormalise(first.images[:32])), 0)
         if bool((run.train.labels != run.train.clean_labels).any()):
             outputs.loggers.image("train/label_transition", _transition(run), 0)
     try:
@@ -60,7 +60,7 @@ def fit(
             _require_finite(values := evaluate(run, None, stop), f"after epoch {progress.epoch}")
             is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
             save(run, outputs, progress, is_best=is_best, at_end=True)
-    except Stopped as stopped:
+    except RunInterrupt as stopped:
         if progress.step > saved:  # what is on the disk is of this very step otherwise
             save(run, outputs, progress, at_end=progress.batch == 0)
         log.info("%s: stopped after step %d, everything is saved", stopped.reason, progress.step)
@@ -80,7 +80,7 @@ def _train_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> None:
     """Train what is left of an epoch; its sums are in `progress` then."""
-    meter = TrainMeter(run.step.objective.device, progress.row, run.ranks)
+    meter = TrainMeter(run.step.objective.device, progress.row, run.context)
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
     if progress.batch == num_batches:  # it was meant to be longer when it was saved
         _log_row(run, outputs, progress, meter, last=True)
@@ -88,7 +88,7 @@ def _train_epoch(
     started, images_before = time.perf_counter(), progress.images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
     title = f"epoch {progress.epoch + 1}/{run.epochs}"
-    silent = None if run.ranks.is_main else True  # None: shown on a terminal
+    silent = None if run.context.is_main else True  # None: shown on a terminal
     for _ in tqdm(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=silent
     ):
@@ -96,10 +96,12 @@ def _train_epoch(
         last = progress.batch == num_batches
         if last or progress.step % run.log_every == 0:
             _log_row(run, outputs, progress, meter, last=last)
-        signal, due = run.ranks.all_reduce_max(stop.number, not last and save_schedule.should_save(progress.step))
+        signal, due = run.context.all_reduce_max(
+            stop.signal_number, not last and save_schedule.should_save(progress.step)
+        )
         if signal or due:
             progress.row = meter.peek()
-            stop_at(signal)
+            raise_for_signal(signal)
             save(run, outputs, progress)
             save_schedule.restart()
     seconds = time.perf_counter() - started
@@ -136,13 +138,13 @@ def _end_epoch(
     is_best = evaluated and _note_best(progress, values, has_validation=has_validation)
     log.info("%s", _epoch_line(run, progress, values))
     wanted = last or (is_best and has_validation) or outputs.checkpoints.keeps(progress.epoch)
-    if wanted or run.ranks.all_reduce_max(save_schedule.should_save_at_epoch_end())[0]:
+    if wanted or run.context.all_reduce_max(save_schedule.should_save_at_epoch_end())[0]:
         save(run, outputs, progress, is_best=is_best, at_end=True)
         return True
     return False
 
 
-def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progress) -> None:
+def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Progress) -> None:
     """One step; `progress` holds the learning rate, rho and loss scale that it was made with."""
     lr, rho = run.lr(progress.updates), run.rho(progress.updates)
     groups, scaler = run.step.optimizer.param_groups, run.step.objective.scaler
@@ -151,15 +153,15 @@ def _train_step(run: Run, meter: TrainMeter, examples: Examples, progress: Progr
     progress.settings = {"lr": groups[0]["lr"], "rho": rho}
     if scaler.is_enabled():
         progress.settings["loss_scale"] = scaler.get_scale()
-    weight = run.ranks.batch_weight(len(examples.labels), examples.num_all)
+    weight = run.context.batch_weight(len(examples.labels), examples.global_batch_size)
     stats = run.step(Batch(examples.images, examples.targets, weight), rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
     progress.step += 1
     progress.batch += 1
-    progress.images += examples.num_all
+    progress.images += examples.global_batch_size
     if not stats.skipped:
-        meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.num_all)
+        meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.global_batch_size)
         progress.updates += 1
         if run.ema is not None:
             run.ema.update_parameters(run.model)

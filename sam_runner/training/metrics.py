@@ -21,14 +21,17 @@ class TrainMeter:
     Args:
         device: Of the steps.
         start: Sums to begin with, as `peek` gave them; None: zero.
-        ranks: The processes whose steps are parts of the same steps; `peek` and `take` are for all of them at once.
+        context: The processes whose steps are parts of the same steps; `peek` and `take` are for all of them at once.
     """
 
     def __init__(
-        self, device: torch.device, start: Mapping[str, float] | None = None, ranks: DistributedContext = SINGLE_PROCESS
+        self,
+        device: torch.device,
+        start: Mapping[str, float] | None = None,
+        context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
-        self._ranks = ranks
-        values = [0.0 if start is None or not ranks.is_main else start[name] for name in SUMS]
+        self._context = context
+        values = [0.0 if start is None or not context.is_main else start[name] for name in SUMS]
         self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor, share: float = 1.0) -> None:
@@ -40,7 +43,7 @@ class TrainMeter:
             clean_labels: Those before noise, (N,).
             share: The part of the step's images that these are.
         """
-        prediction = stats.logits.argmax(1)
+        prediction = stats.outputs.argmax(1)
         correct, corrupted = prediction == labels, labels != clean_labels
         num_images = torch.full_like(stats.loss, len(labels))
         values = [
@@ -55,7 +58,7 @@ class TrainMeter:
 
     def peek(self) -> dict[str, float]:
         """The sums by the names of `SUMS`; waits for the device."""
-        return dict(zip(SUMS, self._ranks.all_reduce_sum(self._sums.clone()).tolist(), strict=True))
+        return dict(zip(SUMS, self._context.all_reduce_sum(self._sums.clone()).tolist(), strict=True))
 
     def take(self) -> dict[str, float]:
         """The sums since the last call; waits for the device."""

@@ -8,9 +8,9 @@ from typing import Any, TypeVar
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
-from sam_runner.data.loader import Loader
-from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext, own_buffers
-from sam_runner.distributed.sharding import load_model, load_optimizer, whole
+from sam_runner.data.loader import ImageLoader
+from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext, floating_point_buffers
+from sam_runner.distributed.sharding import full_state, load_full_model_state, load_full_optimizer_state
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.step import SamStep
 from sam_runner.training.checkpoints import CheckpointFolder
@@ -42,13 +42,13 @@ class Run:
         ema: Exponential moving average of the weights, or None.
         skip_nonfinite: Leave out and count steps whose loss or gradient is not finite; otherwise they end the run.
         data_digest: Of the data and their labels; a checkpoint goes with one.
-        ranks: The processes that train together, each with such a run.
+        context: The processes that train together, each with such a run.
     """
 
     model: nn.Module
     step: SamStep | CapturedStep
-    train: Loader
-    evaluations: Mapping[str, Loader]
+    train: ImageLoader
+    evaluations: Mapping[str, ImageLoader]
     classes: tuple[str, ...]
     lr: Schedule
     rho: Callable[[int], float]
@@ -59,7 +59,7 @@ class Run:
     ema: AveragedModel | None = None
     skip_nonfinite: bool = False
     data_digest: str = ""
-    ranks: DistributedContext = SINGLE_PROCESS
+    context: DistributedContext = SINGLE_PROCESS
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -152,15 +152,17 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
         at_end: Whether an epoch has just ended.
     """
     rng = RngState.capture(run.step.objective.device)
-    buffers = [buffer.cpu() for buffer in own_buffers(run.networks)] if run.ranks.world_size > 1 else []
-    everyone = run.ranks.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
-    with run.ranks.averaged_buffers(run.networks):
-        model, optimizer = whole(run.model.state_dict()), whole(run.step.optimizer.state_dict())
-        if not run.ranks.is_main:
+    buffers = [buffer.cpu() for buffer in floating_point_buffers(run.networks)] if run.context.world_size > 1 else []
+    everyone = run.context.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
+    with run.context.averaged_buffers(run.networks):
+        model, optimizer = full_state(run.model.state_dict()), full_state(run.step.optimizer.state_dict())
+        method = full_state(run.step.method.state_dict())
+        if not run.context.is_main:
             return
         state = {
             "model": model,
             "optimizer": optimizer,
+            "method": method,
             "scaler": run.step.objective.scaler.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
             "ranks": everyone,
@@ -182,16 +184,17 @@ def restore(run: Run, state: Mapping[str, Any]) -> Progress:
         raise InputError(
             "the data or their labels have changed since this run was made\n  give another run_dir to train anew"
         )
-    load_model(run.model, state["model"])
-    load_optimizer(run.step.optimizer, state["optimizer"])
+    load_full_model_state(run.model, state["model"])
+    load_full_optimizer_state(run.step.optimizer, state["optimizer"])
+    run.step.method.load_state_dict(state["method"])
     if run.step.objective.scaler.is_enabled():
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
-    if len(state["ranks"]) == run.ranks.world_size:  # an evaluation may be made by fewer
-        own = state["ranks"][run.ranks.rank]
+    if len(state["ranks"]) == run.context.world_size:  # an evaluation may be made by fewer
+        own = state["ranks"][run.context.rank]
         RngState(own["rng"]["cpu"], own["rng"]["cuda"]).restore(run.step.objective.device)
         if own["buffers"]:
-            for buffer, saved in zip(own_buffers(run.networks), own["buffers"], strict=True):
+            for buffer, saved in zip(floating_point_buffers(run.networks), own["buffers"], strict=True):
                 buffer.copy_(saved)
     return Progress(**state["progress"])

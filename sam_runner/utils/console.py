@@ -1,4 +1,4 @@
-"""What a run says while it runs: plain lines on stdout, errors on stderr."""
+"""Console output of a run: log lines on stdout, errors on stderr, and only from one process under torchrun."""
 
 import logging
 import os
@@ -8,30 +8,37 @@ from typing import NoReturn
 
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
+MAX_ERROR_LINES = 18
 
-def several() -> bool:
-    """Whether torchrun has started other processes beside this one."""
+
+def is_distributed() -> bool:
+    """Return whether torchrun started this process together with others."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 
-def is_first() -> bool:
-    """Whether this process speaks for all those that torchrun has started."""
-    return not several() or os.environ.get("RANK", "0") == "0"
+def is_main_process() -> bool:
+    """Return whether this process writes to the console: rank 0 under torchrun, otherwise the only process."""
+    return not is_distributed() or os.environ.get("RANK", "0") == "0"
 
 
-def print_error(message: str, *, anyway: bool = False) -> None:
-    """An error on stderr, at most 18 lines; of several processes the first tells it, or `anyway` this one."""
-    if not (anyway or is_first()):
-        return
-    lines = message.splitlines()
-    print("\n".join([f"error: {lines[0]}", *lines[1:18]]), file=sys.stderr)
-
-
-def log_to_console(cell: str = "") -> None:
-    """One plain line a message on stdout, above a progress bar if there is one.
+def print_error(message: str, *, any_rank: bool = False) -> None:
+    """Print an error on stderr, cut to `MAX_ERROR_LINES` lines.
 
     Args:
-        cell: What names the cell in each line, where several run at once.
+        message: The problem in the first line, accepted values and a way out in the lines after it.
+        any_rank: Print on every rank that calls the function; by default only rank 0 prints.
+    """
+    if not (any_rank or is_main_process()):
+        return
+    lines = message.splitlines()
+    print("\n".join([f"error: {lines[0]}", *lines[1:MAX_ERROR_LINES]]), file=sys.stderr)
+
+
+def log_to_console(prefix: str = "") -> None:
+    """Print the messages of the program's logger on stdout, one line each, above a progress bar if there is one.
+
+    Args:
+        prefix: Text before each line, which names the job if several jobs of a sweep run at once.
     """
 
     class Console(logging.Handler):
@@ -39,19 +46,23 @@ def log_to_console(cell: str = "") -> None:
             from tqdm import tqdm
 
             try:
-                tqdm.write(cell + self.format(record), file=sys.stdout)
+                tqdm.write(prefix + self.format(record), file=sys.stdout)
                 sys.stdout.flush()
-            except OSError:  # whoever read the output is gone; the run goes on
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - lives as long as the process
+            except OSError:  # the reader of a pipe (`| head`) has closed it; the run continues without output
+                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
 
     logger = logging.getLogger("sam_runner")
-    logger.handlers = [Console() if is_first() else logging.NullHandler()]
+    logger.handlers = [Console() if is_main_process() else logging.NullHandler()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
 
 
 def report_exception(error: Exception) -> tuple[str, str]:
-    """Print an error; its message, and all that is to be kept of it."""
+    """Print an exception: only the message of an `InputError` or a `TrainingError`, the traceback of any other.
+
+    Returns:
+        The error's message, and the text to store: the same message, or the traceback if one was printed.
+    """
     if isinstance(error, InputError | TrainingError):
         print_error(str(error))
         return str(error), str(error)
@@ -59,11 +70,14 @@ def report_exception(error: Exception) -> tuple[str, str]:
     return f"{type(error).__name__}: {error}", traceback.format_exc()
 
 
-def end_at_once(error: RankError) -> NoReturn:
-    """End this process with code 1: others need it to go on, and an orderly end would wait for some that are gone."""
-    if error.own and not isinstance(error.__cause__, InputError):
+def exit_immediately(error: RankError) -> NoReturn:
+    """Print the error and terminate this process with exit code 1, without clean-up.
+
+    A normal exit destroys the process group, which waits for ranks that no longer run.
+    """
+    if error.is_local and not isinstance(error.__cause__, InputError):
         traceback.print_exc()
-    print_error(str(error), anyway=error.own)
+    print_error(str(error), any_rank=error.is_local)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(1)

@@ -1,35 +1,37 @@
-"""The errors that a user is meant to read, and the end that was asked for; messages are whole and need no traceback."""
+"""Exceptions whose message is complete for the user, so that commands print it without a traceback."""
 
 
 class InputError(Exception):
-    """What the user gave cannot be used (exit code 2).
+    """Settings, files or arguments given by the user cannot be used (exit code 2).
 
-    The message says what was given, what is accepted and how to go on, in at most 20 lines.
+    The message says what was given, what is accepted and which command fixes it, in at most 20 lines.
     """
 
 
 class TrainingError(Exception):
-    """The run itself failed for a reason that can be named (exit code 1)."""
+    """A run failed for a known reason, such as a non-finite loss or a full disk (exit code 1)."""
 
 
 class RankError(Exception):
-    """A process of a data-parallel run failed on its own, or does not answer; the others cannot go on (exit code 1).
+    """One process of a data-parallel run failed or does not respond, so the others cannot continue (exit code 1).
 
     Attributes:
-        own: Whether it was this process.
+        is_local: Whether the failure happened in this process.
     """
 
-    def __init__(self, message: str, *, own: bool = False) -> None:
+    def __init__(self, message: str, *, is_local: bool = False) -> None:
         super().__init__(message)
-        self.own = own
+        self.is_local = is_local
 
 
-class Stopped(BaseException):
-    """A signal asked for the end, and everything is saved.
+class RunInterrupt(BaseException):
+    """A signal ended the run after its state was saved.
+
+    Like KeyboardInterrupt it is no Exception, so that handlers of errors let it pass.
 
     Attributes:
-        code: 75 (try again later) for SIGTERM and SIGUSR1, 130 for Ctrl-C.
-        reason: Name of the signal.
+        code: Exit code: 75 (temporary failure, try again) for SIGTERM, SIGUSR1 and SIGUSR2, 130 for Ctrl-C.
+        reason: Name of the signal, e.g. ``SIGTERM``.
     """
 
     def __init__(self, code: int, reason: str) -> None:

@@ -1,4 +1,4 @@
-"""Files that are whole or absent: written beside their place, flushed to the disk, then renamed."""
+"""Atomic file writes (temporary file, fsync, rename), JSON, checksums, and the error message of a full disk."""
 
 import errno
 import hashlib
@@ -12,16 +12,21 @@ from typing import IO, Any
 
 from sam_runner.utils.errors import TrainingError
 
-_HERE = Path(__file__).resolve().parents[1]
-CONF = next(path for path in (_HERE / "conf", _HERE.parent / "conf") if path.is_dir())  # in a wheel, in a checkout
-FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+_PACKAGE = Path(__file__).resolve().parents[1]
+# The folder of YAML options: inside the package in a wheel, beside it in a source checkout.
+CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
-    """Let `write` fill a temporary file beside `path`, then put it in place.
+    """Write a temporary file beside `path`, then rename it to `path`.
 
-    After a crash at any point `path` holds the old bytes or the new ones, never a part: the file is flushed to the disk
+    After a crash at any point `path` holds either the old content or the new one: the file is flushed to the disk
     before the rename, and the folder after it.
+
+    Args:
+        path: The file to create or replace.
+        write: Writes the content to the file object that it receives.
     """
     temporary = path.with_name(f"{path.name}.tmp.{os.getpid()}")
     try:
@@ -41,26 +46,21 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write `value` as indented JSON, atomically."""
+    """Write `value` atomically as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     write_atomically(path, lambda handle: handle.write(text.encode()))
 
 
 def read_json(path: Path) -> Any:
-    """The JSON value in `path`, or None where there is no such file or it does not parse."""
+    """Return the JSON value in `path`, or None if the file does not exist or does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return None
 
 
-def sha256(path: Path) -> str:
-    """Hex sha256 of a file's bytes."""
-    return digest_of(path, "sha256")
-
-
-def digest_of(path: Path, algorithm: str) -> str:
-    """Hex digest of a file's bytes; `algorithm` is one of hashlib's."""
+def hash_file(path: Path, algorithm: str = "sha256") -> str:
+    """Return the hexadecimal digest of a file's content; `algorithm` is a name that `hashlib.new` accepts."""
     digest = hashlib.new(algorithm, usedforsecurity=algorithm != "md5")
     with path.open("rb") as handle:
         while block := handle.read(1 << 20):
@@ -69,24 +69,26 @@ def digest_of(path: Path, algorithm: str) -> str:
 
 
 @contextmanager
-def full_disk_in_words(folder: Path) -> Iterator[None]:
-    """A disk that is full as one message; torch.save speaks of unexpected positions.
+def explain_full_disk(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk inside the body into one `TrainingError`.
+
+    On a full disk `torch.save` raises a RuntimeError about an "unexpected pos", with the OSError as its context.
 
     Args:
-        folder: Where the body writes.
+        folder: The folder that the body writes to.
 
     Raises:
-        TrainingError: Where the body ended since nothing more could be written.
+        TrainingError: If the body fails because the disk or the quota is full, or the file exceeds the size limit.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         causes = [entry for entry in (error, error.__context__, error.__cause__) if isinstance(entry, OSError)]
-        number = next((entry.errno for entry in causes if entry.errno in FULL), None)
+        number = next((entry.errno for entry in causes if entry.errno in FULL_DISK_ERRNOS), None)
         if number is None:
             raise
         free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
         raise TrainingError(
             f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
-            "  earlier checkpoints are intact; make room, then the same command continues"
+            "  earlier checkpoints are intact: free some space and repeat the command to continue"
         ) from error

@@ -1,4 +1,4 @@
-"""What the machine has, and the settings of torch and of the allocator that make use of it."""
+"""Resources of the machine, defaults that depend on them, and process-wide settings of torch and the allocator."""
 
 import contextlib
 import ctypes
@@ -9,57 +9,64 @@ from pathlib import Path
 
 import torch
 
-M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # of glibc's mallopt, see man 3 mallopt
+M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
+MAX_GPU_WORKERS = 16
 
 
-def usable_cores() -> int:
-    """Cores that this process may use: its affinity, and the quota of its control group (containers)."""
+def count_usable_cores() -> int:
+    """Return the number of CPU cores for this process, limited by its affinity and by a container's CPU quota."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    quota = _quota(Path("/sys/fs/cgroup/cpu.max"))
+    quota = _read_cpu_quota(Path("/sys/fs/cgroup/cpu.max"))
     return cores if quota == math.inf else max(1, min(cores, math.ceil(quota)))
 
 
-def _quota(path: Path) -> float:
-    """Cores of a control group (cgroup v2: "<microseconds> <period>" or "max <period>"); infinite where none is set."""
+def _read_cpu_quota(path: Path) -> float:
+    """Return the number of cores in a cpu.max file of cgroup v2 ("<quota> <period>" or "max <period>").
+
+    Infinite if the file sets no limit, does not exist or does not parse.
+    """
     try:
-        share, period = path.read_text().split()
-        return math.inf if share == "max" else float(share) / float(period)
+        quota, period = path.read_text().split()
+        return math.inf if quota == "max" else float(quota) / float(period)
     except (OSError, ValueError):
         return math.inf
 
 
-def decoding_workers(device: torch.device, processes: int = 1) -> int:
-    """Processes that decode images: all cores beside a GPU; on a CPU a quarter, since the training is there too.
+def choose_num_workers(device: torch.device, num_processes: int = 1) -> int:
+    """Return the number of processes that decode images.
+
+    With a GPU all cores decode, at most `MAX_GPU_WORKERS`. On a CPU a quarter of them does, since training needs the
+    others.
 
     Args:
-        device: Of the run.
-        processes: Those on this machine that train together and share its cores.
+        device: The device of the run.
+        num_processes: Number of training processes on this machine, which share its cores.
     """
-    cores = usable_cores() // processes
-    return min(cores, 16) if device.type == "cuda" else cores // 4
+    cores = count_usable_cores() // num_processes
+    return min(cores, MAX_GPU_WORKERS) if device.type == "cuda" else cores // 4
 
 
-def automatic_device(cell: str | None, num_gpus: int) -> str:
-    """What ``device=auto`` is: a GPU where there is one; the cells of a sweep that run at once take the GPUs in turn.
+def choose_device(job_number: str | None, num_gpus: int) -> str:
+    """Return the device for ``device=auto``: a GPU if there is one; parallel jobs of a sweep take the GPUs in turn.
 
     Args:
-        cell: Number of the cell, from 0, where others run beside it; else None.
-        num_gpus: That the process sees.
+        job_number: Number of the sweep's job, from 0, if other jobs run at the same time; otherwise None.
+        num_gpus: Number of GPUs that the process sees.
     """
     if num_gpus == 0:
         return "cpu"
-    return "cuda" if cell is None or num_gpus == 1 else f"cuda:{int(cell) % num_gpus}"
+    return "cuda" if job_number is None or num_gpus == 1 else f"cuda:{int(job_number) % num_gpus}"
 
 
-def cells_at_once(num_gpus: int, num_cores: int) -> int:
-    """How many cells of a sweep run at once on one machine: one a GPU, and without any one a core."""
+def choose_num_parallel_jobs(num_gpus: int, num_cores: int) -> int:
+    """Return how many jobs of a sweep run at once on one machine: one per GPU, or one per core without a GPU."""
     return num_gpus or num_cores
 
 
-def automatic_precision(device: torch.device) -> tuple[str, str]:
-    """What ``precision=auto`` is on a device, and why: the fastest that keeps float32 weights and loses no accuracy.
+def choose_precision(device: torch.device) -> tuple[str, str]:
+    """Return the precision for ``precision=auto`` and the reason: the fastest that keeps float32 weights and accuracy.
 
-    bfloat16 where it is computed in hardware; on an older GPU float16 with a loss scaler; on an older CPU float32.
+    That is bfloat16 if the hardware computes in it; otherwise float16 with a loss scaler on a GPU, float32 on a CPU.
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
@@ -72,33 +79,34 @@ def automatic_precision(device: torch.device) -> tuple[str, str]:
     return "fp32", "this CPU has neither AVX512-BF16 nor AMX"
 
 
-def set_up(device: torch.device, *, tf32: bool = False, deterministic: bool = False) -> None:
-    """Settings of the process that a run is made with.
+def configure_torch(device: torch.device, *, tf32: bool = False, deterministic: bool = False) -> None:
+    """Set the process-wide options of torch for a run.
 
     Args:
-        device: Of the run.
-        tf32: Whether float32 products on CUDA may round their factors to ten bits; otherwise float32 is float32.
-        deterministic: On CUDA use only algorithms that give the same bits each time, and do not time the others.
+        device: The device of the run.
+        tf32: Let CUDA round the factors of float32 products to TensorFloat-32 (10 bits of mantissa).
+        deterministic: On CUDA use only algorithms whose results are reproducible bit for bit, and do not choose the
+            convolution algorithms by timing (cuDNN benchmark).
     """
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
-    torch.backends.cudnn.benchmark = not deterministic  # input sizes are constant: choose the convolutions by timing
+    torch.backends.cudnn.benchmark = not deterministic  # input sizes are constant, so each shape is timed once
     if device.type == "cuda":
         if deterministic:
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         return
-    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > usable_cores():
-        torch.set_num_threads(usable_cores())
+    if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
+        torch.set_num_threads(count_usable_cores())
     _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Let glibc keep what is freed: the same activations are asked for again in every step.
+    """Let glibc keep freed memory in the process, because every step allocates activations of the same sizes.
 
-    Otherwise a block of more than 32 MiB is a mapping of its own each time, and free memory on top goes back to the
-    kernel, which fills the pages with zeros anew: a tenth of a small network's step (docs/performance.md). Other
-    allocators and systems are left as they are.
+    By default glibc maps each block of more than 32 MiB separately and returns free memory at the top of the heap to
+    the kernel, which fills the pages with zeros when they are used again: a tenth of a small network's step
+    (docs/performance.md). Other allocators and systems are not changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return

@@ -6,45 +6,52 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sam_runner.utils.files import read_json, sha256, write_json
+from sam_runner.utils.files import hash_file, read_json, write_json
 
 FORMAT = 3
 
 
-def write_manifest(path: Path, **facts: Any) -> None:
+def write_manifest(path: Path, **entries: Any) -> None:
     """Write the manifest of the checkpoint at `path` as ``<name>.json`` beside it.
 
     Args:
-        path: The checkpoint, a ``.pt`` file that is complete.
-        facts: Further entries, JSON types.
+        path: The checkpoint, a complete ``.pt`` file.
+        entries: Further entries of the manifest, of JSON types.
     """
-    manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": sha256(path), **facts}
-    write_json(path.with_suffix(".json"), {**manifest, "check": _check(manifest)})
+    manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": hash_file(path), **entries}
+    write_json(path.with_suffix(".json"), {**manifest, "check": _checksum(manifest)})
 
 
-def _check(manifest: Mapping[str, Any]) -> str:
-    """A sum of the manifest's other entries."""
-    rest = {key: value for key, value in manifest.items() if key != "check"}
-    return hashlib.sha256(json.dumps(rest, sort_keys=True).encode()).hexdigest()[:16]
+def _checksum(manifest: Mapping[str, Any]) -> str:
+    """Return the checksum over all entries of a manifest except ``check``, which stores it."""
+    entries = {key: value for key, value in manifest.items() if key != "check"}
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def manifest_fault(path: Path) -> str | None:
-    """Why the checkpoint of a manifest cannot be used, or None."""
-    manifest, file = read_json(path), path.with_suffix(".pt")
+def check_manifest(path: Path) -> str | None:
+    """Compare a checkpoint with its manifest.
+
+    Args:
+        path: The manifest, ``<name>.json``.
+
+    Returns:
+        Why the checkpoint ``<name>.pt`` cannot be used, or None if it is intact.
+    """
+    manifest, checkpoint = read_json(path), path.with_suffix(".pt")
     if not isinstance(manifest, dict) or not isinstance(manifest.get("format"), int):
         return "damaged (its manifest does not parse)"
     if manifest["format"] != FORMAT:
-        other = "a newer" if manifest["format"] > FORMAT else "an older"
-        return f"written in format {manifest['format']}, this version reads {FORMAT}; use {other} version"
-    if manifest.get("check") != _check(manifest):
+        version = "a newer" if manifest["format"] > FORMAT else "an older"
+        return f"written in format {manifest['format']}, this version reads {FORMAT}; use {version} version"
+    if manifest.get("check") != _checksum(manifest):
         return "damaged (its manifest was changed)"
-    if not file.is_file():
+    if not checkpoint.is_file():
         return "damaged (missing)"
     try:
-        if file.stat().st_size != manifest.get("bytes"):
-            return f"damaged ({file.stat().st_size} bytes, its manifest says {manifest.get('bytes')})"
-        if sha256(file) != manifest.get("sha256"):
-            return "damaged (its sha256 is not the manifest's)"
+        if checkpoint.stat().st_size != manifest.get("bytes"):
+            return f"damaged ({checkpoint.stat().st_size} bytes, its manifest says {manifest.get('bytes')})"
+        if hash_file(checkpoint) != manifest.get("sha256"):
+            return "damaged (its sha256 differs from the manifest's)"
     except OSError as error:
         return f"cannot be read ({error.strerror})"
     return None

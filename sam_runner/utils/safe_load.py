@@ -1,7 +1,7 @@
-"""A look into a file of tensors before torch opens it: only what this program writes is let in.
+"""Safe loading of files written by `torch.save`: a file is inspected before torch opens it.
 
-``torch.load(weights_only=True)`` runs no code from the file, but lets it ask for memory: ``bytearray(2**34)`` is a
-plain call to it, and a compressed archive may unpack to anything.
+``torch.load(weights_only=True)`` runs no code from the file, but the file can make it exhaust the memory:
+``bytearray(2**34)`` is an allowed call, and a compressed archive may unpack to any size.
 """
 
 import pickletools
@@ -11,52 +11,54 @@ from typing import Any
 
 from sam_runner.utils.errors import InputError
 
-NAMES = frozenset(
+ALLOWED_GLOBALS = frozenset(
     {
         "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch DoubleStorage",
         "torch HalfStorage", "torch BFloat16Storage", "torch LongStorage", "torch IntStorage", "torch ShortStorage",
         "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
     }
 )  # fmt: skip
-STACKED = ("STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX")  # not what torch.save writes
+# Opcodes that import or build objects in other ways; torch.save does not write them.
+FORBIDDEN_OPCODES = frozenset({"STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"})
 
 
 def holds_only_tensors(path: Path) -> bool:
-    """Whether a file is an uncompressed archive whose one pickle names nothing but tensors and plain containers."""
+    """Return whether a file is an uncompressed archive with one pickle of tensors and plain containers."""
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-            stored = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
+            uncompressed = all(entry.compress_type == zipfile.ZIP_STORED for entry in entries)
             size = sum(entry.file_size for entry in entries)
             pickles = [entry for entry in entries if entry.filename.endswith(".pkl")]
-            if not stored or size > path.stat().st_size or len(pickles) != 1:
+            if not uncompressed or size > path.stat().st_size or len(pickles) != 1:
                 return False
-            return _names_only(archive.read(pickles[0]))
+            return _is_allowed_pickle(archive.read(pickles[0]))
     except (OSError, ValueError, RuntimeError, NotImplementedError, EOFError, zipfile.BadZipFile):
         return False
 
 
-def _names_only(content: bytes) -> bool:
-    for opcode, argument, _ in pickletools.genops(content):
-        if opcode.name == "GLOBAL" and argument not in NAMES:
-            return False
-        if opcode.name in STACKED:
-            return False
-    return True
+def _is_allowed_pickle(content: bytes) -> bool:
+    return not any(
+        opcode.name in FORBIDDEN_OPCODES or (opcode.name == "GLOBAL" and argument not in ALLOWED_GLOBALS)
+        for opcode, argument, _ in pickletools.genops(content)
+    )
 
 
 def load_tensors(path: Path) -> Any:
-    """What torch saved in a file, if it is made of tensors and plain types; on the CPU.
+    """Load a file of tensors and plain types onto the CPU.
 
     Raises:
-        InputError: Where it is anything else.
+        InputError: If the file contains anything else, is damaged, or was not written by `torch.save`.
     """
-    refusal = f"{path} holds more than tensors and plain types, or is no file of torch.save: refused"
+    message = (
+        f"{path} was refused: it holds more than tensors and plain types, or torch.save did not write it\n"
+        "  accepted: a file of torch.save that holds only tensors, numbers, strings and containers of them"
+    )
     if not holds_only_tensors(path):
-        raise InputError(refusal)
-    import torch  # takes seconds; not before a path is read
+        raise InputError(message)
+    import torch  # importing it takes seconds, so a refused file is answered first
 
     try:
         return torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # a file that was not written here, or is damaged
-        raise InputError(refusal) from error
+    except Exception as error:
+        raise InputError(message) from error

@@ -1,8 +1,8 @@
-"""Signals that ask a run to end: it finishes its step, saves and leaves; a second Ctrl-C ends it at once.
+"""Signals that end a run: it completes its step, saves a checkpoint and exits; a second Ctrl-C ends it immediately.
 
-SIGTERM comes from Slurm, Kubernetes and ``kill``, SIGUSR1 from Slurm's ``--signal``; both end with code 75, at which a
-batch system tries again. SIGUSR2 is submitit's, which queues the job again: noted only where somebody waits for it.
-Before a run is under way the usual actions hold: there is nothing to save.
+SIGTERM comes from Slurm, Kubernetes and ``kill``, SIGUSR1 from Slurm's ``--signal``. The exit code is 75 for both, so
+that a batch system runs the job again. submitit uses SIGUSR2 to put a job back into the queue; it is caught only if
+submitit has installed a handler. Outside a run the default actions apply, since there is nothing to save.
 """
 
 import signal
@@ -12,72 +12,82 @@ from contextlib import contextmanager
 from multiprocessing import active_children
 from types import FrameType
 
-from sam_runner.utils.errors import Stopped
+from sam_runner.utils.errors import RunInterrupt
 
-CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
+EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
 
 
 class StopRequest:
-    """Whether the end was asked for."""
+    """The signal that asks the run to stop, if one was received."""
 
     def __init__(self) -> None:
         self._signal: signal.Signals | None = None
 
     def receive(self, number: int, _: FrameType | None = None) -> None:
-        """Take note of a signal; a Ctrl-C after another signal interrupts at once."""
-        again = self._signal is not None
+        """Store a signal; a Ctrl-C after another signal raises KeyboardInterrupt.
+
+        Args:
+            number: Number of the signal.
+        """
+        is_repeated = self._signal is not None
         self._signal = signal.Signals(number)
-        if again and number == signal.SIGINT:
+        if is_repeated and number == signal.SIGINT:
             raise KeyboardInterrupt
 
     @property
-    def number(self) -> int:
-        """The signal that has come; 0: none."""
+    def signal_number(self) -> int:
+        """Number of the received signal; 0 if there was none."""
         return self._signal or 0
 
 
-def stop_at(number: int) -> None:
-    """Raise `Stopped` for a signal; 0 is none."""
+def raise_for_signal(number: int) -> None:
+    """Raise `RunInterrupt` if `number` is the number of a signal; 0 means that there was none."""
     if number:
-        found = signal.Signals(number)
-        raise Stopped(CODES[found], found.name)
+        received = signal.Signals(number)
+        raise RunInterrupt(EXIT_CODES[received], received.name)
 
 
 @contextmanager
-def stop_request() -> Iterator[StopRequest]:
-    """Signals are noted inside the body; outside of the main thread none arrive."""
+def catch_stop_signals() -> Iterator[StopRequest]:
+    """Record stop signals inside the body instead of ending the process; only the main thread receives signals."""
     request = StopRequest()
     if threading.current_thread() is not threading.main_thread():
         yield request
         return
-    noted = [number for number in CODES if number != signal.SIGUSR2 or callable(signal.getsignal(number))]
-    before = {number: signal.signal(number, request.receive) for number in noted}
+    caught = [number for number in EXIT_CODES if number != signal.SIGUSR2 or callable(signal.getsignal(number))]
+    previous = {number: signal.signal(number, request.receive) for number in caught}
     try:
         yield request
     finally:
-        for number, handler in before.items():
+        for number, handler in previous.items():
             signal.signal(number, handler)
 
 
-def ignore_in_worker(_: int) -> None:
-    """For processes that load data: a signal to the whole group is for the run, which ends them itself."""
-    for number in CODES:
+def ignore_stop_signals(_: int) -> None:
+    """Ignore stop signals in a data worker (a ``worker_init_fn``).
+
+    A signal to the whole process group is meant for the run, which ends its workers itself.
+    """
+    for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, CODES)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_CODES)
 
 
-def end_workers() -> None:
-    """At the exit: end what still loads data. multiprocessing would send SIGTERM, which they ignore, and wait."""
+def kill_data_workers() -> None:
+    """Kill the data workers that are still alive at exit.
+
+    multiprocessing would send SIGTERM, which the workers ignore, and then wait for them.
+    """
     for process in active_children():
         if process.daemon:
             process.kill()
 
 
 @contextmanager
-def held_back() -> Iterator[None]:
-    """Signals wait until the end of the body; processes that it starts begin with them held back too."""
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, CODES)
+def block_stop_signals() -> Iterator[None]:
+    """Deliver stop signals only after the body; processes started inside it begin with these signals blocked."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
     try:
         yield
     finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        signal.pthread_sigmask(signal.SIG_SETMASK, previous)

@@ -8,18 +8,17 @@ import pytest
 import torch
 import yaml
 from hydra.errors import MissingConfigException
-from omegaconf import OmegaConf
-from sam_runner.config.schema import SCHEMAS
-from sam_runner.config.validation import RANGES, fingerprint, plain, validate
 
 from sam_runner.commands.train import CONF
+from sam_runner.config.experiment import load_experiment, settings_classes
 from sam_runner.config.help import first_comment, keys_of, options
+from sam_runner.config.hydra import plain_settings
 from sam_runner.config.instantiate import locate
 from sam_runner.runs.folder import job_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
-from tests.data.datasets.test_cifar import drawn, labels_file, lay_out
-from tests.helpers import TINY, compose_config, config_of
+from tests.data.datasets.test_cifar import random_files, write_dataset, write_labels_file
+from tests.helpers import TINY, compose_config, config_of, job_config
 
 SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
@@ -55,7 +54,7 @@ NEEDS = {  # what a file cannot do without
 }
 NAMED = {
     "defaults": ["torchvision", "_self_"]
-}  # files that only name a large network: tests/models/test_models_published.py
+}  # files that only name a large network: tests/models/test_torchvision_timm.py
 TRAINED = [
     file
     for file in FILES
@@ -77,7 +76,7 @@ def image_folder(folder):
 
 
 def cifar(folder, name):
-    lay_out(folder, name, "binary", drawn(name))
+    write_dataset(folder, name, "binary", random_files(name))
     if name == "cifar100":  # 20 training images, where 32 are wanted
         path = folder / "cifar-100-binary" / "train.bin"
         path.write_bytes(path.read_bytes() * 2)
@@ -85,14 +84,14 @@ def cifar(folder, name):
 
 
 def human_labels(folder):
-    clean = np.concatenate([labels for file, (_, labels) in drawn("cifar10").items() if file != "test_batch"])
-    return labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
+    clean = np.concatenate([labels for file, (_, labels) in random_files("cifar10").items() if file != "test_batch"])
+    return write_labels_file(folder / "human.pt", {"clean_label": clean, "worse_label": clean[::-1].copy()})
 
 
 def house_numbers(folder):
-    from tests.data.datasets.test_svhn import write
+    from tests.data.datasets.test_svhn import write_files
 
-    write(folder, {"train_32x32.mat": 40, "test_32x32.mat": 10})
+    write_files(folder, {"train_32x32.mat": 40, "test_32x32.mat": 10})
     return folder
 
 
@@ -124,15 +123,13 @@ def overrides_for(file, folder):
 @pytest.mark.parametrize("file", TRAINED)
 def test_the_file_composes_validates_and_trains_a_step(file, tmp_path):
     overrides = overrides_for(file, tmp_path)
-    config = compose_config(*overrides)
-    validate(config, overrides, multirun=False)
-    run = build_run(plain(config))
+    run = build_run(config_of(*overrides))
     examples = next(iter(run.train.epoch(0)))
-    from sam_runner.sam.objective import Batch
+    from sam_runner.sam.batch import Batch
 
     stats = run.step(Batch(examples.images, examples.labels), run.rho(0))
     assert torch.isfinite(stats.loss)
-    assert stats.logits.shape == (32, len(run.classes))
+    assert stats.outputs.shape == (32, len(run.classes))
 
 
 def test_the_number_of_files_is_known():
@@ -174,20 +171,9 @@ def test_schema_nodes_are_no_options_of_a_group():
     assert set(caught.value.options) == {"sam", "sgd"}
 
 
-def test_every_range_is_of_a_key_that_exists():
-    known = set()
-    for group, names in options(CONF).items():
-        for name in names:
-            content = yaml.safe_load((CONF / group / f"{name}.yaml").read_text())
-            known |= {f"{group.replace('/', '.')}.{key}" for key in content if key != "defaults"}
-    root = yaml.safe_load((CONF / "config.yaml").read_text())
-    known |= {*root, *(f"checkpoint.{key}" for key in root["checkpoint"])}
-    assert set(RANGES) <= known
-
-
-def test_every_schema_is_used():
+def test_every_settings_class_is_used():
     used = "".join((CONF / file).read_text() for file in FILES)
-    assert all(f"/schema/{path}@_here_" in used for path in SCHEMAS)
+    assert all(f"/hydra/settings/{path}@_here_" in used for path in settings_classes() if path != "root")
 
 
 @pytest.mark.parametrize(
@@ -203,7 +189,7 @@ def test_every_schema_is_used():
     ],
 )
 def test_fingerprints_tell_runs_apart(same, first, second):
-    assert (fingerprint(compose_config(*first)) == fingerprint(compose_config(*second))) is same
+    assert (job_config(*first).fingerprint() == job_config(*second).fingerprint()) is same
 
 
 def test_own_code_needs_trust_and_then_works(tmp_path, monkeypatch):
@@ -213,31 +199,32 @@ def test_own_code_needs_trust_and_then_works(tmp_path, monkeypatch):
     )
     (tmp_path / "model").mkdir()
     monkeypatch.syspath_prepend(str(tmp_path))
-    overrides = [*TINY[:6], "batch_size=16", "device=cpu"]
-    config = compose_config(*overrides)
-    OmegaConf.set_struct(config, False)
-    config.model = {"_target_": "my_models.flat", "size": 8}
+    settings = plain_settings(compose_config(*TINY[:6], "batch_size=16", "device=cpu"))
+    settings["model"] = {"_target_": "my_models.flat", "size": 8}
     with pytest.raises(InputError, match="SAM_RUNNER_TRUSTED"):
-        validate(config, overrides, multirun=False)
+        load_experiment(settings)
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_models")
-    validate(config, overrides, multirun=False)
-    assert sum(param.numel() for param in build_run(plain(config)).model.parameters()) == 64 * 4 + 4
-    config.model.sze = 4
+    model = build_run(load_experiment(settings)).model
+    assert sum(param.numel() for param in model.parameters()) == 64 * 4 + 4
+    settings["model"]["sze"] = 4
     with pytest.raises(InputError, match=r"did you mean model\.size"):
-        build_run(plain(config))
+        build_run(load_experiment(settings))
 
 
 @pytest.mark.parametrize(
     "name", sorted(name for name in torch.optim.__all__ if isinstance(getattr(torch.optim, name), type))
 )  # every class of torch.optim
 def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
-    settings = config_of(*TINY, "optimizer/base=torch", f"optimizer.base._target_=torch.optim.{name}")
+    words = ["optimizer/base=torch", f"optimizer.base._target_=torch.optim.{name}"]
+    settings = config_of(*TINY, *words)
     if name in ("LBFGS", "SparseAdam", "Optimizer", "Muon"):
         with pytest.raises(InputError, match=name):
             build_run(settings)
         return
-    if name in ("Rprop",):
-        settings["optimizer"]["base"].pop("weight_decay")
+    if name == "Rprop":
+        with pytest.raises(InputError, match="Rprop has no weight decay\n  set weight_decay=0"):
+            build_run(settings)
+        settings = config_of(*TINY, *words, "weight_decay=0")
     run = build_run(settings)
     assert type(run.step.optimizer).__name__ == name
 

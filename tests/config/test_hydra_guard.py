@@ -9,9 +9,10 @@ import time
 
 import pytest
 import torch
-from sam_runner.config.validation import validate
 
 from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.config.experiment import load_experiment
+from sam_runner.config.hydra import plain_settings
 from sam_runner.config.instantiate import locate
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, compose_config, invoke, train_tiny
@@ -137,9 +138,9 @@ def test_aliases_are_refused_at_once(text, tmp_path, monkeypatch, capsys):
 def test_aliases_in_the_settings_of_a_run_are_refused(tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", "optimizer=sgd")
     (folder / "config.yaml").write_text(BOMB)
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, folder, entry=evaluate_command.main)
     assert done.returncode == 2
-    assert "aliases are not accepted" in done.stderr
+    assert "aliases, which are not accepted" in done.stderr
 
 
 def test_a_file_nested_too_deeply_is_refused(tmp_path, monkeypatch, capsys):
@@ -167,15 +168,12 @@ def test_flags_may_stand_anywhere(tmp_path, monkeypatch, capsys):
 
 def test_ranges_of_our_options_do_not_bind_other_peoples_files(tmp_path, monkeypatch):
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_models")
-    config = compose_config(*TINY)
-    from omegaconf import OmegaConf
-
-    OmegaConf.set_struct(config, False)
-    config.model = {"_target_": "my_models.vit", "depth": 4, "width": [64, 128], "dropout": 2}
-    validate(config, TINY, multirun=False)
-    config.optimizer.base = {"_target_": "torch.optim.SGD", "lr": float("nan"), "weight_decay": 0.0}
+    settings = plain_settings(compose_config(*TINY))
+    settings["model"] = {"_target_": "my_models.vit", "depth": 4, "width": [64, 128], "dropout": 2}
+    load_experiment(settings)
+    settings["optimizer"]["base"] = {"_target_": "torch.optim.SGD", "lr": float("nan"), "weight_decay": 0.0}
     with pytest.raises(InputError, match=r"optimizer\.base\.lr=nan"):
-        validate(config, TINY, multirun=False)
+        load_experiment(settings)
 
 
 def test_a_failing_cell_is_told_at_once_and_leaves_nothing_alive(tmp_path, monkeypatch, capsys):
@@ -213,10 +211,10 @@ def test_an_explosion_in_the_last_step_is_no_finished_run(options, tmp_path, mon
 
 
 def test_a_folder_in_use_is_refused(tmp_path):
-    from sam_runner.runs.folder import locked
+    from sam_runner.runs.lock import lock_folder
 
     (tmp_path / "run").mkdir()
-    with locked(tmp_path / "run"), pytest.raises(InputError, match="in use"):
+    with lock_folder(tmp_path / "run"), pytest.raises(InputError, match="in use"):
         train_tiny(tmp_path / "run")
     train_tiny(tmp_path / "run")
     assert (tmp_path / "run" / "result.json").exists()
@@ -226,14 +224,14 @@ def test_changed_data_are_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run")
     config = folder / "config.yaml"
     config.write_text(config.read_text().replace("data_seed: 0", "data_seed: 1"))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, folder, entry=evaluate_command.main)
     assert done.returncode == 2
     assert "have changed" in done.stderr
 
 
 def test_an_unknown_device_is_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run")
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", "device=foo", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, folder, "--device", "foo", entry=evaluate_command.main)
     assert done.returncode == 2
     assert "device=foo is not known" in done.stderr
 
@@ -246,7 +244,7 @@ def test_a_damaged_config_is_an_input_error_of_sam_eval(old, new, tmp_path, monk
     config = folder / "config.yaml"
     assert old in config.read_text()
     config.write_text(config.read_text().replace(old, new, 1))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, folder, entry=evaluate_command.main)
     assert done.returncode == 2, done.stderr
     assert len(done.stderr.splitlines()) <= 20
 
@@ -255,7 +253,9 @@ def test_zero_gradient_keeps_the_weights_finite_with_the_second_order_term():
     from torch import nn
     from torch.nn import functional as F
 
-    from sam_runner.sam.objective import Batch, Objective
+    from sam_runner.sam.batch import Batch
+    from sam_runner.sam.methods import SecondOrder
+    from sam_runner.sam.objective import Objective
     from sam_runner.sam.step import SamStep
 
     for p in (1, 1.5, 2, 3, float("inf")):
@@ -264,7 +264,7 @@ def test_zero_gradient_keeps_the_weights_finite_with_the_second_order_term():
         model.bias.data.zero_()
         before = model.weight.detach().clone()
         optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
-        step = SamStep(Objective(model, F.cross_entropy), optimizer, p=p, second_order=True)
+        step = SamStep(Objective(model, F.cross_entropy), optimizer, method=SecondOrder(p))
         step(Batch(torch.tensor([[1.0, 0], [2.0, 0]]), torch.tensor([0, 0])), 0.05)
         assert torch.equal(model.weight, before)
 

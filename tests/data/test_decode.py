@@ -1,4 +1,4 @@
-"""Decoding and scaling against Pillow; the random parts against torchvision's distribution."""
+"""Decoding and resizing against Pillow; random boxes against torchvision's distribution."""
 
 import random
 
@@ -11,14 +11,14 @@ from PIL import Image
 from torchvision.transforms import RandomResizedCrop
 
 from sam_runner.data import decode
-from sam_runner.data.decode import Box, centre_box, random_box, read_image, read_part, scaled
+from sam_runner.data.decode import CropBox, centre_crop_box, crop_and_resize, random_crop_box, read_crop, read_image
 from sam_runner.utils.errors import InputError
 
 SIDES = st.integers(1, 40)
 
 
 def smooth_pixels(height, width, seed=0):
-    """JPEG and scaling keep what is smooth."""
+    """A smooth image, which JPEG and resizing hardly change."""
     small = np.random.default_rng(seed).integers(0, 256, (4, 4, 3), dtype=np.uint8)
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
@@ -55,37 +55,37 @@ def test_the_reason_of_a_broken_jpeg_is_short(tmp_path):
 
 @pytest.mark.parametrize("factor", [1, 1.9, 2, 3.5, 4, 9])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_part_is_that_of_the_image_at_every_reduction(tmp_path, factor, suffix):
-    """A smooth image: decoding at a fraction of the size differs little from scaling down."""
+def test_a_crop_is_correct_at_every_reduction(tmp_path, factor, suffix):
+    """For a smooth image, decoding at a fraction of the size differs little from resizing."""
     size, side = 12, round(12 * factor)
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(smooth_pixels(round(side * 1.5), round(side * 1.25))).save(path, quality=95)
-    box = Box(side // 4, side // 8, side, side)
-    result = read_part(path, lambda height, width: box, size)
-    expected = scaled(read_image(path), box, size)
+    box = CropBox(side // 4, side // 8, side, side)
+    result = read_crop(path, lambda height, width: box, size)
+    expected = crop_and_resize(read_image(path), box, size)
     assert result.shape == (3, size, size)
     assert (result.int() - expected.int()).abs().max() <= (12 if suffix == "jpg" else 0)
-    moved = scaled(read_image(path), box._replace(top=0, left=0), size)
+    moved = crop_and_resize(read_image(path), box._replace(top=0, left=0), size)
     assert (moved.int() - expected.int()).abs().max() > 16
 
 
 @settings(deadline=None, max_examples=60)
 @given(height=st.integers(8, 60), width=st.integers(8, 60), size=st.integers(4, 30), data=st.data())
-def test_scaling_equals_pillows_bilinear_filter(height, width, size, data):
+def test_resizing_equals_pillows_bilinear_filter(height, width, size, data):
     box_height, box_width = data.draw(st.integers(4, height)), data.draw(st.integers(4, width))
     top, left = data.draw(st.integers(0, height - box_height)), data.draw(st.integers(0, width - box_width))
     pixels = smooth_pixels(height, width)
     part = Image.fromarray(pixels[top : top + box_height, left : left + box_width])
     expected = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
     image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    result = scaled(image, Box(top, left, box_height, box_width), size)
+    result = crop_and_resize(image, CropBox(top, left, box_height, box_width), size)
     assert result.shape == (3, size, size)
     assert np.abs(result.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 
 
 @given(height=SIDES, width=SIDES, fraction=st.floats(0.01, 1))
 def test_centre_box_is_a_square_in_the_middle(height, width, fraction):
-    box = centre_box(height, width, fraction)
+    box = centre_crop_box(height, width, fraction)
     assert box.height == box.width == max(1, round(fraction * min(height, width)))
     assert 0 <= box.top <= height - box.height
     assert abs(2 * box.top + box.height - height) <= 1
@@ -96,14 +96,14 @@ def test_centre_box_is_a_square_in_the_middle(height, width, fraction):
     height=st.integers(1, 300), width=st.integers(1, 300), crop_scale_min=st.floats(0.01, 1), seed=st.integers(0, 2**63)
 )
 def test_random_box_is_inside(height, width, crop_scale_min, seed):
-    box = random_box(height, width, crop_scale_min, random.Random(seed))
+    box = random_crop_box(height, width, crop_scale_min, random.Random(seed))
     assert 0 <= box.top <= box.top + box.height <= height
     assert 0 <= box.left <= box.left + box.width <= width
     assert min(box.height, box.width) >= 1
 
 
 def largest_distance(first, second):
-    """Of two empirical distribution functions (Kolmogorov and Smirnov)."""
+    """Kolmogorov-Smirnov distance of two samples."""
     points = np.sort(np.concatenate([first, second]))
     cumulative = [np.searchsorted(np.sort(sample), points, side="right") / len(sample) for sample in (first, second)]
     return np.abs(cumulative[0] - cumulative[1]).max()
@@ -114,21 +114,23 @@ def largest_distance(first, second):
 def test_random_box_is_distributed_as_torchvisions(height, width, crop_scale_min):
     count = 4000
     draws = random.Random(1)
-    ours = np.array([random_box(height, width, crop_scale_min, draws) for _ in range(count)], float)
+    result = np.array([random_crop_box(height, width, crop_scale_min, draws) for _ in range(count)], float)
     torch.manual_seed(0)
     image = torch.empty(3, height, width)
     crop = RandomResizedCrop(8, scale=(crop_scale_min, 1))
-    theirs = np.array([crop.get_params(image, crop.scale, crop.ratio) for _ in range(count)], float)
+    reference = np.array([crop.get_params(image, crop.scale, crop.ratio) for _ in range(count)], float)
     critical = 1.95 * (2 / count) ** 0.5  # one in a thousand
     for axis in range(4):
-        assert largest_distance(ours[:, axis], theirs[:, axis]) < critical
-    areas = [sample[:, 2] * sample[:, 3] for sample in (ours, theirs)]
+        assert largest_distance(result[:, axis], reference[:, axis]) < critical
+    areas = [sample[:, 2] * sample[:, 3] for sample in (result, reference)]
     assert largest_distance(*areas) < critical
-    aspects = [sample[:, 3] / sample[:, 2] for sample in (ours, theirs)]
+    aspects = [sample[:, 3] / sample[:, 2] for sample in (result, reference)]
     assert largest_distance(*aspects) < critical
 
 
 def test_the_comparison_of_distributions_sees_another_area():
     draws = random.Random(1)
-    samples = [np.prod([random_box(375, 500, area, draws)[2:] for _ in range(4000)], axis=1) for area in (0.08, 0.15)]
+    samples = [
+        np.prod([random_crop_box(375, 500, area, draws)[2:] for _ in range(4000)], axis=1) for area in (0.08, 0.15)
+    ]
     assert largest_distance(*samples) > 1.95 * (2 / 4000) ** 0.5

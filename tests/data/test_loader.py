@@ -1,4 +1,4 @@
-"""Batches: order, augmentation, normalisation, layout."""
+"""Batches: order, augmentation, normalisation, memory format."""
 
 import itertools
 
@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.augmentation import draw_table
-from sam_runner.data.image_sets import image_set
-from sam_runner.data.loader import Loader, Normalisation
-from tests.data.augment.test_augmentation import numpy_crop_and_flip, numpy_cut_out
+from sam_runner.data.image_sets import make_image_set
+from sam_runner.data.loader import ImageLoader, Normalisation
+from tests.data.augment.test_augmentation import numpy_crop_and_flip, numpy_cutout
 
 CPU = torch.device("cpu")
 FULL = AugmentConfig(pad=2, flip=True, cutout=3)
@@ -21,15 +21,15 @@ FULL = AugmentConfig(pad=2, flip=True, cutout=3)
 def random_set(count=23, channels=3, side=8, seed=0):
     random = np.random.default_rng(seed)
     images = torch.from_numpy(random.integers(0, 256, (count, channels, side, side), dtype=np.uint8))
-    return image_set(images, torch.arange(count) % 4, ("a", "b", "c", "d"))
+    return make_image_set(images, torch.arange(count) % 4, ("a", "b", "c", "d"))
 
 
 def make_loader(data, **options):
-    options = {"batch_size": 5, "normalisation": Normalisation.of(data.images_NCHW), "device": CPU, **options}
-    return Loader(data, **options)
+    options = {"batch_size": 5, "normalisation": Normalisation.from_images(data.images_NCHW), "device": CPU, **options}
+    return ImageLoader(data, **options)
 
 
-def order_of(loader, epoch=0):
+def epoch_order(loader, epoch=0):
     return torch.cat([examples.indices for examples in loader.epoch(epoch)]).tolist()
 
 
@@ -38,7 +38,7 @@ def images_by_index(loader, epoch):
     return dict(itertools.chain(*pairs))
 
 
-def numpy_normalised(data):
+def numpy_normalise(data):
     values = data.images_NCHW.numpy() / 255
     axes = (0, 2, 3)
     return (values - values.mean(axes, keepdims=True)) / values.std(axes, keepdims=True)
@@ -49,7 +49,7 @@ def numpy_normalised(data):
 def test_every_example_comes_exactly_once(count, batch_size, epoch, seed):
     loader = make_loader(random_set(count, 1, 2), batch_size=batch_size, augmentation=AugmentConfig(), seed=seed)
     sizes = [len(examples.indices) for examples in loader.epoch(epoch)]
-    assert sorted(order_of(loader, epoch)) == list(range(count))
+    assert sorted(epoch_order(loader, epoch)) == list(range(count))
     assert len(loader) == len(sizes) == -(-count // batch_size)
     assert all(size == batch_size for size in sizes[:-1])
 
@@ -58,7 +58,7 @@ def test_every_example_comes_exactly_once(count, batch_size, epoch, seed):
 @given(count=st.integers(1, 60), batch_size=st.integers(1, 70))
 def test_drop_last_leaves_out_the_incomplete_batch_only(count, batch_size):
     data = random_set(count, 1, 2)
-    whole = order_of(make_loader(data, batch_size=batch_size, augmentation=AugmentConfig()))
+    whole = epoch_order(make_loader(data, batch_size=batch_size, augmentation=AugmentConfig()))
     loader = make_loader(data, batch_size=batch_size, augmentation=AugmentConfig(), drop_last=True)
     assert len(loader) == count // batch_size
     batches = [examples.indices.tolist() for examples in loader.epoch()]
@@ -80,11 +80,11 @@ def test_epoch_from_a_start_is_the_tail_of_the_epoch(start):
 def test_order_is_a_function_of_seed_and_epoch():
     data = random_set(100, 1, 2)
     torch.manual_seed(1)
-    first = order_of(make_loader(data, augmentation=AugmentConfig(), seed=1), epoch=3)
+    first = epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=1), epoch=3)
     torch.manual_seed(2)
-    assert order_of(make_loader(data, augmentation=AugmentConfig(), seed=1, batch_size=9), epoch=3) == first
-    assert order_of(make_loader(data, augmentation=AugmentConfig(), seed=1), epoch=4) != first
-    assert order_of(make_loader(data, augmentation=AugmentConfig(), seed=2), epoch=3) != first
+    assert epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=1, batch_size=9), epoch=3) == first
+    assert epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=1), epoch=4) != first
+    assert epoch_order(make_loader(data, augmentation=AugmentConfig(), seed=2), epoch=3) != first
     assert first != list(range(100))
 
 
@@ -111,14 +111,14 @@ def test_batches_equal_a_slow_numpy_pipeline(pad_mode):
     mean, std = ((pixels / 255).mean((0, 2, 3))[:, None, None], (pixels / 255).std((0, 2, 3))[:, None, None])
     for index, image in images_by_index(loader, 1).items():
         crop = numpy_crop_and_flip(pixels[index], table[index], 2, pad_mode, True)
-        expected = numpy_cut_out((crop / 255 - mean) / std, table[index], 3)
+        expected = numpy_cutout((crop / 255 - mean) / std, table[index], 3)
         np.testing.assert_allclose(image.numpy(), expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("augmentation", [None, FULL])
 def test_both_labels_stay_with_their_image(augmentation):
     clean = random_set()
-    data = clean.relabelled((clean.labels + torch.arange(23) % 2) % 4)
+    data = clean.with_labels((clean.labels + torch.arange(23) % 2) % 4)
     for examples in make_loader(data, augmentation=augmentation).epoch():
         assert torch.equal(examples.labels, data.labels[examples.indices])
         assert torch.equal(examples.clean_labels, clean.labels[examples.indices])
@@ -131,13 +131,13 @@ def test_evaluation_is_in_order_and_equals_numpy_normalisation(dtype, tolerance)
     images = torch.cat([examples.images for examples in batches])
     assert torch.cat([examples.indices for examples in batches]).tolist() == list(range(23))
     assert images.dtype == dtype
-    np.testing.assert_allclose(images.numpy(), numpy_normalised(data), rtol=0, atol=tolerance)
+    np.testing.assert_allclose(images.numpy(), numpy_normalise(data), rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
 def test_normalisation_equals_numpy_mean_and_standard_deviation(channels):
     images = random_set(50, channels).images_NCHW
-    result = Normalisation.of(images)
+    result = Normalisation.from_images(images)
     values = images.numpy() / 255
     np.testing.assert_allclose(result.mean, values.mean((0, 2, 3)), rtol=0, atol=1e-12)
     np.testing.assert_allclose(result.std, values.std((0, 2, 3)), rtol=0, atol=1e-12)
@@ -147,33 +147,33 @@ def test_normalisation_equals_numpy_mean_and_standard_deviation(channels):
 @given(level=st.integers(0, 255), count=st.integers(1, 50), side=st.integers(1, 28))
 def test_constant_channel_has_standard_deviation_one(level, count, side):
     images = torch.full((count, 1, side, side), level, dtype=torch.uint8)
-    assert Normalisation.of(images).std == (1.0,)
+    assert Normalisation.from_images(images).std == (1.0,)
 
 
 def test_constant_channel_becomes_zero():
-    data = image_set(torch.full((4, 1, 28, 28), 7, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
+    data = make_image_set(torch.full((4, 1, 28, 28), 7, dtype=torch.uint8), torch.tensor([0, 1, 0, 1]), ("a", "b"))
     images = next(make_loader(data, dtype=torch.float64).epoch()).images
     assert float(images.abs().max()) < 1e-10
 
 
-def test_pixels_invert_the_normalisation():
+def test_denormalise_inverts_the_normalisation():
     data = random_set()
     loader = make_loader(data)
-    images = torch.cat([loader.pixels(examples.images) for examples in loader.epoch()])
+    images = torch.cat([loader.denormalise(examples.images) for examples in loader.epoch()])
     assert images.dtype == torch.float32
     np.testing.assert_allclose(images.numpy(), data.images_NCHW.numpy() / 255, rtol=0, atol=1e-5)
 
 
-def test_pixels_stay_in_range():
+def test_denormalised_pixels_stay_in_range():
     loader = make_loader(random_set())
-    pixels = loader.pixels(3 * next(loader.epoch()).images)
+    pixels = loader.denormalise(3 * next(loader.epoch()).images)
     assert (float(pixels.min()), float(pixels.max())) == (0, 1)
 
 
 def test_pixels_of_a_cut_out_square_are_the_mean():
     data = random_set()
     loader = make_loader(data, augmentation=AugmentConfig(cutout=1000))
-    pixels = loader.pixels(next(loader.epoch()).images)
+    pixels = loader.denormalise(next(loader.epoch()).images)
     expected = np.broadcast_to((data.images_NCHW.numpy() / 255).mean((0, 2, 3))[:, None, None], (5, 3, 8, 8))
     np.testing.assert_allclose(pixels.numpy(), expected, rtol=0, atol=1e-5)
 

@@ -14,8 +14,8 @@ from sam_runner.data.noise import CIFAR100_SUPERCLASSES, asymmetric, instance, n
 from sam_runner.training import loop
 from sam_runner.training.build import build_data, build_run
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.seeding import generator
-from tests.config.test_conf import NEEDS, image_folder
+from sam_runner.utils.seeding import make_generator
+from tests.data.datasets.test_cifar import random_files, training_labels, write_dataset, write_labels_file
 from tests.helpers import TINY, config_of, train_tiny
 from tests.training.test_checkpoints import Exploit
 
@@ -23,7 +23,7 @@ RATES = st.floats(0, 1)
 SEEDS = st.integers(0, 2**63 - 1)
 
 
-def balanced(count, num_classes):
+def balanced_labels(count, num_classes):
     return torch.arange(count) % num_classes
 
 
@@ -46,14 +46,14 @@ def test_exactly_the_rounded_count_gets_another_class(labels, extra_classes, rat
 @settings(deadline=None)
 @given(count=st.integers(0, 200), num_classes=st.integers(2, 20), rate=RATES, seed=SEEDS)
 def test_true_class_among_the_new_ones_changes_no_more_than_the_count(count, num_classes, rate, seed):
-    labels = balanced(count, num_classes)
+    labels = balanced_labels(count, num_classes)
     noisy = symmetric(labels, num_classes, seed, rate=rate, include_true_class=True)
     assert int((noisy != labels).sum()) <= round(rate * count)
     assert all(0 <= label < num_classes for label in noisy.tolist())
 
 
 def test_true_class_is_never_drawn_by_default():
-    labels = balanced(5000, 3)
+    labels = balanced_labels(5000, 3)
     assert bool((symmetric(labels, 3, 0, rate=1.0) != labels).all())
 
 
@@ -61,14 +61,14 @@ def test_true_class_is_never_drawn_by_default():
 @pytest.mark.parametrize("num_classes", [2, 10])
 def test_wrong_labels_with_the_true_class_included(rate, num_classes):
     count = 100_000
-    labels = balanced(count, num_classes)
+    labels = balanced_labels(count, num_classes)
     wrong = int((symmetric(labels, num_classes, 7, rate=rate, include_true_class=True) != labels).sum())
     assert within_four_standard_errors(wrong, round(rate * count), (num_classes - 1) / num_classes)
 
 
 @pytest.mark.parametrize("include_true_class", [False, True])
 def test_new_classes_are_uniform(include_true_class):
-    labels = balanced(100_000, 10)
+    labels = balanced_labels(100_000, 10)
     noisy = symmetric(labels, 10, 3, rate=1.0, include_true_class=include_true_class)
     first = 0 if include_true_class else 1
     shifts = torch.bincount((noisy - labels) % 10, minlength=10)[first:]
@@ -76,7 +76,7 @@ def test_new_classes_are_uniform(include_true_class):
 
 
 def test_chosen_examples_are_spread_over_the_set():
-    labels = balanced(100_000, 10)
+    labels = balanced_labels(100_000, 10)
     changed = (symmetric(labels, 10, 5, rate=0.3) != labels).reshape(10, -1).sum(1)
     assert within_four_standard_errors(changed, 10_000, 0.3)
 
@@ -90,12 +90,12 @@ def test_chosen_examples_are_spread_over_the_set():
     ],
 )
 def test_labels_never_change_between_versions(options, digest):
-    noisy = symmetric(balanced(1000, 10), 10, 42, **options)
+    noisy = symmetric(balanced_labels(1000, 10), 10, 42, **options)
     assert hashlib.sha256(noisy.numpy().astype("<i8").tobytes()).hexdigest() == digest
 
 
 def test_noise_depends_on_its_seed_alone():
-    labels = balanced(500, 10)
+    labels = balanced_labels(500, 10)
     torch.manual_seed(1)
     first = symmetric(labels, 10, 0, rate=0.4)
     torch.manual_seed(2)
@@ -104,20 +104,20 @@ def test_noise_depends_on_its_seed_alone():
 
 
 def test_higher_rate_adds_to_the_examples_of_a_lower_one():
-    labels = balanced(500, 10)
+    labels = balanced_labels(500, 10)
     lower, higher = (symmetric(labels, 10, 0, rate=rate) != labels for rate in (0.2, 0.6))
     assert bool((higher | ~lower).all())
 
 
 @pytest.mark.parametrize("include_true_class", [False, True])
 def test_input_is_not_changed(include_true_class):
-    labels = balanced(100, 10)
+    labels = balanced_labels(100, 10)
     symmetric(labels, 10, 0, rate=0.9, include_true_class=include_true_class)
-    assert torch.equal(labels, balanced(100, 10))
+    assert torch.equal(labels, balanced_labels(100, 10))
 
 
 def test_none_returns_the_labels():
-    assert torch.equal(none(balanced(20, 3), 3, 0), balanced(20, 3))
+    assert torch.equal(none(balanced_labels(20, 3), 3, 0), balanced_labels(20, 3))
 
 
 CIFAR10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
@@ -143,21 +143,21 @@ def test_asymmetric_noise_of_cifar100_stays_in_the_superclass_and_goes_round():
     superclasses = torch.tensor(CIFAR100_SUPERCLASSES)
     assert torch.equal(superclasses[once], superclasses[labels])
     assert bool((once != labels).all())
-    there = labels
-    for _ in range(5):  # five classes in each
-        there = asymmetric(there, 100, 0, rate=1.0)
-    assert torch.equal(there, labels)
+    flipped = labels
+    for _ in range(5):  # each superclass has five classes
+        flipped = asymmetric(flipped, 100, 0, rate=1.0)
+    assert torch.equal(flipped, labels)
 
 
 def test_asymmetric_noise_of_other_sets_is_refused():
     with pytest.raises(InputError, match="noise=pair"):
-        asymmetric(balanced(20, 5), 5, 0, rate=0.1)
+        asymmetric(balanced_labels(20, 5), 5, 0, rate=0.1)
 
 
 @settings(deadline=None, max_examples=50)
 @given(rate=RATES, seed=SEEDS, num_classes=st.integers(2, 12), count=st.integers(0, 200))
 def test_pair_noise_goes_to_the_next_class(rate, seed, num_classes, count):
-    labels = balanced(count, num_classes)
+    labels = balanced_labels(count, num_classes)
     noisy = pair(labels, num_classes, seed, rate=rate)
     for label in range(num_classes):
         given_to = noisy[labels == label]
@@ -166,31 +166,31 @@ def test_pair_noise_goes_to_the_next_class(rate, seed, num_classes, count):
 
 
 @pytest.mark.parametrize(("kind", "digest"), [(asymmetric, "d5de6826d561c6dd"), (pair, "7f2ad14107329bfc")])
-def test_labels_never_change_between_versions_of_the_other_kinds(kind, digest):
-    noisy = kind(balanced(1000, 10), 10, 3, rate=0.4)
+def test_asymmetric_and_pair_labels_never_change_between_versions(kind, digest):
+    noisy = kind(balanced_labels(1000, 10), 10, 3, rate=0.4)
     assert hashlib.sha256(noisy.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == digest
 
 
-def pictures(count, side=2, seed=0):
+def random_images(count, side=2, seed=0):
     return torch.randint(0, 256, (count, 1, side, side), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.2, 0.4, 0.9])
 def test_instance_noise_changes_the_mean_of_the_truncated_normal(rate):
     count = 20_000
-    labels = balanced(count, 5)
-    wrong = int((instance(labels, 5, 3, pictures(count), rate=rate) != labels).sum())
+    labels = balanced_labels(count, 5)
+    wrong = int((instance(labels, 5, 3, random_images(count), rate=rate) != labels).sum())
     mean = float(stats.truncnorm(-rate / 0.1, (1 - rate) / 0.1, loc=rate, scale=0.1).mean())
     assert within_four_standard_errors(wrong, count, mean)
 
 
 def test_instance_noise_gives_the_classes_of_the_softmax():
-    """Copies of two images: the new labels of each follow the softmax over its own scores, which closed form gives."""
+    """The new labels of copies of two images follow the softmax over the logits of each image, in closed form."""
     count, num_classes, label = 40_000, 4, 2
-    pair_of_images = pictures(2, seed=5)
+    pair_of_images = random_images(2, seed=5)
     images = pair_of_images.repeat(count // 2, 1, 1, 1)
     noisy = instance(torch.full((count,), label), num_classes, 9, images, rate=1.0)
-    matrix = torch.randn(4, num_classes, dtype=torch.float64, generator=generator(9, "label noise", label)).numpy()
+    matrix = torch.randn(4, num_classes, dtype=torch.float64, generator=make_generator(9, "label noise", label)).numpy()
     for which in (0, 1):
         scores = pair_of_images[which].flatten().numpy() / 255 @ matrix
         weights = np.exp(scores) * (np.arange(num_classes) != label)
@@ -205,22 +205,22 @@ def test_instance_noise_gives_the_classes_of_the_softmax():
 @settings(deadline=None, max_examples=30)
 @given(rate=RATES, seed=SEEDS, num_classes=st.integers(2, 12), count=st.integers(0, 100))
 def test_instance_noise_stays_among_the_classes(rate, seed, num_classes, count):
-    labels = balanced(count, num_classes)
-    noisy = instance(labels, num_classes, seed, pictures(count), rate=rate)
+    labels = balanced_labels(count, num_classes)
+    noisy = instance(labels, num_classes, seed, random_images(count), rate=rate)
     assert noisy.dtype == torch.int64
     assert all(0 <= label < num_classes for label in noisy.tolist())
-    assert torch.equal(labels, balanced(count, num_classes))
-    assert torch.equal(instance(labels, num_classes, seed, pictures(count), rate=rate), noisy)
+    assert torch.equal(labels, balanced_labels(count, num_classes))
+    assert torch.equal(instance(labels, num_classes, seed, random_images(count), rate=rate), noisy)
 
 
 def test_instance_noise_of_two_classes_goes_to_the_other_one():
-    labels = balanced(400, 2)
-    noisy = instance(labels, 2, 0, pictures(400), rate=1.0)
+    labels = balanced_labels(400, 2)
+    noisy = instance(labels, 2, 0, random_images(400), rate=1.0)
     assert 300 < int((noisy != labels).sum()) < 400  # the mean is 0.92
     assert set(noisy.tolist()) == {0, 1}
 
 
-def relabel_file(folder, labels, kind):
+def write_labels(folder, labels, kind):
     path = folder / f"labels.{kind}"
     if kind == "npy":
         np.save(path, labels.numpy())
@@ -231,10 +231,10 @@ def relabel_file(folder, labels, kind):
 
 @pytest.mark.parametrize("kind", ["npy", "pt"])
 @pytest.mark.parametrize("dtype", [torch.int64, torch.int32, torch.uint8])
-def test_labels_of_a_file_are_taken(tmp_path, kind, dtype):
-    given_labels = (balanced(20, 3) + 1) % 3
-    file = relabel_file(tmp_path, given_labels.to(dtype), kind)
-    noisy = relabelled(balanced(20, 3), 3, 0, file=file)
+def test_labels_are_read_from_a_file(tmp_path, kind, dtype):
+    given_labels = (balanced_labels(20, 3) + 1) % 3
+    file = write_labels(tmp_path, given_labels.to(dtype), kind)
+    noisy = relabelled(balanced_labels(20, 3), 3, 0, file=file)
     assert torch.equal(noisy, given_labels)
     assert noisy.dtype == torch.int64
 
@@ -243,22 +243,22 @@ def test_labels_of_a_file_are_taken(tmp_path, kind, dtype):
 @pytest.mark.parametrize(
     ("labels", "message"),
     [
-        (balanced(19, 3), r"has labels of shape \(19,\), the training set has 20 images"),
-        (balanced(20, 3)[:, None], r"has labels of shape \(20, 1\)"),
-        (balanced(20, 4), "example 3 has label 3; classes are 0 to 2"),
-        (balanced(20, 3) - 1, "example 0 has label -1"),
-        (balanced(20, 3).double(), "no tensor of whole numbers"),
+        (balanced_labels(19, 3), r"has labels of shape \(19,\), the training set has 20 images"),
+        (balanced_labels(20, 3)[:, None], r"has labels of shape \(20, 1\)"),
+        (balanced_labels(20, 4), "example 3 has label 3; classes are 0 to 2"),
+        (balanced_labels(20, 3) - 1, "example 0 has label -1"),
+        (balanced_labels(20, 3).double(), "no tensor of integers"),
     ],
 )
 def test_labels_of_a_file_that_do_not_fit_are_refused(tmp_path, kind, labels, message):
     with pytest.raises(InputError, match=message):
-        relabelled(balanced(20, 3), 3, 0, file=relabel_file(tmp_path, labels, kind))
+        relabelled(balanced_labels(20, 3), 3, 0, file=write_labels(tmp_path, labels, kind))
 
 
 @pytest.mark.parametrize(
     "name", ["gone.npy", "gone.pt", "objects.npy", "pickle.pt", "exploit.pt", "short.npy", "x.csv"]
 )
-def test_a_file_that_is_none_of_labels_is_refused_and_runs_nothing(tmp_path, name):
+def test_a_file_without_labels_is_refused_and_runs_nothing(tmp_path, name):
     path, trace = tmp_path / name, tmp_path / "trace"
     if name == "objects.npy":
         np.save(path, np.array([Exploit(trace)], dtype=object), allow_pickle=True)
@@ -269,7 +269,7 @@ def test_a_file_that_is_none_of_labels_is_refused_and_runs_nothing(tmp_path, nam
     elif not name.startswith("gone"):
         path.write_bytes(b"\x93NUMPY\x01\x00v\x00{'descr': '<i8', 'fortran_order': False, 'shape': (9, ), }")
     with pytest.raises(InputError, match=rf"^{path} cannot be read as labels"):
-        relabelled(balanced(20, 3), 3, 0, file=str(path))
+        relabelled(balanced_labels(20, 3), 3, 0, file=str(path))
     assert not trace.exists()
 
 
@@ -280,16 +280,20 @@ GOLDEN = {
 
 
 @pytest.mark.parametrize("kind", GOLDEN)
-def test_a_run_has_the_same_noise_for_ever_and_clean_labels_elsewhere(kind, tmp_path):
+def test_a_run_has_golden_noise_and_clean_evaluation_labels(kind, tmp_path):
     words = ["data=synthetic", "data.num_train=400", "data.num_test=50", "data.image_size=4", "data.channels=1"]
     words.append("data.val_fraction=0.25")
     noise = [f"noise={kind}", "seed=3"]
     if kind == "human":
-        *words, file = NEEDS["noise/human.yaml"](tmp_path)
-        words, noise = [*words, "batch_size=16"], [*noise, file]
+        files = random_files("cifar10")
+        write_dataset(tmp_path, "cifar10", "binary", files)
+        columns = {"clean_label": training_labels(files), "worse_label": training_labels(files)[::-1].copy()}
+        words = ["data=cifar10", f"data.root={tmp_path}", "batch_size=16"]
+        noise.append(f"noise.file={write_labels_file(tmp_path / 'human.pt', columns)}")
     if kind == "relabelled":
-        noise.append(f"noise.file={relabel_file(tmp_path, balanced(300, 10), 'npy')}")
-    splits, clean = build_data(config_of(*words, *noise)), build_data(config_of(*words))
+        noise.append(f"noise.file={write_labels(tmp_path, balanced_labels(300, 10), 'npy')}")
+    configs = config_of(*words, *noise), config_of(*words)
+    splits, clean = (build_data(config.data, config.noise, config.seed) for config in configs)
     assert hashlib.sha256(splits.train.labels.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == GOLDEN[kind]
     assert torch.equal(splits.train.clean_labels, clean.train.labels)
     for part in ("test",) if kind == "human" else ("test", "validation"):
@@ -297,30 +301,23 @@ def test_a_run_has_the_same_noise_for_ever_and_clean_labels_elsewhere(kind, tmp_
         assert torch.equal(getattr(splits, part).clean_labels, getattr(clean, part).labels)
 
 
-def test_noise_that_needs_images_is_refused_for_files(tmp_path):
-    words = [f"data.root={image_folder(tmp_path)}", "data.storage=disk", "data.image_size=8", "batch_size=16"]
-    settings = config_of("data=image_folder", *words, "noise=instance")
-    with pytest.raises(InputError, match=r"instance needs the images in memory\n  set data\.storage=memory"):
-        build_data(settings)
-
-
-def test_which_labels_became_which_is_drawn_at_the_start(tmp_path):
+def test_the_label_transition_is_logged_at_the_start(tmp_path):
     from tests.runs.test_logging import read_events
 
     folder = train_tiny(tmp_path / "run", "noise=pair", "epochs=1")
-    found = {event.step for event in read_events(folder).Images("train/label_transition")}
-    assert found == {0}
+    steps = {event.step for event in read_events(folder).Images("train/label_transition")}
+    assert steps == {0}
     clean = train_tiny(tmp_path / "clean", "epochs=1")
     assert "train/label_transition" not in read_events(clean).Tags()["images"]
 
 
 def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
     run = build_run(config_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
-    seen = []
-    monkeypatch.setattr(loop, "confusion_picture", lambda counts, *_: seen.append(counts))
+    matrices = []
+    monkeypatch.setattr(loop, "confusion_picture", lambda counts, *_: matrices.append(counts))
     loop._transition(run)
     expected = np.zeros((4, 4), int)
     for clean, noisy in zip(run.train.clean_labels.tolist(), run.train.labels.tolist(), strict=True):
         expected[clean, noisy] += 1
-    assert np.array_equal(seen[0].numpy(), expected)
+    assert np.array_equal(matrices[0].numpy(), expected)
     assert expected.trace() == 48

@@ -1,4 +1,4 @@
-"""Sets that are read from disk: the same batches as from memory, whatever the number of workers."""
+"""Sets on disk: the same batches as from memory, for any number of workers."""
 
 import contextlib
 import gc
@@ -8,7 +8,6 @@ import sys
 import weakref
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -17,8 +16,9 @@ from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets import image_folder as folder_module
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.decode import read_image
-from sam_runner.data.image_sets import ImageFiles, ImageSet, hold_out
-from sam_runner.data.loader import IMAGENET, Loader, Normalisation
+from sam_runner.data.image_sets import ImageFiles, ImageSet
+from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.splits import hold_out
 from sam_runner.utils.errors import InputError
 from tests.data.test_decode import smooth_pixels
 from tests.helpers import command
@@ -40,27 +40,27 @@ def root(tmp_path_factory):
     return base
 
 
-def splits_of(root, storage):
+def load_splits(root, storage):
     return image_folder(root=str(root), image_size=12, storage=storage)
 
 
 def make_loader(data, **options):
-    defaults = {"batch_size": 5, "normalisation": IMAGENET, "device": CPU, "seed": 3}
-    return Loader(data, **{**defaults, **options})
+    defaults = {"batch_size": 5, "normalisation": IMAGENET_NORMALISATION, "device": CPU, "seed": 3}
+    return ImageLoader(data, **{**defaults, **options})
 
 
 def collect(loader, epoch=0, start=0):
     return [(examples.indices, examples.labels, examples.images) for examples in loader.epoch(epoch, start)]
 
 
-def same(first, second):
+def equal_batches(first, second):
     return len(first) == len(second) and all(
         torch.equal(a, b) for one, other in zip(first, second, strict=True) for a, b in zip(one, other, strict=True)
     )
 
 
 def test_disk_and_memory_list_the_same_set(root):
-    disk, memory = splits_of(root, "disk"), splits_of(root, "memory")
+    disk, memory = load_splits(root, "disk"), load_splits(root, "memory")
     assert isinstance(disk.train, ImageFiles)
     assert isinstance(memory.train, ImageSet)
     for part in ("train", "test"):
@@ -75,9 +75,9 @@ def test_disk_and_memory_list_the_same_set(root):
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_last):
     options = {"augmentation": augmentation, "channels_last": channels_last}
-    disk, memory = (make_loader(splits_of(root, storage).train, **options) for storage in ("disk", "memory"))
+    disk, memory = (make_loader(load_splits(root, storage).train, **options) for storage in ("disk", "memory"))
     for epoch in (0, 1):
-        assert same(collect(disk, epoch), collect(memory, epoch))
+        assert equal_batches(collect(disk, epoch), collect(memory, epoch))
     layout = torch.channels_last if channels_last else torch.contiguous_format
     assert all(images.is_contiguous(memory_format=layout) for _, _, images in collect(disk))
 
@@ -85,22 +85,22 @@ def test_batches_from_disk_equal_those_from_memory(root, augmentation, channels_
 @pytest.mark.dist
 @pytest.mark.parametrize(("crop_scale_min", "policy"), [(None, "none"), (0.2, "none"), (0.2, "trivialaugment")])
 def test_batches_do_not_depend_on_the_number_of_workers(root, crop_scale_min, policy):
-    data = splits_of(root, "disk").train
+    data = load_splits(root, "disk").train
     options = {"augmentation": AugmentConfig(pad=1, flip=True, crop_scale_min=crop_scale_min, policy=policy)}
     alone, many = make_loader(data, **options), make_loader(data, num_workers=2, **options)
     for epoch in (0, 1, 1):
-        assert same(collect(alone, epoch), collect(many, epoch))
+        assert equal_batches(collect(alone, epoch), collect(many, epoch))
     del many
     assert not multiprocessing.active_children()
 
 
 def test_an_epoch_from_a_start_is_the_tail_of_the_epoch(root):
-    loader = make_loader(splits_of(root, "disk").train, augmentation=AugmentConfig(flip=True, crop_scale_min=0.3))
-    assert same(collect(loader, 2)[1:], collect(loader, 2, start=1))
+    loader = make_loader(load_splits(root, "disk").train, augmentation=AugmentConfig(flip=True, crop_scale_min=0.3))
+    assert equal_batches(collect(loader, 2)[1:], collect(loader, 2, start=1))
 
 
 def test_parts_change_with_epoch_and_seed_and_are_of_the_image(root):
-    data = splits_of(root, "disk").train
+    data = load_splits(root, "disk").train
     augmentation = AugmentConfig(crop_scale_min=0.1)
     plain = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     loader = make_loader(data, augmentation=augmentation, batch_size=12, normalisation=plain)
@@ -119,7 +119,7 @@ def test_parts_change_with_epoch_and_seed_and_are_of_the_image(root):
 
 @pytest.fixture
 def damaged(tmp_path):
-    """A training set on disk and the one of its files that is cut off."""
+    """A training set on disk, and one of its files that is truncated."""
     for name in ("a", "b"):
         (tmp_path / name).mkdir()
         for index in range(4):
@@ -139,7 +139,7 @@ def test_an_image_that_cannot_be_read_is_named(damaged, num_workers):
 
 
 def test_an_error_keeps_nothing_alive(damaged):
-    """A loader in a cycle of references would keep its workers until the garbage collector comes, or for ever."""
+    """A reference cycle would keep the loader and its workers until the garbage collector runs."""
     gc.collect()
     gc.disable()
     try:
@@ -166,11 +166,11 @@ def test_a_run_with_workers_ends_after_an_error(damaged, tmp_path):
 
 
 @pytest.mark.dist
-def test_workers_that_somebody_holds_end_with_the_program(root):
-    """They ignore SIGTERM, which multiprocessing sends before it waits for them at the exit."""
+def test_workers_of_an_open_epoch_end_with_the_program(root):
+    """Workers ignore SIGTERM, which multiprocessing sends before it waits for them at exit."""
     program = (
-        "from tests.data.test_worker_stream import make_loader, splits_of\n"
-        f"batches = make_loader(splits_of({str(root)!r}, 'disk').train, num_workers=2).epoch()\n"
+        "from tests.data.test_worker_stream import make_loader, load_splits\n"
+        f"batches = make_loader(load_splits({str(root)!r}, 'disk').train, num_workers=2).epoch()\n"
         "next(batches)\n"
     )
     checkout = Path(__file__).resolve().parents[2]
@@ -184,33 +184,25 @@ def test_disk_needs_a_size(root):
 
 @pytest.mark.parametrize(("limit", "kind"), [(16 * 3 * 144, ImageSet), (16 * 3 * 144 - 1, ImageFiles)])
 def test_auto_is_memory_up_to_a_limit(root, monkeypatch, limit, kind):
-    monkeypatch.setattr(folder_module, "AUTO_BYTES", limit)
-    assert isinstance(splits_of(root, "auto").train, kind)
+    monkeypatch.setattr(folder_module, "MAX_AUTO_BYTES", limit)
+    assert isinstance(load_splits(root, "auto").train, kind)
 
 
 def test_held_out_and_relabelled_files_keep_their_labels(root):
-    splits = hold_out(splits_of(root, "disk"), 0.25)
-    whole = splits_of(root, "disk").train
+    splits = hold_out(load_splits(root, "disk"), 0.25)
+    whole = load_splits(root, "disk").train
     label_of = dict(zip(whole.paths, whole.labels.tolist(), strict=True))
     assert len(splits.validation) == 3
     assert set(splits.train.paths).isdisjoint(splits.validation.paths)
     for part in (splits.train, splits.validation):
         assert [label_of[path] for path in part.paths] == part.labels.tolist()
-    flipped = splits.train.relabelled(1 - splits.train.labels)
+    flipped = splits.train.with_labels(1 - splits.train.labels)
     assert torch.equal(flipped.clean_labels, splits.train.labels)
 
 
 def test_digest_depends_on_names_and_labels(root):
-    splits = splits_of(root, "disk")
-    assert splits.digest() == splits_of(root, "disk").digest()
+    splits = load_splits(root, "disk")
+    assert splits.digest() == load_splits(root, "disk").digest()
     renamed = splits.train.subset(torch.arange(len(splits.train)).flip(0))
     assert type(splits)(renamed, splits.test).digest() != splits.digest()
-    assert type(splits)(splits.train.relabelled(1 - splits.train.labels), splits.test).digest() != splits.digest()
-
-
-def test_normalisation_of_a_whole_number_of_levels_needs_no_copy():
-    images = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (50, 2, 5, 5), dtype=np.uint8))
-    found = Normalisation.of(images)
-    values = images.double() / 255
-    assert found.mean == pytest.approx(values.mean((0, 2, 3)).tolist(), rel=1e-12)
-    assert found.std == pytest.approx(values.std((0, 2, 3), correction=0).tolist(), rel=1e-12)
+    assert type(splits)(splits.train.with_labels(1 - splits.train.labels), splits.test).digest() != splits.digest()

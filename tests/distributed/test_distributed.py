@@ -1,4 +1,4 @@
-"""What ranks tell each other, without any others: one process, and ranks whose messages are simulated."""
+"""`DistributedContext` in one process, with the messages of other ranks simulated."""
 
 import pytest
 import torch
@@ -7,10 +7,10 @@ from hypothesis import strategies as st
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageSet
-from sam_runner.data.loader import Loader, Normalisation
+from sam_runner.data.loader import ImageLoader, Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, local, whole
-from sam_runner.distributed.torchrun import world_size
+from sam_runner.distributed.sharding import full_state, is_sharded, to_local
+from sam_runner.distributed.torchrun import read_world_size
 from sam_runner.sam.batch_statistics import RunningStatistics
 from sam_runner.sam.step import StepStats
 from sam_runner.training.metrics import SUMS, TrainMeter
@@ -22,7 +22,7 @@ TORCHRUN = {
 }  # fmt: skip
 
 
-def test_one_process_gives_back_what_it_is_given():
+def test_collectives_of_one_process_return_their_argument():
     tensor = torch.arange(4.0)
     assert SINGLE_PROCESS.local_part(tensor) is tensor
     assert SINGLE_PROCESS.all_reduce_sum(tensor) is tensor
@@ -37,53 +37,53 @@ def test_one_process_gives_back_what_it_is_given():
 
 @given(st.integers(1, 40), st.integers(1, 8))
 def test_parts_are_the_whole_and_weights_have_mean_one(length, count):
-    whole_batch = torch.arange(length)
-    parts = [DistributedContext(rank, count).local_part(whole_batch) for rank in range(count)]
-    assert torch.equal(torch.cat(parts), whole_batch)
+    batch = torch.arange(length)
+    parts = [DistributedContext(rank, count).local_part(batch) for rank in range(count)]
+    assert torch.equal(torch.cat(parts), batch)
     assert max(map(len, parts)) - min(map(len, parts)) <= 1
     weights = [DistributedContext(rank, count).batch_weight(len(part), length) for rank, part in enumerate(parts)]
     assert sum(weights) / count == pytest.approx(1)
-    values = whole_batch.double().square()
+    values = batch.double().square()
     means = [values[part].mean() * weight for part, weight in zip(parts, weights, strict=True) if len(part)]
     assert float(sum(means)) / count == pytest.approx(float(values.mean()))
 
 
-def image_set(length):
+def make_image_set(length):
     labels = torch.arange(length) % 2
     return ImageSet(torch.zeros(length, 1, 4, 4, dtype=torch.uint8), labels, ("a", "b"), labels)
 
 
-def loader(length, rank, count, augmentation, **options):
-    return Loader(
-        image_set(length), batch_size=6, normalisation=Normalisation((0.5,), (0.5,)), device=torch.device("cpu"),
-        augmentation=augmentation, ranks=DistributedContext(rank, count), **options,
+def make_loader(length, rank, count, augmentation, **options):
+    return ImageLoader(
+        make_image_set(length), batch_size=6, normalisation=Normalisation((0.5,), (0.5,)), device=torch.device("cpu"),
+        augmentation=augmentation, context=DistributedContext(rank, count), **options,
     )  # fmt: skip
 
 
 @pytest.mark.parametrize("start", [0, 2])
 @pytest.mark.parametrize("count", [2, 3, 4])
 def test_ranks_train_on_the_batches_of_one_process(count, start):
-    alone = list(loader(23, 0, 1, AugmentConfig(), seed=5).epoch(3, start))
-    ranks = [list(loader(23, rank, count, AugmentConfig(), seed=5).epoch(3, start)) for rank in range(count)]
-    for number, batch in enumerate(alone):
-        together = [batches[number] for batches in ranks]
-        assert torch.equal(torch.cat([part.indices for part in together]), batch.indices)
-        assert {part.num_all for part in together} == {len(batch.indices)}
+    expected = list(make_loader(23, 0, 1, AugmentConfig(), seed=5).epoch(3, start))
+    ranks = [list(make_loader(23, rank, count, AugmentConfig(), seed=5).epoch(3, start)) for rank in range(count)]
+    for number, batch in enumerate(expected):
+        parts = [batches[number] for batches in ranks]
+        assert torch.equal(torch.cat([part.indices for part in parts]), batch.indices)
+        assert {part.global_batch_size for part in parts} == {len(batch.indices)}
 
 
 def test_a_last_batch_of_fewer_images_than_ranks_is_left_out():
-    assert [len(loader(20, 0, count, AugmentConfig())) for count in (1, 2, 3)] == [4, 4, 3]
+    assert [len(make_loader(20, 0, count, AugmentConfig())) for count in (1, 2, 3)] == [4, 4, 3]
 
 
 @pytest.mark.parametrize("count", [2, 3, 5])
 def test_ranks_evaluate_every_image_once(count):
-    seen = [batch.indices for rank in range(count) for batch in loader(23, rank, count, None).epoch()]
+    seen = [batch.indices for rank in range(count) for batch in make_loader(23, rank, count, None).epoch()]
     assert torch.equal(torch.cat(seen).sort().values, torch.arange(23))
 
 
 @pytest.mark.parametrize("uses", [1, 2])
 def test_mean_of_ranks_statistics_is_that_of_all_images(uses):
-    """DistributedContext of 5 and 3 images; momentum is 0.1, the statistics begin with mean 0 and variance 1."""
+    """Two ranks have 5 and 3 images; momentum is 0.1, the statistics begin with mean 0 and variance 1."""
     batch = torch.randn(8, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     layers = []
     for rank, part in enumerate((batch[:5], batch[5:])):
@@ -107,23 +107,23 @@ def test_mean_of_ranks_statistics_is_that_of_all_images(uses):
 
 
 def test_sums_of_ranks_are_those_of_one_process():
-    def stats(loss, norm, logits):
+    def make_stats(loss, norm, logits):
         return StepStats(
             torch.tensor(loss), torch.tensor(loss + 1), torch.tensor(norm), torch.tensor(norm), logits,
             torch.ones(4, dtype=torch.bool), False,
         )  # fmt: skip
 
     logits, labels = torch.eye(4), torch.tensor([0, 1, 2, 0])
-    alone = TrainMeter(torch.device("cpu"))
-    alone.add(stats((3 * 1.0 + 1 * 5.0) / 4, (3 * 2.0 + 1 * 6.0) / 4, logits), labels, labels)
+    expected = TrainMeter(torch.device("cpu"))
+    expected.add(make_stats((3 * 1.0 + 1 * 5.0) / 4, (3 * 2.0 + 1 * 6.0) / 4, logits), labels, labels)
     parts = [(slice(0, 3), 1.0, 2.0), (slice(3, 4), 5.0, 6.0)]
     sums = dict.fromkeys(SUMS, 0.0)
     for part, loss, norm in parts:
         meter = TrainMeter(torch.device("cpu"))
         share = len(labels[part]) / 4
-        meter.add(stats(loss, norm, logits[part]), labels[part], labels[part], share)
+        meter.add(make_stats(loss, norm, logits[part]), labels[part], labels[part], share)
         sums = {name: sums[name] + value for name, value in meter.take().items()}
-    assert sums == pytest.approx(alone.take())
+    assert sums == pytest.approx(expected.take())
 
 
 def test_only_the_first_rank_starts_from_saved_sums():
@@ -133,74 +133,74 @@ def test_only_the_first_rank_starts_from_saved_sums():
 
 
 @pytest.mark.parametrize(
-    ("changes", "named"),
+    ("changes", "message"),
     [({"RANK": None}, "RANK"), ({"WORLD_SIZE": "x"}, "numbers"), ({"MASTER_PORT": None}, "MASTER_PORT"),
      ({"LOCAL_RANK": "-1"}, "numbers")],
 )  # fmt: skip
-def test_incomplete_variables_are_named(changes, named):
+def test_missing_variables_are_named(changes, message):
     environment = {key: value for key, value in {**TORCHRUN, **changes}.items() if value is not None}
-    with pytest.raises(InputError, match=named):
-        world_size(environment)
+    with pytest.raises(InputError, match=message):
+        read_world_size(environment)
 
 
 def test_world_size_is_that_of_torchrun():
-    assert world_size({}) == world_size({"WORLD_SIZE": "1"}) == 1
-    assert world_size(TORCHRUN) == 2
+    assert read_world_size({}) == read_world_size({"WORLD_SIZE": "1"}) == 1
+    assert read_world_size(TORCHRUN) == 2
 
 
-class Store:
-    """Of notes, in memory."""
+class MemoryStore:
+    """A dictionary with the methods of torch's key-value store."""
 
     def __init__(self):
-        self.notes = {}
+        self.entries = {}
 
     def set(self, key, value):
-        self.notes[key] = value.encode()
+        self.entries[key] = value.encode()
 
     def get(self, key):
-        return self.notes[key]
+        return self.entries[key]
 
     def check(self, keys):
-        return all(key in self.notes for key in keys)
+        return all(key in self.entries for key in keys)
 
     def add(self, key, number):
-        self.notes[key] = self.notes.get(key, 0) + number
-        return self.notes[key]
+        self.entries[key] = self.entries.get(key, 0) + number
+        return self.entries[key]
 
 
-def test_the_first_error_is_told_by_all(monkeypatch):
-    monkeypatch.setattr("sam_runner.distributed.context.SETTLING", 0.2)
-    store = Store()
-    ranks = [DistributedContext(rank, 3, store=store, timeout=7) for rank in range(3)]
-    own = ranks[1].attribute_error(KeyError("x"))
-    other = ranks[0].attribute_error(RuntimeError("[gloo] Connection closed by peer"))
+def test_every_rank_reports_the_first_error(monkeypatch):
+    monkeypatch.setattr("sam_runner.distributed.context.ERROR_WAIT", 0.2)
+    store = MemoryStore()
+    contexts = [DistributedContext(rank, 3, store=store, timeout=7) for rank in range(3)]
+    own = contexts[1].attribute_error(KeyError("x"))
+    other = contexts[0].attribute_error(RuntimeError("[gloo] Connection closed by peer"))
     assert isinstance(own, RankError)
-    assert (own.own, other.own) == (True, False)
+    assert (own.is_local, other.is_local) == (True, False)
     assert str(own) == str(other) == "rank 1: KeyError: 'x'"
 
 
-def test_a_rank_that_does_not_answer_is_named(monkeypatch):
-    monkeypatch.setattr("sam_runner.distributed.context.SETTLING", 0.2)
-    store = Store()
+def test_a_rank_that_does_not_respond_is_named(monkeypatch):
+    monkeypatch.setattr("sam_runner.distributed.context.ERROR_WAIT", 0.2)
+    store = MemoryStore()
     store.set("waiting/2", "")
     error = DistributedContext(0, 3, store=store, timeout=7).attribute_error(
         RuntimeError("Timed out waiting 7000ms for recv")
     )
-    assert str(error).startswith("rank 1 does not answer")
+    assert str(error).startswith("rank 1 does not respond")
     assert "rank_timeout=7" in str(error)
 
 
 @pytest.mark.parametrize("error", [InputError("two\nlines"), TrainingError("x")])
-def test_errors_that_users_read_are_told_whole(error):
-    assert str(DistributedContext(1, 2, store=Store()).attribute_error(error)) == f"rank 1: {error}"
+def test_messages_for_users_are_complete(error):
+    assert str(DistributedContext(1, 2, store=MemoryStore()).attribute_error(error)) == f"rank 1: {error}"
 
 
-def test_whole_tensors_are_left_as_they_are():
+def test_a_full_state_is_not_changed():
     layer = torch.nn.BatchNorm1d(2)
     state = layer.state_dict()
-    found = whole(state)
-    assert found.keys() == state.keys()
-    assert found._metadata == state._metadata
-    assert all(found[name] is state[name] for name in state)
+    full = full_state(state)
+    assert full.keys() == state.keys()
+    assert full._metadata == state._metadata
+    assert all(full[name] is state[name] for name in state)
     assert not is_sharded(layer.weight)
-    assert local(layer.weight) is layer.weight
+    assert to_local(layer.weight) is layer.weight

@@ -10,9 +10,12 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
-from sam_runner.distributed.sharding import is_sharded, shard, whole
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.distributed.sharding import full_state, is_sharded, shard_model
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import Plain, RandomDirection, Sam
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from tests.oracles.methods import Alternate, Drift
 
 pytestmark = pytest.mark.dist
 STEPS, BATCH = 5, 16
@@ -35,8 +38,8 @@ def trained(model, objective, share, **options):
     optimizer = torch.optim.SGD(model.parameters(), lr=0.2, momentum=0.9, weight_decay=1e-3)
     step = SamStep(objective, optimizer, **options)
     for number, batch in enumerate(batches()):
-        step(Batch(*(tensor[share] for tensor in (batch.images, batch.labels))), 0.1, number)
-    return torch.cat([value.flatten() for value in whole(model.state_dict()).values()])
+        step(Batch(*(tensor[share] for tensor in (batch.inputs, batch.targets))), 0.1, number)
+    return torch.cat([value.flatten() for value in full_state(model.state_dict()).values()])
 
 
 def rank(number, count, port, queue, options):
@@ -44,24 +47,30 @@ def rank(number, count, port, queue, options):
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
     parallel = DistributedDataParallel(model)
-    ranks = DistributedContext(number, count)
-    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, ranks=ranks)
+    context = DistributedContext(number, count)
+    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, context=context)
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
     queue.put((number, trained(model, objective, share, **options).tolist()))
     distributed.destroy_process_group()
 
 
-def sharded_rank(number, count, port, queue, grad_clip):
+def sharded_rank(number, count, port, queue, method, grad_clip):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
-    shard(model, smallest_unit=100)  # two units
+    shard_model(model, min_unit_params=100)  # two units
     assert all(is_sharded(param) for param in model.parameters())
-    objective = Objective(model, F.cross_entropy, ranks=DistributedContext(number, count))
+    objective = Objective(model, F.cross_entropy, context=DistributedContext(number, count))
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
-    queue.put((number, trained(model, objective, share, sync_perturbation=True, grad_clip=grad_clip).tolist()))
+    weights = trained(model, objective, share, method=method, grad_clip=grad_clip)
+    if method.state:  # a saved state is whole, and each process restores its shard
+        saved = full_state(method.state_dict())
+        method.load_state_dict({name: [2 * tensor for tensor in tensors] for name, tensors in saved.items()})
+        for tensors, doubled in zip(saved.values(), full_state(method.state_dict()).values(), strict=True):
+            assert all(torch.equal(2 * a, b) for a, b in zip(tensors, doubled, strict=True))
+    queue.put((number, weights.tolist()))
     distributed.destroy_process_group()
 
 
@@ -88,21 +97,32 @@ def test_a_synchronised_ascent_equals_one_process_with_one_group():
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None))
     local = network()
     other = trained(local, Objective(local, F.cross_entropy), slice(None), group_size=BATCH // 2)
-    for weights in weights_of_ranks(2, {"sync_perturbation": True}):
+    for weights in weights_of_ranks(2, {"method": Sam(sync_perturbation=True)}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
     assert not torch.allclose(other, expected, rtol=0, atol=1e-6)  # or the test shows nothing
 
 
 def test_a_random_direction_is_one_on_all_ranks():
     alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), direction_seed=3)
-    for weights in weights_of_ranks(2, {"direction_seed": 3}):
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=RandomDirection(3))
+    for weights in weights_of_ranks(2, {"method": RandomDirection(3)}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("method", [Drift, Alternate])
+def test_methods_with_state_or_without_a_second_pass_equal_one_process_with_groups(method):
+    """Both gradients of `combine` are means over ranks, and so is a gradient at w that becomes the final one."""
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), group_size=BATCH // 2)
+    for weights in weights_of_ranks(2, {"method": method()}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.05])
-def test_shards_equal_one_process(grad_clip):
+@pytest.mark.parametrize("method", [Sam, Drift, Plain])
+def test_shards_equal_one_process(method, grad_clip):
     alone = network()
-    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), grad_clip=grad_clip)
-    for weights in weights_of_ranks(2, grad_clip, target=sharded_rank):
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), grad_clip=grad_clip)
+    common = method() if method is Plain else method(sync_perturbation=True)
+    for weights in weights_of_ranks(2, common, grad_clip, target=sharded_rank):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)

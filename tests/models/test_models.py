@@ -1,4 +1,4 @@
-"""Networks: parameter counts, shapes, gradients, and forward passes that have a closed form."""
+"""Networks for small images: parameter counts, shapes, gradients, and forward passes written in NumPy."""
 
 import inspect
 
@@ -19,7 +19,7 @@ def num_parameters(model):
 
 
 def resnet_parameters(depth, num_classes, in_channels):
-    """Stem; 2n convolutions in each stage, the first of stages two and three from half the channels; head."""
+    """Count a stem, 2n convolutions a stage (the first of stages 2 and 3 with half the input channels) and a head."""
     pairs = 2 * (depth - 2) // 6
     convolutions = 9 * (
         16 * in_channels + pairs * 16**2 + 16 * 32 + (pairs - 1) * 32**2 + 32 * 64 + (pairs - 1) * 64**2
@@ -28,14 +28,14 @@ def resnet_parameters(depth, num_classes, in_channels):
     return convolutions + batch_norms + 64 * num_classes + num_classes
 
 
-def small_parameters(width, num_classes, in_channels, batch_norm):
+def small_cnn_parameters(width, num_classes, in_channels, batch_norm):
     convolutions = 9 * width * (in_channels + width + 2 * width + 4 * width)
     per_feature = (2 if batch_norm else 1) * 6 * width
     return convolutions + per_feature + 2 * width * num_classes + num_classes
 
 
 def numpy_convolution(images_NCHW, layer, stride=1):
-    """3x3, padding 1."""
+    """Convolve with a 3x3 kernel and padding 1."""
     padded = np.pad(images_NCHW, ((0, 0), (0, 0), (1, 1), (1, 1)))
     patches = np.lib.stride_tricks.sliding_window_view(padded, (3, 3), (2, 3))[:, :, ::stride, ::stride]
     result = np.einsum("nchwij,ocij->nohw", patches, layer.weight.detach().numpy())
@@ -45,8 +45,8 @@ def numpy_convolution(images_NCHW, layer, stride=1):
 def require_gradients_everywhere(model, images):
     torch.manual_seed(0)
     nn.functional.cross_entropy(model(images), torch.arange(len(images)) % 10).backward()
-    without = [name for name, parameter in model.named_parameters() if not bool(parameter.grad.abs().sum() > 0)]
-    assert without == []
+    missing = [name for name, parameter in model.named_parameters() if not bool(parameter.grad.abs().sum() > 0)]
+    assert missing == []
 
 
 @pytest.mark.parametrize("depth", PUBLISHED_MILLIONS)
@@ -75,7 +75,7 @@ def test_resnet_refuses_other_depths(depth):
 
 
 def wide_parameters(depth, k, num_classes):
-    """Zagoruyko and Komodakis (2016), table 1, with a 1x1 convolution on the shortcut that opens each stage."""
+    """Count as in Zagoruyko and Komodakis (2016), table 1; the first shortcut of each stage is a 1x1 convolution."""
     total, inputs = 9 * 3 * 16, 16
     for width in (16 * k, 32 * k, 64 * k):
         for index in range((depth - 4) // 6):
@@ -170,7 +170,7 @@ def test_resnet_gradients_reach_every_parameter(depth):
 
 def test_small_cnn_has_its_documented_number_of_parameters():
     count = num_parameters(SmallCNN(10, 1))
-    assert count == small_parameters(32, 10, 1, batch_norm=True) == 65_834
+    assert count == small_cnn_parameters(32, 10, 1, batch_norm=True) == 65_834
     assert f"{count:,} parameters" in inspect.getdoc(SmallCNN)
 
 
@@ -178,7 +178,7 @@ def test_small_cnn_has_its_documented_number_of_parameters():
 @pytest.mark.parametrize(("width", "num_classes", "in_channels"), [(1, 2, 1), (8, 10, 3), (33, 100, 3)])
 def test_small_cnn_parameters_equal_the_formula(width, num_classes, in_channels, batch_norm):
     model = SmallCNN(num_classes, in_channels, width=width, batch_norm=batch_norm)
-    assert num_parameters(model) == small_parameters(width, num_classes, in_channels, batch_norm)
+    assert num_parameters(model) == small_cnn_parameters(width, num_classes, in_channels, batch_norm)
     assert any(isinstance(module, nn.BatchNorm2d) for module in model.modules()) == batch_norm
 
 

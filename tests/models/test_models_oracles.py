@@ -1,6 +1,6 @@
-"""Networks beside those of pytorchcv: the same numbers of weights, and with the same weights the same logits.
+"""Networks compared with pytorchcv's: the same numbers of weights, and the same logits with the same weights.
 
-Where the two differ on purpose the difference is put into theirs, and said.
+Where the two differ on purpose, the test changes pytorchcv's network and its docstring names the difference.
 """
 
 import numpy as np
@@ -22,7 +22,7 @@ from sam_runner.models.wide_resnet import WideResNet
 from tests.models.test_models import num_parameters, numpy_convolution, require_gradients_everywhere
 
 
-def randomise(model):
+def randomise_batch_norm(model):
     for module in model.modules():
         if isinstance(module, nn.BatchNorm2d):
             for values in (module.weight.data, module.running_var):
@@ -32,10 +32,10 @@ def randomise(model):
 
 
 def require_equal_logits(ours, theirs):
-    """Weights go over by their order."""
+    """Copy the weights of one network to the other in their order, then compare the logits."""
     torch.manual_seed(0)
     ours, theirs = ours.double(), theirs.double()
-    randomise(ours)
+    randomise_batch_norm(ours)
     state = theirs.state_dict()
     assert [value.shape for value in state.values()] == [value.shape for value in ours.state_dict().values()]
     theirs.load_state_dict(dict(zip(state, ours.state_dict().values(), strict=True)))
@@ -46,8 +46,8 @@ def require_equal_logits(ours, theirs):
     torch.testing.assert_close(found, expected, rtol=1e-10, atol=1e-10)
 
 
-class Padded(nn.Module):
-    """The shortcut of He et al. without weights (their option A), where pytorchcv has a 1x1 convolution (option B)."""
+class PaddingShortcut(nn.Module):
+    """The weightless shortcut of He et al. (option A), in place of pytorchcv's 1x1 convolution (option B)."""
 
     def __init__(self, new_channels):
         super().__init__()
@@ -60,7 +60,7 @@ class Padded(nn.Module):
 def test_resnet():
     theirs = get_resnet_cifar(num_classes=10, blocks=20, bottleneck=False)
     for stage in (theirs.features.stage2, theirs.features.stage3):
-        stage.unit1.identity_conv = Padded(stage.unit1.body.conv1.conv.in_channels)
+        stage.unit1.identity_conv = PaddingShortcut(stage.unit1.body.conv1.conv.in_channels)
     require_equal_logits(ResNetCifar(10, 3, depth=20), theirs)
 
 
@@ -74,33 +74,33 @@ def test_pyramidnet(depth, alpha, bottleneck):
     require_equal_logits(ours, get_pyramidnet_cifar(10, blocks=depth, alpha=alpha, bottleneck=bottleneck))
 
 
-class Shifted(nn.Module):
-    """Their shortcut takes the pixel above and to the left; ours, as the SAM paper's code, that below and right."""
+class ShiftedShortcut(nn.Module):
+    """Shift to the pixel below and to the right, as in the SAM paper's code; pytorchcv shifts up and to the left."""
 
     def __init__(self, theirs):
         super().__init__()
         self.conv1, self.conv2, self.bn, self.stride = theirs.conv1, theirs.conv2, theirs.bn, theirs.pool.stride
 
     def forward(self, x):
-        near = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
+        shifted = F.pad(x[:, :, 1:, 1:], (0, 1, 0, 1))
         step = slice(None, None, self.stride)
-        return self.bn(torch.cat([self.conv1(x[:, :, step, step]), self.conv2(near[:, :, step, step])], 1))
+        return self.bn(torch.cat([self.conv1(x[:, :, step, step]), self.conv2(shifted[:, :, step, step])], 1))
 
 
 def test_shake_shake():
-    """pytorchcv has its ReLUs after stem and blocks, so that the identity is cut too; ours at the start of branches."""
+    """pytorchcv applies ReLUs after stem and blocks, also to the shortcut path; ours begin each branch with one."""
     theirs = get_shakeshakeresnet_cifar(10, blocks=14, bottleneck=False, first_stage_channels=8)
     theirs.features.init_block.activ = nn.Identity()
     for unit in [module for module in theirs.modules() if type(module).__name__ == "ShakeShakeResUnit"]:
         unit.activ = nn.Identity()
         unit.branch1, unit.branch2 = (nn.Sequential(nn.ReLU(), branch) for branch in (unit.branch1, unit.branch2))
         if unit.resize_identity:
-            unit.identity_branch = Shifted(unit.identity_branch)
+            unit.identity_branch = ShiftedShortcut(unit.identity_branch)
     theirs.features.final_pool = nn.Sequential(nn.ReLU(), nn.AvgPool2d(8))
     require_equal_logits(ShakeShakeNet(10, 3, depth=14, width=8), theirs)
 
 
-META = [  # ours, theirs, millions as published
+PUBLISHED = [  # our network, pytorchcv's, published millions of weights
     (
         lambda: ShakeShakeNet(10, 3, width=32),
         lambda: get_shakeshakeresnet_cifar(10, 26, bottleneck=False, first_stage_channels=32),
@@ -132,7 +132,7 @@ META = [  # ours, theirs, millions as published
 ]
 
 
-@pytest.mark.parametrize(("ours", "theirs", "millions"), META)
+@pytest.mark.parametrize(("ours", "theirs", "millions"), PUBLISHED)
 def test_numbers_of_weights(ours, theirs, millions):
     with torch.device("meta"):
         count = num_parameters(ours())
@@ -167,7 +167,7 @@ def test_the_resnet32_of_mentormix_has_29_million_weights_in_32_layers():
     assert sum(isinstance(module, nn.Conv2d | nn.Linear) for module in model.modules()) == 32
 
 
-def normalised(x, layer):
+def numpy_batch_norm(x, layer):
     weight, bias, mean, var = (
         values.detach().numpy()[:, None, None]
         for values in (layer.weight, layer.bias, layer.running_mean, layer.running_var)
@@ -175,29 +175,29 @@ def normalised(x, layer):
     return (x - mean) / np.sqrt(var + 0.001) * weight + bias
 
 
-def leaky(x):
+def numpy_leaky_relu(x):
     return np.where(x < 0, 0.1 * x, x)
 
 
 def test_the_resnet32_of_mentormix_equals_numpy():
     torch.manual_seed(0)
     model = ResNetMentorMix(10, 3, depth=14, width=4).double()
-    randomise(model)
+    randomise_batch_norm(model)
     images = torch.randn(2, 3, 8, 12, dtype=torch.float64)
     x = numpy_convolution(images.numpy(), model.stem)
     for index, block in enumerate(model.blocks):
         if index == 0:
-            x = active = normalised(leaky(x), block.bn1)
+            x = active = numpy_batch_norm(numpy_leaky_relu(x), block.bn1)
         else:
-            active = leaky(normalised(x, block.bn1))
+            active = numpy_leaky_relu(numpy_batch_norm(x, block.bn1))
         stride = 2 if index in (2, 4) else 1
-        branch = leaky(normalised(numpy_convolution(active, block.conv1, stride), block.bn2))
+        branch = numpy_leaky_relu(numpy_batch_norm(numpy_convolution(active, block.conv1, stride), block.bn2))
         branch = numpy_convolution(branch, block.conv2)
         half = (branch.shape[1] - x.shape[1]) // 2
         n, c, h, w = x.shape
         x = x.reshape(n, c, h // stride, stride, w // stride, stride).mean((3, 5))
         x = branch + np.pad(x, ((0, 0), (half, half), (0, 0), (0, 0)))
-    features = leaky(normalised(x, model.bn)).mean((2, 3))
+    features = numpy_leaky_relu(numpy_batch_norm(x, model.bn)).mean((2, 3))
     expected = features @ model.head.weight.detach().numpy().T + model.head.bias.detach().numpy()
     np.testing.assert_allclose(model.eval()(images).detach().numpy(), expected, rtol=0, atol=1e-10)
 
@@ -221,7 +221,7 @@ def test_any_side_and_channels_and_every_weight_has_a_gradient(name):
 
 
 @pytest.mark.parametrize(
-    ("make", "said"),
+    ("make", "message"),
     [
         (lambda: ShakeShakeNet(10, 3, depth=27), "6n \\+ 2"),
         (lambda: ResNetMentorMix(10, 3, depth=31), "6n \\+ 2"),
@@ -230,8 +230,8 @@ def test_any_side_and_channels_and_every_weight_has_a_gradient(name):
         (lambda: WideResNet(10, 3, depth=10, init="he"), "fan_in, fan_out, sam, torch"),
     ],
 )
-def test_other_depths_and_initialisations_are_refused(make, said):
-    with pytest.raises(ValueError, match=said):
+def test_other_depths_and_initialisations_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
         make()
 
 
@@ -246,7 +246,7 @@ def test_a_wide_resnet_without_batch_norm_has_biases_instead():
 
 
 @pytest.mark.parametrize("init", ["fan_in", "fan_out", "sam", "torch"])
-def test_initial_weights_have_the_variance_that_is_said(init):
+def test_initial_weights_have_the_documented_variance(init):
     torch.manual_seed(0)
     convolution, head = nn.Conv2d(20, 40, 3), nn.Linear(200, 50)
     before = convolution.weight.detach().clone()

@@ -1,4 +1,4 @@
-"""Shake-Shake and ShakeDrop: random numbers, their means, and which gradient each pass of a SAM step has."""
+"""Shake-Shake and ShakeDrop: moments of the random scales, and the gradient of each pass of a SAM step."""
 
 import copy
 
@@ -7,19 +7,22 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.models.layers.shake import ShakeDrop, ShakeShake, true_gradient
+from sam_runner.models.layers.shake import ShakeDrop, ShakeShake
 from sam_runner.models.pyramidnet import PyramidNet
 from sam_runner.models.shake_shake import ShakeShakeNet
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, SecondOrder
+from sam_runner.sam.objective import Objective
+from sam_runner.sam.random_branches import true_gradient
 from sam_runner.sam.step import SamStep
 
 KEEP, NUM_DRAWS = 0.7, 40_000
 
 
-class Twin(nn.Module):
-    """A shaken layer written with detach: the value is that of the forward numbers, the gradient that of the others."""
+class ReferenceLayer(nn.Module):
+    """A shake layer written with detach: its value has the forward scales, its gradient the backward scales."""
 
-    true = False
+    true_gradient = False
 
     def __init__(self, layer):
         super().__init__()
@@ -29,40 +32,41 @@ class Twin(nn.Module):
         numbers = torch.rand(2 if self.keep is None else 3, len(branches[0]), 1, 1, 1).to(branches[0].dtype)
         if self.keep is None:
             first, second = branches
-            ahead, back = (number * first + (1 - number) * second for number in numbers)
+            forward_value, backward_value = (number * first + (1 - number) * second for number in numbers)
         else:
             kept = (numbers[0] < self.keep).to(numbers.dtype)
-            ahead, back = (
+            forward_value, backward_value = (
                 (kept + number - kept * number) * branches[0] for number in (numbers[1] * 2 - 1, numbers[2])
             )  # eq. 6
-        return ahead if self.true else back + (ahead - back).detach()
+        return forward_value if self.true_gradient else backward_value + (forward_value - backward_value).detach()
 
 
-def twin_of(model):
+def make_reference(model):
+    """Return a copy of a network with reference layers in place of its shake layers."""
     model = copy.deepcopy(model)
     for parent in list(model.modules()):
         for name, child in list(parent.named_children()):
             if isinstance(child, ShakeShake | ShakeDrop):
-                setattr(parent, name, Twin(child))
+                setattr(parent, name, ReferenceLayer(child))
     return model
 
 
-def gradient(twin, batch, weights, *, true, create_graph=False):
-    for module in twin.modules():
-        if isinstance(module, Twin):
-            module.true = true
+def compute_gradient(reference, batch, weights, *, use_true_gradient, create_graph=False):
+    for module in reference.modules():
+        if isinstance(module, ReferenceLayer):
+            module.true_gradient = use_true_gradient
     torch.manual_seed(3)
-    logits = torch.func.functional_call(twin, weights, batch.images)
-    loss = F.cross_entropy(logits, batch.labels)
+    logits = torch.func.functional_call(reference, weights, batch.inputs)
+    loss = F.cross_entropy(logits, batch.targets)
     return torch.autograd.grad(loss, list(weights.values()), create_graph=create_graph)
 
 
-def weights_of(model):
+def copy_weights(model):
     return {name: param.detach().clone().requires_grad_() for name, param in model.named_parameters()}
 
 
-def one_step(model, batch, rho, **options):
-    """The gradient that a step of SGD with lr 1 subtracted."""
+def step_gradient(model, batch, rho, **options):
+    """Return the gradient that a step of SGD with lr 1 subtracts."""
     before = [param.detach().clone() for param in model.parameters()]
     objective = Objective(model, F.cross_entropy)
     torch.manual_seed(3)
@@ -82,72 +86,72 @@ def problem(request):
 
 
 def require_close(found, expected):
-    for have, want in zip(found, expected, strict=True):
-        torch.testing.assert_close(have, want, rtol=0, atol=1e-10)
+    for actual, wanted in zip(found, expected, strict=True):
+        torch.testing.assert_close(actual, wanted, rtol=0, atol=1e-10)
 
 
-def test_a_plain_step_is_shaken(problem):
+def test_a_plain_step_has_the_gradient_of_the_backward_scales(problem):
     model, batch = problem
-    twin, weights = twin_of(model), weights_of(model)
-    expected = gradient(twin, batch, weights, true=False)
-    other = gradient(twin, batch, weights, true=True)
+    reference, weights = make_reference(model), copy_weights(model)
+    expected = compute_gradient(reference, batch, weights, use_true_gradient=False)
+    other = compute_gradient(reference, batch, weights, use_true_gradient=True)
     assert not torch.allclose(expected[0], other[0], atol=1e-3)
-    require_close(one_step(model, batch, 0.0), expected)
+    require_close(step_gradient(model, batch, 0.0), expected)
 
 
 @pytest.mark.parametrize("ascent_steps", [1, 2])
-def test_the_ascent_has_the_true_gradient_and_the_descent_the_shaken_one(problem, ascent_steps):
+def test_the_ascent_uses_the_true_gradient_and_the_descent_the_backward_scales(problem, ascent_steps):
     model, batch = problem
-    twin, weights = twin_of(model), weights_of(model)
-    there = weights
+    reference, weights = make_reference(model), copy_weights(model)
+    perturbed = weights
     for _ in range(ascent_steps):
-        grads = gradient(twin, batch, there, true=True)
+        grads = compute_gradient(reference, batch, perturbed, use_true_gradient=True)
         norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
-        there = {
+        perturbed = {
             name: (param + 0.3 * grad / norm).detach().requires_grad_()
             for (name, param), grad in zip(weights.items(), grads, strict=True)
         }
-    expected = gradient(twin, batch, there, true=False)
-    require_close(one_step(model, batch, 0.3, ascent_steps=ascent_steps), expected)
+    expected = compute_gradient(reference, batch, perturbed, use_true_gradient=False)
+    require_close(step_gradient(model, batch, 0.3, method=KStep(ascent_steps)), expected)
 
 
 def test_the_second_order_term_differentiates_the_true_gradient(problem):
     model, batch = problem
-    twin, weights = twin_of(model), weights_of(model)
-    grads = gradient(twin, batch, weights, true=True, create_graph=True)
+    reference, weights = make_reference(model), copy_weights(model)
+    grads = compute_gradient(reference, batch, weights, use_true_gradient=True, create_graph=True)
     norm = torch.stack([grad.square().sum() for grad in grads]).sum().sqrt()
     eps = [0.3 * grad / norm for grad in grads]
-    there = {
+    perturbed = {
         name: (param + part).detach().requires_grad_() for (name, param), part in zip(weights.items(), eps, strict=True)
     }
-    finals = gradient(twin, batch, there, true=False)
-    bends = torch.autograd.grad(eps, list(weights.values()), finals)
-    expected = [final + bend for final, bend in zip(finals, bends, strict=True)]
-    require_close(one_step(model, batch, 0.3, second_order=True), expected)
+    finals = compute_gradient(reference, batch, perturbed, use_true_gradient=False)
+    second_order = torch.autograd.grad(eps, list(weights.values()), finals)
+    expected = [final + term for final, term in zip(finals, second_order, strict=True)]
+    require_close(step_gradient(model, batch, 0.3, method=SecondOrder()), expected)
 
 
-def test_both_passes_have_the_same_forward_numbers():
+def test_both_passes_have_the_same_forward_scales():
     layer, images = ShakeShake(), torch.rand(2, 5, 3, 2, 2)
     torch.manual_seed(1)
-    shaken = layer(*images)
+    expected = layer(*images)
     torch.manual_seed(1)
     with true_gradient([layer]):
-        assert torch.equal(layer(*images), shaken)
+        assert torch.equal(layer(*images), expected)
     assert not layer.true_gradient
 
 
-def test_the_true_gradient_ends_with_an_error():
+def test_an_error_ends_the_use_of_the_true_gradient():
     layer = ShakeShake()
     with pytest.raises(ZeroDivisionError), true_gradient([layer]):
         raise ZeroDivisionError
     assert not layer.true_gradient
 
 
-@pytest.mark.parametrize("true", [True, False])
-def test_shake_shake_has_the_moments_of_uniform_numbers(true):
+@pytest.mark.parametrize("use_true_gradient", [True, False])
+def test_shake_shake_has_the_moments_of_uniform_numbers(use_true_gradient):
     torch.manual_seed(0)
     layer, branches = ShakeShake(), torch.zeros(2, NUM_DRAWS, 1, 1, 1).requires_grad_()
-    layer.true_gradient = true
+    layer.true_gradient = use_true_gradient
     forward = layer(torch.ones(NUM_DRAWS, 1, 1, 1), torch.zeros(NUM_DRAWS, 1, 1, 1)).flatten()
     layer(*branches).sum().backward()
     backward = branches.grad.flatten(1)
@@ -177,14 +181,14 @@ def test_shakedrop_keeps_or_scales_each_example_and_evaluates_to_the_mean():
 
 
 def test_shakedrop_grows_with_depth():
-    """1 - l/L p, their eq. 3."""
+    """The probability to keep the l-th of L branches is 1 - l/L p (the ShakeDrop paper's eq. 3)."""
     model = PyramidNet(10, 3, depth=29, alpha=9, shakedrop=0.5)
     keeps = [module.keep for module in model.modules() if isinstance(module, ShakeDrop)]
     assert keeps == pytest.approx([1 - number / 18 for number in range(1, 10)])
     assert not any(isinstance(module, ShakeDrop) for module in PyramidNet(10, 3, depth=29, alpha=9).modules())
 
 
-def test_shaken_layers_work_in_bfloat16():
+def test_shake_layers_work_in_bfloat16():
     layer, branches = ShakeShake(), torch.rand(2, 4, 3, 2, 2, dtype=torch.bfloat16)
     assert layer(*branches).dtype == torch.bfloat16
     assert ShakeDrop(0.5)(branches[0]).dtype == torch.bfloat16

@@ -1,4 +1,4 @@
-"""Training curves that every route has to follow; frozen in tests/assets/curves.json by scripts/freeze_curves.py."""
+"""Reference training curves, frozen in tests/assets/curves.json by scripts/freeze_curves.py."""
 
 import torch
 from torch import nn
@@ -6,8 +6,9 @@ from torch.nn import functional as F
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.digits import digits
-from sam_runner.data.loader import Loader, Normalisation
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.seeding import seed_everything
 
@@ -16,7 +17,10 @@ CURVES = {"sgd": (0.0, {}), "sam": (0.1, {}), "sam m=16": (0.1, {"group_size": 1
 
 
 def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu", fused=None, route=None):
-    """Loss at w and at w + eps of each step: one hidden layer, digits, Nesterov momentum; `route` wraps the step."""
+    """Return (loss at w, loss at w + eps) of each step: one hidden layer, digits, Nesterov momentum.
+
+    `route` wraps the step.
+    """
     rho, options = CURVES[name]
     seed_everything(0, "curves")
     model = nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.Tanh(), nn.Linear(32, 10)).double().to(device, dtype)
@@ -28,10 +32,10 @@ def losses(name, *, dtype=torch.float64, chunks=1, compiled=False, device="cpu",
     step = SamStep(objective, optimizer, **options)
     step = step if route is None else route(step)
     data = digits().train
-    loader = Loader(
+    loader = ImageLoader(
         data,
         batch_size=BATCH,
-        normalisation=Normalisation.of(data.images_NCHW),
+        normalisation=Normalisation.from_images(data.images_NCHW),
         device=torch.device(device),
         augmentation=AugmentConfig(pad=1),
         drop_last=True,

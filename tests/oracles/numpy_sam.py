@@ -1,4 +1,4 @@
-"""Algorithm 1 in NumPy, float64, for a network with one hidden layer; nothing of the product is used.
+"""Algorithm 1 in NumPy, float64, for a network with one hidden layer; independent of sam_runner.
 
 Gradients are written by hand; weights are one vector. It is written from the paper's equations, slowly and plainly.
 """
@@ -13,12 +13,12 @@ def unpack(w, inputs, hidden, classes):
 
 
 def loss_and_gradient(w, x, y, hidden, classes):
-    """Mean cross-entropy of softmax(V tanh(U x + b) + c), and its gradient."""
+    """Return the mean cross-entropy of softmax(V tanh(U x + b) + c) and its gradient."""
     first, first_bias, last, last_bias = unpack(w, x.shape[1], hidden, classes)
     activation = np.tanh(x @ first.T + first_bias)
     logits = activation @ last.T + last_bias
-    perturbed_parameters = logits - logits.max(1, keepdims=True)
-    log_probabilities = perturbed_parameters - np.log(np.exp(perturbed_parameters).sum(1, keepdims=True))
+    shifted = logits - logits.max(1, keepdims=True)
+    log_probabilities = shifted - np.log(np.exp(shifted).sum(1, keepdims=True))
     loss = -log_probabilities[np.arange(len(y)), y].mean()
     error = (np.exp(log_probabilities) - np.eye(classes)[y]) / len(y)
     back = (error @ last) * (1 - activation**2)
@@ -27,7 +27,7 @@ def loss_and_gradient(w, x, y, hidden, classes):
 
 
 def perturbation(g, rho, p):
-    """Eq. 2."""
+    """Return eps of eq. 2."""
     if not g.any():
         return np.zeros_like(g)
     if p == np.inf:
@@ -40,7 +40,7 @@ def perturbation(g, rho, p):
 
 
 def sam_gradient(w, x, y, hidden, classes, rho, p=2.0, ascent_steps=1, projected=False, decay_in_loss=0.0):
-    """Eq. 3: the gradient at w + eps, eps found with `ascent_steps` gradients."""
+    """Return the gradient at w + eps (eq. 3), with eps from `ascent_steps` gradients."""
 
     def gradient(at):
         return loss_and_gradient(at, x, y, hidden, classes)[1] + decay_in_loss * at
@@ -58,7 +58,7 @@ def sam_gradient(w, x, y, hidden, classes, rho, p=2.0, ascent_steps=1, projected
 def train(
     w, batches, hidden, classes, *, rho, lr, momentum=0.0, nesterov=False, decay=0.0, group=None, clip=None, **sam
 ):
-    """Weights after each batch; SGD as torch documents it, per-group perturbations, one mean gradient."""
+    """Return the weights after each batch: SGD as torch documents it, one eps per group, mean of the gradients."""
     velocity, path = None, []
     for x, y in batches:
         size = group or len(y)

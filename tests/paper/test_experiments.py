@@ -171,6 +171,6 @@ def test_mixups_alpha_is_searched_for_sgd_as_in_the_papers_column():
 def test_a_search_of_the_paper_is_a_sweep_with_a_held_out_part(words, key, grid, tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "epochs=1", *words, "sweep_name=s")
     assert done.returncode == 0, done.stderr
-    results = load_results(tmp_path)
+    results = load_results([tmp_path])
     assert sorted(map(str, results[key])) == sorted(grid)
     assert results["validation/accuracy"].notna().all()

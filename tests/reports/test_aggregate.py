@@ -13,7 +13,7 @@ from tests.run_folders import lay, leave
 
 def groups_of(folder):
     """(settings, values of test/accuracy) of each group."""
-    runs = group_over_seeds(load_results(folder))
+    runs = group_over_seeds(load_results([folder]))
     settings = informative_settings(runs)
     return [(group[settings].iloc[0].to_dict(), list(group["test/accuracy"])) for _, group in runs.groupby("group")]
 

@@ -21,7 +21,7 @@ def test_two_folders_and_one_twice_count_each_run_once(sweep, tmp_path):
 
 def test_results_have_settings_seed_and_metrics_of_each_run(sweep):
     folder, accuracies = sweep
-    results = load_results(folder)
+    results = load_results([folder])
     assert len(results) == 13
     means = results.groupby(["optimizer", "rho"], dropna=False)["test/accuracy"].mean().dropna()
     assert sorted(means) == pytest.approx(sorted(sum(values) / 3 for values in accuracies.values()))
@@ -35,20 +35,20 @@ def test_equal_runs_are_one_row_and_the_finished_one_is_kept(tmp_path):
     lay(tmp_path / "b", seed=1, accuracy=0.6)
     lay(tmp_path / "c", seed=1, status="failed")
     lay(tmp_path / "d", seed=2, status="failed")
-    results = load_results(str(tmp_path))
+    results = load_results([str(tmp_path)])
     assert [Path(folder).name for folder in results["folder"]] == ["b", "d"]
     assert list(results["status"]) == ["finished", "failed"]
 
 
 def test_a_metric_that_is_also_a_setting_is_left_out(tmp_path):
     leave(tmp_path / "run", config_of("optimizer=sam", "lr=0.3"), accuracy=0.5, **{"rho": 0.05, "lr": 0.0})
-    results = load_results(tmp_path)
+    results = load_results([tmp_path])
     assert results.columns.is_unique
     assert list(results["lr"]) == [0.3]
 
 
 def test_a_folder_without_runs_gives_an_empty_table(tmp_path):
-    assert load_results(tmp_path).empty
+    assert load_results([tmp_path]).empty
 
 
 def test_jobs_without_a_run_have_their_status_and_error(tmp_path):
@@ -56,7 +56,7 @@ def test_jobs_without_a_run_have_their_status_and_error(tmp_path):
     folder = tmp_path / "not_started" / "rho=-1"
     folder.mkdir(parents=True)
     (folder / "status.json").write_text(json.dumps({"status": "refused", "error": "no", "cell": "rho=-1"}))
-    jobs = load_results(tmp_path).set_index("job")
+    jobs = load_results([tmp_path]).set_index("job")
     assert tuple(jobs.loc["rho=-1", ["status", "error"]]) == ("refused", "no")
     assert pd.isna(jobs.loc["rho=-1", "seed"])
 

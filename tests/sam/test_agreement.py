@@ -10,7 +10,8 @@ from torch import nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
 from sam_runner.sam.perturbation import epsilon
 from tests.oracles import numpy_sam
 from tests.oracles.problems import make_step
@@ -41,19 +42,19 @@ def vector(model):
     [
         ({}, {}),
         ({"momentum": 0.9, "nesterov": True, "decay": 0.01}, {"momentum": 0.9, "nesterov": True, "weight_decay": 0.01}),
-        ({"p": 1.5}, {"p": 1.5}),
-        ({"p": 1}, {"p": 1}),
-        ({"p": np.inf}, {"p": np.inf}),
+        ({"p": 1.5}, {"method": Sam(1.5)}),
+        ({"p": 1}, {"method": Sam(1)}),
+        ({"p": np.inf}, {"method": Sam(np.inf)}),
         ({"group": 5}, {"group_size": 5}),
         ({"group": 1, "momentum": 0.9}, {"group_size": 1, "momentum": 0.9}),
-        ({"ascent_steps": 3}, {"ascent_steps": 3}),
-        ({"ascent_steps": 4, "projected": True, "group": 6}, {"ascent_steps": 4, "projected": True, "group_size": 6}),
+        ({"ascent_steps": 3}, {"method": KStep(3)}),
+        ({"ascent_steps": 4, "projected": True, "group": 6}, {"method": KStep(4, projected=True), "group_size": 6}),
         ({"decay_in_loss": 0.05}, {"objective": {"weight_decay": 0.05}}),
         (
             {"decay_in_loss": 0.05, "group": 4},
             {"group_size": 4, "objective": {"weight_decay": 0.05, "num_chunks": 6, "batch_size": 12}},
         ),
-        ({"group": 5, "p": 3}, {"group_size": 5, "p": 3, "objective": {"num_chunks": 4, "batch_size": 12}}),
+        ({"group": 5, "p": 3}, {"group_size": 5, "method": Sam(3), "objective": {"num_chunks": 4, "batch_size": 12}}),
     ],
 )
 @pytest.mark.parametrize("rho", [0.0, 0.3])
@@ -102,7 +103,7 @@ def test_gradient_equals_a_functional_twin(p, second_order):
     if not second_order:
         eps = [part.detach() for part in eps]
     expected = torch.autograd.grad(loss(*(at + e for at, e in zip(w, eps, strict=True))), w)
-    make_step(model, F.cross_entropy, p=p, second_order=second_order)(Batch(images, labels), 0.1)
+    make_step(model, F.cross_entropy, method=SecondOrder(p) if second_order else Sam(p))(Batch(images, labels), 0.1)
     for param, gradient in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(param.grad, gradient, rtol=0, atol=1e-10)
 
@@ -114,11 +115,13 @@ def test_second_order_with_groups_and_micro_batches_is_the_mean_over_groups(chun
     expected = [torch.zeros_like(param) for param in model.parameters()]
     for start in (0, 4, 8):
         part = copy.deepcopy(model)
-        make_step(part, F.cross_entropy, second_order=True)(as_batch(x[start : start + 4], y[start : start + 4]), 0.3)
+        make_step(part, F.cross_entropy, method=SecondOrder())(
+            as_batch(x[start : start + 4], y[start : start + 4]), 0.3
+        )
         for total, param in zip(expected, part.parameters(), strict=True):
             total += param.grad / 3
     objective = {"num_chunks": chunks, "batch_size": 12}
-    make_step(model, F.cross_entropy, second_order=True, group_size=4, objective=objective)(as_batch(x, y), 0.3)
+    make_step(model, F.cross_entropy, method=SecondOrder(), group_size=4, objective=objective)(as_batch(x, y), 0.3)
     for param, gradient in zip(model.parameters(), expected, strict=True):
         assert torch.allclose(param.grad, gradient, rtol=0, atol=1e-10)
 
@@ -132,9 +135,9 @@ def test_path_equals_pytorch_optimizers_sam():
     for x, y in batches(6):
         batch = as_batch(x, y)
         step(batch, 0.2)
-        F.cross_entropy(peers(batch.images), batch.labels).backward()
+        F.cross_entropy(peers(batch.inputs), batch.targets).backward()
         peer.first_step(zero_grad=True)
-        F.cross_entropy(peers(batch.images), batch.labels).backward()
+        F.cross_entropy(peers(batch.inputs), batch.targets).backward()
         peer.second_step(zero_grad=True)
         assert np.abs(vector(ours) - vector(peers)).max() < 1e-8  # its norm is float32
 

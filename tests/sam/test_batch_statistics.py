@@ -1,4 +1,4 @@
-"""Running statistics: from the pass at w, once per step, as PyTorch would keep them (oracle 14)."""
+"""Running statistics: one update per step, by the pass at w, with PyTorch's formula in NumPy."""
 
 import copy
 
@@ -8,8 +8,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.batch_statistics import RunningStatistics
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.methods import KStep
 from tests.oracles.problems import make_step
 
 
@@ -25,7 +26,7 @@ def data(count=12, seed=1):
 
 
 def features(model, images):
-    """Input of the batch norm, as (channel, values), in NumPy."""
+    """Return the input of the batch-norm layer as a NumPy array (channel, value)."""
     return model[0](images).detach().numpy().transpose(1, 0, 2, 3).reshape(4, -1)
 
 
@@ -34,11 +35,11 @@ def features(model, images):
 @pytest.mark.parametrize("ascent_steps", [1, 3])
 def test_one_update_per_step_from_the_pass_at_w(momentum, rho, ascent_steps):
     model = network(momentum)
-    step = make_step(model, F.cross_entropy, ascent_steps=ascent_steps)
+    step = make_step(model, F.cross_entropy, method=KStep(ascent_steps))
     mean, var = np.zeros(4), np.ones(4)
     for number in range(1, 4):
         batch = data(seed=number)
-        values = features(model, batch.images)
+        values = features(model, batch.inputs)
         factor = 1 / number if momentum is None else momentum
         mean, var = (1 - factor) * mean + factor * values.mean(1), (1 - factor) * var + factor * values.var(1, ddof=1)
         step(batch, rho)
@@ -64,7 +65,7 @@ def test_groups_and_micro_batches_make_one_update_with_their_mean(momentum, rho,
     mean, var = np.zeros(4), np.ones(4)
     for number in range(1, 3):
         batch = data(seed=number)
-        parts = [features(model, images) for images in batch.images.split(sizes)]
+        parts = [features(model, images) for images in batch.inputs.split(sizes)]
         weights = np.array(sizes) / 12
         factor = 1 / number if momentum is None else momentum
         mean = (1 - factor) * mean + factor * sum(w * part.mean(1) for w, part in zip(weights, parts, strict=True))
@@ -80,14 +81,14 @@ def test_both_passes_normalise_by_the_batch():
     model = network()
     batch = data()
     twin = copy.deepcopy(model)
-    gradients = torch.autograd.grad(F.cross_entropy(twin(batch.images), batch.labels), list(twin.parameters()))
+    gradients = torch.autograd.grad(F.cross_entropy(twin(batch.inputs), batch.targets), list(twin.parameters()))
     length = sum(part.square().sum() for part in gradients).sqrt()
     with torch.no_grad():
         for param, part in zip(twin.parameters(), gradients, strict=True):
             param += 0.5 * part / length
     stats = make_step(model, F.cross_entropy)(batch, 0.5)
     assert float(stats.loss_perturbed) == pytest.approx(
-        float(F.cross_entropy(twin(batch.images), batch.labels).detach()), 1e-12
+        float(F.cross_entropy(twin(batch.inputs), batch.targets).detach()), 1e-12
     )
 
 
@@ -119,7 +120,7 @@ def test_a_pass_that_raises_leaves_momentum_and_statistics():
     def passes():
         with statistics.single_statistics_update(2):
             with statistics.accumulate_statistics(12):
-                model(data().images)
+                model(data().inputs)
             raise RuntimeError("in the body")
 
     with pytest.raises(RuntimeError, match="in the body"):
@@ -141,7 +142,7 @@ def test_synchronised_batch_norm_is_covered():
 
 
 class Twice(nn.Module):
-    """A batch-norm layer that each pass uses twice, on inputs of its own."""
+    """A network that uses one batch-norm layer twice per pass, with different inputs."""
 
     def __init__(self, momentum):
         super().__init__()
@@ -185,16 +186,16 @@ def instance_norm(features, momentum):
 @pytest.mark.parametrize("rho", [0.0, 0.5])
 @pytest.mark.parametrize(
     "options",
-    [{}, {"ascent_steps": 2}, {"group_size": 5}, {"objective": {"num_chunks": 3, "batch_size": 12}}],
+    [{}, {"method": KStep(2)}, {"group_size": 5}, {"objective": {"num_chunks": 3, "batch_size": 12}}],
 )
 def test_instance_norm_is_updated_by_the_pass_at_w_alone(momentum, rho, options):
-    """By the mean over the images of their statistics, so groups change nothing; without momentum torch does not."""
+    """The update is the mean over images, so groups do not change it; torch makes none without momentum."""
     model = network(momentum, instance_norm)
     step = make_step(model, F.cross_entropy, **options)
     mean, var, factor = np.zeros(4), np.ones(4), momentum or 0
     for number in range(1, 4):
         batch = data(seed=number)
-        values = model[0](batch.images).detach().numpy().reshape(12, 4, -1)
+        values = model[0](batch.inputs).detach().numpy().reshape(12, 4, -1)
         mean = (1 - factor) * mean + factor * values.mean(2).mean(0)
         var = (1 - factor) * var + factor * values.var(2, ddof=1).mean(0)
         step(batch, rho)
@@ -205,9 +206,9 @@ def test_instance_norm_is_updated_by_the_pass_at_w_alone(momentum, rho, options)
 
 
 def test_a_frozen_pass_through_instance_norm_is_one_in_training_without_a_trace():
-    """Three images: three copies of a number and their mean differ in the last bit."""
+    """With three images, because the mean of three equal numbers can differ from them in the last bit."""
     model = network(kind=instance_norm).float()
-    images = data(3).images.float()
+    images = data(3).inputs.float()
     model(images)
     statistics, before = RunningStatistics(model), copy.deepcopy(model.state_dict())
     with statistics.frozen():

@@ -1,4 +1,6 @@
-"""Recording and replaying a step, rehearsed on the CPU with a recorder that calls again; tests marked gpu record."""
+"""Recording and replaying a step, on the CPU with a recorder that calls the function again; tests/scripts/test_gpu.py
+records CUDA graphs.
+"""
 
 import copy
 import logging
@@ -8,8 +10,10 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.sam.cuda_graph import WARM_UP, CapturedStep, EagerRecorder
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.cuda_graph import NUM_WARM_UP_STEPS, CapturedStep, EagerRecorder
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
 SIZES = [16, 16, 16, 16, 16, 7, 16, 16, 7, 7, 7, 7]
@@ -21,7 +25,7 @@ def batches():
 
 
 def network(dropout=0.0):
-    """Without a bias before batch norm, whose gradient would be noise that Adam makes a step of."""
+    """Return a network without a bias before batch norm: its gradient is rounding noise, which Adam would amplify."""
     torch.manual_seed(0)
     layers = nn.Conv2d(1, 6, 3, bias=False), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Dropout(dropout)
     return nn.Sequential(*layers, nn.Linear(6 * 36, 5))
@@ -36,7 +40,7 @@ def make_step(model, optimizer="SGD", fused=True, **options):
 
 
 def follow(step, radii):
-    """Losses of steps whose rate and radius change every time."""
+    """Return losses and norms of steps, each with another learning rate and radius."""
     curve = []
     for number, (batch, rho) in enumerate(zip(batches(), radii, strict=True)):
         for group in step.optimizer.param_groups:
@@ -47,7 +51,9 @@ def follow(step, radii):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "Adam", "AdamW"])
-@pytest.mark.parametrize("options", [{}, {"group_size": 5, "grad_clip": 1.0}, {"p": 3.0}, {"ascent_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"group_size": 5, "grad_clip": 1.0}, {"method": Sam(3.0)}, {"method": KStep(2)}]
+)
 def test_replayed_steps_equal_plain_ones_as_rate_and_radius_change(optimizer, options):
     radii = [0.01 * (1 + number) for number in range(len(SIZES))]
     model = network(0.0)
@@ -56,7 +62,7 @@ def test_replayed_steps_equal_plain_ones_as_rate_and_radius_change(optimizer, op
     assert torch.allclose(follow(captured, radii), follow(plain, radii), rtol=1e-4, atol=1e-5)
     for a, b in zip(model.parameters(), plain.objective.params, strict=True):
         assert torch.allclose(a, b, rtol=1e-4, atol=1e-5)
-    assert {key[0][0] for key in captured._recordings} == {16, 7}
+    assert {size_of(key) for key in captured._recordings} == {16, 7}
     assert all(isinstance(group["lr"], float) for group in captured.optimizer.param_groups)
     assert captured.optimizer.state_dict().keys() == plain.optimizer.state_dict().keys()
 
@@ -67,12 +73,18 @@ def test_steps_of_one_and_of_two_passes_are_recorded_apart():
     plain, captured = make_step(copy.deepcopy(model)), CapturedStep(make_step(model), EagerRecorder())
     for _ in range(2):
         assert torch.allclose(follow(captured, radii), follow(plain, radii), rtol=1e-4, atol=1e-5)
-    kinds = {(key[0][0], key[2]) for key in captured._recordings}
+    kinds = {(size_of(key), key[2]) for key in captured._recordings}
     assert kinds == {(16, True), (16, False), (7, True), (7, False)}
 
 
+def size_of(key):
+    """Return the number of examples of a recording."""
+    ((_, kinds), _, _) = key
+    return kinds[0][0][0]
+
+
 class Counting(EagerRecorder):
-    """Tells how often it ran, recorded and replayed; a recording does nothing yet."""
+    """Counts runs, recordings and replays; recording does not run the function."""
 
     def __init__(self):
         self.calls = {"run": 0, "record": 0, "replay": 0}
@@ -100,7 +112,7 @@ def test_every_step_trains_once():
     batch = batches()[0]
     for _ in range(10):
         captured(batch, 0.1)
-    assert recorder.calls == {"run": WARM_UP, "record": 1, "replay": 10 - WARM_UP}
+    assert recorder.calls == {"run": NUM_WARM_UP_STEPS, "record": 1, "replay": 10 - NUM_WARM_UP_STEPS}
     assert len(passes) == 20
 
 
@@ -108,7 +120,7 @@ def test_every_step_trains_once():
     ("make", "reason"),
     [
         (lambda: make_step(network(0.0), dtype=torch.float16), "loss scaler"),
-        (lambda: make_step(network(0.0), second_order=True), "second-order"),
+        (lambda: make_step(network(0.0), method=SecondOrder()), "second-order"),
         (lambda: make_step(network(0.0), "RMSprop", fused=False), "RMSprop"),
         (lambda: make_step(network(0.0), fused=False), "SGD reads"),
         (lambda: make_step(network(0.5)), "random numbers"),
@@ -140,7 +152,7 @@ def test_a_recording_that_fails_is_said_and_trained_all_the_same(caplog):
 
 def test_without_a_cuda_device_it_says_so(caplog):
     captured = CapturedStep(make_step(network()))
-    assert caplog.text == ""  # a dry run says nothing
+    assert caplog.text == ""  # a dry run builds the step and must not warn
     for batch in batches()[:2]:
         captured(batch, 0.1)
     assert len(caplog.records) == 1

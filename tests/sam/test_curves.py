@@ -1,4 +1,4 @@
-"""One expected curve, many routes."""
+"""One frozen training curve, followed in many ways: float32, micro-batches, compiled, fused, captured."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Mixed precision: fp16 with a loss scaler (which runs on a CPU too), bf16, and what a non-finite gradient leaves."""
+"""Mixed precision: float16 with a loss scaler (on a CPU), bfloat16, and steps with a non-finite gradient."""
 
 import copy
 
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
 SCALE = 1024.0
@@ -32,7 +34,7 @@ def build(device="cpu", scale=SCALE, dtype=torch.float16, **options):
 
 
 def everything(step):
-    """Copies of weights, statistics and momentum."""
+    """Return copies of weights, running statistics and momentum."""
     return copy.deepcopy((step.objective.model.state_dict(), step.optimizer.state_dict()["state"]))
 
 
@@ -43,7 +45,7 @@ def same(first, second):
 
 
 def poison(step, number_of_pass, value):
-    """Make the gradient of one pass of the next step hold `value`."""
+    """Put `value` into the gradient of one pass of the next step."""
     passes = []
 
     def forward(images):
@@ -60,8 +62,9 @@ def poison(step, number_of_pass, value):
 @pytest.mark.parametrize("bad", [float("inf"), float("nan")])
 @pytest.mark.parametrize(
     ("number_of_pass", "rho", "options"),
-    [(1, 0.1, {}), (2, 0.1, {}), (1, 0.0, {}), (3, 0.1, {"group_size": 8}), (2, 0.1, {"ascent_steps": 2}),
-     (1, 0.1, {"p": 1}), (1, 0.1, {"p": float("inf")}), (2, 0.1, {"second_order": True}), (1, 0.1, {"grad_clip": 1.0})],
+    [(1, 0.1, {}), (2, 0.1, {}), (1, 0.0, {}), (3, 0.1, {"group_size": 8}), (2, 0.1, {"method": KStep(2)}),
+     (1, 0.1, {"method": Sam(1)}), (1, 0.1, {"method": Sam(float("inf"))}),
+     (2, 0.1, {"method": SecondOrder()}), (1, 0.1, {"grad_clip": 1.0})],
 )  # fmt: skip
 def test_a_non_finite_gradient_in_any_pass_changes_nothing_and_halves_the_scale_once(bad, number_of_pass, rho, options):
     step = build(**options)
@@ -119,7 +122,7 @@ def test_weights_and_gradients_stay_float32_and_follow_the_float32_step(dtype):
 
 
 def test_a_perturbation_would_vanish_in_bfloat16_weights():
-    """Why weights stay in float32: at rho 0.05 and 36 M weights most bfloat16 weights do not move."""
+    """The reason for float32 weights: at rho 0.05, most of 36 M bfloat16 weights would not change."""
     generator = torch.Generator().manual_seed(0)
     weights = 0.05 * torch.randn(100_000, generator=generator)
     eps = 8.3e-6 * torch.randn(100_000, generator=generator)
@@ -141,7 +144,7 @@ def test_an_overflow_before_the_first_update_leaves_no_optimizer_state(name):
 
 
 class UsedOnce(nn.Module):
-    """Its second parameter is in the first pass only, with a gradient that overflows."""
+    """A model whose second parameter is used by the first pass only, with a gradient that overflows."""
 
     def __init__(self):
         super().__init__()

@@ -1,4 +1,4 @@
-"""eps in a random direction (Appendix C.5): uniform on the sphere, a function of (seed, step) and of nothing else."""
+"""Random directions (Appendix C.5): eps is uniform on the sphere and a function of seed and step number only."""
 
 import itertools
 import logging
@@ -13,13 +13,14 @@ from scipy import stats
 from torch import nn
 from torch.nn import functional as F
 
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.methods import RandomDirection, Sam
 from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
-from sam_runner.utils.seeding import derive_seed, generator
-from tests.data.augment.test_mixing import Watched
+from sam_runner.utils.seeding import derive_seed, make_generator
+from tests.data.augment.test_mixing import RecordingStep
 from tests.helpers import TINY, config_of
 from tests.oracles.problems import ONE, Quadratic, batch_of, make_step, mean_output
 
@@ -29,7 +30,7 @@ RHO = 0.7
 
 
 class Slope(nn.Module):
-    """L(w) = slope x (sum of w), from w = 0, so that the second pass sees the bits of eps; passes are kept."""
+    """L(w) = slope * (sum of w) with w = 0, so the second pass is at eps; `seen` has the weights of all passes."""
 
     def __init__(self, slope=1.0, dtype=torch.float64, layout=torch.contiguous_format):
         super().__init__()
@@ -38,16 +39,16 @@ class Slope(nn.Module):
         self.weights = nn.ParameterDict(zeros)
         self.slope, self.seen = slope, []
 
-    def forward(self, images):
+    def forward(self, inputs):
         self.seen.append([part.detach().clone() for part in self.weights.values()])
         total = torch.stack([part.sum() for part in self.weights.values()]).sum()
-        return (self.slope * total).expand(len(images), 1)
+        return (self.slope * total).expand(len(inputs), 1)
 
 
 def directions(seed=0, numbers=(0,), rho=RHO, model=None, count=1, **options):
-    """What each pass away from w = 0 was made at, as arrays; the rate is too small to move the weights."""
+    """Return eps of every second pass as rows of an array; the learning rate is 0, so w stays 0."""
     model = model or Slope()
-    step = make_step(model, mean_output, lr=0.0, direction_seed=seed, **options)
+    step = make_step(model, mean_output, lr=0.0, method=RandomDirection(seed), **options)
     for number in numbers:
         measured = step(batch_of([[0.0]] * count), rho, number)
         assert float(measured.eps_norm) == pytest.approx(rho, rel=1e-6)
@@ -63,9 +64,9 @@ def test_its_length_is_rho(rho, dtype, error):
 
 
 def test_the_step_is_along_the_gradient_there():
-    """Of w'Aw/2 it is A (w + eps), so eps is what the gradient tells; the loss follows (closed form)."""
+    """The gradient of w'Aw/2 at w + eps is A (w + eps), which gives eps; the loss has a closed form."""
     model = Quadratic()
-    stats = make_step(model, mean_output, direction_seed=3)(ONE, 0.5, 7)
+    stats = make_step(model, mean_output, method=RandomDirection(3))(ONE, 0.5, 7)
     gradient = model.w.grad.numpy()
     eps = gradient / (1, 4) - (3, 1)
     assert np.linalg.norm(eps) == pytest.approx(0.5, rel=1e-14)
@@ -101,12 +102,12 @@ def test_directions_of_other_seeds_and_steps_are_independent(varied):
 
 
 def test_it_is_the_normalised_draw_of_its_seed_and_step():
-    draws = generator(5, "direction", 11)
+    draws = make_generator(5, "direction", 11)
     expected = np.concatenate(
         [torch.randn(shape, generator=draws, dtype=torch.float64).numpy().ravel() for shape in SHAPES.values()]
     )
     assert directions(seed=5, numbers=[11])[0] == pytest.approx(expected * RHO / np.linalg.norm(expected), rel=1e-12)
-    assert generator(5, "direction", 11, device="cpu").initial_seed() == derive_seed(5, "direction", 11)
+    assert make_generator(5, "direction", 11, device="cpu").initial_seed() == derive_seed(5, "direction", 11)
 
 
 @pytest.mark.parametrize("slope", [-3.0, 0.0, 1e-30])
@@ -139,15 +140,15 @@ def curve(model, radii, **options):
 
 def test_rho_zero_is_the_base_optimizer_to_the_bit():
     models = [network(), network()]
-    assert curve(models[0], [0.0] * 3, direction_seed=1) == curve(models[1], [0.0] * 3)
+    assert curve(models[0], [0.0] * 3, method=RandomDirection(1)) == curve(models[1], [0.0] * 3)
     assert all(torch.equal(a, b) for a, b in zip(*(m.state_dict().values() for m in models), strict=True))
 
 
 def test_statistics_masks_and_losses_at_w_are_those_of_the_first_pass():
-    """With the rate 0 the weights stay, so a plain step tells what the pass at w has to leave."""
+    """With learning rate 0 the weights stay, so a plain step gives the expected effects of the pass at w."""
     plain, ours = network(), network()
     expected = make_step(plain, F.cross_entropy, lr=0.0)
-    step = make_step(ours, F.cross_entropy, lr=0.0, direction_seed=2)
+    step = make_step(ours, F.cross_entropy, lr=0.0, method=RandomDirection(2))
     for number in range(3):
         torch.manual_seed(number)
         first = expected(batch(number), 0.0)
@@ -162,37 +163,31 @@ def test_statistics_masks_and_losses_at_w_are_those_of_the_first_pass():
 
 
 def test_a_gradient_at_w_that_is_not_finite_changes_nothing():
-    """The loss is finite at w and at w + eps, and so is the gradient there: the square root's derivative at 0."""
+    """Loss and gradient at w + eps are finite, only the gradient at w is not: the derivative of a square root at 0."""
 
     class Root(nn.Module):
         def __init__(self):
             super().__init__()
             self.w = nn.Parameter(torch.zeros(3, dtype=torch.float64))
 
-        def forward(self, images):
-            return self.w.abs().sqrt().sum().expand(len(images), 1)
+        def forward(self, inputs):
+            return self.w.abs().sqrt().sum().expand(len(inputs), 1)
 
     model = Root()
-    measured = make_step(model, mean_output, direction_seed=0)(ONE, 0.1, 0)
+    measured = make_step(model, mean_output, method=RandomDirection(0))(ONE, 0.1, 0)
     assert measured.finite.tolist() == [True, True, False, True]
     assert torch.equal(model.w, torch.zeros(3, dtype=torch.float64))
 
 
-@pytest.mark.parametrize(
-    "options", [{"p": 3.0}, {"ascent_steps": 2}, {"second_order": True}, {"sync_perturbation": True}]
-)
-def test_what_it_has_no_meaning_with_is_refused(options):
-    with pytest.raises(ValueError, match="a random direction"):
-        make_step(Slope(), mean_output, direction_seed=0, **options)
-
-
 def test_a_step_without_its_number_is_refused():
     with pytest.raises(ValueError, match="number of the step"):
-        make_step(Slope(), mean_output, direction_seed=0)(ONE, 0.1)
+        make_step(Slope(), mean_output, method=RandomDirection(0))(ONE, 0.1)
 
 
 def test_a_recording_would_repeat_one_draw_so_none_is_made(caplog):
-    captured = CapturedStep(make_step(model := Slope(), mean_output, lr=0.0, direction_seed=0), EagerRecorder())
+    captured = CapturedStep(
+        make_step(model := Slope(), mean_output, lr=0.0, method=RandomDirection(0)), EagerRecorder()
+    )
     with caplog.at_level(logging.WARNING):
         for number in range(6):
             captured(ONE, RHO, number)
@@ -204,9 +199,9 @@ def test_a_recording_would_repeat_one_draw_so_none_is_made(caplog):
 def test_the_trainer_tells_the_number_of_the_step_in_the_run():
     settings = config_of(*TINY, "optimizer=sam", "optimizer.direction=random", "seed=4")
     run = build_run(settings)
-    assert run.step.direction_seed == 4
-    assert build_run(config_of(*TINY, "optimizer=sam", "seed=4")).step.direction_seed is None
-    run = replace(run, step=Watched(run.step))
+    assert run.step.method.seed == 4
+    assert isinstance(build_run(config_of(*TINY, "optimizer=sam", "seed=4")).step.method, Sam)
+    run = replace(run, step=RecordingStep(run.step))
     progress = Progress(step=100)
     for examples in itertools.islice(run.train.epoch(1), 3):
         loop._train_step(run, mock.Mock(), examples, progress)

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import nn
 
-from sam_runner.sam.objective import Batch
-from sam_runner.sam.perturbation import Perturbation, perturbed_parameters, swapped_parameters
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.parameter_swap import swapped_parameters
+from sam_runner.sam.perturbation import Perturbation, epsilon, perturbed_parameters
 from tests.oracles.problems import (
     ONE,
     Linear,
@@ -63,24 +65,24 @@ def test_three_steps_under_each_base_optimizer(options, path):
     ("p", "expected"), [(1, (3, 6)), (2, (3.3, 5.6)), (3, (3.3664782379, 5.6926904745)), (INF, (3.5, 6))]
 )
 def test_gradient_for_other_norms(p, expected):
-    model, _ = quadratic(p=p)
+    model, _ = quadratic(method=Sam(p))
     assert grad(model) == near(*expected)
 
 
 def test_second_order_term():
-    model, _ = quadratic(second_order=True)
+    model, _ = quadratic(method=SecondOrder())
     assert grad(model) == near(3.2424, 5.7728)
 
 
 def test_second_order_term_vanishes_for_an_isotropic_quadratic_and_a_single_example():
     isotropic = Quadratic(diagonal=(2.0, 2.0))
-    make_step(isotropic, mean_output, second_order=True)(ONE, 0.5)
+    make_step(isotropic, mean_output, method=SecondOrder())(ONE, 0.5)
     first_order = Quadratic(diagonal=(2.0, 2.0))
     make_step(first_order, mean_output)(ONE, 0.5)
     assert grad(isotropic) == near(*grad(first_order))
     example = batch_of([[1.0, 2.0]], [1.0])
     kept, dropped = Linear((0.5, -0.5)), Linear((0.5, -0.5))
-    make_step(kept, squared_error, second_order=True)(example, 0.1)
+    make_step(kept, squared_error, method=SecondOrder())(example, 0.1)
     make_step(dropped, squared_error)(example, 0.1)
     assert grad(kept) == near(*grad(dropped))
 
@@ -90,7 +92,7 @@ def test_second_order_term_vanishes_for_an_isotropic_quadratic_and_a_single_exam
 def test_linear_loss_makes_sam_sgd_and_its_sharpness_is_the_dual_norm(p, q, rho):
     a = torch.tensor([[1.0, -2.0, 0.5]], dtype=torch.float64)
     model = Linear((0.3, 0.2, 0.1))
-    stats = make_step(model, mean_output, p=p)(batch_of(a), rho)
+    stats = make_step(model, mean_output, method=Sam(p))(batch_of(a), rho)
     assert grad(model) == near(*a[0].tolist())
     expected = rho * float(torch.linalg.vector_norm(a[0], q))
     assert float(stats.loss_perturbed - stats.loss) == pytest.approx(expected, abs=1e-10)
@@ -112,7 +114,7 @@ def test_least_squares_with_groups(m, rho, expected):
     assert grad(model) == near(*expected)
 
 
-def test_groups_of_unequal_size_are_weighted_by_their_images():
+def test_groups_of_unequal_size_are_weighted_by_their_examples():
     rows, targets = [[1, 2], [2, -1], [0, 1]], [1.0, 0.0, 2.0]
     parts = []
     for chosen in ([0, 1], [2]):
@@ -122,7 +124,7 @@ def test_groups_of_unequal_size_are_weighted_by_their_images():
     whole = Linear((0.5, -0.5))
     stats = make_step(whole, squared_error, group_size=2)(batch_of(rows, targets), 0.1)
     assert grad(whole) == near(*((2 * parts[0] + parts[1]) / 3).tolist())
-    assert stats.logits.shape == (3, 1)
+    assert stats.outputs.shape == (3, 1)
 
 
 def test_identical_groups_equal_one_group():
@@ -146,7 +148,7 @@ def test_accumulation_shares_one_perturbation(m, chunks):
     assert grad(parts) == near(*grad(whole))
     assert float(accumulated.loss) == pytest.approx(float(stats.loss), abs=1e-12)
     assert float(accumulated.loss_perturbed) == pytest.approx(float(stats.loss_perturbed), abs=1e-12)
-    assert torch.allclose(accumulated.logits, stats.logits, atol=1e-12)
+    assert torch.allclose(accumulated.outputs, stats.outputs, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -161,7 +163,7 @@ def test_accumulation_shares_one_perturbation(m, chunks):
     ],
 )
 def test_further_ascent_steps(ascent_steps, projected, expected):
-    model, stats = quadratic(ascent_steps=ascent_steps, projected=projected)
+    model, stats = quadratic(method=KStep(ascent_steps, projected=projected))
     eps = [gradient / curvature - w for gradient, curvature, w in zip(grad(model), (1, 4), (3, 1), strict=True)]
     assert eps == near(*expected)
     assert float(stats.eps_norm) == pytest.approx(0.5, abs=1e-9)
@@ -170,7 +172,7 @@ def test_further_ascent_steps(ascent_steps, projected, expected):
 @pytest.mark.parametrize("projected", [False, True])
 def test_further_ascent_never_lowers_the_loss_and_reaches_the_trust_region_solution(projected):
     losses = [
-        float(quadratic(ascent_steps=steps, projected=projected)[1].loss_perturbed) for steps in (*range(1, 8), 80)
+        float(quadratic(method=KStep(steps, projected=projected))[1].loss_perturbed) for steps in (*range(1, 8), 80)
     ]
     assert losses == sorted(losses)
     assert losses[0] == pytest.approx(9.365, abs=1e-12)
@@ -200,17 +202,17 @@ def test_only_the_final_gradient_is_clipped():
 
 
 class PartlyUsed(nn.Module):
-    """A parameter that no pass uses, and one that only the first pass uses."""
+    """A model with a parameter that no pass uses and one that only the first pass uses."""
 
     def __init__(self):
         super().__init__()
         self.used, self.once, self.never = (nn.Parameter(torch.rand(3) + 1) for _ in range(3))
         self.passes = 0
 
-    def forward(self, images):
+    def forward(self, inputs):
         self.passes += 1
         value = (self.used**2).sum() + ((self.once**2).sum() if self.passes % 2 else 0)
-        return value.expand(len(images), 1)
+        return value.expand(len(inputs), 1)
 
 
 def test_weights_are_restored_to_the_bit_when_a_parameter_gets_no_gradient():
@@ -228,11 +230,11 @@ def test_weights_are_restored_when_the_second_pass_raises():
     step = make_step(model, mean_output)
     calls = []
 
-    def forward(images):
+    def forward(inputs):
         calls.append(model.w.detach().clone())
         if len(calls) == 2:
             raise RuntimeError("second pass")
-        return model(images)
+        return model(inputs)
 
     step.objective._forward = forward
     with pytest.raises(RuntimeError, match="second pass"):
@@ -262,11 +264,21 @@ def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after(in_place):
 
 
 @pytest.mark.parametrize(
-    "options", [{"p": 0.5}, {"p": math.nan}, {"projected": True, "p": 3}, {"second_order": True, "ascent_steps": 2}]
+    ("make", "message"),
+    [
+        (lambda: Sam(0.5), "p=0.5"),
+        (lambda: Sam(math.nan), "p=nan"),
+        (lambda: SecondOrder(0), "p=0"),
+        (lambda: KStep(2, p=-1), "p=-1"),
+        (lambda: KStep(2, projected=True, p=3), "projected"),
+        (lambda: KStep(0), "ascent_steps=0"),
+        (lambda: epsilon([torch.ones(2)], 0.1, 0.5), "p=0.5"),
+        (lambda: make_step(Quadratic(), mean_output, method=Sam(sync_perturbation=True), group_size=1), "one group"),
+    ],
 )
-def test_undefined_combinations_are_refused(options):
-    with pytest.raises(ValueError, match=r"p must|projected|second_order"):
-        make_step(Quadratic(), mean_output, **options)
+def test_undefined_combinations_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
 
 
 @pytest.mark.parametrize("p", [1, 1.5, 2, INF])
@@ -276,6 +288,7 @@ def test_a_parameter_that_no_pass_uses_is_not_decayed(p, second_order, rho):
     model = PartlyUsed()
     before = model.never.detach().clone()
     batch = Batch(torch.zeros(2, 1), torch.zeros(2))
-    make_step(model, mean_output, weight_decay=0.1, p=p, second_order=second_order, group_size=1)(batch, rho)
+    method = SecondOrder(p) if second_order else Sam(p)
+    make_step(model, mean_output, weight_decay=0.1, method=method, group_size=1)(batch, rho)
     assert model.never.grad is None
     assert torch.equal(model.never, before)

@@ -1,4 +1,4 @@
-"""Spectral norm: one power iteration a step, by its first pass, whatever else the step does."""
+"""Spectral norm: one power iteration per step, by the first pass, for every kind of step."""
 
 import copy
 import math
@@ -9,14 +9,15 @@ from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils import parametrizations, spectral_norm
 
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.batch_statistics import RunningStatistics
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.methods import KStep, SecondOrder
 from sam_runner.sam.spectral_norm import PowerIterations
 from tests.oracles.problems import make_step
 
 KINDS = {"parametrization": parametrizations.spectral_norm, "hook": spectral_norm}
 OPTIONS = [
-    {}, {"ascent_steps": 3}, {"second_order": True}, {"group_size": 5},
+    {}, {"method": KStep(3)}, {"method": SecondOrder()}, {"group_size": 5},
     {"objective": {"num_chunks": 3, "batch_size": 12}},
 ]  # fmt: skip
 
@@ -40,7 +41,7 @@ def vectors(model):
 
 
 def iterated(weight, u, v, rounds, *, first):
-    """Power iteration of a matrix; `first` is the vector that is moved first."""
+    """Return both vectors after power iterations of a matrix; `first` names the one that is updated first."""
     matrix = weight.detach().flatten(1)
     for _ in range(rounds):
         for name in (first, "uv".replace(first, "")):
@@ -86,12 +87,12 @@ def test_all_passes_see_the_same_vectors(kind, options):
     stats = make_step(network(kind), F.cross_entropy, **options)(batch(), 1e-30)
     assert torch.equal(stats.loss, stats.loss_perturbed)
     halves = make_step(network(kind), F.cross_entropy, group_size=6)(Batch(*(torch.cat([x, x]) for x in half())), 0.0)
-    assert torch.equal(*halves.logits.split(6))
+    assert torch.equal(*halves.outputs.split(6))
 
 
 def half():
     whole = batch(count=6)
-    return whole.images, whole.labels
+    return whole.inputs, whole.targets
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -105,13 +106,13 @@ def test_a_step_that_is_not_finite_leaves_the_vectors(kind):
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_frozen_pass_leaves_the_vectors(kind):
-    """Also outside of a step."""
+    """This holds outside of a step, too."""
     model = network(kind)
     before, statistics = vectors(model), RunningStatistics(model)
     with statistics.frozen():
-        model(batch().images)
+        model(batch().inputs)
     assert all(torch.equal(value, before[name]) for name, value in vectors(model).items())
-    model(batch().images)
+    model(batch().inputs)
     assert not any(torch.equal(value, before[name]) for name, value in vectors(model).items())
 
 
@@ -121,15 +122,15 @@ def test_a_pass_that_raises_leaves_the_iterations_on(kind):
     power = PowerIterations(model)
     with pytest.raises(RuntimeError, match="stopped"), power.stopped():
         raise RuntimeError("stopped")
-    with pytest.raises(RuntimeError, match="once"), power.once():
-        raise RuntimeError(f"once {power.done()}")
-    power.done()  # outside of a step: an evaluation of the gradient, say
+    with pytest.raises(RuntimeError, match="single"), power.single_iteration():
+        raise RuntimeError(f"single {power.end_pass()}")
+    power.end_pass()  # outside of a step it has no effect
     assert [method.n_power_iterations for method, _ in power._methods] == [2, 2]
 
 
 def test_what_has_no_vectors_is_left_alone():
     plain = nn.Linear(3, 2)
-    vector = parametrizations.spectral_norm(nn.LayerNorm(3))  # a weight of one axis is only normalised
+    vector = parametrizations.spectral_norm(nn.LayerNorm(3))  # a one-dimensional weight has no vectors
     for model in (plain, vector):
         state = copy.deepcopy(model.state_dict())
         with PowerIterations(model).stopped():

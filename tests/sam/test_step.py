@@ -1,4 +1,4 @@
-"""The step as a whole: rho = 0, replayed random numbers, no waiting for the device, interchange of optimizer states."""
+"""The step as a whole: rho = 0, replayed random numbers, no synchronisation, memory, exchange of optimizer states."""
 
 import copy
 
@@ -7,7 +7,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.seeding import RngState
 
@@ -34,15 +36,15 @@ def equal_states(first, second):
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
 def test_rho_zero_is_plain_sgd_to_the_bit_with_batch_norm_and_dropout(dtype):
-    """The other side is the loop of PyTorch's tutorials; weights, statistics, momentum and generator are compared."""
+    """The reference is the loop of PyTorch's tutorials; weights, statistics, momentum and generator are compared."""
     plain, ours = network(), network()
     optimizer, base = sgd(plain), sgd(ours)
     torch.manual_seed(7)
     for batch in batches():
         optimizer.zero_grad()
         with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
-            logits = plain(batch.images)
-        F.cross_entropy(logits.float(), batch.labels).backward()
+            logits = plain(batch.inputs)
+        F.cross_entropy(logits.float(), batch.targets).backward()
         optimizer.step()
     state = torch.get_rng_state()
     torch.manual_seed(7)
@@ -66,7 +68,7 @@ def test_both_passes_see_the_same_dropout_masks():
         assert torch.equal(stats.loss, stats.loss_perturbed)
 
 
-@pytest.mark.parametrize("options", [{}, {"ascent_steps": 3}, {"second_order": True}, {"group_size": 4}])
+@pytest.mark.parametrize("options", [{}, {"method": KStep(3)}, {"method": SecondOrder()}, {"group_size": 4}])
 def test_the_generator_ends_where_one_pass_leaves_it(options):
     ends = []
     for rho in (0.0, 0.1):
@@ -83,13 +85,15 @@ def test_groups_have_masks_of_their_own():
     image = torch.randn(1, 1, 8, 8)
     batch = Batch(image.expand(4, -1, -1, -1).contiguous(), torch.zeros(4, dtype=torch.int64))
     stats = SamStep(Objective(model, F.cross_entropy), sgd(model), group_size=2)(batch, 0.1)
-    assert not torch.equal(stats.logits[:2], stats.logits[2:])
+    assert not torch.equal(stats.outputs[:2], stats.outputs[2:])
 
 
-@pytest.mark.parametrize("options", [{}, {"group_size": 4, "grad_clip": 1.0}, {"p": 3.0}, {"ascent_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"group_size": 4, "grad_clip": 1.0}, {"method": Sam(3.0)}, {"method": KStep(2)}]
+)
 @pytest.mark.parametrize("rho", [0.0, 0.1])
 def test_the_step_reads_no_number_off_the_device(options, rho):
-    """Reading a tensor as a Python number is what makes a CUDA device wait; on a CPU it shows in the profile."""
+    """Reading a tensor as a Python number synchronises with a CUDA device; on a CPU the profile shows it."""
     model = network()
     step = SamStep(Objective(model, F.cross_entropy), sgd(model, fused=True), **options)
     first, second = batches(2)
@@ -129,7 +133,7 @@ def test_at_most_one_extra_copy_of_the_weights_lives_during_the_second_pass():
         import gc
 
         gc.collect()
-        # By exact type: subclasses left by other tests (the compiler's) have no storage.
+        # By exact type: tensor subclasses of the compiler, left by other tests, have no storage.
         tensors = [entry for entry in gc.get_objects() if type(entry) in (torch.Tensor, nn.Parameter)]
         storages = {entry.untyped_storage().data_ptr(): entry.untyped_storage().nbytes() // 4 for entry in tensors}
         copies.append(sum(count for count in storages.values() if count == 40_000) / size)
@@ -143,7 +147,7 @@ def test_at_most_one_extra_copy_of_the_weights_lives_during_the_second_pass():
     )  # second pass: the weights, and w + eps where the gradient was; no gradients, no eps
 
 
-@pytest.mark.parametrize("options", [{}, {"ascent_steps": 2}, {"second_order": True}, {"group_size": 4}])
+@pytest.mark.parametrize("options", [{}, {"method": KStep(2)}, {"method": SecondOrder()}, {"group_size": 4}])
 def test_the_weights_keep_their_addresses(options):
     model = network()
     step = SamStep(Objective(model, F.cross_entropy), sgd(model), **options)
@@ -157,7 +161,7 @@ def test_the_weights_keep_their_addresses(options):
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop"])
 @pytest.mark.parametrize("skip_first", [False, True])
 def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(name, rho, skip_first):
-    """Fused optimizers are told on the device; a first step that is skipped must not leave a momentum of anything."""
+    """Fused optimizers decide on the device. A skipped first step must not leave uninitialised momentum."""
     results = []
     for poisoned in (False, True):
         model = network(0.0)
@@ -166,7 +170,7 @@ def test_a_step_that_is_not_finite_leaves_weights_and_optimizer_alone(name, rho,
         optimizer = getattr(torch.optim, name)(model.parameters(), lr=0.1, **momentum, **fused)
         step = SamStep(Objective(model, F.cross_entropy), optimizer, keep_statistics=True)
         good = batches(3)
-        bad = Batch(good[0].images.clone().fill_(torch.nan), good[0].labels)
+        bad = Batch(good[0].inputs.clone().fill_(torch.nan), good[0].targets)
         sequence = [bad, *good] if skip_first else [good[0], bad, *good[1:]]
         finite = []
         for batch in sequence if poisoned else good:
@@ -200,7 +204,7 @@ def test_what_is_not_finite_is_told(number_of_pass, expected):
     before = copy.deepcopy(model.state_dict())
     stats = step(batches()[0], 0.1)
     if number_of_pass == 1:
-        expected[1] = bool(stats.loss_perturbed.isfinite())  # at weights that are not finite
+        expected[1] = bool(stats.loss_perturbed.isfinite())  # it is the loss at non-finite weights
     assert stats.finite.tolist() == expected
     names = [name for name, _ in model.named_parameters()]
     assert all(torch.equal(before[name], model.state_dict()[name]) for name in names)
@@ -215,7 +219,7 @@ def test_fused_sgd_with_dampening_is_refused():
 
 @pytest.mark.parametrize("name", ["SGD", "Adam", "AdamW", "RMSprop", "Adagrad", "NAdam", "RAdam", "Adadelta", "Rprop"])
 def test_any_base_optimizer_takes_its_step_from_w(name):
-    """The base optimizer, given g_SAM by hand, must do the same."""
+    """The reference is the base optimizer with g_SAM as its gradient."""
     model = network(0.0)
     twin = copy.deepcopy(model)
     base = getattr(torch.optim, name)

@@ -7,10 +7,11 @@ import torch
 from torch.nn import functional as F
 
 from sam_runner.config.data import AugmentConfig
-from sam_runner.data.image_sets import image_set
-from sam_runner.data.loader import Loader, Normalisation
+from sam_runner.data.image_sets import make_image_set
+from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
-from sam_runner.sam.objective import Batch, Objective
+from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from tests.helpers import invoke
 from tests.oracles.curves import CURVES, losses
@@ -113,12 +114,12 @@ def test_a_captured_network_trains_as_an_eager_one(optimizer, options, device):
 
 def test_batches_prepared_ahead_are_those_of_a_cpu(device):
     images = torch.randint(0, 256, (50, 3, 8, 8), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    data = image_set(images, torch.arange(50) % 10, tuple("abcdefghij"))
+    data = make_image_set(images, torch.arange(50) % 10, tuple("abcdefghij"))
     options = {
-        "batch_size": 8, "normalisation": Normalisation.of(images), "seed": 1, "channels_last": True,
+        "batch_size": 8, "normalisation": Normalisation.from_images(images), "seed": 1, "channels_last": True,
         "augmentation": AugmentConfig(pad=2, flip=True, cutout=3),
     }  # fmt: skip
-    loaders = [Loader(data, device=where, **options) for where in (torch.device("cpu"), device)]
+    loaders = [ImageLoader(data, device=where, **options) for where in (torch.device("cpu"), device)]
     for epoch in (0, 1):
         pairs = zip(*(loader.epoch(epoch) for loader in loaders), strict=True)
         for expected, examples in pairs:

@@ -22,9 +22,9 @@ from sam_runner.reports.results import records
 from sam_runner.runs.folder import job_folder, require_usable, write_status
 from sam_runner.sweeps import job
 from sam_runner.sweeps import status as sweep_status
-from sam_runner.utils.errors import InputError, Stopped
-from sam_runner.utils.hardware import automatic_device, cells_at_once
-from sam_runner.utils.signals import stop_at, stop_request
+from sam_runner.utils.errors import InputError, RunInterrupt
+from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs
+from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
 from tests.helpers import TINY, invoke
 
 CELL = ["optimizer=sam", "rho=0.1"]
@@ -135,12 +135,12 @@ def test_a_run_that_was_killed_has_died_where_its_machine_can_say(tmp_path):
     ],
 )  # fmt: skip
 def test_cells_that_run_at_once_take_the_gpus_in_turn(cell, gpus, device):
-    assert automatic_device(cell, gpus) == device
+    assert choose_device(cell, gpus) == device
 
 
 @pytest.mark.parametrize(("gpus", "cores", "jobs"), [(0, 2, 2), (1, 64, 1), (8, 128, 8)])
 def test_one_cell_a_gpu_or_a_core(gpus, cores, jobs):
-    assert cells_at_once(gpus, cores) == jobs
+    assert choose_num_parallel_jobs(gpus, cores) == jobs
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
@@ -174,7 +174,7 @@ def test_a_signal_between_two_cells_ends_the_sweep_with_its_code(number):
         with sweep_status.signals_between_cells():
             signal.raise_signal(number)
 
-    with pytest.raises(Stopped) as stopped:
+    with pytest.raises(RunInterrupt) as stopped:
         receive()
     assert stopped.value.code == 75
     assert signal.getsignal(number) is before
@@ -195,16 +195,16 @@ def test_sigusr2_is_noted_where_somebody_waits_for_it():
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda *_: seen.append(1))
     try:
-        with stop_request() as stop:
+        with catch_stop_signals() as stop:
             signal.raise_signal(signal.SIGUSR2)
             assert not seen
-            with pytest.raises(Stopped) as stopped:
-                stop_at(stop.number)
+            with pytest.raises(RunInterrupt) as stopped:
+                raise_for_signal(stop.signal_number)
         assert (stopped.value.code, stopped.value.reason) == (75, "SIGUSR2")
         signal.raise_signal(signal.SIGUSR2)
         assert seen == [1]
         signal.signal(signal.SIGUSR2, signal.SIG_DFL)
-        with stop_request():
+        with catch_stop_signals():
             assert signal.getsignal(signal.SIGUSR2) == signal.SIG_DFL
     finally:
         signal.signal(signal.SIGUSR2, before)

@@ -57,7 +57,7 @@ def write_with_manifest(folder, content, step=9, **changes):
         "format": 3, "bytes": len(content), "sha256": hashlib.sha256(content).hexdigest(), "is_best": False,
         "is_kept": False, **changes,
     }  # fmt: skip
-    signed = {**manifest, "check": manifest_module._check(manifest)}
+    signed = {**manifest, "check": manifest_module._checksum(manifest)}
     path.with_suffix(".json").write_text(json.dumps(signed))
     return path
 
@@ -305,7 +305,7 @@ def test_any_change_of_a_manifest_is_found(tmp_path):
     content = path.read_bytes()
     for bit in range(8 * len(content)):
         path.write_bytes(flip(content, bit))
-        assert manifest_module.manifest_fault(path) is not None or json.loads(path.read_text()) == json.loads(content)
+        assert manifest_module.check_manifest(path) is not None or json.loads(path.read_text()) == json.loads(content)
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_runner.commands import evaluate as evaluate_command
-from sam_runner.sam.optimizer_step import Update
+from sam_runner.sam.optimizer_step import OptimizerStep
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils.errors import InputError
@@ -234,7 +234,7 @@ def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
             self._optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
         return original(self, finite)
 
-    monkeypatch.setattr(Update, "__call__", overflow_at_three)
+    monkeypatch.setattr(OptimizerStep, "__call__", overflow_at_three)
     folder = train_tiny(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
     logged = {row["step"]: row["lr"] for row in rows(folder)}
     assert 3 not in logged  # a skipped step has nothing to tell

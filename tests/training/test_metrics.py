@@ -52,7 +52,7 @@ def two_class_logits(confidence, count):
 def stats(logits, **values):
     numbers = {"loss": 0.0, "loss_perturbed": 0.0, "grad_norm": 0.0, "eps_norm": 0.0} | values
     scalars = {name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()}
-    return StepStats(**scalars, logits=logits, finite=torch.ones(4, dtype=torch.bool), skipped=False)
+    return StepStats(**scalars, outputs=logits, finite=torch.ones(4, dtype=torch.bool), skipped=False)
 
 
 def predicting(classes, num_classes=4):

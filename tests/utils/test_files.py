@@ -1,14 +1,14 @@
-"""Files are whole or absent."""
+"""Atomic writes, JSON files and checksums."""
 
 import hashlib
 import os
 
 import pytest
 
-from sam_runner.utils.files import read_json, sha256, write_atomically, write_json
+from sam_runner.utils.files import hash_file, read_json, write_atomically, write_json
 
 
-def names(folder):
+def list_names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
@@ -23,7 +23,7 @@ def write_half_then_raise(error):
 def test_write_puts_the_bytes_in_place(tmp_path):
     write_atomically(tmp_path / "a", lambda handle: handle.write(b"\x00\xff"))
     assert (tmp_path / "a").read_bytes() == b"\x00\xff"
-    assert names(tmp_path) == ["a"]
+    assert list_names(tmp_path) == ["a"]
 
 
 def test_write_replaces_a_longer_file(tmp_path):
@@ -38,7 +38,7 @@ def test_write_that_raises_leaves_the_old_file_and_no_temporary(tmp_path, error)
     with pytest.raises(type(error)):
         write_atomically(tmp_path / "a", write_half_then_raise(error))
     assert (tmp_path / "a").read_bytes() == b"old"
-    assert names(tmp_path) == ["a"]
+    assert list_names(tmp_path) == ["a"]
 
 
 @pytest.mark.parametrize("call", ["fsync", "replace"])
@@ -51,24 +51,24 @@ def test_failing_disk_leaves_the_old_file_and_no_temporary(tmp_path, monkeypatch
     with pytest.raises(OSError, match="Input/output error"):
         write_atomically(tmp_path / "a", lambda handle: handle.write(b"new"))
     assert (tmp_path / "a").read_bytes() == b"old"
-    assert names(tmp_path) == ["a"]
+    assert list_names(tmp_path) == ["a"]
 
 
 def test_content_reaches_the_disk_before_the_rename_and_the_folder_after(tmp_path, monkeypatch):
     calls = []
     fsync, replace = os.fsync, os.replace
 
-    def recorded_fsync(descriptor):
+    def record_fsync(descriptor):
         is_folder = os.path.samestat(os.fstat(descriptor), tmp_path.stat())
         calls.append("folder" if is_folder else os.fstat(descriptor).st_size)
         fsync(descriptor)
 
-    def recorded_replace(*arguments):
+    def record_replace(*arguments):
         calls.append("rename")
         replace(*arguments)
 
-    monkeypatch.setattr(os, "fsync", recorded_fsync)
-    monkeypatch.setattr(os, "replace", recorded_replace)
+    monkeypatch.setattr(os, "fsync", record_fsync)
+    monkeypatch.setattr(os, "replace", record_replace)
     write_atomically(tmp_path / "a", lambda handle: handle.write(b"12345"))
     assert calls == [5, "rename", "folder"]
 
@@ -85,7 +85,7 @@ def test_value_that_is_not_json_leaves_the_old_file(tmp_path):
     with pytest.raises(TypeError):
         write_json(tmp_path / "a.json", {"new": object()})
     assert read_json(tmp_path / "a.json") == {"old": 1}
-    assert names(tmp_path) == ["a.json"]
+    assert list_names(tmp_path) == ["a.json"]
 
 
 @pytest.mark.parametrize("content", [None, b"", b'{"a": 1', b"\xff\xfe", b"a: 1"])
@@ -99,9 +99,9 @@ def test_json_that_is_missing_or_damaged_reads_as_none(tmp_path, content):
 def test_sha256_equals_hashlib(tmp_path, size):
     content = (bytes(range(251)) * (size // 251 + 1))[:size]
     (tmp_path / "a").write_bytes(content)
-    assert sha256(tmp_path / "a") == hashlib.sha256(content).hexdigest()
+    assert hash_file(tmp_path / "a") == hashlib.sha256(content).hexdigest()
 
 
 def test_sha256_of_abc_is_the_published_value(tmp_path):
     (tmp_path / "a").write_bytes(b"abc")
-    assert sha256(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+    assert hash_file(tmp_path / "a") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"

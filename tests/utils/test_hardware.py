@@ -1,4 +1,4 @@
-"""What the machine has, as far as it can be asked for on any machine."""
+"""Resources of the machine and the defaults that depend on them, with simulated CPUs and GPUs."""
 
 import os
 import subprocess
@@ -14,31 +14,31 @@ from sam_runner.utils import hardware
     ("content", "cores"),
     [("150000 100000\n", 1.5), ("max 100000\n", float("inf")), ("", float("inf")), ("400000 100000", 4)],
 )
-def test_quota_of_a_control_group(tmp_path, content, cores):
+def test_read_cpu_quota_of_a_control_group(tmp_path, content, cores):
     (tmp_path / "cpu.max").write_text(content)
-    assert hardware._quota(tmp_path / "cpu.max") == cores
-    assert hardware._quota(tmp_path / "nowhere") == float("inf")
+    assert hardware._read_cpu_quota(tmp_path / "cpu.max") == cores
+    assert hardware._read_cpu_quota(tmp_path / "nowhere") == float("inf")
 
 
 @pytest.mark.parametrize(("quota", "expected"), [(1.5, 2), (0.2, 1), (1e6, 8), (float("inf"), 8)])
-def test_usable_cores_are_the_smaller_of_affinity_and_quota(monkeypatch, quota, expected):
+def test_usable_cores_are_the_smaller_of_affinity_and_read_cpu_quota(monkeypatch, quota, expected):
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
-    monkeypatch.setattr(hardware, "_quota", lambda _: quota)
-    assert hardware.usable_cores() == expected
+    monkeypatch.setattr(hardware, "_read_cpu_quota", lambda _: quota)
+    assert hardware.count_usable_cores() == expected
 
 
 @pytest.mark.parametrize(
-    ("has", "precision", "reason"),
+    ("supported", "precision", "reason"),
     [
         ({"_is_amx_tile_supported", "_is_avx512_bf16_supported"}, "bf16", "AMX"),
         ({"_is_avx512_bf16_supported"}, "bf16", "AVX512-BF16"),
         (set(), "fp32", "neither"),
     ],
 )
-def test_automatic_precision_of_a_cpu(monkeypatch, has, precision, reason):
+def test_automatic_precision_of_a_cpu(monkeypatch, supported, precision, reason):
     for name in ("_is_amx_tile_supported", "_is_avx512_bf16_supported"):
-        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in has, raising=False)
-    chosen, why = hardware.automatic_precision(torch.device("cpu"))
+        monkeypatch.setattr(torch.cpu, name, lambda name=name: name in supported, raising=False)
+    chosen, why = hardware.choose_precision(torch.device("cpu"))
     assert chosen == precision
     assert reason in why
 
@@ -47,38 +47,38 @@ def test_automatic_precision_of_a_cpu(monkeypatch, has, precision, reason):
 def test_automatic_precision_of_a_gpu(monkeypatch, bf16, precision):
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda _: "Some GPU")
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: bf16)
-    chosen, why = hardware.automatic_precision(torch.device("cuda"))
+    chosen, why = hardware.choose_precision(torch.device("cuda"))
     assert chosen == precision
     assert "Some GPU" in why
 
 
 @pytest.mark.parametrize("tf32", [False, True])
 @pytest.mark.parametrize("deterministic", [False, True])
-def test_set_up_says_what_cuda_may_do(tf32, deterministic, monkeypatch):
+def test_configure_torch_sets_the_options_of_cuda(tf32, deterministic, monkeypatch):
     backends = torch.backends.cudnn, torch.backends.cuda.matmul
     monkeypatch.setattr(hardware, "_keep_freed_memory", lambda: None)
     try:
-        hardware.set_up(torch.device("cpu"), tf32=tf32, deterministic=deterministic)
+        hardware.configure_torch(torch.device("cpu"), tf32=tf32, deterministic=deterministic)
         assert [backend.allow_tf32 for backend in backends] == [tf32, tf32]
         assert torch.backends.cudnn.benchmark is not deterministic
     finally:
-        hardware.set_up(torch.device("cpu"))
+        hardware.configure_torch(torch.device("cpu"))
 
 
 @pytest.mark.parametrize(
     ("device", "cores", "expected"), [("cuda", 64, 16), ("cuda", 6, 6), ("cpu", 2, 0), ("cpu", 32, 8)]
 )
-def test_decoding_workers(monkeypatch, device, cores, expected):
-    monkeypatch.setattr(hardware, "usable_cores", lambda: cores)
-    assert hardware.decoding_workers(torch.device(device)) == expected
+def test_number_of_decoding_workers(monkeypatch, device, cores, expected):
+    monkeypatch.setattr(hardware, "count_usable_cores", lambda: cores)
+    assert hardware.choose_num_workers(torch.device(device)) == expected
 
 
 @pytest.mark.slow
 def test_freed_memory_is_kept():
-    """Page faults of an allocation that is repeated: new pages every time without it, hardly any with it."""
+    """Count page faults of repeated allocations: with kept memory there are hardly any after the first."""
     program = (
         "import resource, sys, torch\n"
-        "from sam_runner import hardware\n"
+        "from sam_runner.utils import hardware\n"
         "if sys.argv[1] == 'keep': hardware._keep_freed_memory()\n"
         "make = lambda: torch.ones(40 << 20, dtype=torch.uint8)\n"
         "for _ in range(5): make()\n"

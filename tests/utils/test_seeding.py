@@ -1,4 +1,4 @@
-"""Random streams: frozen seeds, independence, replay."""
+"""Random streams: derived seeds never change, streams are independent, states can be replayed."""
 
 import hashlib
 import random
@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sam_runner.utils.seeding import RngState, derive_seed, generator, seed_everything
+from sam_runner.utils.seeding import RngState, derive_seed, make_generator, seed_everything
 
 CPU = torch.device("cpu")
 
@@ -48,25 +48,25 @@ def test_keys_do_not_run_together():
 
 
 def test_stream_does_not_depend_on_what_others_draw():
-    expected = torch.rand(8, generator=generator(5, "order", 1))
-    other = generator(5, "order", 2)
+    expected = torch.rand(8, generator=make_generator(5, "order", 1))
+    other = make_generator(5, "order", 2)
     torch.rand(100, generator=other)
     torch.manual_seed(99)
-    assert torch.equal(torch.rand(8, generator=generator(5, "order", 1)), expected)
+    assert torch.equal(torch.rand(8, generator=make_generator(5, "order", 1)), expected)
 
 
 def test_generator_leaves_the_global_stream_alone():
     torch.manual_seed(0)
     state = torch.get_rng_state()
-    torch.rand(10, generator=generator(0, "order"))
+    torch.rand(10, generator=make_generator(0, "order"))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize("other", [(0, "order", 1), (0, "augmentation", 0), (1, "order", 0)])
 def test_streams_are_uncorrelated(other):
     count = 10_000
-    first = torch.rand(count, generator=generator(0, "order", 0), dtype=torch.float64).numpy()
-    second = torch.rand(count, generator=generator(*other), dtype=torch.float64).numpy()
+    first = torch.rand(count, generator=make_generator(0, "order", 0), dtype=torch.float64).numpy()
+    second = torch.rand(count, generator=make_generator(*other), dtype=torch.float64).numpy()
     assert abs(np.corrcoef(first, second)[0, 1]) < 4 / count**0.5
 
 

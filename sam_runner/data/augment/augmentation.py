@@ -1,7 +1,7 @@
-"""AugmentConfig by the batch, on the device: pad-and-crop, flip, cutout, random erasing.
+"""Augmentation of batches on the device: pad-and-crop, flip, cutout, random erasing.
 
-Every draw is a function of (seed, epoch, example): one table of uniform numbers per epoch, with a row for each example,
-so neither the order of examples, nor a resume, nor the number of devices changes what an image looks like.
+Every random number is a function of (seed, epoch, example): one table of uniform numbers per epoch has one row per
+example. The order of the examples, a resume and the number of devices therefore do not change an image.
 """
 
 import math
@@ -10,109 +10,119 @@ import torch
 from torch import Tensor
 
 from sam_runner.config.data import AugmentConfig
-from sam_runner.utils.seeding import generator
+from sam_runner.utils.seeding import make_generator
 
 NUM_DRAWS = 5  # crop row, crop column, flip, cutout row, cutout column
-TRIES = 3  # shapes that are drawn for an erased part; one in a hundred does not fit
-ERASING_DRAWS = 3 + 2 * TRIES  # whether, row, column; area and aspect ratio of each try
+MAX_TRIES = 3  # rectangles drawn per image for random erasing; all three fail to fit for about one image in a hundred
+NUM_ERASING_DRAWS = 3 + 2 * MAX_TRIES  # erase or not, row, column; area and aspect ratio of each try
 ERASED_AREA, ERASED_ASPECT = (0.02, 1 / 3), (0.3, 1 / 0.3)  # ranges of Zhong et al., section 4
 
 
 def draw_table(seed: int, epoch: int, num_examples: int, *, erasing: bool = False) -> Tensor:
-    """Uniform numbers in [0, 1) of one epoch, float32, (num_examples, NUM_DRAWS); ERASING_DRAWS more for `erase`."""
-    table = torch.rand(num_examples, NUM_DRAWS, generator=generator(seed, "augmentation", epoch))
+    """Draw the uniform numbers of one epoch.
+
+    Returns:
+        Numbers in [0, 1), float32, (num_examples, NUM_DRAWS); with `erasing` NUM_ERASING_DRAWS more columns.
+    """
+    table = torch.rand(num_examples, NUM_DRAWS, generator=make_generator(seed, "augmentation", epoch))
     if not erasing:
         return table
-    more = torch.rand(num_examples, ERASING_DRAWS, generator=generator(seed, "erasing", epoch))
-    return torch.cat([table, more], 1)
+    erasing_table = torch.rand(num_examples, NUM_ERASING_DRAWS, generator=make_generator(seed, "erasing", epoch))
+    return torch.cat([table, erasing_table], 1)
 
 
-def windows(images_NCHW: Tensor, pad: int, pad_mode: str) -> Tensor:
-    """All crops of the padded images as one view: (N, C, 2 pad + 1, 2 pad + 1, H, W), indexed by row and column offset.
+def unfold_crops(images_NCHW: Tensor, pad: int, pad_mode: str) -> Tensor:
+    """Return a view of all crops of the padded images.
 
-    The padded images are stored once, laid out as they come (channels_last or not); a batch of crops is then a single
-    gather from this view, laid out in the same way.
+    The padded images are stored once, in the memory format of the input (channels_last or not). A batch of crops is a
+    single gather from the view and keeps that format.
+
+    Returns:
+        (N, C, 2 pad + 1, 2 pad + 1, H, W), indexed by row and column offset of the crop.
     """
     _, _, height, width = images_NCHW.shape
     if pad:
-        rows, columns = _padded_index(height, pad), _padded_index(width, pad)
-        outside = (_is_outside(height, pad)[:, None] | _is_outside(width, pad)).to(images_NCHW.device)
+        rows, columns = _reflected_index(height, pad), _reflected_index(width, pad)
+        is_padding = (_is_padding(height, pad)[:, None] | _is_padding(width, pad)).to(images_NCHW.device)
         images_NCHW = images_NCHW[:, :, rows][:, :, :, columns]
         if pad_mode == "zero":
-            images_NCHW = images_NCHW.masked_fill(outside, 0)
+            images_NCHW = images_NCHW.masked_fill(is_padding, 0)
     return images_NCHW.unfold(2, height, 1).unfold(3, width, 1)
 
 
-def _padded_index(size: int, pad: int) -> Tensor:
-    """Source of each padded position under reflection about the edge pixels; in range for any pad."""
+def _reflected_index(size: int, pad: int) -> Tensor:
+    """Return the source of each padded position under reflection about the edge pixels; valid for any `pad`."""
     position = torch.arange(-pad, size + pad).abs()
     return torch.minimum(position, 2 * (size - 1) - position).clamp(min=0)
 
 
-def _is_outside(size: int, pad: int) -> Tensor:
+def _is_padding(size: int, pad: int) -> Tensor:
     position = torch.arange(-pad, size + pad)
     return (position < 0) | (position >= size)
 
 
-def crop_and_flip(windows_of_images: Tensor, indices: Tensor, draws: Tensor, augmentation: AugmentConfig) -> Tensor:
-    """The examples at `indices`, cropped and flipped by their rows of `draws`; uint8, (B, C, H, W).
+def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: AugmentConfig) -> Tensor:
+    """Crop and flip the images at `indices`.
 
     Args:
-        windows_of_images: From `windows`.
-        indices: int64, (B,).
-        draws: (B, NUM_DRAWS), the examples' rows of `draw_table`.
-        augmentation: Which of it is done.
+        crops: All crops of the images, from `unfold_crops`.
+        indices: Positions of the images, int64, (B,).
+        draws: Rows of `draw_table` for the images, (B, NUM_DRAWS).
+        augmentation: Enables crop and flip.
+
+    Returns:
+        uint8, (B, C, H, W).
     """
     num_offsets = 2 * augmentation.pad + 1
     # A draw is at most 1 - 2^-24, and its product rounds to less than num_offsets.
     rows, columns = ((draws[:, axis] * num_offsets).long() for axis in (0, 1))
-    images = windows_of_images[indices, :, rows, columns]
+    images = crops[indices, :, rows, columns]
     if augmentation.flip:
         images = torch.where((draws[:, 2] < 0.5)[:, None, None, None], images.flip(-1), images)
     return images
 
 
-def apply_cutout(
-    images_NCHW: Tensor, draws: Tensor, augmentation: AugmentConfig, place: Tensor | None = None
+def cutout_and_erase(
+    images_NCHW: Tensor, draws: Tensor, augmentation: AugmentConfig, centre: Tensor | None = None
 ) -> Tensor:
-    """Normalised images with what cutout and random erasing take away.
+    """Apply cutout and random erasing to normalised images.
 
     Args:
-        images_NCHW: Floating point, 0 is the mean.
-        draws: The examples' rows of `draw_table`.
-        augmentation: Which of it is done.
-        place: Two numbers in [0, 1), (2,), that stand for each example's own place of the cutout.
+        images_NCHW: Floating point; 0 is the mean.
+        draws: Rows of `draw_table` for the images.
+        augmentation: Enables cutout and erasing.
+        centre: Cutout centre of all images, two numbers in [0, 1), (2,); None takes each image's own from `draws`.
     """
     if augmentation.cutout:
-        places = draws[:, 3:5] if place is None else place.expand(len(draws), 2)
-        images_NCHW = cut_out(images_NCHW, places, augmentation.cutout)
+        centres = draws[:, 3:5] if centre is None else centre.expand(len(draws), 2)
+        images_NCHW = zero_square(images_NCHW, centres, augmentation.cutout)
     if augmentation.erasing:
-        images_NCHW = erase(images_NCHW, draws[:, NUM_DRAWS:], augmentation.erasing)
+        images_NCHW = erase_rectangle(images_NCHW, draws[:, NUM_DRAWS:], augmentation.erasing)
     return images_NCHW
 
 
-def batch_place(seed: int, epoch: int, batch: int) -> Tensor:
-    """The place of the cutout of a whole batch: two uniform numbers, (2,)."""
-    return torch.rand(2, generator=generator(seed, "cutout", epoch, batch))
+def draw_batch_centre(seed: int, epoch: int, batch: int) -> Tensor:
+    """Draw the cutout centre of a whole batch: two uniform numbers, (2,)."""
+    return torch.rand(2, generator=make_generator(seed, "cutout", epoch, batch))
 
 
-def cut_out(images_NCHW: Tensor, places: Tensor, size: int) -> Tensor:
-    """Zero a square of `size` pixels around a pixel of each (normalised) image; `places` in [0, 1), (B, 2)."""
+def zero_square(images_NCHW: Tensor, centres: Tensor, size: int) -> Tensor:
+    """Zero a square of `size` pixels in each image; `centres` are fractions of height and width in [0, 1), (B, 2)."""
     height, width = images_NCHW.shape[2:]
-    tops, lefts = ((places[:, axis] * side).long() - size // 2 for axis, side in enumerate((height, width)))
-    return images_NCHW.masked_fill(_inside(tops, lefts, size, size, height, width), 0)
+    tops, lefts = ((centres[:, axis] * side).long() - size // 2 for axis, side in enumerate((height, width)))
+    return images_NCHW.masked_fill(_rectangle_masks(tops, lefts, size, size, height, width), 0)
 
 
-def erase(images_NCHW: Tensor, draws: Tensor, probability: float) -> Tensor:
-    """Random erasing (Zhong et al., AAAI 2020): zero a rectangle of each (normalised) image with a probability.
+def erase_rectangle(images_NCHW: Tensor, draws: Tensor, probability: float) -> Tensor:
+    """Random erasing (Zhong et al., AAAI 2020): zero a rectangle of each normalised image with a probability.
 
-    Its area is uniform in [0.02, 1/3] of the image's, its aspect ratio log-uniform in [0.3, 1/0.3], its place uniform
-    where it fits; a shape that does not fit is drawn again, `TRIES` in all, after which nothing is erased.
+    The area is uniform in [0.02, 1/3] of the image's, the aspect ratio log-uniform in [0.3, 1/0.3], the position
+    uniform where the rectangle fits. A rectangle that does not fit is drawn again; after `MAX_TRIES` nothing is erased.
 
     Args:
-        images_NCHW: Floating point, 0 is the mean.
-        draws: In [0, 1), (B, ERASING_DRAWS).
-        probability: In [0, 1].
+        images_NCHW: Floating point; 0 is the mean.
+        draws: Uniform numbers in [0, 1), (B, NUM_ERASING_DRAWS).
+        probability: Probability of erasing, in [0, 1].
     """
     height, width = images_NCHW.shape[2:]
     areas = (ERASED_AREA[0] + draws[:, 3::2] * (ERASED_AREA[1] - ERASED_AREA[0])) * height * width
@@ -124,11 +134,13 @@ def erase(images_NCHW: Tensor, draws: Tensor, probability: float) -> Tensor:
     rows, columns = heights.gather(1, first).squeeze(1), widths.gather(1, first).squeeze(1)
     rows = rows * ((draws[:, 0] < probability) & fits.any(1))
     tops, lefts = (draws[:, 1] * (height - rows + 1)).long(), (draws[:, 2] * (width - columns + 1)).long()
-    return images_NCHW.masked_fill(_inside(tops, lefts, rows, columns, height, width), 0)
+    return images_NCHW.masked_fill(_rectangle_masks(tops, lefts, rows, columns, height, width), 0)
 
 
-def _inside(tops: Tensor, lefts: Tensor, rows: Tensor | int, columns: Tensor | int, height: int, width: int) -> Tensor:
-    """Masks of rectangles that may reach over the edges, (B, 1, height, width)."""
+def _rectangle_masks(
+    tops: Tensor, lefts: Tensor, rows: Tensor | int, columns: Tensor | int, height: int, width: int
+) -> Tensor:
+    """Return masks (B, 1, height, width) of rectangles, clipped at the edges of the image."""
     masks = []
     for start, length, side in ((tops, rows, height), (lefts, columns, width)):
         position = torch.arange(side, device=start.device)

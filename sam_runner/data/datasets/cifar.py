@@ -1,6 +1,6 @@
-"""CIFAR-10 and CIFAR-100 as published: the archives as they are, or their folders, binary or Python version.
+"""CIFAR-10 and CIFAR-100, from the published archives or from their folders, in the binary or the Python version.
 
-An archive is read where it lies: nothing is extracted, so nothing can land outside a folder.
+Archives are read in memory. Nothing is extracted, so no member can be written outside its folder.
 """
 
 import gzip
@@ -16,15 +16,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sam_runner.data.datasets.download import fetch
-from sam_runner.data.datasets.plain_pickle import read_plain
-from sam_runner.data.image_sets import ImageSet, Splits, image_set
+from sam_runner.data.datasets.download import download_file
+from sam_runner.data.datasets.restricted_pickle import load_pickle
+from sam_runner.data.image_sets import ImageSet, make_image_set
+from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
 
 SITE = "https://www.cs.toronto.edu/~kriz"
-PIXELS = 3 * 32 * 32
-MAX_FILE = 1 << 28  # bytes; the largest file is CIFAR-100's train, 155 MB
-MAX_MEMBERS, MAX_UNPACKED = 20, 1 << 29  # of an archive; CIFAR's are 185 MB
+NUM_PIXELS = 3 * 32 * 32  # values of one image
+MAX_FILE_BYTES = 1 << 28  # the largest file is CIFAR-100's train, 155 MB
+MAX_MEMBERS, MAX_UNPACKED_BYTES = 20, 1 << 29  # per archive; CIFAR's unpack to 185 MB
 CLASSES_10 = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 CLASSES_100 = (
     "apple", "aquarium_fish", "baby", "bear", "beaver", "bed", "bee", "beetle", "bicycle", "bottle", "bowl", "boy",
@@ -42,14 +43,14 @@ CLASSES_100 = (
 
 @dataclass(frozen=True)
 class _Version:
-    """One of the two forms that a set is published in.
+    """Names and digest of a published version: binary or Python.
 
     Attributes:
-        folder: That the archive holds.
-        archive: Its name.
-        sha256: Of the archive.
-        train: Files of the training set.
-        test: File of the test set.
+        folder: Name of the folder in the archive.
+        archive: File name of the archive.
+        sha256: Hex sha256 of the archive.
+        train: File names of the training set.
+        test: File name of the test set.
     """
 
     folder: str
@@ -59,13 +60,13 @@ class _Version:
     test: str
 
 
-FIVE = tuple(f"data_batch_{number}" for number in range(1, 6))
+TRAIN_FILES = tuple(f"data_batch_{number}" for number in range(1, 6))
 CIFAR10 = (
     _Version("cifar-10-batches-bin", "cifar-10-binary.tar.gz",
              "c4a38c50a1bc5f3a1c5537f2155ab9d68f9f25eb1ed8d9ddda3db29a59bca1dd",
-             tuple(f"{name}.bin" for name in FIVE), "test_batch.bin"),
+             tuple(f"{name}.bin" for name in TRAIN_FILES), "test_batch.bin"),
     _Version("cifar-10-batches-py", "cifar-10-python.tar.gz",
-             "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce", FIVE, "test_batch"),
+             "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce", TRAIN_FILES, "test_batch"),
 )  # fmt: skip
 CIFAR100 = (
     _Version("cifar-100-binary", "cifar-100-binary.tar.gz",
@@ -76,66 +77,68 @@ CIFAR100 = (
 
 
 def cifar10(*, root: str, download: bool = False, url: str = SITE) -> Splits:
-    """CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour 32x32 images of ten classes, in the published order.
+    """Read CIFAR-10 (Krizhevsky, 2009): 50,000 + 10,000 colour 32x32 images, ten classes, in the published order.
 
     Args:
         root: Folder with ``cifar-10-batches-bin`` or ``cifar-10-batches-py`` (as torchvision unpacks it), with an
             archive ``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``, or one of the two folders itself.
-        download: Fetch the binary archive (162 MiB) to `root` where nothing is found.
-        url: Folder on the network that has it: the published one or a mirror.
+        download: Download the binary archive (162 MiB) to `root` if none of these is found.
+        url: URL of the folder with the archive: the published one or a mirror.
     """
-    return _splits("CIFAR-10", CIFAR10, root, url if download else None, CLASSES_10)
+    return _load_splits("CIFAR-10", CIFAR10, root, url if download else None, CLASSES_10)
 
 
 def cifar100(*, root: str, download: bool = False, url: str = SITE) -> Splits:
-    """CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour 32x32 images of a hundred classes, fine labels.
+    """Read CIFAR-100 (Krizhevsky, 2009): 50,000 + 10,000 colour 32x32 images, a hundred classes (fine labels).
 
     Args:
         root: As for `cifar10`, with ``cifar-100-binary`` or ``cifar-100-python``.
-        download: Fetch the binary archive (161 MiB) to `root` where nothing is found.
+        download: Download the binary archive (161 MiB) to `root` if nothing is found.
         url: As for `cifar10`.
     """
-    return _splits("CIFAR-100", CIFAR100, root, url if download else None, CLASSES_100)
+    return _load_splits("CIFAR-100", CIFAR100, root, url if download else None, CLASSES_100)
 
 
-def _splits(name: str, versions: tuple[_Version, ...], root: str, url: str | None, classes: tuple[str, ...]) -> Splits:
+def _load_splits(
+    name: str, versions: tuple[_Version, ...], root: str, url: str | None, classes: tuple[str, ...]
+) -> Splits:
     base = Path(os.path.expanduser(root))
     try:
-        return _read(name, versions, base, root, url, classes)
+        return _find_and_read(name, versions, base, root, url, classes)
     except OSError as error:
         raise InputError(f"data.root={root[:200]} cannot be read: {error.strerror or error}") from error
 
 
-def _read(
+def _find_and_read(
     name: str, versions: tuple[_Version, ...], base: Path, root: str, url: str | None, classes: tuple[str, ...]
 ) -> Splits:
-    found = _find(base, versions)
-    if found is None and url is not None:
+    location = _find(base, versions)
+    if location is None and url is not None:
         version = versions[0]
-        fetch(f"{url}/{version.archive}", base / version.archive, version.sha256)
-        found = _find(base, versions)
-    if found is None:
-        places = ", ".join(f"{version.folder}/ or {version.archive}" for version in versions)
+        download_file(f"{url}/{version.archive}", base / version.archive, version.sha256)
+        location = _find(base, versions)
+    if location is None:
+        candidates = ", ".join(f"{version.folder}/ or {version.archive}" for version in versions)
         raise InputError(
             f"{name} is not in data.root={root}\n"
-            f"  looked for: {places}\n"
-            f"  to get it:  add data.download=true, or fetch {SITE}/{versions[0].archive}\n"
+            f"  looked for: {candidates}\n"
+            f"  to get it:  add data.download=true, or download {SITE}/{versions[0].archive}\n"
             f"              (sha256 {versions[0].sha256}) into {root}"
         )
-    path, version = found
-    files = dict(_members(path, version) if path.is_file() else _files(path, version))
-    missing = [entry for entry in (*version.train, version.test) if entry not in files]
+    path, version = location
+    files = dict(_read_archive(path, version) if path.is_file() else _read_folder(path, version))
+    missing = [file for file in (*version.train, version.test) if file not in files]
     if missing:
-        raise InputError(f"{path} is not whole: it lacks {', '.join(missing)}\n  get it again")
-    train = [_records(files[entry], f"{path}/{entry}", len(classes)) for entry in version.train]
+        raise InputError(f"{path} is incomplete: it lacks {', '.join(missing)}\n  download it again")
+    parts = {file: _parse_file(content, f"{path}/{file}", len(classes)) for file, content in files.items()}
     return Splits(
-        train=_set(train, path, classes),
-        test=_set([_records(files[version.test], f"{path}/{version.test}", len(classes))], path, classes),
+        train=_make_set([parts[file] for file in version.train], path, classes),
+        test=_make_set([parts[version.test]], path, classes),
     )
 
 
 def _find(root: Path, versions: tuple[_Version, ...]) -> tuple[Path, _Version] | None:
-    """An unpacked folder before an archive, the binary version before the pickled one."""
+    """Find an unpacked folder or else an archive, of the binary version or else of the Python version."""
     for version in versions:
         for folder in (root / version.folder, root):
             if (folder / version.test).is_file() and (folder / version.train[0]).is_file():
@@ -146,72 +149,74 @@ def _find(root: Path, versions: tuple[_Version, ...]) -> tuple[Path, _Version] |
     return None
 
 
-def _files(folder: Path, version: _Version) -> Iterator[tuple[str, bytes]]:
+def _read_folder(folder: Path, version: _Version) -> Iterator[tuple[str, bytes]]:
     for name in (*version.train, version.test):
         path = folder / name
         if path.is_file():
-            if path.stat().st_size > MAX_FILE:
-                raise InputError(f"{path} is larger than any file of CIFAR")
+            if path.stat().st_size > MAX_FILE_BYTES:
+                raise InputError(f"{path} is larger than any file of CIFAR\n  download it again")
             yield name, path.read_bytes()
 
 
-def _members(path: Path, version: _Version) -> Iterator[tuple[str, bytes]]:
-    """The files of an archive that are wanted, read in memory; whatever else is in it is passed over."""
-    wanted = {f"{version.folder}/{name}": name for name in (*version.train, version.test)}
+def _read_archive(path: Path, version: _Version) -> Iterator[tuple[str, bytes]]:
+    """Read the files of a version from its archive, in memory; other members are skipped."""
+    names = {f"{version.folder}/{name}": name for name in (*version.train, version.test)}
     try:
-        with gzip.open(path) as unpacked, tarfile.open(fileobj=_Bounded(unpacked), mode="r|") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=_LimitedReader(unpacked), mode="r|") as archive:
             for number, member in enumerate(archive):
-                if number >= MAX_MEMBERS or member.size > MAX_FILE:
-                    raise InputError(f"{path} holds what no archive of CIFAR does\n  get it again")
-                handle = archive.extractfile(member) if member.isreg() and member.name in wanted else None
+                if number >= MAX_MEMBERS or member.size > MAX_FILE_BYTES:
+                    raise InputError(f"{path} has more or larger members than CIFAR's archive\n  download it again")
+                handle = archive.extractfile(member) if member.isreg() and member.name in names else None
                 if handle is not None:
-                    yield wanted[member.name], handle.read()
+                    yield names[member.name], handle.read()
     except (OSError, EOFError, tarfile.TarError, zlib.error) as error:
-        raise InputError(f"{path} cannot be read: {error}\n  it may be damaged; get it again") from error
+        raise InputError(f"{path} cannot be read: {error}\n  it may be damaged; download it again") from error
 
 
-class _Bounded(io.RawIOBase):
-    """A stream that ends with an error after `MAX_UNPACKED` bytes: a small archive may unpack to any number of them."""
+class _LimitedReader(io.RawIOBase):
+    """Stream that raises after `MAX_UNPACKED_BYTES`, because a small archive can unpack to any size."""
 
     def __init__(self, stream: gzip.GzipFile) -> None:
         super().__init__()
-        self._stream, self._left = stream, MAX_UNPACKED
+        self._stream, self._left = stream, MAX_UNPACKED_BYTES
 
     def read(self, size: int = -1) -> bytes:
-        """As that of a file; a size has to be given."""
+        """Read up to `size` bytes."""
         self._left -= size
         if self._left < 0:
-            raise OSError(f"it unpacks to more than {MAX_UNPACKED >> 20} MiB")
+            raise OSError(f"it unpacks to more than {MAX_UNPACKED_BYTES >> 20} MiB")
         return self._stream.read(size)
 
 
-def _records(content: bytes, name: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
-    """Pixels (N, 3072), uint8, and labels (N,) of one file."""
+def _parse_file(content: bytes, name: str, num_classes: int) -> tuple[np.ndarray, np.ndarray]:
+    """Return pixels, uint8, (N, 3072), and labels, (N,), of one file."""
     if not name.endswith(".bin"):
-        values = read_plain(content, name)
+        values = load_pickle(content, name)
         pixels, labels = values.get("data"), values.get("labels", values.get("fine_labels"))
-        numbers = isinstance(labels, list) and all(type(label) is int for label in labels)
-        if not isinstance(pixels, np.ndarray) or not isinstance(labels, list) or not numbers:
-            raise InputError(f"{name} does not hold images and labels of CIFAR\n  get it again")
-        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), PIXELS):
-            raise InputError(f"{name} has {len(labels)} labels and images of shape {pixels.shape}\n  get it again")
+        are_integers = isinstance(labels, list) and all(type(label) is int for label in labels)
+        if not isinstance(pixels, np.ndarray) or not isinstance(labels, list) or not are_integers:
+            raise InputError(f"{name} does not hold images and labels of CIFAR\n  download it again")
+        if pixels.dtype != np.uint8 or pixels.shape != (len(labels), NUM_PIXELS):
+            raise InputError(f"{name} has {len(labels)} labels and images of shape {pixels.shape}\n  download it again")
         try:
             return pixels, np.array(labels, np.int64)
         except (TypeError, ValueError, OverflowError) as error:
-            raise InputError(f"{name} has labels that are no numbers\n  get it again") from error
-    width = PIXELS + (2 if num_classes == 100 else 1)  # CIFAR-100 has the coarse label first
-    rows, rest = divmod(len(content), width)
-    if rest or not rows:
-        raise InputError(f"{name} has {len(content)} bytes, no multiple of {width}\n  it may be damaged; get it again")
-    table = np.frombuffer(content, np.uint8).reshape(rows, width)
-    return table[:, -PIXELS:], table[:, -PIXELS - 1]
+            raise InputError(f"{name} has labels outside of int64\n  download it again") from error
+    width = NUM_PIXELS + (2 if num_classes == 100 else 1)  # CIFAR-100 starts with the coarse label
+    num_images, num_extra = divmod(len(content), width)
+    if num_extra or not num_images:
+        raise InputError(
+            f"{name} has {len(content)} bytes, not a multiple of {width}\n  it may be damaged; download it again"
+        )
+    table = np.frombuffer(content, np.uint8).reshape(num_images, width)
+    return table[:, -NUM_PIXELS:], table[:, -NUM_PIXELS - 1]
 
 
-def _set(parts: list[tuple[np.ndarray, np.ndarray]], path: Path, classes: tuple[str, ...]) -> ImageSet:
+def _make_set(parts: list[tuple[np.ndarray, np.ndarray]], path: Path, classes: tuple[str, ...]) -> ImageSet:
     pixels = np.concatenate([part for part, _ in parts])
     labels = np.concatenate([part for _, part in parts]).astype(np.int64)
     images: Tensor = torch.from_numpy(pixels.reshape(-1, 3, 32, 32).copy())
     try:
-        return image_set(images, torch.from_numpy(labels), classes)
+        return make_image_set(images, torch.from_numpy(labels), classes)
     except InputError as error:
         raise InputError(f"{path}: {error}") from error

@@ -7,17 +7,18 @@ from pathlib import Path
 
 import torch
 
-from sam_runner.data.image_sets import Splits, image_set
+from sam_runner.data.image_sets import make_image_set
+from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
 
 
 def digits() -> Splits:
-    """scikit-learn's 1,797 real 8x8 handwritten digits (UCI Optical Recognition of Handwritten Digits, test part).
+    """Read scikit-learn's 1,797 handwritten 8x8 digits (UCI Optical Recognition of Handwritten Digits, test part).
 
-    Every fifth image of each class is for testing: 1,442 to train on, 355 to test. The 17 grey levels are spread over 0
-    to 255.
+    Every fifth image of each class is in the test set: 1,442 training and 355 test images. The 17 grey levels are
+    scaled to 0 to 255.
     """
-    package = importlib.util.find_spec("sklearn")  # found, not imported: that takes 1.5 s and SciPy
+    package = importlib.util.find_spec("sklearn")  # not imported: the import takes 1.5 s and needs SciPy
     if package is None or package.origin is None:
         raise InputError("data=digits needs scikit-learn: pip install scikit-learn")
     with gzip.open(Path(package.origin).parent / "datasets" / "data" / "digits.csv.gz", "rt") as lines:
@@ -31,6 +32,6 @@ def digits() -> Splits:
     is_test = position_in_class % 5 == 4
     classes = tuple(str(digit) for digit in range(10))
     return Splits(
-        train=image_set(images[~is_test], labels[~is_test], classes),
-        test=image_set(images[is_test], labels[is_test], classes),
+        train=make_image_set(images[~is_test], labels[~is_test], classes),
+        test=make_image_set(images[is_test], labels[is_test], classes),
     )

@@ -1,4 +1,4 @@
-"""Files from the network: whole, with the digest that was published, or not there at all."""
+"""Download files completely and with their published digest, or not at all."""
 
 import fcntl
 import http.client
@@ -9,27 +9,27 @@ from pathlib import Path
 from typing import IO
 
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import digest_of
+from sam_runner.utils.files import hash_file
 
 log = logging.getLogger(__name__)
-TIMEOUT = 4.0  # seconds without a byte: without a network the error comes within five
-ALGORITHMS = {32: "md5", 64: "sha256"}  # by the length of the hex digest
+TIMEOUT = 4.0  # seconds without a byte; without a network the error is raised within five seconds
+ALGORITHMS = {32: "md5", 64: "sha256"}  # by number of hex digits
 
 
-def fetch(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
-    """Bring a file to `path`; another process that wants it waits for the same download.
+def download_file(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
+    """Download a file to `path`; other processes that need the same file wait for this download.
 
-    It comes as ``<path>.part``, which a later call goes on with, and is renamed when its digest is right.
+    The bytes go to ``<path>.part``, which a later call resumes. The file is renamed once its digest matches.
 
     Args:
-        url: Where it is.
-        path: Where it goes; folders are made.
-        digest: Hex sha256 that it must have, or md5 where only that was published; md5 tells damage, not intent.
-        timeout: Seconds without an answer after which it is given up; where something had come, it is asked again for
-            the rest.
+        url: Address of the file.
+        path: Destination; its folders are created.
+        digest: Published hex sha256, or md5 if no sha256 was published; md5 detects damage but not manipulation.
+        timeout: Seconds without a byte until the download is requested again from where it stopped, or given up if no
+            byte arrived since the last request.
 
     Raises:
-        InputError: Where it cannot be fetched, is another file, or cannot be written.
+        InputError: If the file cannot be downloaded or written, or its digest differs.
     """
     part, algorithm = path.with_name(f"{path.name}.part"), ALGORITHMS[len(digest)]
     try:
@@ -37,12 +37,12 @@ def fetch(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
         with part.open("ab") as handle:
             fcntl.flock(handle, fcntl.LOCK_EX)
             if path.is_file():
-                part.unlink(missing_ok=True)  # somebody else's download, which we have waited for
+                part.unlink(missing_ok=True)  # another process has finished the download
                 return
             _append_all(url, part, handle, timeout)
-            if digest_of(part, algorithm) != digest:
+            if hash_file(part, algorithm) != digest:
                 part.unlink()
-                raise InputError(f"{url} is not the file that was published (its {algorithm} differs)\n  try again")
+                raise InputError(f"{url} is not the published file (its {algorithm} differs)\n  try again")
             part.rename(path)
     except (OSError, http.client.HTTPException, ValueError) as error:
         if part.is_file() and not part.stat().st_size:
@@ -50,31 +50,31 @@ def fetch(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -> None:
         reason = error if isinstance(error, urllib.error.HTTPError) else getattr(error, "reason", None) or error
         raise InputError(
             f"{url} could not be downloaded: {reason}\n"
-            f"  put {path.name} ({algorithm} {digest}) into {path.parent} yourself,\n"
-            "  or name a folder that has it with data.url=http://..."
+            f"  put {path.name} ({algorithm} {digest}) into {path.parent},\n"
+            "  or set data.url=http://... to a mirror"
         ) from error
 
 
 def _append_all(url: str, part: Path, handle: IO[bytes], timeout: float) -> None:
-    """Ask again where the bytes stopped coming, as long as there are more each time."""
+    """Request the file until it is complete; raise TimeoutError if a request brings no new byte."""
     while True:
-        have = part.stat().st_size
+        num_bytes = part.stat().st_size
         try:
             return _append(url, part, handle, timeout)
         except TimeoutError:
             handle.flush()
-            if part.stat().st_size == have:
+            if part.stat().st_size == num_bytes:
                 raise
 
 
 def _append(url: str, part: Path, handle: IO[bytes], timeout: float) -> None:
-    """Go on with what is there, where the server can."""
-    have = part.stat().st_size
-    request = urllib.request.Request(url, headers={"Range": f"bytes={have}-"} if have else {})
+    """Request the missing bytes, or the whole file if the server does not support ranges."""
+    num_bytes = part.stat().st_size
+    request = urllib.request.Request(url, headers={"Range": f"bytes={num_bytes}-"} if num_bytes else {})
     log.info("downloading %s to %s", url, part.parent)
     try:
         with urllib.request.urlopen(request, timeout=timeout) as answer:
-            if have and answer.status != 206:  # the whole file again
+            if num_bytes and answer.status != 206:  # the server sends the whole file
                 handle.truncate(0)
             expected, received = answer.headers.get("Content-Length"), 0
             while block := answer.read(1 << 20):
@@ -82,9 +82,9 @@ def _append(url: str, part: Path, handle: IO[bytes], timeout: float) -> None:
             if expected is not None and received < int(expected):
                 handle.flush()
                 raise OSError(
-                    f"the connection broke off after {received} of {expected} bytes; the same command goes on"
+                    f"the connection broke after {received} of {expected} bytes; run the same command to resume"
                 )
     except urllib.error.HTTPError as error:
-        if error.code != 416:  # nothing is left to send
+        if error.code != 416:  # 416: the part is already complete
             raise
     handle.flush()

@@ -1,4 +1,4 @@
-"""How the weights of our networks begin."""
+"""Initial weights of this program's networks."""
 
 from typing import Literal
 
@@ -8,21 +8,26 @@ Init = Literal["fan_in", "fan_out", "sam", "torch"]
 
 
 def initialise(model: nn.Module, head: nn.Linear, init: Init) -> None:
-    """Draw the weights anew.
+    """Draw the weights of a network from torch's global generator, in place.
 
     Args:
-        model: All of the network.
+        model: The whole network.
         head: Its last layer.
-        init: ``fan_in``: normal of variance 2/inputs for convolutions and linear layers (He, Zhang, Ren and Sun, ICCV
-            2015). ``fan_out``: of variance 2/outputs for convolutions, outputs counted with the kernel, as the
-            authors' code of wide residual networks, PyramidNets and Shake-Shake. ``sam``: the same, and the head
-            uniform on +-1/sqrt(classes), its bias 0, as the SAM paper's code. ``torch``: as torch makes its layers.
+        init: The distribution of the weights:
+
+            - ``fan_in``: normal with variance 2/inputs for convolutions and linear layers (He, Zhang, Ren and Sun,
+              ICCV 2015);
+            - ``fan_out``: normal with variance 2/outputs for convolutions, where the kernel's size multiplies the
+              outputs, as in the authors' code of wide residual networks, PyramidNets and Shake-Shake;
+            - ``sam``: like ``fan_out``, and the head uniform on +-1/sqrt(classes) with bias 0, as in the SAM paper's
+              code;
+            - ``torch``: torch's defaults for each layer.
 
     Raises:
-        ValueError: For any other `init`.
+        ValueError: If `init` is none of these.
     """
     if init not in ("fan_in", "fan_out", "sam", "torch"):
-        raise ValueError(f"init={init} is not known: fan_in, fan_out, sam, torch")
+        raise ValueError(f"init={init} is not known\n  accepted: fan_in, fan_out, sam, torch")
     for module in model.modules():
         if init == "fan_in" and isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

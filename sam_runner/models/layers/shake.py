@@ -1,58 +1,61 @@
-"""Shake-Shake and ShakeDrop: branches scaled by random numbers, others in the backward pass than in the forward pass.
+"""Shake-Shake and ShakeDrop: residual branches with random scales, which differ between forward and backward pass.
 
-The gradient that comes of it is no gradient of any loss. The paper's code therefore finds eps with the numbers of the
-forward pass in both directions (its ``true_gradient``), and only the final gradient is shaken. Both passes of a SAM
-step replay the random state, so that their forward numbers are the same.
+The resulting gradient is not the gradient of any loss. The SAM paper's code therefore computes eps with the true
+gradient, where the backward pass uses the scales of the forward pass (its option ``true_gradient``), and only the final
+gradient has scales of its own. Both passes of a SAM step replay the random state, so their forward scales are equal.
 """
 
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class Shaken(nn.Module):
-    """A layer that is shaken in training.
+class ShakeLayer(nn.Module):
+    """Base class of layers with random scales in training.
 
     Attributes:
-        true_gradient: Whether the backward pass uses the numbers of the forward pass.
+        true_gradient: Whether the backward pass uses the scales of the forward pass.
     """
 
     true_gradient = False
 
-    def _scaled(self, branch: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
-        """`forward` times the branch, whose gradient is `backward` times what comes in; both (N, 1, 1, 1)."""
+    def _scale(self, branch: Tensor, forward_scale: Tensor, backward_scale: Tensor) -> Tensor:
+        """Multiply a branch (N, C, H, W) by `forward_scale` and its gradient by `backward_scale`, both (N, 1, 1, 1)."""
         if self.true_gradient:
-            return branch * forward
-        scaled: Tensor = _Scale.apply(branch, forward, backward)
+            return branch * forward_scale
+        scaled: Tensor = _Scale.apply(branch, forward_scale, backward_scale)
         return scaled
 
 
-class ShakeShake(Shaken):
-    """a x + (1 - a) y with a uniform on [0, 1] for each example (Gastaldi, arXiv 1705.07485); in evaluation the mean.
+class ShakeShake(ShakeLayer):
+    """Random mixture of two branches (Gastaldi, arXiv 1705.07485): a x + (1 - a) y, with a uniform on [0, 1].
+
+    Each example of the batch has its own a. In evaluation mode the layer returns the mean of the branches.
 
     Shape:
-        Two of (N, C, H, W) -> (N, C, H, W).
+        Two inputs (N, C, H, W) -> (N, C, H, W).
     """
 
     def forward(self, first: Tensor, second: Tensor) -> Tensor:
         """Mix the branches."""
         if not self.training:
             return (first + second) / 2
-        forward, backward = _uniform(2, first)
-        return self._scaled(first, forward, backward) + self._scaled(second, 1 - forward, 1 - backward)
+        forward_scale, backward_scale = _draw_uniform(2, first)
+        return self._scale(first, forward_scale, backward_scale) + self._scale(
+            second, 1 - forward_scale, 1 - backward_scale
+        )
 
 
-class ShakeDrop(Shaken):
-    """A branch that is kept, or else scaled: by [-1, 1] forward and by [0, 1] backward, for each example.
+class ShakeDrop(ShakeLayer):
+    """Random scale of one branch (Yamada, Iwamura, Akiba and Kise, arXiv 1802.02375, eq. 6).
 
-    Yamada, Iwamura, Akiba and Kise (arXiv 1802.02375), eq. 6, with the ranges of their table of CIFAR. In evaluation it
-    is the mean: `keep` times the branch.
+    With probability `keep` the branch is not changed. Otherwise its scale is uniform on [-1, 1] in the forward pass and
+    on [0, 1] in the backward pass, the ranges of the paper's CIFAR table. Each example of the batch has its own random
+    numbers. In evaluation mode the layer returns the expected value, `keep` times the branch.
 
     Args:
-        keep: Probability that a branch is kept as it is.
+        keep: Probability that the branch is not changed, in [0, 1].
 
     Shape:
         (N, C, H, W) -> (N, C, H, W).
@@ -63,42 +66,30 @@ class ShakeDrop(Shaken):
         self.keep = keep
 
     def forward(self, branch: Tensor) -> Tensor:
-        """Shake the branch."""
+        """Scale the branch."""
         if not self.training:
             return branch * self.keep
-        chance, forward, backward = _uniform(3, branch)
-        kept = chance < self.keep
-        return self._scaled(branch, (2 * forward - 1).masked_fill(kept, 1.0), backward.masked_fill(kept, 1.0))
-
-
-@contextmanager
-def true_gradient(layers: Iterable[Shaken]) -> Iterator[None]:
-    """Passes in the body have the gradient of what they compute."""
-    layers = list(layers)
-    for layer in layers:
-        layer.true_gradient = True
-    try:
-        yield
-    finally:
-        for layer in layers:
-            layer.true_gradient = False
+        chance, forward_uniform, backward_uniform = _draw_uniform(3, branch)
+        is_kept = chance < self.keep
+        forward_scale = (2 * forward_uniform - 1).masked_fill(is_kept, 1.0)
+        return self._scale(branch, forward_scale, backward_uniform.masked_fill(is_kept, 1.0))
 
 
 class _Scale(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, branch: Tensor, forward: Tensor, backward: Tensor) -> Tensor:
-        ctx.save_for_backward(backward)
-        return branch * forward
+    def forward(ctx: Any, branch: Tensor, forward_scale: Tensor, backward_scale: Tensor) -> Tensor:
+        ctx.save_for_backward(backward_scale)
+        return branch * forward_scale
 
     @staticmethod
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
-        (backward,) = ctx.saved_tensors
-        return gradient * backward, None, None
+        (backward_scale,) = ctx.saved_tensors
+        return gradient * backward_scale, None, None
 
 
-def _uniform(count: int, like: Tensor) -> tuple[Tensor, ...]:
-    """`count` numbers on [0, 1) for each example, (N, 1, 1, 1).
+def _draw_uniform(count: int, like: Tensor) -> tuple[Tensor, ...]:
+    """Return `count` tensors (N, 1, 1, 1) of numbers uniform on [0, 1), with the device and dtype of `like`.
 
-    They are one draw, of the same size whatever is used of it: a compiler that left a draw out would shift the others.
+    All come from a single draw: a compiler that removed an unused draw would change the numbers of the others.
     """
     return torch.rand(count, len(like), 1, 1, 1, device=like.device).to(like.dtype).unbind()

@@ -1,24 +1,24 @@
-"""The body that networks for small images have in common: three stages of blocks."""
+"""Stages of residual blocks, the body of networks for small images."""
 
 from collections.abc import Callable, Sequence
 
 from torch import nn
 
-Block = Callable[[int, int, int], nn.Module]  # from channels in, channels out and stride
+BlockFactory = Callable[[int, int, int], nn.Module]  # (input channels, output channels, stride) -> block
 
 
-def stages(inputs: int, widths: Sequence[int], num_blocks: int, block: Block) -> nn.Sequential:
-    """`num_blocks` blocks for each of `widths`; each stage but the first begins with stride 2.
+def build_stages(inputs: int, widths: Sequence[int], num_blocks: int, build_block: BlockFactory) -> nn.Sequential:
+    """Return stages of `num_blocks` blocks each; the first block of every stage but the first has stride 2.
 
     Args:
-        inputs: Channels of the stem.
-        widths: Channels of each stage.
-        num_blocks: In a stage.
-        block: Makes one.
+        inputs: Number of the stem's output channels.
+        widths: Number of output channels of each stage.
+        num_blocks: Number of blocks in a stage.
+        build_block: Returns a block for (input channels, output channels, stride).
     """
     blocks: list[nn.Module] = []
     for stage, outputs in enumerate(widths):
         for index in range(num_blocks):
-            blocks.append(block(inputs, outputs, 2 if index == 0 and stage > 0 else 1))
+            blocks.append(build_block(inputs, outputs, 2 if index == 0 and stage > 0 else 1))
             inputs = outputs
     return nn.Sequential(*blocks)

@@ -1,4 +1,4 @@
-"""Mixup and CutMix: exact mixing, lambda's distribution, boxes as torchvision's, and the loss of what is mixed."""
+"""Mixup and CutMix: exact mixing, distribution of lambda, torchvision's boxes, and the loss of mixed labels."""
 
 import math
 from dataclasses import replace
@@ -15,7 +15,7 @@ from torchvision.transforms import v2
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.mixing import cutmix_box, mix_batch
-from sam_runner.sam.objective import Batch
+from sam_runner.sam.batch import Batch
 from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.state import Progress
@@ -25,91 +25,91 @@ from tests.helpers import TINY, config_of
 COUNT = 9
 
 
-def batch(seed=0, side=8):
-    """Images, each with a class of its own, so that the targets tell partner and share."""
+def make_batch(seed=0, side=8):
+    """Images that all have different classes, so that the targets identify lambda and the partners."""
     images = torch.randn(COUNT, 3, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
     return images, torch.arange(COUNT)
 
 
-def told_by(targets):
-    """Share and partner of each example."""
-    shares = targets.diagonal().clone()
-    others = targets - torch.diag(shares)
-    alone = others.sum(1) == 0  # its own partner
-    return shares, torch.where(alone, torch.arange(COUNT), others.argmax(1))
+def lambdas_and_partners(targets):
+    """Lambda and partner of each example."""
+    lambdas = targets.diagonal().clone()
+    others = targets - torch.diag(lambdas)
+    is_own_partner = others.sum(1) == 0
+    return lambdas, torch.where(is_own_partner, torch.arange(COUNT), others.argmax(1))
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 8.0])
 def test_mixup_is_exact(alpha):
     for number in range(5):
-        images, labels = batch(number)
+        images, labels = make_batch(number)
         result, targets = mix_batch(images, labels, COUNT, AugmentConfig(mixup=alpha), (0, 1, number))
-        shares, partner = told_by(targets)
-        share = float(shares[partner != labels][0])
-        np.testing.assert_allclose(shares[partner != labels], share, rtol=0, atol=1e-12)
-        expected = share * images.numpy() + (1 - share) * images.numpy()[partner]
+        lambdas, partners = lambdas_and_partners(targets)
+        lam = float(lambdas[partners != labels][0])
+        np.testing.assert_allclose(lambdas[partners != labels], lam, rtol=0, atol=1e-12)
+        expected = lam * images.numpy() + (1 - lam) * images.numpy()[partners]
         np.testing.assert_allclose(result.numpy(), expected, rtol=0, atol=1e-12)
         np.testing.assert_allclose(targets.sum(1), 1, rtol=0, atol=1e-12)
-        assert sorted(partner.tolist()) == labels.tolist()
+        assert sorted(partners.tolist()) == labels.tolist()
 
 
 def test_cutmix_is_exact():
-    seen = set()
+    areas = set()
     for number in range(20):
-        images, labels = batch(number)
+        images, labels = make_batch(number)
         result, targets = mix_batch(images, labels, COUNT, AugmentConfig(cutmix=1.0), (0, 1, number))
-        assert torch.equal(images, batch(number)[0])  # the input is left as it was
-        shares, partner = told_by(targets)
-        other = (partner != labels)[:, None, None, None]
-        taken = (result == images[partner]) & other
-        assert bool(((result == images) | taken).all())
-        boxes = taken[partner != labels]
-        assert bool((boxes == boxes[:1, :1]).all())  # one part for the batch and all channels
-        part = boxes[0, 0]
-        assert torch.equal(part, part.any(1)[:, None] & part.any(0))  # a rectangle
-        np.testing.assert_allclose(shares[partner != labels], 1 - float(part.double().mean()), rtol=0, atol=1e-12)
-        seen.add(int(part.sum()))
-    assert len(seen) > 5
+        assert torch.equal(images, make_batch(number)[0])  # the input is not modified
+        lambdas, partners = lambdas_and_partners(targets)
+        has_partner = (partners != labels)[:, None, None, None]
+        from_partner = (result == images[partners]) & has_partner
+        assert bool(((result == images) | from_partner).all())
+        boxes = from_partner[partners != labels]
+        assert bool((boxes == boxes[:1, :1]).all())  # one box for the batch and all channels
+        box = boxes[0, 0]
+        assert torch.equal(box, box.any(1)[:, None] & box.any(0))  # a rectangle
+        np.testing.assert_allclose(lambdas[partners != labels], 1 - float(box.double().mean()), rtol=0, atol=1e-12)
+        areas.add(int(box.sum()))
+    assert len(areas) > 5
 
 
 @settings(deadline=None, max_examples=60)
 @given(
-    height=st.integers(1, 40), width=st.integers(1, 40), share=st.floats(0, 1), data=st.data(),
+    height=st.integers(1, 40), width=st.integers(1, 40), lam=st.floats(0, 1), data=st.data(),
 )  # fmt: skip
-def test_boxes_are_torchvisions(height, width, share, data):
+def test_boxes_are_torchvisions(height, width, lam, data):
     row, column = data.draw(st.integers(0, height - 1)), data.draw(st.integers(0, width - 1))
-    theirs = v2.CutMix(num_classes=2)
-    theirs._dist = SimpleNamespace(sample=lambda _: torch.tensor(share, dtype=torch.float64))
+    reference = v2.CutMix(num_classes=2)
+    reference._dist = SimpleNamespace(sample=lambda _: torch.tensor(lam, dtype=torch.float64))
     with mock.patch.object(torch, "randint", side_effect=[torch.tensor([column]), torch.tensor([row])]):
-        params = theirs.make_params([torch.zeros(2, 3, height, width)])
-    box = cutmix_box(height, width, share, row, column)
+        params = reference.make_params([torch.zeros(2, 3, height, width)])
+    box = cutmix_box(height, width, lam, row, column)
     assert (box.left, box.top, box.right, box.bottom) == params["box"]
 
 
 @pytest.mark.parametrize("alpha", [0.2, 1.0, 32.0])
 def test_lambda_has_the_beta_distribution(alpha):
     images, labels = torch.zeros(2, 1, 1, 1, dtype=torch.float64), torch.tensor([0, 1])
-    shares, swapped = [], 0
+    lambdas, num_swapped = [], 0
     for number in range(3000):
         _, targets = mix_batch(images, labels, 2, AugmentConfig(mixup=alpha), (7, number % 5, number))
         if targets[0, 0] < 1:  # each is the partner of the other
-            swapped += 1
-            shares.append(float(targets[0, 0]))
-    assert abs(swapped - 1500) < 4 * (3000 / 4) ** 0.5
-    assert stats.kstest(shares, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
+            num_swapped += 1
+            lambdas.append(float(targets[0, 0]))
+    assert abs(num_swapped - 1500) < 4 * (3000 / 4) ** 0.5
+    assert stats.kstest(lambdas, stats.beta(alpha, alpha).cdf).pvalue > 1e-3
 
 
-def test_what_is_drawn_is_a_function_of_seed_epoch_and_batch():
+def test_mixing_is_a_function_of_seed_epoch_and_batch():
     state = torch.get_rng_state()
-    first = mix_batch(*batch(), COUNT, AugmentConfig(mixup=1.0), (1, 2, 3))[1]
-    assert torch.equal(mix_batch(*batch(), COUNT, AugmentConfig(mixup=1.0), (1, 2, 3))[1], first)
+    first = mix_batch(*make_batch(), COUNT, AugmentConfig(mixup=1.0), (1, 2, 3))[1]
+    assert torch.equal(mix_batch(*make_batch(), COUNT, AugmentConfig(mixup=1.0), (1, 2, 3))[1], first)
     assert torch.equal(torch.get_rng_state(), state)
     for key in ((1, 2, 4), (1, 3, 3), (2, 2, 3)):
-        assert not torch.equal(mix_batch(*batch(), COUNT, AugmentConfig(mixup=1.0), key)[1], first)
+        assert not torch.equal(mix_batch(*make_batch(), COUNT, AugmentConfig(mixup=1.0), key)[1], first)
 
 
 def test_without_mixing_the_targets_are_the_labels():
-    images, labels = batch()
+    images, labels = make_batch()
     assert mix_batch(images, labels, COUNT, AugmentConfig(), (0, 0, 0)) == (images, labels)
     for examples in make_loader(random_set(), augmentation=AugmentConfig(flip=True)).epoch():
         assert torch.equal(examples.targets, examples.labels)
@@ -117,7 +117,7 @@ def test_without_mixing_the_targets_are_the_labels():
 
 @pytest.mark.parametrize("options", [{"mixup": 1.0}, {"cutmix": 1.0}])
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_a_loader_mixes_what_it_would_give(options, channels_last):
+def test_a_loader_mixes_its_augmented_batches(options, channels_last):
     basic = {"pad": 2, "flip": True, "cutout": 3, "cutout_per_batch": True, "erasing": 0.5}
     plain = make_loader(random_set(), augmentation=AugmentConfig(**basic), seed=3)
     loader = make_loader(
@@ -125,19 +125,21 @@ def test_a_loader_mixes_what_it_would_give(options, channels_last):
     )
     layout = torch.channels_last if channels_last else torch.contiguous_format
     for start in (0, 2):
-        for number, (expected, found) in enumerate(zip(plain.epoch(2, start), loader.epoch(2, start), strict=True)):
+        for number, (expected, result) in enumerate(zip(plain.epoch(2, start), loader.epoch(2, start), strict=True)):
             key = (3, 2, start + number)
             images, targets = mix_batch(expected.images, expected.labels, 4, AugmentConfig(**options), key)
-            assert torch.equal(found.images, images)
-            assert torch.equal(found.targets, targets)
-            assert torch.equal(found.labels, expected.labels)
-            assert found.images.is_contiguous(memory_format=layout)
+            assert torch.equal(result.images, images)
+            assert torch.equal(result.targets, targets)
+            assert torch.equal(result.labels, expected.labels)
+            assert result.images.is_contiguous(memory_format=layout)
 
 
-def test_one_place_of_the_cutout_for_a_batch():
-    white = random_set(40, 1, 8)
+def test_one_cutout_centre_for_a_batch():
     loader = make_loader(
-        white, augmentation=AugmentConfig(cutout=3, cutout_per_batch=True), batch_size=8, dtype=torch.float64
+        random_set(40, 1, 8),
+        augmentation=AugmentConfig(cutout=3, cutout_per_batch=True),
+        batch_size=8,
+        dtype=torch.float64,
     )
     holes = []
     for examples in loader.epoch(1):
@@ -150,12 +152,12 @@ def test_one_place_of_the_cutout_for_a_batch():
 
 @pytest.mark.parametrize("smoothing", [0.0, 0.1])
 def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing):
-    """With smoothing s each label becomes (1 - s) of itself and s / C of all; the rest is linear."""
+    """With smoothing s a target t becomes (1 - s) t + s / C; the loss is linear in the targets."""
     run = build_run(config_of(*TINY, "augment.mixup=1.0", f"label_smoothing={smoothing}", "precision=fp32"))
     examples = next(run.train.epoch(0))
     assert examples.targets.shape == (16, 4)
-    evaluation, _ = run.step.objective.gradient(Batch(examples.images, examples.targets), at_w=True)
-    logits = evaluation.logits.double().numpy()
+    evaluation = run.step.objective.evaluate(Batch(examples.images, examples.targets))
+    logits = evaluation.outputs.double().numpy()
     log_probabilities = logits - np.log(np.exp(logits).sum(1, keepdims=True))
     targets = (1 - smoothing) * examples.targets.double().numpy() + smoothing / 4
     assert float(evaluation.loss) == pytest.approx(-(targets * log_probabilities).sum(1).mean(), rel=1e-5)
@@ -163,14 +165,14 @@ def test_the_loss_of_mixed_labels_is_the_mix_of_the_losses(smoothing):
 
 
 def test_groups_and_micro_batches_keep_image_and_target_together():
-    images, labels = batch()
+    images, labels = make_batch()
     parts = Batch(*mix_batch(images, labels, COUNT, AugmentConfig(mixup=1.0), (0, 0, 0))).split(4)
     assert [len(part) for part in parts] == [4, 4, 1]
-    assert [tuple(part.labels.shape) for part in parts] == [(4, COUNT), (4, COUNT), (1, COUNT)]
+    assert [tuple(part.targets.shape) for part in parts] == [(4, COUNT), (4, COUNT), (1, COUNT)]
 
 
-class Watched:
-    """A step that keeps the batches it is given."""
+class RecordingStep:
+    """A step that records its batches and step numbers."""
 
     def __init__(self, step):
         self.optimizer, self.objective, self.step = step.optimizer, step.objective, step
@@ -184,12 +186,12 @@ class Watched:
 
 def test_the_trainer_learns_the_targets_and_measures_against_the_labels():
     run = build_run(config_of(*TINY, "augment.mixup=1.0", "noise=pair", "noise.rate=0.5", "optimizer=sam"))
-    run = replace(run, step=Watched(run.step))
+    run = replace(run, step=RecordingStep(run.step))
     meter = mock.Mock()
     for examples in run.train.epoch(0):
         loop._train_step(run, meter, examples, Progress())
-        assert torch.equal(run.step.batches[-1].labels, examples.targets)
-        assert torch.equal(run.step.batches[-1].images, examples.images)
+        assert torch.equal(run.step.batches[-1].targets, examples.targets)
+        assert torch.equal(run.step.batches[-1].inputs, examples.images)
         _, labels, clean_labels, share = meter.add.call_args.args
         assert share == 1
         assert torch.equal(labels, examples.labels)

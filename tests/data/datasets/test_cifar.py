@@ -1,8 +1,9 @@
-"""CIFAR as published and CIFAR-N's labels: both versions, archives, what is damaged, what is hostile."""
+"""CIFAR in all published forms, damaged files, and the labels of CIFAR-N."""
 
 import io
 import pickle
 import tarfile
+from functools import partial
 
 import numpy as np
 import pytest
@@ -11,17 +12,17 @@ from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
 
 from sam_runner.data.datasets.cifar import CIFAR10, CIFAR100, CLASSES_10, CLASSES_100, cifar10, cifar100
-from sam_runner.data.image_sets import Splits, image_set
-from sam_runner.data.noise import HUMAN, human
-from sam_runner.training import build
+from sam_runner.data.image_sets import make_image_set
+from sam_runner.data.noise import CIFAR_N_KEYS, human, noise_needs, none
+from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.utils.errors import InputError
-from tests.helpers import config_of, invoke
+from tests.helpers import invoke
 
 BATCHES = ["data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch"]
 READERS = {"cifar10": (cifar10, CIFAR10), "cifar100": (cifar100, CIFAR100)}
 
 
-def drawn(name, per_file=20):
+def random_files(name, per_file=20):
     """Pixels and labels of each file of a set, in the order of its files."""
     draws = np.random.default_rng(0)
     classes, files = (10, BATCHES) if name == "cifar10" else (100, ["train", "test"])
@@ -31,24 +32,29 @@ def drawn(name, per_file=20):
     }
 
 
-def contents(name, kind, parts):
+def training_labels(files):
+    """Labels of the training set of CIFAR-10, in the order of its files."""
+    return np.concatenate([labels for file, (_, labels) in files.items() if file != "test_batch"])
+
+
+def file_contents(name, kind, parts):
     """The bytes of each file of a version: "binary", "python" (as Python 3 pickles it), "python 2"."""
-    made = {}
+    files = {}
     for file, (pixels, labels) in parts.items():
         if kind == "binary":
             columns = (
                 [labels[:, None], pixels] if name == "cifar10" else [labels[:, None] // 5, labels[:, None], pixels]
             )
-            made[f"{file}.bin"] = np.concatenate(columns, 1).astype(np.uint8).tobytes()
+            files[f"{file}.bin"] = np.concatenate(columns, 1).astype(np.uint8).tobytes()
         else:
             key = "labels" if name == "cifar10" else "fine_labels"
-            made[file] = pickle.dumps({b"data": pixels, key.encode(): labels.tolist()}, protocol=2)
+            files[file] = pickle.dumps({b"data": pixels, key.encode(): labels.tolist()}, protocol=2)
             if kind == "python 2":
-                made[file] = as_python_2(pixels, labels.tolist(), key)
-    return made
+                files[file] = python_2_pickle(pixels, labels.tolist(), key)
+    return files
 
 
-def as_python_2(pixels, labels, key):
+def python_2_pickle(pixels, labels, key):
     """A pickle of protocol 2 with strings of bytes, as Python 2 and its NumPy wrote it: the published form."""
 
     def text(value):
@@ -65,19 +71,19 @@ def as_python_2(pixels, labels, key):
     return b"\x80\x02}(" + text(b"data") + array + text(key.encode()) + numbers + b"u."
 
 
-def lay_out(folder, name, kind, parts, *, archive=False):
+def write_dataset(folder, name, kind, parts, *, archive=False):
     version = READERS[name][1][0 if kind == "binary" else 1]
-    made = contents(name, kind, parts)
+    files = file_contents(name, kind, parts)
     folder.mkdir(parents=True, exist_ok=True)
     if archive:
-        tar_of(folder / version.archive, {f"{version.folder}/{file}": content for file, content in made.items()})
+        write_tar(folder / version.archive, {f"{version.folder}/{file}": content for file, content in files.items()})
         return
     (folder / version.folder).mkdir()
-    for file, content in made.items():
+    for file, content in files.items():
         (folder / version.folder / file).write_bytes(content)
 
 
-def tar_of(path, members, links=()):
+def write_tar(path, members, links=()):
     with tarfile.open(path, "w:gz") as tar:
         for name, target in links:
             entry = tarfile.TarInfo(name)
@@ -89,7 +95,7 @@ def tar_of(path, members, links=()):
             tar.addfile(entry, io.BytesIO(content))
 
 
-def check(splits, parts, classes):
+def assert_splits_equal(splits, parts, classes):
     *train, test = parts.values()
     for part, (pixels, labels) in (
         (splits.train, tuple(map(np.concatenate, zip(*train, strict=True)))),
@@ -105,37 +111,37 @@ def check(splits, parts, classes):
 @pytest.mark.parametrize("kind", ["binary", "python", "python 2"])
 @pytest.mark.parametrize("name", READERS)
 def test_every_published_form_gives_the_same_images(name, kind, archive, tmp_path):
-    parts = drawn(name)
-    lay_out(tmp_path, name, kind, parts, archive=archive)
-    check(READERS[name][0](root=str(tmp_path)), parts, CLASSES_10 if name == "cifar10" else CLASSES_100)
+    parts = random_files(name)
+    write_dataset(tmp_path, name, kind, parts, archive=archive)
+    assert_splits_equal(READERS[name][0](root=str(tmp_path)), parts, CLASSES_10 if name == "cifar10" else CLASSES_100)
 
 
 def test_the_folder_itself_may_be_given(tmp_path):
-    parts = drawn("cifar10")
-    lay_out(tmp_path, "cifar10", "binary", parts)
-    check(cifar10(root=str(tmp_path / "cifar-10-batches-bin")), parts, CLASSES_10)
+    parts = random_files("cifar10")
+    write_dataset(tmp_path, "cifar10", "binary", parts)
+    assert_splits_equal(cifar10(root=str(tmp_path / "cifar-10-batches-bin")), parts, CLASSES_10)
 
 
 def test_torchvision_reads_the_same_from_the_python_version(tmp_path, monkeypatch):
-    """An oracle for the layout; its check of the published digests is switched off, since the images are ours."""
+    """torchvision is the oracle for the layout; its digest check is disabled, since the images are random."""
     from torchvision.datasets import CIFAR10
 
-    parts = drawn("cifar10")
-    lay_out(tmp_path, "cifar10", "python 2", parts)
+    parts = random_files("cifar10")
+    write_dataset(tmp_path, "cifar10", "python 2", parts)
     (tmp_path / "cifar-10-batches-py" / "batches.meta").write_bytes(pickle.dumps({"label_names": list(CLASSES_10)}))
     monkeypatch.setattr("torchvision.datasets.cifar.check_integrity", lambda *_: True)
-    theirs, ours = CIFAR10(tmp_path, train=True), cifar10(root=str(tmp_path)).train
-    assert np.array_equal(theirs.data, ours.images_NCHW.permute(0, 2, 3, 1).numpy())
-    assert theirs.targets == ours.labels.tolist()
+    reference, result = CIFAR10(tmp_path, train=True), cifar10(root=str(tmp_path)).train
+    assert np.array_equal(reference.data, result.images_NCHW.permute(0, 2, 3, 1).numpy())
+    assert reference.targets == result.labels.tolist()
 
 
 @pytest.mark.parametrize("kind", ["binary", "python"])
 @pytest.mark.parametrize("damage", ["cut", "missing", "label", "text"])
 def test_damage_is_named(kind, damage, tmp_path):
-    parts = drawn("cifar10")
+    parts = random_files("cifar10")
     if damage == "label":
         parts["test_batch"][1][3] = 11
-    lay_out(tmp_path, "cifar10", kind, parts)
+    write_dataset(tmp_path, "cifar10", kind, parts)
     folder = tmp_path / ("cifar-10-batches-bin" if kind == "binary" else "cifar-10-batches-py")
     path = folder / ("data_batch_3.bin" if kind == "binary" else "data_batch_3")
     if damage == "cut":
@@ -151,28 +157,28 @@ def test_damage_is_named(kind, damage, tmp_path):
 
 
 def test_a_cut_archive_is_named(tmp_path):
-    lay_out(tmp_path, "cifar10", "binary", drawn("cifar10"), archive=True)
+    write_dataset(tmp_path, "cifar10", "binary", random_files("cifar10"), archive=True)
     path = tmp_path / "cifar-10-binary.tar.gz"
     path.write_bytes(path.read_bytes()[:-300_000])
     with pytest.raises(InputError, match=r"cifar-10-binary\.tar\.gz"):
         cifar10(root=str(tmp_path))
 
 
-def test_what_is_missing_says_how_to_get_it(tmp_path):
-    with pytest.raises(InputError, match=r"data\.download=true, or fetch https://www\.cs\.toronto\.edu"):
+def test_a_missing_set_says_how_to_get_it(tmp_path):
+    with pytest.raises(InputError, match=r"data\.download=true, or download https://www\.cs\.toronto\.edu"):
         cifar100(root=str(tmp_path))
 
 
 COLUMNS = {"clean_label": [0, 1, 2, 0, 1, 2], "worse_label": [2, 1, 0, 0, 0, 2], "aggre_label": [0, 1, 2, 0, 1, 1]}
 
 
-def labels_file(path, columns=COLUMNS, kind=np.int64):
+def write_labels_file(path, columns=COLUMNS, kind=np.int64):
     torch.save({key: np.array(values, kind) for key, values in columns.items()}, path, pickle_protocol=2)
     return str(path)
 
 
 def test_human_labels_in_the_published_order_are_as_they_stand(tmp_path):
-    file, labels = labels_file(tmp_path / "human.pt"), torch.tensor(COLUMNS["clean_label"])
+    file, labels = write_labels_file(tmp_path / "human.pt"), torch.tensor(COLUMNS["clean_label"])
     assert human(labels, 3, 0, file=file, set="worst").tolist() == COLUMNS["worse_label"]
     assert human(labels, 3, 1, file=file, set="aggre").tolist() == COLUMNS["aggre_label"]
     assert labels.tolist() == COLUMNS["clean_label"]
@@ -180,33 +186,30 @@ def test_human_labels_in_the_published_order_are_as_they_stand(tmp_path):
 
 def test_human_labels_follow_the_images_of_a_folder(tmp_path):
     """Class by class: image k of a class is the k-th of it in the file."""
-    file = labels_file(tmp_path / "human.pt")
+    file = write_labels_file(tmp_path / "human.pt")
     assert human(torch.tensor([0, 0, 1, 1, 2, 2]), 3, 0, file=file, set="worst").tolist() == [2, 0, 1, 0, 0, 2]
 
 
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        ({"worse_label": [0, 1, 2, 0, 1]}, "of other images"),
-        ({"worse_label": [0, 1, 2, 0, 1, 3]}, "of other images"),
-        ({"worse_label": [0, 1, 2, 0, 1, -1]}, "of other images"),
-        ({"clean_label": [0, 1, 2, 0, 1, 1]}, "of other images"),
-        ({"worse_label": [[0, 1, 2, 0, 1, 1]]}, "no file of labels"),
+        ({"worse_label": [0, 1, 2, 0, 1]}, "labels that do not match"),
+        ({"worse_label": [0, 1, 2, 0, 1, 3]}, "labels that do not match"),
+        ({"worse_label": [0, 1, 2, 0, 1, -1]}, "labels that do not match"),
+        ({"clean_label": [0, 1, 2, 0, 1, 1]}, "labels that do not match"),
+        ({"worse_label": [[0, 1, 2, 0, 1, 1]]}, "no one-dimensional integer labels"),
     ],
 )
 def test_human_labels_of_other_images_are_refused(change, message, tmp_path):
-    file = labels_file(tmp_path / "human.pt", COLUMNS | change)
+    file = write_labels_file(tmp_path / "human.pt", COLUMNS | change)
     with pytest.raises(InputError, match=message):
         human(torch.tensor([0, 0, 1, 1, 2, 2]), 3, 0, file=file, set="worst")
 
 
 def test_a_set_that_is_not_there_is_named_with_those_that_are(tmp_path):
     with pytest.raises(InputError, match=r"(?s)noise\.set=random2.*it has: aggre, worst"):
-        human(torch.zeros(6, dtype=torch.int64), 3, 0, file=labels_file(tmp_path / "human.pt"), set="random2")
-    assert set(HUMAN) == {"aggre", "random1", "random2", "random3", "worst", "noisy"}
-
-
-SETTINGS = config_of("data=digits", "augment=none")
+        human(torch.zeros(6, dtype=torch.int64), 3, 0, file=write_labels_file(tmp_path / "human.pt"), set="random2")
+    assert set(CIFAR_N_KEYS) == {"aggre", "random1", "random2", "random3", "worst", "noisy"}
 
 
 @settings(
@@ -214,41 +217,41 @@ SETTINGS = config_of("data=digits", "augment=none")
     suppress_health_check=[HealthCheck.function_scoped_fixture],
 )  # fmt: skip
 @given(seed=st.integers(0, 2**32 - 1), held_out=st.sampled_from([0.0, 0.1, 0.4]), used=st.floats(0.2, 1))
-def test_human_labels_stay_with_their_images_when_a_part_is_kept(seed, held_out, used, tmp_path, monkeypatch):
-    """Each image spells its place in the whole set; what it is to be learnt as stands at that place of the file."""
+def test_human_labels_stay_with_their_images_when_a_part_is_kept(seed, held_out, used, tmp_path):
+    """The pixels of each image are its index in the whole set, which is also its index in the file."""
     draws = np.random.default_rng(seed)
     clean, given_labels = draws.integers(0, 3, (2, 60))
-    monkeypatch.setattr(build, "_loaded", lambda _: Splits(numbered(clean), numbered(np.array([0, 1, 2]))))
-    file = labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": given_labels})
-    data = {"val_fraction": held_out, "train_fraction": used, "drop_last": False}
-    noise = {"_target_": "sam_runner.data.noise.human", "file": file, "set": "worst"}
-    plain, noisy = (build.build_data({**SETTINGS, "data": data, **more}) for more in ({}, {"noise": noise}))
-    places = noisy.train.images_NCHW[:, 0, 0, 0].tolist()
-    assert noisy.train.labels.tolist() == [given_labels[place] for place in places]
-    assert noisy.train.clean_labels.tolist() == [clean[place] for place in places]
-    assert len(places) == round(used * round(60 - round(held_out * 60)))
+    splits = Splits(numbered_images(clean), numbered_images(np.array([0, 1, 2])))
+    file = write_labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": given_labels})
+    fractions = {"val_fraction": held_out, "train_fraction": used, "seed": 0}
+    prepare = partial(prepare_splits, splits, partial(human, file=file, set="worst"), needs=noise_needs(human))
+    plain, noisy = prepare_splits(splits, none, needs="labels", **fractions), prepare(**fractions)
+    indices = noisy.train.images_NCHW[:, 0, 0, 0].tolist()
+    assert noisy.train.labels.tolist() == [given_labels[index] for index in indices]
+    assert noisy.train.clean_labels.tolist() == [clean[index] for index in indices]
+    assert len(indices) == round(used * round(60 - round(held_out * 60)))
     assert torch.equal(noisy.train.images_NCHW, plain.train.images_NCHW)
     if held_out:
-        apart = noisy.validation
-        assert apart.labels.tolist() == [clean[place] for place in apart.images_NCHW[:, 0, 0, 0].tolist()]
-        assert torch.equal(apart.labels, apart.clean_labels)
-        assert torch.equal(apart.images_NCHW, plain.validation.images_NCHW)
-        data["val_labels"] = "noisy"
-        apart = build.build_data({**SETTINGS, "data": data, "noise": noise}).validation
-        assert apart.labels.tolist() == [given_labels[place] for place in apart.images_NCHW[:, 0, 0, 0].tolist()]
+        validation = noisy.validation
+        indices = validation.images_NCHW[:, 0, 0, 0].tolist()
+        assert validation.labels.tolist() == [clean[index] for index in indices]
+        assert torch.equal(validation.labels, validation.clean_labels)
+        assert torch.equal(validation.images_NCHW, plain.validation.images_NCHW)
+        validation = prepare(**fractions, val_labels="noisy").validation
+        assert validation.labels.tolist() == [given_labels[index] for index in indices]
 
 
-def numbered(labels):
-    """A set whose images are their place in it."""
+def numbered_images(labels):
+    """A set in which the pixels of each image are its index."""
     pixels = torch.arange(len(labels), dtype=torch.uint8).reshape(-1, 1, 1, 1).expand(-1, 1, 4, 4)
-    return image_set(pixels, torch.from_numpy(labels), ("a", "b", "c"))
+    return make_image_set(pixels, torch.from_numpy(labels), ("a", "b", "c"))
 
 
-def test_a_search_on_human_noise_holds_images_out_and_tells_the_rate_of_what_is_kept(tmp_path, monkeypatch, capsys):
-    parts = drawn("cifar10")
-    lay_out(tmp_path, "cifar10", "binary", parts)
-    clean = np.concatenate([labels for name, (_, labels) in parts.items() if name != "test_batch"])
-    labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 1) % 10})
+def test_a_run_on_human_noise_holds_images_out_and_logs_the_noise_rate(tmp_path, monkeypatch, capsys):
+    parts = random_files("cifar10")
+    write_dataset(tmp_path, "cifar10", "binary", parts)
+    clean = training_labels(parts)
+    write_labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 1) % 10})
     words = [
         "data=cifar10", "data.root=.", "noise=human", "noise.file=human.pt", "data.val_fraction=0.2", "batch_size=20",
         "data.train_fraction=0.5", "epochs=1", "model.width=4", "device=cpu", "run_dir=run",
@@ -257,16 +260,18 @@ def test_a_search_on_human_noise_holds_images_out_and_tells_the_rate_of_what_is_
     assert done.returncode == 0, done.stderr
     assert "40 train, 20 test, 20 validation images, 10 classes, 40 training labels corrupted (100.00%)" in done.stdout
     assert '"validation/accuracy"' in (tmp_path / "run" / "result.json").read_text()
-    labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 2) % 10})
+    write_labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + 2) % 10})
     done = invoke(monkeypatch, capsys, tmp_path, *words, "epochs=2")
     assert (done.returncode, "labels have changed" in done.stderr) == (2, True)
 
 
 def test_training_under_human_labels_reports_both_parts(tmp_path, monkeypatch, capsys):
-    parts = drawn("cifar10")
-    lay_out(tmp_path, "cifar10", "binary", parts, archive=True)
-    clean = np.concatenate([labels for name, (_, labels) in parts.items() if name != "test_batch"])
-    labels_file(tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + (np.arange(100) < 40)) % 10})
+    parts = random_files("cifar10")
+    write_dataset(tmp_path, "cifar10", "binary", parts, archive=True)
+    clean = training_labels(parts)
+    write_labels_file(
+        tmp_path / "human.pt", {"clean_label": clean, "worse_label": (clean + (np.arange(100) < 40)) % 10}
+    )
     done = invoke(
         monkeypatch, capsys, tmp_path, "data=cifar10", "data.root=.", "noise=human", "noise.file=human.pt",
         "batch_size=50", "epochs=1", "model.width=4", "device=cpu", "run_dir=run",

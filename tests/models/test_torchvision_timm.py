@@ -1,4 +1,4 @@
-"""Networks of torchvision and timm by name."""
+"""Networks of torchvision and timm, constructed by name."""
 
 import sys
 
@@ -8,7 +8,7 @@ import torchvision
 import yaml
 
 from sam_runner.commands.train import CONF
-from sam_runner.models.published import timm_model, torchvision_model
+from sam_runner.models.torchvision_timm import timm_model, torchvision_model
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
@@ -23,7 +23,7 @@ NAMED = sorted(
 
 
 @pytest.mark.parametrize("name", NAMED)
-def test_a_file_of_torchvision_is_of_the_network_in_its_name_with_the_published_number_of_weights(name):
+def test_a_torchvision_option_builds_the_network_of_its_name_with_the_published_number_of_weights(name):
     content = yaml.safe_load((CONF / "model" / f"{name}.yaml").read_text())
     assert content == {"defaults": ["torchvision", "_self_"], "name": name}
     published = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta["num_params"]
@@ -46,24 +46,24 @@ def test_every_classification_network_of_torchvision_can_be_named():
 def test_a_vision_transformer_takes_the_side_of_the_images():
     with torch.device("meta"):
         assert torchvision_model(5, name="vit_b_16", image_size=32).encoder.pos_embedding.shape == (1, 5, 768)
-    with pytest.raises(ValueError, match="cannot be made for images of 30 pixels"):
+    with pytest.raises(ValueError, match="does not support images of 30 pixels"):
         torchvision_model(5, name="vit_b_16", image_size=30)
 
 
 @pytest.mark.parametrize(
-    ("overrides", "said"),
+    ("overrides", "message"),
     [
         (["model=torchvision", "model.name=resnet51"], "did you mean resnet50"),
-        (["model=torchvision", "model.name=fasterrcnn_resnet50_fpn"], "no classification network of torchvision"),
+        (["model=torchvision", "model.name=fasterrcnn_resnet50_fpn"], "not a classification network of torchvision"),
         (["model=resnet50", "data.channels=1"], "is for 3 channels, the images have 1"),
         (["model=vit_b_16", "data.image_size=20"], "images of 20 pixels"),
         (["model=timm", "model.name=resnet50e"], "did you mean resnet50 or"),
-        (["model=timm", "model.name=hf-hub:someone/something"], "no classification network of timm"),
-        (["model=timm", "model.name=resnet18.nobody_in1k"], "no classification network of timm"),
+        (["model=timm", "model.name=hf-hub:someone/something"], "not a classification network of timm"),
+        (["model=timm", "model.name=resnet18.nobody_in1k"], "not a classification network of timm"),
     ],
 )
-def test_what_cannot_be_made_is_told(overrides, said):
-    with pytest.raises(InputError, match=said):
+def test_impossible_networks_are_an_input_error(overrides, message):
+    with pytest.raises(InputError, match=message):
         build_run(config_of(*IMAGES, *overrides))
 
 

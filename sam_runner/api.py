@@ -1,0 +1,119 @@
+"""Train and read runs from Python: `train`, `load_run` and `load_results`, as the commands do it."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.rules import require_files
+from sam_runner.runs.folder import read_config
+from sam_runner.runs.status import finished_result, new_call_name
+from sam_runner.utils.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas
+    from torch import nn
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """A run on the disk.
+
+    Attributes:
+        folder: The run folder.
+        config: Its settings.
+    """
+
+    folder: Path
+    config: ExperimentConfig
+
+    @property
+    def result(self) -> dict[str, Any]:
+        """result.json: status, seed, epoch, step, ``final`` and ``best`` metrics; empty where it has not finished."""
+        return finished_result(self.folder) or {}
+
+    @property
+    def final(self) -> dict[str, float]:
+        """Metrics at the end by tag, e.g. ``test/accuracy``; empty where the run has not finished."""
+        metrics: dict[str, float] = self.result.get("final", {})
+        return metrics
+
+    @cached_property
+    def metrics(self) -> "pandas.DataFrame":
+        """metrics.jsonl: one row a logged step, with the columns ``step``, ``epoch`` and the tags."""
+        import pandas
+
+        return pandas.read_json(self.folder / "metrics.jsonl", lines=True)
+
+    def model(self, checkpoint: str = "last", device: str = "cpu") -> "nn.Module":
+        """Build the network and load the weights of a checkpoint; the data are read to know channels and classes.
+
+        Args:
+            checkpoint: "last" or "best".
+            device: Device of the network.
+
+        Returns:
+            The network in evaluation mode.
+
+        Raises:
+            InputError: Where there is no good checkpoint, or the data cannot be read.
+        """
+        from sam_runner.runs.load import restore_run
+
+        return restore_run(self.folder, checkpoint, device).model.eval()
+
+
+def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> RunResult:
+    """Train one run, as ``sam-train`` does with the same arguments.
+
+    Args:
+        overrides: ``key=value`` and ``group=option``, e.g. ``["optimizer=sam", "rho=0.05"]``.
+        config_dir: Folder of your own groups and options.
+
+    Returns:
+        The finished run.
+
+    Raises:
+        InputError: Where the settings are not valid; nothing has been written then.
+        TrainingError: Where a number is not finite, or the disk is full.
+    """
+    from sam_runner.config import hydra_guard
+    from sam_runner.config.experiment import load_experiment
+    from sam_runner.config.hydra import compose_settings, plain_settings
+
+    composed = compose_settings(overrides, return_hydra_config=True, config_dir=config_dir)
+    hydra_guard.check(composed)
+    config = load_experiment(plain_settings(composed), list(composed.hydra.overrides.task))
+    require_files(config)
+    if config.dry_run:
+        raise InputError("dry_run=true prints a plan and trains nothing\n  use sam-train ... dry_run=true")
+    from sam_runner.runs.start import start_run
+
+    os.environ["SAM_RUNNER_STARTED"] = new_call_name()  # each call has a folder of its own
+    folder = start_run(config, overrides)
+    assert folder is not None
+    return load_run(folder)
+
+
+def load_run(folder: str | os.PathLike[str]) -> RunResult:
+    """Read a run from its folder.
+
+    Raises:
+        InputError: Where the folder holds no run.
+    """
+    path = Path(os.path.expanduser(folder))
+    return RunResult(path, read_config(path))
+
+
+def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
+    """Read every run below some folders: one row a run, with its settings by dotted name and its metrics by tag.
+
+    Raises:
+        InputError: Where a folder does not exist.
+    """
+    from sam_runner.reports.results import load_results as load
+
+    return load([Path(os.path.expanduser(folder)) for folder in folders])

@@ -1,0 +1,130 @@
+"""Training, validation and test set: holding out, subsampling and label noise, in the order that the noise requires.
+
+A data set is a function that returns `Splits`; its arguments are the keys of its file in conf/data. To add one, write
+the function in `sam_runner/data/datasets`, the file and a test.
+"""
+
+import hashlib
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.noise import NoiseNeeds
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.seeding import derive_seed, make_generator
+
+
+@dataclass(frozen=True)
+class Splits:
+    """Training, test and validation set; `validation` is None without held-out images."""
+
+    train: Images
+    test: Images
+    validation: Images | None = None
+
+    def with_train_labels(self, labels: Tensor) -> "Splits":
+        """Return the same sets with other labels to learn in the training set."""
+        return replace(self, train=self.train.with_labels(labels))
+
+    def digest(self) -> str:
+        """Hex sha256 over shapes, classes, images and labels: the inputs of a result that are not settings."""
+        total = hashlib.sha256()
+        for part in (self.train, self.test, self.validation):
+            if part is not None:
+                total.update(repr(((len(part), *part.shape), part.classes)).encode())
+                for content in (part.digest_bytes(), part.labels.numpy().data, part.clean_labels.numpy().data):
+                    total.update(content)
+        return total.hexdigest()
+
+
+def prepare_splits(
+    splits: Splits,
+    noise: Callable[..., Tensor],
+    *,
+    needs: NoiseNeeds,
+    seed: int,
+    val_fraction: float = 0.0,
+    train_fraction: float = 1.0,
+    val_labels: str = "clean",
+) -> Splits:
+    """Hold out validation images, subsample the training set and apply label noise.
+
+    Noise that needs the whole set is applied first, so that each image keeps its label for every fraction. Other noise
+    is applied to the images that are trained on, so that its rate is exact for them.
+
+    Args:
+        splits: Sets of a data set function, without noise.
+        noise: Noise model, called with keywords `labels`, `num_classes`, `seed` and, if it needs images, `images_NCHW`.
+        needs: Input of the noise model, from `sam_runner.data.noise.noise_needs`.
+        seed: Seed of the run; it changes the noise only, never which images are held out or kept.
+        val_fraction: Fraction of the training images to hold out, in [0, 1).
+        train_fraction: Fraction of the remaining training images to keep, in (0, 1].
+        val_labels: "clean", or "noisy" to apply the noise to the validation labels too.
+
+    Raises:
+        InputError: If a set would be empty, or the noise model needs images that are not in memory.
+    """
+    num_classes = len(splits.train.classes)
+
+    def corrupt(part: Images, noise_seed: int) -> Tensor:
+        images = {}
+        if needs == "images":
+            if not isinstance(part, ImageSet):
+                raise InputError(
+                    "the noise model needs the images in memory, but data.storage=disk does not keep them there\n"
+                    "  set data.storage=memory"
+                )
+            images["images_NCHW"] = part.images_NCHW
+        return noise(labels=part.labels, num_classes=num_classes, seed=noise_seed, **images)
+
+    if needs == "whole_set":
+        splits = splits.with_train_labels(corrupt(splits.train, seed))
+    splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
+    if needs == "whole_set":
+        return splits
+    splits = splits.with_train_labels(corrupt(splits.train, seed))
+    if val_labels == "noisy" and splits.validation is not None:
+        labels = corrupt(splits.validation, derive_seed(seed, "held-out label noise"))
+        splits = replace(splits, validation=splits.validation.with_labels(labels))
+    return splits
+
+
+def hold_out(splits: Splits, fraction: float, *, val_labels: str = "clean") -> Splits:
+    """Move a random `fraction` of the training set, in [0, 1), to the validation set.
+
+    The same examples are held out for every seed of a run, so runs with different seeds and rho are compared on one
+    validation set. `val_labels` selects its labels to learn: "clean" (before noise) or "noisy" (as in training).
+
+    Raises:
+        InputError: If a set would be empty.
+    """
+    if fraction == 0:
+        return splits
+    num_held_out = round(fraction * len(splits.train))
+    if not 0 < num_held_out < len(splits.train):
+        raise InputError(f"data.val_fraction={fraction} of {len(splits.train)} images leaves one part empty")
+    order = torch.randperm(len(splits.train), generator=make_generator(0, "held-out split"))
+    validation = splits.train.subset(order[:num_held_out].sort().values)
+    if val_labels == "clean":
+        validation = validation.with_labels(validation.clean_labels)
+    return replace(splits, train=splits.train.subset(order[num_held_out:].sort().values), validation=validation)
+
+
+def subsample(splits: Splits, fraction: float) -> Splits:
+    """Keep a random `fraction` of the training set, in (0, 1]; a larger fraction includes the images of a smaller one.
+
+    The same examples are kept for every seed of a run, in their original order.
+
+    Raises:
+        InputError: If no image would be left.
+    """
+    if fraction == 1:
+        return splits
+    num_kept = round(fraction * len(splits.train))
+    if num_kept == 0:
+        raise InputError(f"data.train_fraction={fraction} of {len(splits.train)} images leaves no training images")
+    order = torch.randperm(len(splits.train), generator=make_generator(0, "part of the training set"))
+    return replace(splits, train=splits.train.subset(order[:num_kept].sort().values))

@@ -1,0 +1,339 @@
+"""The interface of a method: what SAM and its variants decide in one step, and what they can ask for.
+
+`sam_runner.sam.step.SamStep` makes the step that all methods share. A `Method` answers three questions:
+
+1. where: the perturbation eps, from gradient, weights, state and step number (`Method.perturb`);
+2. how: the gradient for the base optimizer, from g and g_eps (`Method.combine`);
+3. when: which steps make a second pass, and with which rho (`Method.radius`).
+
+A method that needs other passes than one at w and one at w + eps overrides `Method.accumulate`. A method that changes
+only *how* or *when* can take another method as argument, pass the other questions on to it and share its ``state``.
+"""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from sam_runner.distributed.sharding import distribute_like, is_sharded, to_local
+from sam_runner.sam.batch import Batch
+from sam_runner.sam.objective import Evaluation, Objective
+from sam_runner.sam.parameter_swap import swapped_parameters
+from sam_runner.sam.perturbation import Perturbation, norm_of, perturbed_parameters
+from sam_runner.utils.seeding import RngState
+
+
+@dataclass(frozen=True)
+class StepContext:
+    """What is the same for all groups of one step.
+
+    Attributes:
+        objective: L_B and its gradient.
+        optimizer: The base optimizer.
+        rho: Radius of this step, from `Method.radius`; 0-dim tensor on the device while a CUDA graph is recorded.
+        number: Number of the step in its run, from 0; None if the caller gives none.
+    """
+
+    objective: Objective
+    optimizer: torch.optim.Optimizer
+    rho: float | Tensor
+    number: int | None
+
+    @property
+    def params(self) -> list[nn.Parameter]:
+        """The parameters w."""
+        return self.objective.params
+
+    @property
+    def loss_scale(self) -> Tensor:
+        """The loss scale of all gradients of the step, 0-dim on the device, in the parameters' dtype; 1 if disabled."""
+        one = torch.ones((), dtype=self.params[0].dtype, device=self.objective.device)
+        return self.objective.scaler.scale(one)
+
+    def norm(self, tensors: list[Tensor]) -> Tensor:
+        """Return ||.||_2 of all tensors as one vector, over all shards: 0-dim."""
+        return norm_of(tensors, self.objective.shards)
+
+    def dot(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
+        """Return the inner product of two lists of tensors as one vector each, over all shards: 0-dim."""
+        products = [(a * b).sum() for a, b in zip(first, second, strict=True)]
+        return self.objective.shards.all_reduce_sum(torch.stack(products).sum())
+
+
+class GroupStats(NamedTuple):
+    """Statistics of one group's passes, as device tensors.
+
+    Attributes:
+        evaluation: Loss and outputs of the first pass.
+        loss_perturbed: L_B(w + eps), 0-dim; the loss of the first pass if there is no second one.
+        grad_norm: ||g||_2 times the loss scale, 0-dim; None if no gradient at w is known apart from the final one.
+        eps_norm: ||eps||_2, 0-dim.
+    """
+
+    evaluation: Evaluation
+    loss_perturbed: Tensor
+    grad_norm: Tensor | None
+    eps_norm: Tensor
+
+
+class Group:
+    """One group of a batch (m examples, or all) and the passes that a method makes on it.
+
+    The first pass updates the running statistics. All passes see the same random numbers (dropout masks).
+
+    Attributes:
+        used: After `gradient`, a flag per parameter: False if the pass did not use it.
+        is_averaged: Whether ``.grad`` is a mean over the ranks after this group.
+
+    Args:
+        context: The step.
+        batch: Examples of the group.
+        share: Factor of the group's gradient in the step's gradient: its part of the batch times the batch's weight.
+        is_first: Whether it is the first group of the step.
+        is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
+        sync: Whether `gradient` returns the mean over the ranks.
+        gradient_sum: g, summed over the groups by their shares, one tensor per parameter after the first group; None if
+            nobody needs it.
+    """
+
+    def __init__(
+        self,
+        context: StepContext,
+        batch: Batch,
+        share: float,
+        *,
+        is_first: bool,
+        is_last: bool,
+        sync: bool,
+        gradient_sum: list[Tensor] | None,
+    ) -> None:
+        self.context = context
+        self.batch = batch
+        self.share = share
+        self.is_first = is_first
+        self.is_averaged = False
+        self.used: list[bool] = []
+        self._is_last = is_last
+        self._sync = sync
+        self._gradient_sum = gradient_sum
+        self._rng: RngState | None = None
+        self._has_begun = False
+
+    def gradient(self, *, create_graph: bool = False, shaken: bool = False) -> tuple[Evaluation, list[Tensor]]:
+        """Return L_B and its gradient (times the loss scale) at the current weights.
+
+        Args:
+            create_graph: See `Objective.gradient`.
+            shaken: See `Objective.gradient`.
+        """
+        if not self._has_begun:
+            self._rng = RngState.capture(self.context.objective.device)
+        is_first = self._begin_pass()
+        evaluation, grads, self.used = self.context.objective.gradient(
+            self.batch, update_statistics=is_first, create_graph=create_graph, shaken=shaken, reduce=self._sync
+        )
+        if is_first:
+            self._sum_gradient(grads)
+        return evaluation, grads
+
+    def backward(self, batch: Batch | None = None) -> Evaluation:
+        """Add the gradient of L_B at the current weights to ``.grad``, as part of the step's final gradient.
+
+        A method whose first pass is `backward` must not make another pass.
+
+        Args:
+            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share.
+        """
+        is_first = self._begin_pass()
+        self.is_averaged = self._is_last
+        return self.context.objective.backward(
+            self.batch if batch is None else batch, self.share, update_statistics=is_first, reduce=self._is_last
+        )
+
+    def evaluate(self) -> Evaluation:
+        """Return loss and outputs of the group at the current weights, without gradient; see `Objective.evaluate`."""
+        self._begin_pass()
+        return self.context.objective.evaluate(self.batch)
+
+    def add_gradient(self, grads: list[Tensor]) -> None:
+        """Add the gradient of the latest pass by `gradient` to ``.grad``, as part of the step's final gradient.
+
+        The step averages ``.grad`` over the ranks if needed. Parameters that are not `used` stay as they are.
+
+        Args:
+            grads: One tensor per parameter, times the loss scale.
+        """
+        share = 1.0 if self._sync else self.share
+        self.is_averaged = self._sync
+        for param, grad, is_used in zip(self.context.params, grads, self.used, strict=True):
+            if not is_used:
+                continue
+            if param.grad is None and not is_sharded(param):
+                param.grad = grad * share
+                continue
+            if param.grad is None:
+                param.grad = torch.zeros_like(param)
+            to_local(param.grad).add_(grad, alpha=share)
+
+    @contextmanager
+    def at(self, eps: Perturbation, *, keep: bool = False) -> Iterator[None]:
+        """Make the passes inside the context at w + eps.
+
+        Args:
+            eps: The perturbation. Unless `keep`, w + eps takes its memory and its list of tensors is emptied.
+            keep: Whether `eps` is needed afterwards; costs a copy of the weights.
+        """
+        params = self.context.params
+        values = list(perturbed_parameters(params, eps, in_place=not keep))
+        if not keep:
+            eps.direction.clear()
+        with swapped_parameters(params, values):
+            del values
+            yield
+
+    def _begin_pass(self) -> bool:
+        """Restore the random state of the first pass for a later one; return whether this is the first."""
+        if not self._has_begun:
+            self._has_begun = True
+            return True
+        if self._rng is None:
+            raise RuntimeError("a pass follows a first pass by Group.backward: make the first pass by Group.gradient")
+        self._rng.restore(self.context.objective.device)
+        return False
+
+    def _sum_gradient(self, grads: list[Tensor]) -> None:
+        if self._gradient_sum is None:
+            return
+        share = 1.0 if self._sync else self.share
+        if self._gradient_sum:
+            torch._foreach_add_(self._gradient_sum, grads, alpha=share)
+        else:
+            self._gradient_sum.extend(torch._foreach_mul(grads, share))
+
+
+class Method:
+    """Base class of all methods; it defines Algorithm 1 without the choice of eps.
+
+    State. A method that remembers something creates tensors in `prepare`, as lists in ``self.state`` by name, and reads
+    them in its hooks. New values go into ``self.staged``; `commit` writes them in place, and only if the step is
+    finite. So checkpoints hold the state, a resumed run has its bits, and a CUDA graph finds it at fixed addresses.
+
+    Attributes:
+        name: Name of the method in settings and reports.
+        combines: Whether the step keeps g beside g_eps and calls `combine`. Costs a copy of the weights in memory, and
+            in data-parallel training a message of their size.
+        needs_number: Whether the step's number has to be given.
+        sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
+            their examples, for a message of the size of the weights. Otherwise each rank has its own, as in the paper.
+        capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
+        shard_blocker: Why the method does not work with sharded parameters (FSDP); empty if it does. A method that
+            computes eps from g needs ``sync_perturbation`` there, since the gradients of shards are means over ranks.
+        state: Lists of tensors by name. A list of tensors with the parameters' shapes, made by
+            ``[torch.zeros_like(param) for param in params]``, works with sharded parameters too.
+        staged: New values of entries of ``state``, of the same lengths and (local) shapes.
+    """
+
+    name: ClassVar[str]
+    combines: ClassVar[bool] = False
+    needs_number: ClassVar[bool] = False
+    sync_perturbation: bool = False
+    capture_blocker: str = ""
+    shard_blocker: str = ""
+
+    def __init__(self) -> None:
+        self.state: dict[str, list[Tensor]] = {}
+        self.staged: dict[str, list[Tensor]] = {}
+
+    def prepare(self, objective: Objective) -> None:
+        """Create the state; `SamStep` calls it once. A method without state does nothing here.
+
+        Args:
+            objective: Gives the parameters (``objective.params``) and the model.
+        """
+
+    def radius(self, rho: float | Tensor, number: int | None, lr: float) -> float | Tensor:
+        """Return the radius of step `number`; 0 makes one pass at w. It is decided on the host, before the first pass.
+
+        Args:
+            rho: Radius by the schedule, > 0. (A step with rho 0 is one of the base optimizer; no method is asked.)
+            number: Number of the step in its run, from 0; None if the caller gives none.
+            lr: Learning rate of the first parameter group.
+        """
+        return rho
+
+    def passes(self, number: int) -> int:
+        """Return how many gradients step `number` evaluates at rho > 0; if the data decide, the largest number."""
+        return 2
+
+    def accumulate(self, group: Group) -> GroupStats:
+        """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``."""
+        first, grads = group.gradient()
+        eps = self.perturb(grads, group)
+        if eps is None:
+            group.add_gradient(grads)
+            return GroupStats(first, first.loss, group.context.norm(grads), torch.zeros_like(first.loss))
+        del grads  # frees the gradient if eps has memory of its own
+        with group.at(eps):
+            perturbed = group.backward()
+        return GroupStats(first, perturbed.loss, eps.grad_norm, eps.norm)
+
+    def perturb(self, grads: list[Tensor], group: Group) -> Perturbation | None:
+        """Return eps for one group; None to make no second pass and use `grads` as its final gradient.
+
+        Args:
+            grads: g at w times the loss scale, one tensor per parameter (the local shards of sharded ones). They may be
+                overwritten and may be the direction of the returned perturbation.
+            group: The group; ``group.context`` has weights, rho and step number. Further gradients can be evaluated
+                with `Group.at` and `Group.gradient`. All ranks must make the same number of passes.
+        """
+        raise NotImplementedError(f"{type(self).__name__} must define perturb or accumulate")
+
+    def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
+        """Change the gradient for the base optimizer, in place; called once per step at rho > 0 if ``combines``.
+
+        Both gradients are means over all groups and ranks, times the loss scale, with one tensor per parameter (the
+        local shards of sharded ones).
+
+        Args:
+            final: g_eps, or the only gradient of a step with one pass; it is overwritten by the result.
+            first: g at w, which may be overwritten; None if the step made no pass by `Group.gradient`.
+            context: The step.
+        """
+
+    def commit(self, finite: Tensor, context: StepContext) -> None:
+        """Write the staged state after the base optimizer's step.
+
+        Args:
+            finite: Which of `sam_runner.sam.step.CHECKED` are finite, bool, (4,). If one is not, nothing is written.
+            context: The step.
+        """
+        if not self.staged:
+            return
+        write = finite.all()
+        for name, values in self.staged.items():
+            for old, new in zip(self.state[name], values, strict=True):
+                to_local(old).copy_(torch.where(write, to_local(new), to_local(old)))
+        self.staged.clear()
+
+    def state_tensors(self, name: str) -> list[Tensor]:
+        """Return an entry of the state for reading; the local shards of sharded tensors."""
+        return [to_local(tensor) for tensor in self.state[name]]
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state for a checkpoint; empty for a method without state."""
+        return dict(self.state)
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restore the bits of a `state_dict`; sharded tensors are given whole.
+
+        Raises:
+            ValueError: If the entries are not those of this method.
+        """
+        if state.keys() != self.state.keys():
+            raise ValueError(f"the saved state has {sorted(state)}, the method {self.name} has {sorted(self.state)}")
+        for name, values in state.items():
+            for tensor, value in zip(self.state[name], values, strict=True):
+                to_local(tensor).copy_(to_local(distribute_like(value, tensor)))
