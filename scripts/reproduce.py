@@ -35,7 +35,7 @@ import yaml
 from sam_runner.commands import evaluate, train
 from sam_runner.commands.report import report
 from sam_runner.paper.rows import Row, load_tables
-from sam_runner.utils.errors import InputError, Stopped
+from sam_runner.utils.errors import InputError, RunInterrupt
 
 RUNNING = threading.Event()  # this worker process executes a job
 STOPPING = threading.Event()  # this worker process starts no further job
@@ -143,7 +143,7 @@ def run_job(job: Job, number: int) -> tuple[int, str]:
                 if code == 130:  # Ctrl-C
                     STOPPING.set()
                 return code, printed.getvalue()
-    except Stopped:
+    except RunInterrupt:
         return 75, "stopped"
     finally:
         RUNNING.clear()
@@ -161,7 +161,7 @@ def prepare_worker(parent: int, deadline: float) -> None:
     def receive(*_: object) -> None:
         """Stop a job that has not begun to train; a run in training has its own handler, which saves."""
         if RUNNING.is_set():
-            raise Stopped(75, "SIGUSR1")
+            raise RunInterrupt(75, "SIGUSR1")
 
     def watch() -> None:
         while os.getppid() == parent and time.monotonic() < deadline:

@@ -18,7 +18,7 @@ from sam_runner.commands import after
 from sam_runner.commands import train as train_command
 from sam_runner.config import hydra_guard, launchers
 from sam_runner.config.messages import explain
-from sam_runner.reports.results import records
+from sam_runner.reports.results import read_runs
 from sam_runner.runs.folder import job_folder, require_usable, write_status
 from sam_runner.sweeps import job
 from sam_runner.sweeps import status as sweep_status
@@ -75,8 +75,8 @@ def test_cells_are_those_of_this_call(tmp_path, monkeypatch):
 
 def test_a_refused_cell_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp_path):
     sweep_status.record_failure(tmp_path, CELL, "refused", "no such thing", "no such thing\n  at all")
-    (found,) = records([tmp_path])
-    assert (found.status, found.error, found.cell) == ("refused", "no such thing", "optimizer=sam rho=0.1")
+    (found,) = read_runs([tmp_path])
+    assert (found.status, found.error, found.job) == ("refused", "no such thing", "optimizer=sam rho=0.1")
     assert (found.folder / "run.log").read_text() == "no such thing\n  at all\n"
     assert require_usable(job_folder(tmp_path, CELL), {}) == {}
     sweep_status.clear_failure(tmp_path, CELL)
@@ -123,7 +123,7 @@ def test_a_run_that_was_killed_has_died_where_its_machine_can_say(tmp_path):
     (tmp_path / "far" / "status.json").write_text(text)
     with (tmp_path / "held" / ".lock").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        found = {record.folder.name: record.status for record in records([tmp_path])}
+        found = {record.folder.name: record.status for record in read_runs([tmp_path])}
     assert found == {"held": "running", "free": "died", "far": "running or died", "unlocked": "running or died"}
 
 
