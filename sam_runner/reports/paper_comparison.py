@@ -75,7 +75,7 @@ def compare_with_paper(folders: Sequence[Path], table: str) -> PaperComparison:
     for row in rows:
         fitting = [run for run in runs if run.config is not None and row.matches(run.config)]
         for optimizer in row.optimizers:
-            chosen = [run for run in fitting if _settings(run)["optimizer"] == optimizer]
+            chosen = [run for run in fitting if run.settings["optimizer"] == optimizer]
             matched |= {run.folder for run in chosen}
             lines += _compare_row(row, optimizer, chosen)
     unmatched = [str(run.folder) for run in runs if run.folder not in matched]
@@ -98,16 +98,12 @@ def _compare_row(row: Row, optimizer: str, runs: Sequence[RunRecord]) -> Iterato
             measured += f" / {_percent(top5['mean'][group], row.metric):.2f}"
         yield [
             row.name, optimizer, number, measured if n else "-", f"± {100 * half_width:.2f}" if n > 1 else "-",
-            f"{n:.0f}", "; ".join(describe_differences(row, optimizer, _settings(runs[first_run]))),
+            f"{n:.0f}", "; ".join(describe_differences(row, optimizer, runs[first_run].settings)),
         ]  # fmt: skip
 
 
 def _percent(accuracy: float, metric: str) -> float:
     return 100 * (accuracy if metric == "accuracy" else 1 - accuracy)
-
-
-def _settings(run: RunRecord) -> dict[str, Any]:
-    return {} if run.config is None else report_settings(run.config)
 
 
 def describe_differences(row: Row, optimizer: str, settings: Mapping[str, Any]) -> list[str]:

@@ -97,14 +97,12 @@ class Report:
     @property
     def unfinished(self) -> list[str]:
         """A line for each run that has not finished: its status, its name and the first line of its error."""
-        runs = self.results[self.results["status"] != "finished"].to_dict("records")
-        return [
-            ": ".join([
-                run["status"], run["job"] or Path(run["folder"]).name,
-                *(line[:160] for line in run["error"].splitlines()[:1]),
-            ])
-            for run in runs
-        ]  # fmt: skip
+        lines = []
+        for run in self.results[self.results["status"] != "finished"].to_dict("records"):
+            first_line = run["error"].partition("\n")[0][:160]
+            name = run["job"] or Path(run["folder"]).name
+            lines.append(": ".join(filter(None, [run["status"], name, first_line])))
+        return lines
 
     @property
     def notes(self) -> list[str]:
@@ -125,9 +123,9 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the table as Markdown, with the notes and the unfinished runs."""
-        table = [] if self.table.empty else [markdown_table(self.table)]
-        unfinished = [f"- {line}" for line in self.unfinished]
-        return "\n\n".join([*table, " ".join(self.notes), *filter(None, ["\n".join(unfinished)])]) + "\n"
+        table = "" if self.table.empty else f"{markdown_table(self.table)}\n\n{' '.join(self.notes)}"
+        unfinished = "\n".join(f"- {line}" for line in self.unfinished)
+        return "\n\n".join(filter(None, [table, unfinished])) + "\n"
 
     def to_csv(self) -> str:
         """Return one row a run: distinguishing settings, seed, status, metrics with all digits, and folder."""

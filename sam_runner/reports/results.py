@@ -6,7 +6,7 @@ All information comes from files in the run folders, so runs of any launcher, ma
 import json
 import os
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -46,6 +46,11 @@ class RunRecord:
     metrics: Mapping[str, float]
     error: str = ""
     job: str = ""
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """The settings that reports show; empty for a job without a run."""
+        return {} if self.config is None else report_settings(self.config)
 
 
 def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
@@ -99,25 +104,20 @@ def report_settings(config: ExperimentConfig) -> dict[str, Any]:
     return values
 
 
-def results_frame(runs: Iterable[RunRecord]) -> pd.DataFrame:
+def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return a table of runs, one row a record in the same order, with the index 0, 1, ...
 
     Columns, in this order: the settings that reports show (``optimizer``, then by name); `RUN_COLUMNS`; the metrics, by
     name. A run without a setting or metric has NaN or None there.
     """
-    runs = list(runs)
-    settings = pd.DataFrame([report_settings(run.config) if run.config else {} for run in runs])
+    settings = pd.DataFrame([run.settings for run in runs])
     settings = settings[sorted(map(str, settings), key=lambda name: (name != "optimizer", name))]
+    identities = [
+        (run.config.seed, run.config.fingerprint()) if run.config else (None, str(run.folder)) for run in runs
+    ]
     facts = [
-        (
-            run.config.seed if run.config else None,
-            run.status,
-            run.error,
-            run.job,
-            str(run.folder),
-            run.config.fingerprint() if run.config else str(run.folder),
-        )
-        for run in runs
+        (seed, run.status, run.error, run.job, str(run.folder), fingerprint)
+        for run, (seed, fingerprint) in zip(runs, identities, strict=True)
     ]
     columns = pd.DataFrame(facts, columns=RUN_COLUMNS, dtype=object).astype({"seed": "Int64"})
     metrics = pd.DataFrame([dict(run.metrics) for run in runs])

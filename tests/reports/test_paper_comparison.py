@@ -7,7 +7,7 @@ from scipy import stats
 from sam_runner.commands import report as report_command
 from sam_runner.paper.rows import load_rows, load_tables
 from sam_runner.reports.paper_comparison import compare_with_paper, describe_differences
-from sam_runner.reports.results import read_runs, report_settings
+from sam_runner.reports.results import read_runs
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of, invoke
 from tests.run_folders import leave
@@ -22,7 +22,7 @@ def leave_run(folder, *words, seed, accuracy, status="finished", **final):
 
 
 def settings_of(folder):
-    return report_settings(read_runs([folder])[0].config)
+    return read_runs([folder])[0].settings
 
 
 @pytest.fixture(scope="module")
