@@ -80,9 +80,9 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         InputError: Where the settings are not valid; nothing has been written then.
         TrainingError: Where a number is not finite, or the disk is full.
     """
-    from sam_runner.config import hydra_guard
     from sam_runner.config.experiment import load_experiment
-    from sam_runner.config.hydra import compose_settings, plain_settings
+    from sam_runner.config.hydra import guard as hydra_guard
+    from sam_runner.config.hydra.compose import compose_settings, plain_settings
 
     composed = compose_settings(overrides, return_hydra_config=True, config_dir=config_dir)
     hydra_guard.check(composed)

@@ -10,7 +10,7 @@ from PIL import Image
 
 from sam_runner.commands import train
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.hydra import compose_experiment, compose_settings, plain_settings, register_settings
+from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings, register_settings
 from sam_runner.runs.start import start_run
 
 TINY = (

@@ -38,8 +38,9 @@ def train(arguments: list[str]) -> int:
 
         print(f"sam-runner {sam_runner.__version__}")
         return DONE
-    from sam_runner.config import hydra_guard, launchers, yaml_guard
-    from sam_runner.config.hydra import register_settings
+    from sam_runner.config.hydra import guard as hydra_guard
+    from sam_runner.config.hydra import launchers, yaml_guard
+    from sam_runner.config.hydra.compose import register_settings
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving
     _name_this_call()
@@ -68,8 +69,8 @@ def _name_this_call() -> None:
 
 def _run_single(line: CommandLine) -> int:
     """Compose, validate and train one run. Returns the exit code."""
-    from sam_runner.config import hydra_guard
-    from sam_runner.config.hydra import compose_settings
+    from sam_runner.config.hydra import guard as hydra_guard
+    from sam_runner.config.hydra.compose import compose_settings
 
     if line.config_dir is not None and not os.path.isdir(line.config_dir):
         raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
@@ -112,7 +113,7 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
     try:
         return call()
     except (HydraException, OmegaConfBaseException) as error:
-        from sam_runner.config.messages import explain
+        from sam_runner.config.hydra.messages import explain
 
         raise InputError(explain(error, CONF, line.overrides)) from error
     except YAMLError as error:
@@ -128,8 +129,9 @@ def _run_sweep(line: CommandLine) -> int:
     """Run all jobs, then print what became of them and write the report. Returns the exit code."""
     from omegaconf import OmegaConf
 
-    from sam_runner.config import hydra_guard, launchers
     from sam_runner.config.experiment import check_setting
+    from sam_runner.config.hydra import guard as hydra_guard
+    from sam_runner.config.hydra import launchers
     from sam_runner.sweeps import status as sweep_status
 
     hydra_guard.require_values([word for word in line.overrides if "=" in word])
@@ -201,7 +203,7 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
 def _run_job(cfg: Any, overrides: list[str]) -> int:
     """Validate and train one run. Returns the exit code; no exception keeps the network and the data alive."""
     from sam_runner.config.experiment import load_experiment
-    from sam_runner.config.hydra import plain_settings
+    from sam_runner.config.hydra.compose import plain_settings
     from sam_runner.config.rules import require_files
 
     try:

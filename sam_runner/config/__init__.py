@@ -2,7 +2,7 @@
 
 `experiment.py` has the whole (`ExperimentConfig`) and the only validation (`load_experiment`); one file a group has the
 settings of its options. The packages that build something take their own group from here. Nothing here imports torch,
-and only `hydra.py`, `hydra_guard.py`, `launchers.py`, `messages.py` and `yaml_guard.py` import Hydra or OmegaConf.
+and only the folder `hydra` imports Hydra or OmegaConf.
 
 May import: utils.
 """

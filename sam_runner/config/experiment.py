@@ -75,11 +75,15 @@ class ExperimentConfig:
         range=NOT_NEGATIVE,
         effect="none",
         in_reports=False,
+        alias="optimizer.rho",
     )
     lr: float = key(
-        "initial learning rate; our choice for digits (the paper: 0.1 for WRN-28-10, Table 6)", 0.05, range=POSITIVE
+        "initial learning rate; our choice for digits (the paper: 0.1 for WRN-28-10, Table 6)",
+        0.05,
+        range=POSITIVE,
+        alias="optimizer.base.lr",
     )
-    weight_decay: float = key("weight decay (Table 6)", 0.0005, range=NOT_NEGATIVE)
+    weight_decay: float = key("weight decay (Table 6)", 0.0005, range=NOT_NEGATIVE, alias="optimizer.base.weight_decay")
     head_lr: float | None = key(
         "initial learning rate of the model's last layer, for fine-tuning; null: lr", None, range=POSITIVE
     )

@@ -60,6 +60,7 @@ class Key:
         short: Name in reports; "" for the dotted name.
         argument: Whether the setting is passed to the function that the option's ``_target_`` names.
         path: Whether the value is a path; a run stores it as an absolute one.
+        alias: Dotted name of the setting of a group that has this value where the group's option refers to it.
     """
 
     meaning: str
@@ -71,11 +72,12 @@ class Key:
     short: str = ""
     argument: bool = True
     path: bool = False
+    alias: str = ""
 
     @property
     def may_change(self) -> bool:
         """Whether a run can be continued with another value."""
-        return self.effect == "none" or self.on_resume is not None
+        return not self.alias and (self.effect == "none" or self.on_resume is not None)
 
 
 def key(meaning: str, default: Any = MISSING, /, **facts: Any) -> Any:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
+from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import AdamWConfig, SamConfig
 from sam_runner.utils.errors import InputError
 
@@ -108,14 +109,12 @@ def _batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
 
 def _aliases(config: "ExperimentConfig", typed: set[str]) -> None:
     """A top-level setting and the setting of a group that it stands for, both typed with different values."""
-    base = config.optimizer.base
-    pairs = [("lr", config.lr, "optimizer.base.lr", base.lr)]
-    pairs += [("weight_decay", config.weight_decay, "optimizer.base.weight_decay", base.weight_decay)]
-    if isinstance(config.optimizer, SamConfig):
-        pairs += [("rho", config.rho, "optimizer.rho", config.optimizer.rho)]
-    for short, value, name, own in pairs:
-        if {short, name} <= typed and value != own:
-            raise InputError(f"{short}={value:g} and {name}={own:g} were both given\n  leave one out")
+    values = config.flat()
+    for name, facts, value in walk(config):
+        if facts.alias in values and {name, facts.alias} <= typed and value != values[facts.alias]:
+            raise InputError(
+                f"{name}={value:g} and {facts.alias}={values[facts.alias]:g} were both given\n  leave one out"
+            )
 
 
 def _warmup(config: "ExperimentConfig", _: set[str]) -> None:

@@ -5,5 +5,5 @@ torchrun, whose collectives return their argument. `torchrun` joins and leaves t
 weights over the processes (FSDP2). How a step averages gradients over ranks is in `sam`, how ranks share batches in
 `data`.
 
-May import: utils
+May import: utils.
 """

@@ -5,5 +5,5 @@ data. `build` constructs the network of a run and loads its weights, `pretrained
 torchvision, `torchvision_timm` has the networks of these libraries, and every other module is one architecture.
 Training steps and batch-norm statistics are in `sam`, sharding is in `distributed`.
 
-May import: utils, distributed, config
+May import: utils, distributed, config.
 """

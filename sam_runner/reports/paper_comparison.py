@@ -7,7 +7,7 @@ from typing import Any
 
 import pandas as pd
 
-from sam_runner.config.hydra import compose_example
+from sam_runner.config.hydra.compose import compose_example
 from sam_runner.paper.rows import Row, load_tables
 from sam_runner.reports.aggregate import aggregate, group_over_seeds
 from sam_runner.reports.results import RunRecord, read_runs, report_settings, results_frame

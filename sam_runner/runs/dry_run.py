@@ -45,7 +45,8 @@ def describe(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequen
         overrides: What the user typed; what the paper's experiment does not have is named.
     """
     options, objective = config.optimizer, run.step.objective
-    flops, passes = forward_flops(run.model, run.train.shape), options.passes
+    flops = forward_flops(run.model, run.train.shape)
+    passes = run.step.method.passes(0) if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else 1
     total = 3 * passes * flops * config.batch_size * run.max_steps  # a backward pass costs two forward passes
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
@@ -72,7 +73,7 @@ def describe(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequen
 def describe_method(config: ExperimentConfig) -> str:
     """Return the method and its radius, "" for the base optimizer alone."""
     options = config.optimizer
-    if not isinstance(options, SamConfig) or options.passes == 1:
+    if not isinstance(options, SamConfig) or options.rho == 0:
         return ""
     direction = " in a random direction" if options.direction == "random" else ""
     return f"{options.name.upper()} with rho {options.rho:g}{direction}, "

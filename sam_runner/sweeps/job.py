@@ -6,9 +6,9 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from sam_runner.config import launchers
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.hydra import plain_settings
+from sam_runner.config.hydra import launchers
+from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.rules import require_files
 from sam_runner.sweeps import status as sweep_status
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception

@@ -4,5 +4,5 @@ Anything that knows a setting, a data set, a network or a run belongs to another
 `manifest` and `signals` import no torch, and `safe_load` imports it late, because commands use them before the settings
 are validated.
 
-May import: nothing
+May import: nothing.
 """

@@ -12,7 +12,7 @@ from hydra.errors import MissingConfigException
 from sam_runner.commands.train import CONF
 from sam_runner.config.experiment import load_experiment, settings_classes
 from sam_runner.config.help import first_comment, keys_of, options
-from sam_runner.config.hydra import plain_settings
+from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.instantiate import locate
 from sam_runner.runs.folder import job_folder
 from sam_runner.training.build import build_run

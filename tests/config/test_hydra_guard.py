@@ -12,7 +12,7 @@ import torch
 
 from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.hydra import plain_settings
+from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.instantiate import locate
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, compose_config, invoke, train_tiny

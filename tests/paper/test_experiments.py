@@ -6,7 +6,7 @@ import torch
 
 from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.commands.train import CONF
-from sam_runner.config.hydra import compose_example
+from sam_runner.config.hydra.compose import compose_example
 from sam_runner.paper.rows import describe_target, load_rows
 from sam_runner.reports.results import load_results
 from sam_runner.runs.load import restore_run

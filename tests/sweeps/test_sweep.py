@@ -16,8 +16,9 @@ from omegaconf import OmegaConf
 
 from sam_runner.commands import after
 from sam_runner.commands import train as train_command
-from sam_runner.config import hydra_guard, launchers
-from sam_runner.config.messages import explain
+from sam_runner.config.hydra import guard as hydra_guard
+from sam_runner.config.hydra import launchers
+from sam_runner.config.hydra.messages import explain
 from sam_runner.reports.results import read_runs
 from sam_runner.runs.folder import job_folder, require_usable, write_status
 from sam_runner.sweeps import job

@@ -15,7 +15,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.config.help import options
-from sam_runner.config.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
+from sam_runner.config.hydra.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 

@@ -10,7 +10,7 @@ from omegaconf.errors import OmegaConfBaseException
 from sam_runner.config.convert import unknown_key
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.help import default_options, keys_of, options
-from sam_runner.config.launchers import EXTRAS
+from sam_runner.config.hydra.launchers import EXTRAS
 
 
 def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
