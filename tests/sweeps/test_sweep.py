@@ -19,7 +19,7 @@ from sam_runner.config.hydra import guard as hydra_guard
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.messages import explain
 from sam_runner.reports import report
-from sam_runner.reports.results import records
+from sam_runner.reports.results import read_runs
 from sam_runner.runs.folder import job_folder, require_usable, write_config
 from sam_runner.runs.status import write_status
 from sam_runner.sweeps import job, outcomes, signals
@@ -77,8 +77,8 @@ def test_outcomes_are_those_of_this_call(tmp_path, monkeypatch):
 
 def test_a_refused_job_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp_path):
     outcomes.record_failure(tmp_path, JOB, "refused", "no such thing", "no such thing\n  at all")
-    (found,) = records([tmp_path])
-    assert (found.status, found.error, found.cell) == ("refused", "no such thing", "optimizer=sam rho=0.1")
+    (found,) = read_runs([tmp_path])
+    assert (found.status, found.error, found.job) == ("refused", "no such thing", "optimizer=sam rho=0.1")
     assert (found.folder / "run.log").read_text() == "no such thing\n  at all\n"
     assert require_usable(job_folder(tmp_path, JOB), config_of(*TINY)) == {}
     outcomes.clear_failure(tmp_path, JOB)
@@ -126,7 +126,7 @@ def test_a_killed_run_is_reported_as_died_on_its_own_machine(tmp_path):
     (tmp_path / "far" / "status.json").write_text(text)
     with (tmp_path / "held" / ".lock").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        found = {record.folder.name: record.status for record in records([tmp_path])}
+        found = {record.folder.name: record.status for record in read_runs([tmp_path])}
     assert found == {"held": "running", "free": "died", "far": "running or died", "unlocked": "running or died"}
 
 
