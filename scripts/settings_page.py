@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the settings classes: python scripts/settings_page.py"""
+"""Write docs/settings.md from the settings classes: python scripts/settings_page.py."""
 
 import sys
 from dataclasses import fields

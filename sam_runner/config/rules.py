@@ -100,11 +100,11 @@ def _batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
     for name, value in (("accumulate", config.accumulate), ("optimizer.m", m)):
         if value is not None and value > config.batch_size:
             raise InputError(f"{name}={value} is larger than batch_size={config.batch_size}")
-    if "accumulate" in typed and m is not None and config.accumulate > 1:
-        if -(-config.batch_size // config.accumulate) >= m:
-            raise InputError(
-                f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
-            )
+    chunk_size = -(-config.batch_size // config.accumulate)
+    if "accumulate" in typed and m is not None and config.accumulate > 1 and chunk_size >= m:
+        raise InputError(
+            f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
+        )
 
 
 def _aliases(config: "ExperimentConfig", typed: set[str]) -> None:
