@@ -1,4 +1,4 @@
-"""Draw docs/img/architecture.svg from the package: python scripts/architecture_picture.py
+"""Draw docs/img/architecture.svg from the package. Run it as ``python scripts/architecture_picture.py``.
 
 The picture has three parts: the folders of sam_runner/ by layer, the path of a batch and the path of a setting. Layers
 and descriptions come from the docstrings of the folders' ``__init__.py``, as in tests/test_imports.py. A file or name
