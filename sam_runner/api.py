@@ -109,7 +109,8 @@ def load_run(folder: str | os.PathLike[str]) -> RunResult:
 
 
 def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
-    """Read every run below some folders: one row a run, with its settings by dotted name and its metrics by tag.
+    """Read every run below some folders: one row a distinct run, with its settings as reports name
+    them (``rho``, ``lr``, ``model.depth``), its seed, status, folder and its final metrics by tag.
 
     Raises:
         InputError: Where a folder does not exist.
