@@ -13,8 +13,7 @@ from tests.helpers import TINY
 
 def test_importing_the_package_imports_no_torch():
     code = (
-        "import sys, sam_runner; dir(sam_runner); sys.exit(7 if {'torch', 'hydra', 'yaml'} & set(sys.modules) else 0)"
-    )
+        "import sys, sam_runner; dir(sam_runner)\nsys.exit(7 if {'torch', 'hydra', 'yaml'} & set(sys.modules) else 0)"
     )
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
 
