@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.rules import require_files
 from sam_runner.runs.folder import read_config
-from sam_runner.runs.status import new_call_name, read_finished_result
+from sam_runner.runs.result import read_finished_result
+from sam_runner.runs.status import new_call_name
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
