@@ -81,7 +81,7 @@ class RngState:
     def restore(self, device: torch.device, own: Sequence[OwnGenerator] = ()) -> None:
         """Set the generators back to this state, so that they repeat the numbers drawn after `capture`."""
         torch.set_rng_state(self.cpu)
-        if self.cuda is not None:
+        if self.cuda is not None and device.type == "cuda":
             torch.cuda.set_rng_state(self.cuda, device)
         random.setstate(self.python)
         if _get_numpy_state() is not self.numpy:
@@ -95,16 +95,16 @@ class RngState:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state as tensors and plain types, for a checkpoint."""
-        return {name: _map_arrays(value, np.ndarray, torch.from_numpy) for name, value in vars(self).items()}
+        return {name: _map_arrays(value, np.ndarray, _to_tensor) for name, value in vars(self).items()}
 
     @staticmethod
     def from_state_dict(state: dict[str, Any]) -> "RngState":
         """Return the state that a `state_dict` holds."""
         torch_states = {name: state[name] for name in ("cpu", "cuda")}
         own = tuple(
-            value if isinstance(value, Tensor) else _map_arrays(value, Tensor, Tensor.numpy) for value in state["own"]
+            value if isinstance(value, Tensor) else _map_arrays(value, Tensor, _to_array) for value in state["own"]
         )
-        numpy_state = _map_arrays(state["numpy"], Tensor, Tensor.numpy)
+        numpy_state = _map_arrays(state["numpy"], Tensor, _to_array)
         return RngState(**torch_states, python=state["python"], numpy=numpy_state, own=own)
 
 
@@ -153,6 +153,16 @@ def _set_own_state(generator: OwnGenerator, state: Any) -> None:
         generator.set_state(state)
     else:
         generator.bit_generator.state = state
+
+
+def _to_tensor(array: Any) -> Tensor:
+    """Return the bits of unsigned words as signed ones, which every torch version can save."""
+    return torch.from_numpy(array.view(array.dtype.str.replace("u", "i")))
+
+
+def _to_array(tensor: Tensor) -> Any:
+    array = tensor.numpy()
+    return array.view(array.dtype.str.replace("i", "u"))
 
 
 def _map_arrays(value: Any, kind: type, function: Callable[[Any], Any]) -> Any:
