@@ -57,8 +57,11 @@ class RunningStatistics:
 
     @property
     def normalises_by_batch(self) -> bool:
-        """Whether a layer normalises by the statistics of a batch, which needs more than one value per channel."""
-        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self._modules)
+        """Whether a layer normalises by the statistics of one process's batch, which needs more than one value per channel."""
+        return any(
+            isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm) and layer.training
+            for layer in self._modules
+        )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:

@@ -71,6 +71,7 @@ class Objective:
 
     Attributes:
         params: w.
+        chunk_size: Largest number of examples of a micro-batch, or None.
         generators: Random generators that are attributes of the model's modules. All passes of a step see the same
             numbers of them.
 
@@ -108,7 +109,7 @@ class Objective:
         self._forward = model if forward is None else forward
         self._loss = loss
         self.autocast_dtype = autocast_dtype
-        self._chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
+        self.chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
         self._no_sync = no_sync
         self.context = context
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
@@ -147,12 +148,15 @@ class Objective:
 
     def chunks(self, batch: Batch) -> list[Batch]:
         """Split `batch` into the micro-batches that it is evaluated in."""
-        return self.split(batch, self._chunk_size)
+        return self.split(batch, self.chunk_size)
 
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
         """Split `batch` into parts of `size` examples; evenly if a remainder of one example cannot be evaluated."""
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        return batch.split(size, min_size=2 if has_single and not self.accepts_one_example(batch) else 1)
+        # A trial with sharded weights needs all processes: `accepts_one_example` has to be called before.
+        is_known = self._accepts_one is not None or self.shards.world_size == 1
+        is_even = has_single and is_known and not self.accepts_one_example(batch)
+        return batch.split(size, min_size=2 if is_even else 1)
 
     def accepts_one_example(self, batch: Batch) -> bool:
         """Return whether the model in training mode can be evaluated for one example.
