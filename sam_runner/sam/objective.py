@@ -16,9 +16,9 @@ from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, to_local
 from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
-from sam_runner.sam.gradient_memory import own_gradients
+from sam_runner.sam.network.gradient_memory import own_gradients
+from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
-from sam_runner.sam.trained_parameters import require_supported
 from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState, find_generators
 
