@@ -17,7 +17,7 @@ run $tiny optimizer=sam precision=fp16
 run $tiny optimizer=sam optimizer.second_order=true
 run $tiny optimizer=sam optimizer.p=inf optimizer.ascent_steps=2
 run optimizer=sam rho=0.05 epochs=1 run_dir=digits
-"$bin/sam-eval" run_dir=digits
+"$bin/sam-eval" digits
 "$bin/sam-train" optimizer=sam model=resnet110 dry_run=true
 run $tiny optimizer=sam model=wrn28_10 model.depth=10 model.widen_factor=1 model.init=sam
 run $tiny optimizer=sam model=shake_shake26_2x96d model.depth=8 model.width=4
