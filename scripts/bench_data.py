@@ -21,7 +21,7 @@ from torchvision.transforms import v2
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageFiles, image_set
-from sam_runner.data.loader import IMAGENET, Normalisation
+from sam_runner.data.normalisation import IMAGENET, Normalisation
 from sam_runner.utils.hardware import choose_num_workers, configure_torch
 
 BATCH = 256

@@ -162,14 +162,14 @@ def splits_of_classes(train, test):
 def test_classes_without_images_are_named(train, test, message, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     prepare_splits(splits_of_classes(train, test), none, needs="labels", seed=0)
-    assert caplog.messages == ([] if message is None else [message])
+    assert set(caplog.messages) == ({message} - {None})
 
 
 def test_a_class_that_is_left_out_of_a_part_of_the_set_is_named(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     splits = splits_of_classes([0] * 50 + [1] * 50 + [2], [0, 1, 2])
     prepare_splits(splits, none, needs="labels", seed=0, train_fraction=0.1)
-    assert caplog.messages == ["no training image of c"]
+    assert set(caplog.messages) == {"no training image of c"}
 
 
 def test_a_validation_set_of_the_data_set_is_kept_unless_images_are_held_out(caplog, monkeypatch):

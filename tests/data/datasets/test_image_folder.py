@@ -9,7 +9,8 @@ from PIL import Image
 
 from sam_runner.data.datasets import image_folder as folder
 from sam_runner.data.datasets.image_folder import image_folder
-from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.utils.errors import InputError
 
 
