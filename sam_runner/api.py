@@ -110,8 +110,10 @@ def load_run(folder: str | os.PathLike[str]) -> RunResult:
 
 
 def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
-    """Read every run below some folders: one row a distinct run, with its settings as reports name
-    them (``rho``, ``lr``, ``model.depth``), its seed, status, folder and its final metrics by tag.
+    """Read every run below some folders: one row for each distinct run.
+
+    The columns are the settings as reports name them (``rho``, ``lr``, ``model.depth``), seed, status, folder, and the
+    final metrics by tag.
 
     Raises:
         InputError: Where a folder does not exist.

@@ -36,6 +36,12 @@ class DataConfig(Component):
     val_labels: Literal["clean", "noisy"] = key(
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
+    normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
+        "mean and std that images are normalised with: of the training set, of ImageNet, or of the images that"
+        " model.weights were trained with; auto: of the weights if they are known, else of the set",
+        "auto",
+        argument=False,
+    )
     drop_last: bool = key("leave out the last batch of an epoch where it is smaller", True, argument=False)
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 

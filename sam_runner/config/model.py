@@ -98,8 +98,8 @@ class PublishedModelConfig(ModelConfig):
 
     schema: ClassVar[str] = "model/published"
     targets: ClassVar[tuple[str, ...]] = (
-        "sam_runner.models.published.torchvision_model",
-        "sam_runner.models.published.timm_model",
+        "sam_runner.models.torchvision_timm.torchvision_model",
+        "sam_runner.models.torchvision_timm.timm_model",
     )
     name: str = key("name of the network in torchvision.models.list_models() or timm.list_models()")
 

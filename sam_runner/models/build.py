@@ -14,7 +14,16 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from sam_runner.config.instantiate import call_target, locate
 from sam_runner.config.model import ModelConfig
 from sam_runner.models.frozen_batchnorm import freeze_batchnorm
-from sam_runner.models.pretrained import download_torchvision_weights, find_head, load_weights, read_weights
+from sam_runner.models.pretrained import (
+    Statistics,
+    download_torchvision_weights,
+    find_head,
+    load_weights,
+    read_weights,
+    run_normalisation,
+    timm_normalisation,
+    torchvision_normalisation,
+)
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 
@@ -158,6 +167,24 @@ def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Ma
             raise InputError(f"timm has no weights for {name} here: {reason}\n  use model.weights=FILE") from error
         return state
     return read_weights(Path(source).expanduser())
+
+
+def published_normalisation(config: ModelConfig) -> Statistics | None:
+    """Return mean and standard deviation by channel that ``model.weights`` was trained with, None if unknown.
+
+    Args:
+        config: Settings of the network, with weights.
+
+    Raises:
+        InputError: If torchvision does not have the weights.
+    """
+    library, _, version = (config.weights or "").partition(":")
+    name = str(config.arguments().get("name", config.target.rpartition(".")[2]))
+    if library == "torchvision":
+        return torchvision_normalisation(name, version)
+    if config.weights == "timm":
+        return timm_normalisation(name)
+    return run_normalisation(Path(config.weights or "").expanduser())
 
 
 def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:

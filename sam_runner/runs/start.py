@@ -13,6 +13,7 @@ import torch
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
+from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.runs.dry_run import describe_data, describe_run
 from sam_runner.runs.environment import compare_environment, write_environment
@@ -63,7 +64,8 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
     finished, changes = context.on_main(lambda: _find_finished(folder, config, sweep_folder))
     if finished is not None:
         return finished
-    run = context.on_all(lambda: build_run(config, context))
+    normalisation = context.on_main(lambda: read_normalisation(folder))
+    run = context.on_all(lambda: build_run(config, context, normalisation))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder))
@@ -164,6 +166,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
             log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
         write_config(folder, config)
         write_environment(folder, device)
+        run.train.normalisation.write(folder)
         write_status(folder, "running")
         num_bytes = 0 if state is None else state["loggers"]["jsonl"]
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
@@ -203,7 +206,7 @@ def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
         folder: The run folder.
         sweep_folder: Folder of the sweep, None for a single run.
     """
-    handler = _LogFile(folder / "run.log", encoding="utf-8")
+    handler = _LogFile(folder / "run.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

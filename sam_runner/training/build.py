@@ -20,8 +20,9 @@ from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
 from sam_runner.config.optimizer import OptimizerConfig, SamConfig
 from sam_runner.data.image_sets import Images, ImageSet
-from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
 from sam_runner.data.noise import noise_needs
+from sam_runner.data.normalisation import Normalisation, choose_normalisation
 from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard_model
@@ -31,6 +32,7 @@ from sam_runner.models.build import (
     is_channels_last,
     parameter_groups,
     place_model,
+    published_normalisation,
     weights_dtype,
 )
 from sam_runner.models.outputs import get_logits
@@ -353,13 +355,18 @@ def build_loaders(
     device: torch.device,
     channels_last: bool,
     context: DistributedContext = SINGLE_PROCESS,
+    normalisation: Normalisation | None = None,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
-    """Return the loader of the training set, and the loaders of the evaluated sets by name."""
+    """Return the loader of the training set, and the loaders of the evaluated sets by name.
+
+    `normalisation` is the one of `build_run`.
+    """
     train, workers = splits.train, config.data.choose_num_workers
     common: dict[str, Any] = {
-        "normalisation": Normalisation.from_images(train.images_NCHW)
-        if isinstance(train, ImageSet)
-        else IMAGENET_NORMALISATION,
+        "normalisation": normalisation
+        or choose_normalisation(
+            config.data.normalisation, train, config.model.weights, lambda: published_normalisation(config.model)
+        ),
         "device": device,
         "channels_last": channels_last,
         "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
@@ -384,12 +391,17 @@ def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
     return context.world_size > 1 and config.parallel == "fsdp"
 
 
-def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PROCESS) -> Run:
+def build_run(
+    config: ExperimentConfig,
+    context: DistributedContext = SINGLE_PROCESS,
+    normalisation: Normalisation | None = None,
+) -> Run:
     """Build a run: data, network, optimizer step, loaders and schedules.
 
     Args:
         config: The settings.
         context: The processes that train together; each of them builds the run.
+        normalisation: Mean and standard deviation that the run has stored in its folder; None chooses them.
 
     Raises:
         InputError: If the settings cannot be used.
@@ -416,7 +428,7 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     compiled = config.compile != "off"
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     step = build_step(config, model, optimizer, dtype, device, context)
-    loader, evaluations = build_loaders(config, splits, device, channels_last, context)
+    loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     _require_possible_parts(config, step, splits.train, len(loader))
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
