@@ -223,7 +223,8 @@ class Objective:
 
             def add_gradient(scaled: Tensor) -> None:
                 with _second_derivatives():
-                    grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                    found = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                grads = [grad if grad.layout == torch.strided else grad.to_dense() for grad in found]
                 total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
 
             # The fused attention kernels have no second derivative.
@@ -276,8 +277,18 @@ class Objective:
         Raises:
             TrainingError: If an operation of the model has no second derivative.
         """
-        with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
-            return list(torch.autograd.grad(outputs, self.params, factors, allow_unused=True))
+        before = [param.grad for param in self.params]
+        try:
+            for param in self.params:
+                param.grad = None
+            # Not autograd.grad: it does not visit functions marked once_differentiable, and would leave their terms out
+            # instead of raising.
+            with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
+                torch.autograd.backward(outputs, factors)
+            return [param.grad for param in self.params]
+        finally:
+            for param, grad in zip(self.params, before, strict=True):
+                param.grad = grad
 
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
