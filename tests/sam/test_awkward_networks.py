@@ -77,7 +77,7 @@ def test_parts_of_a_batch_at_rho_zero(name):
     compare_with_the_reference([name], rho=0.0, group_size=5, chunks=4)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(
     names=st.lists(st.sampled_from(list(PARTS)), min_size=1, max_size=4),
     rho=st.sampled_from([0.0, 0.05, 0.5]),
