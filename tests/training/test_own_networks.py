@@ -254,7 +254,7 @@ def test_parts_of_one_image_are_refused_in_the_plan_if_batch_norm_cannot_normali
 
 def test_the_moving_average_stays_in_a_step_that_is_left_out(monkeypatch):
     run, progress = build_run(config_of_own("linear", "ema_decay=0.5", "on_nonfinite=skip")), Progress()
-    meter, batches = TrainMeter(run.step.objective.device, progress.row, run.context), run.train.epoch(0)
+    meter, batches = TrainMeter(run.step.objective.device, progress.window_sums, run.context), run.train.epoch(0)
     average = next(run.ema.module.parameters())
     weights = next(run.model.parameters())
     _train_step(run, meter, next(batches), progress)
