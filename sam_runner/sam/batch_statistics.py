@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from sam_runner.sam.buffers import Values, are_alike, copy_buffers, copy_values, exchanged_buffers, write_buffers
+from sam_runner.sam.network.buffers import (
+    Values,
+    are_alike,
+    copy_buffers,
+    copy_values,
+    exchanged_buffers,
+    write_buffers,
+)
 from sam_runner.sam.spectral_norm import PowerIterations
 
 Norm = _BatchNorm | _InstanceNorm
@@ -57,8 +64,11 @@ class RunningStatistics:
 
     @property
     def normalises_by_batch(self) -> bool:
-        """Whether a layer normalises by the statistics of a batch, which needs more than one value per channel."""
-        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self._modules)
+        """Whether a layer normalises by the batch of one process, which must have more than one value per channel."""
+        return any(
+            isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm) and layer.training
+            for layer in self._modules
+        )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
