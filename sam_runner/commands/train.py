@@ -13,7 +13,7 @@ from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
 from sam_runner.runs.status import new_call_name
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
 from sam_runner.utils.errors import InputError, RankError
-from sam_runner.utils.files import CONF
+from sam_runner.utils.files import CONF, require_writable
 
 
 def main() -> int:
@@ -152,6 +152,8 @@ def _run_sweep(line: CommandLine) -> int:
                 if name in config or "." in name:
                     check_setting(name, OmegaConf.select(config, name))
             launchers.prepare(config.hydra)
+            if not config.dry_run:
+                require_writable(Path(config.hydra.sweep.dir))
             folder, dry = Path(config.hydra.sweep.dir), config.dry_run
             if not launchers.in_subprocesses(config.hydra):
                 stack.enter_context(signals.stop_between_jobs())
