@@ -20,7 +20,7 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class DataConfig(Component):
-    """Settings of every data set; of a user's own data set, all others."""
+    """Settings of every data set. For a user's own data set other keys are passed on to its function."""
 
     schema: ClassVar[str] = "data/digits"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.digits.digits",)
@@ -126,7 +126,7 @@ class ImageFolderConfig(DataConfig):
 
 @dataclass(frozen=True)
 class NoiseConfig(Component):
-    """Settings of noise=none; of a user's own noise model, its arguments."""
+    """Settings of noise=none. For a user's own noise model all keys are passed on to its function."""
 
     schema: ClassVar[str] = "noise/none"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.none",)

@@ -17,7 +17,7 @@ INIT = (
 
 @dataclass(frozen=True)
 class ModelConfig(Component):
-    """Settings of every network; of a user's own network, all others."""
+    """Settings of every network. For a user's own network other keys are passed on to its function or class."""
 
     weights: str | None = key(
         "start from weights: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), torchvision or"

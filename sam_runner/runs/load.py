@@ -11,7 +11,7 @@ from sam_runner.data.normalisation import read_normalisation
 from sam_runner.runs.folder import read_config
 from sam_runner.training.build import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.evaluation import evaluate, predict
+from sam_runner.training.evaluation import evaluate, evaluation_weights, predict
 from sam_runner.training.state import Run, restore_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
@@ -36,7 +36,8 @@ def write_predictions(run: Run, path: Path) -> int:
     Raises:
         InputError: If the file cannot be written.
     """
-    logits, labels = predict(run.model, run.train, run.step.objective.autocast_dtype)
+    with evaluation_weights(run.step.optimizer):
+        logits, labels = predict(run.model, run.train, run.step.objective.autocast_dtype)
     predicted = logits.argmax(1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -21,14 +21,15 @@ from sam_runner.runs.folder import SETTINGS, job_folder, new_run_folder, require
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
-from sam_runner.runs.status import find_finished_duplicate, read_finished_result, write_status
+from sam_runner.runs.result import find_finished_duplicate, read_finished_result, write_result
+from sam_runner.runs.status import write_status
 from sam_runner.training.build import build_run, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
-from sam_runner.utils.files import explain_full_disk, write_json
+from sam_runner.utils.files import explain_full_disk
 from sam_runner.utils.signals import StopRequest, catch_stop_signals
 
 log = logging.getLogger("sam_runner")
@@ -179,20 +180,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         loggers.close()
     if not run.context.is_main:
         return
-    result = {
-        "status": "finished",
-        "seed": config.seed,
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "skipped_steps": progress.step - progress.num_updates + progress.num_nonfinite,
-        "final": progress.last_metrics,
-        "best": progress.best_metrics,
-        "best_epoch": progress.best_epoch,
-        "selected_by": "validation/accuracy" if "validation" in run.evaluations else "last epoch",
-        "images_per_second": progress.num_images / progress.training_seconds,
-        "fingerprint": config.fingerprint(),
-    }
-    write_json(folder / "result.json", result)
+    result = write_result(folder, config, run, progress)
     log.info("finished: %s  %s", folder, _summarise(result))
 
 

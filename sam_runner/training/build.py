@@ -14,7 +14,6 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
@@ -28,6 +27,7 @@ from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard_model
 from sam_runner.models.build import (
+    build_average,
     build_model,
     is_channels_last,
     parameter_groups,
@@ -35,6 +35,7 @@ from sam_runner.models.build import (
     published_normalisation,
     weights_dtype,
 )
+from sam_runner.models.outputs import get_logits
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.method import Method
 from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
@@ -186,7 +187,10 @@ def build_optimizer(
         arguments["fused"] = True
     if not compiled:
         avoid_compiler_import(locate(target))  # type: ignore[arg-type]
+    _try_optimizer(target, arguments)
     optimizer: torch.optim.Optimizer = call_target(target, arguments, "optimizer.base", params=groups)
+    if callable(getattr(optimizer, "train", None)):  # a schedule-free optimizer
+        optimizer.train()  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -213,6 +217,29 @@ def _require_base_optimizer(target: str) -> None:
         )
 
 
+def _try_optimizer(target: str, arguments: Mapping[str, Any]) -> None:
+    """Require that an optimizer that is not torch's own can take a step with nothing but gradients.
+
+    Raises:
+        InputError: If the step fails, because it needs a closure or second derivatives, say.
+    """
+    if target.startswith("torch.optim."):
+        return
+    param = nn.Parameter(torch.ones(2, 2))
+    optimizer = call_target(target, {**arguments}, "optimizer.base", params=[param])
+    param.grad = torch.ones_like(param)
+    try:
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
+        optimizer.step()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise InputError(
+            f"optimizer.base._target_={target} cannot take a step with nothing but gradients: {reason[0]}\n"
+            "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
+        ) from error
+
+
 def build_step(
     config: ExperimentConfig,
     model: nn.Module,
@@ -233,7 +260,7 @@ def build_step(
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=forward,
+        forward=lambda images: get_logits(forward(images)),
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=config.accumulate,
@@ -368,7 +395,7 @@ def build_run(
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    averaged = build_average(model, decay) if decay else None
     seed_everything(
         config.seed, "training", *([context.rank] if context.rank else [])
     )  # each process has its own dropout
