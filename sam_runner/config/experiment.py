@@ -12,7 +12,7 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from sam_runner.config.allowed_targets import require_allowed_targets
-from sam_runner.config.convert import build, convert, require_in_range
+from sam_runner.config.convert import UnknownKeyError, build, convert, flat_names, require_in_range, unknown_key
 from sam_runner.config.data import DATA_SETS, NOISES, AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.keys import (
     AT_LEAST_ONE,
@@ -30,6 +30,7 @@ from sam_runner.config.model import MODELS, PUBLISHED_WEIGHTS, ModelConfig
 from sam_runner.config.optimizer import BASES, METHODS, BaseOptimizerConfig, OptimizerConfig
 from sam_runner.config.rules import check_rules
 from sam_runner.config.schedule import SCHEDULES, ScheduleConfig
+from sam_runner.utils.errors import InputError
 
 
 @dataclass(frozen=True)
@@ -247,7 +248,11 @@ def load_experiment(
         InputError: For the first mistake, with the accepted values and a suggestion.
     """
     require_allowed_targets(settings)
-    config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS)
+    try:
+        config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS)
+    except UnknownKeyError as error:  # the key may be another group's
+        others = {*ExperimentConfig().flat(), *flat_names(settings)} - {error.key}
+        raise InputError(unknown_key(error.key, [*error.accepted, *others], error.value)) from error
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
     check_rules(config, typed, multirun=multirun)
     return config

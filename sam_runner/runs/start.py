@@ -130,7 +130,9 @@ def _prepare_folder(
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
+        raise InputError(
+            f"run folder {folder} cannot be created: {error.strerror}\n  give another folder: run_dir=FOLDER"
+        ) from error
     stack.enter_context(explain_full_disk(folder))
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
