@@ -187,7 +187,8 @@ class Group:
         """Make the passes inside the context at w + eps.
 
         Args:
-            eps: The perturbation. Without `keep`, w + eps is written over its tensors, and its list of tensors is emptied.
+            eps: The perturbation. Without `keep`, w + eps is written over its tensors and its list of tensors is
+                emptied.
             keep: Keep `eps` for use after the context. This needs memory for a copy of the weights.
         """
         params = self.context.params
