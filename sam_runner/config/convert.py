@@ -1,4 +1,4 @@
-"""From plain values to settings dataclasses: names, types and ranges."""
+"""Conversion of plain values to settings dataclasses; it checks names, types and ranges."""
 
 import types
 from collections.abc import Mapping, Sequence
@@ -14,16 +14,16 @@ Groups = Mapping[str, Sequence[type[Any]]]
 
 
 def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
-    """Make a settings dataclass of plain values.
+    """Build a settings dataclass from plain values.
 
     Args:
-        kind: The dataclass, or for a group with options its general class.
-        values: By name; absent ones have their defaults.
-        path: Dotted name of the group, "" for the whole.
+        kind: The dataclass; for a group with options, its general class.
+        values: Plain values by name; absent settings get their defaults.
+        path: Dotted name of the group, "" for the whole configuration.
         groups: Settings classes of the groups with options, by dotted name.
 
     Raises:
-        InputError: Where a name is unknown, a required value is missing, or a value has the wrong type or range.
+        InputError: If a name is unknown, a required value is missing, or a value has the wrong type or range.
     """
     if not isinstance(values, Mapping):
         given = "null" if values is None else values
@@ -56,7 +56,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
 
 
 def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any]) -> type[Any]:
-    """The class of an option: by its method's name, by its target, else the general one."""
+    """Return the settings class of an option, by the name of its method or by its target, else the general class."""
     if len(classes) == 1:
         return classes[0]
     if "name" in {entry.name for entry in fields(classes[0])} and not hasattr(classes[0], "targets"):
@@ -75,10 +75,10 @@ def _default(kind: type[Any], name: str) -> Any:
 def convert(value: Any, annotation: Any, name: str) -> Any:
     """Return `value` in the annotated type.
 
-    Accepted annotations: bool, int, float, str, Literal, an optional one of them, and tuple[X, ...].
+    Supported annotations: bool, int, float, str, Literal, ``X | None`` of these, and tuple[X, ...].
 
     Raises:
-        InputError: Where the value is of another type.
+        InputError: If the value has another type.
     """
     if get_origin(annotation) in (Union, types.UnionType):
         if value is None:
@@ -104,7 +104,9 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
 
 
 def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
-    given = "off" if value is False and False not in accepted and "off" in accepted else value  # YAML's off is false
+    given = (
+        "off" if value is False and False not in accepted and "off" in accepted else value
+    )  # YAML reads off as false
     for entry in accepted:
         if given == entry and isinstance(given, bool) == isinstance(entry, bool):
             return entry
@@ -115,10 +117,10 @@ def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
 
 
 def require_in_range(value: Any, facts: Key, name: str) -> None:
-    """Refuse a number, or an entry of a list, outside the accepted range.
+    """Refuse a number, or a list with an entry, outside the accepted range.
 
     Raises:
-        InputError: Naming the range.
+        InputError: If a number is outside; the message names the range.
     """
     if facts.range is None or value is None:
         return
@@ -139,7 +141,10 @@ def _plain(value: Any) -> Any:
 
 
 def unknown_key(key: str, accepted: Sequence[str]) -> str:
-    """Return the message for a key that does not exist: the nearest key of its group, else of all, else all keys."""
+    """Return the message for a key that does not exist.
+
+    It suggests the most similar key of the group, or else of all groups. If no key is similar, it lists the keys.
+    """
     parent, _, name = key.rpartition(".")
     names = [entry for entry in accepted if not entry.endswith("_target_")]
     siblings = [entry for entry in names if entry.rpartition(".")[0] == parent]

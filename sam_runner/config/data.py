@@ -109,7 +109,9 @@ class ImageFolderConfig(DataConfig):
     storage: Literal["auto", "memory", "disk"] = key(
         "memory: decode once; disk: decode in every epoch; auto: memory up to 2 GiB", "auto"
     )
-    test_fraction: float = key("part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT)
+    test_fraction: float = key(
+        "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
+    )
     num_workers: int | None = key(
         "number of threads that decode into memory, or of processes that decode from disk; null: chosen from the number of"
         " cores",
@@ -193,7 +195,8 @@ class AugmentConfig:
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "values of the added pixels; reflect: mirror the image without repeating the edge, as the paper's code; zero: 0", "reflect"
+        "values of the added pixels; reflect: mirror the image without repeating the edge, as the paper's code; zero: 0",
+        "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)
     cutout: int = key(

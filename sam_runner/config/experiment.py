@@ -1,7 +1,7 @@
 """All settings of one run (`ExperimentConfig`) and their validation (`load_experiment`).
 
-`load_experiment` converts a composed configuration to an `ExperimentConfig`. The rest of the program reads attributes of
-this frozen dataclass, never a dictionary of settings. The module imports neither torch nor Hydra.
+`load_experiment` converts a composed configuration to an `ExperimentConfig`. The rest of the program reads attributes
+of this frozen dataclass, never a dictionary of settings. The module imports neither torch nor Hydra.
 """
 
 import hashlib
@@ -123,9 +123,17 @@ class ExperimentConfig:
         False,
     )
     seed: int = key("seed of initialisation, order, augmentation, dropout and label noise", 0, range=Range(0, 2**63))
-    device: str = key("device to train on: auto, cpu, cuda or cuda:N; auto: a GPU if there is one", "auto", effect="rounding", on_resume=ROUNDING, in_reports=False)
+    device: str = key(
+        "device to train on: auto, cpu, cuda or cuda:N; auto: a GPU if there is one",
+        "auto",
+        effect="rounding",
+        on_resume=ROUNDING,
+        in_reports=False,
+    )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
-        "number format of the passes; auto: the fastest format of the device that does not reduce the accuracy", "auto", effect="rounding"
+        "number format of the passes; auto: the fastest format of the device that does not reduce the accuracy",
+        "auto",
+        effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
         "NHWC memory layout; auto: if the network has 2-D convolutions",
@@ -150,8 +158,8 @@ class ExperimentConfig:
         "ddp: every process has all weights; fsdp: each process has a part of the weights (FSDP2)", "ddp"
     )
     sync_batchnorm: bool = key(
-        "true: batch norm normalises over the images of all processes (CUDA); false: over the images of each process, as"
-        " the paper's code",
+        "true: batch norm normalises over the images of all processes (CUDA); false: over the images of each process,"
+        " as the paper's code",
         False,
     )
     rank_timeout: float = key(
@@ -162,8 +170,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "what a non-finite loss or gradient does; stop: it ends the run before the update; skip: the step does not change"
-        " the weights",
+        "what a non-finite loss or gradient does; stop: it ends the run before the update; skip: the step does not"
+        " change the weights",
         "stop",
         on_resume="",
     )
@@ -194,7 +202,9 @@ class ExperimentConfig:
         effect="none",
         in_reports=False,
     )
-    dry_run: bool = key("print the plan (parameters, FLOPs, steps) and train nothing", False, effect="none", in_reports=False)
+    dry_run: bool = key(
+        "print the plan (parameters, FLOPs, steps) and train nothing", False, effect="none", in_reports=False
+    )
     data: DataConfig = field(default_factory=lambda: DataConfig(_target_=DataConfig.targets[0]))
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(_target_=NoiseConfig.targets[0]))
     augment: AugmentConfig = field(default_factory=AugmentConfig)

@@ -84,7 +84,7 @@ def help_text(conf: Path) -> str:
     for group, names in options(conf).items():
         marked = [f"{name}*" if chosen.get(group) == name else name for name in names]
         lines.append(f"  {group:15} {'  '.join(marked)}")
-    lines += ["", "settings and their defaults (docs/settings.md also has the settings of the groups, types and ranges)"]
+    lines += ["", "settings and their defaults (docs/settings.md adds types, ranges and the groups' settings)"]
     for name, facts, value in walk(ExperimentConfig()):
         if name.partition(".")[0] not in GROUPS:
             lines += _setting(name, facts, value)

@@ -98,8 +98,8 @@ class Group:
         is_first: Whether it is the first group of the step.
         is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
         sync: Whether `gradient` returns the mean over the ranks.
-        gradient_sum: Running sum of share * g over the groups. An empty list before the first group, then one tensor per
-            parameter. None if the method does not use `combine`.
+        gradient_sum: Running sum of share * g over the groups. An empty list before the first group, then one tensor
+            per parameter. None if the method does not use `combine`.
     """
 
     def __init__(

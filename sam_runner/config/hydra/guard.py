@@ -42,7 +42,7 @@ RAY: dict[str, tuple[Any, ...]] = {  # key: accepted values with Ray, which must
 }
 COMMANDS = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher."
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-KEYS = {  # accepted keys of the plugins; submitit passes other keys to sbatch and srun, and some of them name programs
+KEYS = {  # accepted keys of the plugins; submitit passes other keys to sbatch and srun, where some name programs
     "launcher": {
         "_target_", "n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size",
         "temp_folder", "max_nbytes", "mmap_mode", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
@@ -64,7 +64,7 @@ _AFTER_CHECK: list[Callable[[DictConfig], None]] = []
 
 
 def install(after_check: Callable[[DictConfig], None] = lambda _: None) -> None:
-    """Check every configuration that Hydra's own main composes in this process, including that of each job of a sweep.
+    """Check every configuration that Hydra's own main composes in this process, also for each job of a sweep.
 
     Hydra applies its settings before the job starts, so they must be checked when the configuration is loaded. Hydra
     has no public hook there. Therefore the private method `ConfigLoaderImpl.load_configuration` is replaced.
@@ -105,7 +105,9 @@ def require_values(overrides: Sequence[str]) -> None:
         else:
             empty = not any(True for _ in override.sweep_iterator())
         if empty:
-            raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, for example key=1,2")
+            raise InputError(
+                f"{override.input_line} gives no value: the sweep is empty\n  give values, for example key=1,2"
+            )
 
 
 def check(config: DictConfig) -> None:
@@ -120,21 +122,23 @@ def check(config: DictConfig) -> None:
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
     for key, accepted in (FIXED | (RAY if is_ray(config.hydra) else {})).items():
         if _value_at(hydra, key) not in accepted:
-            raise InputError(f"hydra.{key} cannot be changed\n  remove it from the command line and the configuration files")
+            raise InputError(
+                f"hydra.{key} cannot be changed\n  remove it from the command line and the configuration files"
+            )
     for plugin, keys in KEYS.items():
         node = _value_at(hydra, plugin)
         for target in _targets(node):
             if not target.startswith(PLUGINS):
                 raise InputError(f"hydra.{plugin} names {target}, which is not a plugin of Hydra")
             if target.startswith(COMMANDS):
-                raise InputError("hydra/launcher=ray_aws is refused: its settings contain commands\n  use hydra/launcher=ray")
+                raise InputError("hydra/launcher=ray_aws is refused: it can run commands\n  use hydra/launcher=ray")
         for key in node if isinstance(node, dict) else ():
             if key not in keys:
                 raise InputError(f"hydra.{plugin}.{key} is not accepted\n  accepted: {', '.join(sorted(keys))}")
         for text in _texts(node):
-            if re.search(r"[\x00-\x1f\x7f]", text):  # in a batch script the text after a line break would be a command
+            if re.search(r"[\x00-\x1f\x7f]", text):  # a new line of a batch script would be a command
                 raise InputError(f"hydra.{plugin} contains a text with a line break\n  write the text in one line")
-            if "${" in text and text not in COMPUTED:  # an interpolation can call a function: ${oc.create:{_target_: ...}}
+            if "${" in text and text not in COMPUTED:  # it can call a function: ${oc.create:{_target_: ...}}
                 raise InputError(f"hydra.{plugin} contains the interpolation {text}\n  write the value itself")
     _require_held_out(config)
     params = _value_at(hydra, "sweeper.params")

@@ -25,7 +25,7 @@ JOBS_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of the plugin sub
 STORAGE = "sqlite:///${folder:${hydra.sweep.dir}}/optuna.db"
 JOBS, CORES, GPUS, GPU = "${jobs_at_once:}", "${cores:}", "${gpus:}", "${gpu_each:}"
 NAMES = ("${hydra.job.name}", "${sweep_name}")
-COMPUTED = (JOBS_FOLDER, STORAGE, JOBS, CORES, GPUS, GPU, *NAMES)  # the interpolations that plugin options may contain
+COMPUTED = (JOBS_FOLDER, STORAGE, JOBS, CORES, GPUS, GPU, *NAMES)  # interpolations that options may contain
 DEFAULTS: dict[str, dict[str, Any]] = {  # option: default values that replace the plugin's
     "hydra/launcher/joblib": {
         "n_jobs": JOBS,  # one job per GPU, or one per core without a GPU; the plugin's default: one per core
@@ -34,17 +34,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # option: default values that replace t
         "timeout_min": 7 * 24 * 60,  # in minutes; the plugin's default is one hour
     },
     "hydra/launcher/submitit_slurm": {
-        "timeout_min": 12 * 60,  # limit of one start of a job, in minutes; an unfinished job continues in its next start
+        "timeout_min": 12 * 60,  # minutes of one start of a job; an unfinished job is started again
         "gpus_per_node": 1,
         "cpus_per_task": 8,
-        "signal_delay_s": 180,  # time to save before the limit, in seconds
+        "signal_delay_s": 180,  # seconds before the limit, for saving
         "max_num_timeout": 100,  # number of further starts of a job
         "name": "sam-train",
     },
     "hydra/launcher/ray": {
         "ray": {
             "init": {
-                "address": "local",  # start Ray for this sweep; by default the plugin joins a running Ray
+                "address": "local",  # start Ray for this sweep; the plugin's default joins a running Ray
                 "num_cpus": CORES,  # Ray's default also counts cores that this process may not use
                 "num_gpus": GPUS,
                 "include_dashboard": False,  # the dashboard is a web server that runs submitted code
@@ -138,7 +138,8 @@ def prepare(hydra: DictConfig) -> None:
     for kind, key in (("cores", "num_cpus"), ("GPUs", "num_gpus")):
         if (needed.get(key) or 0) > (available.get(key) or 0):
             raise InputError(
-                f"hydra.launcher.ray.remote.{key}={needed[key]}: there are {available.get(key) or 0} {kind} for all jobs together\n"
+                f"hydra.launcher.ray.remote.{key}={needed[key]}: "
+                f"there are {available.get(key) or 0} {kind} for all jobs together\n"
                 f"  use a smaller value, or set hydra.launcher.ray.init.{key} to a larger one"
             )
 

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in words that say what was given, what is accepted and how to go on."""
+"""Messages for the errors of Hydra and OmegaConf: the given value, the accepted values and a suggestion."""
 
 import re
 from difflib import get_close_matches
@@ -14,12 +14,12 @@ from sam_runner.config.hydra.launchers import EXTRAS
 
 
 def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
-    """The message for an error that Hydra raised while it read `arguments`.
+    """Return the message for an error that Hydra raised while it read the command line.
 
     Args:
         error: A HydraException or OmegaConfBaseException.
         conf: The configuration folder.
-        arguments: The command line.
+        arguments: The arguments of the command line.
     """
     text = str(error)
     if isinstance(error, OverrideParseException):
@@ -55,7 +55,7 @@ def _unreadable(override: str) -> str:
 def _no_option(error: MissingConfigException, conf: Path) -> str:
     missing = error.missing_cfg_file or ""
     group, _, name = missing.rpartition("/")
-    known = sorted(error.options or options(conf).get(group, []))  # Hydra's list has those of --config-dir too
+    known = sorted(error.options or options(conf).get(group, []))  # Hydra's list also has the options in --config-dir
     if not known:
         return f"there is no group {group or missing}\n  groups: {', '.join(options(conf))}"
     if missing in EXTRAS:
@@ -66,7 +66,10 @@ def _no_option(error: MissingConfigException, conf: Path) -> str:
 
 
 def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
-    """An unknown key, against the keys of the groups that were chosen, and those of the options that were not."""
+    """Return the message for an unknown key.
+
+    If another option of the group has the key, the message names that option. Otherwise it suggests a similar key.
+    """
     groups = options(conf)
     parent, _, name = key.rpartition(".")
     if parent in groups:
