@@ -37,8 +37,8 @@ class DataConfig(Component):
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
-        "source of the mean and std that images are normalised with; set: the training set; imagenet: ImageNet; weights:"
-        " the images that model.weights were trained on; auto: weights if their mean and std are known, else set",
+        "source of the mean and std that images are normalised with; set: the training set; imagenet: ImageNet; "
+        " weights: the images that model.weights were trained on; auto: weights if their mean and std are known, else set",
         "auto",
         argument=False,
     )
@@ -113,8 +113,8 @@ class ImageFolderConfig(DataConfig):
         "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
     )
     num_workers: int | None = key(
-        "number of threads that decode into memory, or of processes that decode from disk; null: chosen from the number of"
-        " cores",
+        "number of threads that decode into memory, or of processes that decode from disk; null: chosen from the number"
+        " of cores",
         None,
         range=NOT_NEGATIVE,
         on_resume="",
@@ -195,7 +195,7 @@ class AugmentConfig:
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "values of the added pixels; reflect: mirror the image without repeating the edge, as the paper's code; zero: 0",
+        "added pixels; reflect: mirror the image without repeating the edge, as the paper's code; zero: the value 0",
         "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)

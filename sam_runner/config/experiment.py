@@ -113,7 +113,7 @@ class ExperimentConfig:
         "decay of an exponential moving average of the weights, e.g. 0.999; null: no average", None, range=OPEN_UNIT
     )
     grad_clip: float | None = key(
-        "largest norm of the base optimizer's gradient, which is clipped to it; the paper's code used 5.0; null: no limit",
+        "norm to which the base optimizer's gradient is clipped; the paper's code used 5.0; null: no clipping",
         None,
         range=POSITIVE,
     )

@@ -102,7 +102,7 @@ def help_text(conf: Path) -> str:
         "  hydra/launcher=submitit_slurm  one Slurm job for each job of the sweep",
         "  hydra/sweeper=optuna           search rho, lr and optimizer.m for the best held-out accuracy",
         "",
-        "exit codes: 0 done, 1 the run failed, 2 bad input, 75 saved and stopped by a signal, 130 interrupted by Ctrl-C",
+        "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 Ctrl-C",
     ]
     return "\n".join(lines)
 

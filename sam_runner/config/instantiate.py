@@ -17,7 +17,7 @@ from sam_runner.utils.errors import InputError
 def locate(target: str) -> Callable[..., Any]:
     """Return the function or class of a dotted name, if a trusted module defines it.
 
-    A trusted prefix is not sufficient: ``sam_runner.data.datasets.digits.gzip.open`` has one, but is a function of gzip.
+    The prefix is not sufficient: ``sam_runner.data.datasets.digits.gzip.open`` has a trusted one, but belongs to gzip.
 
     Raises:
         InputError: If the name is not trusted or does not exist.

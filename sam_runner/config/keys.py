@@ -53,8 +53,8 @@ class Key:
         range: Accepted numbers; for a list, of each entry. None accepts every value of the type.
         effect: What another value changes: "result": the numbers of a run; "rounding": only their rounding; "none": no
             numbers. Settings with the effect "none" are not part of the fingerprint.
-        on_resume: Whether a run can be continued with another value. None: refused. A text: accepted, and the run logs the
-            change with this text. Settings with the effect "none" may always change.
+        on_resume: Whether a run can be continued with another value. None: refused. A text: accepted, and the run logs
+            the change with this text. Settings with the effect "none" may always change.
         sets_length: Whether the setting makes a run longer or shorter.
         in_reports: Whether reports show the setting if its value differs between runs.
         short: Name in reports; "" for the dotted name.

@@ -20,8 +20,8 @@ class ModelConfig(Component):
     """Settings of every network. A user's own network may have further keys; its function gets them."""
 
     weights: str | None = key(
-        "weights to start from: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), or torchvision"
-        " or timm for published weights, e.g. torchvision:IMAGENET1K_V1; null: initialise from the seed",
+        "weights to start from: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), or"
+        " torchvision or timm for published weights, e.g. torchvision:IMAGENET1K_V1; null: initialise from the seed",
         None,
         argument=False,
         path=True,

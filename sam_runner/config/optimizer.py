@@ -57,8 +57,8 @@ class OptimizerConfig:
     schema: ClassVar[str] = "optimizer/sgd"
     name: str = key("name of the method", "sgd", short="optimizer")
     m: int | None = key(
-        "images in a group. Each group has its own batch-norm statistics and, with SAM, its own perturbation (m-sharpness);"
-        " null: the whole batch",
+        "images in a group. Each group has its own batch-norm statistics and, with SAM, its own perturbation"
+        " (m-sharpness); null: the whole batch",
         None,
         range=AT_LEAST_ONE,
     )
@@ -79,7 +79,7 @@ class SamConfig(OptimizerConfig):
     rho: float = key("radius of the perturbation (eq. 2); set with rho=", 0.05, range=NOT_NEGATIVE, short="rho")
     p: float = key("norm of the ball (eq. 2)", 2.0, range=Range(1, math.inf, high_open=False))
     direction: Literal["gradient", "random"] = key(
-        "direction of the perturbation; gradient: along the gradient (eq. 2); random: drawn for each step (the paper's"
+        "direction of the perturbation; gradient: that of eq. 2; random: drawn for each step (the paper's"
         " Appendix C.5). Both have the length rho",
         "gradient",
     )
