@@ -37,8 +37,9 @@ class DataConfig(Component):
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
-        "source of the mean and std that images are normalised with; set: the training set; imagenet: ImageNet; "
-        " weights: the images that model.weights were trained on; auto: weights if their mean and std are known, else set",
+        "source of the mean and std that images are normalised with; set: the training set; imagenet: ImageNet;"
+        " weights: the images that model.weights were trained on; auto: weights if their mean and std are known, else"
+        " set",
         "auto",
         argument=False,
     )
