@@ -2,7 +2,7 @@
 
 `experiment.py` has the class of all settings (`ExperimentConfig`) and the only validation (`load_experiment`).
 `data.py`, `model.py`, `optimizer.py` and `schedule.py` have the settings of the groups. A builder of the program gets
-the settings of its own group only. No module here imports torch, and only the folder `hydra` imports Hydra or OmegaConf.
+the settings of its own group only. No module here imports torch. Only the folder `hydra` imports Hydra or OmegaConf.
 
 May import: utils.
 """
