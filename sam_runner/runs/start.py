@@ -78,7 +78,9 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
-            if context.world_size == 1:  # an error that is its own cause would keep the run and its data workers alive
+            # With one process attribute_error returns the same error. `raise error from error` would make a reference
+            # cycle that keeps the run and its workers in memory.
+            if context.world_size == 1:
                 raise
             raise context.attribute_error(error) from error
     return folder

@@ -206,7 +206,7 @@ def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, 
 
 
 def _is_perturbed(run: Run, progress: Progress) -> bool:
-    """Return whether rho > 0 in the last step or at the end of training, so that steps have a second pass."""
+    """Return whether steps have a second pass: whether rho > 0 in the latest step or in the last step of training."""
     return run.rho(max(progress.num_updates - 1, 0)) > 0 or run.rho(run.max_steps - 1) > 0
 
 

@@ -435,7 +435,14 @@ def test_nonfinite_weights_are_not_saved_in_an_epoch_without_evaluation(tmp_path
 @pytest.mark.parametrize(("ended", "asked"), [(4, 9), (4, 6), (5, 12), (6, 9), (7, 12), (9, 11)])
 def test_a_run_that_max_steps_ended_is_made_longer_to_the_bytes_of_the_longer_run(ended, asked, tmp_path):
     """Six steps an epoch: the ends are within epochs and between them."""
-    words = ["optimizer=sam", "schedule=constant", "precision=fp32", "log_every=3", "ema_decay=0.9", "model.dropout=0.2"]
+    words = [
+        "optimizer=sam",
+        "schedule=constant",
+        "precision=fp32",
+        "log_every=3",
+        "ema_decay=0.9",
+        "model.dropout=0.2",
+    ]
     straight = train_tiny(tmp_path / "straight", *words, f"max_steps={asked}")
     train_tiny(tmp_path / "longer", *words, f"max_steps={ended}")
     longer = train_tiny(tmp_path / "longer", *words, f"max_steps={asked}")
