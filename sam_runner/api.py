@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.rules import require_files
 from sam_runner.runs.folder import read_config
-from sam_runner.runs.status import finished_result, new_call_name
+from sam_runner.runs.status import new_call_name, read_finished_result
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ class RunResult:
     @property
     def result(self) -> dict[str, Any]:
         """result.json: status, seed, epoch, step, ``final`` and ``best`` metrics; empty where it has not finished."""
-        return finished_result(self.folder) or {}
+        return read_finished_result(self.folder) or {}
 
     @property
     def final(self) -> dict[str, float]:

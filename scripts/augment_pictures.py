@@ -15,7 +15,7 @@ from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import Images
 from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader
-from sam_runner.training.pictures import image_grid
+from sam_runner.training.pictures import draw_image_grid
 
 BASIC = {"pad": 4, "flip": True}
 AUGMENTATIONS = {
@@ -40,7 +40,7 @@ def draw(data: Images, augmentation: AugmentConfig, path: Path) -> None:
     for epoch in range(EPOCHS):
         examples = next(loader.epoch(epoch))
         rows.append(loader.denormalise(examples.images)[examples.indices.argsort()])
-    picture = image_grid(torch.cat(rows), columns=IMAGES, min_side=50)
+    picture = draw_image_grid(torch.cat(rows), columns=IMAGES, min_side=50)
     pixels = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
     Image.fromarray(pixels).quantize(256, dither=Image.Dither.NONE).save(path, optimize=True)
     print(f"{path} {path.stat().st_size / 1024:.0f} kB")

@@ -1,11 +1,11 @@
-"""Kills and other faults: a run that is stopped in any way goes on as if nothing had happened.
+"""Fault injection: a run that is killed or stopped continues with the bits of an uninterrupted run.
 
-    python scripts/faults.py [--long] [--out outputs/faults]
+    python scripts/faults.py [--long] [--parts kills stops damage mutants] [--out outputs/faults]
 
-Each trial starts ``sam-train`` as a process of its own (a fork of this one, which has torch loaded already), kills it,
-starts the same command again until it is done, and compares weights, optimizer, metrics.jsonl, TensorBoard's steps
-with those of a run that nobody killed. --long: 200 kills at random moments and 50 inside saves, not some of each.
-The four mutants at the end must be caught, or the trials show nothing.
+Each trial starts ``sam-train`` in a new process (a fork of this one, which has imported torch), kills it, runs the same
+command again until it finishes, and compares weights, optimizer, metrics.jsonl and TensorBoard's steps with those of an
+uninterrupted run. --long makes 200 kills at random moments and 50 inside saves. The four mutants break the program on
+purpose: the trials must detect each of them, otherwise they prove nothing.
 """
 
 import argparse
@@ -31,20 +31,21 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from sam_runner.commands import train as train_command
 from sam_runner.data.loader import ImageLoader
-from sam_runner.runs.logging import Tracker
-from sam_runner.training import checkpoints, loop
-from sam_runner.training import state as run
+from sam_runner.runs.logging.jsonl import JsonlLogger
+from sam_runner.training import checkpoints, loop, state
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils import files
 from sam_runner.utils.manifest import check_manifest
 
 torch.set_num_threads(1)
-LIMIT = 30.0  # seconds that any process may take
+TIMEOUT = 30.0  # seconds that any process may take
+PARTS = ("kills", "stops", "damage", "mutants")
 Patch = Callable[[], None]
+Kind = tuple[str, str, int]  # optimizer, precision, number of data workers
 
 
-def pictures(folder: Path) -> Path:
-    """Ninety-six images of two classes to train on."""
+def write_images(folder: Path) -> Path:
+    """Write 96 training and 16 test images of two classes; return the folder."""
     draws = random.Random(0)
     for part, count in (("train", 48), ("test", 8)):
         for name in ("a", "b"):
@@ -55,8 +56,8 @@ def pictures(folder: Path) -> Path:
     return folder
 
 
-def settings(optimizer: str, precision: str, workers: int, images: Path) -> list[str]:
-    """Twelve steps in two epochs, a checkpoint after each."""
+def build_overrides(optimizer: str, precision: str, workers: int, images: Path) -> list[str]:
+    """Return the overrides of a run of twelve steps in two epochs, with a checkpoint after each step."""
     words = [
         f"optimizer={optimizer}",
         f"precision={precision}",
@@ -88,7 +89,7 @@ def settings(optimizer: str, precision: str, workers: int, images: Path) -> list
 
 
 def start(words: list[str], folder: Path, patch: Patch | None = None) -> int:
-    """A process in a group of its own that runs sam-train; its output goes to FOLDER.log."""
+    """Run sam-train in a new process group, with its output in FOLDER.log; return the process id."""
     child = os.fork()
     if child:
         return child
@@ -110,8 +111,8 @@ def start(words: list[str], folder: Path, patch: Patch | None = None) -> int:
         os._exit(code)
 
 
-def ended(child: int, seconds: float = LIMIT) -> int | None:
-    """Exit code, negative for a signal; None where it still runs after so many seconds."""
+def wait(child: int, seconds: float = TIMEOUT) -> int | None:
+    """Wait for a process; return its exit code, negative for a signal, or None if it still runs after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
         found, status = os.waitpid(child, os.WNOHANG)
@@ -122,15 +123,15 @@ def ended(child: int, seconds: float = LIMIT) -> int | None:
 
 
 def kill(child: int) -> None:
-    """The process and its workers, as a machine that goes down."""
+    """Kill a process and its data workers together, as a power failure does."""
     with contextlib.suppress(ProcessLookupError):
         os.killpg(child, signal.SIGKILL)
     with contextlib.suppress(ChildProcessError):
         os.waitpid(child, 0)
 
 
-def orphans(group: int) -> bool:
-    """Whether anything of a process group is left after five seconds."""
+def has_orphans(group: int) -> bool:
+    """Return whether a process of the group still runs after five seconds."""
     for _ in range(100):
         try:
             os.killpg(group, 0)
@@ -140,81 +141,81 @@ def orphans(group: int) -> bool:
     return True
 
 
-def outcome(folder: Path) -> dict:
-    """What has to be equal: every number that a run leaves."""
-    state = CheckpointFolder(folder / "checkpoints").latest()
-    assert state is not None
-    state["progress"].pop("seconds")
+def read_outcome(folder: Path) -> dict:
+    """Return the numbers that a run wrote and that an uninterrupted run must equal."""
+    checkpoint = CheckpointFolder(folder / "checkpoints").load_latest()
+    assert checkpoint is not None
+    checkpoint["progress"].pop("training_seconds")
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
     steps = {tag: [event.step for event in events.Scalars(tag)] for tag in tags}
-    return {"state": state, "metrics": (folder / "metrics.jsonl").read_bytes(), "steps": steps}
+    return {"state": checkpoint, "metrics": (folder / "metrics.jsonl").read_bytes(), "steps": steps}
 
 
-def same(first: object, second: object) -> bool:
-    """To the bit."""
+def is_equal(first: object, second: object) -> bool:
+    """Return whether two nested values are equal, tensors to the bit."""
     if isinstance(first, torch.Tensor):
         return isinstance(second, torch.Tensor) and torch.equal(first, second)
     if isinstance(first, dict) and isinstance(second, dict):
-        return first.keys() == second.keys() and all(same(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(is_equal(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple) and isinstance(second, list | tuple):
-        return len(first) == len(second) and all(map(same, first, second))
+        return len(first) == len(second) and all(map(is_equal, first, second))
     return first == second
 
 
-def resumed_at(folder: Path) -> int:
-    """The step that the last start went on from."""
+def find_resumed_step(folder: Path) -> int:
+    """Return the step that the last process continued from."""
     lines = [line for line in Path(f"{folder}.log").read_text().splitlines() if line.startswith("continuing ")]
     return int(lines[-1].partition("after step ")[2].split(",")[0]) if lines else 0
 
 
 def finish(words: list[str], folder: Path, patch: Patch | None = None) -> int | None:
-    """Run to the end; the exit code."""
+    """Run to the end; return the exit code, None after a timeout."""
     child = start(words, folder, patch)
-    code = ended(child)
+    code = wait(child)
     if code is None:
         kill(child)
     return code
 
 
 class Reference:
-    """The run that nobody killed, and how long it takes."""
+    """An uninterrupted run: its outcome and its duration."""
 
     def __init__(self, words: list[str], folder: Path, patch: Patch | None = None) -> None:
         child = start(words, folder, patch)
-        started = under_way(child, folder)
-        code = ended(child)
+        started = wait_for_training(child, folder)
+        code = wait(child)
         self.training_seconds = time.monotonic() - started
         if code != 0:
             raise RuntimeError(f"the reference run ended with {code}:\n{Path(f'{folder}.log').read_text()[-2000:]}")
-        self.outcome = outcome(folder)
+        self.outcome = read_outcome(folder)
 
 
-def killed_at_random(
+def kill_at_random(
     words: list[str], folder: Path, reference: Reference, draws: random.Random, patch=None
 ) -> int | None:
-    """Kill at a random moment, go on; the step it went on from, or None where the result is another."""
+    """Kill at a random moment, then continue; see `compare` for the result."""
     child = start(words, folder, patch)
-    under_way(child, folder)
+    wait_for_training(child, folder)
     time.sleep(draws.uniform(0, 0.9 * reference.training_seconds))
     kill(child)
     return compare(words, folder, reference, patch)
 
 
 def compare(words: list[str], folder: Path, reference: Reference, patch: Patch | None = None) -> int | None:
-    """Go on to the end; the step it went on from, or None where it ended badly or elsewhere."""
+    """Continue to the end; return the step that it continued from, or None if it failed or the outcome differs."""
     code = finish(words, folder, patch)
     try:
-        equal = code == 0 and same(outcome(folder), reference.outcome)
-    except Exception as error:  # a checkpoint that cannot be read, say
+        equal = code == 0 and is_equal(read_outcome(folder), reference.outcome)
+    except Exception as error:  # e.g. a checkpoint that cannot be read
         print(f"{type(error).__name__}: {error}", flush=True)
         equal = False
-    return resumed_at(folder) if equal else None
+    return find_resumed_step(folder) if equal else None
 
 
 def kill_inside_save(draws: random.Random) -> Patch:
-    """Make a process kill itself within one of its saves: while writing, before or after a flush or a rename."""
+    """Return a patch with which a process kills itself in a save: while writing, before or after a flush or rename."""
     save_number, place, fraction = draws.randrange(1, 15), draws.choice(("write", "fsync", "replace")), draws.random()
     before = draws.random() < 0.5
     count = draws.randrange(1, 3)
@@ -267,8 +268,8 @@ def kill_inside_save(draws: random.Random) -> Patch:
     return patch
 
 
-def both(first: Patch | None, second: Patch | None) -> Patch:
-    """One after the other."""
+def combine(first: Patch | None, second: Patch | None) -> Patch:
+    """Return a patch that applies two patches in order."""
 
     def patch() -> None:
         for entry in (first, second):
@@ -278,18 +279,16 @@ def both(first: Patch | None, second: Patch | None) -> Patch:
     return patch
 
 
-def killed_in_save(
-    words: list[str], folder: Path, reference: Reference, draws: random.Random, patch=None
-) -> int | None:
-    """Kill inside a save, go on; as `killed_at_random`."""
-    child = start(words, folder, both(patch, kill_inside_save(draws)))
-    if ended(child) is None:
+def kill_in_save(words: list[str], folder: Path, reference: Reference, draws: random.Random, patch=None) -> int | None:
+    """Kill inside a save, then continue; see `compare` for the result."""
+    child = start(words, folder, combine(patch, kill_inside_save(draws)))
+    if wait(child) is None:
         kill(child)
     return compare(words, folder, reference, patch)
 
 
-def plain_save() -> None:
-    """M1: one file, written in place, without a manifest."""
+def save_in_place() -> None:
+    """M1: save one file in place, without a manifest."""
 
     def save(self, step, state, **_):
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -298,26 +297,26 @@ def plain_save() -> None:
             handle.flush()
             os.fsync(handle.fileno())
 
-    def latest(self):
+    def load_latest(self):
         path = self.folder / "last.pt"
         return torch.load(path, weights_only=True) if path.exists() else None
 
-    CheckpointFolder.save, CheckpointFolder.latest = save, latest
+    CheckpointFolder.save, CheckpointFolder.load_latest = save, load_latest
 
 
-def no_generator() -> None:
-    """M2: the generators are not put back."""
-    run.RngState = type("RngState", (run.RngState,), {"restore": lambda *_: None})
+def skip_rng_restore() -> None:
+    """M2: do not restore the random state."""
+    state.RngState = type("RngState", (state.RngState,), {"restore": lambda *_: None})
 
 
-def no_cut() -> None:
-    """M3: metrics.jsonl keeps what was logged after the checkpoint."""
-    original = Tracker.__init__
-    Tracker.__init__ = lambda self, folder, step=0, *_: original(self, folder, step, 1 << 40)
+def keep_later_rows() -> None:
+    """M3: keep the rows of metrics.jsonl that were logged after the checkpoint."""
+    original = JsonlLogger.__init__
+    JsonlLogger.__init__ = lambda self, folder, *_: original(self, folder, 1 << 40)
 
 
-def no_epoch() -> None:
-    """M4: each process counts its epochs from the first."""
+def restart_epochs() -> None:
+    """M4: count the epochs of the loader from the start of the process."""
     original, seen = ImageLoader.epoch, Counter()
 
     def epoch(self, _=0, start=0):
@@ -328,15 +327,15 @@ def no_epoch() -> None:
 
 
 MUTANTS: dict[str, tuple[Patch, str]] = {
-    "M1 plain torch.save": (plain_save, "plain save"),
-    "M2 generators not restored": (no_generator, "random"),
-    "M3 metrics.jsonl not cut": (no_cut, "save"),
-    "M4 epoch of the sampler not restored": (no_epoch, "random"),
+    "M1 plain torch.save": (save_in_place, "plain save"),
+    "M2 random state not restored": (skip_rng_restore, "random"),
+    "M3 metrics.jsonl not truncated": (keep_later_rows, "save"),
+    "M4 epoch of the loader not restored": (restart_epochs, "random"),
 }
 
 
 def kill_in_plain_save(draws: random.Random) -> Patch:
-    """For M1, which writes elsewhere: half of the file is there."""
+    """Return a patch for M1 that kills the process when half of the file is written."""
     number = draws.randrange(1, 12)
 
     def patch() -> None:
@@ -356,71 +355,71 @@ def kill_in_plain_save(draws: random.Random) -> Patch:
 
 
 def mutant_is_caught(name: str, words: list[str], folder: Path, draws: random.Random) -> bool:
-    """Whether one of some trials shows it."""
+    """Return whether one of 20 trials detects the mutant."""
     patch, kind = MUTANTS[name]
     reference = Reference(words, folder / "reference")
     for number in range(20):
         trial = folder / f"trial{number}"
         if kind == "plain save":
-            child = start(words, trial, both(patch, kill_in_plain_save(draws)))
-            ended(child)
+            child = start(words, trial, combine(patch, kill_in_plain_save(draws)))
+            wait(child)
             code = finish(words, trial, patch)
             caught = code != 0
-        elif kind == "save":  # between the flush of metrics.jsonl and the commit of the checkpoint that knows of it
-            caught = killed_in_save(words, trial, reference, draws, patch) is None
+        elif kind == "save":  # after metrics.jsonl is flushed and before the checkpoint that stores its length
+            caught = kill_in_save(words, trial, reference, draws, patch) is None
         else:
-            caught = killed_at_random(words, trial, reference, draws, patch) is None
+            caught = kill_at_random(words, trial, reference, draws, patch) is None
         if caught:
             return True
     return False
 
 
-def stopped(words: list[str], folder: Path, reference: Reference, draws: random.Random, *, group: bool) -> str:
-    """SIGTERM at a random moment of the training, to the process or its group; what is wrong, or nothing."""
+def stop_at_random(words: list[str], folder: Path, reference: Reference, draws: random.Random, *, group: bool) -> str:
+    """Send SIGTERM at a random moment, to the process or to its group; return what went wrong, "" for nothing."""
     child = start(words, folder)
-    under_way(child, folder)
+    wait_for_training(child, folder)
     time.sleep(draws.uniform(0, 0.7 * reference.training_seconds))
     began = time.monotonic()
     (os.killpg if group else os.kill)(child, signal.SIGTERM)
-    code = ended(child)
+    code = wait(child)
     took = time.monotonic() - began
     if code == 0:
         return "too late"
     steps = [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    state = CheckpointFolder(folder / "checkpoints").latest()
+    checkpoint = CheckpointFolder(folder / "checkpoints").load_latest()
     if code != 75 or took > 5:
         return f"ended with {code} after {took:.1f} s"
-    if orphans(child):
+    if has_orphans(child):
         return "left processes behind"
-    if state is None or (steps and state["step"] < max(steps)):
+    if checkpoint is None or (steps and checkpoint["step"] < max(steps)):
         return "lost a step"
-    said = [line for line in read(folder).splitlines() if line.startswith("SIGTERM: stopped after step ")]
-    if not said or int(said[-1].split()[4].rstrip(",")) != state["step"]:
-        return "saved another step than it said"
-    return "" if compare(words, folder, reference) is not None else "went on elsewhere"
+    messages = [line for line in read_log(folder).splitlines() if line.startswith("SIGTERM: stopped after step ")]
+    if not messages or int(messages[-1].split()[4]) != checkpoint["step"]:
+        return "saved another step than it logged"
+    return "" if compare(words, folder, reference) is not None else "continued to another outcome"
 
 
-def under_way(child: int, folder: Path) -> float:
-    """Wait until the training begins; the moment."""
-    while ended_early(child) is None and "run folder" not in read(folder):
+def wait_for_training(child: int, folder: Path) -> float:
+    """Wait until the training starts; return the time."""
+    while peek_exit_code(child) is None and "run folder" not in read_log(folder):
         time.sleep(0.002)
     return time.monotonic()
 
 
-def read(folder: Path) -> str:
-    """What a process has printed."""
+def read_log(folder: Path) -> str:
+    """Return what the processes of a trial have printed."""
     log = Path(f"{folder}.log")
     return log.read_text() if log.exists() else ""
 
 
-def ended_early(child: int) -> int | None:
-    """Exit code where it has ended; it is not collected."""
+def peek_exit_code(child: int) -> int | None:
+    """Return the exit code of a process, None if it still runs; the process is not reaped."""
     result = os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT)
     return None if result is None else result.si_status
 
 
-def damages(folder: Path, draws: random.Random, flips: int) -> tuple[int, int, int, int]:
-    """Bit flips found, of how many; truncations found, of how many."""
+def damage_checkpoints(folder: Path, draws: random.Random, flips: int) -> tuple[int, int, int, int]:
+    """Damage a checkpoint; return detected bit flips, all bit flips, detected truncations, all truncations."""
     path = next((folder / "checkpoints").glob("step-*.pt"))
     work = folder.parent / "damaged"
     work.mkdir()
@@ -443,86 +442,117 @@ def damages(folder: Path, draws: random.Random, flips: int) -> tuple[int, int, i
     return found, flips, cut, len(content)
 
 
+class Trials:
+    """The parts of the fault injection, which add tables to one report.
+
+    Attributes:
+        failures: A message for each trial that failed.
+    """
+
+    def __init__(self, work: Path, draws: random.Random, report: Report) -> None:
+        self.work, self.draws, self.report, self.failures = work, draws, report, list[str]()
+        self.images = write_images(work / "images")
+        self.kinds: list[Kind] = [(o, p, w) for w in (0, 2) for o in ("sgd", "sam") for p in ("fp32", "bf16", "fp16")]
+        self._references: dict[Kind, Reference] = {}
+
+    def overrides(self, kind: Kind) -> list[str]:
+        """Return the overrides of a kind of run."""
+        return build_overrides(*kind, self.images)
+
+    def reference(self, kind: Kind) -> Reference:
+        """Return the uninterrupted run of a kind."""
+        if kind not in self._references:
+            folder = self.work / f"reference{len(self._references)}"
+            self._references[kind] = Reference(self.overrides(kind), folder)
+        return self._references[kind]
+
+    def kill(self, title: str, trial: Callable[..., int | None], count: int) -> None:
+        """Run trials in which the process is killed."""
+        steps: Counter = Counter()
+        for number in range(count):
+            kind = self.kinds[number % len(self.kinds)]
+            folder = self.work / f"{trial.__name__}{number}"
+            step = trial(self.overrides(kind), folder, self.reference(kind), self.draws)
+            if step is None:
+                self.failures.append(f"{title}: {kind}, trial {number}:\n{read_log(folder)[-1500:]}")
+                print(self.failures[-1], flush=True)
+            else:
+                steps[step] += 1
+            shutil.rmtree(folder, ignore_errors=True)
+        columns = ["trials", "continued to the bit", "distinct steps continued from", "steps: trials"]
+        counts = " ".join(f"{step}:{number}" for step, number in sorted(steps.items()))
+        self.report.table(title, columns, [[count, steps.total(), len(steps), counts]])
+        if len(steps) < min(4, count // 3):
+            self.failures.append(f"{title}: only {len(steps)} distinct steps, which proves little")
+
+    def stop(self, count: int) -> None:
+        """Run trials in which the process gets SIGTERM."""
+        rows: Counter = Counter()
+        for number in range(count):
+            kind = self.kinds[(5 * number + 3) % len(self.kinds)]
+            for attempt in range(20):
+                folder, group = self.work / f"stop{number}-{attempt}", number % 2 == 1
+                fault = stop_at_random(self.overrides(kind), folder, self.reference(kind), self.draws, group=group)
+                if fault != "too late":
+                    break
+            rows[fault or "75 within 5 s, no step lost, continued to the bit, no process left"] += 1
+            if fault:
+                self.failures.append(f"SIGTERM: {kind}: {fault}\n{read_log(folder)[-1500:]}")
+        columns = ["what happened", "trials"]
+        self.report.table("SIGTERM, every other one to the whole group", columns, [list(row) for row in rows.items()])
+
+    def damage(self, num_flips: int) -> None:
+        """Damage the checkpoint of a reference run."""
+        self.reference(self.kinds[0])
+        found, flips, cut, length = damage_checkpoints(self.work / "reference0", self.draws, num_flips)
+        columns = ["bit flips", "of", "truncations", "of"]
+        self.report.table("Damaged checkpoints found", columns, [[found, flips, cut, length]])
+        if (found, cut) != (flips, length):
+            self.failures.append("a damaged checkpoint was not detected")
+
+    def check_mutants(self) -> None:
+        """Require that the trials detect each mutant."""
+        rows = []
+        for name in MUTANTS:
+            folder = self.work / name.split()[0]
+            folder.mkdir()
+            is_caught = mutant_is_caught(name, self.overrides(("sam", "fp32", 0)), folder, self.draws)
+            rows.append([name, "yes" if is_caught else "no"])
+            if not is_caught:
+                self.failures.append(f"mutant not caught: {name}")
+        self.report.table("Mutants", ["mutant", "caught"], rows)
+
+
 def main() -> int:
-    """All trials; exit code 1 where one shows a difference."""
+    """Run the trials; return exit code 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--long", action="store_true", help="200 random kills, 50 in saves")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("outputs/faults"))
     parser.add_argument("--seed", type=int, default=None)
     options = parser.parse_args()
     seed = options.seed if options.seed is not None else int(time.time())
-    draws = random.Random(seed)
     print(f"seed {seed}", flush=True)
     num_random, num_in_save, num_stops, num_flips = (200, 50, 20, 1000) if options.long else (24, 12, 6, 300)
-    started, report, failures = time.monotonic(), Report("Faults", torch.device("cpu")), []
+    start_time, report = time.monotonic(), Report("Faults", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name:
-        work = Path(name)
-        images = pictures(work / "images")
-        kinds = [(o, p, w) for w in (0, 2) for o in ("sgd", "sam") for p in ("fp32", "bf16", "fp16")]
-        references = {}
-        for number, kind in enumerate(kinds):
-            references[kind] = Reference(settings(*kind, images), work / f"reference{number}")
-        for title, trial, count in (
-            ("killed at a random moment", killed_at_random, num_random),
-            ("killed inside a save", killed_in_save, num_in_save),
-        ):
-            steps: Counter = Counter()
-            equal = 0
-            for number in range(count):
-                kind = kinds[number % len(kinds)]
-                folder = work / f"{trial.__name__}{number}"
-                step = trial(settings(*kind, images), folder, references[kind], draws)
-                equal += step is not None
-                if step is None:
-                    print(f"{title}: {kind}, trial {number}:\n{read(folder)[-1500:]}", flush=True)
-                    failures.append(f"{title}: {kind}, trial {number}:\n{read(folder)[-1500:]}")
-                else:
-                    steps[step] += 1
-                shutil.rmtree(folder, ignore_errors=True)
-            columns = ["trials", "went on to the bit", "distinct steps it went on from", "steps: trials"]
-            shown = " ".join(f"{step}:{number}" for step, number in sorted(steps.items()))
-            report.table(title, columns, [[count, equal, len(steps), shown]])
-            if len(steps) < min(4, count // 3):
-                failures.append(f"{title}: only {len(steps)} distinct steps, which shows little")
-        rows = Counter()
-        for number in range(num_stops):
-            kind = kinds[(5 * number + 3) % len(kinds)]
-            for attempt in range(20):
-                folder = work / f"stop{number}-{attempt}"
-                wrong = stopped(settings(*kind, images), folder, references[kind], draws, group=number % 2 == 1)
-                if wrong != "too late":
-                    break
-            rows[wrong or "75 within 5 s, no step lost, went on to the bit, nothing left running"] += 1
-            if wrong:
-                failures.append(f"SIGTERM: {kind}: {wrong}\n{read(folder)[-1500:]}")
-        report.table(
-            "SIGTERM, every other one to the whole group",
-            ["what happened", "trials"],
-            [list(row) for row in rows.items()],
-        )
-        found, flips, cut, length = damages(work / "reference0", draws, num_flips)
-        report.table(
-            "Damaged checkpoints found", ["bit flips", "of", "truncations", "of"], [[found, flips, cut, length]]
-        )
-        if (found, cut) != (flips, length):
-            failures.append("a damaged checkpoint was taken for good")
-        caught = {}
-        for name in MUTANTS:
-            folder = work / name.split()[0]
-            folder.mkdir()
-            caught[name] = mutant_is_caught(name, settings("sam", "fp32", 0, images), folder, draws)
-            if not caught[name]:
-                failures.append(f"mutant not caught: {name}")
-        report.table(
-            "Mutants", ["mutant", "caught"], [[name, "yes" if value else "no"] for name, value in caught.items()]
-        )
-    print(f"{time.monotonic() - started:.0f} s", flush=True)
+        trials = Trials(Path(name), random.Random(seed), report)
+        if "damage" in options.parts:
+            trials.damage(num_flips)
+        if "kills" in options.parts:
+            trials.kill("killed at a random moment", kill_at_random, num_random)
+            trials.kill("killed inside a save", kill_in_save, num_in_save)
+        if "stops" in options.parts:
+            trials.stop(num_stops)
+        if "mutants" in options.parts:
+            trials.check_mutants()
+    print(f"{time.monotonic() - start_time:.0f} s", flush=True)
     report.write(options.out, "faults-long" if options.long else "faults")
-    for failure in failures:
+    for failure in trials.failures:
         print(f"FAILED {failure}", flush=True)
-    return 1 if failures else 0
+    return 1 if trials.failures else 0
 
 
 if __name__ == "__main__":
-    loop.tqdm  # noqa: B018 - what a child needs is loaded before it is forked
+    loop.tqdm  # noqa: B018 - imports what the forked processes need
     sys.exit(main())

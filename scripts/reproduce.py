@@ -1,11 +1,14 @@
-"""A table of the paper from its rows' commands, and what came out beside the paper's numbers.
+"""Train the runs of a table of the paper, and print the paper's numbers beside the results.
 
     python scripts/reproduce.py --table 4 --scale full data.root=FOLDER      # the paper's recipes
-    python scripts/reproduce.py --table 4 --scale cpu data.root=FOLDER       # shrunken: an hour on two cores
+    python scripts/reproduce.py --table 4 --scale cpu data.root=FOLDER       # smaller: an hour on two cores
+    python scripts/reproduce.py --table 4 --scale gpu data.root=FOLDER --jobs 8 --minutes 9
     python scripts/reproduce.py --table all --scale smoke                    # three steps of every row
 
-The same command again goes on where it was stopped. --rows REGEX takes some rows, --print only shows the commands.
-Words after the options win over all others (device=cuda, epochs=50, ...). reproduce.yaml says what a scale does.
+The same command again skips finished runs and continues the others. --rows REGEX chooses rows, --print shows the
+commands. Overrides after the options win over all others (device=cuda, epochs=50, ...). reproduce.yaml has the settings
+of each scale. Runs that share a GPU compute at the same time under CUDA's MPS where it is installed, and take turns
+otherwise.
 """
 
 import argparse
@@ -15,8 +18,11 @@ import multiprocessing
 import os
 import re
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator
@@ -25,27 +31,32 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
-from hydra.core.global_hydra import GlobalHydra
-from sam_runner.commands.after import report
 
-from sam_runner.commands import evaluate as evaluate_command
-from sam_runner.commands import train as train_command
-from sam_runner.paper.rows import Row, tables
-from sam_runner.utils.errors import InputError
+from sam_runner.commands import evaluate, train
+from sam_runner.commands.report import report
+from sam_runner.paper.rows import Row, load_tables
+from sam_runner.utils.errors import InputError, RunInterrupt
 
-GONE = threading.Event()  # the process that this one works for has ended
-STOPPED = threading.Event()  # Ctrl-C has ended a run of this process
+RUNNING = threading.Event()  # this worker process executes a job
+STOPPING = threading.Event()  # this worker process starts no further job
 SCALES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
 @dataclass(frozen=True)
-class Cell:
-    """One run: its name, what is typed for it, where it goes, and the run that gives it its labels."""
+class Job:
+    """One run of a row.
+
+    Attributes:
+        name: Name of the run and of its folder.
+        overrides: Overrides of the run.
+        table: Folder of the table's runs.
+        teacher: The run whose network gives the training labels; None for the labels of the data.
+    """
 
     name: str
-    words: list[str]
+    overrides: list[str]
     table: Path
-    teacher: "Cell | None" = None
+    teacher: "Job | None" = None
 
     @property
     def folder(self) -> Path:
@@ -53,198 +64,274 @@ class Cell:
 
     @property
     def labels(self) -> Path:
+        """File of the labels that this run's network gives."""
         return self.folder / "labels.npy"
 
     @property
     def commands(self) -> list[list[str]]:
-        """What has to be called, in this order."""
-        mine = ["sam-train", *self.words, f"run_dir={self.folder}"]
+        """The commands of the job, in their order; those of the teacher come first."""
+        own = ["sam-train", *self.overrides, f"run_dir={self.folder}"]
         if self.teacher is None:
-            return [mine]
-        relabel = ["sam-eval", f"run_dir={self.teacher.folder}", f"relabel={self.teacher.labels}"]
-        return [*self.teacher.commands, relabel, mine]
+            return [own]
+        relabel = ["sam-eval", str(self.teacher.folder), "--relabel", str(self.teacher.labels)]
+        return [*self.teacher.commands, relabel, own]
 
 
-def joined(*texts: Iterable[str]) -> list[str]:
-    """Words of several sources; of a key the last counts."""
-    last: dict[str, str] = {}
-    for word in (word for text in texts for word in text):
-        last[word.partition("=")[0]] = word
-    return list(last.values())
+def merge_overrides(*sources: Iterable[str]) -> list[str]:
+    """Return the overrides of several sources; the last one of each key wins."""
+    return list({word.partition("=")[0]: word for source in sources for word in source}.values())
 
 
-def scaled(row: Row, table: str, scale: str) -> list[str]:
-    """What a scale puts beside a row's words."""
+def scale_overrides(row: Row, table: str, scale: str) -> list[str]:
+    """Return the overrides that a scale adds to a row."""
     if scale == "full":
         return []
-    found = SCALES[scale]
-    words = (found if scale == "smoke" else found["tables"][table])["words"].split()
+    settings = SCALES[scale]
+    words = (settings if scale == "smoke" else settings["tables"][table])["overrides"].split()
     if scale == "smoke":
-        if "optimizer.m=" not in row.words:
+        if "optimizer.m=" not in row.overrides:
             words += ["optimizer.m=16"]
-        name = row.words.split()[0].partition("=")[2]
-        words += next(text for pattern, text in found["networks"].items() if re.fullmatch(pattern, name)).split()
+        experiment = row.overrides.split()[0].partition("=")[2]
+        words += next(
+            text for pattern, text in settings["networks"].items() if re.fullmatch(pattern, experiment)
+        ).split()
     return [*words, f"paper={row.name}"]
 
 
-def cells(table: str, scale: str, seed: int, given: list[str], out: Path) -> Iterator[Cell]:
-    """The runs of a table's rows with one seed."""
-    some = SCALES["cpu"]["tables"][table].get("rows", "") if scale == "cpu" else ""
-    for row in (row for row in tables()[table] if re.search(some, row.name)):
+def make_jobs(table: str, scale: str, seed: int, overrides: list[str], out: Path) -> Iterator[Job]:
+    """Yield the runs of a table's rows with one seed."""
+    pattern = SCALES[scale].get("tables", {}).get(table, {}).get("rows", "")
+    for row in (row for row in load_tables()[table] if re.search(pattern, row.name)):
         for optimizer in row.optimizers:
-            words = [
-                *row.words.split(),
-                *(word for word in row.typed.split() if optimizer == "sam" or "rho=" not in word),
-            ]
-            words = joined(words, [f"optimizer={optimizer}", f"seed={seed}"], scaled(row, table, scale), given)
-            if row.folder and scale == "full":
-                words = [f"{word}/{row.folder}" if word.startswith("data.root=") else word for word in words]
+            words = merge_overrides(
+                row.command(optimizer), [f"seed={seed}"], scale_overrides(row, table, scale), overrides
+            )
+            if row.subfolder and scale == "full":
+                words = [f"{word}/{row.subfolder}" if word.startswith("data.root=") else word for word in words]
             teacher = None
-            if row.labels:
-                everyone = cells("table4", scale, seed, given, out)
-                teacher = next(cell for cell in everyone if cell.name == f"{row.labels}-{optimizer}-seed{seed}")
-                words = joined(words, [f"noise.file={teacher.labels}"])
-            yield Cell(f"{row.name}-{optimizer}-seed{seed}", words, out / table, teacher)
+            if row.teacher:
+                name = f"{row.teacher}-{optimizer}-seed{seed}"
+                teacher = next(job for job in make_jobs("table4", scale, seed, overrides, out) if job.name == name)
+                words = merge_overrides(words, [f"noise.file={teacher.labels}"])
+            yield Job(f"{row.name}-{optimizer}-seed{seed}", words, out / table, teacher)
 
 
-def run(cell: Cell, number: int) -> tuple[int, str]:
-    """Do it in this process, which a pool keeps: exit code, and what was printed last."""
-    if STOPPED.is_set():  # it lay in the pool's queue already
-        return 130, "not begun"
-    line = ""
-    os.environ["SAM_RUNNER_CELL"] = str(number)  # which of several GPUs
-    for command in cell.commands:
-        if command[0] == "sam-eval" and (cell.folder / "config.yaml").is_file():
-            continue  # what goes on has its labels
-        GlobalHydra.instance().clear()
-        sys.argv = command
-        printed = io.StringIO()
-        with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-            code = (train_command.main if command[0] == "sam-train" else evaluate_command.main)()
-        if GONE.is_set():
-            os._exit(code)
-        if code:
-            if code == 130:
-                STOPPED.set()
-            return code, printed.getvalue()
-        line = printed.getvalue().strip().rpartition("\n")[2]
-    return 0, line
+def run_job(job: Job, number: int) -> tuple[int, str]:
+    """Run a job in this worker process.
+
+    Args:
+        job: The job.
+        number: Position of the job, which chooses one of several GPUs.
+
+    Returns:
+        The exit code, and the last line of the output, or all of it for another code than 0.
+    """
+    if STOPPING.is_set():
+        return 75, "not started"
+    os.environ["SAM_RUNNER_JOB"] = str(number)
+    printed = io.StringIO()
+    RUNNING.set()
+    try:
+        for command in job.commands:
+            if command[0] == "sam-eval" and (job.folder / "config.yaml").is_file():
+                continue  # the run has started, so its labels exist
+            sys.argv = command
+            printed = io.StringIO()
+            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
+                code = (train if command[0] == "sam-train" else evaluate).main()
+            if code:
+                if code == 130:  # Ctrl-C
+                    STOPPING.set()
+                return code, printed.getvalue()
+    except RunInterrupt:
+        return 75, "stopped"
+    finally:
+        RUNNING.clear()
+    return 0, printed.getvalue().strip().rpartition("\n")[2]
 
 
-def leave_with(parent: int) -> None:
-    """Let this process of a pool save and end where the one that started it is gone: it would wait for ever."""
+def prepare_worker(parent: int, deadline: float) -> None:
+    """Let this worker process save its run and start no other one at the deadline, or when the parent process ends.
+
+    Args:
+        parent: Process id of the parent.
+        deadline: Value of time.monotonic().
+    """
+
+    def receive(*_: object) -> None:
+        """Stop a job that has not begun to train; a run in training has its own handler, which saves."""
+        if RUNNING.is_set():
+            raise RunInterrupt(75, "SIGUSR1")
 
     def watch() -> None:
-        while os.getppid() == parent:
+        while os.getppid() == parent and time.monotonic() < deadline:
             time.sleep(0.5)
-        GONE.set()
-        os.kill(os.getpid(), signal.SIGTERM)  # a run saves; without one it ends the process
+        STOPPING.set()
+        os.kill(os.getpid(), signal.SIGUSR1)
+        while os.getppid() == parent or RUNNING.is_set():
+            time.sleep(0.5)
+        os._exit(75)  # without a parent the worker would wait for jobs for ever
 
+    signal.signal(signal.SIGUSR1, receive)
     threading.Thread(target=watch, daemon=True).start()
 
 
-def run_all(wanted: list[Cell], options: argparse.Namespace) -> list[str]:
-    """Names of those that failed."""
-    import torch  # seconds, which a mistake is not answered after
+@contextlib.contextmanager
+def mps_server(wanted: bool) -> Iterator[dict[str, str]]:
+    """Run an MPS server inside the body, and yield the environment in which processes use it; empty without a server.
+
+    Args:
+        wanted: Whether runs share a GPU; otherwise no server is started.
+    """
+    control = shutil.which("nvidia-cuda-mps-control") if wanted else None
+    if control is None:
+        yield {}
+        return
+    with tempfile.TemporaryDirectory(prefix="mps") as folder:
+        environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
+        started = subprocess.run([control, "-d"], env=os.environ | environment, capture_output=True, text=True)
+        if started.returncode:
+            print(f"MPS does not start, runs take turns: {started.stdout} {started.stderr}", flush=True)
+            yield {}
+            return
+        try:
+            answers = reaches_gpu(environment)
+            if not answers:
+                print("MPS does not answer, runs take turns", flush=True)
+            yield environment if answers else {}
+        finally:
+            subprocess.run([control], input="quit\n", text=True, env=os.environ | environment, timeout=60)
+
+
+def reaches_gpu(environment: dict[str, str]) -> bool:
+    """Return whether a process with these environment variables computes on the GPU."""
+    code = "import torch; print(torch.ones(3, device='cuda').sum().item())"
+    try:
+        done = subprocess.run(
+            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=60
+        )
+    except subprocess.TimeoutExpired:
+        return False
+    return done.stdout.strip() == "3.0"
+
+
+def run_all(jobs: list[Job], options: argparse.Namespace) -> dict[str, int]:
+    """Run jobs in worker processes. Returns the exit codes of the jobs that have not finished, by name."""
+    deadline = time.monotonic() + 60 * options.minutes
+    import torch  # imported here: it takes seconds, and invalid options are answered first
 
     from sam_runner.utils.hardware import choose_num_parallel_jobs, count_usable_cores
 
-    gpus = torch.cuda.device_count() if options.scale == "full" else 0
-    jobs = options.jobs or choose_num_parallel_jobs(gpus, count_usable_cores())
-    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cores() // jobs)))
-    failed = []
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(jobs, context, leave_with, (os.getpid(),)) as pool:
-        futures = {pool.submit(run, cell, number): cell for number, cell in enumerate(wanted)}
-        try:
-            for number, future in enumerate(as_completed(futures), 1):
-                cell = futures[future]
-                try:
-                    code, told = future.result()
-                except Exception as error:  # a process was killed, or something that no command foresees
-                    code, told = 1, f"{type(error).__name__}: {error}"
-                print(f"[{number}/{len(wanted)}] {cell.name}: {told if code else told.partition('  ')[2]}", flush=True)
-                failed += [cell.name] if code else []
-        except KeyboardInterrupt:  # the runs have it too, and save
-            pool.shutdown(cancel_futures=True)
-            raise
-    return failed
+    num_gpus = torch.cuda.device_count() if options.scale in ("full", "gpu") else 0
+    num_workers = options.jobs or choose_num_parallel_jobs(num_gpus, count_usable_cores())
+    os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cores() // num_workers)))
+    codes = {}
+    with mps_server(0 < num_gpus < num_workers) as environment:
+        os.environ.update(environment)
+        context = multiprocessing.get_context("spawn")
+        with ProcessPoolExecutor(num_workers, context, prepare_worker, (os.getpid(), deadline)) as pool:
+            futures = {pool.submit(run_job, job, number): job for number, job in enumerate(jobs)}
+            try:
+                for number, future in enumerate(as_completed(futures), 1):
+                    name = futures[future].name
+                    try:
+                        code, output = future.result()
+                    except Exception as error:  # a worker was killed, or a command has a fault
+                        code, output = 1, f"{type(error).__name__}: {error}"
+                    print(f"[{number}/{len(jobs)}] {name}: {output if code else output.partition('  ')[2]}", flush=True)
+                    codes |= {name: code} if code else {}
+            except KeyboardInterrupt:  # the workers receive it too, and save
+                pool.shutdown(cancel_futures=True)
+                raise
+    return codes
 
 
-def parsed() -> tuple[argparse.Namespace, list[str]]:
-    """Options, and the words that win over all others."""
+def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
+    """Return the options and the user's overrides."""
+    tables = load_tables()
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--table", required=True, help=f"all, or one of {', '.join(tables())}; 4 is table4")
-    parser.add_argument("--scale", required=True, choices=["smoke", "cpu", "full"])
-    parser.add_argument("--rows", default="", help="a regular expression that a run's name has to have")
-    parser.add_argument("--seeds", type=int, help="runs of each row, seeds 0, 1, ...")
-    parser.add_argument("--jobs", type=int, help="runs at once (default: one a GPU, without any one a core)")
-    parser.add_argument("--out", type=Path, default=Path("outputs/reproduce"), help="a folder; SCALE/TABLE is added")
+    parser.add_argument("--table", required=True, help=f"all, or one of {', '.join(tables)}; 4 is table4")
+    parser.add_argument("--scale", required=True, choices=["smoke", "cpu", "gpu", "full"])
+    parser.add_argument("--rows", default="", help="regular expression that is searched in the names of runs")
+    parser.add_argument("--seeds", type=int, help="number of runs of each row, with the seeds 0, 1, ...")
+    parser.add_argument("--jobs", type=int, help="runs at the same time (default: one for each GPU, or for each core)")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this time")
+    parser.add_argument("--out", type=Path, default=Path("outputs/reproduce"), help="folder; SCALE/TABLE is added")
     parser.add_argument("--print", action="store_true", help="print the commands and run nothing")
-    options, given = parser.parse_known_args()
-    if any("=" not in word or word.startswith("-") for word in given):
-        parser.error(f"{' '.join(given)}: further words are key=value")
+    options, overrides = parser.parse_known_args()
+    if any("=" not in word or word.startswith("-") for word in overrides):
+        parser.error(f"{' '.join(overrides)}: further words are key=value")
     try:
         re.compile(options.rows)
     except re.error as error:
-        parser.error(f"--rows {options.rows} is no regular expression: {error}")
-    own = {word.partition("=")[0] for word in given} & {"paper", "seed", "optimizer", "run_dir", "noise.file"}
-    if own:
-        parser.error(f"{', '.join(sorted(own))}: each run has its own; there are --seeds, --rows and --out")
+        parser.error(f"--rows {options.rows} is not a regular expression: {error}")
+    reserved = {word.partition("=")[0] for word in overrides} & {"paper", "seed", "optimizer", "run_dir", "noise.file"}
+    if reserved:
+        parser.error(f"{', '.join(sorted(reserved))}: each run sets its own; use --seeds, --rows and --out")
     options.table = f"table{options.table}" if options.table[:1].isdigit() else options.table
-    offered = [*(SCALES["cpu"]["tables"] if options.scale == "cpu" else tables())]
+    offered = list(SCALES[options.scale].get("tables", tables))
     if options.table not in ["all", *offered]:
-        parser.error(f"--table {options.table} --scale {options.scale} is not offered; there are {', '.join(offered)}")
+        parser.error(f"--table {options.table} is not offered at --scale {options.scale}; use {', '.join(offered)}")
     options.tables = offered if options.table == "all" else [options.table]
     if any(number is not None and number < 1 for number in (options.jobs, options.seeds)):
         parser.error("--jobs and --seeds are 1 or more")
-    return options, given
+    return options, overrides
 
 
-def without_images(wanted: list[Cell]) -> list[str]:
-    """Folders that are not there, of tables whose rows have a set each."""
-    apart = {name for name, rows in tables().items() if any(row.folder for row in rows)}
-    words = [dict(word.split("=", 1) for word in cell.words) for cell in wanted if cell.table.name in apart]
-    roots = {chosen.get("data.root", "data.root (not given)") for chosen in words}
+def missing_image_folders(jobs: list[Job], scale: str) -> list[str]:
+    """Return the image folders that do not exist, of the scale gpu and of tables whose rows have a folder each."""
+    tables = {name for name, rows in load_tables().items() if scale == "gpu" or any(row.subfolder for row in rows)}
+    settings = [dict(word.split("=", 1) for word in job.overrides) for job in jobs if job.table.name in tables]
+    roots = {words.get("data.root", "data.root (not given)") for words in settings}
     return sorted(root for root in roots if not Path(root).expanduser().is_dir())
 
 
 def main() -> int:
-    """Run what is missing, then print the tables."""
-    options, given = parsed()
+    """Run the jobs that have not finished, then print the tables. Returns the exit code."""
+    options, overrides = parse_arguments()
     out = options.out.resolve() / options.scale
     seeds = range(options.seeds or SCALES[options.scale]["seeds"])
-    wanted = [
-        cell
+    jobs = [
+        job
         for table in options.tables
         for seed in seeds
-        for cell in cells(table, options.scale, seed, given, out)
-        if re.search(options.rows, cell.name)
+        for job in make_jobs(table, options.scale, seed, overrides, out)
+        if re.search(options.rows, job.name)
     ]
-    taught = {cell.teacher.folder for cell in wanted if cell.teacher}  # the pupil's commands have its teacher's
-    wanted = [cell for cell in wanted if cell.folder not in taught]
-    if not wanted:
-        print(f"error: --rows {options.rows}: no run has that in its name; --print shows them", file=sys.stderr)
+    teachers = {job.teacher.folder for job in jobs if job.teacher}  # trained by the jobs of their pupils
+    jobs = [job for job in jobs if job.folder not in teachers]
+    if not jobs:
+        print(f"error: --rows {options.rows} matches no run\n  --print shows their names", file=sys.stderr)
         return 2
-    missing = [] if options.print or options.scale != "full" else without_images(wanted)
+    missing = (
+        missing_image_folders(jobs, options.scale) if options.scale in ("full", "gpu") and not options.print else []
+    )
     if missing:
-        print(f"error: each set has a folder of its own; missing: {', '.join(missing)}", file=sys.stderr)
         print(
-            "  put them there, take others with --rows, or name the folder above them: data.root=...", file=sys.stderr
+            f"error: missing image folders: {', '.join(missing)}\n"
+            "  create them, choose other rows with --rows, or give another data.root=FOLDER",
+            file=sys.stderr,
         )
         return 2
     if options.print:
-        print("\n".join(shlex.join(command) for cell in wanted for command in cell.commands))
+        print("\n".join(shlex.join(command) for job in jobs for command in job.commands))
         return 0
-    failed = run_all(wanted, options)
+    codes = run_all(jobs, options)
     for table in options.tables:
         if (out / table).is_dir():
             try:
-                report([str(out / table), f"paper={table}"])
+                report([str(out / table), "--paper", table])
             except InputError as error:
                 print(f"error: {error}", file=sys.stderr)
-    print(f"failed: {', '.join(failed)}" if failed else f"{len(wanted)} runs, all finished")
-    return 1 if failed else 0
+    failed = [name for name, code in codes.items() if code not in (75, 130)]
+    stopped = [name for name, code in codes.items() if code in (75, 130)]
+    if failed:
+        print(f"failed: {', '.join(failed)}")
+    if stopped:
+        print(f"not finished: {', '.join(stopped)}\n  the same command continues")
+    if not codes:
+        print(f"{len(jobs)} runs, all finished")
+    return 1 if codes else 0
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import sys
 import time
 
 from hydra.core.global_hydra import GlobalHydra
+from PIL import Image
 
 from sam_runner.commands import train
 from sam_runner.config.experiment import load_experiment
@@ -39,6 +40,16 @@ def train_tiny(folder, *overrides):
     """One run of the tiny problem in this process, into `folder`."""
     overrides = (*TINY, *overrides, f"run_dir={folder}")
     start_run(compose_experiment(overrides), overrides)
+    return folder
+
+
+def write_image_folder(folder):
+    """128 images of 8x8 pixels: two classes with 32 training and 32 test images each."""
+    for part in ("train", "test"):
+        for name in ("a", "b"):
+            (folder / part / name).mkdir(parents=True)
+            for index in range(32):
+                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / part / name / f"{index}.png")
     return folder
 
 

@@ -1,29 +1,30 @@
-"""Run folders that tests lay down without training."""
+"""Run folders as `sam-train` leaves them, written without training."""
 
 import json
 
-from omegaconf import OmegaConf
+import yaml
 
+from sam_runner.config.experiment import ExperimentConfig
 from tests.helpers import config_of
 
-BASE = {name: config_of(f"optimizer={name}", "epochs=3") for name in ("sgd", "sam")}
+CONFIGS = {name: config_of(f"optimizer={name}", "epochs=3").to_dict() for name in ("sgd", "sam")}
 
 
 def lay(folder, *, optimizer="sam", rho=0.05, seed=0, accuracy=0.9, status="finished", error="", epochs=3, **settings):
-    """A run as `sam-train` leaves it, without training."""
-    node = json.loads(json.dumps(BASE[optimizer])) | {"seed": seed, "rho": rho, **settings}
+    """Write a run of the default problem; `settings` replaces top-level settings and whole groups."""
+    config = json.loads(json.dumps(CONFIGS[optimizer])) | {"seed": seed, "rho": rho, **settings}
     if optimizer == "sam":
-        node["optimizer"]["rho"] = rho
-    return leave(folder, node, accuracy=accuracy, status=status, error=error, epochs=epochs)
+        config["optimizer"]["rho"] = rho
+    return leave(folder, config, accuracy=accuracy, status=status, error=error, epochs=epochs)
 
 
-def leave(folder, node, *, accuracy, status="finished", error="", epochs=3, **final):
-    """What a run of the settings `node` leaves, with a loss gap where it is one of SAM."""
-    seed = node["seed"]
+def leave(folder, config, *, accuracy, status="finished", error="", epochs=3, **final):
+    """Write a run of the settings `config`, a dict or an `ExperimentConfig`; SAM's runs have a loss gap."""
+    config = config.to_dict() if isinstance(config, ExperimentConfig) else config
     folder.mkdir(parents=True)
-    (folder / "config.yaml").write_text(OmegaConf.to_yaml(OmegaConf.create(node)))
+    (folder / "config.yaml").write_text(yaml.safe_dump(config, sort_keys=False))
     (folder / "run.log").write_text("")
-    gap = {"train/loss_gap": 0.1} if "rho" in node["optimizer"] else {}
+    gap = {"train/loss_gap": 0.1} if "rho" in config["optimizer"] else {}
     rows = [
         {
             "step": 10 * e,
@@ -39,5 +40,6 @@ def leave(folder, node, *, accuracy, status="finished", error="", epochs=3, **fi
     (folder / "status.json").write_text(json.dumps({"status": status, "error": error}))
     if status == "finished":
         final |= {"test/accuracy": accuracy, "test/nll": 1 - accuracy}
-        (folder / "result.json").write_text(json.dumps({"status": "finished", "seed": seed, "final": final}))
+        result = {"status": "finished", "seed": config["seed"], "final": final}
+        (folder / "result.json").write_text(json.dumps(result))
     return folder

@@ -28,28 +28,28 @@ def report(arguments: list[str]) -> int:
     out = given.out or given.folders[0]
     if given.paper:
         return _compare_with_paper(given.folders, given.paper, out)
-    from sam_runner.reports.report import as_text, report_of, write
+    from sam_runner.reports.report import make_report, write_report
 
-    found = report_of(given.folders, given.metric or "test/accuracy")
+    comparison = make_report(given.folders, given.metric or "test/accuracy")
     try:
         out.mkdir(parents=True, exist_ok=True)
-        page = write(found, out, ", ".join(folder.resolve().name for folder in given.folders))
+        page = write_report(comparison, out, ", ".join(folder.resolve().name for folder in given.folders))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written to: {error.strerror}\n  give another folder") from error
-    print(f"{as_text(found)}\nreport: {page}")
+    print(f"{comparison.to_text()}\nreport: {page}")
     return DONE
 
 
 def _compare_with_paper(folders: list[Path], table: str, out: Path) -> int:
     """Print the table of the paper beside the runs, and write it as Markdown."""
-    from sam_runner.reports.paper_comparison import as_markdown, as_text, compared
+    from sam_runner.reports.paper_comparison import compare_with_paper
 
-    found = compared(folders, table)
+    comparison = compare_with_paper(folders, table)
     page = out / f"paper-{table}.md"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(page, lambda handle: handle.write(as_markdown(found).encode()))
+        write_atomically(page, lambda handle: handle.write(comparison.to_markdown().encode()))
     except OSError as error:
         raise InputError(f"--out {out} cannot be written to: {error.strerror}\n  give another folder") from error
-    print(f"{as_text(found)}\nreport: {page}")
+    print(f"{comparison.to_text()}\nreport: {page}")
     return DONE

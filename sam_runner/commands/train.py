@@ -132,19 +132,19 @@ def _run_sweep(line: CommandLine) -> int:
     from sam_runner.config.experiment import check_setting
     from sam_runner.config.hydra import guard as hydra_guard
     from sam_runner.config.hydra import launchers
-    from sam_runner.sweeps import status as sweep_status
+    from sam_runner.sweeps import outcomes, signals
 
     hydra_guard.require_values([word for word in line.overrides if "=" in word])
     typed = {word.lstrip("+").partition("=")[0] for word in line.overrides}
     folder: Path | None = None
-    dry, ended, codes = False, sweep_status.Ended(), list[int]()
+    dry, stop, codes = False, signals.SweepStop(), list[int]()
     with ExitStack() as stack:
 
         def prepare(config: Any) -> None:
             """Prepare the sweep when its first configuration is composed; Hydra composes one more for each job."""
-            nonlocal folder, dry, ended
+            nonlocal folder, dry, stop
             if folder is not None:
-                ended.listen()  # Ray has taken SIGTERM when it started
+                stop.install_handlers()  # Ray has replaced the handler of SIGTERM when it started
                 return
             if is_distributed() and launchers.in_subprocesses(config.hydra):
                 raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
@@ -154,17 +154,17 @@ def _run_sweep(line: CommandLine) -> int:
             launchers.prepare(config.hydra)
             folder, dry = Path(config.hydra.sweep.dir), config.dry_run
             if not launchers.in_subprocesses(config.hydra):
-                stack.enter_context(sweep_status.signals_between_cells())
+                stack.enter_context(signals.stop_between_jobs())
             elif launchers.on_this_machine(config.hydra):
-                ended = stack.enter_context(sweep_status.signals_for_all(folder))
+                stop = stack.enter_context(signals.forward_signals(folder))
 
         hydra_guard.install(prepare)
         try:
             code = _run_hydra(line, codes)
             if code == signal.SIGTERM:  # Ray leaves with this number where the signal comes before a job
-                ended.code = 75
+                stop.code = 75
         except InputError as error:
-            if folder is None or not sweep_status.cells(folder):  # no job has begun
+            if folder is None or not outcomes.read_outcomes(folder):  # no job has begun
                 raise
             print_error(str(error))
             code = FAILED
@@ -172,17 +172,17 @@ def _run_sweep(line: CommandLine) -> int:
             print_error(f"{type(error).__name__}: {error}".splitlines()[0])
             code = FAILED
         finally:
-            cells = [] if dry or folder is None or not is_main_process() else sweep_status.cells(folder)
-            for cell in cells:
-                if cell.state in sweep_status.FAILURES:
-                    print_error(f"{cell.state}: {cell.name}\n  {cell.error.splitlines()[0] if cell.error else ''}")
+            jobs = [] if dry or folder is None or not is_main_process() else outcomes.read_outcomes(folder)
+            for job in jobs:
+                if job.state in outcomes.FAILED_STATES:
+                    print_error(f"{job.state}: {job.name}\n  {job.error.splitlines()[0] if job.error else ''}")
             if folder is not None and is_main_process():
-                sweep_status.tidy(folder)
+                outcomes.remove_leftovers(folder)
     if folder is not None and not dry and is_main_process():
         from sam_runner.reports.report import write_sweep_report
 
         write_sweep_report(folder)
-    return ended.code or max([code, sweep_status.exit_code(cells), *codes])
+    return stop.code or max([code, outcomes.choose_exit_code(jobs), *codes])
 
 
 def _job(cfg: Any, codes: list[int]) -> float | None:
@@ -193,9 +193,9 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
     hydra_config = HydraConfig.get()
     overrides = list(hydra_config.overrides.task)
     if hydra_config.mode == RunMode.MULTIRUN:
-        from sam_runner.sweeps.job import run_cell
+        from sam_runner.sweeps.job import run_job
 
-        return run_cell(cfg, hydra_config, overrides, codes)
+        return run_job(cfg, hydra_config, overrides, codes)
     codes.append(_run_job(cfg, overrides))
     return None
 

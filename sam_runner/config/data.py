@@ -156,7 +156,10 @@ class LabelFileConfig(NoiseConfig):
     schema: ClassVar[str] = "noise/label_file"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.relabelled",)
     file: str = key(
-        "file of labels, .npy or .pt: a class for each training image, in their order", in_reports=False, path=True
+        "file of labels, .npy or .pt: a class for each training image, in their order",
+        on_resume="",
+        in_reports=False,
+        path=True,
     )
 
 
@@ -166,7 +169,7 @@ class HumanNoiseConfig(NoiseConfig):
 
     schema: ClassVar[str] = "noise/human"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.human",)
-    file: str = key("CIFAR-10_human.pt or CIFAR-100_human.pt", in_reports=False, path=True)
+    file: str = key("CIFAR-10_human.pt or CIFAR-100_human.pt", on_resume="", in_reports=False, path=True)
     set: Literal["aggre", "random1", "random2", "random3", "worst", "noisy"] = key(
         "labels of the file: aggre, random1, random2, random3 or worst of CIFAR-10N; noisy of CIFAR-100N", "worst"
     )

@@ -69,11 +69,6 @@ class OptimizerConfig:
     )
     base: BaseOptimizerConfig = field(default_factory=lambda: SgdConfig(_target_="torch.optim.SGD"))
 
-    @property
-    def passes(self) -> int:
-        """Forward-backward passes of a step."""
-        return 1
-
 
 @dataclass(frozen=True)
 class SamConfig(OptimizerConfig):
@@ -105,11 +100,6 @@ class SamConfig(OptimizerConfig):
     rho_schedule: Literal["constant", "linear", "cosine"] = key("how rho changes during training", "constant")
     rho_final: float = key("fraction of rho at the end of a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
     rho_warmup_epochs: float = key("epochs in which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
-
-    @property
-    def passes(self) -> int:
-        """Forward-backward passes of a step: one at w, and one after each ascent step."""
-        return 1 + self.ascent_steps if self.rho > 0 else 1
 
 
 BASES: tuple[type[BaseOptimizerConfig], ...] = (SgdConfig, AdamWConfig, RMSpropConfig)

@@ -1,137 +1,125 @@
-"""Runs beside the numbers that the paper has for them: ``sam-report paper=table4 FOLDER``."""
+"""Compare runs with a table of the paper: ``sam-report --paper table4 FOLDER``."""
 
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+
 from sam_runner.config.hydra.compose import compose_example
-from sam_runner.paper.rows import Row, tables
-from sam_runner.reports.results import Record, column_title, format_value, groups, interval, records, report_settings
+from sam_runner.paper.rows import Row, load_tables
+from sam_runner.reports.aggregate import aggregate, group_over_seeds
+from sam_runner.reports.results import RunRecord, read_runs, report_settings, results_frame
+from sam_runner.reports.tables import column_title, format_value, markdown_table, text_table
 from sam_runner.utils.errors import InputError
 
-COLUMNS = ["row", "optimizer", "paper", "here", "95% interval", "n", "what differs from the paper's"]
+COLUMNS = ["row", "optimizer", "paper", "measured", "95% interval", "n", "differences"]
+NOTE = (
+    "Mean over seeds, 95% interval by Student's t. Differences: settings of the runs that the row's command does not"
+    " have, with the row's value in parentheses."
+)
+IGNORED_DIFFERENCES = ("seed", "data.root", "noise.file")
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """One table of the paper, and what some runs say to it.
+class PaperComparison:
+    """A table of the paper beside the results of runs.
 
     Attributes:
-        title: Of the paper's table.
-        lines: A line of `COLUMNS` for each row, optimizer and choice of settings that has been run, and one for each
-            row and optimizer that has not.
-        strangers: Runs of the table's experiments that are in none of its rows.
+        title: Title of the paper's table.
+        table: Strings with the columns `COLUMNS`. A row and optimizer has one line for each choice of settings that was
+            run, or one line without a measurement.
+        unmatched: Folders of runs that belong to the table's experiments and to none of its rows.
     """
 
     title: str
-    lines: Sequence[Sequence[str]]
-    strangers: Sequence[str]
+    table: pd.DataFrame
+    unmatched: Sequence[str]
+
+    def to_text(self) -> str:
+        """Return the comparison as aligned text."""
+        return "\n".join([self.title, text_table(self.table), *self._unmatched_lines()])
+
+    def to_markdown(self) -> str:
+        """Return the comparison as Markdown."""
+        lines = "\n".join(f"- {line}" for line in self._unmatched_lines())
+        return "\n\n".join(filter(None, [self.title, markdown_table(self.table), NOTE, lines])) + "\n"
+
+    def _unmatched_lines(self) -> list[str]:
+        return [f"in no row of the table: {folder}" for folder in self.unmatched]
 
 
-def compared(folders: Sequence[Path], table: str) -> Comparison:
-    """Read the runs below some folders and put them beside a table.
+def compare_with_paper(folders: Sequence[Path], table: str) -> PaperComparison:
+    """Read the runs in some folders and compare them with a table of the paper.
 
     Args:
-        folders: Of runs or sweeps.
-        table: As in paper.yaml: table1, table4, fig3, ...
+        folders: Folders of runs or sweeps.
+        table: Name of the table in numbers.yaml: table1, table4, fig3, ...
 
     Raises:
-        InputError: Where there is no such table, or no run of it.
+        InputError: Where the table is unknown, or no run belongs to it.
     """
-    known = tables()
-    if table not in known:
-        raise InputError(f"paper={table} is no table that is known\n  accepted: {', '.join(known)}")
-    rows = known[table]
-    runs = [
-        run for run in records(folders) if run.paper and run.paper in {x for row in rows for x in (row.paper, row.name)}
-    ]
+    tables = load_tables()
+    if table not in tables:
+        raise InputError(f"unknown table {table}\n  accepted: {', '.join(tables)}")
+    rows = tables[table]
+    names = {name for row in rows for name in (row.paper, row.name)}
+    runs = [run for run in read_runs(folders) if run.config is not None and run.config.paper in names]
     if not runs:
         raise InputError(
-            f"no run in {', '.join(map(str, folders))} is one of {table}\n"
-            f"  it is made with: {rows[0].words}, and what the others say in sam_runner/paper/numbers.yaml"
+            f"no run in {', '.join(map(str, folders))} belongs to {table}\n"
+            f"  train one: sam-train {' '.join(rows[0].command(rows[0].optimizers[0]))}"
         )
-    lines = [
-        line
-        for row in rows
-        for line in _lines(row, [run for run in runs if run.config is not None and row.fits(run.config)])
-    ]
-    strangers = [str(run.folder) for run in runs if not any(_is_of(row, run) for row in rows)]
-    return Comparison(rows[0].title, lines, strangers)
+    lines, matched = list[list[str]](), set[Path]()
+    for row in rows:
+        fitting = [run for run in runs if run.config is not None and row.matches(run.config)]
+        for optimizer in row.optimizers:
+            chosen = [run for run in fitting if run.settings["optimizer"] == optimizer]
+            matched |= {run.folder for run in chosen}
+            lines += _compare_row(row, optimizer, chosen)
+    unmatched = [str(run.folder) for run in runs if run.folder not in matched]
+    return PaperComparison(rows[0].title, pd.DataFrame(lines, columns=COLUMNS), unmatched)
 
 
-def _is_of(row: Row, run: Record) -> bool:
-    return run.config is not None and row.fits(run.config) and run.settings["optimizer"] in row.optimizers
+def _compare_row(row: Row, optimizer: str, runs: Sequence[RunRecord]) -> Iterator[list[str]]:
+    """Yield the lines of a row and optimizer."""
+    number = row.number(optimizer) or "-"
+    grouped = group_over_seeds(results_frame(runs))
+    if grouped.empty:
+        yield [row.name, optimizer, number, "-", "-", "0", f"{len(runs)} not finished" if runs else ""]
+        return
+    top1 = aggregate(grouped, "test/accuracy")
+    top5 = aggregate(grouped, "test/accuracy_top5") if "/" in number and "test/accuracy_top5" in grouped else None
+    for group, first_run in zip(top1.index, grouped.drop_duplicates("group").index, strict=True):
+        n, mean, half_width = top1.loc[group, ["n", "mean", "half_width"]]
+        measured = f"{_percent(mean, row.metric):.2f}"
+        if top5 is not None and top5["n"][group]:
+            measured += f" / {_percent(top5['mean'][group], row.metric):.2f}"
+        yield [
+            row.name, optimizer, number, measured if n else "-", f"± {100 * half_width:.2f}" if n > 1 else "-",
+            f"{n:.0f}", "; ".join(describe_differences(row, optimizer, runs[first_run].settings)),
+        ]  # fmt: skip
 
 
-def _lines(row: Row, runs: Sequence[Record]) -> Iterator[list[str]]:
-    for optimizer in row.optimizers:
-        number = row.number(optimizer) or "-"
-        of_it = [run for run in runs if run.settings["optimizer"] == optimizer]
-        found = groups(of_it)
-        if not found:
-            state = f"{len(of_it)} not finished" if of_it else ""
-            yield [row.name, optimizer, number, "-", "-", "0", state]
-        for group in found:
-            values = [_in_percent(value, row.metric) for value in group.values("test/accuracy")]
-            middle, half = interval(values) if values else (math.nan, math.nan)
-            top5 = [_in_percent(value, row.metric) for value in group.values("test/accuracy_top5")]
-            beside = f" / {interval(top5)[0]:.2f}" if top5 and "/" in number else ""
-            yield [
-                row.name, optimizer, number, f"{middle:.2f}{beside}" if values else "-",
-                "-" if math.isnan(half) else f"± {half:.2f}",
-                str(len(values)), "; ".join(differences(row, optimizer, group.runs[0].settings)),
-            ]  # fmt: skip
-
-
-def _in_percent(accuracy: float, metric: str) -> float:
+def _percent(accuracy: float, metric: str) -> float:
     return 100 * (accuracy if metric == "accuracy" else 1 - accuracy)
 
 
-def differences(row: Row, optimizer: str, settings: Mapping[str, Any]) -> list[str]:
-    """What a run has otherwise than the row's own command, as ``key here (there)``.
+def describe_differences(row: Row, optimizer: str, settings: Mapping[str, Any]) -> list[str]:
+    """Return the settings in which a run differs from the row's command, as "epochs 40 (200)".
 
     Args:
-        row: Of the paper.
-        optimizer: sam or sgd.
-        settings: Of the run, by their short names.
+        row: The row.
+        optimizer: Optimizer of the row, "sam" or "sgd".
+        settings: Settings of the run, as of `report_settings`.
     """
-    theirs = _own_settings(row, optimizer)
-    keys = [key for key in sorted(theirs.keys() | settings.keys()) if theirs.get(key) != settings.get(key)]
-    others = {key.removesuffix("_target_") for key in keys if key.endswith("._target_")}  # its other keys follow
-    told = [key for key in keys if key.endswith("._target_") or not key.startswith(tuple(others))]
-    return [
-        f"{column_title(key)} {_shown(settings, key)} ({_shown(theirs, key)})"
-        for key in told
-        if key not in ("seed", "data.root", "noise.file")
+    expected = report_settings(compose_example(row.command(optimizer)))
+    keys = [key for key in sorted(expected.keys() | settings.keys()) if expected.get(key) != settings.get(key)]
+    targets = tuple(key.removesuffix("_target_") for key in keys if key.endswith("._target_"))
+    return [  # another _target_ has other arguments, which are not listed
+        f"{column_title(key)} {format_value(settings.get(key), key, 'none')}"
+        f" ({format_value(expected.get(key), key, 'none')})"
+        for key in keys
+        if (key.endswith("._target_") or not key.startswith(targets)) and key not in IGNORED_DIFFERENCES
     ]
-
-
-def _shown(settings: Mapping[str, Any], key: str) -> str:
-    value = settings.get(key)
-    return "none" if value is None else format_value(value, key)
-
-
-def _own_settings(row: Row, optimizer: str) -> dict[str, Any]:
-    """Return the settings that the row's own command makes, as reports show them."""
-    words = [word for word in row.words.split() if not word.startswith("optimizer=")]
-    typed = [word for word in row.typed.split() if optimizer == "sam" or not word.startswith("rho=")]
-    return report_settings(compose_example([*words, f"optimizer={optimizer}", *typed]))
-
-
-def as_text(comparison: Comparison) -> str:
-    """Columns of equal width."""
-    rows = [COLUMNS, *comparison.lines]
-    widths = [max(len(row[index]) for row in rows) for index in range(len(COLUMNS))]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in rows]
-    return "\n".join([comparison.title, *lines, *(f"in no row of the table: {name}" for name in comparison.strangers)])
-
-
-def as_markdown(comparison: Comparison) -> str:
-    """A table of Markdown."""
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *comparison.lines]
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    strangers = [f"- in no row of the table: {name}" for name in comparison.strangers]
-    note = "mean over seeds, 95% interval by Student's t; in parentheses what the row's own command has"
-    return "\n".join([comparison.title, "", *lines, "", note, *([""] if strangers else []), *strangers]) + "\n"

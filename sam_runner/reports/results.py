@@ -1,237 +1,170 @@
-"""Runs as they lie on the disk, and what several of them together say: means and intervals over seeds.
+"""Read runs from folders: one record a run, and a table with one row for each distinct run.
 
-Everything is read from the folders, so it does not matter who ran them, when, or with which launcher.
+All information comes from files in the run folders, so runs of any launcher, machine or time can be read together.
 """
 
 import json
-import math
 import os
 import re
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from statistics import mean, stdev
 from typing import Any
+
+import pandas as pd
 
 from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
+from sam_runner.config.optimizer import SamConfig
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
 from sam_runner.runs.lock import is_locked
-from sam_runner.runs.status import read_status
+from sam_runner.runs.status import read_finished_result, read_status
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import read_json
+
+RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "fingerprint"]
 
 
 @dataclass(frozen=True)
-class Record:
-    """One run.
+class RunRecord:
+    """One run, or one job of a sweep that has no run.
 
     Attributes:
-        folder: Where it lies.
-        settings: By their short names, e.g. ``rho``, ``data._target_``; ``optimizer`` is sam or sgd.
-        seed: Of the run.
-        status: finished, running, died (without a word), "running or died" where only its machine could say, failed,
-            interrupted or preempted; of a sweep's cell without a run: refused, failed or not run.
-        final: Metrics at the end, empty where it has not finished.
-        error: Of a run that failed.
-        cell: What was typed for a cell of a sweep that failed.
-        config: Settings of the run; None of a job that has no run.
+        folder: The run folder.
+        status: "finished", "running", "died" (the process ended without writing its status), "running or died" (only
+            the machine of the run can tell), "failed", "interrupted" or "preempted"; of a job without a run "refused",
+            "failed" or "not run".
+        config: Settings of the run; None for a job without a run.
+        metrics: Metrics at the end of training, by tag; empty before the run has finished.
+        error: Message of the error that ended the run; "" without an error.
+        job: Overrides of a sweep's job that failed; "" for other runs.
     """
 
     folder: Path
-    settings: Mapping[str, Any]
-    seed: int
     status: str
-    final: Mapping[str, float]
+    config: ExperimentConfig | None
+    metrics: Mapping[str, float]
     error: str = ""
-    cell: str = ""
-    config: ExperimentConfig | None = None
+    job: str = ""
 
     @property
-    def paper(self) -> str:
-        """The rows of the paper that it is compared with, "" where there are none."""
-        return "" if self.config is None else self.config.paper or ""
-
-    @cached_property
-    def rows(self) -> list[dict[str, float]]:
-        """Of metrics.jsonl."""
-        try:
-            text = (self.folder / "metrics.jsonl").read_text(encoding="utf-8")
-        except (OSError, ValueError):
-            return []
-        rows = []
-        for line in text.splitlines():
-            try:
-                row = json.loads(line)
-            except ValueError:  # the last line of a run that is being written
-                break
-            rows.append(row)
-        return rows
-
-    def curve(self, tag: str) -> dict[int, float]:
-        """A metric by epoch, as it was at the end of each."""
-        return {int(row["epoch"]): row[tag] for row in self.rows if tag in row and "test/nll" in row}
+    def settings(self) -> dict[str, Any]:
+        """The settings that reports show; empty for a job without a run."""
+        return {} if self.config is None else report_settings(self.config)
 
 
-def records(folders: Iterable[Path]) -> list[Record]:
-    """Every run in some folders and the folders below, each once, in the order of their names.
+def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
+    """Read every run in some folders and the folders below, each folder once, in the order of their names.
 
     Raises:
-        InputError: Where there is no such folder.
+        InputError: Where a folder does not exist, or a run's config.yaml is not valid.
     """
-    found: dict[Path, Record] = {}
+    found: dict[Path, RunRecord] = {}
     for base in folders:
         if not base.is_dir():
             raise InputError(f"{base} is not a folder\n  give a sweep's folder, such as outputs/sweeps/<sweep_name>")
-        for folder, below, files in os.walk(base):
-            below.sort()
+        for name, subfolders, files in os.walk(base):
+            subfolders.sort()
+            folder = Path(name)
             if SETTINGS in files and "run.log" in files:
-                below.clear()
-                path = Path(folder)
-                found.setdefault(path.resolve(), _record(path))
-            elif Path(folder).parent.name == NOT_STARTED and "status.json" in files:
-                path = Path(folder)
-                status = _object(path / "status.json")
-                state, error, cell = (str(status.get(key, "")) for key in ("status", "error", "cell"))
-                found.setdefault(path.resolve(), Record(path, {}, 0, state, {}, error, cell))
+                subfolders.clear()
+                found.setdefault(folder.resolve(), _read_run(folder, read_config(folder)))
+            elif folder.parent.name == NOT_STARTED and "status.json" in files:
+                found.setdefault(folder.resolve(), _read_run(folder, None))
     return list(found.values())
 
 
-def _record(folder: Path) -> Record:
-    config = read_config(folder)
-    result, status = _object(folder / "result.json"), read_status(folder)
-    finished = result.get("status") == "finished"
-    state = "finished" if finished else str(status.get("status", "started"))
-    if state == "running":
+def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
+    result, status = read_finished_result(folder), read_status(folder)
+    state = str(status.get("status", "started"))
+    if result is not None:
+        state = "finished"
+    elif state == "running":
         locked = is_locked(folder, str(status.get("host")))
         state = {True: "running", False: "died", None: "running or died"}[locked]
-    return Record(
-        folder,
-        report_settings(config),
-        config.seed,
-        state,
-        result.get("final", {}) if finished else {},
-        str(status.get("error", "")),
-        str(status.get("cell", "")),
-        config,
-    )
-
-
-def _object(path: Path) -> dict[str, Any]:
-    value = read_json(path)
-    return value if isinstance(value, dict) else {}
+    metrics = (result or {}).get("final", {})
+    return RunRecord(folder, state, config, metrics, str(status.get("error", "")), str(status.get("job", "")))
 
 
 def report_settings(config: ExperimentConfig) -> dict[str, Any]:
-    """Return the settings that reports show, by their short names, without the seed."""
+    """Return the settings that reports show, by their names in reports, without the seed.
+
+    Lists are returned as JSON text, so that every value can be compared and hashed.
+    """
     values: dict[str, Any] = {}
-    short: dict[str, Any] = {}
     for name, facts, value in walk(config):
-        plain = list(value) if isinstance(value, tuple) else value
-        if facts.short:
-            short[facts.short] = plain  # what the optimizer was given, in place of the top-level setting of this name
-        elif facts.in_reports and not (facts.effect == "none" and "." in name) and name != "seed":
-            values[name] = plain
-    if isinstance(config.noise, LabelFileConfig):  # each seed may have labels of its own: that is no difference
+        if facts.short or (facts.in_reports and facts.effect != "none" and name != "seed"):
+            plain = json.dumps(value) if isinstance(value, list | tuple | dict) else value
+            values[facts.short or name] = plain  # optimizer.base.lr replaces the top-level setting lr
+    if isinstance(config.noise, LabelFileConfig):  # runs that differ in the seed may each have a file of labels
         own_seed = rf"(seed[=_-]?){config.seed}\b"
         values["noise.file"] = re.sub(own_seed, r"\1*", config.noise.file)
-    if short.get("rho") == 0:
-        short["optimizer"] = "sgd"
-    return {**values, **short}
+    if isinstance(config.optimizer, SamConfig) and config.optimizer.rho == 0:
+        values["optimizer"] = "sgd"
+    return values
 
 
-@dataclass(frozen=True)
-class Group:
-    """Runs that differ in nothing but the seed.
+def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
+    """Return a table of runs, one row a record in the same order, with the index 0, 1, ...
 
-    Attributes:
-        settings: Of those keys in which the groups differ.
-        runs: That have finished.
+    Columns, in this order: the settings that reports show (``optimizer``, then by name); `RUN_COLUMNS`; the metrics, by
+    name. A run without a setting or metric has NaN or None there.
     """
-
-    settings: Mapping[str, Any]
-    runs: Sequence[Record] = field(default_factory=tuple)
-
-    @property
-    def name(self) -> str:
-        """As in a legend."""
-        return ", ".join(
-            f"{column_title(key)} {format_value(value, key)}" if key != "optimizer" else value
-            for key, value in self.present_settings()
-        )
-
-    def present_settings(self) -> Iterator[tuple[str, Any]]:
-        """Settings that it has; plain training has no rho."""
-        return ((key, value) for key, value in self.settings.items() if value is not None)
-
-    def values(self, tag: str) -> list[float]:
-        """Of a metric, by seed."""
-        return [run.final[tag] for run in self.runs if tag in run.final]
-
-
-def column_title(key: str) -> str:
-    """A setting's key as a heading: what a group was set to is named by the group."""
-    return key.removesuffix("._target_")
-
-
-def format_value(value: Any, key: str = "") -> str:
-    """A setting's value as it is typed, of a function or class the last part of its name."""
-    if key.endswith("._target_"):
-        return str(value).rpartition(".")[2]
-    return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def groups(runs: Sequence[Record]) -> list[Group]:
-    """Finished runs by everything but the seed, in the order of the values of what differs; of equal runs the last."""
-    finished = [run for run in runs if run.status == "finished"]
-    keys = sorted({key for run in finished for key in run.settings}, key=lambda key: (key != "optimizer", key))
-    texts = {key: {json.dumps(run.settings.get(key)) for run in finished} for key in keys}
-    differing = [key for key in keys if len(texts[key]) > 1 and not _follows_the_optimizer(key, finished)]
-    sorted_in: dict[tuple[str, ...], list[Record]] = defaultdict(list)
-    for run in finished:
-        sorted_in[tuple(json.dumps(run.settings.get(key)) for key in differing)].append(run)
-    made = [
-        Group(
-            {key: json.loads(text) for key, text in zip(differing, values, strict=True)},
-            tuple(run for _, run in sorted({run.seed: run for run in members}.items())),  # a seed counts once
-        )
-        for values, members in sorted_in.items()
+    settings = pd.DataFrame([run.settings for run in runs])
+    settings = settings[sorted(map(str, settings), key=lambda name: (name != "optimizer", name))]
+    identities = [
+        (run.config.seed, run.config.fingerprint()) if run.config else (None, str(run.folder)) for run in runs
     ]
-    return sorted(made, key=lambda group: [_order(group.settings[key]) for key in differing])
+    facts = [
+        (seed, run.status, run.error, run.job, str(run.folder), fingerprint)
+        for run, (seed, fingerprint) in zip(runs, identities, strict=True)
+    ]
+    columns = pd.DataFrame(facts, columns=RUN_COLUMNS, dtype=object).astype({"seed": "Int64"})
+    metrics = pd.DataFrame([dict(run.metrics) for run in runs])
+    metrics = metrics[sorted({*map(str, metrics)} - {*settings})]  # lr and rho are also metrics
+    return pd.concat([settings, columns, metrics], axis=1)
 
 
-def _follows_the_optimizer(key: str, runs: Sequence[Record]) -> bool:
-    """Whether a setting of SAM is the same in all its runs, and absent from the others: it tells nothing."""
-    if not key.startswith("optimizer.") or key.startswith("optimizer.base"):
-        return False
-    return len({json.dumps(run.settings[key]) for run in runs if key in run.settings}) == 1
+def setting_columns(results: pd.DataFrame) -> list[str]:
+    """Return the columns of a table of `results_frame` that are settings."""
+    return [str(name) for name in results.columns[: list(results.columns).index(RUN_COLUMNS[0])]]
 
 
-def _order(value: Any) -> tuple[int, float, str]:
-    """Nothing, numbers by size, words by letter; sgd before sam."""
-    if value is None:
-        return 0, 0.0, ""
-    if isinstance(value, bool | str) or not isinstance(value, int | float):
-        return 2, float(value != "sgd"), str(value)
-    return 1, float(value), ""
+def metric_columns(results: pd.DataFrame) -> list[str]:
+    """Return the columns of a table of `results_frame` that are metrics."""
+    return [str(name) for name in results.columns[list(results.columns).index(RUN_COLUMNS[-1]) + 1 :]]
 
 
-def interval(values: Sequence[float]) -> tuple[float, float]:
-    """Mean, and half the width of its 95% interval (Student's t); the half is NaN for one value.
+def load_results(folders: Iterable[Path | str]) -> pd.DataFrame:
+    """Return a table of the runs in some folders and the folders below, with one row for each distinct run.
 
-    Args:
-        values: At least one.
+    Runs with the same fingerprint have the same settings, so they are one run: the last finished one is kept. The
+    columns are those of `results_frame`.
+
+    Example:
+        >>> results = load_results(["outputs/sweeps/first"])  # doctest: +SKIP
+        >>> results.groupby(["optimizer", "rho"], dropna=False)["test/accuracy"].agg(["mean", "std"])  # doctest: +SKIP
+
+    Raises:
+        InputError: Where a folder does not exist, or a run's config.yaml is not valid.
     """
-    if len(values) < 2:
-        return mean(values), math.nan
-    return mean(values), student_t(len(values) - 1) * stdev(values) / math.sqrt(len(values))
+    results = results_frame(read_runs(map(Path, folders)))
+    finished_last = results.sort_values("status", key=lambda status: status == "finished", kind="stable")
+    return finished_last.drop_duplicates("fingerprint", keep="last").sort_index()
 
 
-def student_t(freedom: int) -> float:
-    """The 97.5% quantile of Student's t distribution, for 1 and more degrees of freedom."""
-    from scipy.special import stdtrit  # imported here: it takes a moment
-
-    return float(stdtrit(freedom, 0.975))
+def read_curve(folder: Path | str, tag: str) -> pd.Series:
+    """Return a metric at the end of each evaluated epoch, indexed by epoch; empty without values."""
+    values: dict[int, float] = {}
+    try:
+        lines = (Path(folder) / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError):
+        lines = []
+    for line in lines:
+        try:
+            row = json.loads(line)
+        except ValueError:  # the last line of a run that is being written
+            break
+        if tag in row and "test/nll" in row:
+            values[int(row["epoch"])] = row[tag]
+    return pd.Series(values, dtype=float)

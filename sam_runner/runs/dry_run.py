@@ -1,4 +1,4 @@
-"""The plan of a run, which ``dry_run=true`` prints: data, network, passes, steps, cost."""
+"""The plan of a run, which ``dry_run=true`` prints: data, network, passes, steps and cost."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,8 +12,13 @@ from sam_runner.paper.rows import describe_target
 from sam_runner.training.state import Run
 
 
-def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
-    """Return the floating-point operations of the forward pass of one image: two for each multiply-add."""
+def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Count the floating-point operations of the forward pass of one image; a multiply-add counts as two.
+
+    Args:
+        model: The network.
+        image_shape: Channels, height and width of the image.
+    """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
     was_training = model.training
@@ -27,7 +32,7 @@ def forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
 
 
 def describe_data(run: Run) -> str:
-    """Return the number of images in each set, and of training labels that the noise has changed."""
+    """Return a line with the number of images in each set and of training labels that label noise has changed."""
     loaders = {"train": run.train, **run.evaluations}
     counts = ", ".join(f"{loader.num_examples:,} {name}" for name, loader in loaders.items())
     corrupted = int((run.train.labels != run.train.clean_labels).sum())
@@ -35,18 +40,19 @@ def describe_data(run: Run) -> str:
     return f"{counts} images, {len(run.classes)} classes{noise}"
 
 
-def describe(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str]) -> str:
-    """Return the plan of a run, a line for each fact.
+def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str]) -> str:
+    """Return the plan of a run, with one line for each fact.
 
     Args:
-        config: Its settings.
-        run: The run, built and not trained.
-        folder: The folder that it would have.
-        overrides: What the user typed; what the paper's experiment does not have is named.
+        config: The settings.
+        run: The run, before training.
+        folder: The run folder that training would use.
+        overrides: Settings as the user typed them, to name the differences from the paper's experiment.
     """
     options, objective = config.optimizer, run.step.objective
-    flops, passes = forward_flops(run.model, run.train.shape), options.passes
-    total = 3 * passes * flops * config.batch_size * run.max_steps  # a backward pass costs two forward passes
+    flops = count_forward_flops(run.model, run.train.shape)
+    passes = run.step.method.passes(0) if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else 1
+    total_flops = 3 * passes * flops * config.batch_size * run.max_steps  # a backward pass costs two forward passes
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
     batch += f", at most {-(-config.batch_size // config.accumulate)} a pass" if config.accumulate > 1 else ""
@@ -59,7 +65,7 @@ def describe(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequen
         "optimizer": f"{describe_method(config)}{options.base.target}, {passes} passes a step",
         "batch": batch,
         "steps": f"{run.max_steps:,} in all, {len(run.train):,} an epoch, {config.epochs} epochs",
-        "compute": f"{total:.3g} FLOPs for training",
+        "compute": f"{total_flops:.3g} FLOPs for training",
         "device": f"{objective.device}, {precision}{compiled}",
         "folder": str(folder),
     }
@@ -70,9 +76,9 @@ def describe(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequen
 
 
 def describe_method(config: ExperimentConfig) -> str:
-    """Return the method and its radius, "" for the base optimizer alone."""
+    """Return the name of the method and its radius, "" for the base optimizer alone."""
     options = config.optimizer
-    if not isinstance(options, SamConfig) or options.passes == 1:
+    if not isinstance(options, SamConfig) or options.rho == 0:
         return ""
     direction = " in a random direction" if options.direction == "random" else ""
     return f"{options.name.upper()} with rho {options.rho:g}{direction}, "

@@ -1,4 +1,4 @@
-"""environment.json: what the numbers of a run may depend on beside its settings."""
+"""The file environment.json of a run folder: versions, hardware and source that the numbers of a run may depend on."""
 
 import os
 import platform
@@ -11,9 +11,17 @@ from typing import Any
 from sam_runner.utils.files import read_json, write_json
 
 
-def changed_environment(folder: Path, device: str) -> list[str]:
-    """What the bits of a run depend on and is not as it was when environment.json was written."""
-    before, now = read_json(folder / "environment.json"), _environment(device)
+def compare_environment(folder: Path, device: str) -> list[str]:
+    """Compare this process with environment.json.
+
+    Args:
+        folder: The run folder.
+        device: Device of the run: cpu, cuda or cuda:N.
+
+    Returns:
+        ``name old -> new`` for each difference that may change the bits of the numbers.
+    """
+    before, now = read_json(folder / "environment.json"), _read_environment(device)
     if not isinstance(before, dict):
         return []
     packages = before.get("packages")
@@ -24,37 +32,42 @@ def changed_environment(folder: Path, device: str) -> list[str]:
 
 
 def write_environment(folder: Path, device: str) -> None:
-    """Write environment.json: what the numbers may depend on beside the settings."""
-    write_json(folder / "environment.json", _environment(device))
+    """Write environment.json.
+
+    Args:
+        folder: The run folder.
+        device: Device of the run: cpu, cuda or cuda:N.
+    """
+    write_json(folder / "environment.json", _read_environment(device))
 
 
-def _environment(device: str) -> dict[str, Any]:
+def _read_environment(device: str) -> dict[str, Any]:
     import torch
 
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
     return {
         "command": sys.argv,
         "folder": os.getcwd(),
-        "git_commit": _git("rev-parse", "HEAD"),
-        "git_changes": bool(_git("status", "--porcelain")),
+        "git_commit": _run_git("rev-parse", "HEAD"),
+        "git_changes": bool(_run_git("status", "--porcelain")),
         "python": platform.python_version(),
         "platform": platform.platform(),
-        "packages": {name: _version(name) for name in packages},
+        "packages": {name: _find_version(name) for name in packages},
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _version(package: str) -> str | None:
+def _find_version(package: str) -> str | None:
     try:
         return version(package)
     except PackageNotFoundError:
         return None
 
 
-def _git(*arguments: str) -> str | None:
-    """What git says of the program's own checkout, or None where it is not one."""
+def _run_git(*arguments: str) -> str | None:
+    """Return the output of git in the program's own checkout, or None if the program is not in a checkout."""
     try:
         done = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), *arguments],

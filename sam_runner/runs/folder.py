@@ -1,4 +1,4 @@
-"""A run's folder: its name, its settings, and whether a run may use it."""
+"""The run folder: its name, its config.yaml, and whether a run may use it."""
 
 import re
 from collections.abc import Sequence
@@ -10,24 +10,29 @@ import yaml
 
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.keys import walk
-from sam_runner.runs.status import this_call
+from sam_runner.runs.status import call_name
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 from sam_runner.utils.yaml import read_yaml
 
 SETTINGS = "config.yaml"
-RUNS = Path("outputs") / "runs"
-NOT_STARTED = "not_started"  # in a sweep's folder: the jobs that have no run
+RUNS_FOLDER = Path("outputs") / "runs"
+NOT_STARTED = "not_started"  # folder in a sweep's folder with the jobs that have no run
 MAX_NAME_LENGTH = 120
 
 
 def new_run_folder() -> Path:
-    """Return the folder of a single run that was given no name."""
-    return RUNS / this_call()
+    """Return the folder of a single run without ``run_dir``."""
+    return RUNS_FOLDER / call_name()
 
 
 def job_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
-    """Return the folder of a sweep's job, named after its overrides; the same job has the same folder in every call."""
+    """Return the folder of a job of a sweep, named after its overrides; it is the same in every call.
+
+    Args:
+        sweep_folder: Folder of the sweep.
+        overrides: Settings of the job as the user typed them, ``key=value``.
+    """
     ignored = {name for name, facts, _ in walk(ExperimentConfig()) if facts.effect == "none"} - {"rho"}
     ignored |= {name.split(".")[0] for name in ignored if "." in name}
     names = sorted(entry for entry in overrides if re.split(r"[.=]", entry.lstrip("+"))[0] not in ignored)
@@ -38,8 +43,8 @@ def job_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
     return sweep_folder / name
 
 
-def changed_settings(before: ExperimentConfig, now: ExperimentConfig) -> dict[str, str]:
-    """Return ``old -> new`` by key for every setting that has changed and has an effect on the numbers."""
+def compare_settings(before: ExperimentConfig, now: ExperimentConfig) -> dict[str, str]:
+    """Return ``old -> new`` by key for every setting that differs and has an effect on the numbers."""
     facts = {name: entry for config in (before, now) for name, entry, _ in walk(config)}
     old, new = before.flat(), now.flat()
     return {
@@ -50,13 +55,17 @@ def changed_settings(before: ExperimentConfig, now: ExperimentConfig) -> dict[st
 
 
 def require_usable(folder: Path, config: ExperimentConfig) -> dict[str, str]:
-    """Refuse a folder that holds anything but this run.
+    """Require that a folder is new, empty, or holds a run that can be continued with the given settings.
+
+    Args:
+        folder: The run folder.
+        config: The settings.
 
     Returns:
-        Settings that have changed and with which the run can be continued, as ``old -> new`` by key.
+        The settings that differ from those of the run in the folder, as ``old -> new`` by key.
 
     Raises:
-        InputError: Where it is a file, holds files that no run made, or holds a run with other settings.
+        InputError: If it is a file, holds files that no run wrote, or holds a run with other settings.
     """
     if not folder.exists():
         return {}
@@ -64,9 +73,9 @@ def require_usable(folder: Path, config: ExperimentConfig) -> dict[str, str]:
         raise InputError(f"run_dir={folder} is a file\n  give a folder")
     if not (folder / SETTINGS).is_file():
         if any(path.name != ".lock" and ".tmp." not in path.name for path in folder.iterdir()):
-            raise InputError(f"run_dir={folder} holds files that are not of a run\n  give an empty or new folder")
+            raise InputError(f"run_dir={folder} holds files that no run wrote\n  give an empty or new folder")
         return {}
-    changes = changed_settings(read_config(folder), config)
+    changes = compare_settings(read_config(folder), config)
     facts = {name: entry for name, entry, _ in walk(config)}
     refused = [
         f"{name}: {change}" for name, change in changes.items() if not (name in facts and facts[name].may_change)
@@ -84,7 +93,7 @@ def read_config(folder: Path) -> ExperimentConfig:
     """Return the settings of the run in a folder.
 
     Raises:
-        InputError: Where there is no run, or its config.yaml cannot be read or is not valid.
+        InputError: If there is no run, or its config.yaml cannot be read or is not valid.
     """
     path = folder / SETTINGS
     if not path.is_file():
@@ -96,7 +105,8 @@ def read_config(folder: Path) -> ExperimentConfig:
         raise InputError(f"{path} is not a configuration")
     missing = [entry.name for entry in fields(ExperimentConfig) if entry.name not in settings]
     if missing:
-        raise InputError(f"{path} lacks {', '.join(missing)}")
+        names = ", ".join(missing[:8])
+        raise InputError(f"{path} is incomplete: it lacks {names}\n  use the config.yaml that sam-train wrote")
     try:
         return load_experiment(settings)
     except InputError as error:

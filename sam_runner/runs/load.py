@@ -1,4 +1,4 @@
-"""Build a run again from its folder, with the weights of a checkpoint."""
+"""Restore a run from its folder: build it from its config.yaml and load a checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -11,29 +11,29 @@ from sam_runner.runs.folder import read_config
 from sam_runner.training.build import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.evaluation import evaluate, predict
-from sam_runner.training.state import Run, restore
+from sam_runner.training.state import Run, restore_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
 
 def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
-    """Return metrics by tag of the model in a run folder; arguments and errors as of `restore_run`."""
+    """Return the metrics of a checkpoint by tag; see `restore_run` for arguments and errors."""
     return evaluate(restore_run(folder, which, device))
 
 
 def write_predictions(run: Run, path: Path) -> int:
-    """Write the predicted class of each training image, the labels of bootstrapping (Reed et al., 2015).
+    """Write the predicted class of each training image, for bootstrapping (Reed et al., 2015).
 
     Args:
-        run: A run whose loader gives every training image without augmentation, as `restore_run` with
-            ``plain_training_set`` builds it.
-        path: Path of a ``.npy`` file, int64, (N,), in the order of the training set, as ``noise=relabelled`` reads it.
+        run: A run that `restore_run` built with ``plain_training_set``.
+        path: Path of the ``.npy`` file to write: int64, (N,), in the order of the training set, as ``noise=relabelled``
+            reads it.
 
     Returns:
-        The number of images whose prediction differs from the label that they were trained with.
+        The number of images whose predicted class differs from their training label.
 
     Raises:
-        InputError: Where the file cannot be written.
+        InputError: If the file cannot be written.
     """
     logits, labels = predict(run.model, run.train, run.step.objective.autocast_dtype)
     predicted = logits.argmax(1)
@@ -41,7 +41,7 @@ def write_predictions(run: Run, path: Path) -> int:
         path.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(path, lambda handle: np.save(handle, predicted.cpu().numpy()))
     except OSError as error:
-        raise InputError(f"relabel={path} cannot be written: {error.strerror}\n  give another file") from error
+        raise InputError(f"--relabel {path} cannot be written: {error.strerror}\n  give another file") from error
     return int((predicted != labels).sum())
 
 
@@ -50,22 +50,25 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
 
     Args:
         folder: The run folder.
-        which: "last" or "best" (by validation accuracy; without a validation set the last).
-        device: Device in place of the one in the run's settings.
-        plain_training_set: Give every training image, without augmentation, as for evaluation.
+        which: "last", or "best" for the checkpoint with the highest validation accuracy (without a validation set that
+            of the latest evaluated epoch).
+        device: Device to use instead of the device in the run's settings, or None.
+        plain_training_set: Whether the loader of the training set returns every image, without augmentation.
 
     Raises:
-        InputError: Where the folder holds no run or no good checkpoint, or the data cannot be read.
+        InputError: If the folder holds no run or no intact checkpoint, or the data cannot be read.
     """
     config = read_config(folder)
     checkpoints = CheckpointFolder(folder / "checkpoints")
-    found = checkpoints.latest() if which == "last" else checkpoints.best()
-    if found is None:
-        raise InputError(f"{folder} has no checkpoint yet: one is written at the end of every epoch")
+    state = checkpoints.load_latest() if which == "last" else checkpoints.load_best()
+    if state is None:
+        raise InputError(
+            f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: run_dir={folder}"
+        )
     config = replace(
         config,
         device=device or config.device,
-        model=replace(config.model, weights=None),  # the checkpoint has them
+        model=replace(config.model, weights=None),  # the checkpoint holds the weights
         compile="off",
         sync_batchnorm=False,
         parallel="ddp",
@@ -79,7 +82,7 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
     try:
-        restore(run, found)
+        restore_state(run, state)
     except (KeyError, ValueError, RuntimeError) as error:
         raise InputError(f"the checkpoint does not fit {folder}/config.yaml: {str(error).splitlines()[0]}") from error
     return run

@@ -1,6 +1,6 @@
-"""The lock of a run folder: one process at a time writes into it.
+"""The lock of a run folder: only one process at a time writes into the folder.
 
-The operating system drops the lock when the process ends, so a crash leaves nothing to clean up.
+The operating system releases the lock when the process ends, so nothing remains to be cleaned up after a crash.
 """
 
 import fcntl
@@ -13,18 +13,18 @@ from typing import IO
 
 from sam_runner.utils.errors import InputError
 
-HELD: set[IO[str]] = set()  # open lock files of this process
-os.register_at_fork(after_in_child=lambda: [handle.close() for handle in HELD])
+LOCK_FILES: set[IO[str]] = set()  # open lock files of this process
+os.register_at_fork(after_in_child=lambda: [handle.close() for handle in LOCK_FILES])
 
 
 @contextmanager
 def _close_in_forks(handle: IO[str]) -> Iterator[None]:
-    """Close the lock file in forked processes: data workers may outlive a killed run by seconds."""
-    HELD.add(handle)
+    """Close the lock file in forked processes inside the body: data workers may outlive a killed run by seconds."""
+    LOCK_FILES.add(handle)
     try:
         yield
     finally:
-        HELD.discard(handle)
+        LOCK_FILES.discard(handle)
 
 
 @contextmanager
@@ -32,7 +32,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder inside the body.
 
     Raises:
-        InputError: Where another process holds it, or the folder cannot be written to.
+        InputError: If another process holds the lock, or the folder cannot be written to.
     """
     try:
         handle = (folder / ".lock").open("a+")
@@ -44,21 +44,21 @@ def lock_folder(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             handle.seek(0)
             owner = handle.read(200).strip() or "another process"
-            raise InputError(f"{folder} is in use by {owner}\n  wait for it, or give another run_dir") from error
+            raise InputError(f"{folder} is in use by {owner}\n  wait until it ends, or give another run_dir") from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
         for leftover in [*folder.glob("*.tmp.*"), *(folder / "checkpoints").glob("*.tmp.*")]:
-            leftover.unlink()  # written by a process that died: it no longer holds the lock
+            leftover.unlink()  # its process died: it would hold the lock otherwise
         yield
 
 
 def is_locked(folder: Path, host: str) -> bool | None:
-    """Return whether a process holds the folder, or None where only another machine knows.
+    """Return whether a process holds the lock of a folder, or None if this machine cannot know.
 
     Args:
         folder: A run folder whose status is "running".
-        host: Name of the machine that the run is on.
+        host: Name of the machine that the run started on.
     """
     if host != socket.gethostname():
         return None
@@ -67,6 +67,6 @@ def is_locked(folder: Path, host: str) -> bool | None:
             fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:
         return True
-    except OSError:  # no lock file, or a file system without locks
+    except OSError:  # there is no lock file, or the file system has no locks
         return None
     return False

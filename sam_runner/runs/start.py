@@ -1,4 +1,4 @@
-"""Start one run, or continue it: from validated settings to a finished run folder."""
+"""Start or continue one run: from validated settings to a finished run folder."""
 
 import contextlib
 import logging
@@ -14,18 +14,18 @@ import torch
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.distributed.torchrun import join_process_group
-from sam_runner.runs.dry_run import describe, describe_data
-from sam_runner.runs.environment import changed_environment, write_environment
+from sam_runner.runs.dry_run import describe_data, describe_run
+from sam_runner.runs.environment import compare_environment, write_environment
 from sam_runner.runs.folder import SETTINGS, job_folder, new_run_folder, require_usable, write_config
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
-from sam_runner.runs.status import finished_duplicate, finished_result, write_status
+from sam_runner.runs.status import find_finished_duplicate, read_finished_result, write_status
 from sam_runner.training.build import build_run, resolve_precision
-from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
-from sam_runner.training.state import CheckpointSchedule, Outputs, Progress, Run, restore
+from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
 from sam_runner.utils.files import explain_full_disk, write_json
 from sam_runner.utils.signals import StopRequest, catch_stop_signals
@@ -34,19 +34,19 @@ log = logging.getLogger("sam_runner")
 
 
 def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_folder: Path | None = None) -> Path | None:
-    """Train one run, or log that it has finished already.
+    """Train one run, continue it, or log that it has already finished.
 
     Args:
         config: The settings.
-        overrides: What the user typed; it names the folder of a sweep's job.
-        sweep_folder: The sweep's folder, None for a single run.
+        overrides: Settings as the user typed them; they name the folder of a sweep's job.
+        sweep_folder: Folder of the sweep, None for a single run.
 
     Returns:
-        The folder of the run, also of one that had finished before; None for a dry run.
+        The folder of the finished run, None for a dry run.
 
     Raises:
-        InputError: Where settings or folder cannot be used; nothing has been written then.
-        TrainingError: Where a number is not finite, or the disk is full.
+        InputError: If the settings or the folder cannot be used; nothing has been written then.
+        TrainingError: If a loss or gradient is not finite, or the disk is full.
     """
     config = config.with_absolute_paths()
     context = join_process_group(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
@@ -55,60 +55,64 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
     else:
         folder = Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder()
     if config.dry_run:
-        plan = context.on_all(lambda: describe(config, build_run(config, context), folder, overrides))
+        plan = context.on_all(lambda: describe_run(config, build_run(config, context), folder, overrides))
         if context.is_main:
             print(plan)
         return None
-    found = context.on_main(lambda: _find_finished(folder, config, sweep_folder))
-    if isinstance(found, Path):
-        return found
-    changes = found
+    finished, changes = context.on_main(lambda: _find_finished(folder, config, sweep_folder))
+    if finished is not None:
+        return finished
     run = context.on_all(lambda: build_run(config, context))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder))
     with ExitStack() as stack:
         stop = stack.enter_context(catch_stop_signals())
-        # The main process prepares the folder; all processes learn whether that succeeded.
+        # The main process prepares the folder; an error there is raised in all processes.
         context.on_main(lambda: _prepare_folder(folder, config, changes, stack, sweep_folder))
         try:
             _train(run, folder, config, stop)
-        except TrainingError:  # every process has the same numbers and raises it too
+        except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
-            if context.world_size == 1:  # chaining the error to itself would keep the run and its data workers alive
+            if context.world_size == 1:  # an error that is its own cause would keep the run and its data workers alive
                 raise
             raise context.attribute_error(error) from error
     return folder
 
 
-def _find_finished(folder: Path, config: ExperimentConfig, sweep_folder: Path | None) -> Path | dict[str, str]:
-    """Return the folder of the finished run, in a sweep also of an equal one; else the settings that have changed."""
+def _find_finished(
+    folder: Path, config: ExperimentConfig, sweep_folder: Path | None
+) -> tuple[Path | None, dict[str, str]]:
+    """Find a finished run with the given settings: the run itself or, in a sweep, another job with the same settings.
+
+    Returns:
+        The folder of the finished run, or None, and the settings that differ from those in `folder`.
+    """
     try:
         changes = require_usable(folder, config)
     except OSError as error:
         raise InputError(f"run folder {str(folder)[:200]} cannot be used: {error.strerror}") from error
-    longer = any(facts.sets_length and name in changes for name, facts, _ in walk(config))
-    finished = folder if finished_result(folder) and not longer else None
-    if finished is None and sweep_folder is not None and not longer:
-        finished = finished_duplicate(sweep_folder, config.fingerprint())
-    if finished is None:
-        return changes
-    log.info("already finished: %s  %s", finished, _summary(finished_result(finished) or {}))
-    return finished
+    length_changed = any(facts.sets_length and name in changes for name, facts, _ in walk(config))
+    finished = folder if read_finished_result(folder) and not length_changed else None
+    if finished is None and sweep_folder is not None and not length_changed:
+        finished = find_finished_duplicate(sweep_folder, config.fingerprint())
+    if finished is not None:
+        log.info("already finished: %s  %s", finished, _summarise(read_finished_result(finished) or {}))
+    return finished, changes
 
 
 def _require_same_data(run: Run) -> None:
-    """Refuse processes that have read different data."""
+    """Require that all processes have read the same data."""
     for rank, digest in enumerate(digests := run.context.all_gather(run.data_digest)):
         if digest != digests[0]:
             raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
 
 
 def _require_long_enough(run: Run, folder: Path) -> None:
-    """Refuse to end a run before the step of its latest checkpoint."""
-    found = CheckpointFolder(folder / "checkpoints").latest()
-    done = 0 if found is None else found["step"]
+    """Require that a run does not end before the step of its latest checkpoint."""
+    state = CheckpointFolder(folder / "checkpoints").load_latest()
+    done = 0 if state is None else state["step"]
     if done > run.max_steps:
         raise InputError(
             f"the run in {folder} has done {done} steps, and {run.max_steps} are asked for\n"
@@ -119,14 +123,14 @@ def _require_long_enough(run: Run, folder: Path) -> None:
 def _prepare_folder(
     folder: Path, config: ExperimentConfig, changes: Mapping[str, str], stack: ExitStack, sweep_folder: Path | None
 ) -> None:
-    """Make and lock the run folder until `stack` is closed, and log the settings that have changed."""
+    """Create the run folder, lock it until `stack` is closed, and log the settings that have changed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be made: {error.strerror}") from error
     stack.enter_context(explain_full_disk(folder))
     stack.enter_context(lock_folder(folder))
-    if not (folder / SETTINGS).is_file():  # written before all other files: it marks the folder as a run's
+    if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
         write_config(folder, config)
     stack.enter_context(_record_end(folder, sweep_folder))
     facts = {name: entry for name, entry, _ in walk(config)}
@@ -135,12 +139,12 @@ def _prepare_folder(
 
 
 def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) -> None:
-    """Train a run in its folder, which the process holds the lock of."""
+    """Train a run in its folder, which this process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
-    found = run.context.on_main(checkpoints.latest)
-    progress = Progress() if found is None else restore(run, found)
-    if found is None:
+    state = run.context.on_main(checkpoints.load_latest)
+    progress = Progress() if state is None else restore_state(run, state)
+    if state is None:
         log.info("run folder %s", folder)
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
@@ -151,23 +155,23 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         log.info("precision %s: %s%s", precision, reason, hint)
     loggers = MetricsLoggers()
 
-    def begin() -> None:
-        """Write what describes the run, and open its logs."""
+    def open_folder() -> None:
+        """Write the files that describe the run, and open its logs."""
         nonlocal loggers
-        changed = changed_environment(folder, device) if found is not None else []
+        changed = compare_environment(folder, device) if state is not None else []
         if changed:
             log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
         write_config(folder, config)
         write_environment(folder, device)
         write_status(folder, "running")
-        num_bytes = 0 if found is None else found["loggers"]["jsonl"]
+        num_bytes = 0 if state is None else state["loggers"]["jsonl"]
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
 
-    run.context.on_main(begin)
+    run.context.on_main(open_folder)
     schedule = CheckpointSchedule(options.every_steps, options.every_seconds, options.min_interval)
     try:
         fit(run, Outputs(loggers, checkpoints), progress, stop, schedule)
-        loggers.hparams(config.flat(), progress.final)
+        loggers.hparams(config.flat(), progress.last_metrics)
     finally:
         loggers.close()
     if not run.context.is_main:
@@ -177,27 +181,27 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         "seed": config.seed,
         "epoch": progress.epoch,
         "step": progress.step,
-        "skipped_steps": progress.step - progress.updates + progress.nonfinite,
-        "final": progress.final,
-        "best": progress.best,
+        "skipped_steps": progress.step - progress.num_updates + progress.num_nonfinite,
+        "final": progress.last_metrics,
+        "best": progress.best_metrics,
         "best_epoch": progress.best_epoch,
         "selected_by": "validation/accuracy" if "validation" in run.evaluations else "last epoch",
-        "images_per_second": progress.images / progress.seconds,
+        "images_per_second": progress.num_images / progress.training_seconds,
         "fingerprint": config.fingerprint(),
     }
     write_json(folder / "result.json", result)
-    log.info("finished: %s  %s", folder, _summary(result))
+    log.info("finished: %s  %s", folder, _summarise(result))
 
 
-def _summary(result: Mapping[str, Any]) -> str:
-    """Return accuracies, test likelihood and speed of a finished run in one line."""
+def _summarise(result: Mapping[str, Any]) -> str:
+    """Return a line with the accuracies, the test likelihood and the speed of a finished run."""
     final = result.get("final", {})
     metrics = [f"{tag} {value:.4f}" for tag, value in final.items() if tag.endswith("/accuracy") or tag == "test/nll"]
     return f"{', '.join(metrics)}, {result.get('images_per_second', 0):,.0f} images/s"
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that does not report its own errors: the run reports a full disk once."""
+    """A log file that ignores its own errors: the run reports a full disk once."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging
         """Ignore the error."""
@@ -205,11 +209,11 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
-    """Write the log to run.log, and at the end of the body how the run ended to status.json.
+    """Write the log of the body to run.log, and how the body ended to status.json.
 
     Args:
         folder: The run folder.
-        sweep_folder: The sweep's folder; the user continues a sweep by its name, and a single run by its folder.
+        sweep_folder: Folder of the sweep, None for a single run.
     """
     handler = _LogFile(folder / "run.log", encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
@@ -218,13 +222,13 @@ def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
         yield
         write_status(folder, "finished", exit_code=0)
     except RunInterrupt as stopped:
-        name = f"run_dir={folder}" if sweep_folder is None else f"sweep_name={sweep_folder.name}"
-        log.info("the same command with %s continues", name)
+        setting = f"run_dir={folder}" if sweep_folder is None else f"sweep_name={sweep_folder.name}"
+        log.info("the same command with %s continues the run", setting)
         state = "interrupted" if stopped.code == 130 else "preempted"
         write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)
         raise
     except KeyboardInterrupt:
-        log.info("interrupted at once; the last checkpoint is intact")
+        log.info("interrupted immediately; the last checkpoint is intact")
         write_status(folder, "interrupted", exit_code=130)
         raise
     except Exception as error:

@@ -1,4 +1,4 @@
-"""status.json and result.json: what became of a run."""
+"""The files status.json and result.json of a run folder."""
 
 import os
 import socket
@@ -15,8 +15,8 @@ def new_call_name() -> str:
     return f"{now:%Y-%m-%d_%H-%M-%S}_{now.microsecond:06d}-{os.getpid()}"
 
 
-def this_call() -> str:
-    """Return the unique name of this call of the command; processes that it starts have the same name."""
+def call_name() -> str:
+    """Return the unique name of this call of the command; the processes that it starts have the same name."""
     return os.environ.get("SAM_RUNNER_STARTED", "")
 
 
@@ -25,36 +25,36 @@ def write_status(folder: Path, state: str, **details: Any) -> None:
 
     Args:
         folder: The run folder.
-        state: running, finished, failed, interrupted or preempted; of a sweep's job without a run: refused, failed,
-            not run.
-        details: Further entries, JSON types.
+        state: "running", "finished", "failed", "interrupted" or "preempted"; for a job of a sweep that has no run
+            "refused", "failed" or "not run".
+        details: Further entries, of JSON types.
     """
     status = {
         "status": state,
         "time": datetime.now(timezone.utc).isoformat(timespec="seconds"),
         "pid": os.getpid(),
         "host": socket.gethostname(),
-        "call": this_call(),
+        "call": call_name(),
     }
     write_json(folder / "status.json", status | details)
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return status.json; empty where there is none."""
+    """Return the content of status.json, {} if the file is missing or damaged."""
     status = read_json(folder / "status.json")
     return status if isinstance(status, dict) else {}
 
 
-def finished_result(folder: Path) -> dict[str, Any] | None:
-    """Return result.json of a finished run, else None."""
+def read_finished_result(folder: Path) -> dict[str, Any] | None:
+    """Return the content of result.json if the run has finished, else None."""
     result = read_json(folder / "result.json")
     return result if isinstance(result, dict) and result.get("status") == "finished" else None
 
 
-def finished_duplicate(sweep_folder: Path, fingerprint: str) -> Path | None:
-    """Return the folder of a finished run of the sweep that has the fingerprint, else None."""
+def find_finished_duplicate(sweep_folder: Path, fingerprint: str) -> Path | None:
+    """Return the folder of a finished run of the sweep with the given fingerprint, or None."""
     for path in sorted(sweep_folder.glob("*/result.json")):
-        result = finished_result(path.parent)
+        result = read_finished_result(path.parent)
         if result is not None and result.get("fingerprint") == fingerprint:
             return path.parent
     return None

@@ -1,4 +1,4 @@
-"""One cell of a sweep, in whatever process it runs. Imports no torch before the settings are valid."""
+"""One job of a sweep, in this process or in a process of a launcher. Imports no torch before the settings are valid."""
 
 import logging
 import os
@@ -10,55 +10,55 @@ from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.rules import require_files
-from sam_runner.sweeps import status as sweep_status
+from sam_runner.sweeps.outcomes import clear_failure, read_objective, record_failure
+from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception
 from sam_runner.utils.errors import InputError, RankError, RunInterrupt
 
 
-def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]) -> float | None:
-    """A cell of a sweep, perhaps in a process of its own; an error is noted on the disk, and the sweep goes on.
+def run_job(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]) -> float | None:
+    """Run a job of a sweep; an error is recorded in the sweep's folder, and the sweep continues.
 
     Args:
-        cfg: Its configuration.
+        cfg: The composed configuration of the job.
         hydra_config: Hydra's own settings.
-        overrides: What was typed for it.
-        codes: Takes the exit code of a cell that failed in a dry run, which leaves nothing on the disk.
+        overrides: Settings of the job as the user typed them.
+        codes: List to which the exit code of a failed dry run is appended; a dry run writes no files.
 
     Returns:
-        What a search maximises.
+        The objective of a search; None in a sweep that is no search.
     """
-    folder, beside_others = Path(hydra_config.sweep.dir), launchers.in_subprocesses(hydra_config)
-    if beside_others:
-        _beside_others(hydra_config.job.num)
-    stopped = sweep_status.stopped(folder)
+    folder, in_subprocess = Path(hydra_config.sweep.dir), launchers.in_subprocesses(hydra_config)
+    if in_subprocess:
+        _set_up_subprocess(hydra_config.job.num)
+    stop_reason = read_stop_flag(folder)
     if is_distributed():
         from sam_runner.distributed.torchrun import broadcast_from_main
 
-        stopped = broadcast_from_main(f"stopped/{hydra_config.job.num}", stopped)
-    if stopped == "failure" and is_main_process():
-        reason = "a cell failed before it, and sweep_status.on_error=stop"
-        sweep_status.record_failure(folder, overrides, "not run", reason, reason)
-    if stopped:
+        stop_reason = broadcast_from_main(f"stopped/{hydra_config.job.num}", stop_reason)
+    if stop_reason == "failure" and is_main_process():
+        error = "an earlier job failed, and sweep.on_error=stop"
+        record_failure(folder, overrides, "not run", error, error)
+    if stop_reason:
         return None
     if not cfg.dry_run and is_main_process():
-        sweep_status.clear_failure(folder, overrides)
+        clear_failure(folder, overrides)
     try:
         config = load_experiment(plain_settings(cfg), overrides, multirun=True)
         require_files(config)
-        logging.getLogger("sam_runner").info("cell %d: %s", hydra_config.job.num + 1, " ".join(overrides))
+        logging.getLogger("sam_runner").info("job %d: %s", hydra_config.job.num + 1, " ".join(overrides))
         from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
 
         start_run(config, overrides, folder)
-        return (
-            sweep_status.objective(folder, overrides, config.fingerprint())
-            if launchers.is_search(hydra_config)
-            else None
-        )
+        if launchers.is_search(hydra_config):
+            return read_objective(folder, overrides, config.fingerprint())
     except RunInterrupt as stop:
-        if not beside_others:
+        if not in_subprocess:
             raise
         if stop.reason == "SIGUSR2":
-            signal.raise_signal(signal.SIGUSR2)  # submitit's handler, in force again, puts the cell into the queue
+            signal.raise_signal(
+                signal.SIGUSR2
+            )  # submitit's handler is active again and puts the job back into the queue
     except BrokenPipeError:
         raise
     except RankError as error:
@@ -67,21 +67,24 @@ def run_cell(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]
         message, text = report_exception(error)
         if cfg.dry_run:
             codes.append(1)
-            if beside_others:
+            if in_subprocess:
                 raise
             return None
         if not is_main_process():
             return None
-        sweep_status.record_failure(
-            folder, overrides, "refused" if isinstance(error, InputError) else "failed", message, text
-        )
+        state = "refused" if isinstance(error, InputError) else "failed"
+        record_failure(folder, overrides, state, message, text)
         if cfg.sweep.on_error == "stop":
-            sweep_status.stop(folder, "failure")
+            set_stop_flag(folder, "failure")
     return None
 
 
-def _beside_others(number: int) -> None:
-    """In a process of a sweep's engine: lines name their cell, and a Ctrl-C is for the parent."""
+def _set_up_subprocess(number: int) -> None:
+    """Set up a process of a launcher: number the lines of its log, and leave Ctrl-C to the parent.
+
+    Args:
+        number: Number of the job in its sweep, from 0.
+    """
     log_to_console(f"[{number + 1}] ")
-    os.environ["SAM_RUNNER_CELL"] = str(number)
+    os.environ["SAM_RUNNER_JOB"] = str(number)  # chooses one of is_distributed GPUs
     signal.signal(signal.SIGINT, signal.SIG_IGN)

@@ -1,4 +1,7 @@
-"""Build a run from its settings: data, network, base optimizer, step, loaders and schedules."""
+"""Build a run from its settings: data, network, base optimizer, step, loaders and schedules.
+
+`build_run` is the one place that turns an `ExperimentConfig` into a `Run`; the other functions build its parts.
+"""
 
 import inspect
 import json
@@ -36,24 +39,24 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
 from sam_runner.utils.seeding import seed_everything
 
-EVAL_BATCH = 512  # images in a batch of an evaluation
-# torch.compile's own CUDA graphs expect the weights at one address; during the second pass they are at another.
+EVAL_BATCH_SIZE = 512
+# Without the CUDA graphs of torch.compile: they require fixed addresses, but the second pass has weights at others.
 COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
-AUTOCAST = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST_DTYPES = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
     """Return the device to train on; each process of a machine has its own GPU.
 
     Args:
-        name: auto, cpu, cuda or cuda:N.
+        name: "auto", "cpu", "cuda" or "cuda:N".
         context: The processes that train together.
 
     Raises:
-        InputError: Where the CUDA device does not exist.
+        InputError: If the CUDA device does not exist.
     """
     if name == "auto":
-        name = choose_device(os.environ.get("SAM_RUNNER_CELL"), torch.cuda.device_count())
+        name = choose_device(os.environ.get("SAM_RUNNER_JOB"), torch.cuda.device_count())
     if context.world_size > 1 and name.startswith("cuda"):
         if name != "cuda":
             raise InputError(f"device={name} is one GPU for {context.world_size} processes\n  use device=cuda")
@@ -72,10 +75,17 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
-    """Return the number format of the passes and, where it was chosen for the device, the reason.
+    """Choose the number format of the passes.
+
+    Args:
+        precision: The setting ``precision``.
+        device: Device of the run.
+
+    Returns:
+        The format, and for ``precision=auto`` the reason why it was chosen, else "".
 
     Raises:
-        InputError: Where the device does not have the format.
+        InputError: If the device does not support the format.
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
@@ -84,7 +94,12 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _read_data(target: str, arguments: str) -> Splits:
-    """Read a data set; `arguments` are JSON. The last one is kept, since the jobs of a sweep mostly share one."""
+    """Read a data set. The last one is cached, because most jobs of a sweep use the same data.
+
+    Args:
+        target: Dotted name of the function that reads it.
+        arguments: Its arguments as a JSON object.
+    """
     splits: Splits = call_target(target, json.loads(arguments), "data")
     return splits
 
@@ -103,10 +118,10 @@ def build_data(data: DataConfig, noise: NoiseConfig, seed: int) -> Splits:
 
 
 def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
-    """Refuse settings that do not fit the training set.
+    """Require that the settings fit the training set.
 
     Raises:
-        InputError: Where the batch or a part that augmentation cuts out is larger than the set or its images.
+        InputError: If the batch is larger than the set, or an augmentation does not fit the images.
     """
     augment: AugmentConfig = config.augment
     if config.data.drop_last and len(train) < config.batch_size:
@@ -117,12 +132,17 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
     side = min(train.shape[1:])
     if augment.crop_scale_min is not None and isinstance(train, ImageSet):
         raise InputError(
-            "augment.crop_scale_min cuts parts out of image files, these are in memory\n  set data.storage=disk"
+            "augment.crop_scale_min crops image files, but the images are in memory\n  set data.storage=disk"
         )
     if augment.pad_mode == "reflect" and augment.pad >= side:
-        raise InputError(f"augment.pad={augment.pad} must be smaller than the images' side of {side} pixels to reflect")
+        raise InputError(
+            f"augment.pad={augment.pad} reflects more pixels than the images' side of {side} pixels has\n"
+            f"  accepted: at most {side - 1}, or augment.pad_mode=zero"
+        )
     if augment.cutout > side:
-        raise InputError(f"augment.cutout={augment.cutout} covers images of {side} pixels whole")
+        raise InputError(
+            f"augment.cutout={augment.cutout} is larger than images of {side} pixels\n  accepted: at most {side}"
+        )
 
 
 def build_optimizer(
@@ -136,11 +156,11 @@ def build_optimizer(
     """Return the base optimizer over all parameters that require gradients.
 
     Args:
-        options: Settings of the method; only its base optimizer and where weight decay is applied are used.
+        options: Settings of the method; only `base` and `weight_decay_in_loss` are used.
         model: The network.
-        num_classes: Its outputs, by which the head is found.
-        head_lr: Initial learning rate of the head, None for that of the other parameters.
-        compiled: Whether torch.compile is used; otherwise its import is avoided.
+        num_classes: Number of outputs of the network, which identifies its head.
+        head_lr: Initial learning rate of the head, or None for the learning rate of the other parameters.
+        compiled: Whether the run uses torch.compile; otherwise the import of the compiler is avoided.
     """
     target, arguments = options.base.target, options.base.arguments()
     if options.weight_decay_in_loss:
@@ -152,7 +172,9 @@ def build_optimizer(
         if options.base.weight_decay != 0:
             raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
         del arguments["weight_decay"]
-    if _takes_fused(target, arguments) and all(param.is_floating_point() and not is_sharded(param) for param in params):
+    if _supports_fused(target, arguments) and all(
+        param.is_floating_point() and not is_sharded(param) for param in params
+    ):
         arguments["fused"] = True
     if not compiled:
         avoid_compiler_import(locate(target))  # type: ignore[arg-type]
@@ -162,21 +184,25 @@ def build_optimizer(
     return optimizer
 
 
-def _takes_fused(target: str, arguments: Mapping[str, Any]) -> bool:
-    """Whether torch has the optimizer's step as one kernel, and the user has not chosen otherwise."""
+def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
+    """Return whether torch has a fused kernel of the optimizer's step that the user's arguments permit."""
     parameters = inspect.signature(locate(target)).parameters
     chosen = {"fused", "foreach", "differentiable"} & set(arguments)
     return "fused" in parameters and not chosen and not arguments.get("dampening")
 
 
 def _require_base_optimizer(target: str) -> None:
-    """Refuse a target that is no optimizer, or one that needs a closure or sparse gradients."""
+    """Require an optimizer of torch.optim that needs neither a closure nor sparse gradients."""
     kind = locate(target)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
-        raise InputError(f"optimizer.base._target_={target} is no optimizer of torch.optim")
+        raise InputError(
+            f"optimizer.base._target_={target} is no optimizer\n  use a class of torch.optim, like torch.optim.Adagrad"
+        )
     closure = inspect.signature(kind.step).parameters.get("closure")
     if (closure is not None and closure.default is closure.empty) or issubclass(kind, torch.optim.SparseAdam):
-        raise InputError(f"{target} cannot be a base optimizer: it needs a closure or sparse gradients")
+        raise InputError(
+            f"optimizer.base._target_={target} needs a closure or sparse gradients\n  use another class of torch.optim"
+        )
 
 
 def build_step(
@@ -259,7 +285,7 @@ def build_loaders(
     channels_last: bool,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
-    """Return the training batches, and the batches of the evaluated sets by name."""
+    """Return the loader of the training set, and the loaders of the evaluated sets by name."""
     train, workers = splits.train, config.data.choose_num_workers
     common: dict[str, Any] = {
         "normalisation": Normalisation.from_images(train.images_NCHW)
@@ -280,9 +306,9 @@ def build_loaders(
         **common,
     )
     sets = {"test": splits.test} | ({} if splits.validation is None else {"validation": splits.validation})
-    # All processes gather sharded weights at once, so with fsdp every process evaluates every batch.
+    # A forward pass with sharded weights needs all processes, so with fsdp every process evaluates every batch.
     common["context"] = SINGLE_PROCESS if _uses_shards(config, context) else context
-    return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH, **common) for name, part in sets.items()}
+    return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH_SIZE, **common) for name, part in sets.items()}
 
 
 def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
@@ -290,19 +316,19 @@ def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
 
 
 def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PROCESS) -> Run:
-    """Build everything that is trained and evaluated.
+    """Build a run: data, network, optimizer step, loaders and schedules.
 
     Args:
         config: The settings.
-        context: The processes that train together; each builds such a run.
+        context: The processes that train together; each of them builds the run.
 
     Raises:
-        InputError: Where the settings cannot be used.
+        InputError: If the settings cannot be used.
     """
     device = resolve_device(config.device, context)
     precision, _ = resolve_precision(config.precision, device)
     configure_torch(device, tf32=precision == "tf32", deterministic=config.deterministic)
-    dtype = AUTOCAST[precision]
+    dtype = AUTOCAST_DTYPES[precision]
     splits = build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
     num_classes = len(splits.train.classes)
@@ -325,7 +351,9 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
     averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
-    seed_everything(config.seed, "training", *([context.rank] if context.rank else []))  # dropout differs by process
+    seed_everything(
+        config.seed, "training", *([context.rank] if context.rank else [])
+    )  # each process has its own dropout
     return Run(
         model=model,
         step=step,

@@ -1,11 +1,13 @@
-"""Checkpoints that are whole or absent, hold plain types only, and are verified before anything in them is used.
+"""The checkpoints of a run: when they are written, which are kept, and how a damaged one is detected.
 
 ``checkpoints/step-N.pt`` (``step-N-within.pt`` within an epoch) is a `torch.save` of a dictionary of tensors and plain
-Python types; a ``.json`` beside it, written last, gives its size and sha256, and a sum of itself. A checkpoint without
-a manifest that fits does not exist: torch.load checks no sums, and loads most single-bit flips as other numbers.
+Python types. Its manifest ``step-N.json`` is written last and holds the size and the SHA-256 of the checkpoint, and a
+checksum of the manifest itself. A checkpoint whose manifest does not match is ignored: `torch.load` verifies no
+checksums and loads most single-bit errors as other numbers.
 """
 
 import logging
+import time
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
@@ -20,13 +22,40 @@ from sam_runner.utils.safe_load import load_tensors
 log = logging.getLogger(__name__)
 
 
+class CheckpointSchedule:
+    """Decides when a checkpoint is written.
+
+    Args:
+        steps: Number of steps between two checkpoints within an epoch, or None.
+        seconds: Seconds between two checkpoints within an epoch, or None.
+        min_interval: Seconds after a checkpoint in which the end of an epoch is not saved.
+    """
+
+    def __init__(self, steps: int | None = None, seconds: float | None = None, min_interval: float = 0.0) -> None:
+        self._steps, self._seconds, self._min_interval = steps, seconds, min_interval
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure the intervals from now on, after a checkpoint was written."""
+        self._last_time = time.monotonic()
+
+    def should_save(self, step: int) -> bool:
+        """Return whether to write a checkpoint after `step`, within an epoch."""
+        by_steps = self._steps is not None and step % self._steps == 0
+        return by_steps or (self._seconds is not None and time.monotonic() - self._last_time >= self._seconds)
+
+    def should_save_at_epoch_end(self) -> bool:
+        """Return whether to write a checkpoint at the end of an epoch."""
+        return time.monotonic() - self._last_time >= self._min_interval
+
+
 class CheckpointFolder:
     """The checkpoints of one run.
 
     Args:
-        folder: ``checkpoints`` in the run folder; made when the first is saved.
-        keep: How many of the latest to keep, at least 2; the best is kept beside them.
-        keep_epochs: Ends of epochs, from 1, that are kept for good.
+        folder: The folder ``checkpoints`` in the run folder; it is created when the first checkpoint is saved.
+        keep: Number of the latest checkpoints to keep, at least 2. The best checkpoint is kept too.
+        keep_epochs: Numbers of epochs, from 1, whose last checkpoint is never deleted.
     """
 
     def __init__(self, folder: Path, keep: int = 2, keep_epochs: Collection[int] = ()) -> None:
@@ -34,86 +63,95 @@ class CheckpointFolder:
         self._keep, self._keep_epochs = keep, frozenset(keep_epochs)
 
     def save(self, step: int, state: Mapping[str, Any], *, is_best: bool = False, epoch: int | None = None) -> Path:
-        """Write a checkpoint, then its manifest, then delete those not kept.
+        """Write a checkpoint, then its manifest, then delete the checkpoints that are not kept.
 
         Args:
-            step: Steps done.
-            state: At least ``model`` and ``optimizer``; tensors and plain types, which ``weights_only=True`` loads.
-            is_best: Whether it is the best so far; it is then kept until a better one comes.
-            epoch: The number of the epoch, from 1, that ends here; None within one.
+            step: Number of completed steps.
+            state: Dictionary with at least ``model`` and ``optimizer``, of tensors and plain types that
+                ``weights_only=True`` loads.
+            is_best: Whether the checkpoint is the best so far; it is kept until a better one is saved.
+            epoch: Number of the epoch, from 1, that the checkpoint ends; None for a checkpoint within an epoch.
+
+        Returns:
+            The path of the checkpoint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The end of an epoch has another name than its last batch: neither may spoil the other, and it sorts after it.
+        # The end of an epoch and its last batch have different names: saving one must not damage the other. "." sorts
+        # after "-", so the end of an epoch is the newer one.
         path = self.folder / f"step-{step:08d}{'-within' if epoch is None else ''}.pt"
-        # Through a handle the bytes do not depend on the file's name, and an OSError keeps its number.
+        # With a file handle the bytes do not depend on the file's name, and an OSError keeps its errno.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))
         write_manifest(path, is_best=is_best, is_kept=epoch in self._keep_epochs)
         self._delete_old()
         return path
 
-    def keeps(self, epoch: int) -> bool:
-        """Whether the end of an epoch is kept for good."""
+    def keeps_epoch(self, epoch: int) -> bool:
+        """Return whether the last checkpoint of `epoch` is never deleted."""
         return epoch in self._keep_epochs
 
-    def latest(self) -> dict[str, Any] | None:
-        """State of the newest good checkpoint; damaged ones are named in the log and passed over.
+    def load_latest(self) -> dict[str, Any] | None:
+        """Load the newest intact checkpoint; log a warning for every damaged one that is newer.
 
         Returns:
-            None where no checkpoint was ever completed.
+            The state, or None if no checkpoint was ever completed.
 
         Raises:
-            InputError: Where there are checkpoints and none can be used.
+            InputError: If there are checkpoints and all of them are damaged.
         """
-        return self._first_good(self._manifests())
+        return self._load_first_intact(self._list_manifests())
 
-    def best(self) -> dict[str, Any]:
-        """State of the checkpoint that was saved as best last.
+    def load_best(self) -> dict[str, Any]:
+        """Load the newest checkpoint that was saved with ``is_best=True``.
 
         Raises:
-            InputError: Where there is none, or it is damaged.
+            InputError: If there is none, or it is damaged.
         """
-        state = self._first_good([path for path in self._manifests() if self._says(path, "is_best")][:1])
+        manifests = self._list_manifests()
+        state = self._load_first_intact([path for path in manifests if _has_flag(path, "is_best")][:1])
         if state is None:
-            there = ", ".join(path.stem for path in self._manifests())
+            names = ", ".join(path.stem for path in manifests)
             raise InputError(
                 f"there is no best checkpoint in {self.folder}: one is written after an evaluation\n"
-                + (f"  use checkpoint=last; there are: {there}" if there else "  there are no others either")
+                + (f"  use --checkpoint last; it is one of: {names}" if names else "  there are no other checkpoints")
             )
         return state
 
-    def _manifests(self) -> list[Path]:
-        """Newest first."""
+    def _list_manifests(self) -> list[Path]:
+        """Return the manifests, newest first."""
         return sorted(self.folder.glob("step-*.json"), reverse=True)
 
     @staticmethod
-    def _says(manifest: Path, key: str) -> bool:
-        content = read_json(manifest)
-        return isinstance(content, dict) and content.get(key) is True
-
-    @staticmethod
-    def _first_good(manifests: list[Path]) -> dict[str, Any] | None:
+    def _load_first_intact(manifests: list[Path]) -> dict[str, Any] | None:
         faults = []
         for path in manifests:
             fault = check_manifest(path)
             if fault is None:
                 return _load(path.with_suffix(".pt"))
             faults.append(f"{path.with_suffix('.pt')}: {fault}")
-            log.warning("checkpoint passed over: %s", faults[-1])
+            log.warning("checkpoint ignored: %s", faults[-1])
         if faults:
-            shown = "\n".join(f"  {fault}" for fault in faults[:5])
-            raise InputError(f"no checkpoint can be used, of {len(faults)}\n{shown}")
+            lines = "\n".join(f"  {fault}" for fault in faults[:5])
+            raise InputError(f"none of {len(faults)} checkpoints can be used\n{lines}")
         return None
 
     def _delete_old(self) -> None:
-        """Keep the latest, the best and those chosen; what a crash left without a manifest goes too."""
-        manifests = self._manifests()
-        best = [path for path in manifests if self._says(path, "is_best")][:1]
-        kept = {*manifests[: self._keep], *best, *(path for path in manifests if self._says(path, "is_kept"))}
+        """Delete all files but the latest checkpoints, the best one and those of `keep_epochs`.
+
+        This includes checkpoints without a manifest, which a crash left behind.
+        """
+        manifests = self._list_manifests()
+        best = [path for path in manifests if _has_flag(path, "is_best")][:1]
+        kept = {*manifests[: self._keep], *best, *(path for path in manifests if _has_flag(path, "is_kept"))}
         for manifest in set(manifests) - kept:
             manifest.unlink()
         for path in self.folder.glob("step-*.pt*"):
             if path.with_name(path.name.split(".")[0]).with_suffix(".json") not in kept:
                 path.unlink()
+
+
+def _has_flag(manifest: Path, key: str) -> bool:
+    content = read_json(manifest)
+    return isinstance(content, dict) and content.get(key) is True
 
 
 def _load(path: Path) -> dict[str, Any]:

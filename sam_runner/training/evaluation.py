@@ -1,4 +1,4 @@
-"""What a model is worth: predictions and metrics of whole sets."""
+"""Evaluation: predictions and metrics over whole sets."""
 
 from collections.abc import Callable, Mapping
 
@@ -8,15 +8,15 @@ from torch import Tensor, nn
 from sam_runner.data.loader import ImageLoader
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.training.metrics import confusion_matrix, evaluation_metrics
-from sam_runner.training.pictures import confusion_picture
+from sam_runner.training.pictures import draw_confusion_matrix
 from sam_runner.training.state import Run
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
 Metrics = dict[str, float]
 
 
-def with_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
-    """``prefix/name`` for each name."""
+def add_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
+    """Return the values by ``prefix/name``."""
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
@@ -27,12 +27,22 @@ def predict(
     stop: StopRequest | None = None,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
-    """Logits (N, C) of a whole set in its order, and labels (N,), in evaluation mode; the model's mode is put back.
+    """Compute the logits of a whole set in evaluation mode; the mode of the model is restored afterwards.
 
-    Ranks evaluate different batches (those that `loader` gives them); the result is complete on every rank.
+    Each rank evaluates the batches that `loader` gives it; the result is complete on every rank.
+
+    Args:
+        model: The network.
+        loader: Loader of the set.
+        autocast_dtype: Data type of autocast, None for no autocast.
+        stop: Stop request that is checked after every batch, or None.
+        context: The processes that share a stop request.
+
+    Returns:
+        Logits (N, C) and labels (N,), int64, in the order of the set.
 
     Raises:
-        RunInterrupt: Where `stop` was made, after the batch.
+        RunInterrupt: If a rank received a stop request.
     """
     was_training = model.training
     model.eval()
@@ -47,40 +57,49 @@ def predict(
                         parts.append((model(examples.images), examples.indices))
                 if stop is not None:
                     raise_for_signal(*context.all_reduce_max(stop.signal_number))
-            return _whole(parts, loader), loader.labels
+            return _gather_logits(parts, loader), loader.labels
     finally:
         model.train(was_training)
 
 
-def _whole(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> Tensor:
-    """The logits of all ranks, in the order of the set."""
-    (num_logits,) = loader.context.all_reduce_max(parts[0][0].shape[1] if parts else 0)
-    whole = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)
-    for logits, indices in parts:
-        whole[indices.to(whole.device)] = logits.to(whole.dtype)
-    return loader.context.all_reduce_sum(whole)  # of one number and zeros
-
-
-def evaluate(run: Run, picture: Callable[[Tensor], None] | None = None, stop: StopRequest | None = None) -> Metrics:
-    """Metrics of all evaluation sets by tag, ``test/accuracy`` say, and of the moving average as ``test_ema/accuracy``.
+def _gather_logits(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> Tensor:
+    """Return the logits of all ranks in the order of the set.
 
     Args:
-        run: What is evaluated.
-        picture: Is given the confusion matrix of the test set as a picture.
-        stop: Looked at after every batch.
+        parts: (logits, indices in the set) of each batch of this rank.
+        loader: Loader of the set.
+    """
+    (num_logits,) = loader.context.all_reduce_max(parts[0][0].shape[1] if parts else 0)
+    all_logits = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)
+    for logits, indices in parts:
+        all_logits[indices.to(all_logits.device)] = logits.to(all_logits.dtype)
+    return loader.context.all_reduce_sum(all_logits)  # exact: each logit is non-zero on one rank only
+
+
+def evaluate(
+    run: Run, log_confusion: Callable[[Tensor], None] | None = None, stop: StopRequest | None = None
+) -> Metrics:
+    """Return the metrics of all evaluated sets by tag.
+
+    Tags are ``test/accuracy`` and alike; those of the moving average are ``test_ema/accuracy`` and alike.
+
+    Args:
+        run: The run to evaluate.
+        log_confusion: Function that is called with a picture of the confusion matrix of the test set, or None.
+        stop: Stop request that is checked after every batch, or None.
 
     Raises:
-        RunInterrupt: Where `stop` was made.
+        RunInterrupt: If a rank received a stop request.
     """
     values: dict[str, float] = {}
     dtype = run.step.objective.autocast_dtype
     with run.context.averaged_buffers(run.networks):
         for name, loader in run.evaluations.items():
             logits, labels = predict(run.model, loader, dtype, stop, run.context)
-            values |= with_prefix(name, evaluation_metrics(logits, labels))
+            values |= add_prefix(name, evaluation_metrics(logits, labels))
             if run.ema is not None:
                 averaged, _ = predict(run.ema.module, loader, dtype, stop, run.context)
-                values |= with_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))
-            if picture is not None and name == "test":
-                picture(confusion_picture(confusion_matrix(logits, labels), run.classes))
+                values |= add_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))
+            if log_confusion is not None and name == "test":
+                log_confusion(draw_confusion_matrix(confusion_matrix(logits, labels), run.classes))
     return values

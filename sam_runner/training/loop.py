@@ -1,4 +1,7 @@
-"""The training loop: epochs of steps, evaluation, logs, checkpoints. No maths and no configuration in here."""
+"""The training loop: epochs of steps, with evaluation, logging and checkpoints.
+
+The mathematics of a step is in `sam`; the loop reads no settings.
+"""
 
 import logging
 import math
@@ -13,10 +16,11 @@ from sam_runner.data.loader import ImageBatch
 from sam_runner.distributed.sharding import is_sharded
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.step import CHECKED, StepStats
-from sam_runner.training.evaluation import Metrics, evaluate, with_prefix
+from sam_runner.training.checkpoints import CheckpointSchedule
+from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
 from sam_runner.training.metrics import SUMS, TrainMeter, train_metrics
-from sam_runner.training.pictures import confusion_picture, image_grid
-from sam_runner.training.state import CheckpointSchedule, Outputs, Progress, Run, save
+from sam_runner.training.pictures import draw_confusion_matrix, draw_image_grid
+from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
 from sam_runner.utils.errors import RunInterrupt, TrainingError
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
@@ -30,67 +34,71 @@ def fit(
     stop: StopRequest,
     save_schedule: CheckpointSchedule | None = None,
 ) -> Progress:
-    """Train from `progress` to the end.
+    """Train a run from `progress` to its end.
 
     Args:
-        run: What is trained; not shorter than `progress`.
-        outputs: Where numbers and checkpoints go.
-        progress: Where to start; it is moved on.
-        stop: Looked at after every step and every batch of an evaluation; one rank's is all ranks'.
-        save_schedule: When to save; None: at the end of every epoch.
+        run: The run; its length must not be less than `progress`.
+        outputs: Loggers and checkpoints.
+        progress: Progress to start from; it is updated in place.
+        stop: Stop request of this rank, checked after every step and every evaluated batch. A request on one rank stops
+            all ranks.
+        save_schedule: When to write checkpoints; None writes one at the end of every epoch.
+
+    Returns:
+        `progress`.
 
     Raises:
-        TrainingError: Where a loss or a gradient is not finite.
-        RunInterrupt: Where `stop` was made; everything is saved then.
+        TrainingError: If a loss or a gradient is not finite.
+        RunInterrupt: If a rank received a stop request; a checkpoint of the last step exists then.
     """
     save_schedule = save_schedule or CheckpointSchedule()
-    saved = progress.step
+    saved_step = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
-        outputs.loggers.image("train/images", image_grid(run.train.denormalise(first.images[:32])), 0)
+        outputs.loggers.image("train/images", draw_image_grid(run.train.denormalise(first.images[:32])), 0)
         if bool((run.train.labels != run.train.clean_labels).any()):
-            outputs.loggers.image("train/label_transition", _transition(run), 0)
+            outputs.loggers.image("train/label_transition", _draw_label_transition(run), 0)
     try:
         while progress.epoch < run.epochs and (progress.batch or progress.step < run.max_steps):
             _train_epoch(run, outputs, progress, stop, save_schedule)
             if _end_epoch(run, outputs, progress, stop, save_schedule):
-                saved = progress.step
+                saved_step = progress.step
                 save_schedule.restart()
-        if progress.batch == 0 and progress.evaluated < progress.epoch:  # it was meant to be longer when it was saved
+        if progress.batch == 0 and progress.evaluated_epoch < progress.epoch:  # `epochs` was reduced when resuming
             _require_finite(values := evaluate(run, None, stop), f"after epoch {progress.epoch}")
-            is_best = _note_best(progress, values, has_validation="validation" in run.evaluations)
-            save(run, outputs, progress, is_best=is_best, at_end=True)
+            is_best = _record_evaluation(progress, values, has_validation="validation" in run.evaluations)
+            save_checkpoint(run, outputs, progress, is_best=is_best, at_epoch_end=True)
     except RunInterrupt as stopped:
-        if progress.step > saved:  # what is on the disk is of this very step otherwise
-            save(run, outputs, progress, at_end=progress.batch == 0)
-        log.info("%s: stopped after step %d, everything is saved", stopped.reason, progress.step)
+        if progress.step > saved_step:  # otherwise the checkpoint of this step exists
+            save_checkpoint(run, outputs, progress, at_epoch_end=progress.batch == 0)
+        log.info("%s: stopped after step %d and saved a checkpoint", stopped.reason, progress.step)
         raise
     return progress
 
 
-def _transition(run: Run) -> Tensor:
-    """Which clean labels became which."""
+def _draw_label_transition(run: Run) -> Tensor:
+    """Draw the number of training examples by clean label and training label."""
     num_classes = len(run.classes)
     pairs = run.train.clean_labels * num_classes + run.train.labels
     counts = pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
-    return confusion_picture(counts, run.classes, "clean (rows), given (columns)")
+    return draw_confusion_matrix(counts, run.classes, "clean (rows), given (columns)")
 
 
 def _train_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> None:
-    """Train what is left of an epoch; its sums are in `progress` then."""
-    meter = TrainMeter(run.step.objective.device, progress.row, run.context)
+    """Train the remaining batches of an epoch and add up their metrics in ``progress.epoch_sums``."""
+    meter = TrainMeter(run.step.objective.device, progress.window_sums, run.context)
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
-    if progress.batch == num_batches:  # it was meant to be longer when it was saved
+    if progress.batch == num_batches:  # `max_steps` was reduced when resuming
         _log_row(run, outputs, progress, meter, last=True)
     run.model.train()
-    started, images_before = time.perf_counter(), progress.images
+    start_time, num_images_before = time.perf_counter(), progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
     title = f"epoch {progress.epoch + 1}/{run.epochs}"
-    silent = None if run.context.is_main else True  # None: shown on a terminal
+    hide_bar = None if run.context.is_main else True  # None shows the progress bar on a terminal only
     for _ in tqdm(
-        range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=silent
+        range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
         _train_step(run, meter, next(batches), progress)
         last = progress.batch == num_batches
@@ -100,129 +108,136 @@ def _train_epoch(
             stop.signal_number, not last and save_schedule.should_save(progress.step)
         )
         if signal or due:
-            progress.row = meter.peek()
+            progress.window_sums = meter.read()
             raise_for_signal(signal)
-            save(run, outputs, progress)
+            save_checkpoint(run, outputs, progress)
             save_schedule.restart()
-    seconds = time.perf_counter() - started
-    progress.seconds += seconds
-    if progress.images > images_before:
-        outputs.loggers.timing(progress.step, {"time/images_per_second": (progress.images - images_before) / seconds})
+    seconds = time.perf_counter() - start_time
+    progress.training_seconds += seconds
+    num_images = progress.num_images - num_images_before
+    if num_images:
+        outputs.loggers.timing(progress.step, {"time/images_per_second": num_images / seconds})
 
 
 def _end_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> bool:
-    """Evaluate where it is due, log and, where that is due, save; whether it was saved."""
-    if not progress.sums["num_steps"]:
+    """Evaluate and save at the end of an epoch if they are due, and log. Returns whether a checkpoint was written."""
+    if not progress.epoch_sums["num_steps"]:
         raise TrainingError(
-            f"every step of epoch {progress.epoch + 1} overflowed or was not finite\n"
-            "  use precision=bf16 or fp32, a smaller lr or rho"
+            f"every step of epoch {progress.epoch + 1} was skipped: its loss or gradient was not finite\n"
+            "  use precision=bf16 or fp32, or a smaller lr or rho"
         )
     last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
-    values: Metrics = with_prefix("train", train_metrics(progress.sums, perturbed=_perturbed(run, progress)))
-    values |= progress.settings
-    picture = (lambda image: outputs.loggers.image("test/confusion", image, progress.step)) if last else None
-    evaluated = last or (progress.epoch + 1) % run.eval_every == 0
-    if evaluated:
-        values |= evaluate(run, picture, stop)
+    values: Metrics = add_prefix("train", train_metrics(progress.epoch_sums, is_perturbed=_is_perturbed(run, progress)))
+    values |= progress.last_hparams
+    log_confusion = (lambda image: outputs.loggers.image("test/confusion", image, progress.step)) if last else None
+    must_evaluate = last or (progress.epoch + 1) % run.eval_every == 0
+    if must_evaluate:
+        values |= evaluate(run, log_confusion, stop)
     else:
         weights = [param.detach().sum() for param in run.model.parameters() if not is_sharded(param)]
         values["weights"] = float(torch.stack(weights).sum()) if weights else 0.0
-    _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights become a checkpoint
+    _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights are saved
     values.pop("weights", None)
     progress.epoch, progress.batch = progress.epoch + 1, 0
-    progress.sums = dict.fromkeys(SUMS, 0.0)
+    progress.epoch_sums = dict.fromkeys(SUMS, 0.0)
     outputs.loggers.scalars(progress.step, progress.epoch, values)
     has_validation = "validation" in run.evaluations
-    is_best = evaluated and _note_best(progress, values, has_validation=has_validation)
-    log.info("%s", _epoch_line(run, progress, values))
-    wanted = last or (is_best and has_validation) or outputs.checkpoints.keeps(progress.epoch)
-    if wanted or run.context.all_reduce_max(save_schedule.should_save_at_epoch_end())[0]:
-        save(run, outputs, progress, is_best=is_best, at_end=True)
+    is_best = must_evaluate and _record_evaluation(progress, values, has_validation=has_validation)
+    log.info("%s", _format_epoch(run, progress, values))
+    must_save = last or (is_best and has_validation) or outputs.checkpoints.keeps_epoch(progress.epoch)
+    if must_save or run.context.all_reduce_max(save_schedule.should_save_at_epoch_end())[0]:
+        save_checkpoint(run, outputs, progress, is_best=is_best, at_epoch_end=True)
         return True
     return False
 
 
 def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Progress) -> None:
-    """One step; `progress` holds the learning rate, rho and loss scale that it was made with."""
-    lr, rho = run.lr(progress.updates), run.rho(progress.updates)
+    """Take one training step and update `progress`."""
+    lr_factor, rho = run.lr(progress.num_updates), run.rho(progress.num_updates)
     groups, scaler = run.step.optimizer.param_groups, run.step.objective.scaler
     for group in groups:
-        group["lr"] = group["initial_lr"] * lr
-    progress.settings = {"lr": groups[0]["lr"], "rho": rho}
+        group["lr"] = group["initial_lr"] * lr_factor
+    progress.last_hparams = {"lr": groups[0]["lr"], "rho": rho}
     if scaler.is_enabled():
-        progress.settings["loss_scale"] = scaler.get_scale()
+        progress.last_hparams["loss_scale"] = scaler.get_scale()
     weight = run.context.batch_weight(len(examples.labels), examples.global_batch_size)
     stats = run.step(Batch(examples.images, examples.targets, weight), rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
-        _require_finite_step(stats, progress.step + 1)  # elsewhere the next row tells: it waits for the device anyway
+        _require_finite_step(stats, progress.step + 1)  # on other devices `_log_row` checks: it synchronises
     progress.step += 1
     progress.batch += 1
-    progress.images += examples.global_batch_size
+    progress.num_images += examples.global_batch_size
     if not stats.skipped:
         meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.global_batch_size)
-        progress.updates += 1
+        progress.num_updates += 1
         if run.ema is not None:
             run.ema.update_parameters(run.model)
 
 
 def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, *, last: bool) -> None:
-    """Move what the meter has to the sums of the epoch, and log it; the last row is the epoch's own."""
-    taken = meter.take()  # waits for the device
-    progress.row = dict.fromkeys(SUMS, 0.0)
-    bad = [name for name, key in zip(CHECKED, SUMS[-len(CHECKED) :], strict=True) if taken[key]]
+    """Add the sums of the meter to those of the epoch and log them as a row.
+
+    With `last`, nothing is logged: `_end_epoch` logs the row of the whole epoch.
+    """
+    sums = meter.read_and_reset()
+    progress.window_sums = dict.fromkeys(SUMS, 0.0)
+    bad = [name for name, key in zip(CHECKED, SUMS[-len(CHECKED) :], strict=True) if sums[key]]
     if bad and not run.skip_nonfinite:
-        raise _not_finite(bad[0], f"within the last {run.log_every} steps before step {progress.step}")
-    progress.nonfinite += round(taken["num_nonfinite"])
-    progress.sums = {name: progress.sums[name] + taken[name] for name in SUMS}
-    if not last and taken["num_steps"]:  # a row of skipped steps has nothing to tell
-        values = with_prefix("train", train_metrics(taken, perturbed=_perturbed(run, progress)))
-        outputs.loggers.scalars(progress.step, progress.epoch + 1, values | progress.settings)
+        raise _nonfinite_error(bad[0], f"within the last {run.log_every} steps before step {progress.step}")
+    progress.num_nonfinite += round(sums["num_nonfinite"])
+    progress.epoch_sums = {name: progress.epoch_sums[name] + sums[name] for name in SUMS}
+    if not last and sums["num_steps"]:  # the means over skipped steps alone are undefined
+        values = add_prefix("train", train_metrics(sums, is_perturbed=_is_perturbed(run, progress)))
+        outputs.loggers.scalars(progress.step, progress.epoch + 1, values | progress.last_hparams)
 
 
-def _perturbed(run: Run, progress: Progress) -> bool:
-    """Whether steps have a second pass, here or later: rho may be warming up."""
-    return run.rho(max(progress.updates - 1, 0)) > 0 or run.rho(run.max_steps - 1) > 0
+def _is_perturbed(run: Run, progress: Progress) -> bool:
+    """Return whether rho > 0 in the last step or at the end of training, so that steps have a second pass."""
+    return run.rho(max(progress.num_updates - 1, 0)) > 0 or run.rho(run.max_steps - 1) > 0
 
 
 def _require_finite_step(stats: StepStats, step: int) -> None:
     if not stats.finite.all():
         bad = [name for name, good in zip(CHECKED, stats.finite.tolist(), strict=True) if not good]
-        raise _not_finite(bad[0], f"at step {step}")
+        raise _nonfinite_error(bad[0], f"at step {step}")
 
 
 def _require_finite(values: Mapping[str, float], when: str) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise _not_finite(bad[0], when)
+        raise _nonfinite_error(bad[0], when)
 
 
-def _not_finite(what: str, when: str) -> TrainingError:
+def _nonfinite_error(name: str, when: str) -> TrainingError:
     return TrainingError(
-        f"{what} is not finite {when}\n"
-        "  it was not saved: earlier checkpoints are kept\n"
-        "  a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5 may help; on_nonfinite=skip leaves "
-        "such steps out"
+        f"{name} is not finite {when}\n"
+        "  the weights were not saved; earlier checkpoints are kept\n"
+        "  use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5, or skip such steps with "
+        "on_nonfinite=skip"
     )
 
 
-def _note_best(progress: Progress, values: dict[str, float], *, has_validation: bool) -> bool:
-    """Take in an epoch's metrics; whether it is the best so far. The test set never decides."""
-    progress.final, progress.evaluated = dict(values), progress.epoch
+def _record_evaluation(progress: Progress, values: dict[str, float], *, has_validation: bool) -> bool:
+    """Store the metrics of an evaluated epoch and return whether it is the best so far.
+
+    Only the validation set decides, never the test set.
+    """
+    progress.last_metrics, progress.evaluated_epoch = dict(values), progress.epoch
     tag = "validation/accuracy"
-    if has_validation and progress.best and values[tag] <= progress.best[tag]:
+    if has_validation and progress.best_metrics and values[tag] <= progress.best_metrics[tag]:
         return False
-    progress.best, progress.best_epoch = dict(values), progress.epoch
+    progress.best_metrics, progress.best_epoch = dict(values), progress.epoch
     return True
 
 
-def _epoch_line(run: Run, progress: Progress, values: Mapping[str, float]) -> str:
+def _format_epoch(run: Run, progress: Progress, values: Mapping[str, float]) -> str:
     parts = [f"epoch {progress.epoch:{len(str(run.epochs))}}/{run.epochs}", f"step {progress.step}"]
     parts += [f"loss {values['train/loss']:.4f}"]
     if "train/loss_gap" in values:
         parts += [f"gap {values['train/loss_gap']:.4f}"]
     parts += [f"train {values['train/accuracy']:.2%}"]
     parts += [f"{name} {values[f'{name}/accuracy']:.2%}" for name in run.evaluations if f"{name}/accuracy" in values]
-    parts += [f"{progress.images / max(progress.seconds, 1e-9):,.0f} images/s"]
+    parts += [f"{progress.num_images / max(progress.training_seconds, 1e-9):,.0f} images/s"]
     return "  ".join(parts)

@@ -1,4 +1,4 @@
-"""Numbers about a model: sums over training steps, metrics of a whole set. Accuracies are fractions."""
+"""Metrics of training steps and of evaluated sets. Accuracies are fractions in [0, 1]."""
 
 from collections.abc import Mapping
 
@@ -16,32 +16,32 @@ SUMS = (
 
 
 class TrainMeter:
-    """Sums over training steps, kept on the device; only `peek` and `take` wait for it.
+    """Sums over training steps. They stay on the device; only `read` and `read_and_reset` synchronise with it.
 
     Args:
-        device: Of the steps.
-        start: Sums to begin with, as `peek` gave them; None: zero.
-        context: The processes whose steps are parts of the same steps; `peek` and `take` are for all of them at once.
+        device: Device of the steps.
+        initial_sums: Sums to start from, as `read` returned them; None starts from zero.
+        context: The processes that share each step; all of them call `read` and `read_and_reset` together.
     """
 
     def __init__(
         self,
         device: torch.device,
-        start: Mapping[str, float] | None = None,
+        initial_sums: Mapping[str, float] | None = None,
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self._context = context
-        values = [0.0 if start is None or not context.is_main else start[name] for name in SUMS]
+        values = [0.0 if initial_sums is None or not context.is_main else initial_sums[name] for name in SUMS]
         self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor, share: float = 1.0) -> None:
-        """Count a step. Of one that is not finite only that is counted.
+        """Add a step. Of a step that is not finite only the counts of non-finite steps are added.
 
         Args:
-            stats: What the step saw.
-            labels: The labels learnt, (N,).
-            clean_labels: Those before noise, (N,).
-            share: The part of the step's images that these are.
+            stats: Statistics of the step.
+            labels: Training labels of this rank's images, int64, (N,).
+            clean_labels: Labels of the same images before label noise, int64, (N,).
+            share: Number of this rank's images divided by the number of images of the step.
         """
         prediction = stats.outputs.argmax(1)
         correct, corrupted = prediction == labels, labels != clean_labels
@@ -52,40 +52,40 @@ class TrainMeter:
             correct.sum(), (~corrupted).sum(), (correct & ~corrupted).sum(),
             corrupted.sum(), (correct & corrupted).sum(), ((prediction == clean_labels) & corrupted).sum(),
         ]  # fmt: skip
-        bad = ~stats.finite.all()
-        counted = torch.stack([value.double() for value in values]).masked_fill(bad, 0.0)
-        self._sums += torch.cat([counted, share * bad[None].double(), share * (~stats.finite).double()])
+        is_nonfinite = ~stats.finite.all()
+        added = torch.stack([value.double() for value in values]).masked_fill(is_nonfinite, 0.0)
+        self._sums += torch.cat([added, share * is_nonfinite[None].double(), share * (~stats.finite).double()])
 
-    def peek(self) -> dict[str, float]:
-        """The sums by the names of `SUMS`; waits for the device."""
+    def read(self) -> dict[str, float]:
+        """Return the sums over all ranks by the names in `SUMS`; this synchronises with the device."""
         return dict(zip(SUMS, self._context.all_reduce_sum(self._sums.clone()).tolist(), strict=True))
 
-    def take(self) -> dict[str, float]:
-        """The sums since the last call; waits for the device."""
-        sums = self.peek()
+    def read_and_reset(self) -> dict[str, float]:
+        """Return the sums as `read` does and set them to zero."""
+        sums = self.read()
         self._sums.zero_()
         return sums
 
 
-def train_metrics(sums: Mapping[str, float], *, perturbed: bool) -> dict[str, float]:
-    """Means of the sums of a `TrainMeter`.
+def train_metrics(sums: Mapping[str, float], *, is_perturbed: bool) -> dict[str, float]:
+    """Average the sums of a `TrainMeter`.
 
     Args:
-        sums: By the names of `SUMS`, at least one step.
-        perturbed: Whether the steps had a second pass; without, there is no loss at w + eps to report.
+        sums: Sums by the names in `SUMS`, over at least one step.
+        is_perturbed: Whether the steps have a second pass; otherwise there is no loss at w + eps.
 
     Returns:
-        ``loss`` at w, ``accuracy`` against the labels learnt and ``grad_norm``; for steps of two passes
-        ``loss_perturbed`` at w + eps, ``loss_gap`` between them and ``eps_norm``; where labels are corrupted,
-        ``accuracy_clean`` on the others, ``memorised`` (corrupted examples predicted as their wrong label) and
-        ``recovered`` (as their true one).
+        ``loss`` at w, ``accuracy`` on the training labels and ``grad_norm``. With a second pass also
+        ``loss_perturbed`` at w + eps, ``loss_gap`` = ``loss_perturbed`` - ``loss`` and ``eps_norm``. With corrupted
+        labels also ``accuracy_clean`` on the uncorrupted examples, and the fractions of the corrupted examples that
+        are predicted as their wrong label (``memorised``) and as their true label (``recovered``).
     """
     values = {
         "loss": sums["loss"] / sums["num_images"],
         "accuracy": sums["correct"] / sums["num_images"],
         "grad_norm": sums["grad_norm"] / sums["num_steps"],
     }
-    if perturbed:
+    if is_perturbed:
         values["loss_perturbed"] = sums["loss_perturbed"] / sums["num_images"]
         values["loss_gap"] = values["loss_perturbed"] - values["loss"]
         values["eps_norm"] = sums["eps_norm"] / sums["num_steps"]
@@ -97,16 +97,16 @@ def train_metrics(sums: Mapping[str, float], *, perturbed: bool) -> dict[str, fl
 
 
 def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
-    """Metrics of a whole set.
+    """Compute the metrics of a whole set.
 
     Args:
-        logits: (N, C), floating point.
-        labels: int64, (N,).
+        logits: Logits, floating point, (N, C).
+        labels: True classes, int64, (N,).
 
     Returns:
-        ``accuracy`` (top-1), ``accuracy_top5`` (with more than five classes; of equal logits the lower class counts as
-        first, as for top-1), ``nll`` (mean negative log-likelihood in nats) and ``calibration_error`` (see
-        `calibration_error`).
+        ``accuracy`` (top-1), ``nll`` (mean negative log-likelihood in nats), ``calibration_error`` (see
+        `calibration_error`) and, with more than five classes, ``accuracy_top5``. Of equal logits the lower class ranks
+        first, in top-1 and top-5.
     """
     logits = logits.double()
     values = {
@@ -115,36 +115,37 @@ def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "calibration_error": calibration_error(logits, labels),
     }
     if logits.shape[1] > 5:
-        own = logits.gather(1, labels[:, None])
-        lower = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
-        before = (~(logits <= own)) | ((logits == own) & lower)
-        values["accuracy_top5"] = (before.sum(1) < 5).double().mean()
+        true_logit = logits.gather(1, labels[:, None])
+        is_lower_class = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
+        # Comparisons with NaN are false, so a true class with the logit NaN ranks last.
+        ranks_first = (~(logits <= true_logit)) | ((logits == true_logit) & is_lower_class)
+        values["accuracy_top5"] = (ranks_first.sum(1) < 5).double().mean()
     return {name: float(value) for name, value in values.items()}
 
 
 def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> Tensor:
-    """Expected calibration error: mean |accuracy - confidence| over equal bins of confidence, by their examples.
+    """Compute the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
 
-    Guo, Pleiss, Sun and Weinberger (ICML 2017), eq. 3, with their 15 bins; a bin is closed on the right.
+    Guo, Pleiss, Sun and Weinberger (ICML 2017), eq. 3, with 15 bins of equal width; a bin is closed on the right.
 
     Args:
-        logits: (N, C).
-        labels: int64, (N,).
-        num_bins: Bins over (0, 1].
+        logits: Logits, floating point, (N, C).
+        labels: True classes, int64, (N,).
+        num_bins: Number of bins over the confidences (0, 1].
 
     Returns:
-        0-dim, in [0, 1].
+        0-dim tensor in [0, 1].
     """
     confidence, prediction = logits.softmax(1).max(1)
     index = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
-    surplus = (prediction == labels).to(confidence.dtype) - confidence
+    difference = (prediction == labels).to(confidence.dtype) - confidence
     return torch.zeros(num_bins, dtype=confidence.dtype, device=logits.device).index_add(
-        0, index, surplus
+        0, index, difference
     ).abs().sum() / len(labels)
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Counts of (true class, predicted class), int64, (C, C)."""
+    """Return the number of examples by (true class, predicted class), int64, (C, C)."""
     num_classes = logits.shape[1]
     return torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2).reshape(
         num_classes, num_classes

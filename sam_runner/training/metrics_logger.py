@@ -1,4 +1,4 @@
-"""Where a run's numbers go: the interface of a logger, and a list of loggers that is used as one."""
+"""The interface of a metrics logger, and a list of loggers with the same interface."""
 
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
@@ -7,34 +7,38 @@ from torch import Tensor
 
 
 class MetricsLogger(Protocol):
-    """Something that stores the numbers of a run."""
+    """Stores the metrics of a run.
+
+    Attributes:
+        name: Key of the logger's state in checkpoints.
+    """
 
     name: str
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Log numbers that a repetition of the run gives again; tags like ``train/loss``."""
+        """Log reproducible metrics by tag, such as ``train/loss``."""
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:
-        """Log numbers that depend on the machine; tags like ``time/images_per_second``."""
+        """Log measurements that depend on the machine by tag, such as ``time/images_per_second``."""
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """Log a picture, (3, H, W), uint8 or float in [0, 1]."""
+        """Log a picture: (3, H, W), uint8 in [0, 255] or float in [0, 1]."""
 
     def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
         """Log settings by dotted key and final metrics by tag."""
 
     def flush(self) -> Any:
-        """Bring everything to the disk; return the state that a checkpoint stores, plain types."""
+        """Write all buffered data to disk; return the state for the checkpoint, of plain types."""
 
     def close(self) -> None:
         """Flush and close the files."""
 
 
 class MetricsLoggers:
-    """Several loggers as one. In data-parallel training only the main process has any.
+    """A list of loggers. In data-parallel training it is empty on all processes but the main one.
 
     Args:
-        loggers: The loggers; their names differ.
+        loggers: Loggers with different names.
     """
 
     def __init__(self, loggers: Sequence[MetricsLogger] = ()) -> None:

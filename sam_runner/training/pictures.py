@@ -1,4 +1,4 @@
-"""Pictures for TensorBoard, drawn without a plotting library."""
+"""Pictures for TensorBoard: grids of images and confusion matrices, drawn without a plotting library."""
 
 from collections.abc import Sequence
 
@@ -7,16 +7,19 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
-LARGEST_TABLE = 20  # classes; beyond that cells are too small for their counts
+MAX_LABELLED_CLASSES = 20  # with more classes the squares are too small for names and counts
 
 
-def image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -> Tensor:
-    """Images side by side with a white line between, small ones enlarged; (3, H, W) in [0, 1].
+def draw_image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -> Tensor:
+    """Draw images in rows with white lines between them.
 
     Args:
-        images_NCHW: Values in [0, 1], one or three channels (others: the first one).
-        columns: Images in a row.
-        min_side: Pixels to which an image is enlarged by a whole factor.
+        images_NCHW: Images with values in [0, 1]. If they do not have three channels, the first one is drawn in grey.
+        columns: Number of images in a row.
+        min_side: Width in pixels that smaller images are enlarged to, or beyond, by a whole factor.
+
+    Returns:
+        float32, (3, H, W), in [0, 1].
     """
     images = images_NCHW.float().cpu()
     images = images if images.shape[1] == 3 else images[:, :1].expand(-1, 3, -1, -1)
@@ -30,39 +33,39 @@ def image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -> Ten
     return picture
 
 
-def confusion_picture(
+def draw_confusion_matrix(
     counts: Tensor, classes: Sequence[str], title: str = "true (rows), predicted (columns)"
 ) -> Tensor:
-    """A confusion matrix as an image: rows are true classes, columns predictions, darker is a larger part of the row.
+    """Draw a confusion matrix; a darker square is a larger fraction of its row.
 
-    Up to 20 classes it has names and counts.
+    Names and counts are written for up to `MAX_LABELLED_CLASSES` classes.
 
     Args:
-        counts: int64, (C, C).
-        classes: C names.
-        title: What rows and columns are.
+        counts: Number of examples by (row, column), int64, (C, C).
+        classes: Names of the C classes.
+        title: Title that says what rows and columns are.
 
     Returns:
         uint8, (3, H, W).
     """
-    parts = (counts.double() / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
-    labelled = len(classes) <= LARGEST_TABLE
-    cell = 44 if labelled else max(4, 880 // len(classes))
-    margin = 110 if labelled else 24
-    size = margin + cell * len(classes) + 8
+    fractions = (counts.double() / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
+    is_labelled = len(classes) <= MAX_LABELLED_CLASSES
+    square = 44 if is_labelled else max(4, 880 // len(classes))
+    margin = 110 if is_labelled else 24
+    size = margin + square * len(classes) + 8
     pixels = np.full((size, size, 3), 255, np.uint8)
-    shades = (255 - 205 * parts).astype(np.uint8).repeat(cell, 0).repeat(cell, 1)
+    shades = (255 - 205 * fractions).astype(np.uint8).repeat(square, 0).repeat(square, 1)
     pixels[margin : margin + len(shades), margin : margin + len(shades), :2] = shades[:, :, None]
     picture = Image.fromarray(pixels)
     draw = ImageDraw.Draw(picture)
     font = ImageFont.load_default(12)
     draw.text((8, 6), title, fill="black", font=font)
-    for row, column in counts.nonzero().tolist() if labelled else ():
-        ink = "white" if parts[row, column] > 0.5 else "black"
-        centre = margin + (column + 0.5) * cell, margin + (row + 0.5) * cell
+    for row, column in counts.nonzero().tolist() if is_labelled else ():
+        ink = "white" if fractions[row, column] > 0.5 else "black"
+        centre = margin + (column + 0.5) * square, margin + (row + 0.5) * square
         draw.text(centre, str(int(counts[row, column])), fill=ink, font=font, anchor="mm")
-    for index, name in enumerate(classes if labelled else ()):
-        middle = margin + index * cell + cell / 2
+    for index, name in enumerate(classes if is_labelled else ()):
+        middle = margin + index * square + square / 2
         draw.text((margin - 6, middle), name[:16], fill="black", font=font, anchor="rm")
         draw.text((middle, margin - 6 - 14 * (index % 2)), name[:10], fill="black", font=font, anchor="ms")
     return torch.from_numpy(np.asarray(picture).copy()).permute(2, 0, 1)

@@ -1,9 +1,8 @@
-"""A run: what it is made of, how far it is, and how that is saved and brought back."""
+"""The state of a run: its parts, its progress, and how a checkpoint saves and restores both."""
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, TypeVar
+from typing import Any
 
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
@@ -20,29 +19,28 @@ from sam_runner.training.schedules import Schedule
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import RngState
 
-T = TypeVar("T")
-
 
 @dataclass(frozen=True)
 class Run:
-    """All that `fit` needs.
+    """The parts of a run, which `fit` trains.
 
     Attributes:
         model: The network, on its device.
-        step: Its optimizer step.
-        train: Training batches.
-        evaluations: Sets to evaluate after each epoch by name (``test``, ``validation``).
+        step: The optimizer step.
+        train: Loader of the training set.
+        evaluations: Loaders of the evaluated sets by name (``test``, ``validation``).
         classes: Names of the classes.
-        lr: Factor of the initial learning rate by step.
-        rho: Radius by step.
-        epochs: Passes over the training set.
-        max_steps: Stop after so many steps, also within an epoch.
-        log_every: Steps between two rows of training metrics.
-        eval_every: Epochs between two evaluations; the last epoch always has one.
+        lr: Function from the number of updates to the factor of the initial learning rate.
+        rho: Function from the number of updates to the radius of the perturbation.
+        epochs: Number of passes over the training set.
+        max_steps: Number of steps after which training ends, also within an epoch.
+        log_every: Number of steps between two rows of training metrics.
+        eval_every: Number of epochs between two evaluations; the last epoch is always evaluated.
         ema: Exponential moving average of the weights, or None.
-        skip_nonfinite: Leave out and count steps whose loss or gradient is not finite; otherwise they end the run.
-        data_digest: Of the data and their labels; a checkpoint goes with one.
-        context: The processes that train together, each with such a run.
+        skip_nonfinite: Whether a step whose loss or gradient is not finite is skipped and counted; otherwise it ends
+            the run.
+        data_digest: Digest of the data and the labels; a checkpoint can only be restored with the same data.
+        context: The processes that train together; each has its own `Run`.
     """
 
     model: nn.Module
@@ -63,13 +61,18 @@ class Run:
 
     @property
     def networks(self) -> list[nn.Module]:
-        """The network and its moving average."""
+        """The network and, if there is one, its moving average."""
         return [self.model] if self.ema is None else [self.model, self.ema.module]
 
 
 @dataclass(frozen=True)
 class Outputs:
-    """Where a run's numbers and state go."""
+    """Where a run writes its metrics and its checkpoints.
+
+    Attributes:
+        loggers: The loggers of metrics and pictures.
+        checkpoints: The checkpoints of the run.
+    """
 
     loggers: MetricsLoggers
     checkpoints: CheckpointFolder
@@ -77,83 +80,61 @@ class Outputs:
 
 @dataclass
 class Progress:
-    """How far a run is; what a checkpoint holds beside model and optimizer.
+    """The progress of a run; a checkpoint stores it beside model and optimizer.
 
     Attributes:
-        epoch: Epochs done, with their evaluation.
-        batch: Batches of the current epoch that are done.
-        step: Batches seen.
-        updates: Steps that changed the weights, which is where the schedules are.
-        final: Metrics of the latest evaluation, by tag.
-        best: Those of the epoch with the highest validation accuracy; without a validation set, the latest.
-        best_epoch: Its number, from 1.
-        evaluated: Number of the epoch with the latest evaluation.
-        seconds: Time spent in training epochs.
-        images: Images trained on.
-        nonfinite: Steps left out because a loss or gradient was not finite, apart from those of the loss scaler.
-        sums: Of a `TrainMeter` over the current epoch, up to the last logged row.
-        row: The same since that row.
-        settings: Learning rate, rho and loss scale of the last step.
+        epoch: Number of completed epochs, each with its evaluation.
+        batch: Number of completed batches of the current epoch.
+        step: Number of completed steps, including the steps that were skipped.
+        num_updates: Number of steps that changed the weights; the position in the schedules.
+        num_images: Number of training images seen.
+        num_nonfinite: Number of steps skipped because a loss or gradient was not finite. Steps that the loss scaler
+            skipped are not included.
+        training_seconds: Seconds spent in training epochs.
+        last_metrics: Metrics of the latest evaluated epoch by tag.
+        best_metrics: Metrics of the epoch with the highest validation accuracy; without a validation set those of the
+            latest evaluated epoch.
+        evaluated_epoch: Number of the latest evaluated epoch, from 1; 0 if there is none.
+        best_epoch: Number of the epoch of `best_metrics`, from 1; 0 if there is none.
+        epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row.
+        window_sums: Sums of a `TrainMeter` since the last logged row.
+        last_hparams: Learning rate, rho and loss scale of the last step.
     """
 
     epoch: int = 0
     batch: int = 0
     step: int = 0
-    updates: int = 0
-    final: dict[str, float] = field(default_factory=dict)
-    best: dict[str, float] = field(default_factory=dict)
+    num_updates: int = 0
+    num_images: int = 0
+    num_nonfinite: int = 0
+    training_seconds: float = 0.0
+    last_metrics: dict[str, float] = field(default_factory=dict)
+    best_metrics: dict[str, float] = field(default_factory=dict)
+    evaluated_epoch: int = 0
     best_epoch: int = 0
-    evaluated: int = 0
-    seconds: float = 0.0
-    images: int = 0
-    nonfinite: int = 0
-    sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
-    row: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
-    settings: dict[str, float] = field(default_factory=dict)
+    epoch_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    window_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    last_hparams: dict[str, float] = field(default_factory=dict)
 
 
-class CheckpointSchedule:
-    """When to save.
+def save_checkpoint(
+    run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = False, at_epoch_end: bool = False
+) -> None:
+    """Write a checkpoint from which `restore_state` continues. All ranks call it together; the main process writes.
 
-    Args:
-        steps: Steps between two checkpoints within an epoch, or None.
-        seconds: Seconds between two checkpoints within an epoch, or None.
-        min_interval: The end of an epoch that comes sooner after a checkpoint is not saved, unless it has to be.
-    """
-
-    def __init__(self, steps: int | None = None, seconds: float | None = None, min_interval: float = 0.0) -> None:
-        self._steps, self._seconds, self._least_seconds = steps, seconds, min_interval
-        self.restart()
-
-    def restart(self) -> None:
-        """A checkpoint was written just now."""
-        self._last_time = time.monotonic()
-
-    def should_save(self, step: int) -> bool:
-        """Whether one is to be written after `step`, within an epoch."""
-        by_steps = self._steps is not None and step % self._steps == 0
-        return by_steps or (self._seconds is not None and time.monotonic() - self._last_time >= self._seconds)
-
-    def should_save_at_epoch_end(self) -> bool:
-        """Whether one is to be written at the end of an epoch."""
-        return time.monotonic() - self._last_time >= self._least_seconds
-
-
-def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = False, at_end: bool = False) -> None:
-    """Write a checkpoint from which `restore` continues; for all ranks at once, the first writes.
-
-    Its ``model`` has the means of the ranks' batch-norm statistics; what each rank has of its own is beside it.
+    The model is saved with batch-norm statistics that are averaged over the ranks. The random state and the buffers of
+    each rank are saved too.
 
     Args:
-        run: What is saved.
-        outputs: Where to.
-        progress: How far it is.
-        is_best: Whether it is the best so far.
-        at_end: Whether an epoch has just ended.
+        run: The run.
+        outputs: Its checkpoints and loggers.
+        progress: Its progress.
+        is_best: Whether the checkpoint is the best so far.
+        at_epoch_end: Whether the checkpoint ends an epoch.
     """
     rng = RngState.capture(run.step.objective.device)
     buffers = [buffer.cpu() for buffer in floating_point_buffers(run.networks)] if run.context.world_size > 1 else []
-    everyone = run.context.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
+    rank_states = run.context.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
     with run.context.averaged_buffers(run.networks):
         model, optimizer = full_state(run.model.state_dict()), full_state(run.step.optimizer.state_dict())
         method = full_state(run.step.method.state_dict())
@@ -165,20 +146,30 @@ def save(run: Run, outputs: Outputs, progress: Progress, *, is_best: bool = Fals
             "method": method,
             "scaler": run.step.objective.scaler.state_dict(),
             "ema": None if run.ema is None else run.ema.state_dict(),
-            "ranks": everyone,
+            "ranks": rank_states,
             "progress": dict(vars(progress)),
             "loggers": outputs.loggers.flush(),
             "data_digest": run.data_digest,
         }
-        epoch = progress.epoch if at_end else None
+        epoch = progress.epoch if at_epoch_end else None
         outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch)
 
 
-def restore(run: Run, state: Mapping[str, Any]) -> Progress:
-    """Bring a run to where `save` left it.
+def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
+    """Load the state of a checkpoint into a run.
+
+    The random state and the buffers of each rank are restored only if the number of ranks is the same; a checkpoint of
+    is_distributed ranks can be evaluated by one process.
+
+    Args:
+        run: The run; its model, optimizer, loss scaler and moving average are overwritten.
+        state: The state that `save_checkpoint` wrote.
+
+    Returns:
+        The progress of the run at the checkpoint.
 
     Raises:
-        InputError: Where the data or their labels are not those that it was trained on.
+        InputError: If the data or the labels differ from those that the run was trained on.
     """
     if state["data_digest"] != run.data_digest:
         raise InputError(
@@ -191,7 +182,7 @@ def restore(run: Run, state: Mapping[str, Any]) -> Progress:
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
-    if len(state["ranks"]) == run.context.world_size:  # an evaluation may be made by fewer
+    if len(state["ranks"]) == run.context.world_size:
         own = state["ranks"][run.context.rank]
         RngState(own["rng"]["cpu"], own["rng"]["cuda"]).restore(run.step.objective.device)
         if own["buffers"]:

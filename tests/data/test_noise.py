@@ -314,8 +314,8 @@ def test_the_label_transition_is_logged_at_the_start(tmp_path):
 def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
     run = build_run(config_of(*TINY, "noise=symmetric", "noise.rate=0.5"))
     matrices = []
-    monkeypatch.setattr(loop, "confusion_picture", lambda counts, *_: matrices.append(counts))
-    loop._transition(run)
+    monkeypatch.setattr(loop, "draw_confusion_matrix", lambda counts, *_: matrices.append(counts))
+    loop._draw_label_transition(run)
     expected = np.zeros((4, 4), int)
     for clean, noisy in zip(run.train.clean_labels.tolist(), run.train.labels.tolist(), strict=True):
         expected[clean, noisy] += 1

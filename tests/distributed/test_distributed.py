@@ -122,8 +122,8 @@ def test_sums_of_ranks_are_those_of_one_process():
         meter = TrainMeter(torch.device("cpu"))
         share = len(labels[part]) / 4
         meter.add(make_stats(loss, norm, logits[part]), labels[part], labels[part], share)
-        sums = {name: sums[name] + value for name, value in meter.take().items()}
-    assert sums == pytest.approx(expected.take())
+        sums = {name: sums[name] + value for name, value in meter.read_and_reset().items()}
+    assert sums == pytest.approx(expected.read_and_reset())
 
 
 def test_only_the_first_rank_starts_from_saved_sums():

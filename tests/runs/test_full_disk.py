@@ -1,4 +1,4 @@
-"""Disks that are full, folders that cannot be written to or are taken, names that are odd."""
+"""Full disks, read-only and locked folders, unusual names."""
 
 import json
 import os
@@ -12,19 +12,19 @@ from contextlib import contextmanager
 import pytest
 
 from tests.helpers import TINY, command, invoke, train_tiny
-from tests.training.test_loop import same_state
+from tests.training.test_loop import equal_states
 
 OPTIONS = (*TINY, "optimizer=sam", "checkpoint.every_steps=1")
 
 
-def same_outcome(first, second):
+def equal_outcomes(first, second):
     metrics = [(folder / "metrics.jsonl").read_bytes() for folder in (first, second)]
-    return same_state(first, second) and metrics[0] == metrics[1]
+    return equal_states(first, second) and metrics[0] == metrics[1]
 
 
 @contextmanager
-def no_file_beyond(limit):
-    """As on a disk that is full: the bytes that a file of this process may have."""
+def limit_file_size(limit):
+    """Limit the size in bytes of files that this process writes, as a full disk does."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, before[1]))
@@ -41,11 +41,11 @@ def reference(tmp_path_factory):
 
 
 @pytest.mark.parametrize("part", ["checkpoint", "first file", "numbers"])
-def test_a_full_disk_is_told_and_nothing_is_lost(part, reference, tmp_path, monkeypatch, capsys):
-    """With room again the same command goes on to the bit."""
+def test_a_full_disk_is_reported_and_the_run_continues_later(part, reference, tmp_path, monkeypatch, capsys):
+    """With space again, the same command continues to the bit."""
     size = next((reference / "checkpoints").glob("step-*.pt")).stat().st_size
     limit = {"checkpoint": size - 100, "first file": 50, "numbers": 900}[part]
-    with no_file_beyond(limit):
+    with limit_file_size(limit):
         done = invoke(monkeypatch, capsys, tmp_path, *OPTIONS, "run_dir=run")
     assert done.returncode in (1, 2), done.stderr
     assert "Traceback" not in done.stderr
@@ -54,11 +54,11 @@ def test_a_full_disk_is_told_and_nothing_is_lost(part, reference, tmp_path, monk
     assert not list(tmp_path.rglob("*.tmp.*"))
     again = invoke(monkeypatch, capsys, tmp_path, *OPTIONS, "run_dir=run")
     assert again.returncode == 0, again.stderr
-    assert same_outcome(tmp_path / "run", reference)
+    assert equal_outcomes(tmp_path / "run", reference)
 
 
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(reference, tmp_path, monkeypatch, capsys):
-    """A device of its own, where there may be one: half-way nothing more fits."""
+    """A small file system is full in the middle of the run."""
     disk = tmp_path / "disk"
     disk.mkdir()
     size = next((reference / "checkpoints").glob("step-*.pt")).stat().st_size
@@ -78,7 +78,7 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(reference, tmp_path, mon
         (disk / "ballast").unlink()
         again = invoke(monkeypatch, capsys, tmp_path, *OPTIONS, "run_dir=disk/run")
         assert again.returncode == 0, again.stderr
-        assert same_outcome(disk / "run", reference)
+        assert equal_outcomes(disk / "run", reference)
     finally:
         subprocess.run(["umount", disk], check=True)
 
@@ -112,27 +112,27 @@ def test_of_two_runs_in_one_folder_the_second_is_refused_and_the_first_goes_on(
     deadline = time.monotonic() + 60
     while not (tmp_path / "run" / "checkpoints").is_dir() and time.monotonic() < deadline:
         time.sleep(0.002)
-    os.kill(first.pid, signal.SIGSTOP)  # so that it cannot end before the second comes
+    os.kill(first.pid, signal.SIGSTOP)  # so that it does not end before the second starts
     try:
         second = invoke(monkeypatch, capsys, tmp_path, *OPTIONS, "run_dir=run")
     finally:
         os.kill(first.pid, signal.SIGCONT)
-    _, said = first.communicate(timeout=60)
+    _, stderr = first.communicate(timeout=60)
     assert second.returncode == 2, second.stderr
     assert f"in use by process {first.pid}" in second.stderr
-    assert first.returncode == 0, said
-    assert same_outcome(tmp_path / "run", reference)
+    assert first.returncode == 0, stderr
+    assert equal_outcomes(tmp_path / "run", reference)
 
 
 @pytest.mark.parametrize("name", ["ünï kódé 文", "a=b, {x}'s", "x" * 200])
-def test_odd_names_work(name, tmp_path, monkeypatch, capsys):
+def test_unusual_names_work(name, tmp_path, monkeypatch, capsys):
     place = tmp_path / ("Ordner mit Ümläuten" if name != "x" * 200 else "o")
     place.mkdir()
     quoted = name.replace("'", "\\'")
     words = [*TINY, "optimizer=sam", "epochs=1", f"run_dir='{quoted}/run'"]
     if name.isascii():
         done = invoke(monkeypatch, capsys, place, *words)
-    else:  # a process of its own: it chooses its encoding when it starts
+    else:  # a new process: Python chooses its encoding at the start
         done = command(*words, cwd=place, env={"LC_ALL": "C", "LANG": "C"})
     assert done.returncode == 0, done.stderr
     assert json.loads((place / name / "run" / "result.json").read_text())["status"] == "finished"
@@ -154,6 +154,6 @@ def test_many_long_settings_in_a_sweep_make_a_name_that_fits(tmp_path, monkeypat
         "schedule.warmup_epochs=0.0000000000000000000000000001", "sweep_name=wide",
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
-    cells = [path.name for path in (tmp_path / "outputs" / "sweeps" / "wide").iterdir() if path.is_dir()]
-    assert len(cells) == 2
-    assert max(map(len, cells)) <= 120
+    jobs = [path.name for path in (tmp_path / "outputs" / "sweeps" / "wide").iterdir() if path.is_dir()]
+    assert len(jobs) == 2
+    assert max(map(len, jobs)) <= 120

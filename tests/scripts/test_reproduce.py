@@ -1,10 +1,12 @@
-"""scripts/reproduce.py: the commands of a table's runs, and what they leave."""
+"""scripts/reproduce.py: the commands of a table's runs, the files they leave, stopping, and the MPS server."""
 
 import json
+import os
 import re
 import shlex
 import subprocess
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -21,27 +23,28 @@ def reproduce(*arguments, timeout=60):
     )  # fmt: skip
 
 
-def printed(*arguments):
+def print_commands(*arguments):
+    """The overrides of each command that --print shows, by key."""
     done = reproduce(*arguments, "--print")
     assert done.returncode == 0, done.stderr
     return [dict(word.partition("=")[::2] for word in shlex.split(line)) for line in done.stdout.splitlines()]
 
 
-def test_a_table_in_full_is_what_the_paper_says(tmp_path):
-    commands = printed("--table", 4, "--scale", "full", "data.root=x", "--out", tmp_path)
-    cells = [(words["noise.rate"], words["augment"], words["optimizer"], words.get("rho")) for words in commands]
+def test_a_table_in_full_has_the_settings_of_the_paper(tmp_path):
+    commands = print_commands("--table", 4, "--scale", "full", "data.root=x", "--out", tmp_path)
+    jobs = [(words["noise.rate"], words["augment"], words["optimizer"], words.get("rho")) for words in commands]
     one_seed = [
-        cell
+        job
         for rate, rho in (("0.2", "0.1"), ("0.4", "0.1"), ("0.6", "0.1"), ("0.8", "0.05"))  # Table 4
-        for cell in ((rate, "basic", "sgd", None), (rate, "basic", "sam", rho), (rate, "mixup", "sgd", None))
+        for job in ((rate, "basic", "sgd", None), (rate, "basic", "sam", rho), (rate, "mixup", "sgd", None))
     ]
-    assert cells == one_seed * 5
+    assert jobs == one_seed * 5
     assert [words["seed"] for words in commands[::12]] == ["0", "1", "2", "3", "4"]
     assert len({words["run_dir"] for words in commands}) == 60
 
 
-def test_what_is_typed_wins(tmp_path):
-    (words,) = printed(
+def test_overrides_of_the_user_win(tmp_path):
+    (words,) = print_commands(
         "--table", 5, "--scale", "cpu", "--rows", "cutout-sam", "--seeds", 1, "rho=0.3", "epochs=7", "--out", tmp_path
     )
     assert (words["rho"], words["epochs"], words["augment"], words["data"]) == ("0.3", "7", "cutout", "fashion_mnist")
@@ -49,35 +52,52 @@ def test_what_is_typed_wins(tmp_path):
 
 
 def test_each_set_of_table_3_has_a_folder(tmp_path):
-    commands = printed("--table", 3, "--scale", "full", "--seeds", 1, f"data.root={tmp_path}", "--out", tmp_path)
+    commands = print_commands("--table", 3, "--scale", "full", "--seeds", 1, f"data.root={tmp_path}", "--out", tmp_path)
     names = ["aircraft", "flowers", "pets", "cars", "cifar10", "cifar100", "birdsnap", "food101"]
     assert [words["data.root"] for words in commands[::2]] == [f"{tmp_path}/{name}" for name in names]
     (tmp_path / "pets").mkdir()
     done = reproduce("--table", 3, "--scale", "full", "--rows", "pets|cars", f"data.root={tmp_path}")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[0] == f"error: each set has a folder of its own; missing: {tmp_path}/cars"
-    assert "missing: data.root (not given)" in reproduce("--table", 3, "--scale", "full").stderr
+    assert done.stderr.splitlines()[0] == f"error: missing image folders: {tmp_path}/cars"
+    assert "missing image folders: data.root (not given)" in reproduce("--table", 3, "--scale", "full").stderr
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--table", "9", "--scale", "full"], "--table table9 --scale full is not offered; there are table1"),
-        (["--table", "2", "--scale", "cpu"], "there are table4, table4_bootstrap, table5, table1"),
+        (["--table", "9", "--scale", "full"], "--table table9 is not offered at --scale full; use table1"),
+        (["--table", "4", "--scale", "gpu"], "error: missing image folders: data.root (not given)"),
+        (["--table", "2", "--scale", "cpu"], "use table4, table4_bootstrap, table5, table1"),
         (["--table", "4", "--scale", "full", "nonsense"], "nonsense: further words are key=value"),
         (["--table", "4", "--scale", "full", "--jobs", "0"], "--jobs and --seeds are 1 or more"),
-        (["--table", "4", "--scale", "full", "--rows", "("], "--rows ( is no regular expression"),
-        (["--table", "4", "--scale", "full", "--rows", "nosuch"], "--rows nosuch: no run has that in its name"),
+        (["--table", "4", "--scale", "full", "--rows", "("], "--rows ( is not a regular expression"),
+        (["--table", "4", "--scale", "full", "--rows", "nosuch"], "--rows nosuch matches no run"),
     ],
 )
-def test_mistakes_are_answered(arguments, message):
+def test_invalid_options_are_refused(arguments, message):
     done = reproduce(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
 
 
 @pytest.mark.slow
-def test_bootstrapping_trains_the_teacher_first_and_goes_on(tmp_path):
+def test_runs_save_at_the_end_of_the_time_and_the_same_command_continues(tmp_path):
+    words = ["--table", "c4", "--scale", "smoke", "--jobs", "1", "epochs=4000", "--out", tmp_path]
+    done = reproduce(*words, "--minutes", "0.4", "--rows", "c4-(sgd|true)", "max_steps=12000", timeout=120)
+    assert done.returncode == 1
+    assert "not finished: c4-" in done.stdout
+    assert "the same command continues" in done.stdout
+    folders = [folder for folder in (tmp_path / "smoke" / "c4").iterdir() if folder.is_dir()]
+    (folder,) = folders  # the other job has not started
+    assert json.loads((folder / "status.json").read_text())["status"] == "preempted"
+    step = max(int(re.search(r"\d+", path.stem)[0]) for path in (folder / "checkpoints").glob("*.pt"))
+    done = reproduce(*words, "--rows", folder.name, f"max_steps={step + 3}", timeout=120)
+    assert done.returncode == 0, done.stdout
+    assert f"after step {step}" in (folder / "run.log").read_text()
+
+
+@pytest.mark.slow
+def test_bootstrapping_trains_the_teacher_first_and_continues(tmp_path):
     words = ("--table", "table4_bootstrap", "--scale", "smoke", "--rows", "bootstrap20.*sam", "--out", tmp_path)
     done = reproduce(*words, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -91,7 +111,7 @@ def test_bootstrapping_trains_the_teacher_first_and_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_what_is_stopped_saves_leaves_no_process_and_goes_on(tmp_path):
+def test_a_stopped_script_saves_leaves_no_process_and_continues(tmp_path):
     words = ["--table", "c4", "--scale", "smoke", "--rows", "c4-sgd", "epochs=4000", "max_steps=12000", "--jobs", "1"]
     words += ["checkpoint.every_seconds=0.5", "--out", str(tmp_path)]
     process = subprocess.Popen([sys.executable, str(ROOT / "scripts" / "reproduce.py"), *words])
@@ -110,9 +130,56 @@ def test_what_is_stopped_saves_leaves_no_process_and_goes_on(tmp_path):
 
 
 @pytest.mark.slow
-def test_a_run_that_fails_is_told_and_stops_no_other(tmp_path):
+def test_a_failed_run_is_named_and_stops_no_other(tmp_path):
     words = ("--table", "fig3", "--scale", "smoke", "--rows", "fig3-(sgd|64)", "batch_size=32", "--out", tmp_path)
     done = reproduce(*words, timeout=120)
     assert done.returncode == 1
     assert "failed: fig3-64-sam-seed0" in done.stdout
     assert "fig3-sgd-sgd-seed0: train/accuracy" in done.stdout
+
+
+@pytest.fixture
+def script(monkeypatch):
+    """The script as a module."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import reproduce
+
+    return reproduce
+
+
+def install_control_program(folder, monkeypatch, code):
+    """Install an nvidia-cuda-mps-control that logs its calls and ends with `code`. Returns the path of the log."""
+    program = folder / "nvidia-cuda-mps-control"
+    program.write_text(
+        f'#!/bin/sh\necho "$* $CUDA_MPS_PIPE_DIRECTORY" $([ "$1" ] || cat) >> {folder}/calls\nexit {code}\n'
+    )
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
+    return folder / "calls"
+
+
+def test_the_mps_server_is_started_and_ended(script, tmp_path, monkeypatch):
+    calls = install_control_program(tmp_path, monkeypatch, 0)
+    monkeypatch.setattr(script, "reaches_gpu", lambda _: True)
+    with suppress(KeyboardInterrupt), script.mps_server(True) as environment:
+        pipes = environment["CUDA_MPS_PIPE_DIRECTORY"]
+        assert Path(pipes).is_dir()
+        assert calls.read_text() == f"-d {pipes}\n"
+        raise KeyboardInterrupt
+    assert calls.read_text().splitlines()[1] == f" {pipes} quit"
+    assert not Path(pipes).exists()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "code", "answers", "num_calls"), [(True, 1, True, 1), (True, 0, False, 2), (False, 0, True, 0)]
+)
+def test_runs_take_turns_without_a_server(script, tmp_path, monkeypatch, wanted, code, answers, num_calls):
+    calls = install_control_program(tmp_path, monkeypatch, code)
+    monkeypatch.setattr(script, "reaches_gpu", lambda _: answers)
+    with script.mps_server(wanted) as environment:
+        assert environment == {}
+    assert len(calls.read_text().splitlines() if calls.is_file() else []) == num_calls
+
+
+def test_a_server_that_does_not_answer_is_noticed(script):
+    assert not script.reaches_gpu({"CUDA_VISIBLE_DEVICES": "", "CUDA_MPS_PIPE_DIRECTORY": "/nowhere"})

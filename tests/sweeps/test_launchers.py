@@ -1,4 +1,4 @@
-"""Sweeps from start to end: cells that fail or are refused, the end by signals and kills, other processes, a search."""
+"""Whole sweeps: jobs that fail or are refused, signals, kills, launchers and searches."""
 
 import csv
 import importlib.util
@@ -20,7 +20,7 @@ pytestmark = pytest.mark.timeout(600)
 LONG = (*TINY, "epochs=100000", "log_every=1000")
 
 
-def needs(option):
+def skip_without(option):
     extra = PLUGINS[option]
     present = importlib.util.find_spec(f"hydra_plugins.hydra_{option.removesuffix('_local')}_launcher") or (
         option == "optuna" and importlib.util.find_spec("hydra_plugins.hydra_optuna_sweeper")
@@ -28,20 +28,20 @@ def needs(option):
     return pytest.mark.skipif(not present, reason=f"needs the extra: pip install 'sam-runner[{extra}]'")
 
 
-LAUNCHERS = [pytest.param(option, marks=needs(option)) for option in ("joblib", "submitit_local", "ray")]
+LAUNCHERS = [pytest.param(option, marks=skip_without(option)) for option in ("joblib", "submitit_local", "ray")]
 
 
-def folder_of(tmp_path, name="x"):
+def sweep_folder(tmp_path, name="x"):
     return tmp_path / "outputs" / "sweeps" / name
 
 
-def states(folder):
+def read_states(folder):
     paths = [*folder.glob("*/status.json"), *folder.glob("not_started/*/status.json")]
     return sorted(json.loads(path.read_text())["status"] for path in paths)
 
 
-def started(folder, *arguments):
-    """A sweep under way, as the leader of a session of its own."""
+def start_sweep(folder, *arguments):
+    """Start a sweep in a new session and return its process."""
     environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     return subprocess.Popen(
         [sys.executable, "-m", "sam_runner", "-m", *arguments, "sweep_name=x"], cwd=folder, start_new_session=True,
@@ -49,20 +49,20 @@ def started(folder, *arguments):
     )  # fmt: skip
 
 
-def test_after_a_failure_no_further_cell_starts_where_that_is_asked_for(tmp_path, monkeypatch, capsys):
+def test_on_error_stop_starts_no_further_job_after_a_failure(tmp_path, monkeypatch, capsys):
     words = ["-m", *TINY, "epochs=1", "optimizer=sam", "rho=0.05,-1,0.1", "sweep_name=x"]
     done = invoke(monkeypatch, capsys, tmp_path, *words, "sweep.on_error=stop")
     assert done.returncode == 1
-    assert states(folder_of(tmp_path)) == ["finished", "not run", "refused"]
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "not run", "refused"]
     assert done.stderr.count("error: not run: ") == 1
     assert len([line for line in done.stdout.splitlines() if line.startswith(("not run: ", "refused: "))]) == 2
     again = invoke(monkeypatch, capsys, tmp_path, *words)
     assert again.returncode == 1
     assert again.stdout.count("already finished") == 1
-    assert states(folder_of(tmp_path)) == ["finished", "finished", "refused"]
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "finished", "refused"]
 
 
-def test_a_refused_cell_runs_when_its_reason_is_gone(tmp_path, monkeypatch, capsys):
+def test_a_refused_job_runs_once_its_reason_is_gone(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.py").write_text(
         "from torch import nn\n\ndef flat(num_classes, in_channels):\n"
         "    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))\n"
@@ -74,18 +74,18 @@ def test_a_refused_cell_runs_when_its_reason_is_gone(tmp_path, monkeypatch, caps
     words = ["-m", "--config-dir", "conf", *small, "epochs=1", "model=flat", "sweep_name=x"]
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert done.returncode == 1
-    assert states(folder_of(tmp_path)) == ["refused"]
-    log = next(folder_of(tmp_path).glob("not_started/*/run.log")).read_text()
+    assert read_states(sweep_folder(tmp_path)) == ["refused"]
+    log = next(sweep_folder(tmp_path).glob("not_started/*/run.log")).read_text()
     assert "SAM_RUNNER_TRUSTED" in log
-    assert (folder_of(tmp_path) / "report.html").read_text().count("<li>refused: ") == 1
+    assert (sweep_folder(tmp_path) / "report.html").read_text().count("<li>refused: ") == 1
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "mine")
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    assert states(folder_of(tmp_path)) == ["finished"]
-    assert not (folder_of(tmp_path) / "not_started").exists()
+    assert read_states(sweep_folder(tmp_path)) == ["finished"]
+    assert not (sweep_folder(tmp_path) / "not_started").exists()
 
 
-def test_an_error_that_nobody_foresaw_is_in_the_log_of_its_cell(tmp_path, monkeypatch, capsys):
+def test_an_unexpected_error_is_in_the_log_of_its_job(tmp_path, monkeypatch, capsys):
     from sam_runner.runs import start
 
     def broken(*_):
@@ -94,14 +94,14 @@ def test_an_error_that_nobody_foresaw_is_in_the_log_of_its_cell(tmp_path, monkey
     monkeypatch.setattr(start, "build_run", broken)
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "sweep_name=x")
     assert done.returncode == 1
-    assert states(folder_of(tmp_path)) == ["failed"]
-    log = next(folder_of(tmp_path).glob("not_started/*/run.log")).read_text()
+    assert read_states(sweep_folder(tmp_path)) == ["failed"]
+    log = next(sweep_folder(tmp_path).glob("not_started/*/run.log")).read_text()
     assert "Traceback" in log
     assert "no such kernel" in log
 
 
-def table(folder):
-    """report.csv without the folders."""
+def read_table(folder):
+    """Header and sorted rows of report.csv, without the column of folders."""
     rows = list(csv.reader((folder / "report.csv").read_text().splitlines()))
     return rows[0], sorted(row[:-1] for row in rows[1:])
 
@@ -113,73 +113,73 @@ def test_every_launcher_gives_the_same_report_and_the_same_exit_code(option, tmp
     plain = invoke(monkeypatch, capsys, tmp_path, "-m", *words, "sweep_name=plain")
     done = command("-m", f"hydra/launcher={option}", *words, "sweep_name=x", cwd=tmp_path, timeout=200)
     assert plain.returncode == done.returncode == 1
-    assert table(folder_of(tmp_path)) == table(folder_of(tmp_path, "plain"))
+    assert read_table(sweep_folder(tmp_path)) == read_table(sweep_folder(tmp_path, "plain"))
     assert done.stderr.count("error: refused: ") == plain.stderr.count("error: refused: ") == 2
     first, second = (text.stdout[text.stdout.index("\nrho ") :] for text in (plain, done))
     assert second.replace("sweep_name=x", "sweep_name=plain").replace("sweeps/x", "sweeps/plain") == first
     again = command("-m", f"hydra/launcher={option}", *words, "rho=0.05,0.1", "sweep_name=x", cwd=tmp_path, timeout=200)
     assert again.returncode == 0, again.stderr
-    assert table(folder_of(tmp_path)) == table(folder_of(tmp_path, "plain"))
+    assert read_table(sweep_folder(tmp_path)) == read_table(sweep_folder(tmp_path, "plain"))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "option", [pytest.param(option, marks=needs(option)) for option in PLUGINS if option != "optuna"]
+    "option", [pytest.param(option, marks=skip_without(option)) for option in PLUGINS if option != "optuna"]
 )
-def test_the_end_of_a_sweep_reaches_cells_in_other_processes(option, tmp_path):
-    process = started(tmp_path, f"hydra/launcher={option}", *LONG, "seed=0,1")
-    wait_for(lambda: len(list(folder_of(tmp_path).glob("*/metrics.jsonl"))) == 2)
+def test_a_signal_reaches_jobs_in_other_processes(option, tmp_path):
+    process = start_sweep(tmp_path, f"hydra/launcher={option}", *LONG, "seed=0,1")
+    wait_for(lambda: len(list(sweep_folder(tmp_path).glob("*/metrics.jsonl"))) == 2)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=60)
-    assert process.returncode == 75, said
-    assert states(folder_of(tmp_path)) == ["preempted", "preempted"]
-    assert len(list(folder_of(tmp_path).glob("*/checkpoints/step-*.pt"))) >= 2
-    assert not (folder_of(tmp_path) / ".stop").exists()
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert read_states(sweep_folder(tmp_path)) == ["preempted", "preempted"]
+    assert len(list(sweep_folder(tmp_path).glob("*/checkpoints/step-*.pt"))) >= 2
+    assert not (sweep_folder(tmp_path) / ".stop").exists()
 
 
 @pytest.mark.slow
-@needs("joblib")
-def test_a_cell_that_is_killed_is_told(tmp_path):
-    process = started(tmp_path, "hydra/launcher=joblib", *LONG, "seed=0,1")
-    wait_for(lambda: len(list(folder_of(tmp_path).glob("*/metrics.jsonl"))) == 2)
-    first = next(folder_of(tmp_path).glob("*/status.json"))
+@skip_without("joblib")
+def test_a_killed_job_is_reported(tmp_path):
+    process = start_sweep(tmp_path, "hydra/launcher=joblib", *LONG, "seed=0,1")
+    wait_for(lambda: len(list(sweep_folder(tmp_path).glob("*/metrics.jsonl"))) == 2)
+    first = next(sweep_folder(tmp_path).glob("*/status.json"))
     os.kill(json.loads(first.read_text())["pid"], signal.SIGKILL)
-    _, said = process.communicate(timeout=60)
+    _, stderr = process.communicate(timeout=60)
     assert process.returncode == 1
-    assert "error: died: " in said
-    assert "Traceback" not in said
+    assert "error: died: " in stderr
+    assert "Traceback" not in stderr
 
 
 @pytest.mark.slow
-@needs("ray")
-def test_ray_starts_a_cell_that_was_killed_again(tmp_path):
-    process = started(tmp_path, "hydra/launcher=ray", *TINY, "epochs=300", "log_every=1000", "seed=0,1")
-    wait_for(lambda: len(list(folder_of(tmp_path).glob("*/checkpoints/step-*.json"))) >= 2)
-    first = next(folder_of(tmp_path).glob("*/status.json"))
+@skip_without("ray")
+def test_ray_starts_a_killed_job_again(tmp_path):
+    process = start_sweep(tmp_path, "hydra/launcher=ray", *TINY, "epochs=300", "log_every=1000", "seed=0,1")
+    wait_for(lambda: len(list(sweep_folder(tmp_path).glob("*/checkpoints/step-*.json"))) >= 2)
+    first = next(sweep_folder(tmp_path).glob("*/status.json"))
     os.kill(json.loads(first.read_text())["pid"], signal.SIGKILL)
-    _, said = process.communicate(timeout=200)
-    assert process.returncode == 0, said
-    assert states(folder_of(tmp_path)) == ["finished", "finished"]
+    _, stderr = process.communicate(timeout=200)
+    assert process.returncode == 0, stderr
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "finished"]
     assert "continuing " in (first.parent / "run.log").read_text()
 
 
 @pytest.mark.slow
-@needs("submitit_local")
-def test_a_job_that_is_to_be_queued_again_saves_first_and_goes_on_there(tmp_path):
+@skip_without("submitit_local")
+def test_a_requeued_job_saves_first_and_continues(tmp_path):
     """SIGUSR2 is what Slurm sends before the time limit: submitit queues the job again."""
-    process = started(tmp_path, "hydra/launcher=submitit_local", *TINY, "epochs=150", "log_every=1000", "seed=0,1")
-    wait_for(lambda: len(list(folder_of(tmp_path).glob("*/metrics.jsonl"))) == 2)
-    first = next(folder_of(tmp_path).glob("*/status.json"))
+    process = start_sweep(tmp_path, "hydra/launcher=submitit_local", *TINY, "epochs=150", "log_every=1000", "seed=0,1")
+    wait_for(lambda: len(list(sweep_folder(tmp_path).glob("*/metrics.jsonl"))) == 2)
+    first = next(sweep_folder(tmp_path).glob("*/status.json"))
     os.kill(json.loads(first.read_text())["pid"], signal.SIGUSR2)
-    _, said = process.communicate(timeout=120)
-    assert process.returncode == 0, said
-    assert states(folder_of(tmp_path)) == ["finished", "finished"]
+    _, stderr = process.communicate(timeout=120)
+    assert process.returncode == 0, stderr
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "finished"]
     log = (first.parent / "run.log").read_text()
     assert "SIGUSR2: stopped after step" in log
     assert "continuing " in log
 
 
-STAND_INS = {  # of Slurm's programs, enough of each for submitit
+SLURM_PROGRAMS = {  # replacements that do what submitit needs
     "sbatch": """#!/usr/bin/env python3
 import os, re, subprocess, sys
 last = int(re.search(r"--array=0-([0-9]+)", open(sys.argv[-1]).read())[1])
@@ -206,68 +206,68 @@ setsid bash "$BATCH" > /dev/null 2>&1 &
 
 
 @pytest.mark.slow
-@needs("submitit_local")
-def test_cells_are_jobs_of_slurm_and_are_queued_again(tmp_path, monkeypatch):
-    """With programs that stand in for Slurm's: what is asked of them, and that nothing is lost on the way."""
+@skip_without("submitit_local")
+def test_jobs_are_submitted_to_slurm_and_requeued(tmp_path, monkeypatch):
+    """Replacements of Slurm's programs record how they are called; no training step is lost."""
     (tmp_path / "bin").mkdir()
-    for name, text in STAND_INS.items():
+    for name, text in SLURM_PROGRAMS.items():
         (tmp_path / "bin" / name).write_text(text)
         (tmp_path / "bin" / name).chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
     monkeypatch.setenv("HERE", str(tmp_path))
     words = [*TINY, "epochs=150", "log_every=1000", "seed=0,1", "hydra.launcher.partition=long"]
-    process = started(tmp_path, "hydra/launcher=submitit_slurm", *words)
-    wait_for(lambda: len(list(folder_of(tmp_path).glob("*/metrics.jsonl"))) == 2)
-    script = next(folder_of(tmp_path).glob(".submitit/*/*submission.sh")).read_text()
+    process = start_sweep(tmp_path, "hydra/launcher=submitit_slurm", *words)
+    wait_for(lambda: len(list(sweep_folder(tmp_path).glob("*/metrics.jsonl"))) == 2)
+    script = next(sweep_folder(tmp_path).glob(".submitit/*/*submission.sh")).read_text()
     for line in ("--array=0-1%2", "--gpus-per-node=1", "--partition=long", "--signal=USR2@180", "--time=720"):
         assert f"#SBATCH {line}\n" in script
-    first = next(folder_of(tmp_path).glob("*/status.json"))
+    first = next(sweep_folder(tmp_path).glob("*/status.json"))
     os.kill(json.loads(first.read_text())["pid"], signal.SIGUSR2)
-    _, said = process.communicate(timeout=150)
-    assert process.returncode == 0, said
+    _, stderr = process.communicate(timeout=150)
+    assert process.returncode == 0, stderr
     assert (tmp_path / "asked").read_text().startswith("requeue 100_")
-    assert states(folder_of(tmp_path)) == ["finished", "finished"]
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "finished"]
     log = (first.parent / "run.log").read_text()
     assert "SIGUSR2: stopped after step" in log
     assert "continuing " in log
 
 
 @pytest.mark.slow
-@needs("optuna")
-def test_a_search_maximises_the_held_out_accuracy_and_goes_on(tmp_path):
+@skip_without("optuna")
+def test_a_search_maximises_the_validation_accuracy_and_continues(tmp_path):
     words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", *TINY, "epochs=1", "batch_size=128"]
     words += ["data.drop_last=false", "data.val_fraction=0.25", "optimizer=sam", "sweep_name=x"]
     done = command(*words, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    results = [json.loads(path.read_text())["final"] for path in folder_of(tmp_path).glob("*/result.json")]
-    best = (folder_of(tmp_path) / "optimization_results.yaml").read_text()
+    results = [json.loads(path.read_text())["final"] for path in sweep_folder(tmp_path).glob("*/result.json")]
+    best = (sweep_folder(tmp_path) / "optimization_results.yaml").read_text()
     assert f"best_value: {max(final['validation/accuracy'] for final in results)}" in best
     assert len(results) == 2
     again = command(*words, "hydra.sweeper.sampler.seed=1", cwd=tmp_path)
     assert again.returncode == 0, again.stderr
     assert "Using an existing study" in again.stderr
-    assert len(list(folder_of(tmp_path).glob("*/result.json"))) == 4
+    assert len(list(sweep_folder(tmp_path).glob("*/result.json"))) == 4
     refused = command(*words, "data.val_fraction=0.25", "optimizer.m=-1", cwd=tmp_path)
-    assert refused.returncode == 1  # all of its trials fail, which its study calls an error
+    assert refused.returncode == 1  # Optuna reports a study without a successful trial as an error
     assert refused.stderr.count("error: refused: ") == 2
 
 
 @pytest.mark.slow
-def test_a_sweep_that_was_killed_goes_on_to_the_same_table(tmp_path):
+def test_a_killed_sweep_continues_to_the_same_table(tmp_path):
     words = [*TINY, "epochs=30", "checkpoint.every_steps=20", "optimizer=sgd,sam", "rho=0.05,0.1"]
     for number in (signal.SIGKILL, signal.SIGTERM):
-        before = len(list(folder_of(tmp_path).glob("*/result.json")))
-        process = started(tmp_path, *words)
-        wait_for(lambda before=before: len(list(folder_of(tmp_path).glob("*/result.json"))) > before)
+        before = len(list(sweep_folder(tmp_path).glob("*/result.json")))
+        process = start_sweep(tmp_path, *words)
+        wait_for(lambda before=before: len(list(sweep_folder(tmp_path).glob("*/result.json"))) > before)
         time.sleep(0.2)
         process.send_signal(number)
         process.communicate(timeout=60)
-        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75}[number]  # in a cell and between two
+        assert process.returncode == {signal.SIGKILL: -9, signal.SIGTERM: 75}[number]  # within a job and between two
     done = command("-m", *words, "sweep_name=x", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
-    assert len(list(folder_of(tmp_path).glob("*/result.json"))) == 3  # of four cells, two of which are the same run
+    assert len(list(sweep_folder(tmp_path).glob("*/result.json"))) == 3  # of four jobs, two of which are the same run
     whole = command("-m", *words, "sweep_name=plain", cwd=tmp_path)
-    assert table(folder_of(tmp_path)) == table(folder_of(tmp_path, "plain"))
+    assert read_table(sweep_folder(tmp_path)) == read_table(sweep_folder(tmp_path, "plain"))
     assert done.stdout.splitlines()[-6:-1] == whole.stdout.splitlines()[-6:-1]
     again = command("-m", *words, "sweep_name=x", cwd=tmp_path)
     assert again.stdout.count("already finished") == 4

@@ -1,4 +1,4 @@
-"""What a sweep tells from the disk, without running one: cells, exit codes, who is still there, who gets which GPU."""
+"""Parts of a sweep without running one: outcomes of jobs, exit codes, signals, GPUs, and the guard of launchers."""
 
 import contextlib
 import fcntl
@@ -14,21 +14,22 @@ import pytest
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
-from sam_runner.commands import after
 from sam_runner.commands import train as train_command
 from sam_runner.config.hydra import guard as hydra_guard
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.messages import explain
-from sam_runner.reports.results import records
-from sam_runner.runs.folder import job_folder, require_usable, write_status
-from sam_runner.sweeps import job
-from sam_runner.sweeps import status as sweep_status
+from sam_runner.reports import report
+from sam_runner.reports.results import read_runs
+from sam_runner.runs.folder import job_folder, require_usable, write_config
+from sam_runner.runs.status import write_status
+from sam_runner.sweeps import job, outcomes, signals
+from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.errors import InputError, RunInterrupt
 from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs
 from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
-from tests.helpers import TINY, invoke
+from tests.helpers import TINY, config_of, invoke
 
-CELL = ["optimizer=sam", "rho=0.1"]
+JOB = ["optimizer=sam", "rho=0.1"]
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +37,7 @@ def _call(monkeypatch):
     monkeypatch.setenv("SAM_RUNNER_STARTED", "this")
 
 
-def status(folder, state, **details):
+def write_job_status(folder, state, **details):
     folder.mkdir(parents=True, exist_ok=True)
     write_status(folder, state, **details)
     return folder
@@ -55,68 +56,69 @@ def status(folder, state, **details):
         (["preempted", "interrupted", "failed"], 130),
     ],
 )
-def test_the_exit_code_follows_from_what_became_of_the_cells(states, code):
-    assert sweep_status.exit_code([sweep_status.Cell("x", state, "") for state in states]) == code
+def test_the_exit_code_follows_from_the_outcomes_of_the_jobs(states, code):
+    assert outcomes.choose_exit_code([outcomes.JobOutcome("x", state, "") for state in states]) == code
 
 
-def test_cells_are_those_of_this_call(tmp_path, monkeypatch):
-    status(tmp_path / "b", "failed", error="ValueError: boom")
-    status(tmp_path / "c", "finished")
-    sweep_status.record_failure(tmp_path, CELL, "refused", "no such thing", "no such thing\n  at all")
+def test_outcomes_are_those_of_this_call(tmp_path, monkeypatch):
+    write_job_status(tmp_path / "b", "failed", error="ValueError: boom")
+    write_job_status(tmp_path / "c", "finished")
+    outcomes.record_failure(tmp_path, JOB, "refused", "no such thing", "no such thing\n  at all")
     monkeypatch.setenv("SAM_RUNNER_STARTED", "another")
-    status(tmp_path / "a", "failed")
-    assert [cell.name for cell in sweep_status.cells(tmp_path)] == ["a"]
+    write_job_status(tmp_path / "a", "failed")
+    assert [outcome.name for outcome in outcomes.read_outcomes(tmp_path)] == ["a"]
     monkeypatch.setenv("SAM_RUNNER_STARTED", "this")
-    assert sweep_status.cells(tmp_path) == [
+    assert outcomes.read_outcomes(tmp_path) == [
         ("b", "failed", "ValueError: boom"),
         ("c", "finished", ""),
         ("optimizer=sam rho=0.1", "refused", "no such thing"),
     ]
 
 
-def test_a_refused_cell_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp_path):
-    sweep_status.record_failure(tmp_path, CELL, "refused", "no such thing", "no such thing\n  at all")
-    (found,) = records([tmp_path])
-    assert (found.status, found.error, found.cell) == ("refused", "no such thing", "optimizer=sam rho=0.1")
+def test_a_refused_job_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp_path):
+    outcomes.record_failure(tmp_path, JOB, "refused", "no such thing", "no such thing\n  at all")
+    (found,) = read_runs([tmp_path])
+    assert (found.status, found.error, found.job) == ("refused", "no such thing", "optimizer=sam rho=0.1")
     assert (found.folder / "run.log").read_text() == "no such thing\n  at all\n"
-    assert require_usable(job_folder(tmp_path, CELL), {}) == {}
-    sweep_status.clear_failure(tmp_path, CELL)
+    assert require_usable(job_folder(tmp_path, JOB), config_of(*TINY)) == {}
+    outcomes.clear_failure(tmp_path, JOB)
     assert not list(tmp_path.iterdir())
 
 
 def test_a_run_that_noted_its_own_end_is_not_noted_twice(tmp_path):
-    own = status(job_folder(tmp_path, CELL), "failed", error="boom")
-    sweep_status.record_failure(tmp_path, CELL, "failed", "boom", "boom")
+    own = write_job_status(job_folder(tmp_path, JOB), "failed", error="boom")
+    outcomes.record_failure(tmp_path, JOB, "failed", "boom", "boom")
     assert [path.name for path in tmp_path.iterdir()] == [own.name]
-    assert json.loads((own / "status.json").read_text())["cell"] == "optimizer=sam rho=0.1"
+    assert json.loads((own / "status.json").read_text())["job"] == "optimizer=sam rho=0.1"
 
 
 def test_a_stop_is_for_one_call(tmp_path, monkeypatch):
-    assert sweep_status.stopped(tmp_path) == ""
-    sweep_status.stop(tmp_path, "failure")
-    assert sweep_status.stopped(tmp_path) == "failure"
+    assert read_stop_flag(tmp_path) == ""
+    set_stop_flag(tmp_path, "failure")
+    assert read_stop_flag(tmp_path) == "failure"
     monkeypatch.setenv("SAM_RUNNER_STARTED", "another")
-    assert sweep_status.stopped(tmp_path) == ""
+    assert read_stop_flag(tmp_path) == ""
 
 
-def test_what_is_left_of_an_empty_sweep_goes_and_nothing_else(tmp_path, monkeypatch):
+def test_the_leftovers_of_a_sweep_are_removed_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "outputs" / "sweeps" / "x"
     for name in ("multirun.yaml", ".stop"):
         folder.mkdir(parents=True, exist_ok=True)
         (folder / name).write_text("")
     (tmp_path / "outputs" / "mine").write_text("")
-    sweep_status.tidy(folder)
+    outcomes.remove_leftovers(folder)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mine"]
-    status(folder / "cell", "finished")
-    sweep_status.tidy(folder)
-    assert (folder / "cell" / "status.json").is_file()
+    write_job_status(folder / "job", "finished")
+    outcomes.remove_leftovers(folder)
+    assert (folder / "job" / "status.json").is_file()
 
 
-def test_a_run_that_was_killed_has_died_where_its_machine_can_say(tmp_path):
+def test_a_killed_run_is_reported_as_died_on_its_own_machine(tmp_path):
+    config = config_of(*TINY)
     for name in ("held", "free", "far", "unlocked"):
-        folder = status(tmp_path / name, "running")
-        (folder / "config.yaml").write_text("seed: 0\n")
+        folder = write_job_status(tmp_path / name, "running")
+        write_config(folder, config)
         (folder / "run.log").write_text("")
         if name != "unlocked":
             (folder / ".lock").write_text("")
@@ -124,42 +126,42 @@ def test_a_run_that_was_killed_has_died_where_its_machine_can_say(tmp_path):
     (tmp_path / "far" / "status.json").write_text(text)
     with (tmp_path / "held" / ".lock").open() as handle:
         fcntl.flock(handle, fcntl.LOCK_EX)
-        found = {record.folder.name: record.status for record in records([tmp_path])}
+        found = {record.folder.name: record.status for record in read_runs([tmp_path])}
     assert found == {"held": "running", "free": "died", "far": "running or died", "unlocked": "running or died"}
 
 
 @pytest.mark.parametrize(
-    ("cell", "gpus", "device"),
+    ("number", "gpus", "device"),
     [
         (None, 0, "cpu"), ("3", 0, "cpu"), (None, 1, "cuda"), ("3", 1, "cuda"), (None, 8, "cuda"),
         ("0", 8, "cuda:0"), ("7", 8, "cuda:7"), ("8", 8, "cuda:0"), ("21", 8, "cuda:5"),
     ],
 )  # fmt: skip
-def test_cells_that_run_at_once_take_the_gpus_in_turn(cell, gpus, device):
-    assert choose_device(cell, gpus) == device
+def test_jobs_that_run_at_once_take_the_gpus_in_turn(number, gpus, device):
+    assert choose_device(number, gpus) == device
 
 
 @pytest.mark.parametrize(("gpus", "cores", "jobs"), [(0, 2, 2), (1, 64, 1), (8, 128, 8)])
-def test_one_cell_a_gpu_or_a_core(gpus, cores, jobs):
+def test_one_job_per_gpu_or_core(gpus, cores, jobs):
     assert choose_num_parallel_jobs(gpus, cores) == jobs
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])
-def test_a_signal_goes_to_the_cells_of_this_machine_and_no_further_one_starts(number, code, tmp_path):
+def test_a_signal_goes_to_the_jobs_of_this_machine_and_no_further_one_starts(number, code, tmp_path):
     child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     other = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
     for name, process, details in (("a", child, {}), ("b", other, {"call": "another"})):
-        folder = status(tmp_path / name, "running", **details)
+        folder = write_job_status(tmp_path / name, "running", **details)
         text = (folder / "status.json").read_text().replace(f'"pid": {os.getpid()}', f'"pid": {process.pid}')
         (folder / "status.json").write_text(text)
     before = signal.getsignal(number)
     try:
-        with sweep_status.signals_for_all(tmp_path) as ended:
-            assert ended.code == 0
+        with signals.forward_signals(tmp_path) as stop:
+            assert stop.code == 0
             os.kill(os.getpid(), number)
             assert child.wait(10) == -signal.SIGTERM
-        assert ended.code == code
-        assert sweep_status.stopped(tmp_path) == "signal"
+        assert stop.code == code
+        assert read_stop_flag(tmp_path) == "signal"
         assert other.poll() is None
         assert signal.getsignal(number) is before
     finally:
@@ -168,11 +170,11 @@ def test_a_signal_goes_to_the_cells_of_this_machine_and_no_further_one_starts(nu
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1])
-def test_a_signal_between_two_cells_ends_the_sweep_with_its_code(number):
+def test_a_signal_between_two_jobs_ends_the_sweep_with_its_code(number):
     before = signal.getsignal(number)
 
     def receive():
-        with sweep_status.signals_between_cells():
+        with signals.stop_between_jobs():
             signal.raise_signal(number)
 
     with pytest.raises(RunInterrupt) as stopped:
@@ -183,7 +185,7 @@ def test_a_signal_between_two_cells_ends_the_sweep_with_its_code(number):
 
 def test_a_second_ctrl_c_ends_a_sweep_at_once(tmp_path):
     def twice():
-        with sweep_status.signals_for_all(tmp_path):
+        with signals.forward_signals(tmp_path):
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
             time.sleep(10)
@@ -192,7 +194,7 @@ def test_a_second_ctrl_c_ends_a_sweep_at_once(tmp_path):
         twice()
 
 
-def test_sigusr2_is_noted_where_somebody_waits_for_it():
+def test_sigusr2_is_caught_only_if_a_handler_is_installed():
     seen = []
     before = signal.signal(signal.SIGUSR2, lambda *_: seen.append(1))
     try:
@@ -225,7 +227,7 @@ RAY = {"_target_": "hydra_plugins.hydra_ray_launcher.ray_launcher.RayLauncher"} 
 ]
 
 
-def composed(val_fraction=0.1, **plugins):
+def compose(val_fraction=0.1, **plugins):
     fixed = {key: accepted[-1] for key, accepted in hydra_guard.FIXED.items() if not key.startswith(tuple(BASIC))}
     hydra = OmegaConf.create({})
     for key, value in fixed.items():
@@ -237,12 +239,12 @@ def composed(val_fraction=0.1, **plugins):
 @pytest.mark.parametrize(
     "plugins", [{}, {"launcher": SLURM}, {"sweeper": OPTUNA}, {"launcher": SLURM, "sweeper": OPTUNA}, {"launcher": RAY}]
 )
-def test_engines_pass_the_guard(plugins):
-    hydra_guard.check(composed(**plugins))
+def test_launchers_and_sweepers_pass_the_guard(plugins):
+    hydra_guard.check(compose(**plugins))
 
 
 @pytest.mark.parametrize(
-    ("plugin", "change", "named"),
+    ("plugin", "change", "message"),
     [
         ("launcher", {"setup": ["touch x"]}, "hydra.launcher.setup"),
         ("launcher", {"srun_args": ["--prolog=x"]}, "srun_args"),
@@ -255,10 +257,10 @@ def test_engines_pass_the_guard(plugins):
         ("sweeper", {"sampler": {"_target_": "optuna.storages.RDBStorage"}}, "optuna.storages.RDBStorage"),
     ],
 )
-def test_an_engine_runs_no_program_of_a_file(plugin, change, named):
+def test_a_file_cannot_make_a_launcher_run_a_program(plugin, change, message):
     node = {"launcher": SLURM, "sweeper": OPTUNA}[plugin] | change
-    with pytest.raises(InputError, match=named):
-        hydra_guard.check(composed(**{plugin: node}))
+    with pytest.raises(InputError, match=message):
+        hydra_guard.check(compose(**{plugin: node}))
 
 
 HOSTILE = {
@@ -278,8 +280,8 @@ HOSTILE = {
 
 
 @pytest.mark.parametrize(("key", "value"), [(key, value) for key, values in HOSTILE.items() for value in values])
-def test_ray_serves_its_sweep_alone_and_takes_no_environment_of_a_file(key, value):
-    config = composed(launcher=RAY)
+def test_a_file_cannot_connect_ray_elsewhere_or_change_its_environment(key, value):
+    config = compose(launcher=RAY)
     config.hydra.launcher.ray = dict(config.hydra.launcher.ray)  # `update` would merge
     parent, _, name = f"ray.{key}".rpartition(".")
     OmegaConf.select(config.hydra.launcher, parent)[name] = value
@@ -290,15 +292,15 @@ def test_ray_serves_its_sweep_alone_and_takes_no_environment_of_a_file(key, valu
 def test_ray_starts_no_machines():
     target = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher.RayAWSLauncher"
     with pytest.raises(InputError, match="ray_aws is refused"):
-        hydra_guard.check(composed(launcher=RAY | {"_target_": target}))
+        hydra_guard.check(compose(launcher=RAY | {"_target_": target}))
 
 
 @pytest.mark.parametrize("key", ["num_cpus", "num_gpus"])
-def test_a_cell_that_ray_would_wait_for_in_vain_is_refused(key, monkeypatch):
+def test_a_job_that_ray_could_never_start_is_refused(key, monkeypatch):
     for name in launchers.RAY:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("RAY_DEDUP_LOGS", "1")
-    config = composed(launcher=RAY)
+    config = compose(launcher=RAY)
     config.hydra.launcher.ray.init.update({"num_cpus": 2, "num_gpus": 2})
     config.hydra.launcher.ray.remote.update({"num_cpus": 1, "num_gpus": 0, key: 2})
     launchers.prepare(config.hydra)
@@ -306,11 +308,11 @@ def test_a_cell_that_ray_would_wait_for_in_vain_is_refused(key, monkeypatch):
     config.hydra.launcher.ray.remote[key] = 3
     with pytest.raises(InputError, match=rf"remote\.{key}=3: there are 2"):
         launchers.prepare(config.hydra)
-    launchers.prepare(composed().hydra)  # another launcher's is left alone
+    launchers.prepare(compose().hydra)  # another launcher's is left alone
 
 
-def test_a_refusal_before_a_sweep_is_not_swallowed(tmp_path, monkeypatch, capsys):
-    """Hydra composes once to find out its mode, and ignores errors of that time."""
+def test_a_refusal_before_a_sweep_is_reported(tmp_path, monkeypatch, capsys):
+    """Hydra composes once to determine its mode, and ignores errors while it does."""
 
     def refuse(_):
         raise InputError("too much")
@@ -322,33 +324,33 @@ def test_a_refusal_before_a_sweep_is_not_swallowed(tmp_path, monkeypatch, capsys
     assert not list(tmp_path.iterdir())
 
 
-def test_signals_are_taken_back_from_an_engine_before_each_cell(tmp_path, monkeypatch, capsys):
+def test_signal_handlers_are_installed_again_before_each_job(tmp_path, monkeypatch, capsys):
     before, seen = signal.getsignal(signal.SIGTERM), []
-    with sweep_status.signals_for_all(tmp_path) as ended:
+    with signals.forward_signals(tmp_path) as stop:
         ours = signal.signal(signal.SIGTERM, signal.SIG_DFL)
-        ended.listen()
+        stop.install_handlers()
         assert signal.getsignal(signal.SIGTERM) is ours
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(launchers, "in_subprocesses", lambda _: True)
-    monkeypatch.setattr(job, "run_cell", lambda *_: seen.append("cell"))
-    listening = contextlib.nullcontext(sweep_status.Ended(lambda: seen.append("listen")))
-    monkeypatch.setattr(sweep_status, "signals_for_all", lambda _: listening)
-    monkeypatch.setattr(after, "tell", lambda _: None)  # whose libraries are slow to import
+    monkeypatch.setattr(job, "run_job", lambda *_: seen.append("job"))
+    stop = contextlib.nullcontext(signals.SweepStop(lambda: seen.append("install")))
+    monkeypatch.setattr(signals, "forward_signals", lambda _: stop)
+    monkeypatch.setattr(report, "write_sweep_report", lambda _: None)  # saves time: no job has a run
     invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x")
-    assert seen[-4:] == ["listen", "cell", "listen", "cell"]
+    assert seen[-4:] == ["install", "job", "install", "job"]
 
 
-def test_a_signal_that_an_engine_leaves_with_has_our_code(monkeypatch, tmp_path, capsys):
-    monkeypatch.setattr(train_command, "_composed", lambda *_: int(signal.SIGTERM))
+def test_a_launcher_that_exits_with_a_signal_number_gives_code_75(monkeypatch, tmp_path, capsys):
+    monkeypatch.setattr(train_command, "_run_hydra", lambda *_: int(signal.SIGTERM))
     assert invoke(monkeypatch, capsys, tmp_path, "-m", "seed=0,1").returncode == 75
 
 
 def test_a_search_needs_held_out_images():
     with pytest.raises(InputError, match=r"data\.val_fraction=0\.1"):
-        hydra_guard.check(composed(val_fraction=0.0, sweeper=OPTUNA))
+        hydra_guard.check(compose(val_fraction=0.0, sweeper=OPTUNA))
 
 
 @pytest.mark.parametrize(("missing", "extra"), sorted(launchers.EXTRAS.items()))
-def test_an_engine_that_is_not_installed_names_its_extra(missing, extra, tmp_path):
+def test_a_plugin_that_is_not_installed_is_answered_with_its_extra(missing, extra, tmp_path):
     error = MissingConfigException("", missing_cfg_file=missing, options=["basic"])
     assert f"pip install 'sam-runner[{extra}]'" in explain(error, tmp_path, [])

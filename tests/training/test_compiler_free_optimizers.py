@@ -1,4 +1,4 @@
-"""A run that compiles nothing does not import torch's compiler, and its optimizer does what torch's does."""
+"""A run without torch.compile does not import the compiler, and its optimizer computes the same as torch's."""
 
 import importlib.util
 import inspect
@@ -16,10 +16,8 @@ from tests.helpers import TINY
 TRAIN = """
 import json, sys
 from sam_runner.commands.train import train
-sys.argv = ["sam-train", *json.loads(sys.argv[1])]
-codes = [train()]
-sys.argv += ["epochs=2"]  # it reads a checkpoint
-codes.append(train())
+arguments = json.loads(sys.argv[1])
+codes = [train(arguments), train([*arguments, "epochs=2"])]  # the second call loads a checkpoint
 print(json.dumps([codes, sorted({"torch._dynamo", "sympy", "triton"} & set(sys.modules))]))
 """
 
@@ -33,16 +31,16 @@ def test_a_run_does_not_import_the_compiler(tmp_path, base):
     assert json.loads(done.stdout.splitlines()[-1]) == [[0, 0], []]
 
 
-def fresh(name):
-    """An optimizer's class once more, that nobody has changed."""
-    spec = importlib.util.spec_from_file_location("torch.optim.fresh", inspect.getfile(getattr(torch.optim, name)))
+def import_again(name):
+    """Return a new copy of an optimizer class, without the changes of `avoid_compiler_import`."""
+    spec = importlib.util.spec_from_file_location("torch.optim.copy", inspect.getfile(getattr(torch.optim, name)))
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return getattr(module, name)
 
 
-def trained(kind, **options):
-    """Weights after four steps of x^3."""
+def train_cubic(kind, **options):
+    """Weights after four steps on the loss x^3."""
     torch.manual_seed(0)
     weights = [torch.nn.Parameter(torch.randn(5, 3)), torch.nn.Parameter(torch.randn(3))]
     optimizer = kind([{"params": weights[:1]}], lr=0.1, weight_decay=0.01, **options)
@@ -56,15 +54,15 @@ def trained(kind, **options):
 
 
 @pytest.mark.parametrize(("name", "options"), [("SGD", {"momentum": 0.9, "nesterov": True}), ("Adam", {})])
-def test_the_numbers_are_torchs(name, options):
-    as_it_is, spared = fresh(name), fresh(name)
-    avoid_compiler_import(spared)
-    assert spared.step.__code__ is not as_it_is.step.__code__
-    assert torch.equal(trained(spared, **options), trained(as_it_is, **options))
+def test_the_weights_are_those_of_torch(name, options):
+    original, changed = import_again(name), import_again(name)
+    avoid_compiler_import(changed)
+    assert changed.step.__code__ is not original.step.__code__
+    assert torch.equal(train_cubic(changed, **options), train_cubic(original, **options))
 
 
 @pytest.mark.parametrize("differentiable", [False, True])
-def test_gradients_are_recorded_only_where_that_is_asked_for(differentiable):
+def test_gradients_are_recorded_only_with_differentiable(differentiable):
     recorded = []
 
     class Own(torch.optim.Optimizer):
@@ -73,12 +71,12 @@ def test_gradients_are_recorded_only_where_that_is_asked_for(differentiable):
 
         @_use_grad_for_differentiable
         def step(self, closure=None):
-            """Note it."""
+            """Record the mode."""
             recorded.append(torch.is_grad_enabled())
             return 7
 
     avoid_compiler_import(Own)
-    assert Own.step.__doc__ == "Note it."
+    assert Own.step.__doc__ == "Record the mode."
     optimizer = Own([torch.nn.Parameter(torch.zeros(1))])
     optimizer.register_step_post_hook(lambda *_: recorded.append("hook"))
     with torch.no_grad():
@@ -87,7 +85,7 @@ def test_gradients_are_recorded_only_where_that_is_asked_for(differentiable):
     assert recorded == [differentiable, "hook"]
 
 
-def test_a_step_of_another_make_is_left_alone():
+def test_a_step_without_torchs_wrapper_is_not_changed():
     class Own(torch.optim.Optimizer):
         def step(self, closure=None):
             return None

@@ -1,4 +1,4 @@
-"""Whole runs of the tiny problem: what they leave behind, that they repeat, continue and report the truth."""
+"""Whole runs of the tiny problem: their files, metrics, repetition and continuation."""
 
 import json
 import math
@@ -17,39 +17,39 @@ from tests.helpers import invoke, train_tiny
 DROPOUT = ("model.dropout=0.3", "augment.pad=1")
 
 
-def rows(folder):
+def read_rows(folder):
     return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
-def result(folder):
+def read_result(folder):
     return json.loads((folder / "result.json").read_text())
 
 
-def state(folder):
-    found = CheckpointFolder(folder / "checkpoints").latest()
+def load_state(folder):
+    found = CheckpointFolder(folder / "checkpoints").load_latest()
     assert found is not None
     return found
 
 
-def same_tensors(first, second):
+def equal_values(first, second):
     if isinstance(first, torch.Tensor):
         return torch.equal(first, second)
     if isinstance(first, dict):
-        return first.keys() == second.keys() and all(same_tensors(first[key], second[key]) for key in first)
+        return first.keys() == second.keys() and all(equal_values(first[key], second[key]) for key in first)
     if isinstance(first, list | tuple):
-        return len(first) == len(second) and all(map(same_tensors, first, second))
+        return len(first) == len(second) and all(map(equal_values, first, second))
     return first == second
 
 
-def same_state(first, second):
-    a, b = state(first), state(second)
+def equal_states(first, second):
+    a, b = load_state(first), load_state(second)
     for progress in (a["progress"], b["progress"]):
-        progress.pop("seconds")
-    return same_tensors(a, b)
+        progress.pop("training_seconds")
+    return equal_values(a, b)
 
 
-def tensorboard_steps(folder):
-    """Steps of every scalar but the times, as TensorBoard shows them."""
+def read_tensorboard_steps(folder):
+    """Steps of each scalar without timings by tag, as TensorBoard shows them."""
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]
@@ -83,7 +83,7 @@ def test_a_run_leaves_the_documented_files(sam_run):
 
 
 def test_the_result_has_the_documented_keys(sam_run):
-    content = result(sam_run)
+    content = read_result(sam_run)
     assert content["status"] == "finished"
     assert (content["seed"], content["epoch"], content["step"]) == (0, 2, 8)
     assert content["selected_by"] == "validation/accuracy"
@@ -100,23 +100,23 @@ def test_the_result_has_the_documented_keys(sam_run):
     assert 0 <= content["final"]["test/accuracy"] <= 1
     assert content["images_per_second"] > 0
     assert len(content["fingerprint"]) == 12
-    validation = [row["validation/accuracy"] for row in rows(sam_run) if "validation/accuracy" in row]
+    validation = [row["validation/accuracy"] for row in read_rows(sam_run) if "validation/accuracy" in row]
     assert content["best"]["validation/accuracy"] == max(validation)
     assert content["best_epoch"] == 1 + validation.index(max(validation))
 
 
-def test_metrics_rows_tell_both_losses_apart(sam_run):
-    for row in rows(sam_run):
+def test_metrics_rows_hold_both_losses(sam_run):
+    for row in read_rows(sam_run):
         assert row["train/loss_gap"] == pytest.approx(row["train/loss_perturbed"] - row["train/loss"], abs=1e-12)
         assert row["train/loss_gap"] > 0
         assert row["train/eps_norm"] == pytest.approx(0.1, rel=1e-5)
         assert row["train/grad_norm"] > 0
         assert row["rho"] == 0.1
-    assert [row["step"] for row in rows(sam_run)] == [2, 4, 6, 8]
+    assert [row["step"] for row in read_rows(sam_run)] == [2, 4, 6, 8]
 
 
 def test_the_learning_rate_logged_is_the_cosine_of_the_step(sam_run):
-    for row in rows(sam_run):
+    for row in read_rows(sam_run):
         assert row["lr"] == pytest.approx(0.05 * (1 + math.cos(math.pi * (row["step"] - 1) / 8)) / 2, rel=1e-12)
 
 
@@ -124,7 +124,7 @@ def test_tensorboard_holds_the_same_numbers_and_the_pictures_in_one_run(sam_run)
     events = EventAccumulator(str(sam_run), size_guidance={"scalars": 0, "images": 0})
     events.Reload()
     tags = events.Tags()
-    for row in rows(sam_run):
+    for row in read_rows(sam_run):
         for tag, value in row.items():
             if tag not in ("step", "epoch"):
                 logged = {event.step: event.value for event in events.Scalars(tag)}
@@ -139,7 +139,7 @@ def test_tensorboard_holds_the_same_numbers_and_the_pictures_in_one_run(sam_run)
 
 def test_a_plain_run_reports_no_perturbed_loss(tmp_path):
     folder = train_tiny(tmp_path / "sgd")
-    tags = set().union(*rows(folder))
+    tags = set().union(*read_rows(folder))
     assert "train/loss" in tags
     assert tags.isdisjoint({"train/loss_perturbed", "train/loss_gap", "train/eps_norm", "train/memorised"})
 
@@ -149,7 +149,7 @@ def test_the_same_command_gives_the_same_bytes_and_another_seed_others(tmp_path)
     first, second = train_tiny(tmp_path / "a", *options), train_tiny(tmp_path / "b", *options)
     other = train_tiny(tmp_path / "c", *options, "seed=1")
     assert (first / "metrics.jsonl").read_bytes() == (second / "metrics.jsonl").read_bytes()
-    assert same_state(first, second)
+    assert equal_states(first, second)
     assert (first / "metrics.jsonl").read_bytes() != (other / "metrics.jsonl").read_bytes()
 
 
@@ -171,11 +171,11 @@ def test_a_run_that_died_in_its_second_epoch_continues_to_the_same_bytes(options
     monkeypatch.setattr(loop, "_train_step", original)
     cut = train_tiny(tmp_path / "cut", *options, *DROPOUT)
     assert (cut / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
-    assert same_state(cut, whole)
+    assert equal_states(cut, whole)
     events = EventAccumulator(str(cut), size_guidance={"scalars": 0})
     events.Reload()
     assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 10, 12]
-    assert {**result(cut), "images_per_second": 0} == {**result(whole), "images_per_second": 0}
+    assert {**read_result(cut), "images_per_second": 0} == {**read_result(whole), "images_per_second": 0}
 
 
 def test_a_folder_of_a_run_with_other_settings_is_refused_with_the_differences(tmp_path):
@@ -193,40 +193,40 @@ def test_sam_with_rho_zero_is_sgd_to_the_bit_through_the_whole_program(options, 
     extra = [option for option in options if option.startswith("optimizer.m")]
     sam = train_tiny(tmp_path / "sam", "optimizer=sam", "rho=0", *plain_options, *extra, *DROPOUT)
     sgd = train_tiny(tmp_path / "sgd", "optimizer=sgd", *plain_options, *extra, *DROPOUT)
-    assert same_state(sam, sgd)
+    assert equal_states(sam, sgd)
 
 
 def test_max_steps_ends_within_an_epoch(tmp_path):
     folder = train_tiny(tmp_path / "run", "max_steps=3")
-    assert result(folder)["step"] == 3
-    assert rows(folder)[-1]["step"] == 3
+    assert read_result(folder)["step"] == 3
+    assert read_rows(folder)[-1]["step"] == 3
 
 
 @pytest.mark.parametrize("which", ["last", "best"])
 def test_sam_eval_prints_what_the_run_reported(sam_run, which, tmp_path, monkeypatch, capsys):
-    arguments = [f"run_dir={sam_run}", f"checkpoint={which}"]
+    arguments = [sam_run, "--checkpoint", which]
     done = invoke(monkeypatch, capsys, tmp_path, *arguments, entry=evaluate_command.main)
     assert done.returncode == 0, done.stderr
     printed = {tag: float(value) for tag, value in map(str.split, done.stdout.splitlines())}
-    reported = result(sam_run)["final" if which == "last" else "best"]
+    reported = read_result(sam_run)["final" if which == "last" else "best"]
     for tag in ("test/accuracy", "test/nll", "test_ema/accuracy", "validation/accuracy", "test/calibration_error"):
         assert printed[tag] == pytest.approx(reported[tag], abs=1e-6)
 
 
-def test_a_config_that_names_foreign_code_is_refused_by_sam_eval(tmp_path, monkeypatch, capsys):
+def test_sam_eval_refuses_a_config_that_names_untrusted_code(tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run")
     config = folder / "config.yaml"
     marker = tmp_path / "ran"
     text = config.read_text().replace("sam_runner.models.small_cnn.SmallCNN", "os.system")
     config.write_text(text.replace("width: 4", f"command: touch {marker}"))
-    done = invoke(monkeypatch, capsys, tmp_path, f"run_dir={folder}", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, folder, entry=evaluate_command.main)
     assert done.returncode == 2
     assert "os.system" in done.stderr
     assert not marker.exists()
 
 
 def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
-    original, calls = Update.__call__, []
+    original, calls = OptimizerStep.__call__, []
 
     def overflow_at_three(self, finite):
         calls.append(1)
@@ -236,16 +236,16 @@ def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
 
     monkeypatch.setattr(OptimizerStep, "__call__", overflow_at_three)
     folder = train_tiny(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")
-    logged = {row["step"]: row["lr"] for row in rows(folder)}
-    assert 3 not in logged  # a skipped step has nothing to tell
+    logged = {row["step"]: row["lr"] for row in read_rows(folder)}
+    assert 3 not in logged  # a skipped step has no row
     for step, update in ((1, 0), (2, 1), (4, 2), (6, 4), (12, 10)):
         assert logged[step] == pytest.approx(0.05 * (1 + math.cos(math.pi * update / 12)) / 2, rel=1e-12)
-    assert result(folder)["skipped_steps"] == 1
+    assert read_result(folder)["skipped_steps"] == 1
 
 
 def test_rho_schedules_reach_the_step(tmp_path):
     options = ("optimizer=sam", "rho=0.2", "optimizer.rho_schedule=linear", "optimizer.rho_final=0.5", "log_every=1")
-    logged = {row["step"]: row["rho"] for row in rows(train_tiny(tmp_path / "run", *options))}
+    logged = {row["step"]: row["rho"] for row in read_rows(train_tiny(tmp_path / "run", *options))}
     assert [logged[step] for step in (1, 7)] == pytest.approx([0.2, 0.15], abs=1e-12)
 
 
@@ -256,26 +256,27 @@ def test_rho_schedules_reach_the_step(tmp_path):
 def test_every_precision_learns_the_digits(options, tmp_path, monkeypatch, capsys):
     arguments = ["optimizer=sam", "rho=0.05", "device=cpu", *options, "run_dir=run"]
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
-    assert result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
+    assert read_result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
 
 
 @pytest.mark.slow
 def test_the_readmes_first_command_reaches_98_percent(tmp_path, monkeypatch, capsys):
     arguments = ["optimizer=sam", "rho=0.05", "run_dir=run"]
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
-    assert result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
+    assert read_result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
 
 
-def test_evaluations_may_be_rarer(tmp_path):
+def test_eval_every_leaves_evaluations_out(tmp_path):
     words = ["epochs=5", "data.val_fraction=0.25", "optimizer=sam"]
     every, some = train_tiny(tmp_path / "every", *words), train_tiny(tmp_path / "some", *words, "eval_every=2")
     ends = [
-        {row["epoch"]: row for row in rows(folder) if row["step"] % 4 == 0 and "lr" in row} for folder in (every, some)
+        {row["epoch"]: row for row in read_rows(folder) if row["step"] % 4 == 0 and "lr" in row}
+        for folder in (every, some)
     ]
     assert [epoch for epoch, row in ends[1].items() if "test/accuracy" in row] == [2, 4, 5]
     assert [epoch for epoch, row in ends[1].items() if "validation/accuracy" in row] == [2, 4, 5]
     for epoch in (2, 4, 5):
-        assert ends[0][epoch] == ends[1][epoch]  # evaluating changes nothing of the training
+        assert ends[0][epoch] == ends[1][epoch]  # an evaluation does not change the training
     best = json.loads((some / "result.json").read_text())
     accuracies = {epoch: ends[1][epoch]["validation/accuracy"] for epoch in (2, 4, 5)}
     assert best["best"]["validation/accuracy"] == max(accuracies.values())

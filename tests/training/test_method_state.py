@@ -10,13 +10,13 @@ from sam_runner.sam.step import SamStep
 from sam_runner.training import loop
 from sam_runner.training.build import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.state import Outputs, Progress, restore, save
-from tests.helpers import TINY, settings_of
+from sam_runner.training.state import Outputs, Progress, restore_state, save_checkpoint
+from tests.helpers import TINY, config_of
 from tests.oracles.methods import Drift
 
 
 def run_with(method):
-    run = build_run(settings_of(*TINY, "optimizer=sam", "precision=fp32"))
+    run = build_run(config_of(*TINY, "optimizer=sam", "precision=fp32"))
     return replace(run, step=SamStep(run.step.objective, run.step.optimizer, method))
 
 
@@ -37,12 +37,12 @@ def test_a_resumed_run_has_the_bits_of_the_methods_state(tmp_path):
     progress = Progress()
     train(first, progress, 3)
     checkpoints = CheckpointFolder(tmp_path)
-    save(first, Outputs(mock.Mock(flush=lambda: 0), checkpoints), progress)
+    save_checkpoint(first, Outputs(mock.Mock(flush=lambda: 0), checkpoints), progress)
     second = run_with(Drift())
-    progress = restore(second, checkpoints.latest())
+    progress = restore_state(second, checkpoints.load_latest())
     assert all(torch.equal(a, b) for a, b in zip(bits(first), bits(second), strict=True))
     assert any(part.any() for part in second.step.method.state["mean"])
     train(second, progress, 2)
     assert all(torch.equal(a, b) for a, b in zip(bits(whole), bits(second), strict=True))
     with pytest.raises(ValueError, match="the method sam has"):
-        restore(build_run(settings_of(*TINY, "optimizer=sam")), checkpoints.latest())
+        restore_state(build_run(config_of(*TINY, "optimizer=sam")), checkpoints.load_latest())

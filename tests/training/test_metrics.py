@@ -1,4 +1,4 @@
-"""Metrics against NumPy and cases worked out by hand."""
+"""Metrics against NumPy and against values worked out by hand."""
 
 import dataclasses
 import json
@@ -101,8 +101,8 @@ def test_calibration_error_weights_bins_by_their_examples():
 def test_calibration_errors_of_opposite_sign_cancel_within_a_bin_only():
     logits, labels = two_class_logits(0.75, 4), torch.tensor([0, 0, 0, 1])
     assert float(calibration_error(logits, labels)) == pytest.approx(0, abs=1e-12)
-    apart = torch.cat([two_class_logits(0.55, 1), two_class_logits(0.95, 1)])
-    assert float(calibration_error(apart, torch.tensor([0, 1]))) == pytest.approx((0.45 + 0.95) / 2, abs=1e-12)
+    separate_bins = torch.cat([two_class_logits(0.55, 1), two_class_logits(0.95, 1)])
+    assert float(calibration_error(separate_bins, torch.tensor([0, 1]))) == pytest.approx((0.45 + 0.95) / 2, abs=1e-12)
 
 
 def test_calibration_bins_are_closed_on_the_right():
@@ -150,7 +150,7 @@ def test_top_five_of_equal_logits_takes_the_lower_classes_first(sizes):
 
 
 @pytest.mark.parametrize("place", [0, 3])
-def test_what_is_not_a_number_is_not_among_the_first_five(place):
+def test_a_nan_logit_is_not_among_the_first_five(place):
     logits = torch.zeros(1, 7)
     logits[0, place] = math.nan
     assert evaluation_metrics(logits, torch.tensor([place]))["accuracy_top5"] == 0
@@ -220,10 +220,10 @@ def test_train_meter_sums_equal_numpy(batch_sizes, seed):
             "recovered_corrupted": (prediction == clean)[corrupted].sum(),
         }
         expected = {name: expected[name] + float(added.get(name, 0)) for name in SUMS}
-    assert meter.take() == pytest.approx(expected, rel=1e-6, abs=1e-6)
+    assert meter.read_and_reset() == pytest.approx(expected, rel=1e-6, abs=1e-6)
 
 
-def test_train_meter_goes_on_from_its_sums_to_the_bit():
+def test_train_meter_continues_from_its_sums_to_the_bit():
     random = np.random.default_rng(0)
     steps = [
         (stats(torch.from_numpy(random.normal(size=(3, 4)).astype(np.float32)), loss=float(random.random())),
@@ -236,30 +236,30 @@ def test_train_meter_goes_on_from_its_sums_to_the_bit():
     first = TrainMeter(CPU)
     for step, labels in steps[:3]:
         first.add(step, labels, labels)
-    second = TrainMeter(CPU, json.loads(json.dumps(first.peek())))
+    second = TrainMeter(CPU, json.loads(json.dumps(first.read())))
     for step, labels in steps[3:]:
         second.add(step, labels, labels)
-    assert second.take() == whole.take()
+    assert second.read_and_reset() == whole.read_and_reset()
 
 
 @pytest.mark.parametrize("bad", range(4))
-def test_a_step_that_is_not_finite_is_counted_and_nothing_else(bad):
+def test_only_the_count_of_a_nonfinite_step_is_added(bad):
     meter = TrainMeter(CPU)
     meter.add(stats(predicting([0]), loss=3.0), torch.tensor([0]), torch.tensor([0]))
     finite = torch.ones(4, dtype=torch.bool)
     finite[bad] = False
     broken = dataclasses.replace(stats(predicting([0]), loss=math.nan, grad_norm=math.inf), finite=finite)
     meter.add(broken, torch.tensor([0]), torch.tensor([0]))
-    sums = meter.take()
+    sums = meter.read_and_reset()
     assert (sums["num_steps"], sums["loss"], sums["num_nonfinite"]) == (1, 3.0, 1)
     assert [sums[name] for name in SUMS[-4:]] == [float(index == bad) for index in range(4)]
 
 
-def test_train_meter_starts_again_after_take():
+def test_train_meter_starts_at_zero_after_read_and_reset():
     meter = TrainMeter(CPU)
     meter.add(stats(predicting([0]), loss=3.0), torch.tensor([0]), torch.tensor([0]))
-    assert meter.take()["loss"] == 3.0
-    assert set(meter.take().values()) == {0.0}
+    assert meter.read_and_reset()["loss"] == 3.0
+    assert set(meter.read_and_reset().values()) == {0.0}
 
 
 def test_train_metrics_split_clean_memorised_and_recovered():
@@ -268,7 +268,7 @@ def test_train_metrics_split_clean_memorised_and_recovered():
     prediction = [0, 0, 2, 3, 0, 2, 3, 1]  # two clean right; two memorised, two recovered, one neither
     meter = TrainMeter(CPU)
     meter.add(stats(predicting(prediction)), labels, clean)
-    values = train_metrics(meter.take(), perturbed=False)
+    values = train_metrics(meter.read_and_reset(), is_perturbed=False)
     assert values["accuracy"] == 4 / 8
     assert values["accuracy_clean"] == pytest.approx(2 / 3, abs=1e-12)
     assert values["memorised"] == pytest.approx(2 / 5, abs=1e-12)
@@ -281,20 +281,20 @@ def test_train_metrics_average_losses_over_images_and_norms_over_steps():
         labels = torch.zeros(size, dtype=torch.int64)
         step = stats(predicting([0] * size), loss=loss, loss_perturbed=2 * loss, grad_norm=norm, eps_norm=norm / 4)
         meter.add(step, labels, labels)
-    values = train_metrics(meter.take(), perturbed=True)
+    values = train_metrics(meter.read_and_reset(), is_perturbed=True)
     assert values == {
         "loss": 1.5, "accuracy": 1.0, "grad_norm": 3.0, "loss_perturbed": 3.0, "loss_gap": 1.5, "eps_norm": 0.75,
     }  # fmt: skip
 
 
-def test_train_metrics_of_one_pass_without_noise_have_nothing_to_say_of_either():
+def test_train_metrics_of_one_pass_without_noise_have_no_metrics_of_either():
     meter = TrainMeter(CPU)
     meter.add(stats(predicting([0]), loss=3.0), torch.tensor([0]), torch.tensor([0]))
-    assert set(train_metrics(meter.take(), perturbed=False)) == {"loss", "accuracy", "grad_norm"}
+    assert set(train_metrics(meter.read_and_reset(), is_perturbed=False)) == {"loss", "accuracy", "grad_norm"}
 
 
 def test_train_metrics_where_every_label_is_corrupted():
     meter = TrainMeter(CPU)
     meter.add(stats(predicting([1, 2])), torch.tensor([1, 1]), torch.tensor([0, 2]))
-    values = train_metrics(meter.take(), perturbed=False)
+    values = train_metrics(meter.read_and_reset(), is_perturbed=False)
     assert (values["accuracy_clean"], values["memorised"], values["recovered"]) == (0.0, 0.5, 0.5)

@@ -1,4 +1,4 @@
-"""A run that is stopped after any step goes on as if nothing had happened: the same bits everywhere."""
+"""A run that is stopped after any step and continued writes the same bits as an uninterrupted run."""
 
 import json
 import os
@@ -10,9 +10,8 @@ import torch
 from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.training import evaluation, loop
 from sam_runner.training.checkpoints import CheckpointFolder
-from tests.config.test_conf import image_folder
-from tests.helpers import TINY, invoke, train_tiny
-from tests.training.test_loop import same_state, same_tensors, state, tensorboard_steps
+from tests.helpers import TINY, invoke, train_tiny, write_image_folder
+from tests.training.test_loop import equal_states, equal_values, load_state, read_tensorboard_steps
 
 STEPS, PER_EPOCH = 12, 6  # of the tiny problem
 COMMON = ("model.dropout=0.3", "augment.pad=1", "augment.flip=true", "log_every=2", "noise=symmetric", "noise.rate=0.5")
@@ -35,7 +34,7 @@ KINDS = {
 
 
 def stop_after(monkeypatch, steps, number=signal.SIGTERM):
-    """A real signal to this process in its so-many-th step."""
+    """Send a signal to this process in the last of `steps` training steps."""
     original, taken = loop._train_step, []
 
     def step(*arguments):
@@ -47,8 +46,8 @@ def stop_after(monkeypatch, steps, number=signal.SIGTERM):
     monkeypatch.setattr(loop, "_train_step", step)
 
 
-def note_saves(monkeypatch):
-    """The steps at which checkpoints are written."""
+def record_saves(monkeypatch):
+    """Return a list that collects the steps at which checkpoints are written."""
     saved, original = [], CheckpointFolder.save
 
     def save(self, step, *rest, **more):
@@ -59,7 +58,7 @@ def note_saves(monkeypatch):
     return saved
 
 
-def logged(folder):
+def read_metrics(folder):
     return (folder / "metrics.jsonl").read_bytes()
 
 
@@ -77,55 +76,55 @@ def references(tmp_path_factory):
 
 
 def test_the_reference_depends_on_what_is_restored(references):
-    """Otherwise equality would show nothing."""
-    assert logged(references("sam")) != logged(references("sgd"))
-    assert len({logged(references(kind)) for kind in KINDS}) == len(KINDS)
+    """Otherwise equal metrics would prove nothing."""
+    assert read_metrics(references("sam")) != read_metrics(references("sgd"))
+    assert len({read_metrics(references(kind)) for kind in KINDS}) == len(KINDS)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("after", [pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 6, 11)] + [4])
-def test_stopped_after_any_step_it_goes_on_to_the_bit(kind, after, references, tmp_path, monkeypatch, capsys):
+def test_a_run_stopped_after_any_step_continues_to_the_bit(kind, after, references, tmp_path, monkeypatch, capsys):
     arguments = [*KINDS[kind], *COMMON]
     with monkeypatch.context() as patch:
         stop_after(patch, after)
-        stopped = invoke(patch, capsys, tmp_path, *tiny(arguments, tmp_path / "run"))
+        stopped = invoke(patch, capsys, tmp_path, *arguments_of(arguments, tmp_path / "run"))
     assert stopped.returncode == 75
     assert f"SIGTERM: stopped after step {after}" in stopped.stdout
-    assert state(tmp_path / "run")["step"] == after
-    assert train_status(tmp_path / "run")["status"] == "preempted"
-    resumed = invoke(monkeypatch, capsys, tmp_path, *tiny(arguments, tmp_path / "run"))
+    assert load_state(tmp_path / "run")["step"] == after
+    assert read_status(tmp_path / "run")["status"] == "preempted"
+    resumed = invoke(monkeypatch, capsys, tmp_path, *arguments_of(arguments, tmp_path / "run"))
     assert resumed.returncode == 0, resumed.stderr
     assert f"after step {after}," in resumed.stdout
     reference = references(kind)
-    assert logged(tmp_path / "run") == logged(reference)
-    assert same_state(tmp_path / "run", reference)
-    assert tensorboard_steps(tmp_path / "run") == tensorboard_steps(reference)
+    assert read_metrics(tmp_path / "run") == read_metrics(reference)
+    assert equal_states(tmp_path / "run", reference)
+    assert read_tensorboard_steps(tmp_path / "run") == read_tensorboard_steps(reference)
 
 
-def tiny(arguments, folder):
-    return [*TINY, *arguments, f"run_dir={folder}"]
+def arguments_of(options, folder):
+    return [*TINY, *options, f"run_dir={folder}"]
 
 
-def train_status(folder):
+def read_status(folder):
     return json.loads((folder / "status.json").read_text())
 
 
 @pytest.mark.slow
 def test_stopped_after_every_single_step(references, tmp_path, monkeypatch, capsys):
-    arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
+    arguments = arguments_of([*KINDS["sam"], *COMMON], tmp_path / "run")
     for number in range(STEPS):
         with monkeypatch.context() as patch:
             stop_after(patch, 1)
             done = invoke(patch, capsys, tmp_path, *arguments)
         assert done.returncode == 75
-        assert state(tmp_path / "run")["step"] == number + 1
+        assert load_state(tmp_path / "run")["step"] == number + 1
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
-    assert logged(tmp_path / "run") == logged(references("sam"))
-    assert same_state(tmp_path / "run", references("sam"))
+    assert read_metrics(tmp_path / "run") == read_metrics(references("sam"))
+    assert equal_states(tmp_path / "run", references("sam"))
 
 
 @pytest.mark.parametrize("epoch", [1, 2])
-def test_stopped_in_an_evaluation_it_evaluates_again(epoch, references, tmp_path, monkeypatch, capsys):
+def test_a_run_stopped_in_an_evaluation_evaluates_again(epoch, references, tmp_path, monkeypatch, capsys):
     original, calls = evaluation.predict, []
 
     def predict(*arguments):
@@ -134,21 +133,21 @@ def test_stopped_in_an_evaluation_it_evaluates_again(epoch, references, tmp_path
             os.kill(os.getpid(), signal.SIGUSR1)
         return original(*arguments)
 
-    arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
+    arguments = arguments_of([*KINDS["sam"], *COMMON], tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(evaluation, "predict", predict)
         done = invoke(patch, capsys, tmp_path, *arguments)
     assert done.returncode == 75
     assert "SIGUSR1" in done.stdout
-    saved = state(tmp_path / "run")["progress"]
+    saved = load_state(tmp_path / "run")["progress"]
     assert (saved["epoch"], saved["batch"], saved["step"]) == (epoch - 1, PER_EPOCH, PER_EPOCH * epoch)
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
-    assert logged(tmp_path / "run") == logged(references("sam"))
-    assert same_state(tmp_path / "run", references("sam"))
+    assert read_metrics(tmp_path / "run") == read_metrics(references("sam"))
+    assert equal_states(tmp_path / "run", references("sam"))
 
 
 def test_checkpoints_within_an_epoch_are_used(references, tmp_path, monkeypatch, capsys):
-    """A crash, not a stop: what was done after the last checkpoint is done again."""
+    """After a crash, the steps since the last checkpoint are repeated."""
     original, taken = loop._train_step, []
 
     def crash_in_step_eight(*arguments):
@@ -157,34 +156,34 @@ def test_checkpoints_within_an_epoch_are_used(references, tmp_path, monkeypatch,
             raise RuntimeError("the power went")
         original(*arguments)
 
-    arguments = tiny([*KINDS["sam"], *COMMON, "checkpoint.every_steps=1"], tmp_path / "run")
+    arguments = arguments_of([*KINDS["sam"], *COMMON, "checkpoint.every_steps=1"], tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_train_step", crash_in_step_eight)
         assert invoke(patch, capsys, tmp_path, *arguments).returncode == 1
-    assert state(tmp_path / "run")["step"] == 7
+    assert load_state(tmp_path / "run")["step"] == 7
     done = invoke(monkeypatch, capsys, tmp_path, *arguments)
     assert "after step 7, in epoch 2" in done.stdout
-    assert logged(tmp_path / "run") == logged(references("sam"))
-    assert same_state(tmp_path / "run", references("sam"))
+    assert read_metrics(tmp_path / "run") == read_metrics(references("sam"))
+    assert equal_states(tmp_path / "run", references("sam"))
 
 
 def test_a_time_between_checkpoints_is_kept(tmp_path, monkeypatch, capsys):
-    saved = note_saves(monkeypatch)
-    arguments = tiny(["optimizer=sgd", "checkpoint.every_seconds=1e-9"], tmp_path / "run")
+    saved = record_saves(monkeypatch)
+    arguments = arguments_of(["optimizer=sgd", "checkpoint.every_seconds=1e-9"], tmp_path / "run")
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
     assert saved == list(range(1, STEPS + 1))
 
 
-def test_ends_of_epochs_that_come_too_soon_are_not_saved(tmp_path, monkeypatch, capsys):
-    saved = note_saves(monkeypatch)
+def test_the_end_of_an_epoch_within_min_interval_is_not_saved(tmp_path, monkeypatch, capsys):
+    saved = record_saves(monkeypatch)
     options = ["optimizer=sgd", "epochs=5", "checkpoint.keep_epochs=[2]", "checkpoint.min_interval=1000"]
-    assert invoke(monkeypatch, capsys, tmp_path, *tiny(options, tmp_path / "run")).returncode == 0
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments_of(options, tmp_path / "run")).returncode == 0
     assert saved == [2 * PER_EPOCH, 5 * PER_EPOCH]
 
 
 def test_stopped_at_the_end_of_an_epoch_that_was_not_saved(references, tmp_path, monkeypatch, capsys):
-    """The signal comes while the epoch's line is written."""
-    original, calls = loop._epoch_line, []
+    """The signal arrives while the line of the epoch is logged."""
+    original, calls = loop._format_epoch, []
 
     def line(*arguments):
         calls.append(1)
@@ -192,17 +191,17 @@ def test_stopped_at_the_end_of_an_epoch_that_was_not_saved(references, tmp_path,
             os.kill(os.getpid(), signal.SIGTERM)
         return original(*arguments)
 
-    arguments = tiny([*KINDS["sam"], *COMMON, "checkpoint.min_interval=1000"], tmp_path / "run")
+    arguments = arguments_of([*KINDS["sam"], *COMMON, "checkpoint.min_interval=1000"], tmp_path / "run")
     with monkeypatch.context() as patch:
-        patch.setattr(loop, "_epoch_line", line)
+        patch.setattr(loop, "_format_epoch", line)
         assert invoke(patch, capsys, tmp_path, *arguments).returncode == 75
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
-    assert logged(tmp_path / "run") == logged(references("sam"))
-    assert same_state(tmp_path / "run", references("sam"))
+    assert read_metrics(tmp_path / "run") == read_metrics(references("sam"))
+    assert equal_states(tmp_path / "run", references("sam"))
 
 
-def test_sets_on_disk_go_on_to_the_bit(tmp_path, monkeypatch, capsys):
-    root = image_folder(tmp_path / "images")
+def test_runs_with_images_on_disk_continue_to_the_bit(tmp_path, monkeypatch, capsys):
+    root = write_image_folder(tmp_path / "images")
     options = ["data=image_folder", f"data.root={root}", "data.storage=disk", "data.image_size=8", "augment=inception"]
     options += ["batch_size=16", "epochs=2", "optimizer=sam", "device=cpu", "model.width=4", "log_every=1"]
     assert invoke(monkeypatch, capsys, tmp_path, *options, "run_dir=whole").returncode == 0
@@ -210,11 +209,11 @@ def test_sets_on_disk_go_on_to_the_bit(tmp_path, monkeypatch, capsys):
         stop_after(patch, 3)
         assert invoke(patch, capsys, tmp_path, *options, "run_dir=run").returncode == 75
     assert invoke(monkeypatch, capsys, tmp_path, *options, "run_dir=run").returncode == 0
-    assert logged(tmp_path / "run") == logged(tmp_path / "whole")
-    assert same_state(tmp_path / "run", tmp_path / "whole")
+    assert read_metrics(tmp_path / "run") == read_metrics(tmp_path / "whole")
+    assert equal_states(tmp_path / "run", tmp_path / "whole")
 
 
-def test_two_interrupts_end_it_at_once_and_leave_the_last_checkpoint(tmp_path, monkeypatch, capsys):
+def test_two_interrupts_end_a_run_immediately_and_keep_the_last_checkpoint(tmp_path, monkeypatch, capsys):
     original, taken = loop._train_step, []
 
     def interrupt_twice(*arguments):
@@ -224,26 +223,26 @@ def test_two_interrupts_end_it_at_once_and_leave_the_last_checkpoint(tmp_path, m
             os.kill(os.getpid(), signal.SIGINT)
             os.kill(os.getpid(), signal.SIGINT)
 
-    arguments = tiny([*KINDS["sam"], *COMMON], tmp_path / "run")
+    arguments = arguments_of([*KINDS["sam"], *COMMON], tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_train_step", interrupt_twice)
         assert invoke(patch, capsys, tmp_path, *arguments).returncode == 130
-    assert state(tmp_path / "run")["step"] == PER_EPOCH
-    assert train_status(tmp_path / "run")["status"] == "interrupted"
+    assert load_state(tmp_path / "run")["step"] == PER_EPOCH
+    assert read_status(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_one_interrupt_saves_and_ends_with_130(tmp_path, monkeypatch, capsys):
+def test_one_interrupt_saves_and_exits_with_130(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 5, signal.SIGINT)
-        done = invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+        done = invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     assert done.returncode == 130
-    assert state(tmp_path / "run")["step"] == 5
+    assert load_state(tmp_path / "run")["step"] == 5
     assert f"run_dir={tmp_path / 'run'}" in done.stdout
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
-def test_a_stop_ends_a_sweep_and_the_same_sweep_goes_on(tmp_path, monkeypatch, capsys):
-    sweep = ["-m", *tiny(["optimizer=sam", "rho=0.1,0.2,0.3"], "x")[:-1], "sweep_name=s"]
+def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path, monkeypatch, capsys):
+    sweep = ["-m", *arguments_of(["optimizer=sam", "rho=0.1,0.2,0.3"], "x")[:-1], "sweep_name=s"]
     with monkeypatch.context() as patch:
         stop_after(patch, STEPS + 2)
         done = invoke(patch, capsys, tmp_path, *sweep)
@@ -267,12 +266,12 @@ def test_a_stop_ends_a_sweep_and_the_same_sweep_goes_on(tmp_path, monkeypatch, c
         ("eval_every=2", "1 -> 2: other epochs are evaluated"),
     ],
 )
-def test_harmless_changes_are_told_and_the_run_goes_on(changed, message, tmp_path, monkeypatch, capsys):
+def test_accepted_changes_are_logged_and_the_run_continues(changed, message, tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+        invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     torch._dynamo.reset()
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", changed], tmp_path / "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", changed], tmp_path / "run"))
     assert done.returncode == 0, done.stderr
     assert message in done.stdout
     assert f"{changed.partition('=')[0]} changed" in done.stdout
@@ -282,25 +281,30 @@ def test_harmless_changes_are_told_and_the_run_goes_on(changed, message, tmp_pat
 def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", "optimizer=sam", "schedule=constant")
     whole = train_tiny(tmp_path / "whole", "optimizer=sam", "schedule=constant", "epochs=4")
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "schedule=constant", "epochs=4"], folder))
+    done = invoke(
+        monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", "schedule=constant", "epochs=4"], folder)
+    )
     assert done.returncode == 0, done.stderr
     assert "after step 12, in epoch 3" in done.stdout
-    assert logged(folder) == logged(whole)
-    assert same_state(folder, whole)
-    shorter = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "schedule=constant", "epochs=3"], folder))
+    assert read_metrics(folder) == read_metrics(whole)
+    assert equal_states(folder, whole)
+    shorter = invoke(
+        monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", "schedule=constant", "epochs=3"], folder)
+    )
     assert shorter.returncode == 2
     assert "has done 24 steps, and 18 are asked for" in shorter.stderr
 
 
-def test_other_evaluations_leave_the_weights_as_they_are(references, tmp_path, monkeypatch, capsys):
+def test_eval_every_does_not_change_the_weights(references, tmp_path, monkeypatch, capsys):
     arguments = [*KINDS["sam"], *COMMON]
     with monkeypatch.context() as patch:
         stop_after(patch, 4)
-        assert invoke(patch, capsys, tmp_path, *tiny(arguments, "run")).returncode == 75
-    assert invoke(monkeypatch, capsys, tmp_path, *tiny([*arguments, "eval_every=2"], "run")).returncode == 0
-    assert same_tensors(state(tmp_path / "run")["model"], state(references("sam"))["model"])
+        assert invoke(patch, capsys, tmp_path, *arguments_of(arguments, "run")).returncode == 75
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments_of([*arguments, "eval_every=2"], "run")).returncode == 0
+    assert equal_values(load_state(tmp_path / "run")["model"], load_state(references("sam"))["model"])
     rows = [
-        [json.loads(row) for row in logged(folder).splitlines()] for folder in (tmp_path / "run", references("sam"))
+        [json.loads(row) for row in read_metrics(folder).splitlines()]
+        for folder in (tmp_path / "run", references("sam"))
     ]
     mine, theirs = ([row["step"] for row in part if "test/accuracy" in row] for part in rows)
     assert (mine, theirs) == ([STEPS], [PER_EPOCH, STEPS])
@@ -311,8 +315,8 @@ def test_other_evaluations_leave_the_weights_as_they_are(references, tmp_path, m
     ("after", "fewer"),
     [(None, "max_steps=8"), (None, "max_steps=11"), (9, "max_steps=8"), (9, "max_steps=2"), (9, "epochs=1")],
 )
-def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(after, fewer, tmp_path, monkeypatch, capsys):
-    words = tiny(["optimizer=sam", "schedule=constant", "log_every=50"], "run")
+def test_fewer_steps_than_completed_are_refused_and_no_file_changes(after, fewer, tmp_path, monkeypatch, capsys):
+    words = arguments_of(["optimizer=sam", "schedule=constant", "log_every=50"], "run")
     with monkeypatch.context() as patch:
         if after is not None:
             stop_after(patch, after)
@@ -330,63 +334,61 @@ def test_fewer_steps_than_are_done_are_refused_and_nothing_changes(after, fewer,
 
 @pytest.mark.parametrize(("after", "end"), [(9, 9), (9, 11), (None, STEPS)])
 @pytest.mark.parametrize("every", [2, 50])
-def test_an_end_at_or_after_the_steps_that_are_done_is_that_of_such_a_run(
-    after, end, every, tmp_path, monkeypatch, capsys
-):
+def test_a_shortened_run_equals_a_run_of_that_length(after, end, every, tmp_path, monkeypatch, capsys):
     words = ["optimizer=sam", "schedule=constant", f"log_every={every}"]
     with monkeypatch.context() as patch:
         if after is not None:
             stop_after(patch, after)
-        invoke(patch, capsys, tmp_path, *tiny(words, "run"))
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny([*words, f"max_steps={end}"], "run"))
+        invoke(patch, capsys, tmp_path, *arguments_of(words, "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments_of([*words, f"max_steps={end}"], "run"))
     assert done.returncode == 0, done.stderr
     whole = train_tiny(tmp_path / "whole", *words, f"max_steps={end}")
-    assert logged(tmp_path / "run") == logged(whole)
+    assert read_metrics(tmp_path / "run") == read_metrics(whole)
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == end
 
 
 @pytest.mark.parametrize("changed", ["rho=0.2", "seed=1", "batch_size=8", "precision=fp16", "lr=0.01"])
 def test_changes_that_make_another_run_are_refused_by_name(changed, tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", "optimizer=sam")
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", changed], folder))
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", changed], folder))
     assert done.returncode == 2
     assert changed.partition("=")[0] in done.stderr
     assert "->" in done.stderr
 
 
-def test_another_number_of_threads_is_told(tmp_path, monkeypatch, capsys):
+def test_another_number_of_threads_is_logged(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+        invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     path = tmp_path / "run" / "environment.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "threads": 64}))
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     assert done.returncode == 0
     assert "threads 64 -> 1" in done.stdout
 
 
-def test_left_over_temporary_files_go(tmp_path, monkeypatch, capsys):
+def test_temporary_files_of_a_killed_run_are_deleted(tmp_path, monkeypatch, capsys):
     with monkeypatch.context() as patch:
         stop_after(patch, 5)
-        invoke(patch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run"))
+        invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     for name in ("checkpoints/step-00000009.pt.tmp.77", "status.json.tmp.77"):
         (tmp_path / "run" / name).write_text("half")
-    assert invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam"], tmp_path / "run")).returncode == 0
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run")).returncode == 0
     assert not list((tmp_path / "run").rglob("*.tmp.*"))
 
 
-def test_same_tensors_sees_a_difference():
-    assert not same_tensors({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-30])})
+def test_equal_values_sees_a_difference():
+    assert not equal_values({"a": torch.zeros(2)}, {"a": torch.tensor([0.0, 1e-30])})
 
 
-def test_a_run_that_is_ended_at_an_epoch_without_an_evaluation_has_one(tmp_path, monkeypatch, capsys):
+def test_a_run_shortened_to_an_epoch_without_evaluation_is_evaluated(tmp_path, monkeypatch, capsys):
     words = ["optimizer=sam", "schedule=constant", "eval_every=5"]
     with monkeypatch.context() as patched:
         stop_after(patched, 20)
-        assert invoke(patched, capsys, tmp_path, *tiny([*words, "epochs=10"], "run")).returncode == 75
+        assert invoke(patched, capsys, tmp_path, *arguments_of([*words, "epochs=10"], "run")).returncode == 75
     for path in (tmp_path / "run" / "checkpoints").glob("*20*"):  # in epoch 4; the end of epoch 3 is left
         path.unlink()
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny([*words, "epochs=3"], "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments_of([*words, "epochs=3"], "run"))
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     whole = json.loads((train_tiny(tmp_path / "whole", *words, "epochs=3") / "result.json").read_text())
@@ -395,27 +397,27 @@ def test_a_run_that_is_ended_at_an_epoch_without_an_evaluation_has_one(tmp_path,
     assert result["final"]["test/nll"] == whole["final"]["test/nll"]
 
 
-def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_those_that_are_there(
+def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_the_existing_ones(
     tmp_path, monkeypatch, capsys
 ):
     with monkeypatch.context() as patched:
         stop_after(patched, 8)
-        invoke(patched, capsys, tmp_path, *tiny(["optimizer=sam", "eval_every=5", "epochs=9"], "run"))
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=evaluate_command.main)
+        invoke(patched, capsys, tmp_path, *arguments_of(["optimizer=sam", "eval_every=5", "epochs=9"], "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "best", entry=evaluate_command.main)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: there is no best checkpoint in run/checkpoints: one is written after an evaluation\n"
-        "  use checkpoint=last; there are: step-00000008-within, step-00000006\n"
+        "  use --checkpoint last; it is one of: step-00000008-within, step-00000006\n"
     )
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=last", entry=evaluate_command.main)
+    done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "last", entry=evaluate_command.main)
     assert done.returncode == 0
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.unlink()
-    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=run", "checkpoint=best", entry=evaluate_command.main)
-    assert (done.returncode, "there are no others either" in done.stderr) == (2, True)
+    done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "best", entry=evaluate_command.main)
+    assert (done.returncode, "there are no other checkpoints" in done.stderr) == (2, True)
 
 
-def test_weights_that_are_not_finite_are_no_checkpoint_without_an_evaluation_either(tmp_path, monkeypatch, capsys):
+def test_nonfinite_weights_are_not_saved_in_an_epoch_without_evaluation(tmp_path, monkeypatch, capsys):
     original = loop._train_step
 
     def step(run, *rest):
@@ -424,7 +426,7 @@ def test_weights_that_are_not_finite_are_no_checkpoint_without_an_evaluation_eit
             next(iter(run.model.parameters())).detach()[0] = float("nan")
 
     monkeypatch.setattr(loop, "_train_step", step)
-    done = invoke(monkeypatch, capsys, tmp_path, *tiny(["optimizer=sam", "epochs=4", "eval_every=2"], "run"))
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", "epochs=4", "eval_every=2"], "run"))
     assert done.returncode == 1
     assert "weights is not finite after epoch 1" in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))

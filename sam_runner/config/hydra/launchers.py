@@ -22,12 +22,12 @@ EXTRAS = {  # the option: the extra of this package that brings it
 }  # fmt: skip
 JOBS_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the plugin's own
 STORAGE = "sqlite:///${folder:${hydra.sweep.dir}}/optuna.db"
-CELLS, CORES, GPUS, GPU = "${cells_at_once:}", "${cores:}", "${gpus:}", "${gpu_each:}"
+JOBS, CORES, GPUS, GPU = "${jobs_at_once:}", "${cores:}", "${gpus:}", "${gpu_each:}"
 NAMES = ("${hydra.job.name}", "${sweep_name}")
-COMPUTED = (JOBS_FOLDER, STORAGE, CELLS, CORES, GPUS, GPU, *NAMES)  # in the plugins' options, theirs and ours
+COMPUTED = (JOBS_FOLDER, STORAGE, JOBS, CORES, GPUS, GPU, *NAMES)  # in the plugins' options, theirs and ours
 DEFAULTS: dict[str, dict[str, Any]] = {  # our choices
     "hydra/launcher/joblib": {
-        "n_jobs": CELLS,  # one a GPU, without any one a core; the plugin's: one a core
+        "n_jobs": JOBS,  # one a GPU, without any one a core; the plugin's: one a core
     },
     "hydra/launcher/submitit_local": {
         "timeout_min": 7 * 24 * 60,  # the plugin's: an hour
@@ -49,7 +49,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # our choices
                 "include_dashboard": False,  # a web server that runs what it is sent
                 "logging_level": 30,  # warnings
             },
-            "remote": {"num_cpus": 1, "num_gpus": GPU},  # of a cell
+            "remote": {"num_cpus": 1, "num_gpus": GPU},  # of a job
         },
     },
     "hydra/sweeper/sampler/tpe": {"seed": 0},
@@ -87,14 +87,14 @@ def register() -> None:
         with contextlib.suppress(ConfigLoadError):
             found = store.load(f"{path}.yaml")
             store.store(group=group, name=name, node=OmegaConf.merge(found.node, values), provider=found.provider)
-    OmegaConf.register_new_resolver("cells_at_once", _cells_at_once, replace=True)
+    OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once, replace=True)
     OmegaConf.register_new_resolver("cores", _cores, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     OmegaConf.register_new_resolver("gpu_each", lambda: min(1, _gpus()), replace=True)
     OmegaConf.register_new_resolver("folder", _made, replace=True)
 
 
-def _cells_at_once() -> int:
+def _jobs_at_once() -> int:
     from sam_runner.utils.hardware import choose_num_parallel_jobs
 
     return choose_num_parallel_jobs(_gpus(), _cores())
@@ -119,13 +119,13 @@ def _made(folder: str) -> str:
 
 
 def prepare(hydra: DictConfig) -> None:
-    """Before a sweep: what Ray reads from the environment, and that a cell fits into what it may use.
+    """Before a sweep: what Ray reads from the environment, and that a job fits into what it may use.
 
     Args:
         hydra: Hydra's own settings.
 
     Raises:
-        InputError: Where a cell needs more than there is: Ray would wait for it.
+        InputError: Where a job needs more than there is: Ray would wait for it.
     """
     if not is_ray(hydra):
         return
@@ -135,7 +135,7 @@ def prepare(hydra: DictConfig) -> None:
     for kind, key in (("cores", "num_cpus"), ("GPUs", "num_gpus")):
         if (needed.get(key) or 0) > (there.get(key) or 0):
             raise InputError(
-                f"hydra.launcher.ray.remote.{key}={needed[key]}: there are {there.get(key) or 0} {kind} for all cells\n"
+                f"hydra.launcher.ray.remote.{key}={needed[key]}: there are {there.get(key) or 0} {kind} for all jobs\n"
                 f"  give less, or more of them: hydra.launcher.ray.init.{key}"
             )
 

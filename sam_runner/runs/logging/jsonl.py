@@ -1,4 +1,4 @@
-"""metrics.jsonl, the same bytes for the same run, and timing.jsonl."""
+"""JSON lines: metrics.jsonl, which has the same bytes in every repetition of a run, and timing.jsonl."""
 
 import json
 import os
@@ -10,18 +10,18 @@ from torch import Tensor
 
 
 class JsonlLogger:
-    """Appends one JSON object a line.
+    """Appends JSON objects to metrics.jsonl and timing.jsonl, one per line.
 
     Args:
         folder: The run folder.
-        num_bytes: Length of metrics.jsonl when the checkpoint was written that the run continues from; the rest is cut.
+        num_bytes: Length of metrics.jsonl at the checkpoint that the run continues from; later rows are deleted.
     """
 
     name = "jsonl"
 
     def __init__(self, folder: Path, num_bytes: int = 0) -> None:
         self._metrics = (folder / "metrics.jsonl").open("ab")
-        self._metrics.truncate(min(num_bytes, self._metrics.tell()))  # a longer file would be filled with zeros
+        self._metrics.truncate(min(num_bytes, self._metrics.tell()))  # truncate would extend a shorter file with zeros
         self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -34,13 +34,13 @@ class JsonlLogger:
         self._timing.write(json.dumps({"step": step, **values}) + "\n")
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """Do nothing: pictures are no JSON."""
+        """Ignore the picture: JSON has no pictures."""
 
     def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
-        """Do nothing: config.yaml and result.json hold them."""
+        """Ignore the call: config.yaml and result.json hold settings and final metrics."""
 
     def flush(self) -> int:
-        """Bring metrics.jsonl to the disk; return its length in bytes."""
+        """Write buffered rows to disk; return the length of metrics.jsonl in bytes."""
         self._metrics.flush()
         os.fsync(self._metrics.fileno())
         self._timing.flush()

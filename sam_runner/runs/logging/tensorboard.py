@@ -15,7 +15,7 @@ class TensorboardLogger:
 
     Args:
         folder: The run folder.
-        start_step: Steps that are done; TensorBoard drops what an interrupted run logged after them.
+        start_step: Number of completed steps; TensorBoard ignores what an interrupted run logged after them.
     """
 
     name = "tensorboard"
@@ -24,7 +24,7 @@ class TensorboardLogger:
         _wait_for_new_second(folder)
         self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
 
-    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
+    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - of the protocol
         """Log scalars by tag."""
         for tag, value in values.items():
             self._writer.add_scalar(tag, value, step)
@@ -35,13 +35,13 @@ class TensorboardLogger:
             self._writer.add_scalar(tag, value, step)
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """Log a picture, (3, H, W), uint8 or float in [0, 1]."""
+        """Log a picture: (3, H, W), uint8 in [0, 255] or float in [0, 1]."""
         self._writer.add_image(tag, picture, step)
 
     def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
         """Log settings and final metrics for the HPARAMS page, in the event file of this run.
 
-        `SummaryWriter.add_hparams` would make a second run in a folder named after the time.
+        `SummaryWriter.add_hparams` would create a second run, in a folder named after the time.
         """
         plain = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
         writer = self._writer._get_file_writer()
@@ -50,7 +50,7 @@ class TensorboardLogger:
         self.flush()
 
     def flush(self) -> None:
-        """Bring everything to the file."""
+        """Write buffered events to the file."""
         self._writer.flush()
 
     def close(self) -> None:
@@ -59,10 +59,10 @@ class TensorboardLogger:
 
 
 def _wait_for_new_second(folder: Path) -> None:
-    """Wait until no event file of the folder was made in the current second.
+    """Wait until no event file in the folder was created in the current second.
 
-    TensorBoard reads event files in the order of their names, which begin with the second they were made in. A run that
-    is continued within a second would come before the file that it continues.
+    TensorBoard reads event files in the order of their names, and a name contains the second of its creation. Within
+    one second, the file of a continued run could be read before the file that it continues.
     """
     seconds = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")}
     while f"{int(time.time()):010d}" in seconds:

@@ -1,0 +1,94 @@
+"""Groups of runs that differ only in the seed; means and intervals against scipy."""
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from sam_runner.reports.aggregate import aggregate, group_over_seeds, informative_settings, student_t
+from sam_runner.reports.results import load_results
+from tests.helpers import config_of
+from tests.run_folders import lay, leave
+
+
+def groups_of(folder):
+    """(settings, values of test/accuracy) of each group."""
+    runs = group_over_seeds(load_results([folder]))
+    settings = informative_settings(runs)
+    return [(group[settings].iloc[0].to_dict(), list(group["test/accuracy"])) for _, group in runs.groupby("group")]
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 10, 100])
+def test_quantiles_of_student(freedom):
+    assert student_t(pd.Series([freedom]))[0] == pytest.approx(stats.t.ppf(0.975, freedom), rel=1e-12)
+
+
+def test_the_interval_is_that_of_a_t_test():
+    values = [0.81, 0.86, 0.9, 0.83]
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    runs = pd.DataFrame({"group": [0, 0, 0, 0, 1, 2], "accuracy": [*values, 0.5, np.nan]})
+    summary = aggregate(runs, "accuracy")
+    n, mean, half_width = summary.loc[0]
+    assert n == 4
+    assert mean == pytest.approx(np.mean(values))
+    assert (mean - half_width, mean + half_width) == pytest.approx((low, high))
+    assert list(summary["n"]) == [4, 1, 0]
+    assert list(np.isnan(summary["half_width"])) == [False, True, True]
+
+
+def test_runs_are_grouped_by_all_settings_but_the_seed(sweep):
+    folder, accuracies = sweep
+    found = groups_of(folder)
+    assert [tuple(settings) for settings, _ in found] == [("optimizer", "rho")] * 4
+    assert [settings["optimizer"] for settings, _ in found] == ["sgd", "sam", "sam", "sam"]
+    assert [settings["rho"] for settings, _ in found[1:]] == [0.02, 0.05, 0.1]
+    assert [values for _, values in found] == list(accuracies.values())
+
+
+def test_only_settings_that_differ_distinguish_groups(tmp_path):
+    for seed in (0, 1):
+        for size in (32, 16, 128):
+            lay(tmp_path / f"{seed}-{size}", seed=seed, batch_size=size, run_dir=f"r{seed}{size}", device="cpu")
+    assert [settings for settings, _ in groups_of(tmp_path)] == [{"batch_size": size} for size in (16, 32, 128)]
+
+
+def test_a_seed_counts_once(tmp_path):
+    for number, device in enumerate(("cpu", "cuda")):  # the same settings in reports, another fingerprint
+        lay(tmp_path / device, seed=1, device=device, accuracy=0.5 + number / 10)
+    assert groups_of(tmp_path) == [({}, [0.6])]
+
+
+def test_a_setting_of_one_method_is_a_column_only_where_its_runs_differ(tmp_path):
+    leave(tmp_path / "sgd", config_of("optimizer=sgd"), accuracy=0.5)
+    leave(tmp_path / "two", config_of("optimizer=sam", "optimizer.p=2"), accuracy=0.5)
+    assert [list(settings) for settings, _ in groups_of(tmp_path)] == [["optimizer", "rho"]] * 2
+    leave(tmp_path / "inf", config_of("optimizer=sam", "optimizer.p=inf"), accuracy=0.5)
+    assert [list(settings) for settings, _ in groups_of(tmp_path)] == [["optimizer", "optimizer.p", "rho"]] * 3
+
+
+def test_a_setting_of_all_methods_is_a_column_also_where_it_follows_the_optimizer(tmp_path):
+    leave(tmp_path / "sgd", config_of("optimizer=sgd"), accuracy=0.5)
+    leave(tmp_path / "sam", config_of("optimizer=sam", "optimizer.m=32"), accuracy=0.5)
+    assert [list(settings) for settings, _ in groups_of(tmp_path)] == [["optimizer", "optimizer.m", "rho"]] * 2
+
+
+def test_a_setting_that_is_null_in_some_runs_separates_them(tmp_path):
+    for number, words in enumerate(((), ("grad_clip=5",), ("grad_clip=2",))):
+        leave(tmp_path / str(number), config_of("optimizer=sgd", *words), accuracy=number / 10)
+    assert [values for _, values in groups_of(tmp_path)] == [[0.0], [0.2], [0.1]]
+
+
+def test_values_of_several_types_are_sorted(tmp_path):
+    for number, value in enumerate(("true", "auto", "false")):
+        leave(tmp_path / str(number), config_of("optimizer=sgd", f"channels_last={value}"), accuracy=0.5)
+    assert [settings["channels_last"] for settings, _ in groups_of(tmp_path)] == [False, True, "auto"]
+
+
+def test_label_files_of_two_teachers_are_two_groups_and_one_file_for_each_seed_is_one(tmp_path):
+    for seed in (0, 1, 10):
+        for teacher in ("sgd", "sam"):
+            noise = {"_target_": "sam_runner.data.noise.relabelled", "file": f"0.1/{teacher}-seed{seed}/labels.npy"}
+            lay(tmp_path / f"{teacher}{seed}", seed=seed, noise=noise)
+    assert [(settings, len(values)) for settings, values in groups_of(tmp_path)] == [
+        ({"noise.file": f"0.1/{teacher}-seed*/labels.npy"}, 3) for teacher in ("sam", "sgd")
+    ]
