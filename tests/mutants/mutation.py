@@ -35,7 +35,7 @@ def find_function(name):
         for part in parts[count:]:
             inner = [entry for entry in ast.iter_child_nodes(node) if getattr(entry, "name", None) == part]
             if not inner:
-                raise PlaceError(f"{file.name} defines no {'.'.join(parts[count:])}: name the function that has the rule")
+                raise PlaceError(f"{file.name} has no {'.'.join(parts[count:])}: name the function that holds the rule")
             node = inner[0]
         return file, module, node
     raise PlaceError(f"there is no module {name}")
@@ -61,7 +61,8 @@ def mutated(function, old, new, place=None):
     )
     found = [(node, names) for node in nodes if _matches(old_node, node, names := {})]
     if not found or (place is None and len(found) > 1) or (place or 0) >= len(found):
-        raise PlaceError(f"{function} has {len(found)} places like {old!r}, wanted: {'one' if place is None else place}")
+        wanted = "one" if place is None else f"number {place}"
+        raise PlaceError(f"{function} has {len(found)} places like {old!r}, wanted {wanted}: correct the mutant")
     target, names = found[place or 0]
     replaced = _Replace(target, _Fill(names).visit(copy.deepcopy(new_node))).visit(module)
     return file, ast.fix_missing_locations(replaced)

@@ -167,6 +167,7 @@ def test_further_ascent_steps(ascent_steps, projected, expected):
     eps = [gradient / curvature - w for gradient, curvature, w in zip(grad(model), (1, 4), (3, 1), strict=True)]
     assert eps == near(*expected)
     assert float(stats.eps_norm) == pytest.approx(0.5, abs=1e-9)
+    assert float(stats.grad_norm) == pytest.approx(5.0, abs=1e-12)  # of the gradient at w
 
 
 @pytest.mark.parametrize("projected", [False, True])
