@@ -1,11 +1,12 @@
 """Change the program at random places, one at a time, and run its tests: which changes do they not notice?
 
     python scripts/random_mutants.py --package sam --count 40 --seed 0
-    python scripts/random_mutants.py --package sam --count 40 --seed 0 --again   # survivors, after a change of the tests
+    python scripts/random_mutants.py --package sam --count 40 --seed 0 --again   # the survivors, after changes of tests
     python scripts/random_mutants.py --package sam --list                        # all places
 
-A mutant changes an operator, a comparison, a constant, a condition or the order of two arguments, or removes a call. It
-is killed if a test of its package fails. Results are appended to outputs/random_mutants/; a second call continues there.
+A mutant changes an operator, a comparison, a constant, a condition or the order of two arguments, or removes a call.
+It is killed if a test of its package fails or the tests take several times as long as those of the unchanged program.
+Results are appended to a file in outputs/random_mutants/, so a call that was interrupted continues where it ended.
 equivalent_mutants.yaml lists mutants that no test can kill, with the reason; they are not counted.
 """
 
@@ -14,38 +15,23 @@ import ast
 import copy
 import difflib
 import json
-import os
 import random
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
-sys.path[:0] = [str(ROOT)]
-os.environ["OMP_NUM_THREADS"] = "1"
-
-import torch
 import yaml
 
-torch.set_num_threads(1)
+ROOT = Path(__file__).resolve().parent.parent
+sys.path[:0] = [str(ROOT)]
+from tests.mutants.child import PACKAGE, TIMED_OUT, run_tests  # noqa: E402
 
-from tests.mutants.child import PACKAGE, TIMED_OUT, run_tests
-
-# package: arguments of pytest in two rounds; the second is for mutants that survive the first
-FAST, SLOW = "not slow and not gpu and not dist", "not gpu"
-TESTS = {
-    "sam": (
-        ["sam", "models/test_models_shake.py", "distributed/test_distributed.py", "-k", "not compiled", "-m", FAST],
-        ["distributed/test_ranks.py", "training/test_method_state.py", "-m", SLOW],
-    ),
-    "data": (
-        ["data", "distributed/test_distributed.py", "-m", FAST],
-        ["training/test_resume.py", "training/test_loop.py", "-m", FAST],
-    ),
-    "training": (
-        ["training", "distributed/test_distributed.py", "models/test_models_finetune.py", "-m", FAST],
-        ["distributed", "runs", "models", "-m", SLOW],
-    ),
+FAST = ("-m", "not slow and not gpu and not dist")
+TESTS = {  # arguments of pytest
+    "sam": ["sam", "distributed", "models/test_models_shake.py", "training/test_method_state.py", "-k", "not compiled"],
+    "data": ["data", "distributed/test_distributed.py", "training/test_resume.py"],
+    "training": ["training", "distributed", "runs", "models/test_models_finetune.py"],
 }
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,
@@ -140,10 +126,16 @@ class Mutant:
     def change(self):
         """The change on one line, with some characters around it: its name in equivalent_mutants.yaml."""
         before, after = (" ".join(line[1:].strip() for line in self.lines() if line[0] == sign) for sign in "-+")
-        start = len(os.path.commonprefix([before, after]))
-        end = len(os.path.commonprefix([before[start:][::-1], after[start:][::-1]]))
+        start = common_start(before, after)
+        end = common_start(before[start:][::-1], after[start:][::-1])
         first, left_out = max(start - MARGIN, 0), max(end - MARGIN, 0)
         return " -> ".join(text[first : len(text) - left_out].strip() for text in (before, after))
+
+
+def common_start(first, second):
+    """Return the number of characters that two strings have in common at their start."""
+    pairs = enumerate(zip(first, second, strict=False))
+    return next((index for index, (a, b) in pairs if a != b), min(len(first), len(second)))
 
 
 class Replace(ast.NodeTransformer):
@@ -187,29 +179,36 @@ def children_of(node):
     return children
 
 
-def run(mutant, package, seconds, folder):
-    """Return the verdict, and the first test that failed."""
-    module, output = mutant.within(mutant.tree), folder / "output.txt"
-    for number, arguments in enumerate(TESTS[package], 1):
-        output.write_text("")
-        own = [str(path.relative_to(ROOT / "tests")) for path in (ROOT / "tests").rglob(f"test_{mutant.path.stem}.py")]
-        code = run_tests(
-            [*(own if number == 1 else ()), *arguments], mutant.path, module, seconds=seconds, output=output
-        )
-        if code != 0:
-            failed = [line for line in output.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))]
-            return f"killed in round {number}", "time limit" if code == TIMED_OUT else (failed or [f"code {code}"])[0]
-    return "survived", ""
+def run(package, folder, mutant=None, seconds=0):
+    """Return the verdict on a mutant, or on the unchanged program, and the first test that failed."""
+    output = folder / f"{package}.txt"
+    output.write_text("")
+    own = [] if mutant is None else sorted((ROOT / "tests").rglob(f"test_{mutant.path.stem}.py"))
+    changed = () if mutant is None else (mutant.path, mutant.within(mutant.tree))
+    code = run_tests([*map(str, own), *TESTS[package], *FAST], *changed, seconds=seconds, output=output)
+    if code == 0:
+        return "survived", ""
+    failed = [line for line in output.read_text().splitlines() if line.startswith(("FAILED", "ERROR"))]
+    return "killed", f"after {seconds} s" if code == TIMED_OUT else (failed or [f"pytest's code {code}"])[0]
+
+
+def time_limit(package, folder):
+    """Run the tests of the unchanged program; return a number of seconds that no mutant should need."""
+    start = time.monotonic()
+    verdict, failed = run(package, folder)
+    if verdict != "survived":
+        raise SystemExit(f"the tests of the unchanged program fail: {failed}")
+    return 60 + 4 * round(time.monotonic() - start)
 
 
 def main():
+    """Try the chosen mutants and print the rate of those that are killed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--package", choices=TESTS, default="sam")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--again", action="store_true", help="run the survivors of earlier calls again")
     parser.add_argument("--list", action="store_true", help="print all mutants and run none")
-    parser.add_argument("--seconds", type=int, default=240, help="time limit of a round of tests; exceeding it kills")
     arguments = parser.parse_args()
     mutants = mutants_of(arguments.package)
     if arguments.list:
@@ -223,7 +222,7 @@ def main():
     for row in map(json.loads, log.read_text().splitlines()) if log.is_file() else ():
         done[row["function"], row["change"]] = row
     chosen = random.Random(arguments.seed).sample(list(mutants.items()), min(arguments.count, len(mutants)))
-    verdicts = []
+    verdicts, limit = [], 0
     for number, (name, mutant) in enumerate(chosen, 1):
         reason, row = known.get(name[0], {}).get(name[1]), done.get(name)
         if reason:
@@ -231,7 +230,8 @@ def main():
         elif row and not (arguments.again and row["verdict"] == "survived"):
             verdict, why = row["verdict"], row["why"]
         else:
-            verdict, why = run(mutant, arguments.package, arguments.seconds, folder)
+            limit = limit or time_limit(arguments.package, folder)
+            verdict, why = run(arguments.package, folder, mutant, limit)
             row = {"function": name[0], "change": name[1], "verdict": verdict, "why": why}
             with log.open("a") as handle:
                 handle.write(json.dumps(row) + "\n")
@@ -239,7 +239,7 @@ def main():
         print(f"[{number}/{len(chosen)}] {verdict} {why}", f"{mutant.place} {': '.join(name)}", sep="\n  ", flush=True)
         if verdict == "survived":
             print(*mutant.lines(), sep="\n    ", flush=True)
-    killed = sum(verdict.startswith("killed") for verdict in verdicts)
+    killed = sum(verdict == "killed" for verdict in verdicts)
     counted = sum(verdict != "equivalent" for verdict in verdicts)
     print(f"{arguments.package}, seed {arguments.seed}: {killed} of {counted} killed, "
           f"{len(verdicts) - counted} equivalent ones left out, {len(mutants)} places")  # fmt: skip

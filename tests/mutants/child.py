@@ -10,6 +10,7 @@ import signal
 import sys
 import tempfile
 from pathlib import Path
+from types import ModuleType
 
 import hydra  # noqa: F401 - what the children need is loaded once
 import hypothesis.strategies
@@ -72,6 +73,7 @@ def _run(folder, arguments, output):
     for name in [name for name in sys.modules if name.startswith(("sam_runner", "tests", "test_", "conftest"))]:
         del sys.modules[name]
     ConfigLoaderImpl.load_configuration = inspect.unwrap(ConfigLoaderImpl.load_configuration)  # without its guard
+    sys.modules["__main__"] = ModuleType("__main__")  # processes that are spawned would import the caller's
     sys.path[:] = [folder, *sys.path, str(ROOT)]
     os.environ["PYTHONPATH"] = os.pathsep.join((folder, str(ROOT)))  # for processes that the tests start
     import sam_runner as changed

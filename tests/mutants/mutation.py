@@ -109,12 +109,12 @@ class _Fill(ast.NodeTransformer):
     def __init__(self, names):
         self.names = names
 
-    def visit_Expr(self, node):  # noqa: N802 - ast's own name
+    def visit_Expr(self, node):
         if _is_wildcard(node.value) and isinstance(self.names[node.value.id], list):
             return copy.deepcopy(self.names[node.value.id])
         return self.generic_visit(node)
 
-    def visit_Name(self, node):  # noqa: N802
+    def visit_Name(self, node):
         return copy.deepcopy(self.names[node.id]) if _is_wildcard(node) else node
 
 
