@@ -207,10 +207,12 @@ def main():
     parser.add_argument("--package", choices=TESTS, default="sam")
     parser.add_argument("--count", type=int, default=40)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--only", default="", help="a module or function, e.g. sam.batch_statistics")
     parser.add_argument("--again", action="store_true", help="run the survivors of earlier calls again")
     parser.add_argument("--list", action="store_true", help="print all mutants and run none")
     arguments = parser.parse_args()
-    mutants = mutants_of(arguments.package)
+    found = mutants_of(arguments.package)
+    mutants = {name: mutant for name, mutant in found.items() if name[0].startswith(f"sam_runner.{arguments.only}")}
     if arguments.list:
         print(*map(": ".join, mutants), sep="\n")
         return
@@ -221,9 +223,12 @@ def main():
     done = {}
     for row in map(json.loads, log.read_text().splitlines()) if log.is_file() else ():
         done[row["function"], row["change"]] = row
-    chosen = random.Random(arguments.seed).sample(list(mutants.items()), min(arguments.count, len(mutants)))
+    names, draws, chosen = list(mutants), random.Random(arguments.seed), {}
+    while len(chosen) < min(arguments.count, len(names)):  # a larger count begins with the mutants of a smaller one
+        name = names[draws.randrange(len(names))]
+        chosen[name] = mutants[name]
     verdicts, limit = [], 0
-    for number, (name, mutant) in enumerate(chosen, 1):
+    for number, (name, mutant) in enumerate(chosen.items(), 1):
         reason, row = known.get(name[0], {}).get(name[1]), done.get(name)
         if reason:
             verdict, why = "equivalent", reason

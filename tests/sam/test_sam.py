@@ -226,6 +226,13 @@ def test_weights_are_restored_to_the_bit_when_a_parameter_gets_no_gradient():
     assert [param.data_ptr() for param in model.parameters()] == addresses
 
 
+def test_as_many_values_as_parameters_are_needed():
+    params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ValueError, match="zip"), swapped_parameters(params, [torch.ones(2)]):
+        pass
+    assert not any(param.any() for param in params)
+
+
 def test_weights_are_restored_when_the_second_pass_raises():
     model = Quadratic()
     step = make_step(model, mean_output)
