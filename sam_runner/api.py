@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.rules import require_files
 from sam_runner.runs.folder import read_config
-from sam_runner.runs.status import new_call_name, read_finished_result
+from sam_runner.runs.result import read_finished_result
+from sam_runner.runs.status import new_call_name
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -109,7 +110,10 @@ def load_run(folder: str | os.PathLike[str]) -> RunResult:
 
 
 def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
-    """Read every run below some folders: one row a run, with its settings by dotted name and its metrics by tag.
+    """Read every run below some folders: one row for each distinct run.
+
+    The columns are the settings as reports name them (``rho``, ``lr``, ``model.depth``), seed, status, folder, and the
+    final metrics by tag.
 
     Raises:
         InputError: Where a folder does not exist.

@@ -14,7 +14,8 @@ from PIL import Image
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import Images
-from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import IMAGENET_NORMALISATION
 from sam_runner.training.pictures import draw_image_grid
 
 BASIC = {"pad": 4, "flip": True}

@@ -20,8 +20,10 @@ from torchvision import transforms
 from torchvision.transforms import v2
 
 from sam_runner.config.data import AugmentConfig
-from sam_runner.data.image_sets import ImageFiles, image_set
-from sam_runner.data.loader import IMAGENET, Normalisation
+from sam_runner.data.image_sets import ImageFiles, make_image_set
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import IMAGENET as IMAGENET_NORMALISATION
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.utils.hardware import choose_num_workers, configure_torch
 
 BATCH = 256
@@ -43,10 +45,10 @@ class Pictures(Dataset):
 def in_memory(report: Report, rounds: int, device: torch.device) -> None:
     """CIFAR's shape: pad and crop, flip, normalise."""
     pixels = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
-    data = image_set(
+    data = make_image_set(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.arange(50_000) % 10, tuple("abcdefghij")
     )
-    normalisation = Normalisation.of(data.images_NCHW)
+    normalisation = Normalisation.from_images(data.images_NCHW)
     few = pixels[: 16 * BATCH]
     old = transforms.Compose([
         transforms.RandomCrop(32, padding=4, padding_mode="reflect"), transforms.RandomHorizontalFlip(),
@@ -70,7 +72,7 @@ def in_memory(report: Report, rounds: int, device: torch.device) -> None:
 
     def ours(*, channels_last: bool = False, cutout: int = 0) -> Callable[[], None]:
         augmentation = AugmentConfig(pad=4, flip=True, cutout=cutout)
-        loader = Loader(
+        loader = ImageLoader(
             data, batch_size=BATCH, normalisation=normalisation, device=device, augmentation=augmentation,
             channels_last=channels_last,
         )  # fmt: skip
@@ -120,7 +122,13 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
         for path in paths:
             np.asarray(old(Image.open(path).convert("RGB")))
 
-    alone = Loader(files, batch_size=32, normalisation=IMAGENET, device=torch.device("cpu"), augmentation=augmentation)
+    alone = ImageLoader(
+        files,
+        batch_size=32,
+        normalisation=IMAGENET_NORMALISATION,
+        device=torch.device("cpu"),
+        augmentation=augmentation,
+    )
 
     def ours() -> None:
         for _ in alone._stream.batches(0, list(torch.arange(len(paths)).split(32))):
@@ -138,8 +146,9 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
     report.check("JPEG to 224 pixels over PIL's RandomResizedCrop, one core", gain, 1.5, at_most=False)
     workers = max(choose_num_workers(torch.device("cuda")), 1)
     many = files.subset(torch.arange(len(paths)).repeat(max(1, 256 * workers // len(paths))))
-    loader = Loader(
-        many, batch_size=128, normalisation=IMAGENET, device=device, augmentation=augmentation, num_workers=workers,
+    loader = ImageLoader(
+        many, batch_size=128, normalisation=IMAGENET_NORMALISATION, device=device,
+        augmentation=augmentation, num_workers=workers,
         channels_last=True,
     )  # fmt: skip
 

@@ -24,6 +24,7 @@ from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
+from sam_runner.sam.methods import Sam
 from sam_runner.sam.objective import Batch, Objective
 from sam_runner.sam.step import SamStep
 

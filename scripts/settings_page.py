@@ -1,4 +1,4 @@
-"""Write docs/settings.md from the settings classes: python scripts/settings_page.py"""
+"""Write docs/settings.md from the settings classes: python scripts/settings_page.py."""
 
 import sys
 from dataclasses import fields
@@ -47,7 +47,7 @@ def row(name: str, facts: Key, annotation: Any, default: Any) -> str:
     accepted = f" in {facts.range}" if facts.range else ""
     resume = "yes" if facts.may_change else ""
     cells = [f"`{name}`", f"{type_name(annotation)}{accepted}", default_text(default), facts.meaning, resume]
-    return "| " + " | ".join(cell.replace("|", r"\\|") for cell in cells) + " |"
+    return "| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |"
 
 
 def table(rows: list[str]) -> list[str]:

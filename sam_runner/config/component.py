@@ -11,8 +11,8 @@ from sam_runner.config.keys import key
 class Component:
     """Settings of an option with a ``_target_``.
 
-    Subclasses declare the arguments of the targets that they know. A subclass that has the field ``own_arguments`` also takes
-    the arguments of a user's own target, which nothing is known of.
+    Subclasses declare the arguments of the targets that they know. A subclass with the field ``own_arguments`` also
+    takes the arguments of a user's own target, whose names and types are not known here.
 
     Attributes:
         schema: Name below Hydra's group ``schema``, which files in conf/ refer to; "" for a class without such files.

@@ -20,7 +20,7 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class DataConfig(Component):
-    """Settings of every data set; of a user's own data set, all others."""
+    """Settings of every data set. For a user's own data set other keys are passed on to its function."""
 
     schema: ClassVar[str] = "data/digits"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.digits.digits",)
@@ -35,6 +35,12 @@ class DataConfig(Component):
     )
     val_labels: Literal["clean", "noisy"] = key(
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
+    )
+    normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
+        "mean and std that images are normalised with: of the training set, of ImageNet, or of the images that"
+        " model.weights were trained with; auto: of the weights if they are known, else of the set",
+        "auto",
+        argument=False,
     )
     drop_last: bool = key("leave out the last batch of an epoch where it is smaller", True, argument=False)
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
@@ -120,7 +126,7 @@ class ImageFolderConfig(DataConfig):
 
 @dataclass(frozen=True)
 class NoiseConfig(Component):
-    """Settings of noise=none; of a user's own noise model, its arguments."""
+    """Settings of noise=none. For a user's own noise model all keys are passed on to its function."""
 
     schema: ClassVar[str] = "noise/none"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.none",)

@@ -17,7 +17,7 @@ INIT = (
 
 @dataclass(frozen=True)
 class ModelConfig(Component):
-    """Settings of every network; of a user's own network, all others."""
+    """Settings of every network. For a user's own network other keys are passed on to its function or class."""
 
     weights: str | None = key(
         "start from weights: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), torchvision or"
@@ -98,8 +98,8 @@ class PublishedModelConfig(ModelConfig):
 
     schema: ClassVar[str] = "model/published"
     targets: ClassVar[tuple[str, ...]] = (
-        "sam_runner.models.published.torchvision_model",
-        "sam_runner.models.published.timm_model",
+        "sam_runner.models.torchvision_timm.torchvision_model",
+        "sam_runner.models.torchvision_timm.timm_model",
     )
     name: str = key("name of the network in torchvision.models.list_models() or timm.list_models()")
 

@@ -11,7 +11,7 @@ from sam_runner.config.keys import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITI
 
 @dataclass(frozen=True)
 class BaseOptimizerConfig(Component):
-    """Settings of every base optimizer; of a class of torch.optim that has no settings class of its own, all others."""
+    """Settings of every base optimizer. With ``optimizer/base=torch`` other keys are passed on to the class."""
 
     schema: ClassVar[str] = ""
     lr: float = key("initial learning rate; set with lr=", 0.05, range=POSITIVE, short="lr")
@@ -52,7 +52,7 @@ class RMSpropConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of every method; by itself those of optimizer=sgd, the base optimizer alone."""
+    """Settings of optimizer=sgd, the base optimizer alone. Every method has them."""
 
     schema: ClassVar[str] = "optimizer/sgd"
     name: str = key("name of the method", "sgd", short="optimizer")

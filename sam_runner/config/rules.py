@@ -100,11 +100,12 @@ def _batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
     for name, value in (("accumulate", config.accumulate), ("optimizer.m", m)):
         if value is not None and value > config.batch_size:
             raise InputError(f"{name}={value} is larger than batch_size={config.batch_size}")
-    if "accumulate" in typed and m is not None and config.accumulate > 1:
-        if -(-config.batch_size // config.accumulate) >= m:
-            raise InputError(
-                f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
-            )
+    if m is None or "accumulate" not in typed or config.accumulate == 1:
+        return
+    if -(-config.batch_size // config.accumulate) >= m:
+        raise InputError(
+            f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
+        )
 
 
 def _aliases(config: "ExperimentConfig", typed: set[str]) -> None:
@@ -188,6 +189,13 @@ def _image_files(config: "ExperimentConfig", _: set[str]) -> None:
         )
 
 
+def _normalisation(config: "ExperimentConfig", _: set[str]) -> None:
+    if config.data.normalisation == "weights" and config.model.weights is None:
+        raise InputError(
+            "data.normalisation=weights needs model.weights\n  add model.weights, or use data.normalisation=set"
+        )
+
+
 def _download(config: "ExperimentConfig", typed: set[str]) -> None:
     if "data.url" in typed and isinstance(config.data, ArchiveConfig) and not config.data.download:
         raise InputError("data.url has no effect with data.download=false\n  add data.download=true")
@@ -243,6 +251,7 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _device,
     _betas,
     _image_files,
+    _normalisation,
     _download,
     _held_out_labels,
     _augment,

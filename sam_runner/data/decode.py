@@ -17,6 +17,14 @@ from torch.nn import functional as F
 
 from sam_runner.utils.errors import InputError
 
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")  # Pillow's names of the formats that are read
+SUFFIXES = frozenset(
+    {
+        ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".ppm", ".pgm",
+        ".pbm", ".pnm",
+    }
+)  # fmt: skip
+
 
 class CropBox(NamedTuple):
     """A rectangle of an image, in pixels."""
@@ -31,14 +39,14 @@ def read_image(path: str | Path) -> Tensor:
     """Decode an image file to RGB, uint8, (3, H, W); the memory layout may be (H, W, 3).
 
     torchvision decodes JPEG if it has a decoder (1.4 times as fast as Pillow), Pillow everything else. Pillow reads the
-    header of both and refuses images of more than 179 million pixels.
+    header of both and refuses images of more than 179 million pixels. Of several frames or pages the first is read.
 
     Raises:
         InputError: If the file cannot be decoded; the message has its path.
     """
     with _report_unreadable(path):
         content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             return _decode_rgb(opened, content)
 
 
@@ -60,7 +68,7 @@ def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size:
     """
     with _report_unreadable(path):
         content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content)) as opened:
+        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
             width, height = opened.size
             box = choose_box(height, width)
             reduction = min(box.height, box.width) // size
@@ -73,6 +81,15 @@ def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size:
             corners = box.left * scale, box.top * scale, right, bottom
             crop = opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, corners)
             return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+
+
+def is_image_file(path: str | Path) -> bool:
+    """Whether the file's first bytes are those of an image format that is read."""
+    try:
+        with Image.open(path, formats=FORMATS):
+            return True
+    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+        return False
 
 
 @contextmanager
@@ -109,7 +126,14 @@ def _jpeg_decoder() -> Callable[[bytes], Tensor] | None:
 
 
 def _to_8_bits(image: Image.Image) -> Image.Image:
-    """Keep the upper eight bits of 16-bit grey; Pillow's conversion would turn every value above 255 white."""
+    """Keep the upper eight bits of 16-bit grey; Pillow's conversion would turn every value above 255 white.
+
+    Raises:
+        ValueError: If a TIFF holds floating-point or 32-bit numbers, whose range the file does not say.
+    """
+    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+        kind = "floating-point" if image.mode == "F" else "32-bit"
+        raise ValueError(f"it holds {kind} numbers of unknown range; 8 and 16 bits are read")
     if not image.mode.startswith("I"):
         return image
     return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))

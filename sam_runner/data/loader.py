@@ -18,37 +18,10 @@ from sam_runner.data.augment.augmentation import (
 )
 from sam_runner.data.augment.mixing import mix_batch
 from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.data.worker_stream import WorkerStream
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.utils.seeding import make_generator
-
-
-@dataclass(frozen=True)
-class Normalisation:
-    """Mean and standard deviation of each channel, for pixel values in [0, 1]."""
-
-    mean: tuple[float, ...]
-    std: tuple[float, ...]
-
-    @staticmethod
-    def from_images(images_NCHW: Tensor) -> "Normalisation":
-        """Compute both in float64 over all pixels of a uint8 image set; a constant channel has std 1."""
-        counts = [torch.bincount(channel.flatten(), minlength=256).double() for channel in images_NCHW.unbind(1)]
-        levels = torch.arange(256, dtype=torch.float64) / 255
-        means = [float((count * levels).sum() / count.sum()) for count in counts]
-        variances = [
-            float((count * (levels - mean) ** 2).sum() / count.sum()) for count, mean in zip(counts, means, strict=True)
-        ]
-        is_constant = [int((count > 0).sum()) == 1 for count in counts]  # rounding would leave a variance of 1e-35
-        deviations = [
-            1.0 if constant else variance**0.5 for constant, variance in zip(is_constant, variances, strict=True)
-        ]
-        return Normalisation(tuple(means), tuple(deviations))
-
-
-IMAGENET_NORMALISATION = Normalisation(  # of torchvision's pretrained models; used for sets on disk
-    (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-)
 
 
 @dataclass(frozen=True)
@@ -109,7 +82,7 @@ class ImageLoader:
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self.num_examples, self.shape = len(data), data.shape
-        self.context = context
+        self.context, self.normalisation = context, normalisation
         self.batch_size, self.dtype = batch_size, dtype
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
         self._device, self._seed, self._drop_last = device, seed, drop_last
@@ -197,6 +170,7 @@ def _prefetch(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
         yield from batches
         return
     stream = torch.cuda.Stream(device)
+    stream.wait_stream(torch.cuda.current_stream(device))  # it fills the images and tables that the batches are made of
     with torch.cuda.stream(stream):
         upcoming = next(batches, None)
     while upcoming is not None:

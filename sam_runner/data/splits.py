@@ -5,6 +5,7 @@ the function in `sam_runner/data/datasets`, the file and a test.
 """
 
 import hashlib
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -16,10 +17,13 @@ from sam_runner.data.noise import NoiseNeeds
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed, make_generator
 
+log = logging.getLogger("sam_runner")
+MAX_LISTED = 10  # classes in a log line
+
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, test and validation set; `validation` is None without held-out images."""
+    """Training, test and validation set; `validation` is None without images for it."""
 
     train: Images
     test: Images
@@ -83,6 +87,7 @@ def prepare_splits(
     if needs == "whole_set":
         splits = splits.with_train_labels(corrupt(splits.train, seed))
     splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
+    _log_missing_classes(splits)
     if needs == "whole_set":
         return splits
     splits = splits.with_train_labels(corrupt(splits.train, seed))
@@ -92,17 +97,36 @@ def prepare_splits(
     return splits
 
 
+def _log_missing_classes(splits: Splits) -> None:
+    """Log the classes that no image of the training set, or none of the test set, belongs to."""
+    facts = []
+    for name, part in (("training", splits.train), ("test", splits.test)):
+        counts = torch.bincount(part.clean_labels, minlength=len(part.classes))
+        missing = [part.classes[label] for label in (counts == 0).nonzero().flatten().tolist()]
+        if missing:
+            more = f" and {len(missing) - MAX_LISTED} more" if len(missing) > MAX_LISTED else ""
+            facts.append(f"no {name} image of {', '.join(missing[:MAX_LISTED])}{more}")
+    if facts:
+        log.warning("%s", "; ".join(facts))
+
+
 def hold_out(splits: Splits, fraction: float, *, val_labels: str = "clean") -> Splits:
     """Move a random `fraction` of the training set, in [0, 1), to the validation set.
 
     The same examples are held out for every seed of a run, so runs with different seeds and rho are compared on one
-    validation set. `val_labels` selects its labels to learn: "clean" (before noise) or "noisy" (as in training).
+    validation set. `val_labels` selects its labels to learn: "clean" (before noise) or "noisy" (as in training). A data
+    set that has a validation set of its own keeps it for fraction 0.
 
     Raises:
         InputError: If a set would be empty.
     """
     if fraction == 0:
         return splits
+    if splits.validation is not None:
+        log.warning(
+            "the data set's own %d validation images are not used: data.val_fraction=%g holds out training images",
+            len(splits.validation), fraction,
+        )  # fmt: skip
     num_held_out = round(fraction * len(splits.train))
     if not 0 < num_held_out < len(splits.train):
         raise InputError(f"data.val_fraction={fraction} of {len(splits.train)} images leaves one part empty")

@@ -8,11 +8,22 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner.config.instantiate import call_target, locate
 from sam_runner.config.model import ModelConfig
 from sam_runner.models.frozen_batchnorm import freeze_batchnorm
-from sam_runner.models.pretrained import download_torchvision_weights, find_head, load_weights, read_weights
+from sam_runner.models.pretrained import (
+    Statistics,
+    download_torchvision_weights,
+    find_head,
+    load_weights,
+    read_weights,
+    run_normalisation,
+    timm_normalisation,
+    torchvision_normalisation,
+)
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 
@@ -43,10 +54,6 @@ def build_model(
     """
     channels, height, width = shape
     parameters = inspect.signature(locate(config.target)).parameters
-    if "in_channels" not in parameters and channels != 3:
-        raise InputError(
-            f"model {config.target} is for 3 channels, the images have {channels}\n  use other data or a model of ours"
-        )
     arguments = config.arguments()
     if "num_classes" not in parameters and any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
         arguments = {"num_classes": num_classes, **arguments}
@@ -57,6 +64,17 @@ def build_model(
     model = call_target(config.target, arguments, "model", **context)
     if not isinstance(model, nn.Module):
         raise InputError(f"model {config.target} gives a {type(model).__name__}, not a torch.nn.Module")
+    is_lazy_model = any(is_lazy(param) for param in [*model.parameters(), *model.buffers()])
+    if is_lazy_model or ("in_channels" not in parameters and channels != 3):
+        _try_images(model, config.target, shape)
+    names = [name for name, param in model.named_parameters() if param.is_complex()]
+    if names:
+        raise InputError(
+            f"model {config.target} has complex weights ({names[0]}), which SAM does not support here\n"
+            "  store them as real parameters (torch.view_as_real) and use torch.view_as_complex in the forward pass"
+        )
+    if not any(param.requires_grad for param in model.parameters()):
+        raise InputError(f"model {config.target} has no parameter that requires a gradient")
     if config.weights is not None:
         weights = _weights(config.weights, config.target, arguments, context)
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
@@ -66,6 +84,49 @@ def build_model(
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
     built: nn.Module = model
     return built
+
+
+def _try_images(model: nn.Module, target: str, shape: tuple[int, int, int]) -> None:
+    """Evaluate two images, which initialises lazy layers.
+
+    Raises:
+        InputError: If the network does not accept images of the shape.
+    """
+    was_training = model.training
+    model.eval()
+    try:
+        with torch.no_grad():
+            model(torch.zeros(2, *shape))
+    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        channels = f"{shape[0]} channel{'s' if shape[0] > 1 else ''}"
+        raise InputError(
+            f"model {target} does not accept images of {channels} and {shape[1]}x{shape[2]} pixels: {reason[0][:200]}\n"
+            "  use another model or other data; a function with the argument in_channels gets the number of channels"
+        ) from error
+    model.train(was_training)
+
+
+def build_average(model: nn.Module, decay: float) -> AveragedModel:
+    """Return the exponential moving average of a network's weights and buffers.
+
+    Args:
+        model: The network. Tensors that its modules keep from a forward pass (the weight of an old weight norm, say)
+            lose their graph.
+        decay: Factor of the old average in a step, in [0, 1).
+
+    Raises:
+        InputError: If the network cannot be copied.
+    """
+    for module in model.modules():
+        for name, value in vars(module).items():
+            if isinstance(value, Tensor) and value.grad_fn is not None:
+                vars(module)[name] = value.detach()
+    try:
+        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise InputError(f"ema_decay needs a copy of the model, which fails: {reason[0][:200]}") from error
 
 
 def place_model(model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> nn.Module:
@@ -106,6 +167,24 @@ def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Ma
             raise InputError(f"timm has no weights for {name} here: {reason}\n  use model.weights=FILE") from error
         return state
     return read_weights(Path(source).expanduser())
+
+
+def published_normalisation(config: ModelConfig) -> Statistics | None:
+    """Return mean and standard deviation by channel that ``model.weights`` was trained with, None if unknown.
+
+    Args:
+        config: Settings of the network, with weights.
+
+    Raises:
+        InputError: If torchvision does not have the weights.
+    """
+    library, _, version = (config.weights or "").partition(":")
+    name = str(config.arguments().get("name", config.target.rpartition(".")[2]))
+    if library == "torchvision":
+        return torchvision_normalisation(name, version)
+    if config.weights == "timm":
+        return timm_normalisation(name)
+    return run_normalisation(Path(config.weights or "").expanduser())
 
 
 def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:

@@ -10,9 +10,11 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import NORMALISATION_FILE, read_json
 from sam_runner.utils.manifest import check_manifest
 from sam_runner.utils.safe_load import load_tensors
 
+Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation by channel
 MAX_LISTED_KEYS = 12  # in an error message
 
 
@@ -121,6 +123,51 @@ def download_torchvision_weights(name: str, version: str = "") -> dict[str, Tens
     Raises:
         InputError: If torchvision has no such weights, or they cannot be downloaded.
     """
+    weights = _torchvision_weights(name, version)
+    try:
+        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
+    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: the file's hash is wrong
+        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
+        raise InputError(
+            f"{weights.url} could not be downloaded: {error}\n"
+            f"  put the file at {cache}, or name it with model.weights=FILE"
+        ) from error
+    return state
+
+
+def torchvision_normalisation(name: str, version: str = "") -> Statistics | None:
+    """Return mean and standard deviation by channel that torchvision's weights were trained with.
+
+    Arguments and errors are those of `download_torchvision_weights`; nothing is downloaded.
+    """
+    transforms = _torchvision_weights(name, version).transforms()
+    return _statistics(getattr(transforms, "mean", None), getattr(transforms, "std", None))
+
+
+def timm_normalisation(name: str) -> Statistics | None:
+    """Return mean and standard deviation by channel that timm's weights were trained with."""
+    import timm
+
+    published = timm.get_pretrained_cfg(name)
+    return None if published is None else _statistics(published.mean, published.std)
+
+
+def run_normalisation(checkpoint: Path) -> Statistics | None:
+    """Return mean and standard deviation of the run that a checkpoint is from, None for any other file."""
+    stored = (
+        read_json(checkpoint.parent.parent / NORMALISATION_FILE) if checkpoint.parent.name == "checkpoints" else None
+    )
+    return _statistics(stored.get("mean"), stored.get("std")) if isinstance(stored, dict) else None
+
+
+def _statistics(mean: Any, std: Any) -> Statistics | None:
+    if not isinstance(mean, list | tuple) or not isinstance(std, list | tuple) or len(mean) != len(std):
+        return None
+    return tuple(map(float, mean)), tuple(map(float, std))
+
+
+def _torchvision_weights(name: str, version: str) -> Any:
+    """Return the entry of torchvision's list of weights; errors as of `download_torchvision_weights`."""
     from torchvision.models import get_model_weights
 
     try:
@@ -133,13 +180,4 @@ def download_torchvision_weights(name: str, version: str = "") -> dict[str, Tens
     if version not in ("", *known):
         accepted = ", ".join(known) or "none"
         raise InputError(f"model.weights=torchvision:{version} does not exist\n  accepted: {accepted}")
-    weights = entries[version] if version else entries.DEFAULT
-    try:
-        state: dict[str, Tensor] = weights.get_state_dict(progress=False, check_hash=True, weights_only=True)
-    except (OSError, RuntimeError) as error:  # URLError is an OSError; RuntimeError: the file's hash is wrong
-        cache = Path(torch.hub.get_dir()) / "checkpoints" / Path(weights.url).name
-        raise InputError(
-            f"{weights.url} could not be downloaded: {error}\n"
-            f"  put the file at {cache}, or name it with model.weights=FILE"
-        ) from error
-    return state
+    return entries[version] if version else entries.DEFAULT

@@ -3,5 +3,5 @@
 `numbers.yaml` has the numbers and the overrides of each row, `rows` reads them. The settings of the paper's experiments
 are in conf/experiment, the comparison of finished runs with the numbers is in `reports`.
 
-May import: utils, config
+May import: utils, config.
 """

@@ -5,5 +5,5 @@
 `paper_comparison` compares runs with the paper's numbers, which are in `paper`. Nothing here trains a model, loads a
 checkpoint or changes a run folder. Commands import these modules only to make a report: pandas takes a second.
 
-May import: utils, config, paper, runs
+May import: utils, config, paper, runs.
 """

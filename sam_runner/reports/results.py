@@ -19,7 +19,8 @@ from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import SamConfig
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
 from sam_runner.runs.lock import is_locked
-from sam_runner.runs.status import read_finished_result, read_status
+from sam_runner.runs.result import read_finished_result
+from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
 
 RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "fingerprint"]

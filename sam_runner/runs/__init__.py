@@ -4,5 +4,5 @@
 a run folder, `load` restores a run from its folder, `dry_run` describes a run without training it, and `logging/` has
 the loggers. The training is in `training`, the jobs of a sweep in `sweeps`, tables of finished runs in `reports`.
 
-May import: utils, config, distributed, sam, data, models, training, paper
+May import: utils, config, distributed, sam, data, models, training, paper.
 """

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.optimizer import SamConfig
 from sam_runner.paper.rows import describe_target
+from sam_runner.sam.methods import Plain
 from sam_runner.training.state import Run
 
 
@@ -21,13 +23,18 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> 
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
-    was_training = model.training
+    was_training, had_fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
     model.eval()
     parameter = next(model.parameters())
     counter = FlopCounterMode(display=False)
-    with counter, torch.no_grad():
-        model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
-    model.train(was_training)
+    # The counter knows matrix products and convolutions, and not every fused attention kernel.
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
+            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+    finally:
+        torch.backends.mha.set_fastpath_enabled(had_fast_path)
+        model.train(was_training)
     return int(counter.get_total_flops())
 
 
@@ -51,8 +58,9 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     """
     options, objective = config.optimizer, run.step.objective
     flops = count_forward_flops(run.model, run.train.shape)
-    passes = run.step.method.passes(0) if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else 1
-    total_flops = 3 * passes * flops * config.batch_size * run.max_steps  # a backward pass costs two forward passes
+    method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
+    passes = method.passes(0)
+    total_flops = method.cost(0) * flops * config.batch_size * run.max_steps
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
     batch += f", at most {-(-config.batch_size // config.accumulate)} a pass" if config.accumulate > 1 else ""

@@ -7,10 +7,11 @@ import numpy as np
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.config.experiment import load_experiment
+from sam_runner.data.normalisation import read_normalisation
 from sam_runner.runs.folder import read_config
 from sam_runner.training.build import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.evaluation import evaluate, predict
+from sam_runner.training.evaluation import evaluate, evaluation_weights, predict
 from sam_runner.training.state import Run, restore_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
@@ -35,7 +36,8 @@ def write_predictions(run: Run, path: Path) -> int:
     Raises:
         InputError: If the file cannot be written.
     """
-    logits, labels = predict(run.model, run.train, run.step.objective.autocast_dtype)
+    with evaluation_weights(run.step.optimizer):
+        logits, labels = predict(run.model, run.train, run.step.objective.autocast_dtype)
     predicted = logits.argmax(1)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -74,11 +76,14 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
         parallel="ddp",
         world_size=1,
     )
+    normalisation = read_normalisation(folder)
+    if normalisation is not None:  # its source may be the weights that are not loaded here
+        config = replace(config, data=replace(config.data, normalisation="set"))
     if plain_training_set:
         config = replace(config, augment=AugmentConfig(), data=replace(config.data, drop_last=False))
     config = load_experiment(config.to_dict())  # the device is the user's
     try:
-        run = build_run(config)
+        run = build_run(config, normalisation=normalisation)
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
         raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
     try:

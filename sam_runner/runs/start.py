@@ -13,6 +13,7 @@ import torch
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
+from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.runs.dry_run import describe_data, describe_run
 from sam_runner.runs.environment import compare_environment, write_environment
@@ -20,14 +21,15 @@ from sam_runner.runs.folder import SETTINGS, job_folder, new_run_folder, require
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
-from sam_runner.runs.status import find_finished_duplicate, read_finished_result, write_status
+from sam_runner.runs.result import find_finished_duplicate, read_finished_result, write_result
+from sam_runner.runs.status import write_status
 from sam_runner.training.build import build_run, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
-from sam_runner.utils.files import explain_full_disk, write_json
+from sam_runner.utils.files import explain_full_disk
 from sam_runner.utils.signals import StopRequest, catch_stop_signals
 
 log = logging.getLogger("sam_runner")
@@ -62,7 +64,8 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
     finished, changes = context.on_main(lambda: _find_finished(folder, config, sweep_folder))
     if finished is not None:
         return finished
-    run = context.on_all(lambda: build_run(config, context))
+    normalisation = context.on_main(lambda: read_normalisation(folder))
+    run = context.on_all(lambda: build_run(config, context, normalisation))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder))
@@ -163,6 +166,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
             log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
         write_config(folder, config)
         write_environment(folder, device)
+        run.train.normalisation.write(folder)
         write_status(folder, "running")
         num_bytes = 0 if state is None else state["loggers"]["jsonl"]
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
@@ -176,20 +180,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         loggers.close()
     if not run.context.is_main:
         return
-    result = {
-        "status": "finished",
-        "seed": config.seed,
-        "epoch": progress.epoch,
-        "step": progress.step,
-        "skipped_steps": progress.step - progress.num_updates + progress.num_nonfinite,
-        "final": progress.last_metrics,
-        "best": progress.best_metrics,
-        "best_epoch": progress.best_epoch,
-        "selected_by": "validation/accuracy" if "validation" in run.evaluations else "last epoch",
-        "images_per_second": progress.num_images / progress.training_seconds,
-        "fingerprint": config.fingerprint(),
-    }
-    write_json(folder / "result.json", result)
+    result = write_result(folder, config, run, progress)
     log.info("finished: %s  %s", folder, _summarise(result))
 
 
@@ -215,7 +206,7 @@ def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
         folder: The run folder.
         sweep_folder: Folder of the sweep, None for a single run.
     """
-    handler = _LogFile(folder / "run.log", encoding="utf-8")
+    handler = _LogFile(folder / "run.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:

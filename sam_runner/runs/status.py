@@ -43,18 +43,3 @@ def read_status(folder: Path) -> dict[str, Any]:
     """Return the content of status.json, {} if the file is missing or damaged."""
     status = read_json(folder / "status.json")
     return status if isinstance(status, dict) else {}
-
-
-def read_finished_result(folder: Path) -> dict[str, Any] | None:
-    """Return the content of result.json if the run has finished, else None."""
-    result = read_json(folder / "result.json")
-    return result if isinstance(result, dict) and result.get("status") == "finished" else None
-
-
-def find_finished_duplicate(sweep_folder: Path, fingerprint: str) -> Path | None:
-    """Return the folder of a finished run of the sweep with the given fingerprint, or None."""
-    for path in sorted(sweep_folder.glob("*/result.json")):
-        result = read_finished_result(path.parent)
-        if result is not None and result.get("fingerprint") == fingerprint:
-            return path.parent
-    return None

@@ -42,11 +42,15 @@ class Batch:
             raise ValueError("a batch needs at least one tensor in inputs or targets")
         return len(tensors[0])
 
-    def split(self, size: int | None) -> list["Batch"]:
+    def split(self, size: int | None, *, min_size: int = 1) -> list["Batch"]:
         """Split the batch into consecutive parts of at most `size` examples, each with weight 1.
 
         Leaves that are no tensors are the same in every part. With None, or a `size` of at least N, the batch itself is
         the only part.
+
+        Args:
+            size: Number of examples of all parts but the last one, which has the remainder; see `part_sizes`.
+            min_size: If the remainder is smaller, the same number of parts has sizes that differ by at most 1.
 
         Raises:
             ValueError: If the first axes of two tensors differ, or a tensor has no axis.
@@ -54,18 +58,36 @@ class Batch:
         if size is None or size >= len(self):
             return [self]
         leaves, structure = tree_flatten((self.inputs, self.targets))
-        count = -(-len(self) // size)
-        columns = [self._split_leaf(leaf, size) if isinstance(leaf, Tensor) else [leaf] * count for leaf in leaves]
+        sizes = part_sizes(len(self), size, min_size)
+        columns = [
+            self._split_leaf(leaf, sizes) if isinstance(leaf, Tensor) else [leaf] * len(sizes) for leaf in leaves
+        ]
         return [Batch(*tree_unflatten(list(row), structure)) for row in zip(*columns, strict=True)]
 
-    def _split_leaf(self, leaf: Tensor, size: int) -> tuple[Tensor, ...]:
+    def _split_leaf(self, leaf: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
         if leaf.ndim == 0 or len(leaf) != len(self):
             raise ValueError(
                 f"cannot split a batch of {len(self)} examples: it contains a tensor of shape {tuple(leaf.shape)}\n"
                 "  the first axis of every tensor in inputs and targets must be the example"
             )
-        parts: tuple[Tensor, ...] = leaf.split(size)
+        parts: tuple[Tensor, ...] = leaf.split(sizes)
         return parts
+
+
+def part_sizes(count: int, size: int | None, min_size: int = 1) -> list[int]:
+    """Return the numbers of examples of the parts that `Batch.split` makes.
+
+    Args:
+        count: Number of examples.
+        size: Largest number of examples of a part; None: one part.
+        min_size: See `Batch.split`.
+    """
+    if size is None or size >= count:
+        return [count]
+    num_parts, remainder = -(-count // size), count % size
+    if 0 < remainder < min_size:
+        return [count // num_parts + (part < count % num_parts) for part in range(num_parts)]
+    return [size] * (count // size) + [remainder] * (remainder > 0)
 
 
 def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:

@@ -1,10 +1,19 @@
-"""Running statistics of normalisation layers under SAM: updated by the first pass only, and once per step.
+"""Buffers of a network under SAM: running statistics and all other state that a forward pass writes.
 
 A SAM step evaluates the model at w and at w + eps, each several times with groups or micro-batches. By default every
-pass updates the running statistics, so they would describe perturbed weights and count a batch several times. Here
-passes at w + eps normalise by the batch and leave the buffers unchanged. k passes at w make one update with the mean of
-their k batch statistics, as k devices of a data-parallel run do after averaging. This covers batch norm, instance norm
-with running statistics, and the vectors of spectral norm (`sam_runner.sam.spectral_norm`).
+pass updates the buffers, so they would describe perturbed weights. Here all buffers belong to the pass at w:
+
+- A further pass starts from the buffers that the first pass started from, as it starts from the same random state. Its
+  writes are discarded.
+- A backward pass leaves no trace in the buffers either: activation checkpointing recomputes parts of the network there,
+  from the buffers that the forward pass started from.
+- k passes at w (groups, micro-batches) make one update of the running statistics of batch norm and instance norm with
+  the mean of their k statistics, as k devices of a data-parallel run do after averaging. The vectors of spectral norm
+  are updated by the first of them (`sam_runner.sam.spectral_norm`). Any other buffer is updated by each of them in
+  turn, as in plain training.
+
+Python attributes of a module that are no buffers are not covered: a forward pass that changes them does so in every
+pass. Buffers that exist outside of modules, and modules added after construction, are not covered either.
 """
 
 from collections.abc import Iterator, Sequence
@@ -12,47 +21,58 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from sam_runner.sam.buffers import Values, are_alike, copy_buffers, copy_values, exchanged_buffers, write_buffers
 from sam_runner.sam.spectral_norm import PowerIterations
 
 Norm = _BatchNorm | _InstanceNorm
+# Their forward pass in training writes the statistics and never reads them.
+WRITING_FORWARDS = (_BatchNorm.forward, _InstanceNorm.forward, SyncBatchNorm.forward)
 
 
 class RunningStatistics:
-    """Controls which forward passes update the running statistics of a model.
+    """Controls which passes update the buffers of a model.
 
     Layers in evaluation mode (frozen statistics) and layers without statistics are not changed. A layer that one pass
     uses twice is updated twice, as in PyTorch.
 
     Args:
-        model: The model; no normalisation layer may be added or removed afterwards.
+        model: The model; no module may be added or removed afterwards.
     """
 
     def __init__(self, model: nn.Module) -> None:
-        modules = [module for module in model.modules() if isinstance(module, Norm)]
-        self._layers = [module for module in modules if module.running_mean is not None]
+        modules = list(model.modules())
+        self._layers = [module for module in modules if isinstance(module, Norm) and module.running_mean is not None]
         self._power = PowerIterations(model)
+        self._writing = [layer for layer in self._layers if type(layer).forward in WRITING_FORWARDS]
+        writing = {id(layer) for layer in self._writing}
+        self._modules = modules
+        self._stateful = [module for module in modules if id(module) not in writing]
+        self._scratch: dict[str, Values] = {}
         self._mean: _Mean | None = None
+        self._is_in_step = False
+        self._start: Values | None = None
+
+    @property
+    def normalises_by_batch(self) -> bool:
+        """Whether a layer normalises by the statistics of a batch, which needs more than one value per channel."""
+        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self._modules)
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
-        """Normalise by the batch, as in training, without updating any buffer in the context."""
-        layers = [layer for layer in self._layers if layer.training and layer.track_running_stats]
-        buffers = [(layer, layer.running_mean, layer.running_var) for layer in layers if _ignores_tracking(layer)]
-        for layer in layers:
-            layer.track_running_stats = False
-        for layer, _, _ in buffers:
-            layer.running_mean = layer.running_var = None
-        try:
-            with self._power.stopped():
-                yield
-        finally:
-            for layer in layers:
-                layer.track_running_stats = True
-            for layer, mean, variance in buffers:
-                layer.running_mean, layer.running_var = mean, variance
+        """Start from the buffers that the first pass of the group started from, and discard all writes in the context.
+
+        Outside of a step, start from the present buffers.
+        """
+        with self._power.stopped(), self._discarding(self.copy_group_start(), "forward"):
+            yield
+
+    def begin_group(self) -> None:
+        """Remember the buffers from which the passes of a group start; the first pass of a group follows."""
+        if self._is_in_step:
+            self._start = self._copy()
 
     @contextmanager
     def single_statistics_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
@@ -67,41 +87,139 @@ class RunningStatistics:
                 the ranks' running statistics describes all examples, also if ranks have different numbers of them.
         """
         layers = [layer for layer in self._layers if layer.training]
-        with self._power.single_iteration():
-            if (num_passes <= 1 and weight == 1) or not layers:
-                yield
-                return
-            self._mean = mean = _Mean(_buffers(layers), _counts(layers), weight)
-            try:
-                yield
-                mean.write()
-            except BaseException:
-                mean.restore()
-                raise
-            finally:
-                self._mean = None
+        self._is_in_step = True
+        try:
+            with self._power.single_iteration():
+                if (num_passes <= 1 and weight == 1) or not layers:
+                    yield
+                    return
+                self._mean = mean = _Mean(_buffers(layers), _counts(layers), weight)
+                try:
+                    yield
+                    mean.write()
+                except BaseException:
+                    mean.restore()
+                    raise
+        finally:
+            self._mean, self._start, self._is_in_step = None, None, False
 
     @contextmanager
-    def accumulate_statistics(self, num_examples: int) -> Iterator[None]:
-        """Add the statistics of the forward pass in the context to the update, weighted by its number of examples."""
+    def accumulate_statistics(self, num_examples: int, *, keep_graph: bool = False) -> Iterator[None]:
+        """Add the statistics of the forward pass in the context to the update, weighted by its number of examples.
+
+        Args:
+            num_examples: Number of examples of the pass.
+            keep_graph: Whether the graph of the pass is needed after another pass. The pass then writes copies of the
+                buffers, which are copied back: a buffer that a graph has saved must not be overwritten.
+        """
         if self._mean is not None:
             self._mean.begin()
-        yield
+        if keep_graph:
+            values = copy_buffers(self._modules)
+            with exchanged_buffers(values):
+                yield
+                values = [(module, dict(module._buffers)) for module, _ in values]
+            write_buffers(values)
+        else:
+            yield
         self._power.end_pass()
         if self._mean is not None:
             self._mean.add(num_examples)
 
-    def snapshot(self) -> list[Tensor]:
+    def copy_group_start(self) -> Values:
+        """Return copies of the buffers from which the passes of the group started, for `recomputing`."""
+        return self._copy() if self._start is None else self._resume(self._start)
+
+    def copy_start(self) -> Values:
+        """Return copies of the buffers before a forward pass, for `recomputing`."""
+        return self._copy()
+
+    @contextmanager
+    def recomputing(self, start: Values) -> Iterator[None]:
+        """Make a backward pass in the context: what it recomputes starts from `start`, and its writes are discarded.
+
+        Args:
+            start: Result of `copy_start` before the forward pass; it is overwritten.
+        """
+        with self._power.stopped(), self._discarding(self._kept_caches(start), "backward"):
+            yield
+
+    @contextmanager
+    def _discarding(self, start: Values, purpose: str) -> Iterator[None]:
+        """Let the modules hold `start` and scratch tensors inside the context."""
+        with exchanged_buffers(start), exchanged_buffers(self._scratch_values(purpose)):
+            yield
+
+    def _copy(self) -> Values:
+        """Return copies of all buffers that a forward pass can read; writing layers in training read none."""
+        return copy_buffers(self._stateful, self._power.slots)
+
+    def _resume(self, start: Values) -> Values:
+        return copy_values(self._kept_caches(start))
+
+    @staticmethod
+    def _kept_caches(start: Values) -> Values:
+        """Return `start` without the non-persistent buffers that have another shape now.
+
+        Such a buffer is a cache (a table of positions, say) that a longer input has extended. The module may remember
+        its length in an attribute.
+        """
+        return [
+            (
+                module,
+                {
+                    name: value
+                    for name, value in slots.items()
+                    if not (
+                        name in module._non_persistent_buffers_set
+                        and value is not None
+                        and (now := module._buffers.get(name)) is not None
+                        and now.shape != value.shape
+                    )
+                },
+            )
+            for module, slots in start
+        ]
+
+    def _scratch_values(self, purpose: str) -> Values:
+        """Return tensors that writing layers in training may write; they are never read.
+
+        Forward and backward pass have different ones, since autograd saves the running statistics of a forward pass.
+        """
+        layers = [layer for layer in self._writing if layer.training and layer.track_running_stats]
+        if not layers:
+            return []
+        scratch = self._scratch.get(purpose)
+        if scratch is None or len(scratch) != len(layers) or not _fits(scratch, layers):
+            self._scratch[purpose] = scratch = copy_buffers(layers)
+        return scratch
+
+    def identities(self) -> list[int]:
+        """Return which tensors the buffers are, as their ids."""
+        return [id(buffer) for module in self._modules for buffer in module._buffers.values()]
+
+    def snapshot(self) -> Values:
         """Return copies of all buffers, for `restore`."""
-        return [buffer.clone() for buffer in self._all()]
+        return copy_buffers(self._modules)
 
-    def restore(self, snapshot: list[Tensor], where: Tensor) -> None:
-        """Copy the buffers of a `snapshot` back if `where`, a 0-dim bool tensor on the device, is true."""
-        for buffer, saved in zip(self._all(), snapshot, strict=True):
-            buffer.copy_(torch.where(where, saved, buffer))
+    @torch.no_grad()
+    def restore(self, snapshot: Values, where: Tensor) -> None:
+        """Restore the buffers of a `snapshot` if `where`, a 0-dim bool tensor on the device, is true."""
+        for module, slots in snapshot:
+            for name, saved in slots.items():
+                buffer = module._buffers.get(name)
+                if saved is not None and buffer is not None and are_alike(buffer, saved):
+                    buffer.copy_(torch.where(where, saved, buffer))
+                elif buffer is not saved and where:  # another tensor now: decided on the host
+                    module._buffers[name] = saved
 
-    def _all(self) -> list[Tensor]:
-        return [*_buffers(self._layers), *_counts(self._layers), *self._power.vectors()]
+
+def _fits(scratch: Values, layers: Sequence[Norm]) -> bool:
+    """Return whether scratch tensors belong to `layers` and have their dtype and device."""
+    first, (_, slots) = layers[0], scratch[0]
+    mean, own = slots["running_mean"], first.running_mean
+    same_layers = all(layer is module for layer, (module, _) in zip(layers, scratch, strict=True))
+    return same_layers and mean is not None and own is not None and are_alike(mean, own)
 
 
 class _Mean:
@@ -149,11 +267,6 @@ class _Mean:
 def _copy(targets: Sequence[Tensor], sources: Sequence[Tensor]) -> None:
     if targets:
         torch._foreach_copy_(list(targets), list(sources))
-
-
-def _ignores_tracking(layer: nn.Module) -> bool:
-    """Return whether a layer updates its buffers even if it does not track statistics: torch's instance norm does."""
-    return isinstance(layer, _InstanceNorm)
 
 
 def _buffers(layers: Sequence[Norm]) -> list[Tensor]:

@@ -121,6 +121,9 @@ class CapturedStep:
         """Take one step, see `SamStep`; `rho` is a number."""
         if self._blocker:
             self._disable(self._blocker)
+        if self._step.update_parameters():  # a recording has the old ones
+            self._num_seen.clear()
+            self._recordings.clear()
         method, radius = self._step.choose_method(rho, number)
         recorder = self._recorder
         if recorder is None:
@@ -142,15 +145,14 @@ class CapturedStep:
         self._recorder, self._blocker = None, ""
 
     def _warm_up(self, recorder: Recorder, call: Callable[[], StepStats]) -> StepStats:
-        device = self.objective.device
-        before = RngState.capture(device)
+        device, generators = self.objective.device, self.objective.generators
+        before, buffers = RngState.capture(device, generators), self.objective.statistics.identities()
         stats = recorder.run(call)
-        after = RngState.capture(device)
-        draws = not torch.equal(before.cpu, after.cpu)
-        if before.cuda is not None and after.cuda is not None:
-            draws = draws or not torch.equal(before.cuda, after.cuda)
-        if draws:  # giving both passes the same masks takes the generator's state to the host
+        if not before.equals(RngState.capture(device, generators)):
+            # giving both passes the same masks takes the generator's state to the host
             self._disable("the network draws random numbers (dropout)")
+        elif buffers != self.objective.statistics.identities():
+            self._disable("the network replaces a buffer by another tensor")
         return stats
 
     def _record(self, recorder: Recorder, batch: Batch, method: Method, radius: float | Tensor) -> _Recording:

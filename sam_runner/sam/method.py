@@ -82,7 +82,8 @@ class GroupStats(NamedTuple):
 class Group:
     """One group of a batch (m examples, or all) and the passes that a method makes on it.
 
-    The first pass updates the running statistics. All passes see the same random numbers (dropout masks).
+    The first pass updates the buffers. All passes start from the same buffers and see the same random numbers (dropout
+    masks) of torch, Python, NumPy and generators that are attributes of modules.
 
     Attributes:
         used: After `gradient`, a flag per parameter: False if the pass did not use it.
@@ -129,10 +130,11 @@ class Group:
             create_graph: See `Objective.gradient`.
             shaken: See `Objective.gradient`.
         """
+        objective = self.context.objective
         if not self._has_begun:
-            self._rng = RngState.capture(self.context.objective.device)
+            self._rng = RngState.capture(objective.device, objective.generators)
         is_first = self._begin_pass()
-        evaluation, grads, self.used = self.context.objective.gradient(
+        evaluation, grads, self.used = objective.gradient(
             self.batch, update_statistics=is_first, create_graph=create_graph, shaken=shaken, reduce=self._sync
         )
         if is_first:
@@ -201,7 +203,7 @@ class Group:
             return True
         if self._rng is None:
             raise RuntimeError("a pass follows a first pass by Group.backward: make the first pass by Group.gradient")
-        self._rng.restore(self.context.objective.device)
+        self._rng.restore(self.context.objective.device, self.context.objective.generators)
         return False
 
     def _sum_gradient(self, grads: list[Tensor]) -> None:
@@ -267,6 +269,13 @@ class Method:
     def passes(self, number: int) -> int:
         """Return how many gradients step `number` evaluates at rho > 0; if the data decide, the largest number."""
         return 2
+
+    def cost(self, number: int) -> int:
+        """Return the cost of step `number` at rho > 0 in forward passes of its batch.
+
+        A gradient costs three of them, because a backward pass does twice the work of a forward pass.
+        """
+        return 3 * self.passes(number)
 
     def accumulate(self, group: Group) -> GroupStats:
         """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``."""

@@ -5,17 +5,22 @@ loss, and which passes update the running statistics. `sam_runner.sam.method` de
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, to_local
 from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
+from sam_runner.sam.gradient_memory import own_gradients
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
+from sam_runner.sam.trained_parameters import require_supported
+from sam_runner.utils.errors import TrainingError
+from sam_runner.utils.seeding import RngState, find_generators
 
 
 class Evaluation(NamedTuple):
@@ -48,9 +53,9 @@ class Objective:
     """L_B(w) of a model: its gradient as tensors (`gradient`) or added to ``.grad`` (`backward`).
 
     Args:
-        model: The network in training mode; w are its parameters that require gradients. Parameters should be float32
-            or float64: at rho 0.05 the perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16
-            weights cannot represent.
+        model: The network in training mode; w are its parameters that require gradients, until a `SamStep` replaces
+            them by those that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
+            perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights cannot represent.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
             first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
         forward: Callable that replaces the model in all passes (the compiled or DistributedDataParallel model, say);
@@ -63,6 +68,14 @@ class Objective:
         context: The processes that train together. Default: this process only.
         weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters in the loss of every pass, as in the
             paper's code (flax_training.py); 0 if the base optimizer decays the weights.
+
+    Attributes:
+        params: w.
+        generators: Random generators that are attributes of the model's modules. All passes of a step see the same
+            numbers of them.
+
+    Raises:
+        ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory.
     """
 
     def __init__(
@@ -80,8 +93,15 @@ class Objective:
         weight_decay: float = 0.0,
     ) -> None:
         self.model = model
-        self.params = [param for param in model.parameters() if param.requires_grad]
-        self.device = self.params[0].device
+        self._model_params = list(model.parameters())
+        if not self._model_params:
+            raise ValueError("the model has no parameters")
+        self._accepts_one: bool | None = None
+        self._outside: list[nn.Parameter] = []
+        self.params = [param for param in self._model_params if param.requires_grad]
+        require_supported(model, self._model_params)
+        self.device = self._model_params[0].device
+        self.generators = find_generators(value for module in model.modules() for value in vars(module).values())
         self.statistics = RunningStatistics(model)
         self._random_branches = find_random_branches(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
@@ -91,12 +111,70 @@ class Objective:
         self._chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
         self._no_sync = no_sync
         self.context = context
-        self.shards = context if is_sharded(self.params[0]) else SINGLE_PROCESS
+        self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
         self._weight_decay = weight_decay
+
+    def train_parameters(self, params: list[nn.Parameter]) -> None:
+        """Let w be the given parameters, in the model's order; those that are not in the model follow.
+
+        Parameters of the model that are not given are constants: they are not perturbed, and their ``.grad`` is left
+        alone.
+
+        Args:
+            params: All parameters that an optimizer trains, those of the loss included.
+
+        Raises:
+            ValueError: If `params` is empty or not supported, see `Objective`.
+        """
+        require_supported(self.model, params)
+        given = {id(param) for param in params}
+        inside = {id(param) for param in self._model_params}
+        self.params = [param for param in self._model_params if id(param) in given]
+        self.params += [param for param in params if id(param) not in inside]
+        self._outside = [param for param in self._model_params if id(param) not in given]
+
+    @contextmanager
+    def other_gradients_kept(self) -> Iterator[None]:
+        """Restore ``.grad`` of the model's parameters that are not in w."""
+        before = [(param, param.grad) for param in self._outside if param.requires_grad or param.grad is not None]
+        for param, _ in before:
+            param.grad = None
+        try:
+            yield
+        finally:
+            for param, grad in before:
+                param.grad = grad
 
     def chunks(self, batch: Batch) -> list[Batch]:
         """Split `batch` into the micro-batches that it is evaluated in."""
-        return batch.split(self._chunk_size)
+        return self.split(batch, self._chunk_size)
+
+    def split(self, batch: Batch, size: int | None) -> list[Batch]:
+        """Split `batch` into parts of `size` examples; evenly if a remainder of one example cannot be evaluated."""
+        has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
+        return batch.split(size, min_size=2 if has_single and not self.accepts_one_example(batch) else 1)
+
+    def accepts_one_example(self, batch: Batch) -> bool:
+        """Return whether the model in training mode can be evaluated for one example.
+
+        Batch norm needs more than one value per channel. Without batch norm nothing is tried.
+
+        Args:
+            batch: At least one example of the kind that the model is trained with.
+        """
+        if not self.statistics.normalises_by_batch:
+            return True
+        if self._accepts_one is None:
+            self._accepts_one = True
+            state = RngState.capture(self.device, self.generators)
+            try:
+                with torch.no_grad(), self.statistics.frozen():
+                    call_model(self.model, batch.split(1)[0].inputs)
+            except ValueError as error:
+                self._accepts_one = "more than 1 value per channel" not in str(error)
+            finally:
+                state.restore(self.device, self.generators)
+        return self._accepts_one
 
     def evaluate(self, batch: Batch) -> Evaluation:
         """Return loss and outputs of `batch` at the current weights, without gradient; no buffer is modified.
@@ -137,14 +215,19 @@ class Objective:
         """
         branches = [] if shaken else self._random_branches
         if create_graph:
-            chunks, parts = self.chunks(batch), []
             total: list[Tensor] = []
-            with true_gradient(branches):
-                for scaled, part in self._passes(chunks, len(batch), update_statistics, reduce=False):
+
+            def add_gradient(scaled: Tensor) -> None:
+                with _second_derivatives():
                     grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
-                    total = [old + new for old, new in zip(total, grads, strict=True)] if total else list(grads)
-                    parts.append(part)
-            return self._join(batch, chunks, parts), total, [grad.requires_grad for grad in total]
+                total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
+
+            # The fused attention kernels have no second derivative.
+            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH):
+                evaluation = self._make_passes(
+                    batch, add_gradient, update_statistics=update_statistics, reduce=False, keep_graph=True
+                )
+            return evaluation, total, [grad.requires_grad for grad in total]
         before = [param.grad for param in self.params]
         try:
             for param in self.params:
@@ -169,31 +252,69 @@ class Objective:
             reduce: Replace all of ``.grad``, earlier summands included, by its mean over the ranks; the last
                 micro-batch's backward pass overlaps with the communication.
         """
-        chunks, parts = self.chunks(batch), []
-        for scaled, part in self._passes(chunks, len(batch), update_statistics, reduce):
+
+        def add_gradient(scaled: Tensor) -> None:
             (scaled if share == 1 else scaled * share).backward()
-            parts.append(part)
-        return self._join(batch, chunks, parts)
+            own_gradients(self.params)
+
+        return self._make_passes(batch, add_gradient, update_statistics=update_statistics, reduce=reduce)
+
+    def differentiate_again(self, outputs: list[Tensor], factors: list[Tensor]) -> list[Tensor | None]:
+        """Return the derivative of functions of the latest `gradient` with ``create_graph``, by all parameters.
+
+        Args:
+            outputs: Functions of the gradient that `gradient` returned.
+            factors: Factors of the outputs, of the same shapes.
+
+        Returns:
+            The gradient of the sum of outputs times factors, a tensor per parameter, or None where it is zero.
+
+        Raises:
+            TrainingError: If an operation of the model has no second derivative.
+        """
+        with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
+            return list(torch.autograd.grad(outputs, self.params, factors, allow_unused=True))
 
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
         self.context.all_reduce_mean([param.grad for param in self.params if param.grad is not None])
 
-    def _passes(
-        self, chunks: list[Batch], num_examples: int, update_statistics: bool, reduce: bool
-    ) -> Iterator[tuple[Tensor, Evaluation]]:
-        """Make one forward pass per micro-batch; yield its summand of L_B times the loss scale, and its evaluation."""
-        for number, chunk in enumerate(chunks, 1):
-            share = len(chunk) / num_examples
-            # The context holds for the forward and the backward pass: the caller runs the latter before it resumes.
-            with nullcontext() if reduce and number == len(chunks) else self._no_sync():
-                count = self.statistics.accumulate_statistics(len(chunk))
-                with count if update_statistics else self.statistics.frozen():
-                    outputs, loss = self._evaluate(chunk)
-                objective = loss + self._penalty() if self._weight_decay else loss
-                if share != 1:
-                    objective = objective * share
-                yield self.scaler.scale(objective), Evaluation(loss.detach(), map_tensors(Tensor.detach, outputs))
+    def _make_passes(
+        self,
+        batch: Batch,
+        differentiate: Callable[[Tensor], None],
+        *,
+        update_statistics: bool,
+        reduce: bool,
+        keep_graph: bool = False,
+    ) -> Evaluation:
+        """Make a forward and a backward pass for each micro-batch; return the evaluation of the batch.
+
+        Args:
+            batch: The batch.
+            differentiate: Makes a backward pass. It gets the micro-batch's summand of L_B times the loss scale.
+            update_statistics: See `backward`.
+            reduce: See `backward`.
+            keep_graph: Whether the graphs of the passes are needed after the passes.
+        """
+        chunks, parts, statistics = self.chunks(batch), [], self.statistics
+        if update_statistics:
+            statistics.begin_group()
+        with nullcontext() if update_statistics else statistics.frozen():
+            for number, chunk in enumerate(chunks, 1):
+                share = len(chunk) / len(batch)
+                with nullcontext() if reduce and number == len(chunks) else self._no_sync():
+                    start = statistics.copy_start()
+                    update = statistics.accumulate_statistics(len(chunk), keep_graph=keep_graph)
+                    with update if update_statistics else nullcontext():
+                        outputs, loss = self._evaluate(chunk)
+                    objective = loss + self._penalty() if self._weight_decay else loss
+                    if share != 1:
+                        objective = objective * share
+                    with statistics.recomputing(start):
+                        differentiate(self.scaler.scale(objective))
+                parts.append(Evaluation(loss.detach(), map_tensors(Tensor.detach, outputs)))
+        return self._join(batch, chunks, parts)
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
         # Autocast caches cast weights until its context ends; a longer context would use those of w at w + eps.
@@ -218,6 +339,21 @@ class Objective:
         sizes = [len(chunk) for chunk in chunks]
         losses = [part.loss * (size / len(batch)) for part, size in zip(parts, sizes, strict=True)]
         return Evaluation(torch.stack(losses).sum(), join_outputs([part.outputs for part in parts], sizes))
+
+
+@contextmanager
+def _second_derivatives() -> Iterator[None]:
+    """Say in one line why a second derivative does not exist."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        reason = str(error).strip().splitlines()[0]
+        raise TrainingError(
+            f"the second-order term needs second derivatives, which an operation of the model lacks: {reason}\n"
+            "  use optimizer.second_order=false (in Python: Sam instead of SecondOrder)"
+        ) from error
 
 
 def _promote(output: Tensor) -> Tensor:

@@ -34,9 +34,13 @@ class OptimizerStep:
         shards: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self._optimizer, self._scaler, self._grad_clip, self._shards = optimizer, scaler, grad_clip, shards
-        self._fused = all(group.get("fused") for group in optimizer.param_groups)
-        if self._fused and isinstance(optimizer, torch.optim.SGD):
-            _start_momentum(optimizer)
+        self.prepare()
+
+    def prepare(self) -> None:
+        """Prepare for the parameter groups that the optimizer has now."""
+        self._fused = all(group.get("fused") for group in self._optimizer.param_groups)
+        if self._fused and isinstance(self._optimizer, torch.optim.SGD):
+            _start_momentum(self._optimizer)
 
     def __call__(self, finite: Tensor) -> tuple[Tensor, Tensor, bool]:
         """Step along ``.grad``.
@@ -51,6 +55,8 @@ class OptimizerStep:
         params = [
             param for group in self._optimizer.param_groups for param in group["params"] if param.grad is not None
         ]
+        if not params:
+            raise ValueError("the loss depends on no parameter that the optimizer trains")
         if self._scaler.is_enabled():
             return self._scaled(params, finite)
         norm = self._clip(params)

@@ -10,13 +10,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
 
 
 class PowerIterations:
     """Controls the power iterations of a model's spectral norms (parametrization or hook of `torch.nn.utils`).
+
+    Attributes:
+        slots: The buffers that power iterations update, as pairs (``id`` of the module, name).
 
     Args:
         model: The model; no spectral norm may be added or removed afterwards.
@@ -26,6 +29,7 @@ class PowerIterations:
         found = [entry for module in model.modules() for entry in _find_iterations(module)]
         self._methods = [(method, method.n_power_iterations) for method, _, _ in found]
         self._vectors = [(owner, name) for _, owner, name in found]
+        self.slots = frozenset((id(owner), f"{name}_{end}") for owner, name in self._vectors for end in "uv")
         self._is_single = False
 
     @contextmanager
@@ -54,10 +58,6 @@ class PowerIterations:
         """Stop the iterations inside `single_iteration`; call it after each pass."""
         if self._is_single:
             self._stop()
-
-    def vectors(self) -> list[Tensor]:
-        """Return the buffers that power iterations update."""
-        return [getattr(owner, f"{name}_{end}") for owner, name in self._vectors for end in "uv"]
 
     def _stop(self) -> None:
         for method, _ in self._methods:

@@ -25,6 +25,8 @@ from sam_runner.sam.methods.plain import Plain
 from sam_runner.sam.methods.sam import Sam
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.optimizer_step import OptimizerStep
+from sam_runner.sam.perturbation import require_radius
+from sam_runner.sam.trained_parameters import TrainedParameters
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
 PLAIN = Plain()
@@ -64,8 +66,9 @@ class SamStep:
 
     Args:
         objective: L_B and its gradient.
-        optimizer: Any `torch.optim` optimizer over ``objective.params``. Its state does not depend on the method, so
-            optimizer states of plain and SAM training can be exchanged.
+        optimizer: Any `torch.optim` optimizer whose step needs gradients only. w are the parameters that it holds and
+            that require gradients when a step begins, those of the loss included; other parameters are constants. Its
+            state does not depend on the method, so optimizer states of plain and SAM training can be exchanged.
         method: Chooses perturbation, final gradient and passes. Default: SAM with p = 2. A method belongs to one step.
         group_size: m of m-sharpness, in examples. Each group of m examples has its own eps and batch-norm statistics;
             the final gradient is the mean over the groups, weighted by their numbers of examples. This is the paper's
@@ -77,7 +80,8 @@ class SamStep:
             normalisation layers; always on with a loss scaler.
 
     Raises:
-        ValueError: If the method excludes the groups or the sharding of the weights.
+        ValueError: If the method excludes the groups or the sharding of the weights, or the optimizer's parameters
+            cannot be trained, see `sam_runner.sam.objective.Objective`.
     """
 
     def __init__(
@@ -101,7 +105,35 @@ class SamStep:
         self.group_size = group_size
         self._optimizer_step = OptimizerStep(optimizer, objective.scaler, grad_clip, objective.shards)
         self._keep_statistics = keep_statistics or objective.scaler.is_enabled()
+        self._trained = TrainedParameters(optimizer)
+        self.update_parameters()
         method.prepare(objective)
+
+    def update_parameters(self) -> bool:
+        """Let w be the parameters that the optimizer trains now; return whether they are other ones than before.
+
+        Raises:
+            ValueError: If they changed and the method's state or the wrapper that averages over processes has the old
+                ones.
+        """
+        trained = self._trained.read_changes()
+        if trained is None:
+            return False
+        objective, before = self.objective, self.objective.params
+        objective.train_parameters(trained)
+        changed = [id(param) for param in objective.params] != [id(param) for param in before]
+        if changed and self.method.state:
+            raise ValueError(
+                f"the optimizer trains other parameters than the state of method {self.method.name} was made for\n"
+                "  make a new step and a new method"
+            )
+        if changed and objective.context.world_size > 1:
+            raise ValueError(
+                "with several processes the optimizer must train exactly the parameters of the model that required "
+                "gradients when the objective was made\n  make a new model wrapper, objective and step"
+            )
+        self._optimizer_step.prepare()
+        return changed
 
     def __call__(self, batch: Batch, rho: float | Tensor, number: int | None = None) -> StepStats:
         """Take one step.
@@ -112,8 +144,9 @@ class SamStep:
             number: Number of the step in its run, from 0; some methods need it.
 
         Raises:
-            ValueError: If the method needs the number of the step and it is None.
+            ValueError: If `rho` is negative or not finite, or the method needs the number of the step and it is None.
         """
+        self.update_parameters()
         return self.take(batch, *self.choose_method(rho, number), number)
 
     def choose_method(self, rho: float | Tensor, number: int | None) -> tuple[Method, float | Tensor]:
@@ -123,20 +156,27 @@ class SamStep:
             rho: Radius by the schedule, see `__call__`.
             number: Number of the step in its run, from 0.
         """
+        require_radius(rho)
         if is_zero(rho):
             return PLAIN, 0.0
         if self.method.needs_number and number is None:
             raise ValueError(f"method {self.method.name} needs the number of the step: call step(batch, rho, number)")
-        return self.method, self.method.radius(rho, number, self.optimizer.param_groups[0]["lr"])
+        radius = self.method.radius(rho, number, self.optimizer.param_groups[0]["lr"])
+        require_radius(radius)
+        return self.method, radius
 
     def take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None = None) -> StepStats:
         """Take one step by what `choose_method` returned; see `__call__`."""
+        with self.objective.other_gradients_kept():
+            return self._take(batch, method, radius, number)
+
+    def _take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None) -> StepStats:
         objective = self.objective
         self.optimizer.zero_grad(set_to_none=True)
         method.staged.clear()
         context = StepContext(objective, self.optimizer, radius, number)
         gradient_sum: list[Tensor] | None = [] if method.combines and not is_zero(radius) else None
-        batches = batch.split(self.group_size)
+        batches = objective.split(batch, self.group_size)
         groups = [
             Group(
                 context,

@@ -4,5 +4,5 @@
 how each job ended, and `stop_flag` keeps further jobs from starting. `signals` passes the signal that ends a sweep on
 to its jobs. Hydra's launchers and sweepers are configured in `config`, the table of a sweep is in `reports`.
 
-May import: utils, config, distributed, sam, data, models, training, paper, runs
+May import: utils, config, distributed, sam, data, models, training, paper, runs.
 """

@@ -13,13 +13,8 @@ from typing import NamedTuple
 
 from sam_runner.runs.folder import NOT_STARTED, job_folder
 from sam_runner.runs.lock import is_locked
-from sam_runner.runs.status import (
-    call_name,
-    find_finished_duplicate,
-    read_finished_result,
-    read_status,
-    write_status,
-)
+from sam_runner.runs.result import find_finished_duplicate, read_finished_result
+from sam_runner.runs.status import call_name, read_status, write_status
 from sam_runner.sweeps.stop_flag import STOP_FILE
 from sam_runner.utils.files import write_atomically, write_json
 

@@ -14,19 +14,28 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
 from sam_runner.config.optimizer import OptimizerConfig, SamConfig
 from sam_runner.data.image_sets import Images, ImageSet
-from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
 from sam_runner.data.noise import noise_needs
+from sam_runner.data.normalisation import Normalisation, choose_normalisation
 from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, shard_model
-from sam_runner.models.build import build_model, is_channels_last, parameter_groups, place_model, weights_dtype
+from sam_runner.models.build import (
+    build_average,
+    build_model,
+    is_channels_last,
+    parameter_groups,
+    place_model,
+    published_normalisation,
+    weights_dtype,
+)
+from sam_runner.models.outputs import get_logits
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.method import Method
 from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
@@ -178,7 +187,10 @@ def build_optimizer(
         arguments["fused"] = True
     if not compiled:
         avoid_compiler_import(locate(target))  # type: ignore[arg-type]
+    _try_optimizer(target, arguments)
     optimizer: torch.optim.Optimizer = call_target(target, arguments, "optimizer.base", params=groups)
+    if callable(getattr(optimizer, "train", None)):  # a schedule-free optimizer
+        optimizer.train()  # type: ignore[attr-defined]
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
@@ -205,6 +217,29 @@ def _require_base_optimizer(target: str) -> None:
         )
 
 
+def _try_optimizer(target: str, arguments: Mapping[str, Any]) -> None:
+    """Require that an optimizer that is not torch's own can take a step with nothing but gradients.
+
+    Raises:
+        InputError: If the step fails, because it needs a closure or second derivatives, say.
+    """
+    if target.startswith("torch.optim."):
+        return
+    param = nn.Parameter(torch.ones(2, 2))
+    optimizer = call_target(target, {**arguments}, "optimizer.base", params=[param])
+    param.grad = torch.ones_like(param)
+    try:
+        if callable(getattr(optimizer, "train", None)):
+            optimizer.train()
+        optimizer.step()
+    except Exception as error:
+        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
+        raise InputError(
+            f"optimizer.base._target_={target} cannot take a step with nothing but gradients: {reason[0]}\n"
+            "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
+        ) from error
+
+
 def build_step(
     config: ExperimentConfig,
     model: nn.Module,
@@ -225,7 +260,7 @@ def build_step(
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=forward,
+        forward=lambda images: get_logits(forward(images)),
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=config.accumulate,
@@ -284,13 +319,18 @@ def build_loaders(
     device: torch.device,
     channels_last: bool,
     context: DistributedContext = SINGLE_PROCESS,
+    normalisation: Normalisation | None = None,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
-    """Return the loader of the training set, and the loaders of the evaluated sets by name."""
+    """Return the loader of the training set, and the loaders of the evaluated sets by name.
+
+    `normalisation` is the one of `build_run`.
+    """
     train, workers = splits.train, config.data.choose_num_workers
     common: dict[str, Any] = {
-        "normalisation": Normalisation.from_images(train.images_NCHW)
-        if isinstance(train, ImageSet)
-        else IMAGENET_NORMALISATION,
+        "normalisation": normalisation
+        or choose_normalisation(
+            config.data.normalisation, train, config.model.weights, lambda: published_normalisation(config.model)
+        ),
         "device": device,
         "channels_last": channels_last,
         "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
@@ -315,12 +355,17 @@ def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
     return context.world_size > 1 and config.parallel == "fsdp"
 
 
-def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PROCESS) -> Run:
+def build_run(
+    config: ExperimentConfig,
+    context: DistributedContext = SINGLE_PROCESS,
+    normalisation: Normalisation | None = None,
+) -> Run:
     """Build a run: data, network, optimizer step, loaders and schedules.
 
     Args:
         config: The settings.
         context: The processes that train together; each of them builds the run.
+        normalisation: Mean and standard deviation that the run has stored in its folder; None chooses them.
 
     Raises:
         InputError: If the settings cannot be used.
@@ -347,10 +392,10 @@ def build_run(config: ExperimentConfig, context: DistributedContext = SINGLE_PRO
     compiled = config.compile != "off"
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     step = build_step(config, model, optimizer, dtype, device, context)
-    loader, evaluations = build_loaders(config, splits, device, channels_last, context)
+    loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
-    averaged = AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True) if decay else None
+    averaged = build_average(model, decay) if decay else None
     seed_everything(
         config.seed, "training", *([context.rank] if context.rank else [])
     )  # each process has its own dropout

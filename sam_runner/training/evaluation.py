@@ -1,12 +1,14 @@
 """Evaluation: predictions and metrics over whole sets."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from sam_runner.data.loader import ImageLoader
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.models.outputs import get_logits
 from sam_runner.training.metrics import confusion_matrix, evaluation_metrics
 from sam_runner.training.pictures import draw_confusion_matrix
 from sam_runner.training.state import Run
@@ -18,6 +20,29 @@ Metrics = dict[str, float]
 def add_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
     """Return the values by ``prefix/name``."""
     return {f"{prefix}/{name}": value for name, value in values.items()}
+
+
+@contextmanager
+def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
+    """Let the parameters hold the weights for evaluation inside the context; restore the bits of w on exit.
+
+    Schedule-free optimizers (Defazio et al., arXiv 2405.15682) evaluate other weights than they train, and exchange
+    them in their methods ``eval`` and ``train``. Other optimizers have no such methods.
+    """
+    to_evaluation, to_training = (getattr(optimizer, name, None) for name in ("eval", "train"))
+    if not (callable(to_evaluation) and callable(to_training)):
+        yield
+        return
+    params = [param for group in optimizer.param_groups for param in group["params"]]
+    before = [param.detach().clone() for param in params]
+    to_evaluation()
+    try:
+        yield
+    finally:
+        to_training()
+        with torch.no_grad():
+            for param, value in zip(params, before, strict=True):
+                param.copy_(value)
 
 
 def predict(
@@ -47,14 +72,14 @@ def predict(
     was_training = model.training
     model.eval()
     try:
-        with torch.inference_mode():
+        with torch.no_grad():  # not inference_mode: a network may keep tensors that training uses later
             parts, batches = [], loader.epoch()
             for _ in range(-(-len(loader) // loader.context.world_size)):
                 examples = next(batches, None)
                 if examples is not None:
                     enabled = autocast_dtype is not None
                     with torch.autocast(examples.images.device.type, dtype=autocast_dtype, enabled=enabled):
-                        parts.append((model(examples.images), examples.indices))
+                        parts.append((get_logits(model(examples.images)), examples.indices))
                 if stop is not None:
                     raise_for_signal(*context.all_reduce_max(stop.signal_number))
             return _gather_logits(parts, loader), loader.labels
@@ -93,7 +118,7 @@ def evaluate(
     """
     values: dict[str, float] = {}
     dtype = run.step.objective.autocast_dtype
-    with run.context.averaged_buffers(run.networks):
+    with evaluation_weights(run.step.optimizer), run.context.averaged_buffers(run.networks):
         for name, loader in run.evaluations.items():
             logits, labels = predict(run.model, loader, dtype, stop, run.context)
             values |= add_prefix(name, evaluation_metrics(logits, labels))

@@ -172,7 +172,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
     if not stats.skipped:
         meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.global_batch_size)
         progress.num_updates += 1
-        if run.ema is not None:
+        if run.ema is not None and (not run.skip_nonfinite or stats.finite.all()):
             run.ema.update_parameters(run.model)
 
 

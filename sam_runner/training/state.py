@@ -132,9 +132,10 @@ def save_checkpoint(
         is_best: Whether the checkpoint is the best so far.
         at_epoch_end: Whether the checkpoint ends an epoch.
     """
-    rng = RngState.capture(run.step.objective.device)
+    objective = run.step.objective
+    rng = RngState.capture(objective.device, objective.generators).state_dict()
     buffers = [buffer.cpu() for buffer in floating_point_buffers(run.networks)] if run.context.world_size > 1 else []
-    rank_states = run.context.all_gather({"rng": {"cpu": rng.cpu, "cuda": rng.cuda}, "buffers": buffers})
+    rank_states = run.context.all_gather({"rng": rng, "buffers": buffers})
     with run.context.averaged_buffers(run.networks):
         model, optimizer = full_state(run.model.state_dict()), full_state(run.step.optimizer.state_dict())
         method = full_state(run.step.method.state_dict())
@@ -184,7 +185,8 @@ def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
         run.ema.load_state_dict(state["ema"])
     if len(state["ranks"]) == run.context.world_size:
         own = state["ranks"][run.context.rank]
-        RngState(own["rng"]["cpu"], own["rng"]["cuda"]).restore(run.step.objective.device)
+        objective = run.step.objective
+        RngState.from_state_dict(own["rng"]).restore(objective.device, objective.generators)
         if own["buffers"]:
             for buffer, saved in zip(floating_point_buffers(run.networks), own["buffers"], strict=True):
                 buffer.copy_(saved)

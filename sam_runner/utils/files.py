@@ -15,6 +15,7 @@ from sam_runner.utils.errors import TrainingError
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of YAML options: inside the package in a wheel, beside it in a source checkout.
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+NORMALISATION_FILE = "normalisation.json"  # of a run folder: mean and std of its images
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -48,7 +49,8 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
-    write_atomically(path, lambda handle: handle.write(text.encode()))
+    # A path whose bytes are not UTF-8 is a text with surrogates; their escape sequence is also JSON's.
+    write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "backslashreplace")))
 
 
 def read_json(path: Path) -> Any:

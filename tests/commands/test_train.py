@@ -164,7 +164,7 @@ def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, 
         (["augment.pad=8"], "augment.pad=8", "side of 8"),
         (["max_steps=3", "schedule.warmup_epochs=1"], "schedule.warmup_epochs=1", "the whole training is 3"),
         (["model=resnet20", "model.depth=21"], "depth must be 6n + 2", "given:"),
-        (["model._target_=sam_runner.data.datasets.digits.gzip.open"], "sam_runner.data.datasets.digits.gzip.open", "trusted module"),
+        (["model._target_=sam_runner.data.datasets.digits.gzip.open"], "digits.gzip.open", "trusted module"),
         (["optimizer/base=torch", "optimizer.base._target_=torch.optim.Adagrd"], "Adagrd", "did you mean Adagrad?"),
         (["optimizer/base=torch", "optimizer.base._target_=torch.optim.LBFGS"], "LBFGS", "closure"),
         (
@@ -197,7 +197,8 @@ def test_answers_without_torch(arguments, tmp_path):
 
 def test_cells_without_their_files_are_refused_without_torch(tmp_path):
     code = (
-        "import sys; from sam_runner.commands.train import main; sys.argv = ['sam-train', *sys.argv[1:]]; code = main();"
+        "import sys; from sam_runner.commands.train import main\n"
+        "sys.argv = ['sam-train', *sys.argv[1:]]; code = main();"
         "sys.exit(100 * ('torch' in sys.modules) + code)"
     )
     words = ["-m", "data=imagenet", "data.root=nowhere", "seed=0,1", "sweep_name=s"]
@@ -377,7 +378,10 @@ def test_eval_refuses_bad_input(arguments, named, tmp_path, monkeypatch, capsys)
 
 
 def test_eval_of_no_run_is_refused_without_torch(tmp_path):
-    code = "import sys; from sam_runner.commands.evaluate import main; main(); sys.exit(7 if 'torch' in sys.modules else 0)"
+    code = (
+        "import sys; from sam_runner.commands.evaluate import main; main()\n"
+        "sys.exit(7 if 'torch' in sys.modules else 0)"
+    )
     done = subprocess.run([sys.executable, "-c", code, "."], cwd=tmp_path, capture_output=True, check=False)
     assert done.returncode == 0
     assert b"holds no run" in done.stderr

@@ -1,6 +1,8 @@
 """Batches: order, augmentation, normalisation, memory format."""
 
+import contextlib
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -9,9 +11,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sam_runner.config.data import AugmentConfig
+from sam_runner.data import loader as loader_module
 from sam_runner.data.augment.augmentation import draw_table
 from sam_runner.data.image_sets import make_image_set
-from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation
 from tests.data.augment.test_augmentation import numpy_crop_and_flip, numpy_cutout
 
 CPU = torch.device("cpu")
@@ -193,3 +197,32 @@ def test_loading_leaves_the_global_stream_alone():
     state = torch.get_rng_state()
     list(make_loader(random_set(), augmentation=FULL).epoch())
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_the_stream_of_the_batches_waits_for_the_stream_of_their_tables(monkeypatch):
+    """A CUDA stream in place of which a list notes what is done: nothing is prepared before it has waited."""
+    events = []
+
+    class Stream:
+        def __init__(self, name="current"):
+            self.name = name
+
+        def wait_stream(self, other):
+            events.append(f"{self.name} waits for {other.name}")
+
+    class Recorded:
+        def record_stream(self, stream):
+            pass
+
+    def batches():
+        for number in range(2):
+            events.append(f"batch {number}")
+            yield SimpleNamespace(images=Recorded(), labels=Recorded(), targets=Recorded(), clean_labels=Recorded())
+
+    monkeypatch.setattr(torch.cuda, "Stream", lambda device: Stream("side"))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: Stream())
+    monkeypatch.setattr(torch.cuda, "stream", lambda stream: contextlib.nullcontext())
+    assert len(list(loader_module._prefetch(batches(), torch.device("cuda")))) == 2
+    assert events == [
+        "side waits for current", "batch 0", "current waits for side", "batch 1", "current waits for side",
+    ]  # fmt: skip

@@ -1,5 +1,7 @@
 """Holding out, subsampling, and label noise in the order that a noise model needs."""
 
+import logging
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.datasets.synthetic import synthetic
+from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.noise import (
     asymmetric,
     human,
@@ -137,3 +140,44 @@ def test_noise_that_needs_images_is_refused_for_files(tmp_path):
     splits = image_folder(root=str(tmp_path), storage="disk", image_size=8)
     with pytest.raises(InputError, match=r"needs the images in memory.*\n  set data\.storage=memory"):
         prepare_splits(splits, partial(instance, rate=0.5), needs="images", seed=0)
+
+
+def splits_of_classes(train, test):
+    """Sets whose images are of the given classes out of a, b, c."""
+    parts = [
+        make_image_set(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels), ("a", "b", "c"))
+        for labels in (train, test)
+    ]
+    return Splits(*parts)
+
+
+@pytest.mark.parametrize(
+    ("train", "test", "message"),
+    [
+        ([0, 1, 2], [0, 0], "no test image of b, c"),
+        ([0, 0], [0, 1], "no training image of b, c; no test image of c"),
+        ([0, 1, 2], [2, 1, 0], None),
+    ],
+)
+def test_classes_without_images_are_named(train, test, message, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    prepare_splits(splits_of_classes(train, test), none, needs="labels", seed=0)
+    assert set(caplog.messages) == ({message} - {None})
+
+
+def test_a_class_that_is_left_out_of_a_part_of_the_set_is_named(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    splits = splits_of_classes([0] * 50 + [1] * 50 + [2], [0, 1, 2])
+    prepare_splits(splits, none, needs="labels", seed=0, train_fraction=0.1)
+    assert set(caplog.messages) == {"no training image of c"}
+
+
+def test_a_validation_set_of_the_data_set_is_kept_unless_images_are_held_out(caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    splits = splits_of_classes([0, 1, 2] * 4, [0, 1, 2])
+    splits = replace(splits, validation=splits.test)
+    assert prepare_splits(splits, none, needs="labels", seed=0).validation is splits.test
+    assert not caplog.messages
+    held_out = prepare_splits(splits, none, needs="labels", seed=0, val_fraction=0.25)
+    assert (len(held_out.train), len(held_out.validation)) == (9, 3)
+    assert "own 3 validation images are not used" in caplog.messages[0]

@@ -17,7 +17,8 @@ from sam_runner.data.datasets import image_folder as folder_module
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.decode import read_image
 from sam_runner.data.image_sets import ImageFiles, ImageSet
-from sam_runner.data.loader import IMAGENET_NORMALISATION, ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import IMAGENET_NORMALISATION, Normalisation
 from sam_runner.data.splits import hold_out
 from sam_runner.utils.errors import InputError
 from tests.data.test_decode import smooth_pixels

@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageSet
-from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import full_state, is_sharded, to_local
 from sam_runner.distributed.torchrun import read_world_size

@@ -6,7 +6,8 @@ from torch.nn import functional as F
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets.digits import digits
-from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep

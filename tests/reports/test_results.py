@@ -55,7 +55,7 @@ def test_jobs_without_a_run_have_their_status_and_error(tmp_path):
     lay(tmp_path / "run")
     folder = tmp_path / "not_started" / "rho=-1"
     folder.mkdir(parents=True)
-    (folder / "status.json").write_text(json.dumps({"status": "refused", "error": "no", "cell": "rho=-1"}))
+    (folder / "status.json").write_text(json.dumps({"status": "refused", "error": "no", "job": "rho=-1"}))
     jobs = load_results([tmp_path]).set_index("job")
     assert tuple(jobs.loc["rho=-1", ["status", "error"]]) == ("refused", "no")
     assert pd.isna(jobs.loc["rho=-1", "seed"])

@@ -8,7 +8,8 @@ from torch.nn import functional as F
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import make_image_set
-from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.objective import Objective

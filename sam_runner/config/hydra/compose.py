@@ -1,7 +1,7 @@
-"""Hydra's part: make the settings classes known to Hydra, compose a configuration, and hand it over as plain values.
+"""Compose a configuration with Hydra and return it as plain values.
 
-Hydra joins the files of conf/, the user's own files and the command line. Types, ranges and rules are checked afterwards
-by `load_experiment`, so Hydra is given the names and defaults of the settings only.
+Hydra merges the files of conf/, the user's own files and the command line. `load_experiment` checks types, ranges and
+rules afterwards, so Hydra gets only the names and defaults of the settings.
 """
 
 import os

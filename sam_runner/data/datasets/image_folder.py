@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam_runner.data.datasets.folder_layout import Layout, Part, count_suffixes, find_layout
 from sam_runner.data.decode import centre_crop_box, read_crop, read_image
 from sam_runner.data.image_sets import ImageFiles, Images, make_image_set
 from sam_runner.data.splits import Splits
@@ -20,8 +21,6 @@ from sam_runner.utils.hardware import count_usable_cores
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
-SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".ppm", ".pgm"})
-LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
 SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
 IMAGES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
 MAX_AUTO_BYTES, MAX_BYTES = 2 << 30, 8 << 30  # pixels kept in memory with storage=auto, and with storage=memory
@@ -38,10 +37,10 @@ def image_folder(
 ) -> Splits:
     """Read a folder with one folder of images per class.
 
-    The layout is ``root/train/<class>/*`` beside ``root/test/<class>/*`` (or ``val``), or ``root/<class>/*`` or
-    ``root/train/<class>/*`` alone. Without a test folder a fixed random `test_fraction` of each class is the test set;
-    if the classes are too small for that, of all images together. Classes and the images of a class are in alphabetical
-    order. All images are converted to RGB.
+    The layout is ``root/train/<class>/*`` beside ``root/test/<class>/*`` or ``root/val/<class>/*``, or
+    ``root/<class>/*`` or ``root/train/<class>/*`` alone; `find_layout` describes names and files. A val folder beside a
+    test folder is the validation set. Without a test or val folder a fixed random `test_fraction` of each class is the
+    test set; if the classes are too small for that, of all images together. All images are converted to RGB.
 
     Args:
         root: The folder.
@@ -57,38 +56,57 @@ def image_folder(
         InputError: If the folder or its images are missing, train and test classes differ, image sizes differ, or an
             image cannot be decoded; the message has its path.
     """
-    base = Path(os.path.expanduser(root))
     if image_size is None and eval_crop_ratio != 1:
         raise InputError(
             f"data.eval_crop_ratio={eval_crop_ratio:g} has no effect without data.image_size\n  set data.image_size"
         )
-    train, test, classes = _find_folders(base, root)
-    paths, labels = _list_images(train, classes)
-    test_paths, test_labels = _list_images(test, classes) if test else ([], torch.empty(0, dtype=torch.int64))
-    if storage == "auto" and image_size is not None and len(paths + test_paths) * 3 * image_size**2 > MAX_AUTO_BYTES:
+    base = os.path.expanduser(root).rstrip("/") or "/"
+    layout = find_layout(base)
+    _log_layout(base, layout, test_fraction)
+    parts = [part for part in (layout.train, layout.validation, layout.test) if part is not None]
+    paths = [Path(base, path) for part in parts for path in part.paths]
+    if storage == "auto" and image_size is not None and len(paths) * 3 * image_size**2 > MAX_AUTO_BYTES:
         storage = "disk"
     if storage == "disk":
         if image_size is None:
             raise InputError("data.storage=disk needs one size for all images\n  set data.image_size")
 
-        def make_images(paths: list[Path], labels: Tensor) -> Images:
-            names = tuple(os.path.relpath(path, base) for path in paths)
-            return ImageFiles(base, names, labels, classes, labels, image_size, eval_crop_ratio)
+        def make_images(part: Part) -> Images:
+            labels = torch.tensor(part.labels)
+            return ImageFiles(
+                Path(base), tuple(part.paths), labels, layout.classes, labels, image_size, eval_crop_ratio
+            )
 
     else:
         decode = partial(_decode, image_size=image_size, eval_crop_ratio=eval_crop_ratio)
-        _check_memory(paths + test_paths, decode)
-        log.info("reading %s images into memory", f"{len(paths + test_paths):,}")
+        _check_memory(paths, decode)
+        log.info("reading %s images into memory", f"{len(paths):,}")
         workers = count_usable_cores() if num_workers is None else num_workers
 
-        def make_images(paths: list[Path], labels: Tensor) -> Images:
-            return make_image_set(_decode_all(paths, decode, workers), labels, classes)
+        def make_images(part: Part) -> Images:
+            images = _decode_all([Path(base, path) for path in part.paths], decode, workers)
+            return make_image_set(images, torch.tensor(part.labels), layout.classes)
 
-    images = make_images(paths, labels)
-    if test:
-        return Splits(train=images, test=make_images(test_paths, test_labels))
-    log.info("%s has no test or val folder: %g of its images are used for testing", base, test_fraction)
-    return _split_test_set(images, test_fraction)
+    images = make_images(layout.train)
+    if layout.test is None:
+        return _split_test_set(images, test_fraction)
+    validation = None if layout.validation is None else make_images(layout.validation)
+    return Splits(train=images, test=make_images(layout.test), validation=validation)
+
+
+def _log_layout(base: str, layout: Layout, test_fraction: float) -> None:
+    """Log which folder is which split, the suffixes if there are several, and what is not read."""
+    if layout.test is None:
+        log.info("%s has no test or val folder: %g of its images are used for testing", base, test_fraction)
+    else:
+        parts = {"train": layout.train, "validation": layout.validation, "test": layout.test}
+        folders = [f"{name} set {part.folder}" for name, part in parts.items() if part is not None]
+        log.info("%s", ", ".join(folders))
+    suffixes = count_suffixes(layout)
+    if "," in suffixes:
+        log.info("%s: images read: %s", base, suffixes)
+    if layout.left_out.counts:
+        log.warning("%s: not read: %s", base, layout.left_out)
 
 
 def _split_test_set(images: Images, test_fraction: float) -> Splits:
@@ -96,30 +114,6 @@ def _split_test_set(images: Images, test_fraction: float) -> Splits:
     if not len(test) or not len(train):
         raise InputError(f"data.test_fraction={test_fraction} of {len(images)} images leaves one part empty")
     return Splits(train=images.subset(train), test=images.subset(test))
-
-
-def _find_folders(base: Path, root: str) -> tuple[Path, Path | None, tuple[str, ...]]:
-    """Return the folder of the training set, that of the test set or None, and the classes."""
-    if not base.is_dir():
-        raise InputError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
-    train = base / "train" if (base / "train").is_dir() else base
-    tests = [base / name for name in ("test", "val") if (base / name).is_dir()]
-    if train == base and tests:
-        raise InputError(f"data.root={root} has a test or val folder but no train folder\n  expected: {LAYOUT}")
-    labelled_tests = [folder for folder in tests if _list_classes(folder)]  # ImageNet's test folder has no classes
-    if tests and not labelled_tests:
-        raise InputError(f"{tests[0]} has no class folders\n  expected: {LAYOUT}")
-    test = labelled_tests[0] if labelled_tests else None
-    classes = _list_classes(train)
-    if len(classes) == 1:
-        raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {train}\n  expected: {LAYOUT}")
-    if test and _list_classes(test) != classes:
-        different = sorted(set(classes) ^ set(_list_classes(test)))
-        raise InputError(
-            f"{train} and {test} have different classes; in one only: {', '.join(different[:10])}\n"
-            "  both need the same class folders"
-        )
-    return train, test, classes
 
 
 def _check_memory(paths: list[Path], decode: Callable[[Path], Tensor]) -> None:
@@ -134,10 +128,6 @@ def _check_memory(paths: list[Path], decode: Callable[[Path], Tensor]) -> None:
         )
 
 
-def _list_classes(folder: Path) -> tuple[str, ...]:
-    return tuple(sorted(entry.name for entry in folder.iterdir() if entry.is_dir() and not entry.name.startswith(".")))
-
-
 def _split_each_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Return ascending indices of a random `fraction` of each class and of the others; the same in every run."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
@@ -149,24 +139,6 @@ def _split_each_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
         order = torch.randperm(len(labels), generator=make_generator(0, "test split"))
         chosen[order[: round(fraction * len(labels))]] = True
     return chosen.nonzero().flatten(), (~chosen).nonzero().flatten()
-
-
-def _list_images(folder: Path, classes: tuple[str, ...]) -> tuple[list[Path], Tensor]:
-    """Return the image files, sorted by class and path, and their labels."""
-    files = [
-        (path, label)
-        for label, name in enumerate(classes)
-        for path in sorted((folder / name).rglob("*"))
-        if path.suffix.lower() in SUFFIXES and not path.name.startswith(".")
-    ]
-    empty = set(range(len(classes))) - {label for _, label in files}
-    if not files or empty:
-        names = ", ".join(classes[label] for label in sorted(empty)[:10]) or "no class folders"
-        raise InputError(
-            f"no images in {folder}: {names}\n"
-            f"  expected: one folder per class with files of {' '.join(sorted(SUFFIXES))}"
-        )
-    return [path for path, _ in files], torch.tensor([label for _, label in files])
 
 
 def _decode_all(paths: list[Path], read: Callable[[Path], Tensor], num_workers: int) -> Tensor:

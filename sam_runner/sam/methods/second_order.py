@@ -1,7 +1,6 @@
 """SAM with the second-order term that eq. 3 drops (Foret et al., arXiv 2010.01412, Appendix C.4)."""
 
 import torch
-from torch import Tensor
 
 from sam_runner.sam.method import Group, GroupStats, Method
 from sam_runner.sam.perturbation import Perturbation, epsilon, norm_of, require_norm
@@ -26,9 +25,12 @@ class SecondOrder(Method):
         require_norm(p)
         self.p = p
 
+    def cost(self, number: int) -> int:
+        """Return 12: two gradients, and a backward pass through the first, which is twice as long as the gradient."""
+        return 12
+
     def accumulate(self, group: Group) -> GroupStats:
         """Add the group's exact gradient to ``.grad``."""
-        params = group.context.params
         first, grads = group.gradient(create_graph=True)
         eps = epsilon(grads, group.context.rho, self.p)
         grad_norm, eps_norm = (norm_of([tensor.detach() for tensor in tensors]) for tensors in (grads, eps))
@@ -37,8 +39,8 @@ class SecondOrder(Method):
             perturbed, finals = group.gradient(shaken=True)
         # The graph saved the parameters themselves, which are at w again here. An unused parameter is in no graph.
         outputs = [(part, grad) for part, grad in zip(eps, finals, strict=True) if part.requires_grad]
-        terms: tuple[Tensor | None, ...] = torch.autograd.grad(
-            [part for part, _ in outputs], params, [grad for _, grad in outputs], allow_unused=True
+        terms = group.context.objective.differentiate_again(
+            [part for part, _ in outputs], [grad for _, grad in outputs]
         )
         group.used = [is_used or term is not None for is_used, term in zip(group.used, terms, strict=True)]
         group.add_gradient([f if term is None else f.add_(term) for f, term in zip(finals, terms, strict=True)])

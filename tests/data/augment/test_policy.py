@@ -10,7 +10,7 @@ from torchvision.transforms import v2
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.augmentation import draw_table, zero_square
 from sam_runner.data.augment.policy import apply_policy, build_policy
-from sam_runner.data.loader import Normalisation
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
 from tests.data.test_loader import images_by_index, make_loader, random_set

@@ -9,7 +9,8 @@ from PIL import Image
 
 from sam_runner.data.datasets import image_folder as folder
 from sam_runner.data.datasets.image_folder import image_folder
-from sam_runner.data.loader import ImageLoader, Normalisation
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.utils.errors import InputError
 
 
@@ -63,6 +64,16 @@ def test_order_does_not_depend_on_the_number_of_threads(tmp_path, num_workers):
     assert np.array_equal(nhwc_pixels(splits.train), np.stack(pixels["a"] + pixels["b"]))
 
 
+def test_images_are_in_the_order_of_their_numbers(tmp_path):
+    """noise=human gives the k-th image of a class the k-th label, so 2.png must come before 10.png."""
+    for name in "ab":
+        for number in range(1, 13):
+            write_image(tmp_path / "train" / name / f"{number}.png", np.full((4, 4, 3), number, np.uint8))
+    write_classes(tmp_path / "test", {"a": 1, "b": 1})
+    images = image_folder(root=str(tmp_path), image_size=4).train.images_NCHW
+    assert images[:, 0, 0, 0].tolist() == [*range(1, 13), *range(1, 13)]
+
+
 def test_val_folder_is_the_test_set(tmp_path):
     write_classes(tmp_path / "train", {"a": 2, "b": 2})
     pixels = write_classes(tmp_path / "val", {"a": 1, "b": 1}, start=70)
@@ -89,7 +100,8 @@ def test_a_test_set_taken_from_the_training_images_is_logged(tmp_path, caplog, m
     caplog.clear()
     with caplog.at_level("INFO", logger="sam_runner"):
         image_folder(root=str(tmp_path))
-    assert set(caplog.messages) == {"reading 24 images into memory"}  # no message about a test set
+    splits = f"train set {tmp_path}/train, test set {tmp_path}/val"
+    assert set(caplog.messages) == {"reading 24 images into memory", splits}  # no message about a test set
 
 
 def test_split_is_the_same_for_every_call(tmp_path):

@@ -1,0 +1,293 @@
+"""Find the classes, the splits and the image files of a folder, and count the files that are left out by reason."""
+
+import os
+import re
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from sam_runner.data.decode import SUFFIXES, is_image_file
+from sam_runner.utils.errors import InputError
+
+LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
+SPLIT_NAMES = {  # names of the folders of a split, in any case; also as a word of a name, as in training_set, test_set
+    "train": "train", "training": "train",
+    "val": "validation", "valid": "validation", "validation": "validation",
+    "test": "test", "testing": "test",
+}  # fmt: skip
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})  # hold copies, if any
+NEVER_IMAGES = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml"})
+MAX_LISTED = 10  # names in a message
+
+
+@dataclass
+class LeftOut:
+    """Files and folders that are not read: their number and the first path, by reason."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    examples: dict[str, str] = field(default_factory=dict)
+
+    def add(self, reason: str, path: str) -> None:
+        """Count one file or folder."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        self.examples[reason] = min(path, self.examples.get(reason, path))
+
+    def __str__(self) -> str:
+        return ", ".join(
+            f"{self.counts[reason]:,} {reason} ({self.examples[reason]})" for reason in sorted(self.counts)
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """The image files of one split, sorted by class and then by path, both in natural order (2.jpg before 10.jpg).
+
+    Attributes:
+        folder: The folder of the split.
+        paths: Paths of the files relative to the root.
+        labels: Position of each file's class in `Layout.classes`.
+    """
+
+    folder: str
+    paths: list[str]
+    labels: list[int]
+
+
+@dataclass(frozen=True)
+class Layout:
+    """The image files of a folder.
+
+    Attributes:
+        classes: Names of the classes, in natural order.
+        train: The training set.
+        validation: The validation set; None if there is no folder of it beside a test folder.
+        test: The test set; None if it has to be taken from the training set.
+        left_out: What is not read.
+    """
+
+    classes: tuple[str, ...]
+    train: Part
+    validation: Part | None
+    test: Part | None
+    left_out: LeftOut
+
+
+def find_layout(root: str) -> Layout:
+    """Read the names of the files below a folder, without decoding images.
+
+    The folders of the splits are found by name (`SPLIT_NAMES`); without a training folder the folders in `root` are the
+    classes. A validation folder without a test folder is the test set. Hidden files and folders are left out, links are
+    followed, and folders inside a class belong to the class. A file is an image if it has the suffix of one; with no
+    suffix, or an unknown one, by its content.
+
+    Args:
+        root: Path of the folder.
+
+    Raises:
+        InputError: If the folder does not exist, a class has no image, or the layout is not clear.
+    """
+    if not os.path.isdir(root):
+        raise InputError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
+    left_out = LeftOut()
+    folders = _find_splits(root, left_out)
+    train_folder = folders.get("train", root)
+    classes = _find_classes(root, train_folder)
+    train = _list_part(root, train_folder, classes, left_out)
+    _require_images(train, classes)
+    validation, test = (
+        _list_part(root, folders[split], classes, left_out) if split in folders else None
+        for split in ("validation", "test")
+    )
+    if test is None:
+        validation, test = None, validation
+    return Layout(classes, train, validation, test, left_out)
+
+
+def count_suffixes(layout: Layout) -> str:
+    """Return the number of image files of each suffix, e.g. "40 .png, 10 .tif, 10 without a suffix"."""
+    parts = [part for part in (layout.train, layout.validation, layout.test) if part is not None]
+    counts = Counter(_suffix(path) or "without a suffix" for part in parts for path in part.paths)
+    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+
+
+def natural_key(path: str) -> tuple[list[list[str | int]], str]:
+    """Return a sort key that compares the numbers in names as numbers: 2.jpg comes before 10.jpg."""
+    parts = [re.split("([0-9]+)", part) for part in path.split("/")]
+    return [[int(text) if odd % 2 else text for odd, text in enumerate(part)] for part in parts], path
+
+
+def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
+    """Return the folders of the splits by "train", "validation" and "test"; empty if `root` holds the classes."""
+    names = _list_folders(root)
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        split = SPLIT_NAMES.get(name.lower())
+        if split is not None:
+            groups.setdefault(split, []).append(name)
+    if not groups:
+        groups = _find_splits_by_word(root, names)
+    split_names = {name for found in groups.values() for name in found}
+    others = [name for name in names if name not in split_names]
+    with_classes = {
+        split: kept for split, found in groups.items() if (kept := [n for n in found if _list_folders(f"{root}/{n}")])
+    }
+    if not with_classes and others and len(groups) < 2:  # no split, or a class that is called train
+        return {}
+    if groups and "train" not in with_classes:
+        if "train" in groups:
+            raise InputError(f"{root}/{groups['train'][0]} has no class folders\n  expected: {LAYOUT}")
+        raise InputError(
+            f"data.root={root} has {' and '.join(sorted(split_names))} but no train folder\n  expected: {LAYOUT}"
+        )
+    if groups and len(groups) > 1 and len(with_classes) == 1:
+        name = next(name for split in ("test", "validation") for name in groups.get(split, []))
+        raise InputError(f"{root}/{name} has no class folders\n  expected: {LAYOUT}")
+    for found in with_classes.values():
+        if len(found) > 1:
+            raise InputError(
+                f"data.root={root} has {' and '.join(found)}, two folders of one split\n  rename or remove one of them"
+            )
+    folders = {split: f"{root}/{found[0]}" for split, found in with_classes.items()}
+    _require_different(folders)
+    if folders:
+        for name in others:
+            left_out.add("folders beside those of the splits", name)
+        for name in split_names - {os.path.basename(folder) for folder in folders.values()}:
+            left_out.add("folders without class folders", name)
+    return folders
+
+
+def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
+    """Return folders such as training_set and test_set, if both kinds exist and hold folders alone."""
+    groups: dict[str, list[str]] = {}
+    for name in names:
+        splits = {SPLIT_NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_NAMES}
+        if len(splits) == 1 and _list_folders(f"{root}/{name}") and not _holds_images(f"{root}/{name}"):
+            groups.setdefault(splits.pop(), []).append(name)
+    return groups if "train" in groups and len(groups) > 1 else {}
+
+
+def _require_different(folders: dict[str, str]) -> None:
+    splits = sorted(folders)
+    for number, split in enumerate(splits):
+        for other in splits[:number]:
+            if os.path.samefile(folders[split], folders[other]):
+                raise InputError(
+                    f"{folders[other]} and {folders[split]} are the same folder\n  each split needs images of its own"
+                )
+
+
+def _find_classes(root: str, folder: str) -> tuple[str, ...]:
+    """Return the class folders of the training set."""
+    classes = tuple(_list_folders(folder))
+    if len(classes) == 1:
+        inner = f"{folder}/{classes[0]}"
+        hint = f"data.root={inner}, which holds folders" if folder == root and _list_folders(inner) else LAYOUT
+        raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {folder}\n  expected: {hint}")
+    for name in classes:
+        nested = [inner for inner in _list_folders(f"{folder}/{name}") if inner.lower() in SPLIT_NAMES]
+        if nested:
+            raise InputError(
+                f"{folder}/{name} has the folder {nested[0]}: splits inside classes are not read\n  expected: {LAYOUT}"
+            )
+    return classes
+
+
+def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftOut) -> Part:
+    """List the images of each class below the folder of a split.
+
+    Raises:
+        InputError: If a folder that is not a class of the training set holds images.
+    """
+    names, unknown = _list_folders(folder), []
+    paths: list[str] = []
+    labels: list[int] = []
+    for name in names:
+        found = sorted(_find_images(f"{folder}/{name}", root, left_out), key=natural_key)
+        if name in classes:
+            paths += found
+            labels += [classes.index(name)] * len(found)
+        elif found:
+            unknown.append(name)
+        else:
+            left_out.add("empty folders", os.path.relpath(f"{folder}/{name}", root))
+    if unknown:
+        different = sorted(set(classes) ^ set(names))
+        raise InputError(
+            f"{folder} has classes that the training set does not have; in one only: "
+            f"{', '.join(different[:MAX_LISTED])}\n  expected: the same class folders in both"
+        )
+    for entry in _scan(folder):
+        if not _is_hidden(entry.name) and entry.is_file() and _is_image(entry):
+            left_out.add("images outside the class folders", os.path.relpath(entry.path, root))
+    by_class = sorted(zip(labels, paths, strict=True), key=lambda found: found[0])  # stable: keeps the order of paths
+    return Part(folder, [path for _, path in by_class], [label for label, _ in by_class])
+
+
+def _require_images(train: Part, classes: tuple[str, ...]) -> None:
+    empty = [name for label, name in enumerate(classes) if label not in set(train.labels)]
+    if empty or not classes:
+        names = ", ".join(empty[:MAX_LISTED]) or "no class folders"
+        raise InputError(
+            f"no images in {train.folder}: {names}\n"
+            f"  expected: one folder per class with files of {' '.join(sorted(SUFFIXES))}"
+        )
+
+
+def _find_images(folder: str, root: str, left_out: LeftOut, above: tuple[str, ...] = ()) -> Iterator[str]:
+    """Yield the paths of all images below a folder, relative to `root`.
+
+    Args:
+        folder: The folder.
+        root: The root of the set.
+        left_out: Takes the files that are not read.
+        above: Real paths of the folders that are being read, by which a link to one of them is found.
+    """
+    above = (*above, os.path.realpath(folder))
+    for entry in _scan(folder):
+        path = os.path.relpath(entry.path, root) if entry.is_symlink() else entry.path.removeprefix(f"{root}/")
+        if _is_hidden(entry.name):
+            left_out.add("hidden", path)
+        elif entry.is_dir():
+            real = os.path.realpath(entry.path)
+            if entry.is_symlink() and any(f"{outer}/".startswith(f"{real}/") for outer in above):
+                left_out.add("links to a folder above", path)
+            else:
+                yield from _find_images(entry.path, root, left_out, above)
+        elif not entry.is_file():
+            left_out.add("broken links" if entry.is_symlink() else "special files", path)
+        elif _is_image(entry):
+            yield path
+        else:
+            left_out.add(f"{_suffix(entry.name) or 'without a suffix'}: no image", path)
+
+
+def _is_image(entry: "os.DirEntry[str]") -> bool:
+    suffix = _suffix(entry.name)
+    return suffix in SUFFIXES or (suffix not in NEVER_IMAGES and is_image_file(entry.path))
+
+
+def _suffix(name: str) -> str:
+    return os.path.splitext(name)[1].lower()
+
+
+def _holds_images(folder: str) -> bool:
+    return any(not _is_hidden(entry.name) and entry.is_file() and _is_image(entry) for entry in _scan(folder))
+
+
+def _list_folders(folder: str) -> list[str]:
+    """Return the names of the folders in a folder, in natural order, without hidden ones."""
+    found = (entry.name for entry in _scan(folder) if not _is_hidden(entry.name) and entry.is_dir())
+    return sorted(found, key=natural_key)
+
+
+def _is_hidden(name: str) -> bool:
+    return name.startswith(".") or name in SYSTEM_FOLDERS
+
+
+def _scan(folder: str) -> "list[os.DirEntry[str]]":
+    try:
+        with os.scandir(folder) as entries:
+            return list(entries)
+    except OSError as error:
+        raise InputError(f"{folder} cannot be read: {error.strerror}\n  data.root needs folders of images") from error

@@ -1,0 +1,173 @@
+"""Mean and standard deviation that images are normalised with: of the training set, of ImageNet, or of a file."""
+
+import logging
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from functools import lru_cache, partial
+from pathlib import Path
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from sam_runner.data.decode import centre_crop_box, read_crop
+from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
+from sam_runner.utils.hardware import count_usable_cores
+from sam_runner.utils.seeding import make_generator
+
+log = logging.getLogger("sam_runner")
+Source = Literal["set", "imagenet", "weights"]
+MAX_STATISTICS_BYTES = 2 << 30  # of pixels; up to here all training images are used, whether in memory or on disk
+SAMPLE_SIZE = 4096  # images of a larger set; the mean's standard error is then about 0.002
+IMAGES_PER_TASK = 64
+
+
+@dataclass(frozen=True)
+class Normalisation:
+    """Mean and standard deviation of each channel, for pixel values in [0, 1].
+
+    Attributes:
+        mean: Mean of each channel.
+        std: Standard deviation of each channel.
+        source: "set" (the training set), "imagenet" or "weights" (what the network's weights were trained with).
+    """
+
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+    source: Source = "set"
+
+    @staticmethod
+    def from_images(images_NCHW: Tensor) -> "Normalisation":
+        """Compute both in float64 over all pixels of a uint8 image set; a constant channel has std 1."""
+        return Normalisation.from_counts(_count_levels(images_NCHW))
+
+    @staticmethod
+    def from_counts(counts: Tensor) -> "Normalisation":
+        """Compute both in float64 from the number of pixels of each level, int64, (C, 256)."""
+        levels = torch.arange(256, dtype=torch.float64) / 255
+        channels = counts.double().unbind()
+        means = [float((count * levels).sum() / count.sum()) for count in channels]
+        variances = [
+            float((count * (levels - mean) ** 2).sum() / count.sum())
+            for count, mean in zip(channels, means, strict=True)
+        ]
+        is_constant = [int((count > 0).sum()) == 1 for count in channels]  # rounding would leave a variance of 1e-35
+        deviations = [
+            1.0 if constant else variance**0.5 for constant, variance in zip(is_constant, variances, strict=True)
+        ]
+        return Normalisation(tuple(means), tuple(deviations))
+
+    @staticmethod
+    def from_set(train: Images) -> "Normalisation":
+        """Compute both over a training set, the same for images in memory and on disk.
+
+        A set of more than `MAX_STATISTICS_BYTES` of pixels is represented by a fixed sample of `SAMPLE_SIZE` images.
+
+        Raises:
+            InputError: If an image cannot be read; the message has its path.
+        """
+        channels, height, width = train.shape
+        if len(train) * channels * height * width > MAX_STATISTICS_BYTES:
+            order = torch.randperm(len(train), generator=make_generator(0, "normalisation"))
+            train = train.subset(order[:SAMPLE_SIZE].sort().values)
+        if isinstance(train, ImageSet):
+            return Normalisation.from_images(train.images_NCHW)
+        return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio)
+
+    def require_channels(self, channels: int) -> None:
+        """Refuse images with another number of channels.
+
+        Raises:
+            InputError: With the value of data.normalisation that fits every image.
+        """
+        if len(self.mean) != channels:
+            raise InputError(
+                f"data.normalisation={self.source} is for {len(self.mean)} channels, the images have {channels}\n"
+                "  use data.normalisation=set"
+            )
+
+    def write(self, folder: Path) -> None:
+        """Write ``normalisation.json`` into a run folder."""
+        write_json(folder / NORMALISATION_FILE, asdict(self))
+
+
+IMAGENET_NORMALISATION = Normalisation((0.485, 0.456, 0.406), (0.229, 0.224, 0.225), "imagenet")
+
+
+def choose_normalisation(
+    source: Literal["auto", "set", "imagenet", "weights"],
+    train: Images,
+    weights: str | None,
+    find_published: Callable[[], tuple[tuple[float, ...], tuple[float, ...]] | None],
+) -> Normalisation:
+    """Return the mean and standard deviation that ``data.normalisation`` names.
+
+    Args:
+        source: Value of ``data.normalisation``.
+        train: Training set.
+        weights: Value of ``model.weights``.
+        find_published: Returns mean and standard deviation that the weights were trained with, None if unknown.
+
+    Raises:
+        InputError: If those of the weights are not known, or are for another number of channels.
+    """
+    if source == "imagenet":
+        chosen = IMAGENET_NORMALISATION
+    elif source == "set" or weights is None:
+        return Normalisation.from_set(train)
+    else:
+        published = find_published()
+        fits = published is not None and len(published[0]) == train.shape[0]
+        if source == "auto" and not fits:
+            reason = "it is not known" if published is None else f"it is for {len(published[0])} channels"
+            log.info("normalisation of the training set, not that of model.weights=%s: %s", weights, reason)
+            return Normalisation.from_set(train)
+        if published is None:
+            raise InputError(
+                f"data.normalisation=weights: it is not known what {weights} was trained with\n"
+                "  known: torchvision, timm and checkpoints of runs; else use data.normalisation=set or imagenet"
+            )
+        chosen = Normalisation(*published, "weights")
+    chosen.require_channels(train.shape[0])
+    mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (chosen.mean, chosen.std))
+    log.info("normalisation: mean %s, std %s (of %s)", mean, std, chosen.source)
+    return chosen
+
+
+def read_normalisation(folder: Path) -> Normalisation | None:
+    """Return the normalisation that a run has stored in its folder, or None if there is none.
+
+    Raises:
+        InputError: If the file holds anything else.
+    """
+    path = folder / NORMALISATION_FILE
+    if not path.exists():
+        return None
+    stored = read_json(path)
+    try:
+        mean, std = (tuple(float(value) for value in stored[name]) for name in ("mean", "std"))
+        if len(mean) != len(std) or not mean or not all(value > 0 for value in std):
+            raise ValueError
+        return Normalisation(mean, std, stored["source"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise InputError(f"{path} holds no mean and std of channels\n  remove it: it is written anew") from error
+
+
+def _count_levels(images_NCHW: Tensor) -> Tensor:
+    """Return the number of pixels of each level by channel, int64, (C, 256)."""
+    return torch.stack([torch.bincount(channel.flatten(), minlength=256) for channel in images_NCHW.unbind(1)])
+
+
+@lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
+def _from_files(root: Path, paths: tuple[str, ...], image_size: int, eval_crop_ratio: float) -> Normalisation:
+    choose_box = partial(centre_crop_box, fraction=eval_crop_ratio)
+
+    def count(part: Sequence[str]) -> Tensor:
+        return _count_levels(torch.stack([read_crop(root / path, choose_box, image_size) for path in part]))
+
+    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
+    with ThreadPoolExecutor(count_usable_cores()) as pool:
+        return Normalisation.from_counts(torch.stack(list(pool.map(count, tasks))).sum(0))

@@ -1,0 +1,57 @@
+"""The public Python API: what ``import sam_runner`` offers, and that it costs nothing before it is used."""
+
+import subprocess
+import sys
+
+import pytest
+import torch
+
+import sam_runner
+from sam_runner.utils.errors import InputError
+from tests.helpers import TINY
+
+
+def test_importing_the_package_imports_no_torch():
+    code = (
+        "import sys, sam_runner; dir(sam_runner)\nsys.exit(7 if {'torch', 'hydra', 'yaml'} & set(sys.modules) else 0)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def test_every_public_name_exists_and_no_other():
+    assert all(getattr(sam_runner, name) is not None for name in sam_runner.__all__)
+    with pytest.raises(AttributeError, match="no attribute 'SAM'"):
+        sam_runner.SAM  # noqa: B018
+
+
+def test_a_run_trained_from_python_is_read_again(tmp_path):
+    run = sam_runner.train([*TINY, "optimizer=sam", "rho=0.1", f"run_dir={tmp_path / 'run'}"])
+    assert run.result["status"] == "finished"
+    assert run.config.optimizer.rho == 0.1
+    again = sam_runner.load_run(tmp_path / "run")
+    assert again.config == run.config
+    assert again.final == run.final
+    assert again.metrics["test/accuracy"].dropna().iloc[-1] == run.final["test/accuracy"]
+    network = again.model()
+    assert not network.training
+    (checkpoint,) = sorted((tmp_path / "run" / "checkpoints").glob("*.pt"))[-1:]
+    saved = torch.load(checkpoint, weights_only=True)["model"]
+    assert all(torch.equal(value, saved[name]) for name, value in network.state_dict().items())
+    (row,) = sam_runner.load_results(tmp_path).to_dict("records")
+    assert row["rho"] == 0.1
+    assert row["test/accuracy"] == run.final["test/accuracy"]
+
+
+def test_two_runs_without_a_name_have_folders_of_their_own(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folders = {sam_runner.train([*TINY, "epochs=1"]).folder for _ in range(2)}
+    assert len(folders) == 2
+
+
+def test_invalid_settings_raise_before_anything_is_written(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=r"rho=-1.* is out of range"):
+        sam_runner.train(["optimizer=sam", "rho=-1"])
+    with pytest.raises(InputError, match="holds no run"):
+        sam_runner.load_run(tmp_path)
+    assert not list(tmp_path.iterdir())
