@@ -10,7 +10,6 @@ from torch.nn import functional as F
 
 from sam_runner.sam import cuda_graph
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.batch_statistics import RunningStatistics
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
@@ -142,9 +141,6 @@ def test_a_saved_state_of_another_length_is_refused():
     saved = {"mean": step.method.state_dict()["mean"][:-1]}
     with pytest.raises(ValueError, match="zip"):
         step.method.load_state_dict(saved)
-    statistics = RunningStatistics(nn.BatchNorm1d(2))
-    with pytest.raises(ValueError, match="zip"):
-        statistics.restore(statistics.snapshot()[:-1], where=torch.tensor(True))
 
 
 @pytest.mark.parametrize("method", [Drift(), Alternate(), Plain(), KStep(2), SecondOrder(), RandomDirection(0)])
