@@ -82,7 +82,7 @@ def test_the_reference_depends_on_what_is_restored(references):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("after", [pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 6, 11)] + [4])
+@pytest.mark.parametrize("after", [pytest.param(step, marks=pytest.mark.slow) for step in (1, 2, 6, 11)] + [3])
 def test_a_run_stopped_after_any_step_continues_to_the_bit(kind, after, references, tmp_path, monkeypatch, capsys):
     arguments = [*KINDS[kind], *COMMON]
     with monkeypatch.context() as patch:
