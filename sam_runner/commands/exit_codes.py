@@ -21,6 +21,7 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     """
     log_to_console()
     try:
+        _require_working_folder()
         return command(sys.argv[1:])
     except InputError as error:
         print_error(str(error))
@@ -37,3 +38,11 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+
+
+def _require_working_folder() -> None:
+    """Refuse a working folder that has been deleted, since relative paths mean nothing there."""
+    try:
+        os.getcwd()
+    except OSError as error:
+        raise InputError("the working folder does not exist any more\n  change to another folder: cd ~") from error

@@ -13,7 +13,7 @@ from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
 from sam_runner.runs.status import new_call_name
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
 from sam_runner.utils.errors import InputError, RankError
-from sam_runner.utils.files import CONF
+from sam_runner.utils.files import CONF, require_writable
 
 
 def main() -> int:
@@ -41,10 +41,12 @@ def train(arguments: list[str]) -> int:
     from sam_runner.config.hydra import guard as hydra_guard
     from sam_runner.config.hydra import launchers, yaml_guard
     from sam_runner.config.hydra.compose import register_settings
+    from sam_runner.config.hydra.text_values import quote_text_values
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving
     _name_this_call()
     line = parse_command_line(arguments)
+    line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
     yaml_guard.install()
     if not line.is_sweep and not line.names & HYDRA_COMMANDS:
         return _run_single(line)
@@ -112,17 +114,12 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
 
     try:
         return call()
-    except (HydraException, OmegaConfBaseException) as error:
-        from sam_runner.config.hydra.messages import explain
-
-        raise InputError(explain(error, CONF, line.overrides)) from error
-    except YAMLError as error:
-        raise InputError("a configuration file is no YAML\n  " + "\n  ".join(str(error).splitlines()[:6])) from error
     except RecursionError as error:
         raise InputError("a configuration file or an argument is nested too deeply") from error
-    except (ValueError, NotImplementedError, TypeError) as error:  # of Hydra, e.g. for a group that is given no option
-        given = " ".join(line.overrides)[:300]
-        raise InputError(f"{str(error).splitlines()[0]}\n  given: {given}") from error
+    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, NotImplementedError, TypeError) as error:
+        from sam_runner.config.hydra.messages import explain
+
+        raise InputError(explain(error, CONF, line.overrides, line.config_dir)) from error
 
 
 def _run_sweep(line: CommandLine) -> int:
@@ -152,6 +149,8 @@ def _run_sweep(line: CommandLine) -> int:
                 if name in config or "." in name:
                     check_setting(name, OmegaConf.select(config, name))
             launchers.prepare(config.hydra)
+            if not config.dry_run:
+                require_writable(Path(config.hydra.sweep.dir))
             folder, dry = Path(config.hydra.sweep.dir), config.dry_run
             if not launchers.in_subprocesses(config.hydra):
                 stack.enter_context(signals.stop_between_jobs())

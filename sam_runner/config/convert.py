@@ -1,5 +1,6 @@
 """From plain values to settings dataclasses: names, types and ranges."""
 
+import contextlib
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -10,6 +11,22 @@ from sam_runner.config.keys import REQUIRED, Key
 from sam_runner.utils.errors import InputError
 
 WORDS = {int: "a whole number, like 20", float: "a number, like 0.05", bool: "true or false", str: "a text"}
+
+
+class UnknownKeyError(InputError):
+    """A key that its group does not have.
+
+    Attributes:
+        key: Dotted name of the key.
+        value: Its value.
+        accepted: Dotted names of the keys of its group.
+    """
+
+    def __init__(self, key: str, value: Any, accepted: Sequence[str]) -> None:
+        super().__init__(unknown_key(key, accepted))
+        self.key, self.value, self.accepted = key, value, accepted
+
+
 Groups = Mapping[str, Sequence[type[Any]]]
 
 
@@ -26,10 +43,10 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
         InputError: Where a name is unknown, a required value is missing, or a value has the wrong type or range.
     """
     if not isinstance(values, Mapping):
+        if path in groups:
+            raise InputError(no_option(path, values))
         given = "null" if values is None else values
-        slashed = path.replace(".", "/")
-        hint = f"\n  choose one with {slashed}=NAME" if path in groups else f"\n  give its settings: {path}.<key>=..."
-        raise InputError(f"{path}={given} is no option of a group{hint}")
+        raise InputError(f"{path}={given} is no option of a group\n  give its settings: {path}.<key>=...")
     if path in groups:
         kind = _settings_class(groups[path], values)
     prefix = f"{path}." if path else ""
@@ -38,7 +55,8 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
     unknown = {str(name): value for name, value in values.items() if str(name) not in known}
     takes_any = "own_arguments" in hints and str(values.get("_target_")) not in kind.targets
     if unknown and not takes_any:
-        raise InputError(unknown_key(f"{prefix}{next(iter(unknown))}", [f"{prefix}{name}" for name in sorted(known)]))
+        name, value = next(iter(unknown.items()))
+        raise UnknownKeyError(f"{prefix}{name}", value, [f"{prefix}{entry}" for entry in sorted(known)])
     arguments: dict[str, Any] = {}
     for name, entry in known.items():
         if is_dataclass(hints[name]):
@@ -92,15 +110,31 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         if not isinstance(value, list | tuple):
             raise InputError(f"{name}={value} has the wrong type\n  accepted: a list, like {name}=[1,2]")
         return tuple(convert(entry, get_args(annotation)[0], name) for entry in value)
-    if annotation is str and isinstance(value, str | int | float) and not isinstance(value, bool):
-        return str(value)
+    if annotation is str and isinstance(value, str):
+        return value
     if annotation is bool and isinstance(value, bool):
         return value
-    if annotation is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
+    if annotation is float and (value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))):
+        return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
-    raise InputError(f"{name}={_shown(value)} has the wrong type\n  accepted: {WORDS[annotation]}")
+    raise InputError(
+        f"{name}={_shown(value)} has the wrong type\n  accepted: {WORDS[annotation]}{_hint(value, annotation, name)}"
+    )
+
+
+def _hint(value: Any, annotation: type, name: str) -> str:
+    """Return a further line of the message for a value of the wrong type, "" if there is nothing to say."""
+    if annotation is str:
+        return f"\n  in a file, write it in quotes: {name.rpartition('.')[2]}: '...'"
+    several = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else []
+    if len(several) > 1 and all(isinstance(entry, str | int | float) for entry in several):
+        return f"\n  for a run of each: sam-train -m {name}={','.join(str(entry).strip() for entry in several)}"
+    if isinstance(value, str):
+        with contextlib.suppress(ValueError):
+            float(value)
+            return f"\n  in a file, write it without quotes: {name.rpartition('.')[2]}: {value}"
+    return ""
 
 
 def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
@@ -131,6 +165,8 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
 
 
 def _shown(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return "{...}"  # a group, to which an interpolation refers
     return str(value).lower() if isinstance(value, bool) else str(value)[:200]
 
 
@@ -138,10 +174,22 @@ def _plain(value: Any) -> Any:
     return tuple(_plain(entry) for entry in value) if isinstance(value, list) else value
 
 
-def unknown_key(key: str, accepted: Sequence[str]) -> str:
-    """Return the message for a key that does not exist: the nearest key of its group, else of all, else all keys."""
+def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
+    """Return the message for a key that does not exist.
+
+    It names the key of the same name in another group, else the nearest key of its group, else of all, else all keys.
+
+    Args:
+        key: Dotted name of the key.
+        accepted: Dotted names of the keys that exist.
+        value: The key's value, for the lines of a file.
+    """
     parent, _, name = key.rpartition(".")
     names = [entry for entry in accepted if not entry.endswith("_target_")]
+    same = [entry for entry in names if entry.rpartition(".")[2] == name]
+    if same:
+        found = min(same, key=len)
+        return f"unknown key {key}\n  did you mean {found}?\n  in a file:\n{nested(found, value)}"
     siblings = [entry for entry in names if entry.rpartition(".")[0] == parent]
     for candidates in (siblings, names):
         by_name = {entry.rpartition(".")[2]: entry for entry in candidates}
@@ -149,3 +197,32 @@ def unknown_key(key: str, accepted: Sequence[str]) -> str:
         if close:
             return f"unknown key {key}\n  did you mean {by_name[close[0]]}?"
     return f"unknown key {key}\n  keys: {', '.join(sorted(siblings or names))}"
+
+
+def no_option(group: str, value: Any) -> str:
+    """Return the message for a group, by its dotted name, whose value is not one of its options."""
+    slashed = group.replace(".", "/")
+    option = value if isinstance(value, str) else "NAME"
+    given = "null" if value is None else _shown(value)
+    lines = [f"{group}={given} is no option of a group", f"  choose one with {slashed}={option}"]
+    lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
+    lines += [f"  and indent the settings of {group} below it"] if value is None else []
+    return "\n".join(lines)
+
+
+def nested(key: str, value: Any) -> str:
+    """Return the lines of a file that set a dotted key, indented by two spaces."""
+    parts = key.split(".")
+    lines = [f"{'  ' * (depth + 1)}{part}:" for depth, part in enumerate(parts)]
+    return "\n".join([*lines[:-1], f"{lines[-1]} {_shown(value)}"])
+
+
+def flat_names(settings: Any, prefix: str = "") -> list[str]:
+    """Return the dotted names of all values of nested settings."""
+    if not isinstance(settings, Mapping):
+        return [prefix]
+    return [
+        entry
+        for name, value in settings.items()
+        for entry in flat_names(value, f"{prefix}.{name}" if prefix else str(name))
+    ]

@@ -33,6 +33,11 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 def _command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
     """Settings that have no effect in a single run, or none in a sweep."""
+    if not _is_utf8(config.run_dir or ""):
+        raise InputError(
+            f"run_dir={config.run_dir!r} holds bytes that are not UTF-8, where TensorBoard cannot write\n"
+            "  give another run_dir"
+        )
     if multirun:
         if "run_dir" in typed:
             raise InputError(
@@ -51,6 +56,11 @@ def _command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -
         raise InputError("sweep.on_error has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
+
+
+def _is_utf8(text: str) -> bool:
+    """Return whether a text has no surrogates, which stand for bytes of a path that are not UTF-8."""
+    return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _processes(config: "ExperimentConfig", typed: set[str]) -> None:

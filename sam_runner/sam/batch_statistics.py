@@ -93,8 +93,9 @@ class RunningStatistics:
 
         Args:
             num_passes: Number of passes in the context that are not `frozen`.
-            weight: Weight of the batch in the mean over ranks, see `sam_runner.sam.batch.Batch`. With it the mean of
-                the ranks' running statistics describes all examples, also if ranks have different numbers of them.
+            weight: Weight of the rank's batch in the mean over ranks, see `sam_runner.sam.batch.Batch`. If ranks have
+                different numbers of examples, the weight makes the mean of their running statistics a mean over
+                examples.
         """
         layers = [layer for layer in self._layers if layer.training]
         self._is_in_step = True
@@ -236,8 +237,9 @@ class _Mean:
     """Mean of the buffers after several passes that all start from the same buffers.
 
     The buffers after a pass are an affine function of its batch statistics. Their mean is therefore the result of one
-    pass with the mean statistics, for any momentum and any number of uses of a layer. To weight the statistics but not
-    the old buffers, each pass starts from 1/weight of the buffers, and the result is multiplied by the weight.
+    pass with the mean statistics, for any momentum and any number of uses of a layer. A weight
+    must multiply the statistics of the passes but not the old buffers. Therefore each pass starts from the buffers
+    divided by the weight, and the result is multiplied by the weight.
 
     Args:
         buffers: Running means and variances.

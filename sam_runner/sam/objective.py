@@ -332,7 +332,8 @@ class Objective:
         return self._join(batch, chunks, parts)
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
-        # Autocast caches cast weights until its context ends; a longer context would use those of w at w + eps.
+        # Autocast caches the weights that it casts until its context ends. If both passes were in one context, the pass
+        # at w + eps would use the cached weights of w.
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)

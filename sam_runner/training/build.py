@@ -50,7 +50,8 @@ from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_
 from sam_runner.utils.seeding import seed_everything
 
 EVAL_BATCH_SIZE = 512
-# Without the CUDA graphs of torch.compile: they require fixed addresses, but the second pass has weights at others.
+# torch.compile's own CUDA graphs are off: they need weights at fixed addresses, and in the second pass the parameters
+# point to other memory.
 COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
 AUTOCAST_DTYPES = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -361,7 +362,7 @@ def build_loaders(
 
     `normalisation` is the one of `build_run`.
     """
-    train, workers = splits.train, config.data.choose_num_workers
+    train, workers = splits.train, config.data.num_decoding_workers
     common: dict[str, Any] = {
         "normalisation": normalisation
         or choose_normalisation(

@@ -1,5 +1,7 @@
 """Console output of a run: log lines on stdout, errors on stderr, and only from one process under torchrun."""
 
+import contextlib
+import errno
 import logging
 import os
 import sys
@@ -30,8 +32,33 @@ def print_error(message: str, *, any_rank: bool = False) -> None:
     """
     if not (any_rank or is_main_process()):
         return
-    lines = message.splitlines()
-    print("\n".join([f"error: {lines[0]}", *lines[1:MAX_ERROR_LINES]]), file=sys.stderr)
+    lines = message.splitlines() or [""]
+    _print_on_stderr("\n".join([f"error: {lines[0]}", *lines[1:MAX_ERROR_LINES]]))
+
+
+def _print_on_stderr(text: str) -> None:
+    with contextlib.suppress(OSError):  # the reader of a pipe has closed it, or the disk of a file is full
+        print(text, file=sys.stderr, flush=True)
+
+
+def prepare_streams() -> None:
+    """Make stdin, stdout and stderr usable in every environment.
+
+    A stream that the caller has closed is opened on the null device, so that no other file gets its number and prints
+    do not fail. A character that a terminal cannot show, and a byte of a path that is not UTF-8, becomes an escape
+    sequence.
+    """
+    for number, name in enumerate(("stdin", "stdout", "stderr")):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # gets the lowest free number, which is this one
+        stream = getattr(sys, name)
+        if stream is None:
+            null = open(os.devnull, "r+", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - stays open
+            setattr(sys, name, null)
+        elif number and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
 
 
 def log_to_console(prefix: str = "") -> None:
@@ -49,8 +76,9 @@ def log_to_console(prefix: str = "") -> None:
                 tqdm.write(prefix + self.format(record), file=sys.stdout)
                 sys.stdout.flush()
             except OSError:  # the reader of a pipe (`| head`) has closed it; the run continues without output
-                sys.stdout = open(os.devnull, "w")  # noqa: SIM115 - stays open until the process ends
+                sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
 
+    prepare_streams()
     logger = logging.getLogger("sam_runner")
     logger.handlers = [Console() if is_main_process() else logging.NullHandler()]
     logger.setLevel(logging.INFO)
@@ -66,7 +94,10 @@ def report_exception(error: Exception) -> tuple[str, str]:
     if isinstance(error, InputError | TrainingError):
         print_error(str(error))
         return str(error), str(error)
-    traceback.print_exc()
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
+        print_error(f"the output cannot be written: {error.strerror}")
+    else:
+        _print_on_stderr(traceback.format_exc().rstrip())
     return f"{type(error).__name__}: {error}", traceback.format_exc()
 
 
@@ -76,7 +107,7 @@ def exit_immediately(error: RankError) -> NoReturn:
     A normal exit destroys the process group, which waits for ranks that no longer run.
     """
     if error.is_local and not isinstance(error.__cause__, InputError):
-        traceback.print_exc()
+        _print_on_stderr(traceback.format_exc().rstrip())
     print_error(str(error), any_rank=error.is_local)
     sys.stdout.flush()
     sys.stderr.flush()

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
-from sam_runner.utils.errors import TrainingError
+from sam_runner.utils.errors import InputError, TrainingError
 
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of YAML options: inside the package in a wheel, beside it in a source checkout.
@@ -44,6 +44,18 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.fsync(folder)
     finally:
         os.close(folder)
+
+
+def require_writable(folder: Path) -> None:
+    """Refuse a folder that cannot be created or written to; nothing is created.
+
+    Raises:
+        InputError: With the existing folder that is the reason.
+    """
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
+        reason = "cannot be written to" if existing.is_dir() else "is a file"
+        raise InputError(f"folder {folder} cannot be created: {existing} {reason}\n  run the command in another folder")
 
 
 def write_json(path: Path, value: Any) -> None:

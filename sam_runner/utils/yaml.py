@@ -1,5 +1,6 @@
 """Read YAML files from strangers: plain values only, and no aliases, which can stand for more than memory holds."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,8 @@ def read_yaml(path: Path) -> Any:
         text = path.read_text(encoding="utf-8")
         if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, LOADER)):
             raise InputError(f"{path} has YAML aliases, which are not accepted")
-        return yaml.load(text, LOADER)
+        # libyaml refuses the escaped surrogates that stand for bytes of a path that are not UTF-8.
+        return yaml.load(text, yaml.SafeLoader if re.search(r"\\u[dD][89a-fA-F]", text) else LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise InputError(f"{path} cannot be read: {reason}") from error

@@ -2,6 +2,7 @@
 
 import io
 import json
+import time
 from types import SimpleNamespace
 
 import numpy as np
@@ -222,3 +223,23 @@ def test_a_restart_within_the_same_second_is_read_after_the_run_that_it_continue
             loggers.scalars(step, 1, {"train/loss": float(step)})
         loggers.close()
     assert read_scalars(tmp_path, "train/loss") == [(step, float(step)) for step in (1, 2, 3, 4)]
+
+
+@pytest.mark.parametrize("clock", [1000.9, 1001.0, 940.0, 3.0])
+def test_event_files_are_read_in_the_order_of_the_run_whatever_the_clock_says(tmp_path, monkeypatch, clock):
+    """A file is named after the second of its creation; a clock set back, or the same second, must not reorder them."""
+    for number, now in enumerate((1000.0, clock, clock)):
+        monkeypatch.setattr(time, "time", lambda now=now: now)
+        logger = TensorboardLogger(tmp_path, 2 * number)
+        for step in (1, 2):
+            logger.scalars(2 * number + step, 1, {"loss": float(2 * number + step)})
+        logger.close()
+    assert read_scalars(tmp_path, "loss") == [(step, float(step)) for step in range(1, 7)]
+
+
+def test_settings_with_bytes_that_are_not_utf8_are_logged(tmp_path):
+    logger = TensorboardLogger(tmp_path)
+    logger.hparams({"data.root": "na\udcefve"}, {"test/accuracy": 1.0})
+    logger.close()
+    content = next(tmp_path.glob("events*")).read_bytes()
+    assert rb"na\udcefve" in content

@@ -5,8 +5,10 @@ rules afterwards, so Hydra gets only the names and defaults of the settings.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
+from difflib import get_close_matches
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -15,7 +17,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from sam_runner.config.convert import flat_names, nested, no_option, unknown_key
 from sam_runner.config.experiment import GROUPS, ExperimentConfig, load_experiment, settings_classes
+from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
@@ -24,7 +28,7 @@ SCHEMA_GROUP = "hydra/settings"  # below Hydra's own group, so that shell comple
 
 
 def register_settings() -> None:
-    """Store the names and defaults of all settings where Hydra finds them, as ``hydra/settings/...``."""
+    """Store the names and defaults of all settings in Hydra's ConfigStore, as ``hydra/settings/...``."""
     store = ConfigStore.instance()
     for path, found in settings_classes().items():
         group, _, name = f"{SCHEMA_GROUP}/{path}".rpartition("/")
@@ -48,39 +52,76 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as plain, resolved values, without Hydra's own settings.
 
     Raises:
-        InputError: Where an interpolation cannot be resolved, or a group has no option.
+        InputError: If an interpolation cannot be resolved, or a group has no option.
     """
+    for key in config:
+        if key != "hydra":
+            _require_setting(str(key), config)
     for group in GROUPS:
-        node = OmegaConf.select(config, group, throw_on_missing=False)
+        node = _select(config, group)
         if not isinstance(node, DictConfig):
-            value = "null" if node is None else node
-            raise InputError(
-                f"{group}={value} is no option of a group\n  choose one with {group.replace('.', '/')}=NAME"
-            )
+            raise InputError(no_option(group, node))
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)
     try:
         container = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
         lines = str(error).splitlines()
-        raise InputError(f"{error.full_key or 'a setting'} cannot be resolved: {lines[0]}") from error
+        reason = next((line for line in lines if line.strip()), type(error).__name__)
+        raise InputError(
+            f"{error.full_key or 'a setting'} cannot be resolved: {reason}\n"
+            "  ${key} stands for the value of another key, ${group.key} for one of a group"
+        ) from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
+
+
+def _select(config: DictConfig, key: str) -> Any:
+    """Return the value at a dotted key, None if there is none or it is an interpolation that cannot be resolved."""
+    try:
+        return OmegaConf.select(config, key, throw_on_missing=False)
+    except OmegaConfBaseException as error:
+        raise InputError(f"{key} cannot be resolved: {str(error).splitlines()[0]}") from error
+
+
+def _require_setting(key: str, config: DictConfig) -> None:
+    """Refuse a key at the top level of the configuration that is no setting, mostly of a file of the user's own.
+
+    Raises:
+        InputError: With the lines that the file should have.
+    """
+    known = {entry.name for entry in fields(ExperimentConfig)}
+    if key in known:
+        return
+    name, colon, value = re.match(r"([^:= ]*)\s*([:=]?)\s*(.*)", key, re.DOTALL).groups()  # type: ignore[union-attr]
+    if colon and name in known:
+        raise InputError(f"unknown key {key}\n  write a colon and a space: {name}: {value or '...'}")
+    node = config._get_node(key)
+    value = str(node) if not OmegaConf.is_config(node) else "..."
+    if "." in key:
+        raise InputError(f"unknown key {key}: in a file, keys of a group are nested\n{nested(key, value)}")
+    if isinstance(node, DictConfig) and not get_close_matches(key, known, 1):
+        raise InputError(
+            f"unknown key {key}, with the settings of a file below it\n"
+            "  the first line of the file has to be: # @package _global_"
+        )
+    own = OmegaConf.masked_copy(config, [str(entry) for entry in config if entry not in ("hydra", key)])
+    raise InputError(unknown_key(key, [*known, *flat_names(OmegaConf.to_container(own))], value))
 
 
 def compose_settings(
     overrides: Sequence[str], *, return_hydra_config: bool = False, config_dir: str | None = None
 ) -> DictConfig:
-    """Compose the configuration of a single run as the command line does.
+    """Compose the configuration of a single run from the arguments of the command line.
 
     Args:
-        overrides: ``key=value`` and ``group=option``.
-        return_hydra_config: Whether the result holds Hydra's own settings under ``hydra``.
+        overrides: Arguments ``key=value`` and ``group=option``.
+        return_hydra_config: Include Hydra's own settings under ``hydra``.
         config_dir: Folder of the user's own groups and options.
     """
     register_settings()
     GlobalHydra.instance().clear()
-    words = list(overrides)
+    words = quote_text_values(overrides)
     if config_dir is not None:
         words.append(f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']")
     with initialize_config_dir(str(CONF), version_base="1.3"):
@@ -91,13 +132,13 @@ def compose_experiment(overrides: Sequence[str]) -> ExperimentConfig:
     """Compose and validate the settings of a single run.
 
     Raises:
-        InputError: For the first mistake.
+        InputError: For the first invalid setting.
     """
     return load_experiment(plain_settings(compose_settings(overrides)), overrides)
 
 
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose settings that are not run, with "-" in place of each required value that is not given."""
+    """Compose settings for display only: each required value that is not given is "-"."""
     return load_experiment(_fill_required(plain_settings(compose_settings(overrides))))
 
 

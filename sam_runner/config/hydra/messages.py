@@ -6,6 +6,7 @@ from pathlib import Path
 
 from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sam_runner.config.convert import unknown_key
 from sam_runner.config.experiment import ExperimentConfig
@@ -13,17 +14,23 @@ from sam_runner.config.help import default_options, keys_of, options
 from sam_runner.config.hydra.launchers import EXTRAS
 
 
-def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
-    """The message for an error that Hydra raised while it read `arguments`.
+def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str | None = None) -> str:
+    """Return the message for an error that Hydra raised while it read `arguments`.
 
     Args:
-        error: A HydraException or OmegaConfBaseException.
+        error: An exception of Hydra, OmegaConf or YAML.
         conf: The configuration folder.
         arguments: The command line.
+        config_dir: Folder of the user's own groups and options.
     """
     text = str(error)
     if isinstance(error, OverrideParseException):
         return _unreadable(error.override)
+    if isinstance(error, YAMLError):
+        return _no_yaml(text)
+    in_defaults = _wrong_defaults(text, conf, config_dir)
+    if in_defaults:
+        return in_defaults
     if isinstance(error, MissingConfigException):
         return _no_option(error, conf)
     several = re.match(r"Ambiguous value for argument '(.+)'", text)
@@ -34,7 +41,64 @@ def explain(error: Exception, conf: Path, arguments: list[str]) -> str:
         name = _overridden(text) or str(getattr(cause, "full_key", "") or "")
         if name:
             return _unknown(name, conf, arguments)
-    return "\n  ".join(line.strip() for line in text.splitlines()[:8] if line.strip())
+    lines = [line.strip() for line in text.splitlines()[:8] if line.strip()] or ["a value with ${ cannot be read"]
+    return "\n  ".join([*lines, f"given: {' '.join(arguments)[:300]}"])
+
+
+def _no_yaml(text: str) -> str:
+    """Return the message for a file that is no YAML: the parser's words and what to do."""
+    hints = {
+        r"'\\t'": "indent with spaces, not with tabs",
+        r"duplicate key": "write each key once",
+        r"'@'": "the line that begins with @package is a comment: # @package _global_",
+        r"mapping values are not allowed": "give keys of a group the same indentation; quote a text that holds ': '",
+        r"expected <block end>": "give all keys of a group the same indentation",
+        r"expected ':'": "write lines as key: value, with a space after the colon",
+        r"'[%`]'": "quote a text that begins with this character",
+    }
+    hint = [found for pattern, found in hints.items() if re.search(pattern, text)]
+    return "\n  ".join(["a configuration file is no YAML", *text.splitlines()[:6], *hint[:1]])
+
+
+def _wrong_defaults(text: str, conf: Path, config_dir: str | None) -> str:
+    """Return the message for a mistake in the defaults list of a file, "" if the error is another."""
+    groups = options(conf)
+    several = re.search(r"Multiple values for ([^.@]+)\S*\. To override .* 'override [^:]+: (.+)'", text)
+    if several:
+        return _write_defaults(f"the file chooses {several[1]} without override", several[1], several[2])
+    relative = re.search(r"In '([^']*)': Could not override '([^'@]+)", text)
+    if relative:
+        name = relative[2].rpartition("/")[2] if relative[2] not in groups else relative[2]
+        group = next((found for found in groups if relative[2].endswith(f"/{found}")), name)
+        if group in groups and group != relative[2]:
+            option = _chosen_option(relative[1], group, config_dir)
+            return _write_defaults(f"{group} lacks its slash in the defaults of {relative[1]}", group, option)
+        if group not in groups:
+            close = get_close_matches(group, list(groups), 1)
+            hint = f"did you mean {close[0]}?" if close else f"groups: {', '.join(groups)}"
+            return f"there is no group {group}\n  {hint}"
+    if "defaults must be a list" in text:
+        return f"{text.splitlines()[0]}\n  begin each line below defaults with a dash: - override /model: NAME"
+    if "Overrides must be at the end" in text:
+        return f"{' '.join(text.split())}\n  move the lines with override to the end of defaults"
+    if "Cannot merge DictConfig with ListConfig" in text:
+        return (
+            "a file holds a list where keys are expected\n"
+            "  write options below the line defaults: and settings as key: value"
+        )
+    return ""
+
+
+def _write_defaults(fault: str, group: str, option: str) -> str:
+    return f"{fault}\n  write below defaults:\n    - override /{group}: {option}"
+
+
+def _chosen_option(file: str, group: str, config_dir: str | None) -> str:
+    """Return the option that the defaults of a user's file choose for a group, NAME if it cannot be read."""
+    path = Path(config_dir or ".") / f"{file}.yaml"
+    text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
+    found = re.search(rf"override +{re.escape(group)} *: *([\w./-]+)", text)
+    return found[1] if found else "NAME"
 
 
 def _overridden(text: str) -> str:
@@ -53,16 +117,32 @@ def _unreadable(override: str) -> str:
 
 
 def _no_option(error: MissingConfigException, conf: Path) -> str:
-    missing = error.missing_cfg_file or ""
+    missing, groups = error.missing_cfg_file or "", options(conf)
     group, _, name = missing.rpartition("/")
-    known = sorted(error.options or options(conf).get(group, []))  # Hydra's list has those of --config-dir too
+    without_option = re.fullmatch(r".*override +/?([\w/]+?) *", missing)
+    if without_option:
+        return _write_defaults(f"{missing} names no option", without_option[1], "NAME")
+    own_group = group.partition("/")[2]
+    if group not in groups and own_group in groups:  # in a file of the first group, without slash
+        return _write_defaults(
+            f"{own_group} lacks its slash and override in a file of {missing.split('/')[0]}", own_group, name
+        )
+    known = sorted(error.options or groups.get(group, []))  # Hydra's list has those of --config-dir too
     if not known:
-        return f"there is no group {group or missing}\n  groups: {', '.join(options(conf))}"
+        close = get_close_matches(group or missing, list(groups), 1)
+        hint = f"did you mean {close[0]}?\n  " if close else ""
+        return f"there is no group {group or missing}\n  {hint}groups: {', '.join(groups)}"
     if missing in EXTRAS:
         return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
+    lines = [f"{group}={name}: there is no such option"]
     close = get_close_matches(name, known, 1)
-    hint = f"did you mean {group}={close[0]}?" if close else f"options: {', '.join(known)}"
-    return f"{group}={name}: there is no such option\n  {hint}" + (f"\n  options: {', '.join(known)}" if close else "")
+    lines += [f"did you mean {group}={close[0]}?"] if close else []
+    chosen_by_files = group in ("experiment", "search", "debug")
+    elsewhere = [other for other, names in groups.items() if name in names and other != group and chosen_by_files]
+    lines += [f"in a file, below defaults: - override /{other}: {name}" for other in elsewhere[:1]]
+    lines += [f"options: {', '.join(known)}"]
+    lines += [f"for a file of your own: --config-dir DIR, with DIR/{group}/NAME.yaml"] if not close else []
+    return "\n  ".join(lines)
 
 
 def _unknown(key: str, conf: Path, arguments: list[str]) -> str:

@@ -1,10 +1,13 @@
 """TensorBoard event files."""
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
@@ -21,8 +24,8 @@ class TensorboardLogger:
     name = "tensorboard"
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
-        _wait_for_new_second(folder)
-        self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
+        with _name_after(folder):
+            self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - of the protocol
         """Log scalars by tag."""
@@ -43,7 +46,7 @@ class TensorboardLogger:
 
         `SummaryWriter.add_hparams` would create a second run, in a folder named after the time.
         """
-        plain = {key: value if isinstance(value, int | float) else str(value) for key, value in settings.items()}
+        plain = {key: value if isinstance(value, int | float) else _text(value) for key, value in settings.items()}
         writer = self._writer._get_file_writer()
         for summary in hparams(plain, dict(final)):
             writer.add_summary(summary)
@@ -58,12 +61,24 @@ class TensorboardLogger:
         self._writer.close()
 
 
-def _wait_for_new_second(folder: Path) -> None:
-    """Wait until no event file in the folder was created in the current second.
+def _text(value: Any) -> str:
+    """Return the value as a text that UTF-8 can encode; bytes of a path that are not UTF-8 are escaped."""
+    return str(value).encode("utf-8", "backslashreplace").decode()
 
-    TensorBoard reads event files in the order of their names, and a name contains the second of its creation. Within
-    one second, the file of a continued run could be read before the file that it continues.
+
+@contextmanager
+def _name_after(folder: Path) -> Iterator[None]:
+    """Let an event file that is created in the body have a name after those of the folder's event files.
+
+    TensorBoard reads event files in the order of their names, which begin with the second of their creation. Without
+    this, the file of a run that is continued within the same second, or after the clock was set back, is read before
+    the file that it continues. `EventFileWriter` has no argument for the name, so it is given another clock.
     """
-    seconds = {path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")}
-    while f"{int(time.time()):010d}" in seconds:
-        time.sleep(0.02)
+    numbers = [path.name.split(".")[3] for path in folder.glob("events.out.tfevents.*")]
+    second = max([time.time(), *(int(number) + 1 for number in numbers if number.isdecimal())])
+    clock = event_file_writer.time
+    event_file_writer.time = SimpleNamespace(time=lambda: second)
+    try:
+        yield
+    finally:
+        event_file_writer.time = clock
