@@ -259,14 +259,14 @@ def test_newer_format_is_refused(tmp_path):
     torch.save({**make_state(9), "step": 9}, source)
     write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
     assert CheckpointFolder(tmp_path / "checkpoints").load_latest() is not None
-    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=5)
+    write_with_manifest(tmp_path / "checkpoints", source.read_bytes(), format=manifest_module.FORMAT + 1)
     with pytest.raises(InputError) as caught:
         CheckpointFolder(tmp_path / "checkpoints").load_latest()
-    assert "format 5" in str(caught.value)
+    assert f"format {manifest_module.FORMAT + 1}" in str(caught.value)
     assert "remove" not in str(caught.value)
 
 
-@pytest.mark.parametrize(("number", "other"), [(1, "an older"), (5, "a newer")])
+@pytest.mark.parametrize(("number", "other"), [(1, "an older"), (manifest_module.FORMAT + 1, "a newer")])
 @pytest.mark.parametrize("load", [CheckpointFolder.load_latest, CheckpointFolder.load_best])
 def test_another_format_is_refused_with_the_version_to_use(tmp_path, number, other, load):
     path = save(CheckpointFolder(tmp_path), 1, is_best=True).with_suffix(".json")
