@@ -83,11 +83,13 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
     """
     from sam_runner.config.experiment import load_experiment
     from sam_runner.config.hydra import guard as hydra_guard
-    from sam_runner.config.hydra.compose import compose_settings, plain_settings
+    from sam_runner.config.hydra.compose import compose_settings, plain_settings, typed_overrides
 
+    hydra_guard.refuse_sweep_settings(overrides)
     composed = compose_settings(overrides, return_hydra_config=True, config_dir=config_dir)
     hydra_guard.check(composed)
-    config = load_experiment(plain_settings(composed), list(composed.hydra.overrides.task))
+    hydra_guard.refuse_sweep_files(composed, overrides)
+    config = load_experiment(plain_settings(composed), typed_overrides(composed.hydra))
     require_files(config)
     if config.dry_run:
         raise InputError("dry_run=true prints a plan and trains nothing\n  use sam-train ... dry_run=true")

@@ -7,7 +7,8 @@
 A mutant changes an operator, a comparison, a constant, a condition or the order of two arguments, or removes a call.
 It is killed if a test of its package fails or the tests take several times as long as those of the unchanged program.
 Results are appended to a file in outputs/random_mutants/, so a call that was interrupted continues where it ended.
-equivalent_mutants.yaml lists mutants that no test can kill, with the reason; they are not counted.
+equivalent_mutants.yaml lists mutants that no test can kill, by function and change, with the reason, and functions
+that run only on a GPU; they are not counted.
 """
 
 import argparse
@@ -229,7 +230,8 @@ def main():
         chosen[name] = mutants[name]
     verdicts, limit = [], 0
     for number, (name, mutant) in enumerate(chosen.items(), 1):
-        reason, row = known.get(name[0], {}).get(name[1]), done.get(name)
+        reasons, row = known.get(name[0], {}), done.get(name)
+        reason = reasons if isinstance(reasons, str) else reasons.get(name[1])
         if reason:
             verdict, why = "equivalent", reason
         elif row and not (arguments.again and row["verdict"] == "survived"):

@@ -24,10 +24,12 @@ class CommandLine(NamedTuple):
     Attributes:
         flags: Flags with their values, before the settings as Hydra wants them.
         overrides: Settings, ``key=value`` and ``group=option``.
+        config_file: A run's config.yaml whose settings are run again (``config=FILE``), or None.
     """
 
     flags: list[str]
     overrides: list[str]
+    config_file: str | None = None
 
     @property
     def names(self) -> set[str]:
@@ -58,7 +60,7 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
     """
     for argument in arguments:
         _require_accepted(argument)
-    flags, overrides, waiting = [], [], list(arguments)
+    flags, overrides, waiting, config_file = [], [], list(arguments), None
     while waiting:
         word = waiting.pop(0)
         if word in WITH_VALUE and waiting:
@@ -67,9 +69,11 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
             flags.append(word)
             if word in HYDRA_COMMANDS - {"--resolve", "--hydra-help", "--run", "-r"} and "=" not in word and waiting:
                 flags.append(waiting.pop(0))
+        elif word.startswith("config="):
+            config_file = word.partition("=")[2].strip("'\"")
         else:
             overrides.append(_expand_home(word))
-    return CommandLine(flags, overrides)
+    return CommandLine(flags, overrides, config_file)
 
 
 def _require_accepted(argument: str) -> None:

@@ -1,5 +1,7 @@
 """`sam-eval`: metrics of a run's checkpoint."""
 
+from pathlib import Path
+
 from sam_runner.commands.arguments import Parser, path
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.utils.errors import InputError
@@ -13,7 +15,7 @@ def main() -> int:
 def evaluate(arguments: list[str]) -> int:
     """Print the metrics of a checkpoint, or write its predictions for the training images."""
     parser = Parser("sam-eval", "Evaluate a checkpoint of a run on the run's own data.")
-    parser.add_argument("run", type=path, help="run folder")
+    parser.add_argument("run", type=run_folder, help="run folder, also as run_dir=FOLDER")
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="default: last")
     parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
     parser.add_argument(
@@ -38,3 +40,11 @@ def evaluate(arguments: list[str]) -> int:
     for tag, value in evaluate_folder(given.run, given.checkpoint, given.device).items():
         print(f"{tag} {value:.6f}")
     return DONE
+
+
+def run_folder(text: str) -> Path:
+    """Return the folder of a run, which may be written as sam-train reads it: ``run_dir='a=b'``."""
+    if text.startswith("run_dir=") and not Path(text).exists():
+        text = text.partition("=")[2]
+        text = text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
+    return path(text)

@@ -72,18 +72,20 @@ def _name_this_call() -> None:
 def _run_single(line: CommandLine) -> int:
     """Compose, validate and train one run. Returns the exit code."""
     from sam_runner.config.hydra import guard as hydra_guard
-    from sam_runner.config.hydra.compose import compose_settings
+    from sam_runner.config.hydra.compose import compose_settings, typed_overrides
 
     if line.config_dir is not None and not os.path.isdir(line.config_dir):
         raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
+    hydra_guard.refuse_sweep_settings(line.overrides)
     config = _explain_errors(
-        lambda: compose_settings(line.overrides, return_hydra_config=True, config_dir=line.config_dir), line
+        lambda: compose_settings(
+            line.overrides, return_hydra_config=True, config_dir=line.config_dir, config_file=line.config_file
+        ),
+        line,
     )
     hydra_guard.check(config)
-    if config.hydra.sweeper.get("params") and "search" not in {word.partition("=")[0] for word in line.overrides}:
-        names = ", ".join(map(str, config.hydra.sweeper.params))
-        raise InputError(f"the chosen files hold a sweep over {names}, and -m is missing\n  use sam-train -m ...")
-    return _run_job(config, list(config.hydra.overrides.task))
+    hydra_guard.refuse_sweep_files(config, line.overrides)
+    return _run_job(config, typed_overrides(config.hydra))
 
 
 def _run_hydra(line: CommandLine, codes: list[int]) -> int:
@@ -98,7 +100,10 @@ def _run_hydra(line: CommandLine, codes: list[int]) -> int:
     """
     import hydra
 
-    entry = hydra.main(config_path=str(CONF), config_name="config", version_base="1.3")(lambda cfg: _job(cfg, codes))
+    from sam_runner.config.hydra.saved_config import store_saved_config
+
+    name = "config" if line.config_file is None else store_saved_config(line.config_file, line.overrides)
+    entry = hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(lambda cfg: _job(cfg, codes))
     try:
         _explain_errors(entry, line)
     except SystemExit as stop:  # argparse, and Hydra's --cfg
@@ -116,7 +121,15 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
         return call()
     except RecursionError as error:
         raise InputError("a configuration file or an argument is nested too deeply") from error
-    except (HydraException, OmegaConfBaseException, YAMLError, ValueError, NotImplementedError, TypeError) as error:
+    except (
+        HydraException,
+        OmegaConfBaseException,
+        YAMLError,
+        ValueError,
+        NotImplementedError,
+        TypeError,
+        AssertionError,
+    ) as error:
         from sam_runner.config.hydra.messages import explain
 
         raise InputError(explain(error, CONF, line.overrides, line.config_dir)) from error
@@ -189,8 +202,10 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    from sam_runner.config.hydra.compose import typed_overrides
+
     hydra_config = HydraConfig.get()
-    overrides = list(hydra_config.overrides.task)
+    overrides = typed_overrides(hydra_config)
     if hydra_config.mode == RunMode.MULTIRUN:
         from sam_runner.sweeps.job import run_job
 

@@ -1,6 +1,7 @@
 """From plain values to settings dataclasses: names, types and ranges."""
 
 import contextlib
+import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
@@ -186,7 +187,7 @@ def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
     """
     parent, _, name = key.rpartition(".")
     names = [entry for entry in accepted if not entry.endswith("_target_")]
-    same = [entry for entry in names if entry.rpartition(".")[2] == name]
+    same = [entry for entry in names if entry.rpartition(".")[2] == name and entry != key]
     if same:
         found = min(same, key=len)
         return f"unknown key {key}\n  did you mean {found}?\n  in a file:\n{nested(found, value)}"
@@ -202,7 +203,7 @@ def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
 def no_option(group: str, value: Any) -> str:
     """Return the message for a group, by its dotted name, whose value is not one of its options."""
     slashed = group.replace(".", "/")
-    option = value if isinstance(value, str) else "NAME"
+    option = value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else "NAME"
     given = "null" if value is None else _shown(value)
     lines = [f"{group}={given} is no option of a group", f"  choose one with {slashed}={option}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]

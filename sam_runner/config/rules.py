@@ -84,6 +84,15 @@ def _processes(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
 
 
+def _single_process(config: "ExperimentConfig", typed: set[str]) -> None:
+    """Settings that have no effect with one process."""
+    for name in ("optimizer.sync_perturbation", "rank_timeout"):
+        if name in typed and config.world_size == 1:
+            raise InputError(f"{name} has no effect with one process\n  use torchrun, or leave it out")
+    if "deterministic" in typed and config.deterministic and config.device == "cpu":
+        raise InputError("deterministic=true has no effect on a CPU: runs repeat to the bit there\n  leave it out")
+
+
 def _sharded_weights(config: "ExperimentConfig") -> None:
     """What a run with sharded weights needs (sam_runner.distributed.sharding)."""
     optimizer = config.optimizer
@@ -265,4 +274,5 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _download,
     _held_out_labels,
     _augment,
+    _single_process,
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import logging
 import math
 import os
 import platform
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import torch
 
+log = logging.getLogger("sam_runner")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
 MAX_GPU_WORKERS = 16
 
@@ -96,6 +98,8 @@ def configure_torch(device: torch.device, *, tf32: bool = False, deterministic: 
             os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(deterministic)
         return
+    if deterministic:
+        log.info("deterministic=true has no effect on a CPU: runs repeat to the bit there")
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
         torch.set_num_threads(count_usable_cores())
     _keep_freed_memory()

@@ -90,7 +90,7 @@ def test_a_sweep_stays_in_its_folder(name, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["optimizer.base=adamw"], "optimizer/base=NAME"),
+        (["optimizer.base=adamw"], "optimizer/base=adamw"),
         (["data=null"], "data"),
         (["debug=true"], "debug"),
         (["device=cuda:"], "device=cuda:"),

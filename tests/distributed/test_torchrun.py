@@ -105,10 +105,9 @@ def test_three_uneven_ranks_with_a_common_perturbation_equal_one_process(tmp_pat
 def test_shards_equal_one_process_and_go_on_to_the_bit(tmp_path):
     """FSDP2: norms are computed over all shards, checkpoints hold full weights."""
     arguments = (
-        *SAM, "model.batch_norm=false", "optimizer.sync_perturbation=true", "grad_clip=0.5", "accumulate=2",
-        "epochs=30", "checkpoint.every_steps=5",
+        *SAM, "model.batch_norm=false", "grad_clip=0.5", "accumulate=2", "epochs=30", "checkpoint.every_steps=5",
     )  # fmt: skip
-    sharded = (*arguments, "parallel=fsdp", "run_dir=cut")
+    sharded = (*arguments, "parallel=fsdp", "optimizer.sync_perturbation=true", "run_dir=cut")
     process = start(2, *sharded, cwd=tmp_path)
     wait_for_checkpoint(tmp_path / "cut", process)
     os.kill(find_worker(process, 0), signal.SIGKILL)

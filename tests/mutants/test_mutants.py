@@ -55,7 +55,8 @@ MUTANTS = {
     "sam.step": [
         ("step: a second pass at rho 0", "SamStep.choose_method", "is_zero(A)", "False",
          "sam/test_method.py::rho_zero_is_the_base"),
-        ("step: groups are ignored", "SamStep._take", "A.split(B, C)", "A.split(B, None)", "sam/test_sam.py::least_squares"),
+        ("step: groups are ignored", "SamStep._take", "A.split(B, C)", "A.split(B, None)",
+         "sam/test_sam.py::least_squares"),
         ("step: the sum over groups instead of the mean", "SamStep._take", "A * B / C", "A",
          "sam/test_sam.py::identical_groups"),
         ("step: groups are weighted equally", "SamStep._take", "A * B / C", "A / len(batches)",

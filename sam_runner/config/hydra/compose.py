@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from sam_runner.config.convert import flat_names, nested, no_option, unknown_key
 from sam_runner.config.experiment import GROUPS, ExperimentConfig, load_experiment, settings_classes
+from sam_runner.config.hydra.saved_config import store_saved_config
 from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
 from sam_runner.utils.errors import InputError
@@ -109,8 +110,18 @@ def _require_setting(key: str, config: DictConfig) -> None:
     raise InputError(unknown_key(key, [*known, *flat_names(OmegaConf.to_container(own))], value))
 
 
+def typed_overrides(config: Any) -> list[str]:
+    """Return what the user typed, from Hydra's own settings of a configuration, with interpolations unresolved."""
+    words: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
+    return [str(word) for word in words]
+
+
 def compose_settings(
-    overrides: Sequence[str], *, return_hydra_config: bool = False, config_dir: str | None = None
+    overrides: Sequence[str],
+    *,
+    return_hydra_config: bool = False,
+    config_dir: str | None = None,
+    config_file: str | None = None,
 ) -> DictConfig:
     """Compose the configuration of a single run from the arguments of the command line.
 
@@ -118,14 +129,16 @@ def compose_settings(
         overrides: Arguments ``key=value`` and ``group=option``.
         return_hydra_config: Include Hydra's own settings under ``hydra``.
         config_dir: Folder of the user's own groups and options.
+        config_file: A run's config.yaml in place of conf/, or None.
     """
     register_settings()
+    name = "config" if config_file is None else store_saved_config(config_file, overrides)
     GlobalHydra.instance().clear()
     words = quote_text_values(overrides)
     if config_dir is not None:
         words.append(f"hydra.searchpath=['file://{os.path.abspath(config_dir)}']")
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("config", words, return_hydra_config=return_hydra_config)
+        return compose(name, words, return_hydra_config=return_hydra_config)
 
 
 def compose_experiment(overrides: Sequence[str]) -> ExperimentConfig:

@@ -6,6 +6,7 @@ folders before the settings of the run are checked. Every composed configuration
 """
 
 import re
+import shlex
 from collections.abc import Callable, Sequence
 from functools import wraps
 from typing import Any
@@ -147,6 +148,45 @@ def check(config: DictConfig) -> None:
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
         raise InputError(f"sweep_name={name} is not a folder name\n  accepted: up to 100 letters, digits and ._=+-")
+
+
+def refuse_sweep_settings(words: Sequence[str]) -> None:
+    """Refuse typed settings of a sweep where -m is missing.
+
+    Raises:
+        InputError: With the command that runs the sweep.
+    """
+    for word in words:
+        name = re.split(r"[=@]", word.lstrip("+~"))[0]
+        if re.match(r"hydra[./](sweep|launcher)", name):
+            raise InputError(f"{name} has no effect without -m\n  for a sweep: {_sweep_command(words)}")
+
+
+def refuse_sweep_files(config: DictConfig, words: Sequence[str]) -> None:
+    """Refuse files that describe a sweep where -m is missing: Hydra would run one job and say nothing.
+
+    Args:
+        config: The composed configuration with Hydra's own settings.
+        words: What the user typed.
+
+    Raises:
+        InputError: With the command that runs the sweep.
+    """
+    if any(word.lstrip("+").startswith("search=") for word in words):  # refused by a rule with its own message
+        return
+    found, choices = [], config.hydra.runtime.choices
+    params = OmegaConf.select(config, "hydra.sweeper.params")
+    if params:
+        found.append(f"hold a sweep over {', '.join(map(str, params))}")
+    found += [f"choose {name}" for name in ("hydra/launcher", "hydra/sweeper") if choices.get(name) != "basic"]
+    if str(config.hydra.mode).endswith("MULTIRUN"):
+        found.append("set hydra.mode")
+    if found:
+        raise InputError(f"the chosen files {found[0]}, and -m is missing\n  for the sweep: {_sweep_command(words)}")
+
+
+def _sweep_command(words: Sequence[str]) -> str:
+    return f"sam-train -m {shlex.join(words)}"[:300]
 
 
 def _value_at(node: Any, key: str) -> Any:

@@ -10,8 +10,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
+from sam_runner.config.convert import no_option
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.help import options
+from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
 
@@ -23,6 +25,9 @@ def quote_text_values(words: Sequence[str], *, is_sweep: bool = False) -> list[s
     Args:
         words: Arguments ``key=value`` and ``group=option``.
         is_sweep: Whether values separated by commas are several values.
+
+    Raises:
+        InputError: If a group is given a list or a dictionary.
     """
     return [_quote_word(word, is_sweep) for word in words]
 
@@ -32,7 +37,7 @@ def _quote_word(word: str, is_sweep: bool) -> str:
     name = key.lstrip("+").partition("@")[0]
     if not equals or "${" in value or value[:1] in ("", "'", '"') or key.startswith("~"):
         return word
-    if name not in _text_settings() and name not in options(CONF):
+    if name not in _text_settings() and name not in options(CONF) and not (name in GROUPS and value[0] == "["):
         return word
     override = _parse(word)
     if override is None:
@@ -42,7 +47,9 @@ def _quote_word(word: str, is_sweep: bool) -> str:
         if not is_sweep or re.search(r"[\"'\[\]{}()\\]", value) or all(_is_text(f"{key}={part}") for part in parts):
             return word
         return f"{key}={','.join(part if _is_text(f'{key}={part}') else _quote(part) for part in parts)}"
-    is_list = isinstance(override.value(), list | dict)
+    group, is_list = name.replace("/", "."), isinstance(override.value(), list | dict)
+    if group in GROUPS and is_list:  # one option each; Hydra would compose several, or end in an error of its own
+        raise InputError(no_option(group, value))
     if _is_text(word) or (name in options(CONF) and is_list):
         return word
     return f"{key}={_quote(value)}"
