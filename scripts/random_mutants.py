@@ -31,7 +31,7 @@ from tests.mutants.child import PACKAGE, TIMED_OUT, run_tests  # noqa: E402
 FAST = ("-m", "not slow and not gpu and not dist")
 TESTS = {  # arguments of pytest
     "sam": ["sam", "distributed", "models/test_models_shake.py", "training/test_method_state.py", "-k", "not compiled"],
-    "data": ["data", "distributed/test_distributed.py", "training/test_resume.py"],
+    "data": ["data", "distributed/test_distributed.py"],
     "training": ["training", "distributed", "runs", "models/test_models_finetune.py"],
 }
 OPERATORS = {

@@ -41,6 +41,8 @@ MUTANTS = {
          "sam/test_step.py::most_one_extra"),
         ("step: other masks in the second pass", "Group._begin_pass", "A.restore(...)", "pass",
          "sam/test_step.py::both_passes_see"),
+        ("network: a generator of a module is not replayed", "Group.gradient", "RngState.capture(A, B)",
+         "RngState.capture(A, B[:0])", "sam/test_awkward_networks.py::every_part_alone"),
         ("method: state of a non-finite step", "Method.commit", "A.all()", "~A.all() | A.all()",
          "sam/test_method.py::not_finite_leaves_the_state"),
         ("method: the gradient at w is not combined", "Group._sum_gradient", "A.extend(B)", "pass",
@@ -74,6 +76,10 @@ MUTANTS = {
          "sam/test_agreement.py::functional_twin"),
     ],
     "sam.objective": [
+        ("network: parameters of the loss are left out", "Objective.train_parameters", "A += B", "pass",
+         "sam/test_own_networks.py::weights_of_a_loss"),
+        ("network: what a backward pass recomputes stays", "Objective._make_passes",
+         "with statistics.recomputing(A): B", "B", "sam/test_awkward_networks.py::every_part_alone"),
         ("second order: shaken", "Objective.gradient", "with true_gradient(A), C: B", "with C: B",
          "models/test_models_shake.py::second_order"),
         ("objective: micro-batches are weighted equally", "Objective._make_passes", "len(A) / B", "1 / len(chunks)",
@@ -129,6 +135,8 @@ MUTANTS = {
     "sam.batch_statistics": [
         ("statistics: the second pass uses the running ones", "RunningStatistics.frozen", "yield",
          "[layer.eval() for layer in self._layers]\nyield", "sam/test_batch_statistics.py::both_passes_normalise"),
+        ("network: a later pass starts from the buffers of the first one's end", "RunningStatistics.frozen",
+         "A.copy_group_start()", "A._copy()", "sam/test_awkward_networks.py::every_part_alone"),
         ("statistics: every group counts", "RunningStatistics.single_statistics_update", "A <= 1 and B", "True",
          "sam/test_batch_statistics.py::groups_and_micro"),
         ("statistics: groups are weighted equally", "_Mean.add", "alpha=A", "alpha=1",
@@ -145,7 +153,11 @@ MUTANTS = {
          "self._layers",
          "sam/test_spectral_norm.py::not_finite"),
     ],
-    "sam.buffers": [
+    "sam.network.gradient_memory": [
+        ("network: w + eps is written over memory that is used elsewhere", "own_gradients", "_is_shared(A)", "False",
+         "sam/test_awkward_networks.py::every_part_alone"),
+    ],
+    "sam.network.buffers": [
         ("statistics: a later pass leaves its writes", "exchanged_buffers", "try:\n A\nfinally:\n B", "A",
          "sam/test_batch_statistics.py::groups_and_micro"),
     ],
@@ -207,6 +219,10 @@ MUTANTS = {
          "utils/test_seeding.py::leaves_the_global"),
         ("seeds: NumPy's is left out", "seed_everything", "np.random.seed(A)", "pass",
          "utils/test_seeding.py::all_three"),
+        ("network: numbers of Python are not replayed", "RngState.restore", "random.setstate(A)", "pass",
+         "sam/test_awkward_networks.py::every_part_alone"),
+        ("network: numbers of NumPy are not replayed", "RngState.restore", "np.random.set_state(A)", "pass",
+         "sam/test_awkward_networks.py::every_part_alone"),
         ("seeds: nothing is replayed", "RngState.restore", "torch.set_rng_state(A)", "pass",
          "utils/test_seeding.py::replay"),
     ],
