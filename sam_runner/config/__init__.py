@@ -1,8 +1,8 @@
-"""The settings of a run: their names, types, defaults, ranges, meanings and rules, and how Hydra composes them.
+"""The settings of a run: names, types, defaults, ranges, meanings, rules and composition with Hydra.
 
-`experiment.py` has the whole (`ExperimentConfig`) and the only validation (`load_experiment`); one file a group has the
-settings of its options. The packages that build something take their own group from here. Nothing here imports torch,
-and only the folder `hydra` imports Hydra or OmegaConf.
+`experiment.py` has the class of all settings (`ExperimentConfig`) and the only validation (`load_experiment`).
+`data.py`, `model.py`, `optimizer.py` and `schedule.py` have the settings of the groups. A builder of the program gets
+the settings of its own group only. No module here imports torch. Only the folder `hydra` imports Hydra or OmegaConf.
 
 May import: utils.
 """

@@ -1,4 +1,7 @@
-"""Which functions and classes a configuration may name: a configuration may come from a stranger, and is no program."""
+"""The functions and classes that a configuration may name in ``_target_``.
+
+A configuration can come from an untrusted source, so it must not be able to call arbitrary functions.
+"""
 
 import os
 from typing import Any
@@ -17,7 +20,7 @@ VARIABLE = "SAM_RUNNER_TRUSTED"
 
 
 def prefixes() -> tuple[str, ...]:
-    """Return the module prefixes that a ``_target_`` may start with: ours, and those in SAM_RUNNER_TRUSTED."""
+    """Return the module prefixes that a ``_target_`` may start with: this program's and those in SAM_RUNNER_TRUSTED."""
     extra = (name.strip().rstrip(".") for name in os.environ.get(VARIABLE, "").split(","))
     return (*ALLOWED, *(f"{name}." for name in extra if name))
 
@@ -26,7 +29,7 @@ def require_trusted_name(target: str) -> None:
     """Refuse a dotted name outside the trusted modules.
 
     Raises:
-        InputError: With the way to trust one's own module.
+        InputError: If the name is not in a trusted module; the message says how to trust a module.
     """
     hidden = any(part.startswith("_") for part in target.split("."))
     if hidden or not f"{target}.".startswith(prefixes()):
@@ -40,13 +43,13 @@ def require_trusted_name(target: str) -> None:
 def require_allowed_targets(node: Any) -> None:
     """Refuse every ``_target_`` outside the trusted modules, before anything is imported.
 
-    `sam_runner.config.instantiate` checks again what the name leads to.
+    `sam_runner.config.instantiate` also checks the object that the name refers to.
 
     Args:
         node: Settings as plain types.
 
     Raises:
-        InputError: Naming the target, or another key that Hydra would act on.
+        InputError: If a target is not trusted, or for another key of the form ``_key_``, which Hydra would interpret.
     """
     if isinstance(node, dict):
         for key, value in node.items():

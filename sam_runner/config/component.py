@@ -1,4 +1,4 @@
-"""Groups whose options name a function or class to call: its dotted name and its arguments."""
+"""Base class for the settings of options that name a function or class to call (``_target_``) and its arguments."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -11,17 +11,17 @@ from sam_runner.config.keys import key
 class Component:
     """Settings of an option with a ``_target_``.
 
-    Subclasses declare the arguments of the targets that they know. A subclass with the field ``own_arguments`` also
-    takes the arguments of a user's own target, whose names and types are not known here.
+    Subclasses declare the arguments of this program's targets. A subclass with the field ``own_arguments`` also accepts
+    a user's own target with any arguments; their names and types are not checked.
 
     Attributes:
-        schema: Name below Hydra's group ``schema``, which files in conf/ refer to; "" for a class without such files.
-        targets: Values of ``_target_`` that the class is for.
+        schema: Name by which files in conf/ refer to the class, below ``hydra/settings/``; "" if no file does.
+        targets: Values of ``_target_`` whose arguments the class declares.
     """
 
     schema: ClassVar[str] = ""
     targets: ClassVar[tuple[str, ...]] = ()
-    _target_: str = key("function or class that is called", in_reports=True, argument=False)
+    _target_: str = key("dotted name of the function or class that is called", in_reports=True, argument=False)
 
     @property
     def target(self) -> str:

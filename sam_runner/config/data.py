@@ -20,7 +20,7 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class DataConfig(Component):
-    """Settings of every data set. For a user's own data set other keys are passed on to its function."""
+    """Settings of every data set. A user's own data set may have further keys; its function gets them."""
 
     schema: ClassVar[str] = "data/digits"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.digits.digits",)
@@ -37,17 +37,18 @@ class DataConfig(Component):
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
-        "mean and std that images are normalised with: of the training set, of ImageNet, or of the images that"
-        " model.weights were trained with; auto: of the weights if they are known, else of the set",
+        "source of the mean and std that images are normalised with; set: the training set; imagenet: ImageNet;"
+        " weights: the images that model.weights were trained on; auto: weights if their mean and std are known, else"
+        " set",
         "auto",
         argument=False,
     )
-    drop_last: bool = key("leave out the last batch of an epoch where it is smaller", True, argument=False)
+    drop_last: bool = key("leave out the last batch of an epoch if it is smaller", True, argument=False)
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
-    def choose_num_workers(self) -> int | None:
-        """Processes that decode image files; None: the number is chosen from the number of cores."""
+    def num_decoding_workers(self) -> int | None:
+        """Number of processes that decode image files; None if it is chosen from the number of cores."""
         return None
 
 
@@ -109,9 +110,12 @@ class ImageFolderConfig(DataConfig):
     storage: Literal["auto", "memory", "disk"] = key(
         "memory: decode once; disk: decode in every epoch; auto: memory up to 2 GiB", "auto"
     )
-    test_fraction: float = key("part of each class that becomes the test set where there is none", 0.2, range=OPEN_UNIT)
+    test_fraction: float = key(
+        "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
+    )
     num_workers: int | None = key(
-        "threads that decode into memory, processes that decode from disk; null: from the number of cores",
+        "number of threads that decode into memory, or of processes that decode from disk; null: chosen from the number"
+        " of cores",
         None,
         range=NOT_NEGATIVE,
         on_resume="",
@@ -119,14 +123,14 @@ class ImageFolderConfig(DataConfig):
     )
 
     @property
-    def choose_num_workers(self) -> int | None:
-        """Processes that decode image files; None: the number is chosen from the number of cores."""
+    def num_decoding_workers(self) -> int | None:
+        """Number of processes that decode image files; None if it is chosen from the number of cores."""
         return self.num_workers
 
 
 @dataclass(frozen=True)
 class NoiseConfig(Component):
-    """Settings of noise=none. For a user's own noise model all keys are passed on to its function."""
+    """Settings of noise=none. A user's own noise model may have any keys; its function gets them."""
 
     schema: ClassVar[str] = "noise/none"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.none",)
@@ -162,7 +166,7 @@ class LabelFileConfig(NoiseConfig):
     schema: ClassVar[str] = "noise/label_file"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.relabelled",)
     file: str = key(
-        "file of labels, .npy or .pt: a class for each training image, in their order",
+        "file of labels, .npy or .pt: the class of each training image, in the order of the data set",
         on_resume="",
         in_reports=False,
         path=True,
@@ -183,16 +187,17 @@ class HumanNoiseConfig(NoiseConfig):
 
 @dataclass(frozen=True)
 class AugmentConfig:
-    """AugmentConfig of the training images; the fields are the settings of the group augment."""
+    """Settings of the group augment: augmentation of the training images."""
 
     schema: ClassVar[str] = "augment"
     pad: int = key(
-        "pixels that are added on each side before a window of the old size is cut out; 0: no crop",
+        "pixels that are added on each side before a window of the original size is cropped; 0: no crop",
         0,
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "values of the added pixels: reflect mirrors without repeating the edge, as the paper's code; zero", "reflect"
+        "added pixels; reflect: mirror the image without repeating the edge, as the paper's code; zero: the value 0",
+        "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)
     cutout: int = key(
@@ -201,7 +206,7 @@ class AugmentConfig:
         0,
         range=NOT_NEGATIVE,
     )
-    cutout_per_batch: bool = key("one place of the square for a whole batch, as the paper's code drew it", False)
+    cutout_per_batch: bool = key("draw one position of the square for a whole batch, as the paper's code", False)
     policy: Literal["none", "cifar10", "svhn", "imagenet", "randaugment", "trivialaugment"] = key(
         "AutoAugment's policy for cifar10, svhn or imagenet, randaugment, or trivialaugment", "none"
     )

@@ -1,7 +1,7 @@
-"""The settings of one run, typed and validated: `load_experiment` makes an `ExperimentConfig` of a configuration.
+"""All settings of one run (`ExperimentConfig`) and their validation (`load_experiment`).
 
-Everything behind this module reads attributes of frozen dataclasses, never a dictionary of settings. Imports no torch
-and no Hydra.
+`load_experiment` converts a composed configuration to an `ExperimentConfig`. The rest of the program reads attributes
+of this frozen dataclass, never a dictionary of settings. The module imports neither torch nor Hydra.
 """
 
 import hashlib
@@ -35,7 +35,10 @@ from sam_runner.utils.errors import InputError
 
 @dataclass(frozen=True)
 class CheckpointConfig:
-    """Settings of the group checkpoint. A checkpoint is written at the end of every epoch."""
+    """Settings of the group checkpoint.
+
+    A checkpoint is written at the end of an epoch, unless the last one is less than `min_interval` seconds old.
+    """
 
     every_steps: int | None = key(
         "steps between two checkpoints within an epoch; null: none", None, range=AT_LEAST_ONE, effect="none"
@@ -44,8 +47,8 @@ class CheckpointConfig:
         "seconds between two checkpoints within an epoch; null: none", 300.0, range=POSITIVE, effect="none"
     )
     min_interval: float = key(
-        "seconds after a checkpoint in which the end of an epoch is not saved, unless it is the last, the best or in"
-        " keep_epochs",
+        "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last, the"
+        " best or in keep_epochs",
         1.0,
         range=NOT_NEGATIVE,
         effect="none",
@@ -61,7 +64,7 @@ class SweepConfig:
     """Settings of a sweep."""
 
     on_error: Literal["continue", "stop"] = key(
-        "stop: no further job starts after one has failed or was refused", "continue", effect="none"
+        "stop: no further job starts after a job has failed or its settings were refused", "continue", effect="none"
     )
 
 
@@ -111,22 +114,30 @@ class ExperimentConfig:
         "decay of an exponential moving average of the weights, e.g. 0.999; null: no average", None, range=OPEN_UNIT
     )
     grad_clip: float | None = key(
-        "largest norm of the gradient that the base optimizer is given; the paper's code used 5.0; null: no limit",
+        "norm to which the base optimizer's gradient is clipped; the paper's code used 5.0; null: no clipping",
         None,
         range=POSITIVE,
     )
     freeze_batchnorm_stats: bool = key(
-        "batch norm normalises by the running statistics it has and does not update them, as the paper fine-tunes"
+        "batch norm normalises by its running statistics and does not update them, as in the paper's fine-tuning"
         " (Appendix C.2)",
         False,
     )
     seed: int = key("seed of initialisation, order, augmentation, dropout and label noise", 0, range=Range(0, 2**63))
-    device: str = key("auto, cpu, cuda or cuda:N", "auto", effect="rounding", on_resume=ROUNDING, in_reports=False)
+    device: str = key(
+        "device to train on: auto, cpu, cuda or cuda:N; auto: a GPU if there is one",
+        "auto",
+        effect="rounding",
+        on_resume=ROUNDING,
+        in_reports=False,
+    )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
-        "number format of the passes; auto: the fastest on the device that loses no accuracy", "auto", effect="rounding"
+        "number format of the passes; auto: the fastest format of the device that does not reduce the accuracy",
+        "auto",
+        effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
-        "NHWC memory layout; auto: where the network has 2-D convolutions",
+        "NHWC memory layout; auto: if the network has 2-D convolutions",
         "auto",
         effect="rounding",
         on_resume=ROUNDING,
@@ -138,17 +149,18 @@ class ExperimentConfig:
         on_resume=ROUNDING,
     )
     deterministic: bool = key(
-        "on CUDA use only algorithms that give the same bits each time, which are slower",
+        "on CUDA, use only algorithms that give the same bits in every run; they are slower",
         False,
         effect="rounding",
         on_resume=ROUNDING,
     )
     world_size: int = key("processes that share each batch; torchrun sets it", 1, range=AT_LEAST_ONE)
     parallel: Literal["ddp", "fsdp"] = key(
-        "ddp: every process holds all weights; fsdp: each holds a part of them (FSDP2)", "ddp"
+        "ddp: every process has all weights; fsdp: each process has a part of the weights (FSDP2)", "ddp"
     )
     sync_batchnorm: bool = key(
-        "batch norm over the images of all processes (CUDA); false: each process over its own, as the paper's code",
+        "true: batch norm normalises over the images of all processes (CUDA); false: over the images of each process,"
+        " as the paper's code",
         False,
     )
     rank_timeout: float = key(
@@ -159,7 +171,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "stop: a loss or gradient that is not finite ends the run before the update; skip: leave such steps out",
+        "what a non-finite loss or gradient does; stop: it ends the run before the update; skip: the step does not"
+        " change the weights",
         "stop",
         on_resume="",
     )
@@ -170,7 +183,7 @@ class ExperimentConfig:
         "epochs between two evaluations; the last epoch is always evaluated",
         1,
         range=AT_LEAST_ONE,
-        on_resume="other epochs are evaluated from here on, the weights are the same",
+        on_resume="other epochs are evaluated from now on; the weights do not change",
         in_reports=False,
     )
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
@@ -178,19 +191,21 @@ class ExperimentConfig:
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
     )
     sweep_name: str = key(
-        "name of a sweep; its folder is outputs/sweeps/<sweep_name>, and the same name again runs what is missing",
+        "name of a sweep; its folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs",
         "unnamed",
         effect="none",
         in_reports=False,
     )
     sweep: SweepConfig = field(default_factory=SweepConfig)
     paper: str | None = key(
-        "rows of the paper that a run is compared with; set by the files of experiment",
+        "rows of the paper to compare the run with; the files of the group experiment set it",
         None,
         effect="none",
         in_reports=False,
     )
-    dry_run: bool = key("print plan, parameters, FLOPs and steps, and stop", False, effect="none", in_reports=False)
+    dry_run: bool = key(
+        "print the plan (parameters, FLOPs, steps) and train nothing", False, effect="none", in_reports=False
+    )
     data: DataConfig = field(default_factory=lambda: DataConfig(_target_=DataConfig.targets[0]))
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(_target_=NoiseConfig.targets[0]))
     augment: AugmentConfig = field(default_factory=AugmentConfig)
@@ -199,20 +214,24 @@ class ExperimentConfig:
     schedule: ScheduleConfig = field(default_factory=lambda: SCHEDULES[1](_target_=SCHEDULES[1].targets[0]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as plain types, by group, as config.yaml holds them."""
+        """Return the settings as nested dictionaries of plain types, one per group, in the form of config.yaml."""
         return _to_dict(self)
 
     def flat(self) -> dict[str, Any]:
-        """Return the settings as plain types by dotted key, e.g. ``optimizer.rho``."""
+        """Return a dictionary from dotted names, e.g. ``optimizer.rho``, to values of plain types."""
         return {name: list(value) if isinstance(value, tuple) else value for name, _, value in walk(self)}
 
     def with_absolute_paths(self) -> "ExperimentConfig":
-        """Return the settings with absolute paths, so that they hold in every working folder."""
+        """Return a copy in which all paths are absolute, so that they are valid in every working folder."""
         changed: ExperimentConfig = _with_absolute_paths(self)
         return changed
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits that are equal for settings that give the same run, wherever it is stored."""
+        """Return 12 hex digits of a hash of the settings that affect the result.
+
+        Settings without an effect on the numbers, such as `run_dir`, are left out. So equal runs in different folders
+        have the same fingerprint.
+        """
         values = {name: value for name, facts, value in walk(self) if facts.effect != "none"}
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
@@ -225,11 +244,11 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "optimizer": METHODS,
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,
-}  # settings classes of each group that has options, the general one first where there is one
+}  # settings classes of each group with options; if a group has a general class, it is the first
 
 
 def settings_classes() -> dict[str, type[Any]]:
-    """Return the settings classes by the name that files in conf/ refer to."""
+    """Return a dictionary from the schema names in the files of conf/ to the settings classes."""
     classes: list[type[Any]] = [ExperimentConfig, *(found for classes in GROUPS.values() for found in classes)]
     return {found.schema: found for found in classes if found.schema}
 
@@ -240,12 +259,12 @@ def load_experiment(
     """Validate a configuration.
 
     Args:
-        settings: Plain, resolved values by group, as config.yaml holds them; what is absent has its default.
-        overrides: What the user typed, as ``key=value``: a setting that was typed must have an effect.
-        multirun: Whether the run is a job of a sweep, where a swept setting may be without effect in some jobs.
+        settings: Plain, resolved values by group, in the form of config.yaml. Absent settings get their defaults.
+        overrides: The ``key=value`` arguments of the command line. A setting in one of them must have an effect.
+        multirun: Whether the run is a job of a sweep. A swept setting may have no effect in some jobs.
 
     Raises:
-        InputError: For the first mistake, with the accepted values and a suggestion.
+        InputError: For the first invalid setting, with the accepted values and a suggestion.
     """
     require_allowed_targets(settings)
     try:
@@ -262,7 +281,7 @@ def check_setting(name: str, value: Any) -> None:
     """Validate the value of one setting outside the groups with options, e.g. ``epochs`` or ``checkpoint.keep``.
 
     Raises:
-        InputError: Where its type or range is wrong.
+        InputError: If its type or range is wrong.
     """
     for known, facts, _ in walk(ExperimentConfig()):
         if known == name and known.partition(".")[0] not in GROUPS:

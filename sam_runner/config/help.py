@@ -1,4 +1,4 @@
-"""The text of `sam-train --help`, written from what is in conf/, so that it is never out of date."""
+"""The text of `sam-train --help`, generated from the files of conf/ and the settings classes."""
 
 from dataclasses import fields
 from pathlib import Path
@@ -11,24 +11,29 @@ from sam_runner.config.experiment import GROUPS, ExperimentConfig, settings_clas
 from sam_runner.config.keys import Key, walk
 
 EXAMPLES = (
-    ("optimizer=sam rho=0.05", "SAM on scikit-learn's digits, seconds on a CPU"),
+    ("optimizer=sam rho=0.05", "SAM on scikit-learn's digits; takes seconds on a CPU"),
     ("optimizer=sgd", "the same without SAM"),
-    ("-m optimizer=sgd,sam seed=0,1,2", "a sweep: every combination, one after the other"),
+    ("-m optimizer=sgd,sam seed=0,1,2", "a sweep: one run per combination, one after the other"),
     (
         "-m optimizer=sam rho=0.02,0.05,0.1 sweep_name=rho",
-        "a sweep over rho; the same command again runs what is missing",
+        "a sweep over rho; the same command again runs only missing jobs",
     ),
     ("optimizer=sam rho=0.1 noise=symmetric noise.rate=0.4", "40% of the training labels are wrong"),
-    ("optimizer=sam optimizer.m=16", "m-sharpness: an eps for every 16 images"),
-    ("optimizer=sam optimizer.p=inf rho=0.001", "the ball of another norm"),
-    ("optimizer=sam optimizer/base=adamw lr=0.001", "SAM around AdamW"),
+    ("optimizer=sam optimizer.m=16", "m-sharpness: one perturbation per 16 images"),
+    ("optimizer=sam optimizer.p=inf rho=0.001", "SAM with another norm of the perturbation"),
+    ("optimizer=sam optimizer/base=adamw lr=0.001", "SAM with AdamW as base optimizer"),
     ("data=image_folder data.root=~/photos data.image_size=64 model=resnet20 augment=basic", "your own images"),
+<<<<<<< HEAD
     ("optimizer=sam model=resnet110 dry_run=true", "parameters, FLOPs, steps; nothing is trained"),
+=======
+    ("config=outputs/runs/A/config.yaml run_dir=B", "the settings of run A again; more can be typed"),
+    ("optimizer=sam model=resnet110 dry_run=true", "print parameters, FLOPs and steps; train nothing"),
+>>>>>>> main
 )
 
 
 def first_comment(path: Path) -> str:
-    """The first comment of a YAML file that is no directive."""
+    """Return the first comment of a YAML file that is not a directive, or "" if there is none."""
     for line in path.read_text(encoding="utf-8").splitlines():
         if line.startswith("# ") and not line.startswith("# @"):
             return line[2:].strip()
@@ -36,7 +41,7 @@ def first_comment(path: Path) -> str:
 
 
 def options(conf: Path) -> dict[str, list[str]]:
-    """The options of each group, by the group's path."""
+    """Return the sorted names of the options of each group, by the group's path, e.g. ``optimizer/base``."""
     groups: dict[str, list[str]] = {}
     for path in sorted(conf.rglob("*.yaml")):
         group = path.parent.relative_to(conf).as_posix()
@@ -46,7 +51,7 @@ def options(conf: Path) -> dict[str, list[str]]:
 
 
 def default_options(conf: Path) -> dict[str, str]:
-    """Return the option of each group that is chosen where none is typed."""
+    """Return the default option of each group."""
     entries = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
     chosen = {
         group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option
@@ -57,7 +62,7 @@ def default_options(conf: Path) -> dict[str, str]:
 
 
 def keys_of(folder: Path, option: str) -> set[str]:
-    """Return the keys of an option, with the keys of the options and settings classes that it is composed of."""
+    """Return the keys of an option, including those of the options and settings classes in its defaults list."""
     content = yaml.safe_load((folder / f"{option}.yaml").read_text(encoding="utf-8")) or {}
     keys = {key for key in content if key != "defaults"}
     for entry in content.get("defaults", []):
@@ -72,7 +77,7 @@ def keys_of(folder: Path, option: str) -> set[str]:
 
 
 def help_text(conf: Path) -> str:
-    """All of `--help`."""
+    """Return the whole text of `--help`."""
     chosen = default_options(conf)
     lines = ["sam-train: train with Sharpness-Aware Minimization (SAM) or its base optimizer", ""]
     lines += ["usage: sam-train [-m] [key=value | group=option]...", "", "examples"]
@@ -84,7 +89,7 @@ def help_text(conf: Path) -> str:
     for group, names in options(conf).items():
         marked = [f"{name}*" if chosen.get(group) == name else name for name in names]
         lines.append(f"  {group:15} {'  '.join(marked)}")
-    lines += ["", "settings and their defaults (docs/settings.md has those of the groups, types and ranges)"]
+    lines += ["", "settings and their defaults (docs/settings.md adds types, ranges and the groups' settings)"]
     for name, facts, value in walk(ExperimentConfig()):
         if name.partition(".")[0] not in GROUPS:
             lines += _setting(name, facts, value)
@@ -93,24 +98,24 @@ def help_text(conf: Path) -> str:
         "the settings of an earlier run again: sam-train config=RUN/config.yaml run_dir=NEW [key=value]...",
         "",
         "flags",
-        "  -m, --multirun      run every combination of comma-separated values",
-        "  --cfg job           print the whole configuration, with the keys of the chosen groups, and stop",
+        "  -m, --multirun      run a sweep: one job per combination of the comma-separated values",
+        "  --cfg job           print the composed configuration, including the chosen options, and stop",
         "  --config-dir DIR    also look for groups and options in your own folder",
         '  -sc install=bash    shell completion: eval "$(sam-train -sc install=bash)" (also zsh, fish)',
         "  --hydra-help        flags of Hydra itself",
         "",
-        "sweeps in other processes (each needs an extra, docs/scaling.md)",
-        "  hydra/launcher=joblib          a job on each GPU or core of this machine at once",
-        "  hydra/launcher=submitit_slurm  each job of the sweep as a job of Slurm",
-        "  hydra/sweeper=optuna           search rho, lr and optimizer.m by the held-out accuracy",
+        "launchers and sweepers (each needs the extra of its name, see docs/scaling.md)",
+        "  hydra/launcher=joblib          jobs in parallel on this machine, one per GPU or core",
+        "  hydra/launcher=submitit_slurm  one Slurm job for each job of the sweep",
+        "  hydra/sweeper=optuna           search rho, lr and optimizer.m for the best held-out accuracy",
         "",
-        "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 interrupted",
+        "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 Ctrl-C",
     ]
     return "\n".join(lines)
 
 
 def _setting(name: str, facts: Key, value: Any) -> list[str]:
-    """Return the lines of a setting: name and default, then its meaning."""
+    """Return the lines of one setting: its name, default and meaning."""
     words = [(None, "null"), (True, "true"), (False, "false"), ((), "[]")]
     shown = next((word for constant, word in words if value is constant), value)
     head = f"  {name}={shown}"

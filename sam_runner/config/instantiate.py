@@ -1,4 +1,7 @@
-"""Import and call what a ``_target_`` names. No other module turns a name in a configuration into a call."""
+"""Import and call the function or class that a ``_target_`` names.
+
+No other module calls a function by a name in a configuration.
+"""
 
 import inspect
 from collections.abc import Callable, Mapping
@@ -14,10 +17,10 @@ from sam_runner.utils.errors import InputError
 def locate(target: str) -> Callable[..., Any]:
     """Return the function or class of a dotted name, if a trusted module defines it.
 
-    A trusted prefix is not enough: ``sam_runner.data.datasets.digits.gzip.open`` begins with one and is gzip's.
+    The prefix is not sufficient: ``sam_runner.data.datasets.digits.gzip.open`` has a trusted one, but belongs to gzip.
 
     Raises:
-        InputError: Where the name is not trusted or does not exist.
+        InputError: If the name is not trusted or does not exist.
     """
     require_trusted_name(target)
     try:
@@ -43,10 +46,10 @@ def instantiate(component: Component, group: str, **context: Any) -> Any:
     Args:
         component: The option's settings; its arguments are passed by name.
         group: Name of the group, for messages.
-        context: Arguments that the program supplies; the target gets those that it accepts.
+        context: Arguments from the program. The target gets those that are in its signature.
 
     Raises:
-        InputError: Where an argument is unknown or missing, or a value is refused.
+        InputError: If an argument is unknown or missing, or the target refuses a value.
     """
     return call_target(component.target, component.arguments(), group, **context)
 

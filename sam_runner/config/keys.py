@@ -1,4 +1,4 @@
-"""What is known of one setting, kept at the field that declares it: meaning, range, and how a change affects a run."""
+"""Declaration of a setting: `key` stores its meaning, range and effect on a run (`Key`) in the dataclass field."""
 
 import math
 from collections.abc import Iterator
@@ -51,16 +51,16 @@ class Key:
     Attributes:
         meaning: What the setting does, with its unit and the source of its default.
         range: Accepted numbers; for a list, of each entry. None accepts every value of the type.
-        effect: What another value changes: the "result" of a run, only the "rounding" of its numbers, or "none" of
-            them. A setting without an effect on the numbers is not part of the fingerprint.
-        on_resume: None refuses another value when a run is continued. Text accepts it and is logged ("" logs the change
-            alone). Settings with effect "none" may always change.
+        effect: What another value changes: "result": the numbers of a run; "rounding": only their rounding; "none": no
+            numbers. Settings with the effect "none" are not part of the fingerprint.
+        on_resume: Whether a run can be continued with another value. None: refused. A text: accepted, and the run logs
+            the change with this text. Settings with the effect "none" may always change.
         sets_length: Whether the setting makes a run longer or shorter.
-        in_reports: Whether reports show the setting where runs differ in it.
+        in_reports: Whether reports show the setting if its value differs between runs.
         short: Name in reports; "" for the dotted name.
         argument: Whether the setting is passed to the function that the option's ``_target_`` names.
-        path: Whether the value is a path; a run stores it as an absolute one.
-        alias: Dotted name of the setting of a group that has this value where the group's option refers to it.
+        path: Whether the value is a path. A run stores it as an absolute path.
+        alias: Dotted name of the setting of a group that takes its value from this setting, if its option refers to it.
     """
 
     meaning: str
@@ -76,7 +76,7 @@ class Key:
 
     @property
     def may_change(self) -> bool:
-        """Whether a run can be continued with another value."""
+        """Whether a run can be continued with another value of the setting."""
         return not self.alias and (self.effect == "none" or self.on_resume is not None)
 
 
@@ -85,14 +85,14 @@ def key(meaning: str, default: Any = MISSING, /, **facts: Any) -> Any:
 
     Args:
         meaning: See `Key`.
-        default: Value where none is given; by default the setting is required.
+        default: Default value of the setting. Without one the setting is required.
         facts: Further attributes of `Key`.
     """
     return field(default=REQUIRED if default is MISSING else default, metadata={"key": Key(meaning, **facts)})
 
 
 def key_of(owner: Any, name: str) -> Key | None:
-    """Return the facts of the field `name` of a settings dataclass, or None where it declares no such key."""
+    """Return the facts of the field `name` of a settings dataclass, or None if the field is not a setting."""
     for entry in fields(owner):
         if entry.name == name:
             found: Key | None = entry.metadata.get("key")
@@ -101,7 +101,7 @@ def key_of(owner: Any, name: str) -> Key | None:
 
 
 def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
-    """Yield (dotted name, facts, value) of every setting of a dataclass instance and of the groups inside.
+    """Yield (dotted name, facts, value) of every setting of a dataclass instance, including those of nested groups.
 
     Arguments of a user's own ``_target_`` have the facts of an ordinary setting.
     """

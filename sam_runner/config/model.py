@@ -8,7 +8,7 @@ from sam_runner.config.component import Component
 from sam_runner.config.keys import AT_LEAST_ONE, BELOW_ONE, CLOSED_UNIT, Range, key
 
 DEPTH = Range(8)
-PUBLISHED_WEIGHTS = ("torchvision", "timm")  # values of model.weights that are no paths
+PUBLISHED_WEIGHTS = ("torchvision", "timm")  # values of model.weights that are not paths
 Init = Literal["fan_in", "fan_out", "sam", "torch"]
 INIT = (
     "initialisation of the convolutions: fan_in and fan_out of He et al.; sam: the SAM paper's code; torch: PyTorch's"
@@ -17,11 +17,11 @@ INIT = (
 
 @dataclass(frozen=True)
 class ModelConfig(Component):
-    """Settings of every network. For a user's own network other keys are passed on to its function or class."""
+    """Settings of every network. A user's own network may have further keys; its function gets them."""
 
     weights: str | None = key(
-        "start from weights: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), torchvision or"
-        " timm for published ones, torchvision:IMAGENET1K_V1 to name them",
+        "weights to start from: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), or"
+        " torchvision or timm for published weights, e.g. torchvision:IMAGENET1K_V1; null: initialise from the seed",
         None,
         argument=False,
         path=True,

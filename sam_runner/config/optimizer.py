@@ -11,7 +11,7 @@ from sam_runner.config.keys import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITI
 
 @dataclass(frozen=True)
 class BaseOptimizerConfig(Component):
-    """Settings of every base optimizer. With ``optimizer/base=torch`` other keys are passed on to the class."""
+    """Settings of every base optimizer. With ``optimizer/base=torch`` the class gets further keys."""
 
     schema: ClassVar[str] = ""
     lr: float = key("initial learning rate; set with lr=", 0.05, range=POSITIVE, short="lr")
@@ -57,8 +57,8 @@ class OptimizerConfig:
     schema: ClassVar[str] = "optimizer/sgd"
     name: str = key("name of the method", "sgd", short="optimizer")
     m: int | None = key(
-        "images in a group that has batch-norm statistics, and with SAM a perturbation, of its own (m-sharpness);"
-        " null: the whole batch",
+        "images in a group. Each group has its own batch-norm statistics and, with SAM, its own perturbation"
+        " (m-sharpness); null: the whole batch",
         None,
         range=AT_LEAST_ONE,
     )
@@ -79,8 +79,8 @@ class SamConfig(OptimizerConfig):
     rho: float = key("radius of the perturbation (eq. 2); set with rho=", 0.05, range=NOT_NEGATIVE, short="rho")
     p: float = key("norm of the ball (eq. 2)", 2.0, range=Range(1, math.inf, high_open=False))
     direction: Literal["gradient", "random"] = key(
-        "direction of the perturbation: the gradient (eq. 2), or random and of the same length, drawn for each step"
-        " (the paper's Appendix C.5)",
+        "direction of the perturbation; gradient: that of eq. 2; random: drawn for each step (the paper's"
+        " Appendix C.5). Both have the length rho",
         "gradient",
     )
     ascent_steps: int = key(

@@ -10,7 +10,7 @@ from sam_runner.config.keys import NOT_NEGATIVE, OPEN_UNIT, POSITIVE, key
 
 @dataclass(frozen=True)
 class ScheduleConfig(Component):
-    """Settings of every schedule. For a user's own schedule other keys are passed on to its function."""
+    """Settings of every schedule. A user's own schedule may have further keys; its function gets them."""
 
     schema: ClassVar[str] = "schedule/constant"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.training.schedules.constant",)

@@ -61,9 +61,9 @@ class ImageLoader:
         dtype: dtype of the images.
         channels_last: Return images in channels_last memory format.
         num_workers: Number of worker processes.
-        ranks: Processes that train together. Each rank takes its part of every training batch, so all ranks together
-            see the batches of a single process (except that mixup and CutMix mix within one rank's part), and every
-            world_size-th batch of an evaluation.
+        context: The processes (ranks) that train together. Each rank takes its part of every training batch, so all
+            ranks together see the batches of a single process, except that mixup and CutMix mix within one rank's
+            part. In an evaluation each rank takes every world_size-th batch.
     """
 
     def __init__(

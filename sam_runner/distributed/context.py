@@ -135,7 +135,8 @@ class DistributedContext:
         If it raises on one rank, every rank raises.
 
         Raises:
-            InputError: If a rank raises one: that of the lowest such rank, with its number unless all ranks failed.
+            InputError: If a rank raises one. The error of the lowest failing rank is raised. The message names the rank
+                if only some ranks failed.
             TrainingError: Likewise.
             RankError: If a rank raises any other exception.
         """

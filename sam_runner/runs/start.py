@@ -78,7 +78,9 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
-            if context.world_size == 1:  # an error that is its own cause would keep the run and its data workers alive
+            # With one process attribute_error returns the same error. `raise error from error` would make a reference
+            # cycle that keeps the run and its workers in memory.
+            if context.world_size == 1:
                 raise
             raise context.attribute_error(error) from error
     return folder
@@ -149,6 +151,9 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
     state = run.context.on_main(checkpoints.load_latest)
     progress = Progress() if state is None else restore_state(run, state)
+    logger_states = {} if state is None else state["loggers"]
+    if progress.before_end and run.max_steps > progress.step:  # the run was made longer
+        logger_states = progress.return_to_before_end() or logger_states
     if state is None:
         log.info("run folder %s", folder)
     else:
@@ -170,7 +175,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         write_environment(folder, device)
         run.train.normalisation.write(folder)
         write_status(folder, "running")
-        num_bytes = 0 if state is None else state["loggers"]["jsonl"]
+        num_bytes = logger_states.get("jsonl", 0)
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
 
     run.context.on_main(open_folder)

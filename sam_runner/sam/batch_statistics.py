@@ -24,7 +24,14 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import SyncBatchNorm, _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from sam_runner.sam.buffers import Values, are_alike, copy_buffers, copy_values, exchanged_buffers, write_buffers
+from sam_runner.sam.network.buffers import (
+    Values,
+    are_alike,
+    copy_buffers,
+    copy_values,
+    exchanged_buffers,
+    write_buffers,
+)
 from sam_runner.sam.spectral_norm import PowerIterations
 
 Norm = _BatchNorm | _InstanceNorm
@@ -57,8 +64,11 @@ class RunningStatistics:
 
     @property
     def normalises_by_batch(self) -> bool:
-        """Whether a layer normalises by the statistics of a batch, which needs more than one value per channel."""
-        return any(isinstance(layer, _BatchNorm) and layer.training for layer in self._modules)
+        """Whether a layer normalises by the batch of one process, which must have more than one value per channel."""
+        return any(
+            isinstance(layer, _BatchNorm) and not isinstance(layer, SyncBatchNorm) and layer.training
+            for layer in self._modules
+        )
 
     @contextmanager
     def frozen(self) -> Iterator[None]:
@@ -83,8 +93,9 @@ class RunningStatistics:
 
         Args:
             num_passes: Number of passes in the context that are not `frozen`.
-            weight: Weight of the batch in the mean over ranks, see `sam_runner.sam.batch.Batch`. With it the mean of
-                the ranks' running statistics describes all examples, also if ranks have different numbers of them.
+            weight: Weight of the rank's batch in the mean over ranks, see `sam_runner.sam.batch.Batch`. If ranks have
+                different numbers of examples, the weight makes the mean of their running statistics a mean over
+                examples.
         """
         layers = [layer for layer in self._layers if layer.training]
         self._is_in_step = True
@@ -226,8 +237,9 @@ class _Mean:
     """Mean of the buffers after several passes that all start from the same buffers.
 
     The buffers after a pass are an affine function of its batch statistics. Their mean is therefore the result of one
-    pass with the mean statistics, for any momentum and any number of uses of a layer. To weight the statistics but not
-    the old buffers, each pass starts from 1/weight of the buffers, and the result is multiplied by the weight.
+    pass with the mean statistics, for any momentum and any number of uses of a layer. A weight
+    must multiply the statistics of the passes but not the old buffers. Therefore each pass starts from the buffers
+    divided by the weight, and the result is multiplied by the weight.
 
     Args:
         buffers: Running means and variances.

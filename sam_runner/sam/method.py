@@ -69,7 +69,8 @@ class GroupStats(NamedTuple):
     Attributes:
         evaluation: Loss and outputs of the first pass.
         loss_perturbed: L_B(w + eps), 0-dim; the loss of the first pass if there is no second one.
-        grad_norm: ||g||_2 times the loss scale, 0-dim; None if no gradient at w is known apart from the final one.
+        grad_norm: ||g||_2 times the loss scale, 0-dim; None if the method did not compute the gradient at w separately
+            from the final gradient.
         eps_norm: ||eps||_2, 0-dim.
     """
 
@@ -92,12 +93,13 @@ class Group:
     Args:
         context: The step.
         batch: Examples of the group.
-        share: Factor of the group's gradient in the step's gradient: its part of the batch times the batch's weight.
+        share: Weight of the group's gradient in the step's gradient: number of examples of the group over that of the
+            batch, times the weight of the batch.
         is_first: Whether it is the first group of the step.
         is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
         sync: Whether `gradient` returns the mean over the ranks.
-        gradient_sum: g, summed over the groups by their shares, one tensor per parameter after the first group; None if
-            nobody needs it.
+        gradient_sum: Running sum of share * g over the groups. An empty list before the first group, then one tensor
+            per parameter. None if the method does not use `combine`.
     """
 
     def __init__(
@@ -185,8 +187,9 @@ class Group:
         """Make the passes inside the context at w + eps.
 
         Args:
-            eps: The perturbation. Unless `keep`, w + eps takes its memory and its list of tensors is emptied.
-            keep: Whether `eps` is needed afterwards; costs a copy of the weights.
+            eps: The perturbation. Without `keep`, w + eps is written over its tensors and its list of tensors is
+                emptied.
+            keep: Keep `eps` for use after the context. This needs memory for a copy of the weights.
         """
         params = self.context.params
         values = list(perturbed_parameters(params, eps, in_place=not keep))

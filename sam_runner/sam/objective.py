@@ -16,9 +16,9 @@ from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import is_sharded, to_local
 from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
-from sam_runner.sam.gradient_memory import own_gradients
+from sam_runner.sam.network.gradient_memory import own_gradients
+from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
-from sam_runner.sam.trained_parameters import require_supported
 from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState, find_generators
 
@@ -71,6 +71,7 @@ class Objective:
 
     Attributes:
         params: w.
+        chunk_size: Largest number of examples of a micro-batch, or None.
         generators: Random generators that are attributes of the model's modules. All passes of a step see the same
             numbers of them.
 
@@ -108,7 +109,7 @@ class Objective:
         self._forward = model if forward is None else forward
         self._loss = loss
         self.autocast_dtype = autocast_dtype
-        self._chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
+        self.chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
         self._no_sync = no_sync
         self.context = context
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
@@ -147,12 +148,15 @@ class Objective:
 
     def chunks(self, batch: Batch) -> list[Batch]:
         """Split `batch` into the micro-batches that it is evaluated in."""
-        return self.split(batch, self._chunk_size)
+        return self.split(batch, self.chunk_size)
 
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
         """Split `batch` into parts of `size` examples; evenly if a remainder of one example cannot be evaluated."""
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        return batch.split(size, min_size=2 if has_single and not self.accepts_one_example(batch) else 1)
+        # A trial with sharded weights needs all processes: `accepts_one_example` has to be called before.
+        is_known = self._accepts_one is not None or self.shards.world_size == 1
+        is_even = has_single and is_known and not self.accepts_one_example(batch)
+        return batch.split(size, min_size=2 if is_even else 1)
 
     def accepts_one_example(self, batch: Batch) -> bool:
         """Return whether the model in training mode can be evaluated for one example.
@@ -219,7 +223,8 @@ class Objective:
 
             def add_gradient(scaled: Tensor) -> None:
                 with _second_derivatives():
-                    grads = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                    found = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
+                grads = [grad if grad.layout == torch.strided else grad.to_dense() for grad in found]
                 total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
 
             # The fused attention kernels have no second derivative.
@@ -272,8 +277,18 @@ class Objective:
         Raises:
             TrainingError: If an operation of the model has no second derivative.
         """
-        with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
-            return list(torch.autograd.grad(outputs, self.params, factors, allow_unused=True))
+        before = [param.grad for param in self.params]
+        try:
+            for param in self.params:
+                param.grad = None
+            # Not autograd.grad: it does not visit functions marked once_differentiable, and would leave their terms out
+            # instead of raising.
+            with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
+                torch.autograd.backward(outputs, factors)
+            return [param.grad for param in self.params]
+        finally:
+            for param, grad in zip(self.params, before, strict=True):
+                param.grad = grad
 
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
@@ -317,7 +332,8 @@ class Objective:
         return self._join(batch, chunks, parts)
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
-        # Autocast caches cast weights until its context ends; a longer context would use those of w at w + eps.
+        # Autocast caches the weights that it casts until its context ends. If both passes were in one context, the pass
+        # at w + eps would use the cached weights of w.
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)

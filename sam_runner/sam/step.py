@@ -23,10 +23,10 @@ from sam_runner.sam.batch import Batch, join_outputs
 from sam_runner.sam.method import Group, GroupStats, Method, StepContext
 from sam_runner.sam.methods.plain import Plain
 from sam_runner.sam.methods.sam import Sam
+from sam_runner.sam.network.trained_parameters import TrainedParameters
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.optimizer_step import OptimizerStep
 from sam_runner.sam.perturbation import require_radius
-from sam_runner.sam.trained_parameters import TrainedParameters
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
 PLAIN = Plain()

@@ -36,6 +36,7 @@ from sam_runner.models.build import (
     weights_dtype,
 )
 from sam_runner.models.outputs import get_logits
+from sam_runner.sam.batch import Batch, part_sizes
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.method import Method
 from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
@@ -49,7 +50,8 @@ from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_
 from sam_runner.utils.seeding import seed_everything
 
 EVAL_BATCH_SIZE = 512
-# Without the CUDA graphs of torch.compile: they require fixed addresses, but the second pass has weights at others.
+# torch.compile's own CUDA graphs are off: they need weights at fixed addresses, and in the second pass the parameters
+# point to other memory.
 COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
 AUTOCAST_DTYPES = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -279,6 +281,41 @@ def build_step(
     return CapturedStep(step) if config.compile == "graph" else step
 
 
+def _require_possible_parts(
+    config: ExperimentConfig, step: SamStep | CapturedStep, train: Images, num_batches: int
+) -> None:
+    """Require that the network can be trained with every group and micro-batch of the run.
+
+    Raises:
+        InputError: If a part has one image, and batch norm would have one value per channel.
+    """
+    objective, world_size = step.objective, step.objective.context.world_size
+    totals = {config.batch_size, len(train) - config.batch_size * (num_batches - 1)}
+    sizes = {
+        -(-min(total, config.batch_size) // world_size) if up else min(total, config.batch_size) // world_size
+        for total in totals
+        for up in (True, False)
+    } - {0}
+
+    def parts(size: int, min_size: int) -> list[int]:
+        groups = part_sizes(size, config.optimizer.m, min_size)
+        return [part for group in groups for part in part_sizes(group, objective.chunk_size, min_size)]
+
+    if not any(1 in parts(size, 1) for size in sizes):
+        return
+    image = torch.zeros(1, *train.shape, device=objective.device, dtype=weights_dtype(config.precision))
+    if objective.accepts_one_example(Batch(image, None)):
+        return
+    for size in sizes:
+        if 1 in parts(size, 2):
+            raise InputError(
+                f"batch norm cannot normalise one image, and a batch of {size} images has a part of one image "
+                f"(batch_size={config.batch_size}, {len(train)} images, accumulate={config.accumulate}, "
+                f"optimizer.m={config.optimizer.m}, {world_size} processes)\n"
+                "  use another batch_size, accumulate or optimizer.m, or data.drop_last=true if the last batch is it"
+            )
+
+
 def build_method(options: OptimizerConfig, seed: int) -> Method:
     """Return the method that the optimizer's options describe.
 
@@ -325,7 +362,7 @@ def build_loaders(
 
     `normalisation` is the one of `build_run`.
     """
-    train, workers = splits.train, config.data.choose_num_workers
+    train, workers = splits.train, config.data.num_decoding_workers
     common: dict[str, Any] = {
         "normalisation": normalisation
         or choose_normalisation(
@@ -393,6 +430,7 @@ def build_run(
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     step = build_step(config, model, optimizer, dtype, device, context)
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
+    _require_possible_parts(config, step, splits.train, len(loader))
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
     averaged = build_average(model, decay) if decay else None

@@ -90,8 +90,10 @@ def _train_epoch(
     """Train the remaining batches of an epoch and add up their metrics in ``progress.epoch_sums``."""
     meter = TrainMeter(run.step.objective.device, progress.window_sums, run.context)
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
-    if progress.batch == num_batches:  # `max_steps` was reduced when resuming
-        _log_row(run, outputs, progress, meter, last=True)
+    if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
+        _log_last_row(run, outputs, progress, meter)
+    elif progress.window_sums["num_steps"] and progress.step % run.log_every == 0:  # the run had ended at this row
+        _log_row(run, outputs, progress, meter, last=False)
     run.model.train()
     start_time, num_images_before = time.perf_counter(), progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
@@ -102,8 +104,10 @@ def _train_epoch(
     ):
         _train_step(run, meter, next(batches), progress)
         last = progress.batch == num_batches
-        if last or progress.step % run.log_every == 0:
-            _log_row(run, outputs, progress, meter, last=last)
+        if last:
+            _log_last_row(run, outputs, progress, meter)
+        elif progress.step % run.log_every == 0:
+            _log_row(run, outputs, progress, meter, last=False)
         signal, due = run.context.all_reduce_max(
             stop.signal_number, not last and save_schedule.should_save(progress.step)
         )
@@ -117,6 +121,14 @@ def _train_epoch(
     num_images = progress.num_images - num_images_before
     if num_images:
         outputs.loggers.timing(progress.step, {"time/images_per_second": num_images / seconds})
+
+
+def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter) -> None:
+    """Add the rest of an epoch to its sums; remember the progress before, where `max_steps` ends the run within it."""
+    is_incomplete = progress.batch < len(run.train)
+    if is_incomplete and progress.before_end.get("progress", {}).get("step") != progress.step:
+        progress.remember_before_end(meter.read(), outputs.loggers.flush())
+    _log_row(run, outputs, progress, meter, last=True)
 
 
 def _end_epoch(
@@ -194,7 +206,7 @@ def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, 
 
 
 def _is_perturbed(run: Run, progress: Progress) -> bool:
-    """Return whether rho > 0 in the last step or at the end of training, so that steps have a second pass."""
+    """Return whether steps have a second pass: whether rho > 0 in the latest step or in the last step of training."""
     return run.rho(max(progress.num_updates - 1, 0)) > 0 or run.rho(run.max_steps - 1) > 0
 
 

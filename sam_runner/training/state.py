@@ -1,5 +1,6 @@
 """The state of a run: its parts, its progress, and how a checkpoint saves and restores both."""
 
+import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -99,6 +100,8 @@ class Progress:
         epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row.
         window_sums: Sums of a `TrainMeter` since the last logged row.
         last_hparams: Learning rate, rho and loss scale of the last step.
+        before_end: Where `max_steps` ended the run within an epoch: the progress before that end was counted as the
+            end of an epoch, and the states of the loggers then. A run that is made longer continues from there.
     """
 
     epoch: int = 0
@@ -115,6 +118,23 @@ class Progress:
     epoch_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     window_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     last_hparams: dict[str, float] = field(default_factory=dict)
+    before_end: dict[str, Any] = field(default_factory=dict)
+
+    def remember_before_end(self, window_sums: Mapping[str, float], loggers: Mapping[str, Any]) -> None:
+        """Store the progress within the last epoch, before its incomplete end is logged and evaluated.
+
+        Args:
+            window_sums: Sums of the meter since the last logged row.
+            loggers: States of the loggers.
+        """
+        within = {**vars(self), "window_sums": dict(window_sums), "before_end": {}}
+        self.before_end = {"progress": copy.deepcopy(within), "loggers": dict(loggers)}
+
+    def return_to_before_end(self) -> dict[str, Any]:
+        """Undo the end within an epoch; return the states of the loggers there."""
+        loggers: dict[str, Any] = self.before_end["loggers"]
+        vars(self).update(copy.deepcopy(self.before_end["progress"]))
+        return loggers
 
 
 def save_checkpoint(

@@ -1,5 +1,6 @@
 """Decoding and resizing against Pillow; random boxes against torchvision's distribution."""
 
+import math
 import random
 
 import numpy as np
@@ -8,6 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
+from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import RandomResizedCrop
 
 from sam_runner.data import decode
@@ -55,13 +57,17 @@ def test_the_reason_of_a_broken_jpeg_is_short(tmp_path):
 
 @pytest.mark.parametrize("factor", [1, 1.9, 2, 3.5, 4, 9])
 @pytest.mark.parametrize("suffix", ["jpg", "png"])
-def test_a_crop_is_correct_at_every_reduction(tmp_path, factor, suffix):
+def test_a_crop_is_correct_at_every_reduction(tmp_path, factor, suffix, monkeypatch):
     """For a smooth image, decoding at a fraction of the size differs little from resizing."""
+    drafts, draft = [], JpegImageFile.draft
+    monkeypatch.setattr(JpegImageFile, "draft", lambda *arguments: drafts.append(draft(*arguments)) or drafts[-1])
     size, side = 12, round(12 * factor)
     path = tmp_path / f"image.{suffix}"
     Image.fromarray(smooth_pixels(round(side * 1.5), round(side * 1.25))).save(path, quality=95)
     box = CropBox(side // 4, side // 8, side, side)
     result = read_crop(path, lambda height, width: box, size)
+    reductions = [round(side * 1.25) / decoded[2] for _, decoded in drafts]
+    assert reductions == ([2 ** int(math.log2(min(factor, 8)))] if suffix == "jpg" and factor >= 2 else [])
     expected = crop_and_resize(read_image(path), box, size)
     assert result.shape == (3, size, size)
     assert (result.int() - expected.int()).abs().max() <= (12 if suffix == "jpg" else 0)

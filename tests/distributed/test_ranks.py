@@ -17,7 +17,6 @@ from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from tests.oracles.methods import Alternate, Drift
 
-pytestmark = pytest.mark.dist
 STEPS, BATCH = 5, 16
 
 
@@ -77,10 +76,11 @@ def sharded_rank(number, count, port, queue, method, grad_clip):
 def weights_of_ranks(count, *arguments, target=rank):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-    queue = mp.get_context("spawn").SimpleQueue()
-    processes = mp.spawn(target, (count, port, queue, *arguments), nprocs=count, join=False)
+    queue = mp.get_context("fork").SimpleQueue()  # a fork has torch loaded already
+    processes = mp.start_processes(target, (count, port, queue, *arguments), count, join=False, start_method="fork")
+    while not processes.join():  # raises the error of a process, and ends the others
+        pass
     found = dict(queue.get() for _ in range(count))
-    processes.join()
     return [torch.tensor(found[number], dtype=torch.float64) for number in range(count)]
 
 

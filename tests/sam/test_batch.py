@@ -259,6 +259,8 @@ def test_outputs_of_parts_are_joined():
     assert (int(joined["count"]), joined["s"]) == (2, "a")
     with pytest.raises(ValueError, match="different structures"):
         join_outputs([torch.zeros(2), {"x": torch.zeros(1)}], [2, 1])
+    with pytest.raises(ValueError, match="zip"):
+        join_outputs([torch.zeros(2), torch.zeros(1)], [2])
 
 
 def test_signatures_tell_shapes_dtypes_and_structures_apart():

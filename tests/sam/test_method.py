@@ -1,6 +1,7 @@
 """The interface of methods: what the step passes to a method, and what it does with the answers."""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
@@ -101,6 +102,45 @@ def test_staged_state_of_a_step_that_raised_is_not_written_by_the_next():
     (inputs, targets), *_ = batches()
     step(Batch(inputs, targets), RHO, 0)
     assert vector(step.method.state["mean"]).isfinite().all()
+
+
+class Short(Drift):
+    """A method that leaves out the last tensor of one of its lists."""
+
+    def __init__(self, part):
+        super().__init__()
+        self.part = part
+
+    def perturb(self, grads, group):
+        eps = super().perturb(grads, group)
+        if self.part == "dot":
+            group.context.dot(eps.direction, eps.direction[:-1])
+        return replace(eps, direction=eps.direction[:-1]) if self.part == "eps" else eps
+
+    def accumulate(self, group):
+        if self.part != "gradient":
+            return super().accumulate(group)
+        _, grads = group.gradient()
+        return group.add_gradient(grads[:-1])
+
+    def combine(self, final, first, context):
+        super().combine(final, first, context)
+        if self.part == "state":
+            self.staged["mean"].pop()
+
+
+@pytest.mark.parametrize("part", ["eps", "gradient", "dot", "state"])
+def test_a_method_that_leaves_out_a_parameter_is_refused(part):
+    step, (inputs, targets) = build(Short(part)), batches()[0]
+    with pytest.raises(ValueError, match="zip"):
+        step(Batch(inputs, targets), RHO, 0)
+
+
+def test_a_saved_state_of_another_length_is_refused():
+    step = build(Drift())
+    saved = {"mean": step.method.state_dict()["mean"][:-1]}
+    with pytest.raises(ValueError, match="zip"):
+        step.method.load_state_dict(saved)
 
 
 @pytest.mark.parametrize("method", [Drift(), Alternate(), Plain(), KStep(2), SecondOrder(), RandomDirection(0)])

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.methods import KStep, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
@@ -157,12 +157,13 @@ class UsedOnce(nn.Module):
         return value.expand(len(images), 1)
 
 
-def test_a_first_gradient_that_the_second_pass_does_not_show_is_found():
+@pytest.mark.parametrize("method", [Sam(), RandomDirection(0)])
+def test_a_first_gradient_that_the_second_pass_does_not_show_is_found(method):
     model = UsedOnce()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     scaler = torch.amp.GradScaler("cpu", init_scale=SCALE)
-    step = SamStep(Objective(model, lambda logits, _: logits.mean(), scaler=scaler), optimizer)
-    stats = step(Batch(torch.zeros(2, 1), torch.zeros(2)), 0.1)
+    step = SamStep(Objective(model, lambda logits, _: logits.mean(), scaler=scaler), optimizer, method)
+    stats = step(Batch(torch.zeros(2, 1), torch.zeros(2)), 0.1, 0)
     assert stats.skipped is True
     assert torch.equal(model.used, torch.ones(3))
     assert scaler.get_scale() == SCALE / 2

@@ -167,6 +167,7 @@ def test_further_ascent_steps(ascent_steps, projected, expected):
     eps = [gradient / curvature - w for gradient, curvature, w in zip(grad(model), (1, 4), (3, 1), strict=True)]
     assert eps == near(*expected)
     assert float(stats.eps_norm) == pytest.approx(0.5, abs=1e-9)
+    assert float(stats.grad_norm) == pytest.approx(5.0, abs=1e-12)  # of the gradient at w
 
 
 @pytest.mark.parametrize("projected", [False, True])
@@ -223,6 +224,13 @@ def test_weights_are_restored_to_the_bit_when_a_parameter_gets_no_gradient():
     make_step(model, mean_output, lr=1e-30)(Batch(torch.zeros(1, 1), torch.zeros(1)), 0.7)
     assert all(torch.equal(param, before[name]) for name, param in model.named_parameters())
     assert [param.data_ptr() for param in model.parameters()] == addresses
+
+
+def test_as_many_values_as_parameters_are_needed():
+    params = [nn.Parameter(torch.zeros(2)), nn.Parameter(torch.zeros(2))]
+    with pytest.raises(ValueError, match="zip"), swapped_parameters(params, [torch.ones(2)]):
+        pass
+    assert not any(param.any() for param in params)
 
 
 def test_weights_are_restored_when_the_second_pass_raises():

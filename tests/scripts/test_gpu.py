@@ -12,6 +12,7 @@ from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import Normalisation
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
+from sam_runner.sam.methods import KStep, RandomDirection, Sam
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from tests.helpers import invoke
@@ -46,7 +47,9 @@ def test_an_overflow_changes_nothing_and_halves_the_scale(number_of_pass, device
 
 
 @pytest.mark.parametrize("dtype", [None, torch.bfloat16])
-@pytest.mark.parametrize("options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"p": 3.0}, {"direction_seed": 1}])
+@pytest.mark.parametrize(
+    "options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"method": Sam(3.0)}, {"method": RandomDirection(1)}]
+)
 def test_the_step_never_waits_for_the_device(dtype, options, device):
     model = network().to(device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1, momentum=0.9, fused=True)  # as sam-train builds it
@@ -67,7 +70,7 @@ def test_a_random_direction_is_drawn_on_the_device_and_repeats(device):
     found = []
     for seed, number in ((1, 0), (1, 0), (1, 1), (2, 0)):
         model = network().to(device)
-        step = SamStep(Objective(model, F.cross_entropy), torch.optim.SGD(model.parameters()), direction_seed=seed)
+        step = SamStep(Objective(model, F.cross_entropy), torch.optim.SGD(model.parameters()), RandomDirection(seed))
         stats = step(batch_on(device, 1), 0.3, number)
         assert float(stats.eps_norm) == pytest.approx(0.3, rel=1e-6)
         found.append(float(stats.loss_perturbed))
@@ -94,7 +97,9 @@ def test_a_captured_step_follows_the_frozen_curve(name, device):
 
 
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
-@pytest.mark.parametrize("options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"p": 3.0}, {"ascent_steps": 2}])
+@pytest.mark.parametrize(
+    "options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"method": Sam(3.0)}, {"method": KStep(2)}]
+)
 def test_a_captured_network_trains_as_an_eager_one(optimizer, options, device):
     curves = []
     for wrap in (lambda step: step, lambda step: captured(step, device)):

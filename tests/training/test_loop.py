@@ -11,6 +11,7 @@ from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.sam.optimizer_step import OptimizerStep
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.training.state import Progress
 from sam_runner.utils.errors import InputError
 from tests.helpers import invoke, train_tiny
 
@@ -264,6 +265,18 @@ def test_the_readmes_first_command_reaches_98_percent(tmp_path, monkeypatch, cap
     arguments = ["optimizer=sam", "rho=0.05", "run_dir=run"]
     assert invoke(monkeypatch, capsys, tmp_path, *arguments).returncode == 0
     assert read_result(tmp_path / "run")["final"]["test/accuracy"] >= 0.98
+
+
+def test_only_the_validation_set_decides_which_epoch_is_the_best():
+    progress, found = Progress(), []
+    for epoch, (validation, test) in enumerate([(0.5, 0.1), (0.4, 0.9), (0.5, 0.8), (0.6, 0.2)], 1):
+        progress.epoch = epoch
+        values = {"validation/accuracy": validation, "test/accuracy": test}
+        found.append(loop._record_evaluation(progress, values, has_validation=True))
+    assert found == [True, False, False, True]
+    assert (progress.best_epoch, progress.evaluated_epoch) == (4, 4)
+    assert not loop._record_evaluation(progress, values | {"test/accuracy": 1.0}, has_validation=True)
+    assert loop._record_evaluation(progress, {"test/accuracy": 0.0}, has_validation=False)
 
 
 def test_eval_every_leaves_evaluations_out(tmp_path):

@@ -1,6 +1,6 @@
-"""What rests on Hydra: composing the configuration, guarding Hydra's own settings, launchers, and messages for errors.
+"""All code that uses Hydra: composition, checks of Hydra's own settings, launchers and error messages.
 
-Only this package, `commands/train.py` and the jobs of a sweep import Hydra or OmegaConf.
+Only this folder, `commands/train.py` and the jobs of a sweep import Hydra or OmegaConf.
 
 May import: utils.
 """

@@ -29,7 +29,7 @@ SCHEMA_GROUP = "hydra/settings"  # below Hydra's own group, so that shell comple
 
 
 def register_settings() -> None:
-    """Store the names and defaults of all settings where Hydra finds them, as ``hydra/settings/...``."""
+    """Store the names and defaults of all settings in Hydra's ConfigStore, as ``hydra/settings/...``."""
     store = ConfigStore.instance()
     for path, found in settings_classes().items():
         group, _, name = f"{SCHEMA_GROUP}/{path}".rpartition("/")
@@ -53,7 +53,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     """Return a composed configuration as plain, resolved values, without Hydra's own settings.
 
     Raises:
-        InputError: Where an interpolation cannot be resolved, or a group has no option.
+        InputError: If an interpolation cannot be resolved, or a group has no option.
     """
     for key in config:
         if key != "hydra":
@@ -123,11 +123,11 @@ def compose_settings(
     config_dir: str | None = None,
     config_file: str | None = None,
 ) -> DictConfig:
-    """Compose the configuration of a single run as the command line does.
+    """Compose the configuration of a single run from the arguments of the command line.
 
     Args:
-        overrides: ``key=value`` and ``group=option``.
-        return_hydra_config: Whether the result holds Hydra's own settings under ``hydra``.
+        overrides: Arguments ``key=value`` and ``group=option``.
+        return_hydra_config: Include Hydra's own settings under ``hydra``.
         config_dir: Folder of the user's own groups and options.
         config_file: A run's config.yaml in place of conf/, or None.
     """
@@ -145,13 +145,13 @@ def compose_experiment(overrides: Sequence[str]) -> ExperimentConfig:
     """Compose and validate the settings of a single run.
 
     Raises:
-        InputError: For the first mistake.
+        InputError: For the first invalid setting.
     """
     return load_experiment(plain_settings(compose_settings(overrides)), overrides)
 
 
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose settings that are not run, with "-" in place of each required value that is not given."""
+    """Compose settings for display only: each required value that is not given is "-"."""
     return load_experiment(_fill_required(plain_settings(compose_settings(overrides))))
 
 

@@ -1,7 +1,8 @@
-"""Hydra's own settings, which a configuration file can carry too, are held to what this program needs.
+"""Checks of Hydra's own settings: `check` refuses values that could run code or create folders.
 
-Hydra acts on them before any job starts: callbacks and logging handlers are calls, ``job.env_set`` could extend the
-list of trusted modules, and folders would be made before anything is checked. Every composed configuration passes here.
+A configuration file can contain these settings, and Hydra applies them before a job starts. Callbacks and logging
+handlers are calls of functions, ``job.env_set`` could extend the list of trusted modules, and Hydra would create
+folders before the settings of the run are checked. Every composed configuration is checked here.
 """
 
 import re
@@ -20,7 +21,7 @@ from sam_runner.config.hydra.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
-FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
+FIXED: dict[str, tuple[Any, ...]] = {  # key: accepted values
     "callbacks": (None, {}),
     "job.env_set": (None, {}),
     "job.chdir": (None, False),
@@ -31,18 +32,18 @@ FIXED: dict[str, tuple[Any, ...]] = {  # key: what it may be
     "hydra_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
     "launcher.temp_folder": (None,),
     "launcher.submitit_folder": (None, JOBS_FOLDER),
-    "launcher.setup": (None,),  # commands; a batch script inherits the environment that sam-train was called in
+    "launcher.setup": (None,),  # shell commands; not needed, since a batch script inherits the environment of sam-train
     "launcher.additional_parameters": (None, {}),
     "sweeper.storage": (None, STORAGE),
-    "sweeper.custom_search_space": (None,),  # a function
+    "sweeper.custom_search_space": (None,),  # name of a function
 }
-RAY: dict[str, tuple[Any, ...]] = {  # of Ray: its processes are this sweep's alone, and serve nobody else
+RAY: dict[str, tuple[Any, ...]] = {  # key: accepted values with Ray, which must not connect to other machines
     "launcher.ray.init.address": ("local",),
     "launcher.ray.init.include_dashboard": (False,),
 }
 COMMANDS = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher."
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
-KEYS = {  # of the plugins; submitit passes others on to sbatch and srun, which can name programs
+KEYS = {  # accepted keys of the plugins; submitit passes other keys to sbatch and srun, where some name programs
     "launcher": {
         "_target_", "n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size",
         "temp_folder", "max_nbytes", "mmap_mode", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
@@ -64,13 +65,13 @@ _AFTER_CHECK: list[Callable[[DictConfig], None]] = []
 
 
 def install(after_check: Callable[[DictConfig], None] = lambda _: None) -> None:
-    """Check every configuration that Hydra's own main composes in this process, also that of each job of a sweep.
+    """Check every configuration that Hydra's own main composes in this process, also for each job of a sweep.
 
-    Hydra acts on its settings before the job starts, so the check has to come where the configuration is loaded. Hydra
-    has no public hook there: one private method is replaced, `ConfigLoaderImpl.load_configuration`.
+    Hydra applies its settings before the job starts, so they must be checked when the configuration is loaded. Hydra
+    has no public hook there. Therefore the private method `ConfigLoaderImpl.load_configuration` is replaced.
 
     Args:
-        after_check: Called with each configuration that has passed.
+        after_check: Function that is called with each accepted configuration.
     """
     _AFTER_CHECK[:] = [after_check]
     original = ConfigLoaderImpl.load_configuration
@@ -89,54 +90,64 @@ def install(after_check: Callable[[DictConfig], None] = lambda _: None) -> None:
 
 
 def require_values(overrides: Sequence[str]) -> None:
-    """Refuse a sweep over no values, of which Hydra would run nothing.
+    """Refuse a swept setting without values, for which Hydra would run no job.
+
+    Args:
+        overrides: The ``key=value`` arguments of the command line.
 
     Raises:
-        InputError: Naming the override.
+        InputError: If an override has no value; the message names the override.
     """
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_discrete_sweep():
             continue
-        if isinstance(override.value(), Glob):  # stands for options of a group, which Hydra looks up
+        if isinstance(override.value(), Glob):  # a pattern for the options of a group, which Hydra looks up later
             empty = override.key_or_group not in options(CONF)
         else:
             empty = not any(True for _ in override.sweep_iterator())
         if empty:
-            raise InputError(f"{override.input_line} gives no value: the sweep is empty\n  give values, as key=1,2")
+            raise InputError(
+                f"{override.input_line} gives no value: the sweep is empty\n  give values, for example key=1,2"
+            )
 
 
 def check(config: DictConfig) -> None:
-    """Refuse settings of Hydra that would run code or make folders, and a sweep_name that is no folder's name.
+    """Refuse settings of Hydra that could run code or create folders, and a `sweep_name` that is not a folder name.
+
+    Args:
+        config: A composed configuration with Hydra's own settings.
 
     Raises:
-        InputError: Naming the key.
+        InputError: If a value is not accepted; the message names its key.
     """
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
     for key, accepted in (FIXED | (RAY if is_ray(config.hydra) else {})).items():
-        if _below(hydra, key) not in accepted:
-            raise InputError(f"hydra.{key} cannot be changed here\n  leave it out, on the command line and in files")
+        if _value_at(hydra, key) not in accepted:
+            raise InputError(
+                f"hydra.{key} cannot be changed\n  remove it from the command line and the configuration files"
+            )
     for plugin, keys in KEYS.items():
-        node = _below(hydra, plugin)
+        node = _value_at(hydra, plugin)
         for target in _targets(node):
             if not target.startswith(PLUGINS):
-                raise InputError(f"hydra.{plugin} names {target}, which is no plugin of Hydra")
+                raise InputError(f"hydra.{plugin} names {target}, which is not a plugin of Hydra")
             if target.startswith(COMMANDS):
-                raise InputError("hydra/launcher=ray_aws is refused: its settings hold commands\n  hydra/launcher=ray")
+                raise InputError("hydra/launcher=ray_aws is refused: it can run commands\n  use hydra/launcher=ray")
         for key in node if isinstance(node, dict) else ():
             if key not in keys:
                 raise InputError(f"hydra.{plugin}.{key} is not accepted\n  accepted: {', '.join(sorted(keys))}")
         for text in _texts(node):
-            if re.search(r"[\x00-\x1f\x7f]", text):  # a line of a batch script is a command
-                raise InputError(f"hydra.{plugin} holds a text with a line break\n  write it without")
-            if "${" in text and text not in COMPUTED:  # it can stand for a call: ${oc.create:{_target_: ...}}
-                raise InputError(f"hydra.{plugin} holds {text}\n  write the value itself")
+            if re.search(r"[\x00-\x1f\x7f]", text):  # a new line of a batch script would be a command
+                raise InputError(f"hydra.{plugin} contains a text with a line break\n  write the text in one line")
+            if "${" in text and text not in COMPUTED:  # it can call a function: ${oc.create:{_target_: ...}}
+                raise InputError(f"hydra.{plugin} contains the interpolation {text}\n  write the value itself")
     _require_held_out(config)
-    params = _below(hydra, "sweeper.params")
+    params = _value_at(hydra, "sweeper.params")
     if isinstance(params, dict):
         require_values([f"{key}={value}" for key, value in params.items() if isinstance(value, str)])
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
-        raise InputError(f"sweep_name={name} is no name of a folder\n  accepted: up to 100 letters, digits and ._=+-")
+        raise InputError(f"sweep_name={name} is not a folder name\n  accepted: up to 100 letters, digits and ._=+-")
 
 
 def refuse_sweep_settings(words: Sequence[str]) -> None:
@@ -178,24 +189,24 @@ def _sweep_command(words: Sequence[str]) -> str:
     return f"sam-train -m {shlex.join(words)}"[:300]
 
 
-def _below(node: Any, key: str) -> Any:
-    """What is at a dotted key; None where there is nothing."""
+def _value_at(node: Any, key: str) -> Any:
+    """Return the value at a dotted key of nested dictionaries, or None if there is none."""
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node
 
 
 def _require_held_out(config: DictConfig) -> None:
-    """A search chooses by the accuracy on held-out images, never by the test set."""
+    """Refuse a search without held-out images: it must not choose settings by the test set."""
     if is_search(config.hydra) and not OmegaConf.select(config, "data.val_fraction", default=0):
         raise InputError(
-            "hydra/sweeper=optuna chooses by the accuracy on held-out images, and there are none\n"
-            "  hold some out: data.val_fraction=0.1"
+            "hydra/sweeper=optuna needs held-out images: it compares trials by their accuracy\n"
+            "  add data.val_fraction=0.1"
         )
 
 
 def _texts(node: Any) -> list[str]:
-    """All strings below a node, names of keys too."""
+    """Return all strings in a tree of dictionaries and lists, including keys."""
     if isinstance(node, dict):
         return [text for key, value in node.items() for text in [*_texts(key), *_texts(value)]]
     return (
@@ -204,7 +215,7 @@ def _texts(node: Any) -> list[str]:
 
 
 def _targets(node: Any) -> list[str]:
-    """All ``_target_`` values below a node."""
+    """Return all values of ``_target_`` in a tree of dictionaries and lists."""
     if isinstance(node, dict):
         own = [str(node["_target_"])] if "_target_" in node else []
         return own + [target for value in node.values() for target in _targets(value)]

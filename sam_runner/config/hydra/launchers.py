@@ -1,7 +1,8 @@
-"""What runs the cells of a sweep, and what chooses them: Hydra's plugins with our defaults, and nothing of our own.
+"""Defaults for Hydra's launchers, which run the jobs of a sweep, and for its sweeper Optuna, which chooses them.
 
-A plugin's option keeps its name and its types (``hydra/launcher=joblib``); only the defaults here differ. The keys
-that would let a file run a program or make folders elsewhere are held fast by `hydra_guard`.
+The launchers and sweepers are published plugins of Hydra. Their options keep their names and types
+(``hydra/launcher=joblib``); only the default values are changed here. `sam_runner.config.hydra.guard` refuses keys that
+could run a program or create folders.
 """
 
 import contextlib
@@ -16,71 +17,71 @@ from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.utils.errors import InputError
 
-EXTRAS = {  # the option: the extra of this package that brings it
+EXTRAS = {  # option: the extra of this package that installs its plugin
     "hydra/launcher/joblib": "joblib", "hydra/launcher/submitit_local": "submitit",
     "hydra/launcher/submitit_slurm": "submitit", "hydra/launcher/ray": "ray", "hydra/sweeper/optuna": "optuna",
 }  # fmt: skip
-JOBS_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the plugin's own
+JOBS_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of the plugin submitit
 STORAGE = "sqlite:///${folder:${hydra.sweep.dir}}/optuna.db"
 JOBS, CORES, GPUS, GPU = "${jobs_at_once:}", "${cores:}", "${gpus:}", "${gpu_each:}"
 NAMES = ("${hydra.job.name}", "${sweep_name}")
-COMPUTED = (JOBS_FOLDER, STORAGE, JOBS, CORES, GPUS, GPU, *NAMES)  # in the plugins' options, theirs and ours
-DEFAULTS: dict[str, dict[str, Any]] = {  # our choices
+COMPUTED = (JOBS_FOLDER, STORAGE, JOBS, CORES, GPUS, GPU, *NAMES)  # interpolations that options may contain
+DEFAULTS: dict[str, dict[str, Any]] = {  # option: default values that replace the plugin's
     "hydra/launcher/joblib": {
-        "n_jobs": JOBS,  # one a GPU, without any one a core; the plugin's: one a core
+        "n_jobs": JOBS,  # one job per GPU, or one per core without a GPU; the plugin's default: one per core
     },
     "hydra/launcher/submitit_local": {
-        "timeout_min": 7 * 24 * 60,  # the plugin's: an hour
+        "timeout_min": 7 * 24 * 60,  # in minutes; the plugin's default is one hour
     },
     "hydra/launcher/submitit_slurm": {
-        "timeout_min": 12 * 60,  # of one start; what is left goes on in the next
+        "timeout_min": 12 * 60,  # minutes of one start of a job; an unfinished job is started again
         "gpus_per_node": 1,
         "cpus_per_task": 8,
-        "signal_delay_s": 180,  # before the end, to save in
-        "max_num_timeout": 100,  # starts after the first
+        "signal_delay_s": 180,  # seconds before the limit, for saving
+        "max_num_timeout": 100,  # number of further starts of a job
         "name": "sam-train",
     },
     "hydra/launcher/ray": {
         "ray": {
             "init": {
-                "address": "local",  # processes of this sweep alone; the plugin's: whatever Ray of the machine it finds
-                "num_cpus": CORES,  # Ray's: all of the machine, also those that this process may not use
+                "address": "local",  # start Ray for this sweep; the plugin's default joins a running Ray
+                "num_cpus": CORES,  # Ray's default also counts cores that this process may not use
                 "num_gpus": GPUS,
-                "include_dashboard": False,  # a web server that runs what it is sent
-                "logging_level": 30,  # warnings
+                "include_dashboard": False,  # the dashboard is a web server that runs submitted code
+                "logging_level": 30,  # logging.WARNING
             },
-            "remote": {"num_cpus": 1, "num_gpus": GPU},  # of a job
+            "remote": {"num_cpus": 1, "num_gpus": GPU},  # resources of one job
         },
     },
     "hydra/sweeper/sampler/tpe": {"seed": 0},
     "hydra/sweeper/optuna": {
-        "direction": "maximize",  # the accuracy on the held-out images
-        "storage": STORAGE,  # so that the same command goes on
+        "direction": "maximize",  # a job returns its accuracy on the held-out images
+        "storage": STORAGE,  # a file in the sweep's folder, so that the same command continues the study
         "study_name": NAMES[1],
-        "n_trials": 20,  # of each call
-        "n_jobs": 1,  # trials at once; another launcher has to run them
-        "max_failure_rate": 1.0,  # a failing trial stops nobody
-        "params": {  # what is searched; `hydra.sweeper.params` or the command line says other things
+        "n_trials": 20,  # number of trials per command
+        "n_jobs": 1,  # number of trials at once; more than one needs another launcher
+        "max_failure_rate": 1.0,  # failing trials do not stop the search
+        "params": {  # searched settings; the command line or `hydra.sweeper.params` can change them
             "rho": "tag(log, interval(0.01, 0.5))",  # around the paper's grid, section 3.1
             "lr": "tag(log, interval(0.005, 0.5))",
-            "optimizer.m": "choice(16, 32, 64, 128)",  # 128: the whole batch
+            "optimizer.m": "choice(16, 32, 64, 128)",  # 128 is the whole batch by default
         },
     },
 }
 
 
-RAY = {  # of its processes, where the environment says nothing else
-    "RAY_AUTH_MODE": "token",  # other people of this machine cannot send it work
-    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # nor other machines: it listens on the loopback interface
-    "RAY_USAGE_STATS_ENABLED": "0",  # nothing goes to Ray's makers
-    "RAY_DEDUP_LOGS": "0",  # the lines of cells are alike
+RAY = {  # environment variables of Ray; those that the user has set are kept
+    "RAY_AUTH_MODE": "token",  # other users of this machine cannot submit jobs
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # listen on the loopback interface, so other machines cannot connect
+    "RAY_USAGE_STATS_ENABLED": "0",  # send no usage statistics
+    "RAY_DEDUP_LOGS": "0",  # print all lines: different jobs print equal lines
     "RAY_COLOR_PREFIX": "0",
 }
 
 
 def register() -> None:
-    """Put our defaults into the options of those plugins that are installed."""
-    Plugins.instance()  # imports them, which stores their options
+    """Set our defaults in the options of the installed plugins, and register the resolvers that the defaults use."""
+    Plugins.instance()  # imports the plugins, which store their options
     store = ConfigStore.instance()
     for path, values in DEFAULTS.items():
         group, _, name = path.rpartition("/")
@@ -91,7 +92,7 @@ def register() -> None:
     OmegaConf.register_new_resolver("cores", _cores, replace=True)
     OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
     OmegaConf.register_new_resolver("gpu_each", lambda: min(1, _gpus()), replace=True)
-    OmegaConf.register_new_resolver("folder", _made, replace=True)
+    OmegaConf.register_new_resolver("folder", _make_folder, replace=True)
 
 
 def _jobs_at_once() -> int:
@@ -112,41 +113,44 @@ def _gpus() -> int:
     return torch.cuda.device_count()
 
 
-def _made(folder: str) -> str:
-    """The folder, which is there from then on: a database is opened before the sweep makes it."""
+def _make_folder(folder: str) -> str:
+    """Create a folder and return its path. Optuna opens its database before Hydra creates the sweep's folder."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     return folder
 
 
 def prepare(hydra: DictConfig) -> None:
-    """Before a sweep: what Ray reads from the environment, and that a job fits into what it may use.
+    """Set Ray's environment variables before a sweep, and require that a job fits into Ray's resources.
+
+    Other launchers need no preparation.
 
     Args:
         hydra: Hydra's own settings.
 
     Raises:
-        InputError: Where a job needs more than there is: Ray would wait for it.
+        InputError: If a job needs more cores or GPUs than Ray has. Ray would wait for them forever.
     """
     if not is_ray(hydra):
         return
     for name, value in RAY.items():
         os.environ.setdefault(name, value)
-    there, needed = hydra.launcher.ray.init, hydra.launcher.ray.remote
+    available, needed = hydra.launcher.ray.init, hydra.launcher.ray.remote
     for kind, key in (("cores", "num_cpus"), ("GPUs", "num_gpus")):
-        if (needed.get(key) or 0) > (there.get(key) or 0):
+        if (needed.get(key) or 0) > (available.get(key) or 0):
             raise InputError(
-                f"hydra.launcher.ray.remote.{key}={needed[key]}: there are {there.get(key) or 0} {kind} for all jobs\n"
-                f"  give less, or more of them: hydra.launcher.ray.init.{key}"
+                f"hydra.launcher.ray.remote.{key}={needed[key]}: "
+                f"there are {available.get(key) or 0} {kind} for all jobs together\n"
+                f"  use a smaller value, or set hydra.launcher.ray.init.{key} to a larger one"
             )
 
 
 def is_ray(hydra: DictConfig) -> bool:
-    """Whether Ray runs the cells."""
+    """Return whether Ray runs the jobs of a sweep."""
     return str(hydra.launcher._target_).endswith(".RayLauncher")
 
 
 def in_subprocesses(hydra: DictConfig) -> bool:
-    """Whether the cells of a sweep run in other processes.
+    """Return whether the jobs of a sweep run in other processes.
 
     Args:
         hydra: Hydra's own settings.
@@ -155,10 +159,13 @@ def in_subprocesses(hydra: DictConfig) -> bool:
 
 
 def on_this_machine(hydra: DictConfig) -> bool:
-    """Whether they run on this machine, and are told by us that the sweep is to end; Slurm tells its own."""
+    """Return whether the jobs of a sweep run on this machine.
+
+    The sweep then forwards its signals to the jobs. Slurm sends signals to its jobs itself.
+    """
     return not str(hydra.launcher._target_).endswith(".SlurmLauncher")
 
 
 def is_search(hydra: DictConfig) -> bool:
-    """Whether cells are chosen by how well those before went."""
+    """Return whether Optuna chooses the jobs, by the results of earlier jobs."""
     return str(hydra.sweeper._target_).endswith(".OptunaSweeper")

@@ -1,4 +1,4 @@
-"""YAML files without aliases: nine lines of them can stand for more values than memory holds."""
+"""Refuse YAML aliases: a file of nine lines with nested aliases can expand to more values than fit into memory."""
 
 from typing import Any
 
@@ -8,11 +8,11 @@ from yaml.events import AliasEvent
 
 
 class AliasError(YAMLError):
-    """A file refers to a part of itself."""
+    """A YAML file contains an alias."""
 
 
 def install() -> None:
-    """Every file that OmegaConf loads in this process, for Hydra too, is refused where it holds an alias."""
+    """Refuse aliases in every file that OmegaConf loads in this process, including the files that Hydra reads."""
     original = omegaconf._utils.get_yaml_loader
     if getattr(original, "guarded", False):
         return

@@ -1,0 +1,386 @@
+"""The oracles have teeth: each mutant of the mathematics breaks one rule, and the tests of that rule must fail on it.
+
+`mutation` explains patterns. scripts/random_mutants.py makes mutants at random.
+"""
+
+import ast
+
+import pytest
+
+from tests.mutants.child import run_tests
+from tests.mutants.mutation import PlaceError, find_function, mutated
+
+# module: (rule, function, pattern, replacement, tests that must fail as file::-k expression, number of the place)
+# fmt: off
+MUTANTS = {
+    "sam.perturbation": [
+        ("eps: downhill", "perturbation", "A / norm", "-A / norm", "sam/test_sam.py::first_order"),
+        ("eps: half of rho", "perturbation", "A / norm", "A / 2 / norm", "sam/test_sam.py::three_steps"),
+        ("eps: norm squared", "perturbation", "A / norm", "A / norm**2",
+         "sam/test_agreement.py::perturbation_of_a_network"),
+        ("eps: zero over zero", "perturbation", "A.masked_fill(B == 0, 0.0)", "A",
+         "sam/test_epsilon.py::zero_gradient"),
+        ("eps: wrong conjugate", "epsilon", "A / (A - 1)", "A", "sam/test_epsilon.py::closed_form_values"),
+        ("eps: sign lost", "epsilon", "A.sign() * B.pow(C) * D", "B.pow(C) * D", "sam/test_epsilon.py::maximiser"),
+        ("eps: exponent of the norm", "epsilon", "A.pow(1 / B)", "A.pow(1 / 2)",
+         "sam/test_epsilon.py::closed_form_values"),
+        ("eps: ties are not shared", "epsilon", "A * tie / num_ties", "A * tie", "sam/test_epsilon.py::equal_largest"),
+        ("eps: not divided by the largest first", "epsilon", "grad / A", "grad",
+         "sam/test_epsilon.py::float32_neither"),
+        ("eps: an infinity is hidden", "epsilon", "rho + 0 * A", "rho + 0 * A.isnan()",
+         "sam/test_epsilon.py::non_finite"),
+        ("eps: the norm is accumulated in float32", "norm_of", "A.double().sum()", "A.half().sum()",
+         "sam/test_epsilon.py::norm_over"),
+        ("w + eps: the gradient at w", "perturbed_parameters", "torch.addcmul(A, B, C, out=D)", "D.copy_(A)",
+         "sam/test_sam.py::linear_loss"),
+        ("step: a number is read off the device", "perturbation", "norm == 0", "norm.item() == 0",
+         "sam/test_step.py::reads_no_number"),
+    ],
+    "sam.method": [
+        ("w + eps: beside the gradient", "Method.accumulate", "A.at(B)", "A.at(B, keep=True)",
+         "sam/test_step.py::most_one_extra"),
+        ("step: other masks in the second pass", "Group._begin_pass", "A.restore(...)", "pass",
+         "sam/test_step.py::both_passes_see"),
+        ("method: state of a non-finite step", "Method.commit", "A.all()", "~A.all() | A.all()",
+         "sam/test_method.py::not_finite_leaves_the_state"),
+        ("method: the gradient at w is not combined", "Group._sum_gradient", "A.extend(B)", "pass",
+         "sam/test_method.py::uses_all_hooks"),
+    ],
+    "sam.parameter_swap": [
+        ("w: stays swapped", "swapped_parameters", "param.data = original", "pass",
+         "sam/test_sam.py::weights_are_restored"),
+        ("w: restored only without an error", "swapped_parameters", "try:\n A\nfinally:\n B", "A\nB",
+         "sam/test_sam.py::restored_when_the_second"),
+    ],
+    "sam.step": [
+        ("step: a second pass at rho 0", "SamStep.choose_method", "is_zero(A)", "False",
+         "sam/test_method.py::rho_zero_is_the_base"),
+        ("step: groups are ignored", "SamStep._take", "A.split(B, C)", "A.split(B, None)",
+         "sam/test_sam.py::least_squares"),
+        ("step: the sum over groups instead of the mean", "SamStep._take", "A * B / C", "A",
+         "sam/test_sam.py::identical_groups"),
+        ("step: groups are weighted equally", "SamStep._take", "A * B / C", "A / len(batches)",
+         "sam/test_sam.py::groups_of_unequal"),
+        ("step: norms are summed over groups", "_mean_over_groups", "A * B", "A",
+         "sam/test_random_direction.py::neither_gradient"),
+        ("step: the norm keeps the loss scale", "SamStep._take", "A / B.scale(C)", "A",
+         "sam/test_precision.py::perturbation_does_not_depend"),
+        ("step: statistics of a non-finite step stay", "SamStep._take", "A.restore(...)", "pass",
+         "sam/test_precision.py::any_pass"),
+    ],
+    "sam.methods.second_order": [
+        ("second order: dropped", "SecondOrder.accumulate", "A.add_(B)", "A", "sam/test_sam.py::second_order_term"),
+        ("second order: doubled", "SecondOrder.accumulate", "A.add_(B)", "A.add_(B, alpha=2)",
+         "sam/test_agreement.py::functional_twin"),
+    ],
+    "sam.objective": [
+        ("second order: shaken", "Objective.gradient", "with true_gradient(A), C: B", "with C: B",
+         "models/test_models_shake.py::second_order"),
+        ("objective: micro-batches are weighted equally", "Objective._make_passes", "len(A) / B", "1 / len(chunks)",
+         "sam/test_sam.py::accumulation_shares"),
+        ("objective: decay in one pass", "Objective._make_passes", "A if self._weight_decay else B",
+         "A if update_statistics else B", "sam/test_sam.py::weight_decay_in_the_loss"),
+        ("objective: decay is not halved", "Objective._penalty", "A / 2", "A",
+         "sam/test_agreement.py::training_equals_numpy"),
+        ("objective: the ascent is shaken", "Objective.gradient", "with true_gradient(A): B", "B",
+         "models/test_models_shake.py::ascent_uses"),
+        ("statistics: the second pass counts", "Objective._make_passes",
+         "A if update_statistics else B.frozen()", "A", "sam/test_batch_statistics.py::one_update_per_step"),
+    ],
+    "sam.methods.k_step": [
+        ("k steps: one", "KStep.perturb", "range(A - 1)", "range(0)", "sam/test_sam.py::further_ascent_steps"),
+        ("k steps: no projection", "KStep._project", "A.clamp(max=1.0)", "torch.ones_like(A)",
+         "sam/test_sam.py::further_ascent_steps"),
+        ("k steps: the norm of the last gradient is reported", "KStep.perturb", "grad_norm=A.grad_norm",
+         "grad_norm=eps.grad_norm", "sam/test_sam.py::further_ascent_steps"),
+    ],
+    "sam.methods.random_direction": [
+        ("random direction: the gradient's length", "RandomDirection.perturb", "A / norm", "A / grad_norm",
+         "sam/test_random_direction.py::its_length"),
+        ("random direction: a cube, not a ball", "RandomDirection.perturb", "A.copy_(B)",
+         "A.uniform_(-1, 1, generator=draws)", "sam/test_random_direction.py::coordinates"),
+        ("random direction: by the weights' layout", "RandomDirection.perturb", "A.copy_(B)",
+         "A.normal_(generator=draws)", "sam/test_random_direction.py::neither_gradient"),
+        ("random direction: the gradient has a share", "RandomDirection.perturb", "A.copy_(B)", "A.add_(B)",
+         "sam/test_random_direction.py::neither_gradient"),
+        ("random direction: the same in every step", "RandomDirection.perturb", "A.number", "0",
+         "sam/test_random_direction.py::other_seeds_and_steps", 1),
+        ("random direction: the same for every seed", "RandomDirection.perturb", "self.seed", "0",
+         "sam/test_random_direction.py::other_seeds_and_steps"),
+    ],
+    "sam.cuda_graph": [
+        ("random direction: a recording repeats it", "capture_blocker", "step.method.capture_blocker", "''",
+         "sam/test_random_direction.py::recording", 0),
+    ],
+    "sam.optimizer_step": [
+        ("update: not clipped", "OptimizerStep._clip", "clip_grads_with_norm_(...)", "pass",
+         "sam/test_sam.py::only_the_final"),
+        ("update: the first pass is not checked", "OptimizerStep._scaled", "A.masked_fill(...)", "A",
+         "sam/test_precision.py::second_pass_does_not_show"),
+        ("update: the scale grows twice", "OptimizerStep._scaled", "A.update()", "A.update(), A.update()",
+         "sam/test_precision.py::clean_step"),
+        ("update: made although not finite", "OptimizerStep.__call__", "(~A.all()).to(B)", "A.all().to(B) * 0",
+         "sam/test_step.py::not_finite_leaves_weights"),
+        ("update: momentum starts uninitialised", "OptimizerStep.prepare", "_start_momentum(A)", "pass",
+         "sam/test_step.py::not_finite_leaves_weights"),
+        ("update: the final gradient is not checked", "OptimizerStep.__call__", "[A, B.isfinite()[None]]", "[A, A[:1]]",
+         "sam/test_step.py::what_is_not_finite"),
+    ],
+    "sam.batch_statistics": [
+        ("statistics: the second pass uses the running ones", "RunningStatistics.frozen", "yield",
+         "[layer.eval() for layer in self._layers]\nyield", "sam/test_batch_statistics.py::both_passes_normalise"),
+        ("statistics: every group counts", "RunningStatistics.single_statistics_update", "A <= 1 and B", "True",
+         "sam/test_batch_statistics.py::groups_and_micro"),
+        ("statistics: groups are weighted equally", "_Mean.add", "alpha=A", "alpha=1",
+         "sam/test_batch_statistics.py::groups_and_micro"),
+        ("statistics: a pass starts where the last one ended", "RunningStatistics.accumulate_statistics", "A.begin()",
+         "pass", "sam/test_batch_statistics.py::groups_and_micro"),
+        ("statistics: every group counts as a batch", "_Mean.begin", "_copy(self._counts, A)", "pass",
+         "sam/test_batch_statistics.py::groups_and_micro"),
+        ("statistics: an exception does not restore them", "_Mean.restore", "_copy(self._buffers, A)", "pass",
+         "sam/test_batch_statistics.py::raises"),
+        ("statistics: of ranks without their weight", "_Mean.write", "self._weight / A", "1 / A",
+         "distributed/test_distributed.py::mean_of_ranks"),
+        ("spectral norm: a non-finite step moves the vectors", "RunningStatistics.snapshot", "self._modules",
+         "self._layers",
+         "sam/test_spectral_norm.py::not_finite"),
+    ],
+    "sam.buffers": [
+        ("statistics: a later pass leaves its writes", "exchanged_buffers", "try:\n A\nfinally:\n B", "A",
+         "sam/test_batch_statistics.py::groups_and_micro"),
+    ],
+    "sam.spectral_norm": [
+        ("spectral norm: iterates at w + eps", "PowerIterations.stopped", "A._stop()", "pass",
+         "sam/test_spectral_norm.py::frozen_pass"),
+        ("spectral norm: every group iterates", "PowerIterations.end_pass", "self._is_single", "False",
+         "sam/test_spectral_norm.py::step_iterates"),
+    ],
+    "models.layers.shake": [
+        ("shake: the descent is not shaken", "ShakeLayer._scale", "self.true_gradient", "True",
+         "models/test_models_shake.py::plain_step"),
+        ("shake: a dropped branch is scaled up", "ShakeDrop.forward", "A * self.keep", "A",
+         "models/test_models_shake.py::shakedrop_keeps"),
+    ],
+    "sam.random_branches": [
+        ("shake: the true gradient stays on", "true_gradient", "layer.true_gradient = False", "pass",
+         "models/test_models_shake.py::error_ends"),
+    ],
+    "distributed.context": [
+        ("ranks: uneven ones count equally", "DistributedContext.batch_weight", "A * B / C", "1.0",
+         "distributed/test_distributed.py::parts_are"),
+        ("ranks: another error than the first is named", "DistributedContext.attribute_error", "A == 1", "A == 0",
+         "distributed/test_distributed.py::first_error", 1),
+    ],
+    "data.loader": [
+        ("ranks: each evaluates all batches", "ImageLoader._local_batches", "A[B :: C]", "A",
+         "distributed/test_distributed.py::ranks_evaluate"),
+        ("order: the same in every epoch", "ImageLoader._batches", "make_generator(A, 'order', B)",
+         "make_generator(A, 'order', 0)", "data/test_loader.py::order_is"),
+        ("order: a resumed epoch starts again", "ImageLoader._local_batches", "A[start:B]", "A[0:B]",
+         "data/test_loader.py::epoch_from_a_start"),
+        ("augment: draws by the place in the batch", "ImageLoader._batches", "table[A]", "table[: len(A)]",
+         "data/test_loader.py::augmentation_of_an_image"),
+        ("mixing: batches are counted from the resumed one", "ImageLoader._batches", "enumerate(A, start)",
+         "enumerate(A, 0)", "data/augment/test_mixing.py::loader_mixes"),
+    ],
+    "data.normalisation": [
+        ("normalisation: the variance instead of its root", "Normalisation.from_counts", "variance**0.5", "variance",
+         "data/test_loader.py::normalisation_equals"),
+    ],
+    "training.metrics": [
+        ("ranks: norms count once a rank", "TrainMeter.add", "A.grad_norm * B", "A.grad_norm",
+         "distributed/test_distributed.py::sums_of_ranks"),
+        ("metrics: of equal logits none is first", "evaluation_metrics", "A & is_lower_class", "A",
+         "training/test_metrics.py::top_five"),
+        ("metrics: a sixth class counts", "evaluation_metrics", "A < 5", "A <= 5",
+         "training/test_metrics.py::top_five"),
+        ("metrics: calibration bins open on the right", "calibration_error", "A.ceil()", "(A + 1).floor()",
+         "training/test_metrics.py::closed_on_the_right"),
+        ("metrics: classes in columns", "confusion_matrix", "A * B + C", "C * B + A",
+         "training/test_metrics.py::true_classes_in_rows"),
+        ("metrics: non-finite steps are counted in", "TrainMeter.add", "A.masked_fill(...)", "A",
+         "training/test_metrics.py::nonfinite_step"),
+    ],
+    "utils.seeding": [
+        ("seeds: keys run together", "derive_seed", "repr(A)", "str(sum(map(hash, A)))", "utils/test_seeding.py::keys"),
+        ("seeds: the global stream moves", "make_generator", "torch.Generator(A)", "torch.default_generator",
+         "utils/test_seeding.py::leaves_the_global"),
+        ("seeds: NumPy's is left out", "seed_everything", "np.random.seed(A)", "pass",
+         "utils/test_seeding.py::all_three"),
+        ("seeds: nothing is replayed", "RngState.restore", "torch.set_rng_state(A)", "pass",
+         "utils/test_seeding.py::replay"),
+    ],
+    "data.augment.augmentation": [
+        ("augment: the same in every epoch", "draw_table", "make_generator(A, 'augmentation', B)",
+         "make_generator(A, 'augmentation', 0)", "data/augment/test_augmentation.py::other_seeds_and_epochs"),
+        ("augment: padding repeats the edge", "_reflected_index", "2 * (A - 1)", "2 * A - 1",
+         "data/augment/test_augmentation.py::unfold_crops_equal"),
+        ("augment: one crop is never drawn", "crop_and_flip", "2 * A + 1", "2 * A",
+         "data/augment/test_augmentation.py::crop_and_flip"),
+        ("augment: a rectangle that does not fit is kept", "erase_rectangle", "A.argmax(...)", "A[:, :1] * 0",
+         "data/augment/test_augmentation.py::erase_equals"),
+    ],
+    "data.augment.mixing": [
+        ("mixing: shares are swapped", "mix_batch", "torch.lerp(A, B, lam)", "torch.lerp(B, A, lam)",
+         "data/augment/test_mixing.py::mixup_is_exact", 0),
+        ("mixing: labels by lambda, not by the area", "mix_batch", "lam = 1 - A", "pass",
+         "data/augment/test_mixing.py::cutmix_is_exact"),
+    ],
+    "training.loop": [
+        ("mixing: the loss takes the labels", "_train_step", "A.targets", "A.labels",
+         "data/augment/test_mixing.py::trainer_learns"),
+        ("loop: the number of a step within its epoch", "_train_step", "run.step(A, B, progress.step)",
+         "run.step(A, B, progress.batch)", "sam/test_random_direction.py::trainer"),
+        ("loop: the last epoch is not evaluated", "_end_epoch", "A or B % C == 0", "B % C == 0",
+         "training/test_loop.py::eval_every"),
+        ("loop: the test set chooses", "_record_evaluation", "'validation/accuracy'", "'test/accuracy'",
+         "training/test_loop.py::only_the_validation"),
+        ("resume: the place in the epoch", "_train_epoch", "A.epoch(B, start=C)", "A.epoch(B)",
+         "training/test_resume.py::stopped_after_any_step and direction"),
+        ("resume: sums since the last row", "_train_epoch", "A.window_sums = B", "pass",
+         "training/test_resume.py::stopped_after_any_step and direction"),
+    ],
+    "data.augment.policy": [
+        ("policy: the same in every epoch", "apply_policy", "derive_seed(A, B, C, D)", "derive_seed(A, B, D)",
+         "data/augment/test_policy.py::does_not_depend_on_its_batch"),
+        ("policy: the global stream moves", "apply_policy", "with torch.random.fork_rng(devices=[]): A", "A",
+         "data/augment/test_policy.py::does_not_depend_on_its_batch"),
+    ],
+    "data.noise": [
+        ("noise: the true class is drawn", "symmetric", "torch.randint(1, A, B, generator=C)",
+         "torch.randint(0, A, B, generator=C)", "data/test_noise.py::true_class_is_never"),
+        ("noise: every example has the mean rate", "instance", "A < rates", "A < rate",
+         "data/test_noise.py::instance_noise_changes"),
+        ("noise: superclasses go the other way", "asymmetric", "A.roll(-1)", "A.roll(1)",
+         "data/test_noise.py::superclass"),
+        ("noise: human labels by place", "human", "A[B.argsort(stable=True)] = C", "A[:] = C",
+         "data/datasets/test_cifar.py::published_order"),
+    ],
+    "data.splits": [
+        ("noise: on held-out images", "hold_out", "A.with_labels(A.clean_labels)", "A",
+         "data/datasets/test_cifar.py::human_labels_stay"),
+        ("splits: the part depends on chance", "subsample", "make_generator(A, B)", "make_generator(torch.seed(), B)",
+         "data/test_splits.py::subsamples_are"),
+        ("splits: training images are held out", "hold_out", "A[num_held_out:]", "A[num_held_out - 1 :]",
+         "data/test_splits.py::hold_out_is_exact"),
+    ],
+    "data.datasets.svhn": [
+        ("svhn: ten stays ten", "", "A % 10", "A - 1", "data/datasets/test_svhn.py::images_and_digits"),
+    ],
+    "training.schedules": [
+        ("schedule: cosine over twice the steps", "cosine", "math.pi * A", "math.pi * A / 2",
+         "training/test_schedules.py::cosine"),
+        ("schedule: warm-up starts from 0", "_add_warmup", "A + 1", "A", "training/test_schedules.py::warmup_rises"),
+        ("schedule: warm-up takes no steps from the rest", "_add_warmup", "A - B", "A",
+         "training/test_schedules.py::remaining_steps", 0),
+        ("schedule: a milestone comes one step late", "step", "A >= B", "A > B",
+         "training/test_schedules.py::exactly_at"),
+        ("schedule: rho does not follow its own", "build_rho", "A * B(C)", "A", "training/test_loop.py::rho_schedules"),
+    ],
+    "models.pretrained": [
+        ("fine-tuning: a head half loaded", "load_weights", "A.startswith(B)", "False",
+         "models/test_models_finetune.py::head_is_loaded", 1),
+    ],
+    "models.frozen_batchnorm": [
+        ("fine-tuning: statistics are not frozen", "", "A.train = B", "A.train()",
+         "models/test_models_finetune.py::frozen_statistics"),
+    ],
+    "training.compiler_free_optimizers": [
+        ("optimizers: the update is recorded", "", "torch.set_grad_enabled(A)", "torch.enable_grad()",
+         "training/test_compiler_free_optimizers.py::gradients"),
+    ],
+    "training.state": [
+        ("resume: the generator", "restore_state", "A.restore(B, C)", "pass",
+         "training/test_resume.py::stopped_after_any_step and direction"),
+        ("resume: the optimizer", "restore_state", "load_full_optimizer_state(...)", "pass",
+         "training/test_resume.py::stopped_after_any_step and direction"),
+        ("resume: the method's state", "restore_state", "run.step.method.load_state_dict(A)", "pass",
+         "training/test_method_state.py::resumed"),
+    ],
+    "training.checkpoints": [
+        ("resume: the oldest checkpoint", "CheckpointFolder._list_manifests", "reverse=True", "reverse=False",
+         "training/test_checkpoints.py::highest_step"),
+        ("resume: a damaged checkpoint is used", "CheckpointFolder._load_first_intact", "fault is None", "True",
+         "training/test_checkpoints.py::single_bit_flips"),
+    ],
+    "runs.lock": [
+        ("sweep: a run that was killed is still running", "", "return False", "return True",
+         "sweeps/test_sweep.py::killed_run"),
+    ],
+}
+# fmt: on
+FAST = ("-m", "not slow and not gpu and not dist")
+CASES = {rule: (module, *mutant) for module, mutants in MUTANTS.items() for rule, *mutant in mutants}
+FOLDERS = sorted({case[4].split("/")[0] for case in CASES.values()})
+
+
+def selection(tests):
+    """Return pytest's arguments for ``file::-k expression``."""
+    file, _, names = tests.partition("::")
+    return [file, *FAST, "-k", names]
+
+
+@pytest.mark.parametrize("rule", CASES)
+def test_the_mutant_is_killed(rule):
+    home, function, old, new, tests, *place = CASES[rule]
+    file, module = mutated(f"sam_runner.{home}.{function}".rstrip("."), old, new, *place)
+    code = run_tests(selection(tests), file, module)
+    said = {0: "the mutant survives", 5: f"no test is selected by {tests}"}.get(code, f"pytest ended with code {code}")
+    assert code == 1, said
+
+
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_the_unchanged_package_passes_in_the_same_way(folder):
+    chosen = [selection(case[4]) for case in CASES.values() if case[4].startswith(f"{folder}/")]
+    files = sorted({file for file, *_ in chosen})
+    assert run_tests([*files, *FAST, "-k", " or ".join(f"({words[-1]})" for words in chosen)]) == 0
+
+
+def changed(old, new, place=None):
+    """Return `mutated`'s source of a function below."""
+    _, module = mutated(f"{__name__}.example", old, new, place)
+    (function,) = [node for node in module.body if getattr(node, "name", "") == "example"]
+    return ast.unparse(function.body)
+
+
+def example(a, b):  # has the places that the next test changes
+    total = a + max(b, key=a) + (a + b)
+    if total:
+        print(total)
+    return total
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "place", "line"),
+    [
+        ("A + B", "A - B", 2, "total = a + max(b, key=a) + (a - b)"),
+        ("A + B", "B + A", 0, "total = a + b + (a + max(b, key=a))"),
+        ("key=A", "key=(A, A)", None, "total = a + max(b, key=(a, a)) + (a + b)"),
+        ("max(...)", "0", None, "total = a + 0 + (a + b)"),
+        ("if A: B", "B", None, "    return total"),
+        ("print(A)", "pass", None, "        pass"),
+        ("total = A", "total = A\nprint(A)", None, "print(a + max(b, key=a) + (a + b))"),
+    ],
+)
+def test_a_pattern_changes_one_place(old, new, place, line):
+    assert line.strip() in [text.strip() for text in changed(old, new, place).splitlines()]
+
+
+@pytest.mark.parametrize(
+    ("function", "old", "place", "message"),
+    [
+        ("sam_runner.sam.step.SamStep.gone", "A", None, "step.py has no SamStep.gone"),
+        ("sam_runner.gone.f", "A", None, "no gone.f"),
+        (f"{__name__}.example", "A * B", None, "has 0 places like 'A \\* B', wanted one"),
+        (f"{__name__}.example", "A + B", None, "has 3 places"),
+        (f"{__name__}.example", "A + B", 3, "has 3 places like .*, wanted number 3"),
+    ],
+)
+def test_a_place_that_does_not_exist_is_named(function, old, place, message):
+    with pytest.raises(PlaceError, match=message):
+        mutated(function, old, "0", place)
+
+
+def test_a_function_is_found_by_its_dotted_name():
+    file, _, node = find_function("sam_runner.sam.methods.sam.Sam.perturb")
+    assert (file.name, node.name) == ("sam.py", "perturb")

@@ -1,0 +1,271 @@
+"""Networks and optimizers of one's own through whole runs: they work, or one line says why not."""
+
+import math
+import sys
+from dataclasses import replace
+from types import ModuleType
+
+import pytest
+import torch
+from torch import nn
+
+from sam_runner.config.experiment import load_experiment
+from sam_runner.config.hydra.compose import plain_settings
+from sam_runner.runs.load import restore_run
+from sam_runner.runs.start import start_run
+from sam_runner.training.build import build_run
+from sam_runner.training.evaluation import evaluate
+from sam_runner.training.loop import _train_step
+from sam_runner.training.metrics import TrainMeter
+from sam_runner.training.state import Progress
+from sam_runner.utils.errors import InputError
+from tests.helpers import TINY, compose_config
+
+NAME = "case_networks"
+SIZE = 64
+
+
+def linear(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIZE, num_classes))
+
+
+def grey(num_classes):
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(2 * 36, num_classes))
+
+
+def coloured(num_classes):
+    return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 36, num_classes))
+
+
+def lazy(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, num_classes))
+
+
+class Answer(nn.Module):
+    def __init__(self, num_classes, answer):
+        super().__init__()
+        self.network, self.answer = linear(num_classes), answer
+
+    def forward(self, images):
+        return self.answer(self.network(images))
+
+
+def in_a_dictionary(num_classes):
+    return Answer(num_classes, lambda logits: {"logits": logits, "features": logits.relu()})
+
+
+def in_a_tuple(num_classes):
+    return Answer(num_classes, lambda logits: (logits, logits.relu()))
+
+
+def in_a_strange_dictionary(num_classes):
+    return Answer(num_classes, lambda logits: {"scores": logits})
+
+
+def normalised(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(SIZE, 8), nn.BatchNorm1d(8), nn.Linear(8, num_classes))
+
+
+def old_weight_norm(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(SIZE, num_classes)))
+
+
+def complex_weights(num_classes):
+    model = linear(num_classes)
+    model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    return model
+
+
+def frozen(num_classes):
+    return linear(num_classes).requires_grad_(False)
+
+
+class Keeping(nn.Module):
+    """A network that keeps a table as long as its longest input."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network, self.table = linear(num_classes), torch.zeros(0, 1)
+        self.gain = nn.Parameter(torch.ones(1))
+
+    def forward(self, images):
+        if len(self.table) < len(images):
+            self.table = torch.ones(len(images), 1)
+        return self.network(images) * (self.gain * self.table[: len(images)])
+
+
+def keeping(num_classes):
+    return Keeping(num_classes)
+
+
+class ScheduleFree(torch.optim.Optimizer):
+    """SGD that evaluates the running mean of its weights, as schedule-free optimizers do."""
+
+    def __init__(self, params, lr=0.1):
+        super().__init__(params, {"lr": lr})
+        self.is_training = False
+
+    def train(self):
+        if not self.is_training:
+            self._exchange()
+        self.is_training = True
+
+    def eval(self):
+        if self.is_training:
+            self._exchange()
+        self.is_training = False
+
+    def _exchange(self):
+        for group in self.param_groups:
+            for param in group["params"]:
+                mean = self.state[param].get("mean")
+                if mean is not None:
+                    self.state[param]["mean"], param.data = param.data, mean
+
+    @torch.no_grad()
+    def step(self, closure=None):
+        assert self.is_training, "call optimizer.train() first"
+        for group in self.param_groups:
+            for param in group["params"]:
+                param -= group["lr"] * param.grad
+                self.state[param].setdefault("mean", param.clone()).lerp_(param, 0.1)
+
+
+class NeedsClosure(torch.optim.SGD):
+    def step(self, closure=None):
+        return super().step(lambda: closure() + 0)
+
+
+class NeedsHessian(torch.optim.SGD):
+    def step(self, closure=None):
+        for group in self.param_groups:
+            for param in group["params"]:
+                torch.autograd.grad(param.grad.sum(), param)
+
+
+@pytest.fixture(autouse=True)
+def trusted(monkeypatch):
+    module = ModuleType(NAME)
+    for name, value in globals().items():
+        if getattr(value, "__module__", None) == __name__ and not name.startswith("test_"):
+            value.__module__ = NAME
+            setattr(module, name, value)
+    monkeypatch.setitem(sys.modules, NAME, module)
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", NAME)
+    yield
+    for name in vars(module):
+        if getattr(vars(module)[name], "__module__", None) == NAME:
+            vars(module)[name].__module__ = __name__
+
+
+def config_of_own(model="linear", *words, base=None):
+    settings = plain_settings(compose_config(*TINY, "optimizer=sam", *words))
+    settings["model"] = {"_target_": f"{NAME}.{model}"}
+    if base:
+        settings["optimizer"]["base"] = {"_target_": base if "." in base else f"{NAME}.{base}"}
+        settings["weight_decay"] = settings["optimizer"]["base"]["weight_decay"] = 0.0
+        settings["lr"] = settings["optimizer"]["base"]["lr"] = 0.1
+    return load_experiment(settings)
+
+
+def train(folder, *arguments, **options):
+    config = replace(config_of_own(*arguments, **options), run_dir=str(folder))
+    start_run(config, ())
+    return config
+
+
+@pytest.mark.parametrize("model", ["grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping"])
+def test_networks_that_train(model, tmp_path):
+    train(tmp_path / "run", model)
+    assert (tmp_path / "run" / "result.json").is_file()
+
+
+def test_old_weight_norm_has_a_moving_average():
+    run = build_run(config_of_own("old_weight_norm", "ema_decay=0.9"))
+    assert {"test/accuracy", "test_ema/accuracy"} <= evaluate(run).keys()
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ("coloured", "does not accept images of 1 channel and 8x8 pixels"),
+        ("complex_weights", r"complex weights \(phase\)"),
+        ("frozen", "no parameter that requires a gradient"),
+    ],
+)
+def test_networks_that_are_refused(model, message):
+    with pytest.raises(InputError, match=message):
+        build_run(config_of_own(model))
+
+
+def test_outputs_without_logits_are_refused(tmp_path):
+    with pytest.raises(InputError, match=r'the model returns dict, not logits[\s\S]*key "logits"'):
+        train(tmp_path / "run", "in_a_strange_dictionary")
+
+
+@pytest.mark.parametrize(
+    ("base", "message"),
+    [
+        ("NeedsClosure", "nothing but gradients"),
+        ("NeedsHessian", "nothing but gradients"),
+        ("torch.optim.LBFGS", "closure"),
+        ("torch.optim.SparseAdam", "sparse gradients"),
+        ("torch.optim.Muon", "Muon only supports 2D parameters"),
+    ],
+)
+def test_optimizers_that_are_refused(base, message):
+    with pytest.raises(InputError, match=message):
+        build_run(config_of_own("linear", base=base))
+
+
+def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_at_the_others(tmp_path):
+    train(tmp_path / "run", "linear", base="ScheduleFree")
+    run = restore_run(tmp_path / "run", "last")
+    param = next(param for param in run.model.parameters())
+    mean, weights = run.step.optimizer.state[param]["mean"].clone(), param.detach().clone()
+    seen = []
+    run.model.register_forward_hook(lambda *_: seen.append(param.detach().clone()))
+    evaluate(run)
+    assert not torch.equal(mean, weights)
+    assert torch.equal(seen[0], mean)
+    assert torch.equal(param, weights)
+
+
+@pytest.mark.parametrize(
+    ("model", "words", "refused"),
+    [
+        ("normalised", ["data.num_train=97", "data.drop_last=false"], True),  # the last batch has one image
+        ("normalised", ["data.num_train=97", "data.drop_last=true"], False),
+        ("normalised", ["optimizer.m=5"], False),  # 5, 5, 5, 1: split evenly
+        ("normalised", ["optimizer.m=1"], True),
+        ("normalised", ["accumulate=16"], True),
+        ("normalised", ["data.num_train=99", "data.drop_last=false", "optimizer.m=2"], True),  # 2, 1
+        ("linear", ["data.num_train=97", "data.drop_last=false", "optimizer.m=1"], False),
+    ],
+)
+def test_parts_of_one_image_are_refused_in_the_plan_if_batch_norm_cannot_normalise_them(model, words, refused):
+    config = config_of_own(model, *words)
+    if refused:
+        with pytest.raises(InputError, match="batch norm cannot normalise one image"):
+            build_run(config)
+    else:
+        build_run(config)
+
+
+def test_the_moving_average_stays_in_a_step_that_is_left_out(monkeypatch):
+    run, progress = build_run(config_of_own("linear", "ema_decay=0.5", "on_nonfinite=skip")), Progress()
+    meter, batches = TrainMeter(run.step.objective.device, progress.window_sums, run.context), run.train.epoch(0)
+    average = next(run.ema.module.parameters())
+    weights = next(run.model.parameters())
+    _train_step(run, meter, next(batches), progress)
+    expected = weights.detach().clone()
+    assert torch.equal(average, expected)
+    loss = run.step.objective._loss
+    monkeypatch.setattr(run.step.objective, "_loss", lambda *arguments: loss(*arguments) * math.inf)
+    with torch.no_grad():
+        weights += 1  # so that a movement shows
+    _train_step(run, meter, next(batches), progress)
+    assert torch.equal(average, expected)
+    monkeypatch.undo()
+    _train_step(run, meter, next(batches), progress)
+    assert torch.allclose(average, (expected + weights) / 2)
