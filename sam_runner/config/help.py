@@ -23,12 +23,7 @@ EXAMPLES = (
     ("optimizer=sam optimizer.p=inf rho=0.001", "SAM with another norm of the perturbation"),
     ("optimizer=sam optimizer/base=adamw lr=0.001", "SAM with AdamW as base optimizer"),
     ("data=image_folder data.root=~/photos data.image_size=64 model=resnet20 augment=basic", "your own images"),
-<<<<<<< HEAD
-    ("optimizer=sam model=resnet110 dry_run=true", "parameters, FLOPs, steps; nothing is trained"),
-=======
-    ("config=outputs/runs/A/config.yaml run_dir=B", "the settings of run A again; more can be typed"),
     ("optimizer=sam model=resnet110 dry_run=true", "print parameters, FLOPs and steps; train nothing"),
->>>>>>> main
 )
 
 
