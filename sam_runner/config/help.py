@@ -23,7 +23,6 @@ EXAMPLES = (
     ("optimizer=sam optimizer.p=inf rho=0.001", "SAM with another norm of the perturbation"),
     ("optimizer=sam optimizer/base=adamw lr=0.001", "SAM with AdamW as base optimizer"),
     ("data=image_folder data.root=~/photos data.image_size=64 model=resnet20 augment=basic", "your own images"),
-    ("config=outputs/runs/A/config.yaml run_dir=B", "the settings of run A again; more can be typed"),
     ("optimizer=sam model=resnet110 dry_run=true", "print parameters, FLOPs and steps; train nothing"),
 )
 
@@ -90,6 +89,8 @@ def help_text(conf: Path) -> str:
         if name.partition(".")[0] not in GROUPS:
             lines += _setting(name, facts, value)
     lines += [
+        "",
+        "the settings of an earlier run again: sam-train config=RUN/config.yaml run_dir=NEW [key=value]...",
         "",
         "flags",
         "  -m, --multirun      run a sweep: one job per combination of the comma-separated values",

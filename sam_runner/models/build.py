@@ -92,19 +92,32 @@ def _try_images(model: nn.Module, target: str, shape: tuple[int, int, int]) -> N
     Raises:
         InputError: If the network does not accept images of the shape.
     """
+    reason = _find_refusal(model, shape)
+    if reason is None:
+        return
+    channels, height, width = shape
+    if channels != 3 and _find_refusal(model, (3, height, width)) is None:
+        raise InputError(
+            f"model {target} is for 3 channels, the images have {channels}\n  use another model or other data"
+        )
+    raise InputError(
+        f"model {target} does not accept images of {channels} x {height} x {width}: {reason}\n"
+        "  use another model or other data; a function with the argument in_channels gets the number of channels"
+    )
+
+
+def _find_refusal(model: nn.Module, shape: tuple[int, int, int]) -> str | None:
+    """Return the error of evaluating two images, or None."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
             model(torch.zeros(2, *shape))
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        channels = f"{shape[0]} channel{'s' if shape[0] > 1 else ''}"
-        raise InputError(
-            f"model {target} does not accept images of {channels} and {shape[1]}x{shape[2]} pixels: {reason[0][:200]}\n"
-            "  use another model or other data; a function with the argument in_channels gets the number of channels"
-        ) from error
-    model.train(was_training)
+        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+    finally:
+        model.train(was_training)
+    return None
 
 
 def build_average(model: nn.Module, decay: float) -> AveragedModel:

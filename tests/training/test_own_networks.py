@@ -37,6 +37,10 @@ def coloured(num_classes):
     return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten(), nn.Linear(2 * 36, num_classes))
 
 
+def too_small(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(49, num_classes))
+
+
 def lazy(num_classes):
     return nn.Sequential(nn.Flatten(), nn.LazyLinear(8), nn.LazyBatchNorm1d(), nn.Linear(8, num_classes))
 
@@ -188,7 +192,8 @@ def test_old_weight_norm_has_a_moving_average():
 @pytest.mark.parametrize(
     ("model", "message"),
     [
-        ("coloured", "does not accept images of 1 channel and 8x8 pixels"),
+        ("coloured", "is for 3 channels, the images have 1"),
+        ("too_small", "does not accept images of 1 x 8 x 8: .*shapes cannot be multiplied"),
         ("complex_weights", r"complex weights \(phase\)"),
         ("frozen", "no parameter that requires a gradient"),
     ],

@@ -64,10 +64,10 @@ def _wrong_defaults(text: str, conf: Path, config_dir: str | None) -> str:
     """Return the message for a mistake in the defaults list of a file, "" if the error is another."""
     groups = options(conf)
     by_file = re.search(
-        r"(?:Multiple values for |Could not override '(?:experiment/)?)(search|debug|experiment)\b", text
+        r"(Multiple values for |Could not override '(experiment/)?)(search|debug|experiment)['@.]", text
     )
     if by_file:
-        return f"a file cannot choose {by_file[1]}\n  choose it on the command line: {by_file[1]}=NAME"
+        return f"a file cannot choose {by_file[3]}\n  choose it on the command line: {by_file[3]}=NAME"
     several = re.search(r"Multiple values for ([^.@]+)\S*\. To override .* 'override [^:]+: (.+)'", text)
     if several:
         return _write_defaults(f"the file chooses {several[1]} without override", several[1], several[2])
