@@ -184,6 +184,7 @@ def _run_sweep(line: CommandLine) -> int:
             print_error(f"{type(error).__name__}: {error}".splitlines()[0])
             code = FAILED
         finally:
+            hydra_guard.install()  # configurations that are composed later are no part of this sweep
             jobs = [] if dry or folder is None or not is_main_process() else outcomes.read_outcomes(folder)
             for job in jobs:
                 if job.state in outcomes.FAILED_STATES:

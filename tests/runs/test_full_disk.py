@@ -92,7 +92,7 @@ def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, ca
     try:
         done = invoke(monkeypatch, capsys, tmp_path, *OPTIONS, "run_dir=place/run")
         assert done.returncode == 2, done.stderr
-        assert "place/run cannot be made" in done.stderr
+        assert "place/run cannot be created" in done.stderr
         assert "Traceback" not in done.stderr
     finally:
         if mounted.returncode == 0:
@@ -138,11 +138,16 @@ def test_unusual_names_work(name, tmp_path, monkeypatch, capsys):
     assert json.loads((place / name / "run" / "result.json").read_text())["status"] == "finished"
 
 
-def test_a_name_that_hydra_cannot_read_says_how_to_quote(tmp_path, monkeypatch, capsys):
+def test_a_name_that_hydra_cannot_read_is_used_as_it_is_typed(tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, *TINY, "run_dir=a{b")
+    assert done.returncode == 0, done.stderr
+    assert os.listdir(tmp_path) == ["a{b"]
+
+
+def test_a_value_that_hydra_cannot_read_says_how_to_quote(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "lr=a{b")
     assert done.returncode == 2
-    assert "run_dir" in done.stderr
-    assert "'" in done.stderr
+    assert "lr='a{b'" in done.stderr
     assert not os.listdir(tmp_path)
 
 
