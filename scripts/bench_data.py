@@ -22,8 +22,7 @@ from torchvision.transforms import v2
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageFiles, make_image_set
 from sam_runner.data.loader import ImageLoader
-from sam_runner.data.normalisation import IMAGENET as IMAGENET_NORMALISATION
-from sam_runner.data.normalisation import Normalisation
+from sam_runner.data.normalisation import IMAGENET_NORMALISATION, Normalisation
 from sam_runner.utils.hardware import choose_num_workers, configure_torch
 
 BATCH = 256

@@ -56,7 +56,7 @@ def wrong_override(key, value):
     if any(option.startswith(f"{key}/") for option in OPTIONS):
         names = [name for name in value.split(",") if name != "null" and not is_placeholder(name)]
         return ", ".join(f"{key}={name}" for name in names if f"{key}/{name}" not in OPTIONS | EXAMPLES)
-    is_known = key in SETTINGS | EXAMPLE_SETTINGS or key.startswith("hydra.")
+    is_known = key in SETTINGS | EXAMPLE_SETTINGS | {"config"} or key.startswith("hydra.")
     return "" if is_known else key
 
 

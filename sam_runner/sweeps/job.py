@@ -86,5 +86,5 @@ def _set_up_subprocess(number: int) -> None:
         number: Number of the job in its sweep, from 0.
     """
     log_to_console(f"[{number + 1}] ")
-    os.environ["SAM_RUNNER_JOB"] = str(number)  # chooses one of is_distributed GPUs
+    os.environ["SAM_RUNNER_JOB"] = str(number)  # chooses one of several GPUs
     signal.signal(signal.SIGINT, signal.SIG_IGN)

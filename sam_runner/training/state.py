@@ -180,7 +180,7 @@ def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
     """Load the state of a checkpoint into a run.
 
     The random state and the buffers of each rank are restored only if the number of ranks is the same; a checkpoint of
-    is_distributed ranks can be evaluated by one process.
+    several ranks can be evaluated by one process.
 
     Args:
         run: The run; its model, optimizer, loss scaler and moving average are overwritten.

@@ -172,6 +172,11 @@ def test_asymmetric_and_pair_labels_never_change_between_versions(kind, digest):
     assert hashlib.sha256(noisy.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == digest
 
 
+def test_instance_labels_never_change_between_versions():
+    noisy = instance(balanced_labels(1000, 10), 10, 3, random_images(1000), rate=0.1)
+    assert hashlib.sha256(noisy.to(torch.uint8).numpy().tobytes()).hexdigest()[:16] == "3339134ace47ecc4"
+
+
 def random_images(count, side=2, seed=0):
     return torch.randint(0, 256, (count, 1, side, side), generator=torch.Generator().manual_seed(seed)).to(torch.uint8)
 

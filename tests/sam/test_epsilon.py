@@ -82,6 +82,18 @@ def test_float32_euclidean_norm_in_its_documented_range(size):
     assert flat(epsilon([g], 1.0, 2.0)) == pytest.approx([0.6, -0.8], rel=1e-5)
 
 
+@pytest.mark.parametrize("p", [1.5, 2, 3])
+@pytest.mark.parametrize("values", [[3.0, -4.0], [1.0, 0.0], [0.0, 0.0]])
+def test_it_is_the_same_in_a_graph(values, p):
+    g = torch.tensor(values, dtype=torch.float64)
+    (eps,) = epsilon([g.clone().requires_grad_()], 0.3, p)
+    (derivative,) = torch.autograd.functional.jacobian(lambda g: tuple(epsilon([g], 0.3, p)), g)
+    assert eps.requires_grad
+    assert torch.allclose(eps.detach(), epsilon([g], 0.3, p)[0], rtol=0, atol=1e-14)
+    assert derivative.isfinite().all()
+    assert torch.allclose(derivative @ g, torch.zeros_like(g), rtol=0, atol=1e-14)  # eps does not depend on the length
+
+
 @pytest.mark.parametrize("p", [1, 1.5, 2, 3, INF])
 def test_zero_gradient_gives_zero_perturbation(p):
     eps = epsilon([torch.zeros(3), torch.zeros(2, 2)], 0.5, p)
