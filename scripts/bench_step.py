@@ -8,17 +8,14 @@ SAM from PyPI, and the wrapper that most scripts carry (`PlainWrapper`, one tens
 
 import copy
 import sys
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import pairwise
-from types import SimpleNamespace
 
 import torch
 from measuring import Report, arguments, median, ratio, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.distributed.context import SINGLE_PROCESS
 from sam_runner.models.resnet_cifar import ResNetCifar
 from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.models.wide_resnet import WideResNet
@@ -93,37 +90,26 @@ class PlainWrapper:
         self.base.step()
 
 
-class _Given:
-    """An objective whose gradients are there already: what is left of `SamStep` is its arithmetic.
+class _Given(Objective):
+    """An objective whose gradients are given: what is left of `SamStep` is its arithmetic.
 
-    The gradient of the first pass is written over, as it may be; the norm of what is in it stays.
+    The step overwrites the gradient of the first pass, as it may; its norm stays the same.
     """
 
-    def __init__(self, params: list[nn.Parameter], grads: list[Tensor]) -> None:
-        self.params, self.grads, self.device = params, grads, params[0].device
-        self.context = self.shards = SINGLE_PROCESS
-        self.first = [grad.clone() for grad in grads]
-        self.scaler = torch.amp.GradScaler(self.device.type, enabled=False)
-        self.statistics = SimpleNamespace(single_statistics_update=_nothing, snapshot=lambda: None)
-        self.at = Evaluation(torch.zeros((), device=self.device), torch.zeros(1, 2, device=self.device))
-
-    def chunks(self, batch: Batch) -> list[Batch]:
-        return [batch]
+    def __init__(self, model: nn.Module, grads: list[Tensor]) -> None:
+        super().__init__(model, F.cross_entropy)
+        self.grads, self.first = grads, [grad.clone() for grad in grads]
+        self.given = Evaluation(torch.zeros((), device=self.device), torch.zeros(1, 2, device=self.device))
 
     def gradient(
         self, batch: Batch, *, update_statistics: bool, create_graph: bool, shaken: bool, reduce: bool
     ) -> tuple[Evaluation, list[Tensor], list[bool]]:
-        return self.at, list(self.first), [True] * len(self.first)
+        return self.given, list(self.first), [True] * len(self.first)
 
     def backward(self, batch: Batch, share: float, *, update_statistics: bool, reduce: bool) -> Evaluation:
         for param, grad in zip(self.params, self.grads, strict=True):
             param.grad = grad
-        return self.at
-
-
-@contextmanager
-def _nothing(_: int, __: float) -> Iterator[None]:
-    yield
+        return self.given
 
 
 def pytorch_optimizer_sam(params: list[nn.Parameter]):
@@ -135,7 +121,8 @@ def pytorch_optimizer_sam(params: list[nn.Parameter]):
 
 def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
     """Everything of a step but forward and backward, in plain SGD steps; a row and the ratios."""
-    params = [list(MODELS[name]().to(device).parameters()) for _ in range(5)]
+    models = [MODELS[name]().to(device) for _ in range(5)]
+    params = [list(model.parameters()) for model in models]
     grads = [torch.randn_like(param) for param in params[0]]
     for same in params:
         for param, grad in zip(same, grads, strict=True):
@@ -143,7 +130,7 @@ def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict
     sgd = torch.optim.SGD(params[0], foreach=False, **SGD)
     fused = torch.optim.SGD(params[1], fused=True, **SGD)
     wrapper, rival = PlainWrapper(params[2]), pytorch_optimizer_sam(params[3])
-    ours = SamStep(_Given(params[4], grads), torch.optim.SGD(params[4], fused=True, **SGD))
+    ours = SamStep(_Given(models[4], grads), torch.optim.SGD(params[4], fused=True, **SGD))
     batch = Batch(torch.zeros(1, 1, device=device), torch.zeros(1, dtype=torch.int64, device=device))
 
     def wrapped() -> None:
