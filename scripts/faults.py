@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
@@ -306,7 +307,8 @@ def save_in_place() -> None:
 
 def skip_rng_restore() -> None:
     """M2: do not restore the random state."""
-    state.RngState = type("RngState", (state.RngState,), {"restore": lambda *_: None})
+    nothing = SimpleNamespace(restore=lambda *_: None)
+    state.RngState = SimpleNamespace(capture=state.RngState.capture, from_state_dict=lambda _: nothing)
 
 
 def keep_later_rows() -> None:
