@@ -71,7 +71,8 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
     """Train one run, as ``sam-train`` does with the same arguments.
 
     Args:
-        overrides: ``key=value`` and ``group=option``, e.g. ``["optimizer=sam", "rho=0.05"]``.
+        overrides: ``key=value`` and ``group=option``, e.g. ``["optimizer=sam", "rho=0.05"]``; ``config=RUN`` uses the
+            settings of an earlier run.
         config_dir: Folder of your own groups and options.
 
     Returns:
@@ -81,14 +82,17 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         InputError: Where the settings are not valid; nothing has been written then.
         TrainingError: Where a number is not finite, or the disk is full.
     """
+    from sam_runner.commands.command_line import parse_command_line
+    from sam_runner.commands.train import compose_single
     from sam_runner.config.experiment import load_experiment
-    from sam_runner.config.hydra import guard as hydra_guard
-    from sam_runner.config.hydra.compose import compose_settings, plain_settings, typed_overrides
+    from sam_runner.config.hydra.compose import plain_settings, typed_overrides
 
-    hydra_guard.refuse_sweep_settings(overrides)
-    composed = compose_settings(overrides, return_hydra_config=True, config_dir=config_dir)
-    hydra_guard.check(composed)
-    hydra_guard.refuse_sweep_files(composed, overrides)
+    line = parse_command_line(list(overrides))
+    if line.flags:
+        raise InputError(f"{line.flags[0]} is a flag of sam-train\n  give key=value and group=option, and config_dir")
+    if config_dir is not None:
+        line.flags.extend(["--config-dir", config_dir])
+    composed = compose_single(line)
     config = load_experiment(plain_settings(composed), typed_overrides(composed.hydra))
     require_files(config)
     if config.dry_run:
@@ -96,7 +100,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
     from sam_runner.runs.start import start_run
 
     os.environ["SAM_RUNNER_STARTED"] = new_call_name()  # each call has a folder of its own
-    folder = start_run(config, overrides)
+    folder = start_run(config, line.overrides)
     assert folder is not None
     return load_run(folder)
 

@@ -55,3 +55,14 @@ def test_invalid_settings_raise_before_anything_is_written(tmp_path, monkeypatch
     with pytest.raises(InputError, match="holds no run"):
         sam_runner.load_run(tmp_path)
     assert not list(tmp_path.iterdir())
+
+
+def test_mistakes_and_settings_of_an_earlier_run_are_read_as_on_the_command_line(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    first = sam_runner.train([*TINY, "epochs=1", "seed=3", "run_dir=first"])
+    again = sam_runner.train(["config=first", "run_dir=second"])
+    assert (again.config.seed, again.final) == (3, first.final)
+    with pytest.raises(InputError, match="unknown key rhoo\n  did you mean rho"):
+        sam_runner.train(["rhoo=1"])
+    with pytest.raises(InputError, match="-m is a flag of sam-train"):
+        sam_runner.train(["-m", "seed=0,1"])

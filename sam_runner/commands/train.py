@@ -71,8 +71,20 @@ def _name_this_call() -> None:
 
 def _run_single(line: CommandLine) -> int:
     """Compose, validate and train one run. Returns the exit code."""
+    from sam_runner.config.hydra.compose import typed_overrides
+
+    config = compose_single(line)
+    return _run_job(config, typed_overrides(config.hydra))
+
+
+def compose_single(line: CommandLine) -> Any:
+    """Return the configuration of a single run, a DictConfig with Hydra's own settings, which are checked.
+
+    Raises:
+        InputError: If the configuration cannot be composed, or describes a sweep.
+    """
     from sam_runner.config.hydra import guard as hydra_guard
-    from sam_runner.config.hydra.compose import compose_settings, typed_overrides
+    from sam_runner.config.hydra.compose import compose_settings
 
     if line.config_dir is not None and not os.path.isdir(line.config_dir):
         raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
@@ -85,7 +97,7 @@ def _run_single(line: CommandLine) -> int:
     )
     hydra_guard.check(config)
     hydra_guard.refuse_sweep_files(config, line.overrides)
-    return _run_job(config, typed_overrides(config.hydra))
+    return config
 
 
 def _run_hydra(line: CommandLine, codes: list[int]) -> int:

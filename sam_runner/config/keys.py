@@ -91,15 +91,6 @@ def key(meaning: str, default: Any = MISSING, /, **facts: Any) -> Any:
     return field(default=REQUIRED if default is MISSING else default, metadata={"key": Key(meaning, **facts)})
 
 
-def key_of(owner: Any, name: str) -> Key | None:
-    """Return the facts of the field `name` of a settings dataclass, or None if the field is not a setting."""
-    for entry in fields(owner):
-        if entry.name == name:
-            found: Key | None = entry.metadata.get("key")
-            return found
-    return None
-
-
 def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
     """Yield (dotted name, facts, value) of every setting of a dataclass instance, including those of nested groups.
 

@@ -109,9 +109,14 @@ def _sharded_weights(config: "ExperimentConfig") -> None:
         "channels_last=auto or false": config.channels_last is not True,
         "precision other than fp16": config.precision != "fp16",
     }
-    for name, met in needed.items():
-        if not met:
-            raise InputError(f"parallel=fsdp needs {name}\n  or use parallel=ddp")
+    _require_all(needed, "parallel=fsdp", "parallel=ddp")
+
+
+def _require_all(needed: dict[str, bool], setting: str, alternative: str) -> None:
+    """Refuse `setting` for the first condition that is not met; `alternative` has none of the conditions."""
+    for condition, is_met in needed.items():
+        if not is_met:
+            raise InputError(f"{setting} needs {condition}\n  or use {alternative}")
 
 
 def _batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
@@ -179,9 +184,7 @@ def _random_direction(config: "ExperimentConfig", _: set[str]) -> None:
         "optimizer.sync_perturbation=false (it is the same on all processes)": not sam.sync_perturbation,
         "compile other than graph (it is drawn anew in each step)": config.compile != "graph",
     }
-    for name, met in needed.items():
-        if not met:
-            raise InputError(f"optimizer.direction=random needs {name}\n  or use optimizer.direction=gradient")
+    _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
 
 def _betas(config: "ExperimentConfig", _: set[str]) -> None:

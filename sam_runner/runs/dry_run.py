@@ -11,6 +11,7 @@ from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.optimizer import SamConfig
 from sam_runner.paper.rows import describe_target
 from sam_runner.sam.methods import Plain
+from sam_runner.training.build import resolve_precision
 from sam_runner.training.state import Run
 
 
@@ -65,7 +66,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     batch += f" in groups of {options.m}" if options.m else ""
     batch += f", at most {-(-config.batch_size // config.accumulate)} a pass" if config.accumulate > 1 else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
-    precision = {None: "fp32", torch.bfloat16: "bf16", torch.float16: "fp16"}[objective.autocast_dtype]
+    precision, _ = resolve_precision(config.precision, objective.device)
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",

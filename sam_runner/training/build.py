@@ -360,7 +360,13 @@ def build_loaders(
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the loader of the training set, and the loaders of the evaluated sets by name.
 
-    `normalisation` is the one of `build_run`.
+    Args:
+        config: The settings.
+        splits: The sets.
+        device: Device of the batches.
+        channels_last: Whether images are laid out NHWC.
+        context: The processes that train together.
+        normalisation: Mean and standard deviation of the images; None chooses them by ``data.normalisation``.
     """
     train, workers = splits.train, config.data.num_decoding_workers
     common: dict[str, Any] = {
@@ -434,9 +440,8 @@ def build_run(
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
     averaged = build_average(model, decay) if decay else None
-    seed_everything(
-        config.seed, "training", *([context.rank] if context.rank else [])
-    )  # each process has its own dropout
+    rank_keys = [context.rank] if context.rank else []  # each process has its own dropout
+    seed_everything(config.seed, "training", *rank_keys)
     return Run(
         model=model,
         step=step,

@@ -18,12 +18,12 @@ from sam_runner.runs.folder import job_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
 from tests.data.datasets.test_cifar import random_files, write_dataset, write_labels_file
-from tests.helpers import TINY, compose_config, config_of, job_config
+from tests.helpers import TINY, compose_config, config_of, job_config, write_image_folder
 
 SMALL = ("data=synthetic", "data.num_train=64", "data.num_test=16", "data.image_size=16", "batch_size=32", "device=cpu")
 FILES = sorted(path.relative_to(CONF).as_posix() for path in CONF.rglob("*.yaml"))
 NEEDS = {  # what a file cannot do without
-    "data/image_folder.yaml": lambda folder: [f"data.root={image_folder(folder)}"],
+    "data/image_folder.yaml": lambda folder: [f"data.root={write_image_folder(folder)}"],
     "data/fashion_mnist.yaml": lambda folder: [f"data.root={fashion(folder)}"],
     "data/cifar10.yaml": lambda folder: [f"data.root={cifar(folder, 'cifar10')}"],
     "data/cifar100.yaml": lambda folder: [f"data.root={cifar(folder, 'cifar100')}"],
@@ -33,12 +33,12 @@ NEEDS = {  # what a file cannot do without
         f"noise.file={human_labels(folder)}",
     ],
     "data/digits.yaml": lambda folder: [],
-    "data/imagenet.yaml": lambda folder: [f"data.root={image_folder(folder)}", "data.image_size=16"],
+    "data/imagenet.yaml": lambda folder: [f"data.root={write_image_folder(folder)}", "data.image_size=16"],
     "data/svhn.yaml": lambda folder: [f"data.root={house_numbers(folder)}"],
     "noise/relabelled.yaml": lambda folder: [f"noise.file={labels_of_64(folder)}"],
     "augment/inception.yaml": lambda folder: [
         "data=image_folder",
-        f"data.root={image_folder(folder)}",
+        f"data.root={write_image_folder(folder)}",
         "data.storage=disk",
         "data.image_size=8",
     ],
@@ -62,17 +62,6 @@ TRAINED = [
     and {key: value for key, value in yaml.safe_load((CONF / file).read_text()).items() if key != "name"} != NAMED
 ]
 COUNT = 94
-
-
-def image_folder(folder):
-    from PIL import Image
-
-    for part in ("train", "test"):
-        for name in ("a", "b"):
-            (folder / part / name).mkdir(parents=True)
-            for index in range(32):
-                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / part / name / f"{index}.png")
-    return folder
 
 
 def cifar(folder, name):
