@@ -44,10 +44,19 @@ class RunResult:
 
     @cached_property
     def metrics(self) -> "pandas.DataFrame":
-        """metrics.jsonl: one row a logged step, with the columns ``step``, ``epoch`` and the tags."""
+        """metrics.jsonl: one row a logged step, with the columns ``step``, ``epoch`` and the tags.
+
+        Raises:
+            InputError: Where the run has not begun to train.
+        """
         import pandas
 
-        return pandas.read_json(self.folder / "metrics.jsonl", lines=True)
+        path = self.folder / "metrics.jsonl"
+        if not path.is_file():
+            raise InputError(
+                f"{path} does not exist: the run has not begun to train\n  continue it: run_dir={self.folder}"
+            )
+        return pandas.read_json(path, lines=True)
 
     def model(self, checkpoint: str = "last", device: str = "cpu") -> "nn.Module":
         """Build the network and load the weights of a checkpoint; the data are read to know channels and classes.
@@ -60,11 +69,15 @@ class RunResult:
             The network in evaluation mode.
 
         Raises:
-            InputError: Where there is no good checkpoint, or the data cannot be read.
+            InputError: Where `checkpoint` is another word, there is no good checkpoint, or the data cannot be read.
         """
         from sam_runner.runs.load import restore_run
 
-        return restore_run(self.folder, checkpoint, device).model.eval()
+        run = restore_run(self.folder, checkpoint, device)
+        to_evaluation = getattr(run.step.optimizer, "eval", None)
+        if callable(to_evaluation):  # a schedule-free optimizer trains other weights than it evaluates
+            to_evaluation()
+        return run.model.eval()
 
 
 def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> RunResult:
@@ -83,7 +96,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         TrainingError: Where a number is not finite, or the disk is full.
     """
     from sam_runner.commands.command_line import parse_command_line
-    from sam_runner.commands.train import compose_single
+    from sam_runner.commands.train import compose_single, name_call
     from sam_runner.config.experiment import load_experiment
     from sam_runner.config.hydra.compose import plain_settings, typed_overrides
 
@@ -99,7 +112,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         raise InputError("dry_run=true prints a plan and trains nothing\n  use sam-train ... dry_run=true")
     from sam_runner.runs.start import start_run
 
-    os.environ["SAM_RUNNER_STARTED"] = new_call_name()  # each call has a folder of its own
+    name_call(new_call_name())  # each call has a folder of its own
     folder = start_run(config, line.overrides)
     assert folder is not None
     return load_run(folder)

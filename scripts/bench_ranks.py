@@ -106,7 +106,7 @@ def run(count: int, threads: int, rounds: int, case: tuple) -> dict[str, tuple[f
 def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
-    report, rounds = Report("DistributedContext", CPU), 9 if options.quick else 21
+    report, rounds = Report("Ranks", CPU), 9 if options.quick else 21
     rows: list[list] = []
     messages: list[list] = []
     for case in CASES:

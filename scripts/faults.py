@@ -360,6 +360,8 @@ def mutant_is_caught(name: str, words: list[str], folder: Path, draws: random.Ra
     """Return whether one of 20 trials detects the mutant."""
     patch, kind = MUTANTS[name]
     reference = Reference(words, folder / "reference")
+    if finish(words, folder / "mutant", patch) != 0:  # otherwise its crash would count as detected
+        raise RuntimeError(f"the mutant does not run without a kill:\n{read_log(folder / 'mutant')[-2000:]}")
     for number in range(20):
         trial = folder / f"trial{number}"
         if kind == "plain save":
@@ -403,7 +405,11 @@ def stop_at_random(words: list[str], folder: Path, reference: Reference, draws: 
 
 def wait_for_training(child: int, folder: Path) -> float:
     """Wait until the training starts; return the time."""
+    began = time.monotonic()
     while peek_exit_code(child) is None and "run folder" not in read_log(folder):
+        if time.monotonic() - began > TIMEOUT:
+            kill(child)
+            raise RuntimeError(f"the run did not begin to train within {TIMEOUT:g} s: {folder}.log")
         time.sleep(0.002)
     return time.monotonic()
 

@@ -66,3 +66,20 @@ def test_mistakes_and_settings_of_an_earlier_run_are_read_as_on_the_command_line
         sam_runner.train(["rhoo=1"])
     with pytest.raises(InputError, match="-m is a flag of sam-train"):
         sam_runner.train(["-m", "seed=0,1"])
+
+
+def test_what_is_not_there_is_said(tmp_path):
+    run = sam_runner.train([*TINY, "epochs=1", f"run_dir={tmp_path / 'run'}"])
+    with pytest.raises(InputError, match="'newest' is not known\n  accepted: last, best"):
+        run.model("newest")
+    (run.folder / "metrics.jsonl").unlink()
+    with pytest.raises(InputError, match="has not begun to train"):
+        sam_runner.load_run(run.folder).metrics  # noqa: B018
+
+
+def test_a_file_with_aliases_is_refused_in_python_too(tmp_path):
+    (tmp_path / "experiment").mkdir()
+    (tmp_path / "experiment" / "own.yaml").write_text("# @package _global_\nlr: &rate 0.1\nrho: *rate\n")
+    code = f"import sam_runner; sam_runner.train(['experiment=own'], config_dir={str(tmp_path)!r})"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "YAML aliases are not accepted: *rate" in done.stderr

@@ -9,9 +9,13 @@ FLAGS = frozenset(
     [
         "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
         "--shell-completion", "--config-path", "--config-name", "--config-dir",
+        "-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd",
     ]
 )  # fmt: skip
-WITH_VALUE = ("--cfg", "-c", "--config-dir", "-cd")
+WITH_VALUE = {  # flags that a value must follow, and what it is
+    "--cfg": "give --cfg job", "-c": "give --cfg job", "--config-dir": "give the folder of your own groups",
+    "-cd": "give the folder of your own groups",
+}  # fmt: skip
 HYDRA_COMMANDS = {  # flags that Hydra's own main answers
     "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--resolve", "--package", "-p",
     "--config-path", "-cp", "--config-name", "-cn", "--run", "-r",
@@ -47,7 +51,7 @@ class CommandLine(NamedTuple):
         for number, flag in enumerate(self.flags):
             if flag in ("--config-dir", "-cd"):
                 return self.flags[number + 1]
-            if flag.startswith("--config-dir="):
+            if flag.startswith(("--config-dir=", "-cd=")):
                 return flag.partition("=")[2]
         return None
 
@@ -63,7 +67,9 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
     flags, overrides, waiting, config_file = [], [], list(arguments), None
     while waiting:
         word = waiting.pop(0)
-        if word in WITH_VALUE and waiting:
+        if word in WITH_VALUE:
+            if not waiting:
+                raise InputError(f"{word} needs a value\n  {WITH_VALUE[word]}")
             flags += [word, waiting.pop(0)]
         elif word.startswith("-"):
             flags.append(word)
@@ -84,7 +90,7 @@ def _require_accepted(argument: str) -> None:
         raise InputError("hydra.mode has no effect\n  for all combinations of values: sam-train -m ...")
     if key.lstrip("+") == "search" and "," in argument:
         raise InputError(f"{argument[:200]} names two searches\n  run one after the other, each as a sweep of its own")
-    if argument.startswith("--") and key not in FLAGS:
+    if argument.startswith("-") and key not in FLAGS:
         word = argument.lstrip("-")
         raise InputError(
             f"{argument[:200]} is not a flag\n  settings have no dashes: {word[:200]}{'' if equals else '=...'}"

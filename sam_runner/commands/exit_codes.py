@@ -5,9 +5,9 @@ import sys
 from collections.abc import Callable
 
 from sam_runner.utils.console import log_to_console, print_error
-from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
+from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 
-DONE, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
+DONE, FAILED, BAD_INPUT = 0, 1, 2  # those of runs that a signal stopped are in sam_runner.utils.errors
 
 
 def run_command(command: Callable[[list[str]], int]) -> int:

@@ -1,5 +1,6 @@
 """`sam-train`: train a run, or with ``-m`` the jobs of a sweep. Imports no torch before the settings are valid."""
 
+import itertools
 import os
 import signal
 import sys
@@ -12,8 +13,10 @@ from sam_runner.commands.command_line import HYDRA_COMMANDS, CommandLine, parse_
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
 from sam_runner.runs.status import new_call_name
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
-from sam_runner.utils.errors import InputError, RankError
+from sam_runner.utils.errors import PREEMPTED, InputError, RankError
 from sam_runner.utils.files import CONF, require_writable
+
+CALLS = itertools.count()  # numbers the calls of this process
 
 
 def main() -> int:
@@ -44,12 +47,12 @@ def train(arguments: list[str]) -> int:
     from sam_runner.config.hydra.text_values import quote_text_values
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving
-    _name_this_call()
+    name_call(os.environ.get("SAM_RUNNER_STARTED") or new_call_name())
     line = parse_command_line(arguments)
     line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
-    yaml_guard.install()
     if not line.is_sweep and not line.names & HYDRA_COMMANDS:
         return _run_single(line)
+    yaml_guard.install()
     register_settings()
     launchers.register()
     sys.argv[1:] = [*line.flags, *line.overrides]
@@ -60,13 +63,13 @@ def train(arguments: list[str]) -> int:
     return max([_run_hydra(line, codes), *codes])
 
 
-def _name_this_call() -> None:
-    """Give this call of the command a unique name, the same one on every process of torchrun."""
-    os.environ.setdefault("SAM_RUNNER_STARTED", new_call_name())
+def name_call(name: str) -> None:
+    """Give a call of the command, or of `sam_runner.api.train`, its name; every process takes that of rank 0."""
     if is_distributed():
         from sam_runner.distributed.torchrun import broadcast_from_main
 
-        os.environ["SAM_RUNNER_STARTED"] = broadcast_from_main("started", os.environ["SAM_RUNNER_STARTED"])
+        name = broadcast_from_main(f"call {next(CALLS)}", name)
+    os.environ["SAM_RUNNER_STARTED"] = name
 
 
 def _run_single(line: CommandLine) -> int:
@@ -84,8 +87,10 @@ def compose_single(line: CommandLine) -> Any:
         InputError: If the configuration cannot be composed, or describes a sweep.
     """
     from sam_runner.config.hydra import guard as hydra_guard
+    from sam_runner.config.hydra import yaml_guard
     from sam_runner.config.hydra.compose import compose_settings
 
+    yaml_guard.install()
     if line.config_dir is not None and not os.path.isdir(line.config_dir):
         raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
     hydra_guard.refuse_sweep_settings(line.overrides)
@@ -186,7 +191,7 @@ def _run_sweep(line: CommandLine) -> int:
         try:
             code = _run_hydra(line, codes)
             if code == signal.SIGTERM:  # Ray leaves with this number where the signal comes before a job
-                stop.code = 75
+                stop.code = PREEMPTED
         except InputError as error:
             if folder is None or not outcomes.read_outcomes(folder):  # no job has begun
                 raise

@@ -75,6 +75,11 @@ class Key:
     alias: str = ""
 
     @property
+    def changes_run(self) -> bool:
+        """Whether another value, also of an alias, changes the numbers of a run."""
+        return bool(self.alias) or self.effect != "none"
+
+    @property
     def may_change(self) -> bool:
         """Whether a run can be continued with another value of the setting."""
         return not self.alias and (self.effect == "none" or self.on_resume is not None)

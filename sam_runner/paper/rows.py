@@ -127,9 +127,11 @@ def _other_overrides(row: Row, config: ExperimentConfig, overrides: Sequence[str
     """Return the overrides that change the result and are not part of the row."""
     known = {key for key, _ in _pairs(f"{row.overrides} {row.tuned_overrides} {row.conditions}")}
     no_effect = {
-        name for name, facts, _ in walk(config) if facts.effect != "result" or not facts.in_reports or facts.path
+        name
+        for name, facts, _ in walk(config)
+        if not facts.changes_run or facts.effect == "rounding" or not facts.in_reports or facts.path
     }
-    ignored = known | {"seed", "optimizer"} | (no_effect - {"rho"})
+    ignored = known | {"seed", "optimizer"} | no_effect
     return " ".join(word for word in overrides if word.lstrip("+~").partition("=")[0] not in ignored)
 
 

@@ -33,7 +33,7 @@ def job_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
         sweep_folder: Folder of the sweep.
         overrides: Settings of the job as the user typed them, ``key=value``.
     """
-    ignored = {name for name, facts, _ in walk(ExperimentConfig()) if facts.effect == "none"} - {"rho"}
+    ignored = {name for name, facts, _ in walk(ExperimentConfig()) if not facts.changes_run}
     ignored |= {name.split(".")[0] for name in ignored if "." in name}
     names = sorted(entry for entry in overrides if re.split(r"[.=]", entry.lstrip("+"))[0] not in ignored)
     full_name = ",".join(names) or "default"

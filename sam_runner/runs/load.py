@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import torch
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.config.experiment import load_experiment
@@ -58,8 +59,11 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
         plain_training_set: Whether the loader of the training set returns every image, without augmentation.
 
     Raises:
-        InputError: If the folder holds no run or no intact checkpoint, or the data cannot be read.
+        InputError: If `which` is another word, the folder holds no run or no intact checkpoint, or the data cannot be
+            read.
     """
+    if which not in ("last", "best"):
+        raise InputError(f"checkpoint {which!r} is not known\n  accepted: last, best")
     config = read_config(folder)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     state = checkpoints.load_latest() if which == "last" else checkpoints.load_best()
@@ -67,9 +71,12 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
         raise InputError(
             f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: run_dir={folder}"
         )
+    device = device or config.device
+    if config.precision == "tf32" and (device == "cpu" or not torch.cuda.is_available()):
+        config = replace(config, precision="fp32")  # tf32 is float32 with faster products on CUDA devices
     config = replace(
         config,
-        device=device or config.device,
+        device=device,
         model=replace(config.model, weights=None),  # the checkpoint holds the weights
         compile="off",
         sync_batchnorm=False,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import FolderInUseError, InputError
 
 LOCK_FILES: set[IO[str]] = set()  # open lock files of this process
 os.register_at_fork(after_in_child=lambda: [handle.close() for handle in LOCK_FILES])
@@ -32,7 +32,8 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder inside the body.
 
     Raises:
-        InputError: If another process holds the lock, or the folder cannot be written to.
+        FolderInUseError: If another process holds the lock.
+        InputError: If the folder cannot be written to.
     """
     try:
         handle = (folder / ".lock").open("a+")
@@ -44,13 +45,21 @@ def lock_folder(folder: Path) -> Iterator[None]:
         except BlockingIOError as error:
             handle.seek(0)
             owner = handle.read(200).strip() or "another process"
-            raise InputError(f"{folder} is in use by {owner}\n  wait until it ends, or give another run_dir") from error
+            raise FolderInUseError(
+                f"{folder} is in use by {owner}\n  wait until it ends, or give another run_dir"
+            ) from error
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
         for leftover in [*folder.glob("*.tmp.*"), *(folder / "checkpoints").glob("*.tmp.*")]:
             leftover.unlink()  # its process died: it would hold the lock otherwise
         yield
+
+
+def wait_until_free(folder: Path) -> None:
+    """Wait until no process holds the lock of a run folder."""
+    with (folder / ".lock").open() as handle:
+        fcntl.flock(handle, fcntl.LOCK_SH)
 
 
 def is_locked(folder: Path, host: str) -> bool | None:

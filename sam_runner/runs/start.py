@@ -28,7 +28,7 @@ from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import Outputs, Progress, Run, restore_state
-from sam_runner.utils.errors import InputError, RunInterrupt, TrainingError
+from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 from sam_runner.utils.files import explain_full_disk
 from sam_runner.utils.signals import StopRequest, catch_stop_signals
 
@@ -222,12 +222,12 @@ def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
     except RunInterrupt as stopped:
         setting = f"run_dir={folder}" if sweep_folder is None else f"sweep_name={sweep_folder.name}"
         log.info("the same command with %s continues the run", setting)
-        state = "interrupted" if stopped.code == 130 else "preempted"
+        state = "interrupted" if stopped.code == INTERRUPTED else "preempted"
         write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)
         raise
     except KeyboardInterrupt:
         log.info("interrupted immediately; the last checkpoint is intact")
-        write_status(folder, "interrupted", exit_code=130)
+        write_status(folder, "interrupted", exit_code=INTERRUPTED)
         raise
     except Exception as error:
         handler.emit(log.makeRecord(log.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))

@@ -1,4 +1,4 @@
-"""The files status.json and result.json of a run folder."""
+"""status.json: the state of a run, which process writes it, and the name of that call of the command."""
 
 import os
 import socket

@@ -6,14 +6,18 @@ import signal
 from pathlib import Path
 from typing import Any
 
-from sam_runner.config.experiment import load_experiment
+from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.rules import require_files
+from sam_runner.runs.folder import job_folder
+from sam_runner.runs.lock import wait_until_free
 from sam_runner.sweeps.outcomes import clear_failure, read_objective, record_failure
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception
-from sam_runner.utils.errors import InputError, RankError, RunInterrupt
+from sam_runner.utils.errors import FolderInUseError, InputError, RankError, RunInterrupt
+
+log = logging.getLogger("sam_runner")
 
 
 def run_job(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]) -> float | None:
@@ -46,10 +50,8 @@ def run_job(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int])
     try:
         config = load_experiment(plain_settings(cfg), overrides, multirun=True)
         require_files(config)
-        logging.getLogger("sam_runner").info("job %d: %s", hydra_config.job.num + 1, " ".join(overrides))
-        from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
-
-        start_run(config, overrides, folder)
+        log.info("job %d: %s", hydra_config.job.num + 1, " ".join(overrides))
+        _run_or_wait(config, overrides, folder)
         if launchers.is_search(hydra_config):
             return read_objective(folder, overrides, config.fingerprint())
     except RunInterrupt as stop:
@@ -77,6 +79,21 @@ def run_job(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int])
         if cfg.sweep.on_error == "stop":
             set_stop_flag(folder, "failure")
     return None
+
+
+def _run_or_wait(config: ExperimentConfig, overrides: list[str], folder: Path) -> None:
+    """Train the job's run. If another call of the same sweep trains it, wait for that: the run is finished then."""
+    from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
+
+    while True:
+        try:
+            start_run(config, overrides, folder)
+            return
+        except FolderInUseError as error:
+            if is_distributed():  # the processes would not leave the wait together
+                raise
+            log.info("%s; waiting until it ends", str(error).splitlines()[0])
+            wait_until_free(job_folder(folder, overrides))
 
 
 def _set_up_subprocess(number: int) -> None:

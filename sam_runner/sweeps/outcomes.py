@@ -16,10 +16,11 @@ from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import find_finished_duplicate, read_finished_result
 from sam_runner.runs.status import call_name, read_status, write_status
 from sam_runner.sweeps.stop_flag import STOP_FILE
+from sam_runner.utils.errors import INTERRUPTED, PREEMPTED
 from sam_runner.utils.files import write_atomically, write_json
 
 FAILED_STATES = ("failed", "refused", "not run", "died", "running")  # after the sweep no job can be running
-STOP_CODES = {"preempted": 75, "interrupted": 130}
+STOP_CODES = {"preempted": PREEMPTED, "interrupted": INTERRUPTED}
 
 
 class JobOutcome(NamedTuple):

@@ -13,7 +13,7 @@ from types import FrameType
 
 from sam_runner.runs.status import call_name, read_status
 from sam_runner.sweeps.stop_flag import set_stop_flag
-from sam_runner.utils.errors import RunInterrupt
+from sam_runner.utils.signals import EXIT_CODES, raise_for_signal
 
 FORWARD_INTERVAL = 0.3  # seconds between two rounds of signals, so that jobs which started meanwhile get one too
 
@@ -59,7 +59,7 @@ def forward_signals(sweep_folder: Path) -> Iterator[SweepStop]:
     def receive(number: int, _: FrameType | None) -> None:
         if stop.code and number == signal.SIGINT:
             raise KeyboardInterrupt
-        stop.code = 130 if number == signal.SIGINT else 75
+        stop.code = EXIT_CODES[signal.Signals(number)]
         set_stop_flag(sweep_folder, "signal")
         requested.set()
 
@@ -85,7 +85,7 @@ def stop_between_jobs() -> Iterator[None]:
     """Raise `RunInterrupt` for a signal between two jobs, inside the body; a run handles signals itself."""
 
     def receive(number: int, _: FrameType | None) -> None:
-        raise RunInterrupt(75, signal.Signals(number).name)
+        raise_for_signal(number)
 
     previous = {number: signal.signal(number, receive) for number in (signal.SIGTERM, signal.SIGUSR1)}
     try:

@@ -87,7 +87,7 @@ class Progress:
         epoch: Number of completed epochs, each with its evaluation.
         batch: Number of completed batches of the current epoch.
         step: Number of completed steps, including the steps that were skipped.
-        num_updates: Number of steps that changed the weights; the position in the schedules.
+        num_updates: Number of steps except those that the loss scaler skipped; the position in the schedules.
         num_images: Number of training images seen.
         num_nonfinite: Number of steps skipped because a loss or gradient was not finite. Steps that the loss scaler
             skipped are not included.

@@ -1,11 +1,17 @@
 """Exceptions whose message is complete for the user, so that commands print it without a traceback."""
 
+PREEMPTED, INTERRUPTED = 75, 130  # exit codes: stopped by a signal after saving (try again), and by Ctrl-C
+
 
 class InputError(Exception):
     """Settings, files or arguments given by the user cannot be used (exit code 2).
 
     The message says what was given, what is accepted and which command fixes it, in at most 20 lines.
     """
+
+
+class FolderInUseError(InputError):
+    """Another process writes into the run folder."""
 
 
 class TrainingError(Exception):
@@ -30,7 +36,7 @@ class RunInterrupt(BaseException):
     Like KeyboardInterrupt it is no Exception, so that handlers of errors let it pass.
 
     Attributes:
-        code: Exit code: 75 (temporary failure, try again) for SIGTERM, SIGUSR1 and SIGUSR2, 130 for Ctrl-C.
+        code: Exit code: `PREEMPTED` for SIGTERM, SIGUSR1 and SIGUSR2, `INTERRUPTED` for Ctrl-C.
         reason: Name of the signal, e.g. ``SIGTERM``.
     """
 

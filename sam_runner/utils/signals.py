@@ -12,9 +12,11 @@ from contextlib import contextmanager
 from multiprocessing import active_children
 from types import FrameType
 
-from sam_runner.utils.errors import RunInterrupt
+from sam_runner.utils.errors import INTERRUPTED, PREEMPTED, RunInterrupt
 
-EXIT_CODES = {signal.SIGTERM: 75, signal.SIGUSR1: 75, signal.SIGUSR2: 75, signal.SIGINT: 130}
+EXIT_CODES = {
+    signal.SIGTERM: PREEMPTED, signal.SIGUSR1: PREEMPTED, signal.SIGUSR2: PREEMPTED, signal.SIGINT: INTERRUPTED,
+}  # fmt: skip
 
 
 class StopRequest:

@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 
 import pytest
@@ -21,6 +22,7 @@ from sam_runner.config.hydra.messages import explain
 from sam_runner.reports import report
 from sam_runner.reports.results import read_runs
 from sam_runner.runs.folder import job_folder, require_usable, write_config
+from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.status import write_status
 from sam_runner.sweeps import job, outcomes, signals
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
@@ -354,3 +356,19 @@ def test_a_search_needs_held_out_images():
 def test_a_plugin_that_is_not_installed_is_answered_with_its_extra(missing, extra, tmp_path):
     error = MissingConfigException("", missing_cfg_file=missing, options=["basic"])
     assert f"pip install 'sam-runner[{extra}]'" in explain(error, tmp_path, [])
+
+
+def test_a_job_that_another_call_trains_is_waited_for(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "seed=0", "sweep_name=s"]
+    folder = job_folder(tmp_path / "outputs" / "sweeps" / "s", words)
+    folder.mkdir(parents=True)
+    other = contextlib.ExitStack()
+    other.enter_context(lock_folder(folder))
+    release = threading.Timer(2.0, other.close)
+    release.start()
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *words)
+    release.join()
+    assert done.returncode == 0, done.stderr
+    assert "is in use by process" in done.stderr + done.stdout
+    assert (folder / "result.json").is_file()
+    assert not (folder.parent / "not_started").exists()

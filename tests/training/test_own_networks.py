@@ -1,6 +1,7 @@
 """Networks and optimizers of one's own through whole runs: they work, or one line says why not."""
 
 import math
+import re
 import sys
 from dataclasses import replace
 from types import ModuleType
@@ -9,6 +10,7 @@ import pytest
 import torch
 from torch import nn
 
+import sam_runner
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.runs.load import restore_run
@@ -234,6 +236,18 @@ def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_a
     assert not torch.equal(mean, weights)
     assert torch.equal(seen[0], mean)
     assert torch.equal(param, weights)
+    network = sam_runner.load_run(tmp_path / "run").model()
+    assert torch.equal(next(network.parameters()), mean)
+
+
+def test_a_run_in_tf32_is_restored_on_a_cpu(tmp_path):
+    folder = tmp_path / "run"
+    train(folder, "linear")
+    text = (folder / "config.yaml").read_text()
+    gpu_text = re.sub("device: cpu", "device: cuda", re.sub(r"precision: \w+", "precision: tf32", text))
+    assert gpu_text != text
+    (folder / "config.yaml").write_text(gpu_text)
+    assert restore_run(folder, "last", "cpu").step.objective.autocast_dtype is None
 
 
 @pytest.mark.parametrize(
