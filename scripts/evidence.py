@@ -2,12 +2,12 @@
 
     python scripts/evidence.py human_noise --folder cifar10=FOLDER --folder cifar10n=FOLDER --jobs 2
 
-A study is a YAML file: settings of every run, blocks (settings that its arms share), arms with their seeds, and for an
-arm that has a `search` the values to try. The search runs first, on a seed of its own; the value with the best
-validation metric is used in the arm's final runs. The same command continues: runs that are finished here or in the CSV
-file (with the same command) are kept, interrupted ones go on from their last checkpoint. Beside the CSV file,
-docs/results/<study>/ has the config.yaml and metrics.jsonl of every finished run. `--scale smoke` runs a few steps of
-every arm.
+A study is a YAML file: settings of every run, blocks (settings that the arms of a block share), arms with their numbers
+of seeds, and for an arm that has a `search` the values to try. The search runs first, on a seed of its own; the value
+with the best validation metric is used in the arm's final runs. The same command continues: runs that are finished
+here, or in the CSV file with the same command, are kept; interrupted runs go on from their last checkpoint. Beside the
+CSV file, docs/results/<study>/ has the config.yaml and metrics.jsonl of every finished run. `--scale smoke` runs a few
+steps of every arm on small made-up images. scripts/results_page.py makes docs/results.md from the CSV files.
 """
 
 import argparse
@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import yaml
+from small_data import write_small_data
 
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
@@ -39,6 +40,7 @@ METRICS = (
     "train/loss", "train/accuracy", "train/accuracy_clean", "train/memorised", "train/recovered", "validation/accuracy",
     "validation/nll", "test/accuracy", "test/nll", "test/calibration_error",
 )  # fmt: skip
+METRIC_COLUMNS = tuple(f"{kind}/{tag}" for kind in ("final", "best") for tag in METRICS)
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,9 @@ class Job:
         block: Name of the block.
         arm: Name of the arm.
         role: search or final.
-        value: Value of the searched setting, "" for an arm without a search.
+        value: The searched setting, e.g. "rho=0.1"; "" for an arm without a search.
         seed: Of the run.
-        words: Arguments of sam-train, without the run's folder.
+        words: Arguments of sam-train without the run's folder; folders of the user are names in braces.
     """
 
     block: str
@@ -63,160 +65,192 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of its run folder."""
-        value = f"-{self.value.replace('=', '')}" if self.value else ""
-        return f"{self.block}-{self.arm}{value}-{self.role}-seed{self.seed}"
+        """Name of the run folder."""
+        return name_run(self.block, self.arm, self.value, self.role, self.seed)
+
+    @property
+    def command(self) -> str:
+        """The command of the run."""
+        return " ".join(["sam-train", *self.words])
+
+
+def name_run(block: str, arm: str, value: str, role: str, seed: int) -> str:
+    """Return the name of a run, also of the files that are kept of it."""
+    searched = f"-{value.replace('=', '')}" if value else ""
+    return f"{block}-{arm}{searched}-{role}-seed{seed}"
+
+
+@dataclass(frozen=True)
+class Part:
+    """A part of a study's plan: the searches of its arms, then (arm, seed) of the final runs, seed by seed."""
+
+    block: str
+    searches: list[Job]
+    finals: list[tuple[str, int]]
 
 
 class Study:
-    """A study's file, with folders filled in.
+    """The plan of a study, and the rows of the runs that are finished so far.
 
     Args:
         name: Of the file in scripts/evidence, without its suffix.
-        folders: Values of the names in braces.
         smoke: Whether to run a few steps only, with one seed.
-        out: Folder of the runs.
-        results: Folder of the CSV file. Its finished runs are not run again.
+        results: Folder of the CSV file.
     """
 
-    def __init__(self, name: str, folders: Mapping[str, str], smoke: bool, out: Path, results: Path) -> None:
-        self.name, self.smoke, self.out, self.results = name, smoke, out / name, results
+    def __init__(self, name: str, *, smoke: bool = False, results: Path = RESULTS) -> None:
+        self.name, self.smoke = name, smoke
+        self.content: dict[str, Any] = yaml.safe_load((STUDIES / f"{name}.yaml").read_text(encoding="utf-8"))
         self.table = results / f"{name}.csv"
-        self.folders = {key: str(Path(path).resolve()) for key, path in folders.items()}
-        text = (STUDIES / f"{name}.yaml").read_text(encoding="utf-8")
-        self.content = yaml.safe_load(text)
-        try:
-            self.data = [word.format(**self.folders) for word in self.content["data"]]
-        except KeyError as error:
-            raise SystemExit(f"error: the folder {error} is not given\n  add --folder NAME=FOLDER") from error
-        self.earlier: dict[str, dict[str, Any]] = {}
+        self.kept = results / name
+        self.rows: dict[str, dict[str, Any]] = {}
         if self.table.is_file():
             with self.table.open(encoding="utf-8") as handle:
-                self.earlier = {row["command"]: row for row in csv.DictReader(handle) if row["status"] == "finished"}
+                self.rows = {row["command"]: row for row in csv.DictReader(handle)}
 
-    def parts(self) -> Iterator[tuple[list[Job], list[tuple[str, str, int]]]]:
-        """The search jobs of each part of the plan, and (block, arm, seed) of its final runs, seed by seed."""
+    def parts(self) -> Iterator[Part]:
+        """The parts of the plan in the order in which they are run."""
         for part in self.content["order"]:
-            arms = {name: self.content["arms"][name] for name in part["arms"]}
-            searches = [job for name, arm in arms.items() for job in self.search_jobs(part["block"], name, arm)]
-            most = 1 if self.smoke else part.get("seeds", max(arm["seeds"] for arm in arms.values()))
-            finals = [
-                (part["block"], name, seed) for seed in range(most) for name, arm in arms.items() if seed < arm["seeds"]
-            ]
-            yield searches, finals
+            block, arms = part["block"], part["arms"]
+            searches = [job for arm in arms for job in self.search_jobs(block, arm)]
+            seeds = {arm: min(self.content["arms"][arm]["seeds"], part.get("seeds", sys.maxsize)) for arm in arms}
+            most = 1 if self.smoke else max(seeds.values())
+            yield Part(block, searches, [(arm, seed) for seed in range(most) for arm in arms if seed < seeds[arm]])
 
-    def search_jobs(self, block: str, name: str, arm: Mapping[str, Any]) -> list[Job]:
-        """The runs of an arm's search."""
-        seed = self.content["search_seed"]
-        return [
-            self._job(block, name, "search", f"{key}={value}", seed)
-            for key, values in arm.get("search", {}).items()
-            for value in values
-        ]
+    def planned(self) -> list[tuple[str, str, str, int]]:
+        """(block, arm, value, seed) of every run of the plan; the value of a final run is "" until it is chosen."""
+        runs = [(job.block, job.arm, job.value, job.seed) for part in self.parts() for job in part.searches]
+        runs += [(part.block, arm, "", seed) for part in self.parts() for arm, seed in part.finals]
+        return list(dict.fromkeys(runs))
 
-    def final_job(self, block: str, name: str, seed: int) -> Job:
+    def words(self) -> list[str]:
+        """The arguments of all runs, with names of folders in braces."""
+        parts = (self.content["data"], *self.content["blocks"].values())
+        return [word for words in parts for word in words]
+
+    def search_jobs(self, block: str, arm: str) -> list[Job]:
+        """The runs of an arm's search; none for an arm without a search."""
+        searches = self.content["arms"][arm].get("search", {})
+        most = 2 if self.smoke else None  # values
+        words = [f"{key}={value}" for key, values in searches.items() for value in values[:most]]
+        return [self._job(block, arm, "search", word, self.content["search_seed"]) for word in words]
+
+    def final_job(self, block: str, arm: str, seed: int) -> Job:
         """A final run, with the value that the arm's search has chosen."""
-        return self._job(block, name, "final", self.choice(block, name), seed)
+        return self._job(block, arm, "final", self.choice(block, arm), seed)
 
-    def choice(self, block: str, name: str) -> str:
-        """The searched value with the best validation metric; "" without a search."""
-        jobs = self.search_jobs(block, name, self.content["arms"][name])
-        if not jobs:
-            return ""
-        scores = {job.value: self.row(job)[f"final/{self.content['chosen_by']}"] for job in jobs}
-        missing = [value for value, score in scores.items() if score in ("", None)]
-        if missing:
-            raise SystemExit(
-                f"error: the search of {block} {name} lacks {', '.join(missing)}: see the runs' logs, {self.out}/*.log"
-            )
-        return max(scores, key=lambda value: float(scores[value]))
+    def is_chosen(self, block: str, arm: str) -> bool:
+        """Whether all runs of an arm's search are finished."""
+        return all(self.is_finished(job) for job in self.search_jobs(block, arm))
 
-    def _job(self, block: str, name: str, role: str, value: str, seed: int) -> Job:
-        words = [*self.data, *self.content["blocks"][block], *self.content["arms"][name]["words"], f"seed={seed}"]
+    def choice(self, block: str, arm: str) -> str:
+        """The searched value with the best validation metric at the last epoch; "" without a search."""
+        jobs = self.search_jobs(block, arm)
+        column = f"final/{self.content['chosen_by']}"
+        best = max(jobs, key=lambda job: float(self.rows[job.command][column]), default=None)
+        return best.value if best else ""
+
+    def is_finished(self, job: Job) -> bool:
+        """Whether a run is finished."""
+        return self.rows.get(job.command, {}).get("status") == "finished"
+
+    def _job(self, block: str, arm: str, role: str, value: str, seed: int) -> Job:
+        content = self.content
+        own = content["arms"][arm]
+        words = [
+            *content["data"],
+            *content["blocks"][block],
+            *own["words"],
+            *own.get("words_by_block", {}).get(block, []),
+        ]
+        words.append(f"seed={seed}")
         words += [value] if value else []
-        words += self.content["smoke"] if self.smoke else []
+        words += content["smoke"] if self.smoke else []
         last = {word.partition("=")[0]: word for word in words}  # a later word replaces an earlier one
-        return Job(block, name, role, value, seed, tuple(last.values()))
+        return Job(block, arm, role, value, seed, tuple(last.values()))
 
-    def folder(self, job: Job) -> Path:
-        """The run folder of a job."""
-        return self.out / job.name
+    def add(self, job: Job, folder: Path, folders: Mapping[str, str]) -> None:
+        """Add the run in `folder` to the CSV file, and copy its settings and metrics beside the file.
 
-    def command(self, job: Job) -> str:
-        """The command of a run, with the names of folders in place of their paths."""
-        originals = {filled: word for word, filled in zip(self.content["data"], self.data, strict=True)}
-        return " ".join(["sam-train", *(originals.get(word, word) for word in job.words)])
-
-    def finished(self, job: Job) -> bool:
-        """Whether a run is finished, here or in the CSV file."""
-        return self.command(job) in self.earlier or read_finished_result(self.folder(job)) is not None
-
-    def row(self, job: Job) -> dict[str, Any]:
-        """One line of the CSV file."""
-        if self.command(job) in self.earlier:
-            return self.earlier[self.command(job)]
-        folder = self.folder(job)
-        result = read_finished_result(folder) or {}
-        environment, status = read_json(folder / "environment.json") or {}, read_status(folder)
-        steps = result.get("step", "")
-        passes = 2 if "optimizer=sam" in job.words else 1
+        Args:
+            job: The run.
+            folder: Its run folder. A run that has written nothing is not added.
+            folders: Folders of the user by name; the copy of the settings has the names.
+        """
+        status = read_status(folder)
+        if not status:
+            return
+        environment, result = read_json(folder / "environment.json") or {}, read_finished_result(folder) or {}
+        steps = result.get("step", 0)
+        evaluations = result.get("gradient_evaluations", steps * (2 if "optimizer=sam" in job.words else 1))
         row = {
             "study": self.name, "block": job.block, "arm": job.arm, "role": job.role, "value": job.value,
-            "seed": job.seed, "status": status.get("status", "not run"), "steps": steps,
-            "gradient_evaluations": steps * passes if steps else "",
+            "seed": job.seed, "status": status.get("status"), "steps": steps or "",
+            "gradient_evaluations": evaluations or "",
             "images_per_second": round(result["images_per_second"], 1) if result else "",
             "commit": environment.get("git_commit"), "changed_files": environment.get("git_changes"),
             "torch": environment.get("packages", {}).get("torch"), "machine": environment.get("processor"),
-            "date": status.get("time", ""), "command": self.command(job),
+            "date": status.get("time", ""), "command": job.command,
         }  # fmt: skip
         for kind in ("final", "best"):
             row |= {f"{kind}/{tag}": result.get(kind, {}).get(tag, "") for tag in METRICS}
-        return row | {"best_epoch": result.get("best_epoch", "")}
+        self.rows[job.command] = row | {"best_epoch": result.get("best_epoch", "")}
+        self._write()
+        if result:
+            self.kept.mkdir(parents=True, exist_ok=True)
+            settings = (folder / "config.yaml").read_text(encoding="utf-8").replace(str(folder), "RUN")
+            for name, path in folders.items():
+                settings = settings.replace(path, f"{{{name}}}")
+            (self.kept / f"{job.name}.yaml").write_text(settings, encoding="utf-8")
+            shutil.copyfile(folder / "metrics.jsonl", self.kept / f"{job.name}.jsonl")
 
-    def keep(self, job: Job) -> None:
-        """Copy the settings and metrics of a finished run beside the CSV file."""
-        source, kept = self.folder(job), self.results / self.name
-        kept.mkdir(parents=True, exist_ok=True)
-        settings = (source / "config.yaml").read_text(encoding="utf-8")
-        for name, path in self.folders.items():
-            settings = settings.replace(path, f"{{{name}}}")
-        (kept / f"{job.name}.yaml").write_text(settings.replace(str(self.out), "{out}"), encoding="utf-8")
-        shutil.copyfile(source / "metrics.jsonl", kept / f"{job.name}.jsonl")
-
-    def write(self) -> None:
-        """Write the CSV file: a line for each run of the plan that can be named now."""
-        jobs: dict[str, Job] = {}
-        for searches, finals in self.parts():
-            jobs |= {job.name: job for job in searches}
-            for block, arm, seed in finals:
-                if all(self.finished(job) for job in self.search_jobs(block, arm, self.content["arms"][arm])):
-                    job = self.final_job(block, arm, seed)
-                    jobs[job.name] = job
-        rows = [row for row in map(self.row, jobs.values()) if row["status"] != "not run"]
-        self.results.mkdir(parents=True, exist_ok=True)
-        columns = [*COLUMNS, *(f"{kind}/{tag}" for kind in ("final", "best") for tag in METRICS), "best_epoch"]
-        temporary = self.results / f".{self.name}.csv"
+    def _write(self) -> None:
+        """Write the CSV file: first the searches, then the final runs, in the plan's order."""
+        order = [job.command for part in self.parts() for job in part.searches]
+        for part in self.parts():
+            for arm, seed in part.finals:
+                if self.is_chosen(part.block, arm):
+                    order.append(self.final_job(part.block, arm, seed).command)
+        others = [command for command in self.rows if command not in order]  # of an earlier plan: nothing is lost
+        self.table.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.table.with_name(f".{self.table.name}")
         with temporary.open("w", newline="", encoding="utf-8") as handle:
-            writer = csv.DictWriter(handle, columns, lineterminator="\n")
+            writer = csv.DictWriter(handle, [*COLUMNS, *METRIC_COLUMNS, "best_epoch"], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(rows)
+            writer.writerows(self.rows[command] for command in dict.fromkeys(order + others) if command in self.rows)
         temporary.replace(self.table)
 
 
-def run(study: Study, job: Job) -> int:
+def run(job: Job, folder: Path, folders: Mapping[str, str]) -> int:
     """Train one run in a process of its own, with one thread; returns its exit code."""
-    folder = study.folder(job)
     folder.parent.mkdir(parents=True, exist_ok=True)
-    command = [str(Path(sys.executable).with_name("sam-train")), *job.words, "device=cpu", f"run_dir={folder}"]
-    with (folder.parent / f"{folder.name}.log").open("a") as log:
+    words = [word.format(**folders) for word in job.words]
+    command = [str(Path(sys.executable).with_name("sam-train")), *words, "device=cpu", f"run_dir={folder}"]
+    with folder.with_name(f"{folder.name}.log").open("a") as log:
         done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    if done.returncode == 0:
-        study.keep(job)
     return done.returncode
 
 
+def run_together(study: Study, jobs: Sequence[Job], out: Path, folders: Mapping[str, str], at_once: int) -> int:
+    """Run jobs, `at_once` at the same time; write the results after each. Returns how many failed."""
+    failed = 0
+    with ThreadPoolExecutor(at_once) as pool:
+        futures = {pool.submit(run, job, out / job.name, folders): job for job in jobs if not study.is_finished(job)}
+        for number, future in enumerate(as_completed(futures), 1):
+            job, code = futures[future], future.result()
+            failed += code != 0
+            study.add(job, out / job.name, folders)
+            accuracy = study.rows.get(job.command, {}).get("final/test/accuracy")
+            print(
+                f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
+                f"({number} of {len(futures)} of this part)",
+                flush=True,
+            )
+    return failed
+
+
 def main() -> int:
-    """Run a study. Returns 1 where a run has failed."""
+    """Run a study. Returns 1 if a run has failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("study", choices=sorted(path.stem for path in STUDIES.glob("*.yaml")))
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=FOLDER", help="a folder of the study")
@@ -226,33 +260,29 @@ def main() -> int:
     parser.add_argument("--results", type=Path, help="folder of the CSV files (default: docs/results)")
     arguments = parser.parse_args()
     smoke = arguments.scale == "smoke"
-    folders = dict(entry.split("=", 1) for entry in arguments.folder)
-    out = arguments.out.resolve()
-    results = arguments.results or (out / arguments.study / "results" if smoke else RESULTS)
-    study = Study(arguments.study, folders, smoke, out, results)
+    out = arguments.out.resolve() / arguments.study
+    study = Study(arguments.study, smoke=smoke, results=arguments.results or (out / "results" if smoke else RESULTS))
+    folders = {
+        name: str(Path(path).resolve()) for name, _, path in (entry.partition("=") for entry in arguments.folder)
+    }
+    if smoke:
+        folders = write_small_data(out / "data") | folders
+    try:
+        " ".join(study.words()).format(**folders)
+    except KeyError as error:
+        parser.error(f"the folder {error} is not given\n  add --folder NAME=FOLDER")
     failed = 0
-
-    def together(jobs: Sequence[Job]) -> None:
-        """Run some jobs, several at once; write the results after each."""
-        nonlocal failed
-        with ThreadPoolExecutor(arguments.jobs) as pool:
-            futures = {pool.submit(run, study, job): job for job in jobs if not study.finished(job)}
-            for number, future in enumerate(as_completed(futures), 1):
-                code = future.result()
-                failed += code != 0
-                accuracy = study.row(futures[future])["final/test/accuracy"]
-                print(
-                    f"{time.strftime('%H:%M:%S')} {futures[future].name}: code {code}, test accuracy {accuracy} "
-                    f"({number} of {len(futures)} of this part)",
-                    flush=True,
-                )
-                study.write()
-
-    for searches, finals in study.parts():
-        print(f"{study.name}: {len(searches)} runs of searches, {len(finals)} final runs", flush=True)
-        together(searches)
-        together([study.final_job(*final) for final in finals])
-    study.write()
+    for part in study.parts():
+        searches = [job for job in part.searches if not study.is_finished(job)]
+        print(f"{part.block}: {len(searches)} runs of searches to do, {len(part.finals)} final runs", flush=True)
+        failed += run_together(study, searches, out, folders, arguments.jobs)
+        arms = dict.fromkeys(arm for arm, _ in part.finals)
+        unchosen = [arm for arm in arms if not study.is_chosen(part.block, arm)]
+        if unchosen:
+            print(f"error: the search of {', '.join(unchosen)} is not complete: see the runs' logs, {out}/*.log")
+            return 1
+        finals = [study.final_job(part.block, arm, seed) for arm, seed in part.finals]
+        failed += run_together(study, finals, out, folders, arguments.jobs)
     print(f"results: {study.table}; {failed} runs failed")
     return int(failed > 0)
 

@@ -128,7 +128,8 @@ def choose_normalisation(
         if published is None:
             raise InputError(
                 f"data.normalisation=weights: it is not known what {weights} was trained with\n"
-                "  known: torchvision, timm and checkpoints of runs; else use data.normalisation=set or imagenet"
+                "  known: torchvision, timm, checkpoints of runs, safetensors files with metadata mean and std; "
+                "else use data.normalisation=set or imagenet"
             )
         chosen = Normalisation(*published, "weights")
     chosen.require_channels(train.shape[0])

@@ -17,10 +17,10 @@ from sam_runner.models.frozen_batchnorm import freeze_batchnorm
 from sam_runner.models.pretrained import (
     Statistics,
     download_torchvision_weights,
+    file_normalisation,
     find_head,
     load_weights,
     read_weights,
-    run_normalisation,
     timm_normalisation,
     torchvision_normalisation,
 )
@@ -197,7 +197,7 @@ def published_normalisation(config: ModelConfig) -> Statistics | None:
         return torchvision_normalisation(name, version)
     if config.weights == "timm":
         return timm_normalisation(name)
-    return run_normalisation(Path(config.weights or "").expanduser())
+    return file_normalisation(Path(config.weights or "").expanduser())
 
 
 def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:

@@ -1,11 +1,12 @@
 """Weights to start from: read from a file or from torchvision, and loaded into a network with a new head if needed."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
@@ -152,12 +153,24 @@ def timm_normalisation(name: str) -> Statistics | None:
     return None if published is None else _statistics(published.mean, published.std)
 
 
-def run_normalisation(checkpoint: Path) -> Statistics | None:
-    """Return mean and standard deviation of the run that a checkpoint is from, None for any other file."""
-    stored = (
-        read_json(checkpoint.parent.parent / NORMALISATION_FILE) if checkpoint.parent.name == "checkpoints" else None
-    )
-    return _statistics(stored.get("mean"), stored.get("std")) if isinstance(stored, dict) else None
+def file_normalisation(path: Path) -> Statistics | None:
+    """Return mean and standard deviation by channel that the weights of a file were trained with, None if unknown.
+
+    Args:
+        path: A checkpoint of a run (the run stores both), or a safetensors file with the metadata ``mean`` and ``std``
+            (each a JSON list of numbers).
+    """
+    if path.parent.name == "checkpoints":
+        stored = read_json(path.parent.parent / NORMALISATION_FILE)
+        return _statistics(stored.get("mean"), stored.get("std")) if isinstance(stored, dict) else None
+    if path.suffix != ".safetensors":
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+        return _statistics(*(json.loads(metadata.get(name, "null")) for name in ("mean", "std")))
+    except (SafetensorError, OSError, ValueError) as error:
+        raise InputError(f"model.weights={path} is not a safetensors file: {error}") from error
 
 
 def _statistics(mean: Any, std: Any) -> Statistics | None:

@@ -139,6 +139,9 @@ def test_weights_of_a_run_bring_its_normalisation(tmp_path):
         tmp_path / "third", "epochs=1", "data.data_seed=7", f"model.weights={tmp_path}/plain.safetensors"
     )
     assert read_normalisation(third).source == "set"
+    save_file(weights, tmp_path / "told.safetensors", {"mean": "[0.25]", "std": "[0.125]"})
+    fourth = train_tiny(tmp_path / "fourth", "epochs=1", f"model.weights={tmp_path}/told.safetensors")
+    assert read_normalisation(fourth) == Normalisation((0.25,), (0.125,), "weights")
 
 
 def test_a_run_is_evaluated_and_continued_with_the_normalisation_that_it_stored(tmp_path):
