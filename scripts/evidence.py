@@ -6,14 +6,13 @@ A study is a YAML file: settings of every run, blocks (settings that the arms of
 of seeds, and for an arm that has a `search` the values to try. The search runs first, on a seed of its own; the value
 with the best validation metric is used in the arm's final runs. The same command continues: runs that are finished
 here, or in the CSV file with the same command, are kept; interrupted runs go on from their last checkpoint. Beside the
-CSV file, docs/results/<study>/ has the config.yaml and metrics.jsonl of every finished run. `--scale smoke` runs a few
-steps of every arm on small made-up images. scripts/results_page.py makes docs/results.md from the CSV files.
+CSV file, docs/results/<study>/ has the config.yaml and the evaluations of every finished run. `--scale smoke` runs a
+few steps of every arm on small made-up images. scripts/results_page.py makes docs/results.md from the CSV files.
 """
 
 import argparse
 import csv
 import os
-import shutil
 import subprocess
 import sys
 import time
@@ -202,7 +201,9 @@ class Study:
             for name, path in folders.items():
                 settings = settings.replace(path, f"{{{name}}}")
             (self.kept / f"{job.name}.yaml").write_text(settings, encoding="utf-8")
-            shutil.copyfile(folder / "metrics.jsonl", self.kept / f"{job.name}.jsonl")
+            lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+            evaluations = "".join(line for line in lines if '"test/accuracy"' in line)
+            (self.kept / f"{job.name}.jsonl").write_text(evaluations, encoding="utf-8")
 
     def _write(self) -> None:
         """Write the CSV file: first the searches, then the final runs, in the plan's order."""

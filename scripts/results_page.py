@@ -7,6 +7,7 @@ Every number of the pages is computed here. The text around them is scripts/evid
 """
 
 import argparse
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,6 +115,11 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
     sign = "+" if signed else ""
     text = f"{found.mean * scale:{sign}.{digits}f}"
     return text if found.n < 2 else f"{text} ± {found.half_width * scale:.{digits}f}"
+
+
+def make_anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
 def count_runs(study: Study) -> dict[str, int]:
@@ -227,7 +233,7 @@ def make_pages(docs: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(STUDIES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"estimate": format_estimate}
+    environment.filters |= {"estimate": format_estimate, "anchor": make_anchor}
     figures = {study.name: draw_study(study, blocks[study.name], docs / "img") for study in studies}
     figures["benefit"] = draw_benefit([block for found in blocks.values() for block in found], docs / "img")
     is_open = any(count_runs(study)["open"] for study in studies)

@@ -23,7 +23,8 @@ SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", 
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
 EXAMPLES = {"model/mlp", "hydra/launcher/ray_aws"}  # the network of docs/extending.md; a launcher named as refused
-EXAMPLE_SETTINGS = {"key", "group", "optimizer.base.eps"}  # "key=value", "group=option"; an argument of torch.optim
+# "key=value", "group=option"; an argument of torch.optim; folders of scripts/evidence.py
+EXAMPLE_SETTINGS = {"key", "group", "optimizer.base.eps", "cifar10", "cifar10n", "lite0", "fashion"}
 COMMANDS = {"sam-train": "train", "sam-eval": "evaluate", "sam-verify": "verify", "sam-report": "report"}
 TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
 
