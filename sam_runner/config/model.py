@@ -100,6 +100,7 @@ class PublishedModelConfig(ModelConfig):
     targets: ClassVar[tuple[str, ...]] = (
         "sam_runner.models.torchvision_timm.torchvision_model",
         "sam_runner.models.torchvision_timm.timm_model",
+        "sam_runner.models.torchvision_timm.small_image_resnet",
     )
     name: str = key("name of the network in torchvision.models.list_models() or timm.list_models()")
 

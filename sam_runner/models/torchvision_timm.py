@@ -7,6 +7,9 @@ import torchvision
 from torch import nn
 
 
+SMALL_IMAGE_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
+
+
 def _require_known(name: str, known: list[str], library: str) -> None:
     if name not in known:
         close = get_close_matches(name, known, 3)
@@ -40,6 +43,32 @@ def torchvision_model(num_classes: int, *, name: str, image_size: int = 224) -> 
         model: nn.Module = torchvision.models.get_model(name, weights=None, num_classes=num_classes, **options)
     except AssertionError as error:
         raise ValueError(f"{name} does not support images of {image_size} pixels: {error}") from error
+    return model
+
+
+def small_image_resnet(num_classes: int, in_channels: int, *, name: str) -> nn.Module:
+    """Return a ResNet of torchvision for images of about 32 pixels, newly initialised.
+
+    The first convolution has a kernel of 3 and stride 1, and there is no max pooling. This network is usual for
+    comparisons of optimizers on CIFAR; He et al. have thinner ones there (`sam_runner.models.resnet_cifar`).
+
+    Args:
+        num_classes: Number of outputs, C.
+        in_channels: Number of input channels.
+        name: resnet18, resnet34, resnet50, resnet101 or resnet152.
+
+    Shape:
+        (N, in_channels, H, W) -> (N, C).
+
+    Raises:
+        ValueError: If the name is not known.
+    """
+    if name not in SMALL_IMAGE_RESNETS:
+        raise ValueError(f"name={name} is not one of {', '.join(SMALL_IMAGE_RESNETS)}")
+    model = torchvision_model(num_classes, name=name)
+    first = nn.Conv2d(in_channels, 64, 3, padding=1, bias=False)
+    nn.init.kaiming_normal_(first.weight, mode="fan_out", nonlinearity="relu")  # as torchvision's first convolution
+    model.conv1, model.maxpool = first, nn.Identity()
     return model
 
 

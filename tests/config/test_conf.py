@@ -61,7 +61,7 @@ TRAINED = [
     if not file.startswith(("experiment/", "search/"))  # tests/paper/test_experiments.py
     and {key: value for key, value in yaml.safe_load((CONF / file).read_text()).items() if key != "name"} != NAMED
 ]
-COUNT = 95
+COUNT = 96
 
 
 def cifar(folder, name):

@@ -8,7 +8,7 @@ import torchvision
 import yaml
 
 from sam_runner.commands.train import CONF
-from sam_runner.models.torchvision_timm import timm_model, torchvision_model
+from sam_runner.models.torchvision_timm import small_image_resnet, timm_model, torchvision_model
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
@@ -29,6 +29,16 @@ def test_a_torchvision_option_builds_the_network_of_its_name_with_the_published_
     published = torchvision.models.get_model_weights(name).IMAGENET1K_V1.meta["num_params"]
     with torch.device("meta"):
         assert num_parameters(torchvision_model(1000, name=name)) == published
+
+
+def test_the_resnet_for_small_images_has_the_known_number_of_weights_and_keeps_the_resolution():
+    """11,173,962 parameters are those of the ResNet-18 that comparisons on CIFAR-10 use."""
+    with torch.device("meta"):
+        model = small_image_resnet(10, 3, name="resnet18")
+        assert num_parameters(model) == 11_173_962
+        assert model.layer1(model.maxpool(model.conv1(torch.rand(1, 3, 32, 32)))).shape == (1, 64, 32, 32)
+    with pytest.raises(ValueError, match="not one of resnet18"):
+        small_image_resnet(10, 3, name="resnet20")
 
 
 def test_the_heads_have_the_classes_of_the_data():
