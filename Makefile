@@ -8,7 +8,7 @@ DATA ?=
 FASHION ?= /usr/share/datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke clean
+.PHONY: help run test test-all lint format smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -59,6 +59,10 @@ gpu-table4: $(VENV)/.dev ## run the paper's Table 4 on a GPU, nine minutes per c
 
 evidence-smoke: $(VENV)/.dev ## run a few steps of every arm of a study on small made-up images
 	$(BIN)/python -W ignore scripts/evidence.py human_noise --scale smoke --jobs 2 --out outputs/evidence-smoke
+
+gpu-evidence: $(VENV)/.dev ## run the studies for a GPU, nine minutes per call (DATA=FOLDER with CIFAR-10 images); DEVICE=cpu: a few steps
+	$(BIN)/python -W ignore scripts/evidence.py gpu_resnet18 --jobs 3 \
+		$(if $(filter cpu,$(DEVICE)),--scale smoke --out outputs/evidence-smoke,--device $(DEVICE) --minutes 9 --folder cifar10=$(DATA))
 
 reproduce-smoke: $(VENV)/.dev ## run three steps of every row of the paper's tables
 	$(BIN)/python scripts/reproduce.py --table all --scale smoke --out outputs/reproduce

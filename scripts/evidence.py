@@ -13,6 +13,7 @@ few steps of every arm on small made-up images. scripts/results_page.py makes do
 import argparse
 import csv
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -27,6 +28,7 @@ from small_data import write_small_data
 
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
+from sam_runner.utils.errors import PREEMPTED
 from sam_runner.utils.files import read_json
 
 STUDIES = Path(__file__).with_name("evidence")
@@ -222,32 +224,78 @@ class Study:
         temporary.replace(self.table)
 
 
-def run(job: Job, folder: Path, folders: Mapping[str, str]) -> int:
-    """Train one run in a process of its own, with one thread; returns its exit code."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    words = [word.format(**folders) for word in job.words]
-    command = [str(Path(sys.executable).with_name("sam-train")), *words, "device=cpu", f"run_dir={folder}"]
-    with folder.with_name(f"{folder.name}.log").open("a") as log:
-        done = subprocess.run(command, stdout=log, stderr=log, env={**os.environ, "OMP_NUM_THREADS": "1"}, check=False)
-    return done.returncode
+@dataclass(frozen=True)
+class Runner:
+    """Trains runs, each in a process of its own.
 
+    Attributes:
+        study: The study that gets the results.
+        out: Folder of the run folders.
+        folders: Folders of the user by name.
+        at_once: Number of runs at the same time.
+        device: Of the runs. On a CPU each run has one thread.
+        deadline: Value of `time.monotonic` at which runs are told to save and stop, and none is started any more.
+    """
 
-def run_together(study: Study, jobs: Sequence[Job], out: Path, folders: Mapping[str, str], at_once: int) -> int:
-    """Run jobs, `at_once` at the same time; write the results after each. Returns how many failed."""
-    failed = 0
-    with ThreadPoolExecutor(at_once) as pool:
-        futures = {pool.submit(run, job, out / job.name, folders): job for job in jobs if not study.is_finished(job)}
-        for number, future in enumerate(as_completed(futures), 1):
-            job, code = futures[future], future.result()
-            failed += code != 0
-            study.add(job, out / job.name, folders)
-            accuracy = study.rows.get(job.command, {}).get("final/test/accuracy")
-            print(
-                f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
-                f"({number} of {len(futures)} of this part)",
-                flush=True,
-            )
-    return failed
+    study: Study
+    out: Path
+    folders: Mapping[str, str]
+    at_once: int = 1
+    device: str = "cpu"
+    deadline: float = float("inf")
+
+    def run(self, job: Job) -> int | None:
+        """Train one run; returns its exit code, None without a start because the time is up."""
+        left = self.deadline - time.monotonic()
+        if left <= 0:
+            return None
+        self.out.mkdir(parents=True, exist_ok=True)
+        folder = self.out / job.name
+        words = [word.format(**self.folders) for word in job.words]
+        command = [
+            str(Path(sys.executable).with_name("sam-train")),
+            *words,
+            f"device={self.device}",
+            f"run_dir={folder}",
+        ]
+        threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
+        with (self.out / f"{job.name}.log").open("a") as log:
+            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
+            try:
+                return process.wait(None if left == float("inf") else left)
+            except subprocess.TimeoutExpired:
+                process.send_signal(signal.SIGTERM)  # the run saves a checkpoint
+                return process.wait()
+
+    def run_together(self, jobs: Sequence[Job]) -> int:
+        """Run jobs; write the results after each. Returns how many failed."""
+        failed, jobs = 0, [job for job in jobs if not self.study.is_finished(job)]
+        with ThreadPoolExecutor(self.at_once) as pool:
+            futures = {pool.submit(self.run, job): job for job in jobs}
+            for number, future in enumerate(as_completed(futures), 1):
+                job, code = futures[future], future.result()
+                if code is None:
+                    continue
+                failed += code not in (0, PREEMPTED)
+                self.study.add(job, self.out / job.name, self.folders)
+                accuracy = self.study.rows.get(job.command, {}).get("final/test/accuracy")
+                print(
+                    f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
+                    f"({number} of {len(futures)} of this part)",
+                    flush=True,
+                )
+        return failed
+
+    def run_part(self, part: Part) -> int:
+        """Run the searches of a part, then its final runs. Returns how many runs failed.
+
+        The final runs of an arm whose search is not complete are left out.
+        """
+        failed = self.run_together(part.searches)
+        chosen = [(arm, seed) for arm, seed in part.finals if self.study.is_chosen(part.block, arm)]
+        for arm in dict.fromkeys(arm for arm, _ in part.finals if (arm, 0) not in chosen):
+            print(f"{part.block} {arm}: the search is not complete; logs: {self.out}/*.log")
+        return failed + self.run_together([self.study.final_job(part.block, arm, seed) for arm, seed in chosen])
 
 
 def main() -> int:
@@ -256,7 +304,9 @@ def main() -> int:
     parser.add_argument("study", choices=sorted(path.stem for path in STUDIES.glob("*.yaml")))
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=FOLDER", help="a folder of the study")
     parser.add_argument("--scale", choices=("full", "smoke"), default="full")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at once, one thread each (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1); on a CPU each has one thread")
+    parser.add_argument("--device", default="cpu", help="device of the runs: cpu (default), cuda")
+    parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this time")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the CSV files (default: docs/results)")
     arguments = parser.parse_args()
@@ -272,18 +322,12 @@ def main() -> int:
         " ".join(study.words()).format(**folders)
     except KeyError as error:
         parser.error(f"the folder {error} is not given\n  add --folder NAME=FOLDER")
+    deadline = time.monotonic() + 60 * arguments.minutes
+    runner = Runner(study, out, folders, arguments.jobs, arguments.device, deadline)
     failed = 0
     for part in study.parts():
-        searches = [job for job in part.searches if not study.is_finished(job)]
-        print(f"{part.block}: {len(searches)} runs of searches to do, {len(part.finals)} final runs", flush=True)
-        failed += run_together(study, searches, out, folders, arguments.jobs)
-        arms = dict.fromkeys(arm for arm, _ in part.finals)
-        unchosen = [arm for arm in arms if not study.is_chosen(part.block, arm)]
-        if unchosen:
-            print(f"error: the search of {', '.join(unchosen)} is not complete: see the runs' logs, {out}/*.log")
-            return 1
-        finals = [study.final_job(part.block, arm, seed) for arm, seed in part.finals]
-        failed += run_together(study, finals, out, folders, arguments.jobs)
+        print(f"{part.block}: {len(part.searches)} runs of searches, {len(part.finals)} final runs", flush=True)
+        failed += runner.run_part(part)
     print(f"results: {study.table}; {failed} runs failed")
     return int(failed > 0)
 

@@ -87,16 +87,16 @@ class Block:
 
     def baseline(self, arm: str) -> str:
         """Return the arm without SAM that an arm is compared with."""
-        return str(self.study.content["arms"][arm].get("baseline", "sgd"))
+        return str(self.study.content["arms"][arm].get("baseline", self.study.content.get("baseline", "sgd")))
 
     def value(self, arm: str) -> str:
         """Return the setting that the arm's search chose."""
         return next(iter(self.finals.loc[self.finals["arm"] == arm, "value"]), "")
 
     def cost(self, arm: str) -> float:
-        """Return the gradient evaluations of a run over those of an SGD run."""
+        """Return the gradient evaluations of a run over those of its baseline."""
         evaluations = self.finals.groupby("arm")["gradient_evaluations"].mean()
-        return float(evaluations[arm] / evaluations.get("sgd", float("nan")))
+        return float(evaluations[arm] / evaluations.get(self.baseline(arm), float("nan")))
 
 
 def read_blocks(study: Study) -> list[Block]:
