@@ -23,8 +23,8 @@ from bench_step import MODELS, SGD
 from measuring import Report, arguments, median, take_turns, wait
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from sam_runner.runs.dry_run import count_forward_flops
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.objective import Objective
@@ -207,7 +207,7 @@ def case(
 ):
     """A row: one model by one route."""
     model, batch = network(name, batch_size, side, classes, device)
-    flops = forward_flops(model, batch.inputs[:1])
+    flops = count_forward_flops(model, tuple(batch.inputs.shape[1:]))
     optimizer, step = sam_step(model, route, device)
     for rho in (0.05, 0.0):
         for _ in range(5):
@@ -249,15 +249,6 @@ def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> 
     rest = [f"{len(rows) - 14} others", sum(row[1] for row in rows[14:]), sum(row[2] for row in rows[14:])]
     note = f"{total:.3g} ms of {1e3 * seconds / count:.3g} ms a step under the profiler, {launched:.0f} kernels."
     report.table(f"Kernels of a SAM step: {name}", ["kernel", "ms", "calls"], [*rows[:14], rest], note)
-
-
-def forward_flops(model: nn.Module, image: torch.Tensor) -> int:
-    """Of one image."""
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    model.train()
-    return counter.get_total_flops()
 
 
 def training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:

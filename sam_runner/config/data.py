@@ -77,8 +77,8 @@ class ArchiveConfig(DataConfig):
         "sam_runner.data.datasets.fashion_mnist.fashion_mnist",
     )
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
-    download: bool = key("download missing files into the folder", False, on_resume="", in_reports=False)
-    url: str = key("address that the files are downloaded from")
+    download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
+    url: str = key("address of the folder that the files are downloaded from", effect="none", in_reports=False)
 
 
 @dataclass(frozen=True)
@@ -114,11 +114,11 @@ class ImageFolderConfig(DataConfig):
         "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
     )
     num_workers: int | None = key(
-        "number of threads that decode into memory, or of processes that decode from disk; null: chosen from the number"
-        " of cores",
+        "threads that decode into memory; processes that decode from disk or apply augment.policy; null: chosen from"
+        " the number of cores",
         None,
         range=NOT_NEGATIVE,
-        on_resume="",
+        effect="none",
         in_reports=False,
     )
 

@@ -107,7 +107,9 @@ class ExperimentConfig:
     )
     batch_size: int = key("images per optimizer step, over all processes", 128, range=AT_LEAST_ONE)
     accumulate: int = key(
-        "micro-batches that a batch is split into to save memory", 1, range=AT_LEAST_ONE, effect="rounding"
+        "micro-batches that a batch is split into to save memory; batch norm normalises each of them alone",
+        1,
+        range=AT_LEAST_ONE,
     )
     label_smoothing: float = key("label smoothing of the training loss", 0.0, range=BELOW_ONE)
     ema_decay: float | None = key(
@@ -285,10 +287,15 @@ def check_setting(name: str, value: Any) -> None:
     """
     for known, facts, _ in walk(ExperimentConfig()):
         if known == name and known.partition(".")[0] not in GROUPS:
-            owner: type[Any] = ExperimentConfig
-            for part in name.split(".")[:-1]:
-                owner = get_type_hints(owner)[part]
-            require_in_range(convert(value, get_type_hints(owner)[name.rpartition(".")[2]], name), facts, name)
+            require_in_range(convert(value, find_annotation(name), name), facts, name)
+
+
+def find_annotation(name: str) -> Any:
+    """Return the type annotation of a setting outside the groups with options, by its dotted name."""
+    annotation: Any = ExperimentConfig
+    for part in name.split("."):
+        annotation = get_type_hints(annotation)[part]
+    return annotation
 
 
 def _with_absolute_paths(settings: Any) -> Any:

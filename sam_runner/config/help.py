@@ -27,14 +27,6 @@ EXAMPLES = (
 )
 
 
-def first_comment(path: Path) -> str:
-    """Return the first comment of a YAML file that is not a directive, or "" if there is none."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and not line.startswith("# @"):
-            return line[2:].strip()
-    return ""
-
-
 def options(conf: Path) -> dict[str, list[str]]:
     """Return the sorted names of the options of each group, by the group's path, e.g. ``optimizer/base``."""
     groups: dict[str, list[str]] = {}
@@ -46,14 +38,19 @@ def options(conf: Path) -> dict[str, list[str]]:
 
 
 def default_options(conf: Path) -> dict[str, str]:
-    """Return the default option of each group."""
-    entries = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {
-        group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option
-    }
-    return {group: option for group, option in chosen.items() if not group.startswith("override")} | {
-        "optimizer/base": "sgd"
-    }
+    """Return the default option of each group, by the group's path."""
+    chosen = _choices(conf / "config.yaml")
+    for group, option in list(chosen.items()):
+        inner = _choices(conf / group / f"{option}.yaml")
+        chosen |= {f"{group}/{name}": inner_option for name, inner_option in inner.items()}
+    return chosen
+
+
+def _choices(path: Path) -> dict[str, str]:
+    """Return the options that the defaults list of a file chooses, by group."""
+    entries = yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", [])
+    choices = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {group: option for group, option in choices.items() if option and not group.startswith("override")}
 
 
 def keys_of(folder: Path, option: str) -> set[str]:

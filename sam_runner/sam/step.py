@@ -182,7 +182,6 @@ class SamStep:
                 context,
                 part,
                 batch.weight * len(part) / len(batch),
-                is_first=part is batches[0],
                 is_last=part is batches[-1],
                 sync=method.sync_perturbation,
                 gradient_sum=gradient_sum,
@@ -199,7 +198,7 @@ class SamStep:
             objective.average_gradients()
         loss, loss_perturbed, grad_norm, eps_norm = _mean_over_groups(parts, batches, len(batch))
         finite = objective.context.all_reduce_and(torch.stack([loss, loss_perturbed, grad_norm]).isfinite())
-        grad_norm = grad_norm / objective.scaler.scale(torch.ones_like(grad_norm))
+        grad_norm = grad_norm / context.loss_scale
         if method.combines:
             self._combine(method, context, gradient_sum)
         final_norm, finite, skipped = self._optimizer_step(finite)

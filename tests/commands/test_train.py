@@ -293,7 +293,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
         "577 training labels corrupted (40.01%)",
         "65,834 parameters",
         "220 in all",
-        "2 passes a step",
+        "sam with rho 0.05, torch.optim.SGD, passes per step: 2",
     ):
         assert wanted in done.stdout
     assert not list(tmp_path.iterdir())
