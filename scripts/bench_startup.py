@@ -1,4 +1,4 @@
-"""How long a command takes to answer, whole processes that take turns.
+"""Measure how long a command takes: whole processes that take turns.
 
 python scripts/bench_startup.py [--quick]
 """
@@ -22,7 +22,7 @@ sys.exit(train_command.main())
 
 
 def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], None]:
-    """Run python with these words; another exit code is an error."""
+    """Return a function that runs python with these arguments and requires the exit code."""
     start = [sys.executable, "-m", "sam_runner"] if module else [sys.executable]
 
     def run() -> None:
@@ -35,7 +35,7 @@ def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], Non
 
 
 def main() -> int:
-    """Measure, print, write."""
+    """Measure, print the table and write the report."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     report = Report("Start-up", torch.device("cpu"))
     contenders = {
@@ -55,7 +55,7 @@ def main() -> int:
         "Whole processes",
         ["command", "s", "in imports of torch"],
         rows,
-        "The last one: up to its end, a step, an evaluation and a checkpoint later.",
+        "The last row includes a step, an evaluation and a checkpoint.",
     )
     for name in ("sam-train --help", "sam-train rho=-1 (refused)", "sam-train optimzer=sam (refused)"):
         report.check(f"{name}, s", median(seconds, name), 0.6, at_most=True)

@@ -1,9 +1,9 @@
-"""The SAM step against its floor and its rivals: arithmetic, whole steps, memory, groups, growth, and a profile.
+"""Compare the SAM step with its floor and with other programs: arithmetic, whole steps, memory, groups, a profile.
 
     python scripts/bench_step.py [--quick]
 
-The floor of a SAM step is twice forward and backward plus one step of the base optimizer. Rivals: pytorch-optimizer's
-SAM from PyPI, and the wrapper that most scripts carry (`PlainWrapper`, one tensor at a time).
+The floor of a SAM step is two forward and backward passes plus one step of the base optimizer. The other programs are
+pytorch-optimizer's SAM from PyPI, and the wrapper that most scripts copy (`PlainWrapper`, one tensor at a time).
 """
 
 import copy
@@ -24,12 +24,16 @@ from sam_runner.sam.objective import Evaluation, Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.hardware import configure_torch
 
-SGD = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}  # so small a rate that no weight runs away while we measure
+SGD = {
+    "lr": 1e-6,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+}  # a small rate, so that no weight grows during the measurement
 RHO = 0.05
 
 
 def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+    """Return linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -37,7 +41,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 def resnet18() -> nn.Module:
-    """ResNet-18 of torchvision, with the stem of the CIFAR variants: 3x3, stride 1, no pooling."""
+    """Return torchvision's ResNet-18 with the stem of the CIFAR variants: 3x3, stride 1, no pooling."""
     from torchvision.models import resnet18 as build
 
     model = build(num_classes=10)
@@ -46,7 +50,7 @@ def resnet18() -> nn.Module:
 
 
 def resnet50() -> nn.Module:
-    """ResNet-50 of torchvision."""
+    """Return torchvision's ResNet-50."""
     from torchvision.models import resnet50 as build
 
     return build(num_classes=1000)
@@ -66,9 +70,9 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
 
 
 class PlainWrapper:
-    """SAM with the operations of the file that most scripts carry, a product with 1 for ASAM's sake included.
+    """SAM with the operations of the wrapper that most scripts copy, including its product with 1 (for ASAM).
 
-    An ascent and a descent over the parameters one by one; w is kept as clones.
+    It treats the parameters one by one and keeps clones of w.
     """
 
     def __init__(self, params: list[nn.Parameter]) -> None:
@@ -91,9 +95,9 @@ class PlainWrapper:
 
 
 class _Given(Objective):
-    """An objective whose gradients are given: what is left of `SamStep` is its arithmetic.
+    """An objective that returns given gradients without any pass, to measure the rest of `SamStep`.
 
-    The step overwrites the gradient of the first pass, as it may; its norm stays the same.
+    The step overwrites the gradient of the first pass with w + eps.
     """
 
     def __init__(self, model: nn.Module, grads: list[Tensor]) -> None:
@@ -113,14 +117,14 @@ class _Given(Objective):
 
 
 def pytorch_optimizer_sam(params: list[nn.Parameter]):
-    """The rival from PyPI."""
+    """Return the SAM optimizer of pytorch-optimizer."""
     from pytorch_optimizer import SAM
 
     return SAM(params, torch.optim.SGD, rho=RHO, **SGD)
 
 
 def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
-    """Everything of a step but forward and backward, in plain SGD steps; a row and the ratios."""
+    """Measure a step without forward and backward; return a row of the table, and the times in SGD steps."""
     models = [MODELS[name]().to(device) for _ in range(5)]
     params = [list(model.parameters()) for model in models]
     grads = [torch.randn_like(param) for param in params[0]]
@@ -155,7 +159,7 @@ def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict
 
 
 class Case:
-    """A model, a batch, and the steps that are compared on them."""
+    """A model and a batch; the methods return functions that take a step with them."""
 
     def __init__(self, name: str, batch_size: int, device: torch.device, *, side: int = 32, classes: int = 10) -> None:
         torch.manual_seed(0)
@@ -170,7 +174,7 @@ class Case:
         self.batch, self.device, self.name = Batch(images, labels), device, name
 
     def ours(self, dtype: torch.dtype | None = None, *, channels_last: bool = False, **options) -> Callable[[], object]:
-        """SamStep as sam-train builds it."""
+        """Return a step of `SamStep`, as sam-train builds it."""
         model, batch = self._laid_out(channels_last)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
         step = SamStep(Objective(model, F.cross_entropy, autocast_dtype=dtype), optimizer, **options)
@@ -179,7 +183,7 @@ class Case:
     def sgd(
         self, dtype: torch.dtype | None = None, *, fused: bool = False, foreach: bool | None = None
     ) -> Callable[[], object]:
-        """The loop of a tutorial."""
+        """Return a plain SGD step."""
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.SGD(model.parameters(), fused=fused, foreach=foreach, **SGD)
 
@@ -191,7 +195,7 @@ class Case:
         return step
 
     def floor(self, dtype: torch.dtype | None = None, *, channels_last: bool = False) -> Callable[[], object]:
-        """Twice forward and backward, and a fused step: no SAM can be cheaper."""
+        """Return two forward and backward passes and a fused step, the least that a SAM step can cost."""
         model, batch = self._laid_out(channels_last)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
 
@@ -204,7 +208,7 @@ class Case:
         return step
 
     def gradient(self) -> Callable[[], object]:
-        """One plain gradient."""
+        """Return a forward and a backward pass."""
         model = copy.deepcopy(self.model)
 
         def compute() -> None:
@@ -214,13 +218,13 @@ class Case:
         return compute
 
     def wrapper(self) -> Callable[[], object]:
-        """`PlainWrapper` with batch norm counted once, as its users write it."""
+        """Return a step of `PlainWrapper`."""
         model = copy.deepcopy(self.model)
         sam = PlainWrapper(list(model.parameters()))
         return self._two_passes(model, sam.first_step, sam.second_step)
 
     def pytorch_optimizer(self) -> Callable[[], object]:
-        """The rival from PyPI."""
+        """Return a step of pytorch-optimizer's SAM."""
         model = copy.deepcopy(self.model)
         sam = pytorch_optimizer_sam(list(model.parameters()))
         return self._two_passes(model, sam.first_step, sam.second_step)
@@ -250,7 +254,7 @@ class Case:
 
 
 def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
-    """SAM steps over their floor, where the parameters dominate."""
+    """Compare SAM steps with their floor on networks with many weights and small batches."""
     rows = []
     for name, batch_size, bound in (("WRN-28-10", 2, 1.03), ("MLP 49 M", 32, 1.08)):
         case = Case(name, batch_size, device)
@@ -270,7 +274,7 @@ def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: boo
 
 
 def growth(report: Report, rounds: int, device: torch.device) -> None:
-    """SAM over SGD as parameters and batch grow."""
+    """Compare SAM with SGD for several numbers of weights and batch sizes."""
     rows, worst = [], 0.0
     for name in ("MLP 1 M", "MLP 10 M", "MLP 49 M"):
         for batch_size in (32, 128, 512):
@@ -285,7 +289,7 @@ def growth(report: Report, rounds: int, device: torch.device) -> None:
 
 
 def groups(report: Report, rounds: int, device: torch.device) -> None:
-    """m-sharpness: a batch of 256 in groups, in plain gradients."""
+    """Compare steps of a batch of 256 images in groups with one gradient of the batch."""
     case = Case("small CNN", 256, device, side=28)
     counts = (1, 2, 4, 8, 16, 32)
     contenders = {"gradient": case.gradient()}
@@ -302,7 +306,7 @@ def groups(report: Report, rounds: int, device: torch.device) -> None:
 
 
 def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
-    """The case of the CPU target."""
+    """Compare the steps of ResNet-18 in fp32 and bf16."""
     case = Case("ResNet-18", 64, device)
     contenders = {
         "wrapper, fp32": case.wrapper(), "SGD, fp32": case.sgd(foreach=False), "ours, fp32": case.ours(),
@@ -321,7 +325,7 @@ def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
 
 
 def peak_memory(report: Report) -> None:
-    """Peak bytes of a step beyond the weights, by the profiler's account of the allocator, in copies of the weights."""
+    """Measure the peak memory of a step beyond the weights, with the profiler, in copies of the weights."""
     kinds: dict[str, Callable[[Case], Callable[[], object]]] = {
         "SGD": lambda case: case.sgd(foreach=False),
         "fused SGD": lambda case: case.sgd(fused=True),
@@ -335,7 +339,7 @@ def peak_memory(report: Report) -> None:
 
 
 def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
-    """Largest sum of bytes alive while a model is made and takes two steps, less its weights, in copies of them."""
+    """Return the peak memory while a model is built and takes two steps, minus its weights, in copies of them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         case = Case("MLP 49 M", 32, torch.device("cpu"))
         step = kind(case)
@@ -352,7 +356,7 @@ def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
 
 
 def profile(report: Report, rounds: int) -> None:
-    """Where the time of a step goes."""
+    """Profile a step."""
     case = Case("WRN-28-10", 2, torch.device("cpu"))
     step = case.ours()
     step()
@@ -376,7 +380,7 @@ def main() -> int:
     """Measure, print, write."""
     options = arguments(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
-    configure_torch(device)  # the allocator as in sam-train, for the rivals too
+    configure_torch(device)  # the allocator settings of sam-train, for all programs
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")

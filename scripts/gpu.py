@@ -1,9 +1,9 @@
-"""Everything that wants a GPU, in one call of less than nine minutes: tests, step and loader benchmarks, training.
+"""Run everything that needs a GPU in less than nine minutes: tests, benchmarks of step and loader, training.
 
     python scripts/gpu.py [--device cuda] [--data FOLDER] [--minutes 9] [--out outputs/gpu]
 
-FOLDER is an image folder of 32x32 images (CIFAR-10 as JPEG files); without it the training is on random images. What no
-time is left for is named in the report. --device cpu rehearses every part in a minute or two with tiny sizes.
+FOLDER is an image folder of 32x32 images (CIFAR-10 as JPEG files); without it random images are used for training. The
+report names the parts that there was no time for. --device cpu runs all parts but the loader's in tiny sizes.
 """
 
 import gc
@@ -18,7 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_data import in_memory, jpeg, made
+from bench_data import in_memory, jpeg, write_images
 from bench_step import MODELS, SGD
 from measuring import Report, arguments, median, take_turns, wait
 from torch import nn
@@ -39,22 +39,22 @@ CASES = [
     ("ResNet-50", 128, 224, 1000),
 ]
 TINY = [("thin ResNet-32", 4, 32, 10)]
-TRAINED = ["batch_size=128", "augment=basic", "lr=0.1"]  # of both runs through the command line
+TRAINED = ["batch_size=128", "augment=basic", "lr=0.1"]  # settings of the runs through the command line
 
 
 class Clock:
-    """What is left of the time that was given."""
+    """A time limit."""
 
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
 
     def left(self) -> float:
-        """Seconds."""
+        """Return the seconds that are left."""
         return self.end - time.monotonic()
 
 
-def tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool:
-    """The tests marked gpu; whether they passed."""
+def run_tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool:
+    """Run the tests marked gpu; return whether they passed."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "SAM_RUNNER_TEST_DEVICE": device.type, "PYTHONPATH": path}
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/scripts/test_gpu.py", "--tb=short", "--durations=5"]
@@ -71,11 +71,7 @@ def tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool
 
 
 def compile_ahead(device: torch.device, out: Path) -> list[subprocess.Popen]:
-    """Fill the compiler's cache on disk while the tests run: a network takes a minute, and there are cores enough.
-
-    Returns:
-        A process for each network.
-    """
+    """Start a process for each network that fills the compiler's cache on disk while the tests run."""
     on_gpu = device.type == "cuda"
     commands = {
         name: [__file__, "--device", device.type, "--compile", name] for name, *_ in (CASES if on_gpu else TINY)
@@ -94,7 +90,7 @@ def compile_ahead(device: torch.device, out: Path) -> list[subprocess.Popen]:
 
 
 def wait_for(processes: list[subprocess.Popen], clock: Clock) -> None:
-    """Until they have ended, but for no more than a fifth of what time is left."""
+    """Wait until the processes have ended, for at most a fifth of the time that is left; then kill them."""
     until = time.monotonic() + clock.left() / 5
     for process in processes:
         try:
@@ -107,17 +103,17 @@ def wait_for(processes: list[subprocess.Popen], clock: Clock) -> None:
 
 
 def matrix_rate(device: torch.device, rounds: int) -> float:
-    """Floating-point operations a second of a bf16 matrix product, which is what a network is measured against."""
+    """Return the floating-point operations per second of a bf16 matrix product, the denominator of MFU."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = take_turns({"product": lambda: a @ b}, rounds, device)
     if device.type != "cuda":
-        return float("nan")  # nothing is measured against a CPU's in a rehearsal
+        return float("nan")  # on a CPU the table has no MFU
     return 2 * size**3 / median(seconds, "product")
 
 
 def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[], None]:
-    """So many steps as one thing to time: a GPU runs behind its host."""
+    """Return a function that takes `count` steps: single steps on a GPU would measure the host."""
 
     def run() -> None:
         for _ in range(count):
@@ -127,7 +123,7 @@ def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[
 
 
 def steps(report: Report, device: torch.device, clock: Clock) -> None:
-    """SAM over eager, compiled and captured steps."""
+    """Measure eager, compiled and captured steps of SAM and SGD."""
     on_gpu = device.type == "cuda"
     rounds, count = (5, 10) if on_gpu else (1, 1)
     rate = matrix_rate(device, 20 if on_gpu else 2)
@@ -159,8 +155,8 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
         "peak, GiB",
     ]
     note = (
-        f"bf16, channels_last. Matrix rate measured: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is 6 forward passes an "
-        "image over it. Floor: two SGD steps less one step of the base optimizer."
+        f"bf16, channels_last. Measured rate of a matrix product: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is the rate of "
+        "6 forward passes per image, relative to it. Floor: two SGD steps minus one step of the base optimizer."
         + (f" No time for: {', '.join(left_out)}." if left_out else "")
     )
     report.table("SAM steps", columns, rows, note)
@@ -176,7 +172,7 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
 
 
 def network(name: str, batch_size: int, side: int, classes: int, device: torch.device) -> tuple[nn.Module, Batch]:
-    """A model of `MODELS`, and a batch of random images for it."""
+    """Return a model of `MODELS`, and a batch of random images for it."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device).to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
@@ -184,7 +180,7 @@ def network(name: str, batch_size: int, side: int, classes: int, device: torch.d
 
 
 def sam_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.optim.Optimizer, Callable]:
-    """The base optimizer, and the step: ``eager``, ``compiled``, and the same ``captured``."""
+    """Return the base optimizer and the step; `route` is eager or compiled, and captured or not."""
     forward: nn.Module | Callable = torch.compile(model, dynamic=False) if "compiled" in route else model
     optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
     step = SamStep(Objective(model, F.cross_entropy, forward=forward, autocast_dtype=torch.bfloat16), optimizer)
@@ -205,7 +201,7 @@ def case(
     count: int,
     rate: float,
 ):
-    """A row: one model by one route."""
+    """Measure one model by one route; return a row of the table."""
     model, batch = network(name, batch_size, side, classes, device)
     flops = count_forward_flops(model, tuple(batch.inputs.shape[1:]))
     optimizer, step = sam_step(model, route, device)
@@ -229,7 +225,7 @@ def case(
 
 
 def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> None:
-    """What the device was busy with in `count` steps, and for how much of the time it was."""
+    """Profile a function that takes `count` steps, and report the time of each kernel."""
     step()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -252,7 +248,7 @@ def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> 
 
 
 def training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:
-    """SGD and SAM from scratch through the command line."""
+    """Train with SGD and with SAM through the command line."""
     on_gpu = device.type == "cuda"
     if data is not None:
         settings = ["data=image_folder", f"data.root={data}"]
@@ -279,16 +275,16 @@ def training(report: Report, device: torch.device, clock: Clock, data: Path | No
 
 
 def main() -> int:
-    """Do it all, write after each part."""
+    """Run all parts, and write the report after each."""
     parser = arguments(__doc__.splitlines()[0])
     parser.set_defaults(device="cuda", out=Path("outputs/gpu"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--compile", metavar="NAME", help="compile a network, which is in the cache then, and end")
+    parser.add_argument("--compile", metavar="NAME", help="only compile a network, to fill the cache")
     options = parser.parse_args()
     device, clock = torch.device(options.device), Clock(options.minutes)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("error: there is no CUDA device; --device cpu rehearses", file=sys.stderr)
+        print("error: there is no CUDA device; use --device cpu for a small version", file=sys.stderr)
         return 2
     configure_torch(device)
     if options.compile:
@@ -300,17 +296,17 @@ def main() -> int:
     report, out = Report("On the device", device), options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     compiling = compile_ahead(device, out)
-    passed = tests(report, device, clock, out)
+    passed = run_tests(report, device, clock, out)
     report.write(out, "gpu")
     wait_for(compiling, clock)
     if device.type == "cuda":
         in_memory(report, 2, device)
         with tempfile.TemporaryDirectory() as folder:
-            jpeg(report, 2, made(Path(folder), 64), device, "made, 500x375")
+            jpeg(report, 2, write_images(Path(folder), 64), device, "generated, 500x375")
         report.write(out, "gpu")
     training(report, device, clock, options.data.resolve() if options.data else None, out)
     report.write(out, "gpu")
-    steps(report, device, clock)  # last: it fills what time is left
+    steps(report, device, clock)  # last, because it uses all the time that is left
     report.write(out, "gpu")
     return 0 if passed else 1
 

@@ -1,6 +1,7 @@
-"""A few ratios that only a fault of the code would break, on a machine that may be busy; exit code 1 if one is broken.
+"""Check that steps, data path and start-up have not become slower; exit code 1 if a bound is broken.
 
-Never absolute times: each figure is the median of a ratio between two things that took turns.
+The bounds are wide, because the machine may be busy. Each figure is the median of a ratio between two functions that
+took turns, never an absolute time.
 """
 
 import sys
@@ -15,9 +16,9 @@ from sam_runner.utils.hardware import configure_torch
 
 
 def main() -> int:
-    """Measure and judge."""
+    """Measure and compare with the bounds."""
     device = torch.device("cpu")
-    configure_torch(device)  # without it the kernel's zeroing of pages is what one measures
+    configure_torch(device)  # otherwise the kernel's zeroing of pages would dominate
     report = Report("Guard", device)
     _, ratios = arithmetic("WRN-28-10", 7, device)
     report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)

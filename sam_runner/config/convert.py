@@ -1,4 +1,4 @@
-"""From plain values to settings dataclasses: names, types and ranges."""
+"""Convert plain values to settings dataclasses, and check their names, types and ranges."""
 
 import contextlib
 import re
@@ -32,16 +32,16 @@ Groups = Mapping[str, Sequence[type[Any]]]
 
 
 def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
-    """Make a settings dataclass of plain values.
+    """Build a settings dataclass from plain values.
 
     Args:
-        kind: The dataclass, or for a group with options its general class.
-        values: By name; absent ones have their defaults.
-        path: Dotted name of the group, "" for the whole.
-        groups: Settings classes of the groups with options, by dotted name.
+        kind: The dataclass; ignored for a group in `groups`.
+        values: Values by name; absent settings get their defaults.
+        path: Dotted name of the group, "" for the top level.
+        groups: Settings classes of the groups with options, by dotted name. The values choose one of the classes.
 
     Raises:
-        InputError: Where a name is unknown, a required value is missing, or a value has the wrong type or range.
+        InputError: If a name is unknown, a required value is missing, or a value has the wrong type or range.
     """
     if not isinstance(values, Mapping):
         if path in groups:
@@ -75,7 +75,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
 
 
 def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any]) -> type[Any]:
-    """The class of an option: by its method's name, by its target, else the general one."""
+    """Return the class that has the name or the ``_target_`` in `values`; without such a class the general one."""
     if len(classes) == 1:
         return classes[0]
     if "name" in {entry.name for entry in fields(classes[0])} and not hasattr(classes[0], "targets"):
@@ -97,7 +97,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     Accepted annotations: bool, int, float, str, Literal, an optional one of them, and tuple[X, ...].
 
     Raises:
-        InputError: Where the value is of another type.
+        InputError: If the value has another type.
     """
     if get_origin(annotation) in (Union, types.UnionType):
         if value is None:
@@ -150,11 +150,7 @@ def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
 
 
 def require_in_range(value: Any, facts: Key, name: str) -> None:
-    """Refuse a number, or an entry of a list, outside the accepted range.
-
-    Raises:
-        InputError: Naming the range.
-    """
+    """Raise InputError, with the accepted range, for a number or an entry of a list outside it."""
     if facts.range is None or value is None:
         return
     if isinstance(value, tuple):
@@ -178,7 +174,7 @@ def _plain(value: Any) -> Any:
 def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
     """Return the message for a key that does not exist.
 
-    It names the key of the same name in another group, else the nearest key of its group, else of all, else all keys.
+    It suggests a key with the same name in another group, otherwise a key with a similar name, otherwise all keys.
 
     Args:
         key: Dotted name of the key.

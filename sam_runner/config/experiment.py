@@ -37,7 +37,7 @@ from sam_runner.utils.errors import InputError
 class CheckpointConfig:
     """Settings of the group checkpoint.
 
-    A checkpoint is written at the end of an epoch, unless the last one is less than `min_interval` seconds old.
+    A checkpoint is also written at the end of each epoch, with the exception of `min_interval`.
     """
 
     every_steps: int | None = key(
@@ -47,8 +47,8 @@ class CheckpointConfig:
         "seconds between two checkpoints within an epoch; null: none", 300.0, range=POSITIVE, effect="none"
     )
     min_interval: float = key(
-        "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last, the"
-        " best or in keep_epochs",
+        "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last epoch,"
+        " the best on the validation set or in keep_epochs",
         1.0,
         range=NOT_NEGATIVE,
         effect="none",
@@ -125,7 +125,11 @@ class ExperimentConfig:
         " (Appendix C.2)",
         False,
     )
-    seed: int = key("seed of initialisation, order, augmentation, dropout and label noise", 0, range=Range(0, 2**63))
+    seed: int = key(
+        "seed of initialisation, order, augmentation, dropout, label noise and random directions",
+        0,
+        range=Range(0, 2**63),
+    )
     device: str = key(
         "device to train on: auto, cpu, cuda or cuda:N; auto: a GPU if there is one",
         "auto",
@@ -134,12 +138,12 @@ class ExperimentConfig:
         in_reports=False,
     )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
-        "number format of the passes; auto: the fastest format of the device that does not reduce the accuracy",
+        "number format of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU",
         "auto",
         effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
-        "NHWC memory layout; auto: if the network has 2-D convolutions",
+        "NHWC memory layout; auto: if the network has 2-D convolutions and its weights are not sharded",
         "auto",
         effect="rounding",
         on_resume=ROUNDING,
@@ -173,8 +177,7 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "what a non-finite loss or gradient does; stop: it ends the run before the update; skip: the step does not"
-        " change the weights",
+        "after a non-finite loss or gradient; stop: end the run; skip: leave the weights unchanged and continue",
         "stop",
         on_resume="",
     )

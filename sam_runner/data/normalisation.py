@@ -1,4 +1,4 @@
-"""Mean and standard deviation that images are normalised with: of the training set, of ImageNet, or of a file."""
+"""Mean and standard deviation that images are normalised with: of the training set, of ImageNet, or of the weights."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Normalisation:
     Attributes:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        source: "set" (the training set), "imagenet" or "weights" (what the network's weights were trained with).
+        source: "set" (the training set), "imagenet", or "weights" (the images that the weights were trained on).
     """
 
     mean: tuple[float, ...]
@@ -112,7 +112,7 @@ def choose_normalisation(
         find_published: Returns mean and standard deviation that the weights were trained with, None if unknown.
 
     Raises:
-        InputError: If those of the weights are not known, or are for another number of channels.
+        InputError: If the chosen mean and standard deviation are unknown, or have another number of channels.
     """
     if source == "imagenet":
         chosen = IMAGENET_NORMALISATION

@@ -1,4 +1,4 @@
-"""Weights to start from: read from a file or from torchvision, and loaded into a network with a new head if needed."""
+"""Weights to start from: read them from a file or from torchvision, and load them into a network."""
 
 from collections.abc import Mapping
 from pathlib import Path

@@ -32,12 +32,7 @@ def compare_environment(folder: Path, device: str) -> list[str]:
 
 
 def write_environment(folder: Path, device: str) -> None:
-    """Write environment.json.
-
-    Args:
-        folder: The run folder.
-        device: Device of the run: cpu, cuda or cuda:N.
-    """
+    """Write environment.json; see `compare_environment`."""
     write_json(folder / "environment.json", _read_environment(device))
 
 
@@ -61,7 +56,7 @@ def _read_environment(device: str) -> dict[str, Any]:
 
 
 def _read_processor() -> str:
-    """Return the processor's name, of its family where the system does not tell it."""
+    """Return the name of the processor from /proc/cpuinfo; on other systems what `platform` knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -167,7 +167,7 @@ class SamStep:
 
     def take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None = None) -> StepStats:
         """Take one step by what `choose_method` returned; see `__call__`."""
-        with self.objective.other_gradients_kept():
+        with self.objective.keep_other_gradients():
             return self._take(batch, method, radius, number)
 
     def _take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None) -> StepStats:

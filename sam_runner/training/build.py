@@ -199,7 +199,7 @@ def build_optimizer(
 
 
 def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
-    """Return whether torch has a fused kernel of the optimizer's step that the user's arguments permit."""
+    """Return whether torch has a fused step of the optimizer, and the user's arguments permit it."""
     parameters = inspect.signature(locate(target)).parameters
     chosen = {"fused", "foreach", "differentiable"} & set(arguments)
     return "fused" in parameters and not chosen and not arguments.get("dampening")
@@ -223,7 +223,7 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any]) -> None:
     """Require that an optimizer that is not torch's own can take a step with nothing but gradients.
 
     Raises:
-        InputError: If the step fails, because it needs a closure or second derivatives, say.
+        InputError: If the step fails, for example because it needs a closure or second derivatives.
     """
     if target.startswith("torch.optim."):
         return
@@ -250,7 +250,7 @@ def build_step(
     device: torch.device,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> SamStep | CapturedStep:
-    """Return the optimizer step; the step of plain training is SAM's with rho 0."""
+    """Return the optimizer step; without SAM it is the same step with the method `Plain`."""
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     if mode == "graph" and device.type != "cuda":
         mode = "off"
@@ -317,12 +317,7 @@ def _require_possible_parts(
 
 
 def build_method(options: OptimizerConfig, seed: int) -> Method:
-    """Return the method that the optimizer's options describe.
-
-    Args:
-        options: Settings of the method.
-        seed: Seed of the run.
-    """
+    """Return the method that the settings describe; `seed` is the run's, for random directions."""
     if not isinstance(options, SamConfig):
         return Plain()
     if options.direction == "random":

@@ -78,7 +78,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def _select(config: DictConfig, key: str) -> Any:
-    """Return the value at a dotted key, None if there is none or it is an interpolation that cannot be resolved."""
+    """Return the value at a dotted key, or None; raise InputError for an interpolation that cannot be resolved."""
     try:
         return OmegaConf.select(config, key, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -86,11 +86,7 @@ def _select(config: DictConfig, key: str) -> Any:
 
 
 def _require_setting(key: str, config: DictConfig) -> None:
-    """Refuse a key at the top level of the configuration that is no setting, mostly of a file of the user's own.
-
-    Raises:
-        InputError: With the lines that the file should have.
-    """
+    """Raise InputError, with the lines to write, for a top-level key (mostly of a user's file) that is no setting."""
     known = {entry.name for entry in fields(ExperimentConfig)}
     if key in known:
         return
@@ -111,7 +107,7 @@ def _require_setting(key: str, config: DictConfig) -> None:
 
 
 def typed_overrides(config: Any) -> list[str]:
-    """Return what the user typed, from Hydra's own settings of a configuration, with interpolations unresolved."""
+    """Return the overrides that the user typed, interpolations unresolved, from Hydra's own settings `config`."""
     words: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
     return [str(word) for word in words]
 

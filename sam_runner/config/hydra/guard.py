@@ -151,11 +151,7 @@ def check(config: DictConfig) -> None:
 
 
 def refuse_sweep_settings(words: Sequence[str]) -> None:
-    """Refuse typed settings of a sweep where -m is missing.
-
-    Raises:
-        InputError: With the command that runs the sweep.
-    """
+    """Raise InputError for overrides that describe a sweep, on a command line without -m."""
     for word in words:
         name = re.split(r"[=@]", word.lstrip("+~"))[0]
         if re.match(r"hydra[./](sweep|launcher)", name):
@@ -163,11 +159,11 @@ def refuse_sweep_settings(words: Sequence[str]) -> None:
 
 
 def refuse_sweep_files(config: DictConfig, words: Sequence[str]) -> None:
-    """Refuse files that describe a sweep where -m is missing: Hydra would run one job and say nothing.
+    """Refuse files that describe a sweep if -m is missing: Hydra would run a single job without a message.
 
     Args:
         config: The composed configuration with Hydra's own settings.
-        words: What the user typed.
+        words: Overrides that the user typed.
 
     Raises:
         InputError: With the command that runs the sweep.

@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in words that say what was given, what is accepted and how to go on."""
+"""Rewrite errors of Hydra and OmegaConf: what was given, what is accepted and how to correct it."""
 
 import re
 from difflib import get_close_matches
@@ -151,7 +151,7 @@ def _no_option(error: MissingConfigException, conf: Path) -> str:
 
 
 def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
-    """An unknown key, against the keys of the groups that were chosen, and those of the options that were not."""
+    """Return the message for a key that the chosen options do not have, with the options that have it."""
     groups = options(conf)
     parent, _, name = key.rpartition(".")
     if parent in groups:

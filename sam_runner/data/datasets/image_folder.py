@@ -51,7 +51,7 @@ def image_folder(
         storage: "memory" decodes all images once and keeps them; "disk" decodes them in every epoch and needs
             `image_size`; "auto" is "memory" up to `MAX_AUTO_BYTES` of pixels.
         test_fraction: Fraction of each class for testing, in (0, 1), if there is no test folder.
-        num_workers: Number of threads that decode into memory (small files use one); None uses one per core.
+        num_workers: Number of threads that decode into memory; None: one per core. Small files are decoded by one.
 
     Raises:
         InputError: If the folder or its images are missing, train and test classes differ, image sizes differ, or an
@@ -96,7 +96,7 @@ def image_folder(
 
 
 def _log_layout(base: str, layout: Layout, test_fraction: float) -> None:
-    """Log which folder is which split, the suffixes if there are several, and what is not read."""
+    """Log the folder of each split, the suffixes if there are several, and the files that are not read."""
     if layout.test is None:
         log.info("%s has no test or val folder: %g of its images are used for testing", base, test_fraction)
     else:
