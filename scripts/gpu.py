@@ -155,8 +155,8 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
         "peak, GiB",
     ]
     note = (
-        f"bf16, channels_last. Measured rate of a matrix product: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is the rate of "
-        "6 forward passes per image, relative to it. Floor: two SGD steps minus one step of the base optimizer."
+        f"bf16, channels_last. Measured rate of a matrix product: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is the rate "
+        "of 6 forward passes per image, relative to it. Floor: two SGD steps minus one step of the base optimizer."
         + (f" No time for: {', '.join(left_out)}." if left_out else "")
     )
     report.table("SAM steps", columns, rows, note)

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from sam_runner.config.allowed_targets import require_allowed_targets
-from sam_runner.config.convert import UnknownKeyError, build, convert, flat_names, require_in_range, unknown_key
+from sam_runner.config.convert import (
+    UnknownKeyError,
+    build,
+    convert,
+    describe_unknown_key,
+    list_names,
+    require_in_range,
+)
 from sam_runner.config.data import DATA_SETS, NOISES, AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.keys import (
     AT_LEAST_ONE,
@@ -275,8 +282,8 @@ def load_experiment(
     try:
         config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS)
     except UnknownKeyError as error:  # the key may be another group's
-        others = {*ExperimentConfig().flat(), *flat_names(settings)} - {error.key}
-        raise InputError(unknown_key(error.key, [*error.accepted, *others], error.value)) from error
+        others = {*ExperimentConfig().flat(), *list_names(settings)} - {error.key}
+        raise InputError(describe_unknown_key(error.key, [*error.accepted, *others], error.value)) from error
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
     check_rules(config, typed, multirun=multirun)
     return config

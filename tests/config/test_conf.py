@@ -11,7 +11,7 @@ from hydra.errors import MissingConfigException
 
 from sam_runner.commands.train import CONF
 from sam_runner.config.experiment import load_experiment, settings_classes
-from sam_runner.config.help import keys_of, options
+from sam_runner.config.help import list_keys, list_options
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.instantiate import locate
 from sam_runner.runs.folder import job_folder
@@ -139,12 +139,12 @@ def test_the_target_exists_and_takes_the_keys(file):
 
 
 def test_an_option_has_the_keys_of_those_that_it_is_composed_of():
-    assert keys_of(CONF / "model", "shake_shake26_2x64d") == {"_target_", "depth", "width", "init", "weights"}
-    assert keys_of(CONF / "model", "resnet50") == {"_target_", "name", "weights"}
+    assert list_keys(CONF / "model", "shake_shake26_2x64d") == {"_target_", "depth", "width", "init", "weights"}
+    assert list_keys(CONF / "model", "resnet50") == {"_target_", "name", "weights"}
 
 
 def test_schema_nodes_are_no_options_of_a_group():
-    assert set(options(CONF)) == {
+    assert set(list_options(CONF)) == {
         "augment",
         "data",
         "debug",

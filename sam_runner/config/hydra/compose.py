@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_runner.config.convert import flat_names, nested, no_option, unknown_key
+from sam_runner.config.convert import describe_missing_option, describe_unknown_key, format_nested, list_names
 from sam_runner.config.experiment import GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.saved_config import store_saved_config
 from sam_runner.config.hydra.text_values import quote_text_values
@@ -61,7 +61,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     for group in GROUPS:
         node = _select(config, group)
         if not isinstance(node, DictConfig):
-            raise InputError(no_option(group, node))
+            raise InputError(describe_missing_option(group, node))
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)
     try:
@@ -96,14 +96,14 @@ def _require_setting(key: str, config: DictConfig) -> None:
     node = config._get_node(key)
     value = str(node) if not OmegaConf.is_config(node) else "..."
     if "." in key:
-        raise InputError(f"unknown key {key}: in a file, keys of a group are nested\n{nested(key, value)}")
+        raise InputError(f"unknown key {key}: in a file, keys of a group are nested\n{format_nested(key, value)}")
     if isinstance(node, DictConfig) and not get_close_matches(key, known, 1):
         raise InputError(
             f"unknown key {key}, with the settings of a file below it\n"
             "  the first line of the file has to be: # @package _global_"
         )
     own = OmegaConf.masked_copy(config, [str(entry) for entry in config if entry not in ("hydra", key)])
-    raise InputError(unknown_key(key, [*known, *flat_names(OmegaConf.to_container(own))], value))
+    raise InputError(describe_unknown_key(key, [*known, *list_names(OmegaConf.to_container(own))], value))
 
 
 def typed_overrides(config: Any) -> list[str]:

@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.help import options
+from sam_runner.config.help import list_options
 from sam_runner.config.keys import walk
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
@@ -33,7 +33,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
     path = path / "config.yaml" if path.is_dir() else path
     for word in overrides:
         group = word.lstrip("+~").partition("=")[0]
-        if group in options(CONF):
+        if group in list_options(CONF):
             raise InputError(
                 f"{word} chooses an option, and config={file} holds the settings of all groups\n"
                 "  change single settings by their keys, or leave config= out"
