@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 import torch
-from measuring import Report, arguments
+from measuring import Report, make_parser
 
 PROGRAM = """
 import sys, time
@@ -48,7 +48,7 @@ def measure_run(saves: bool, settings: list[str], folder: str) -> tuple[int, flo
 
 def main() -> int:
     """Measure, print the table and write the report."""
-    parser = arguments(__doc__.splitlines()[0])
+    parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
     report, rows = Report("Checkpoints", torch.device("cpu")), []

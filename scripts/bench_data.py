@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import Report, arguments, median, ratio, take_turns, wait
+from measuring import Report, make_parser, median, ratio, take_turns, wait
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -41,7 +41,7 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[index])), 0
 
 
-def in_memory(report: Report, rounds: int, device: torch.device) -> None:
+def measure_in_memory(report: Report, rounds: int, device: torch.device) -> None:
     """Measure pad and crop, flip and normalisation of images of CIFAR's shape."""
     pixels = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
     data = make_image_set(
@@ -110,7 +110,7 @@ def write_images(folder: Path, count: int) -> list[Path]:
     return sorted(folder.glob("*.jpg"))
 
 
-def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, origin: str) -> None:
+def measure_jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, origin: str) -> None:
     """Measure random crops to 224 pixels on one core, then the loader with its workers."""
     old = transforms.RandomResizedCrop(224)
     labels = torch.zeros(len(paths), dtype=torch.int64)
@@ -163,14 +163,14 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
 
 def main() -> int:
     """Measure, print the tables and write the report."""
-    parser = arguments(__doc__.splitlines()[0])
+    parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--images", type=Path, help="folder of JPEG files (default: generated files)")
     options = parser.parse_args()
     device = torch.device(options.device)
     configure_torch(device)
     report = Report("The data path", device)
     rounds = 3 if options.quick else 7
-    in_memory(report, rounds, device)
+    measure_in_memory(report, rounds, device)
     with tempfile.TemporaryDirectory() as folder:
         found = (
             [path for path in sorted(options.images.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
@@ -178,7 +178,7 @@ def main() -> int:
             else []
         )
         paths = found or write_images(Path(folder), 40)
-        jpeg(report, rounds, paths, device, "from --images" if found else "generated, 500x375")
+        measure_jpeg(report, rounds, paths, device, "from --images" if found else "generated, 500x375")
     report.write(options.out, "data")
     return 0
 

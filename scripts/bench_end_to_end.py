@@ -15,7 +15,7 @@ import time
 from pathlib import Path
 
 import torch
-from measuring import Report, arguments
+from measuring import Report, make_parser
 
 HERE = Path(__file__).resolve().parent
 SETTINGS = ["data=fashion_mnist", "augment=basic", "batch_size=256", "lr=0.05", "optimizer=sam", "rho=0.05", "epochs=2"]
@@ -58,7 +58,7 @@ def run_ours(root: str, seed: int, steps: int, device: str, more: list[str]) -> 
 
 def main() -> int:
     """Measure, print the table and write the report."""
-    parser = arguments(__doc__.splitlines()[0])
+    parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("root", help="folder of Fashion-MNIST")
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--steps", type=int, default=0, help="number of steps; default: two epochs")

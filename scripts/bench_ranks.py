@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import torch.multiprocessing as mp
 from bench_step import MODELS, RHO, SGD
-from measuring import Report, arguments, median, take_turns
+from measuring import Report, make_parser, median, take_turns
 from torch import distributed
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -105,7 +105,7 @@ def run(count: int, threads: int, rounds: int, case: tuple) -> dict[str, tuple[f
 
 def main() -> int:
     """Measure, print the tables and write the report."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
     report, rounds = Report("Ranks", CPU), 9 if options.quick else 21
     rows: list[list] = []
     messages: list[list] = []

@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from measuring import Report, arguments, median, ratio, take_turns
+from measuring import Report, make_parser, median, ratio, take_turns
 
 FIRST_STEP = """
 import os, sys
@@ -36,7 +36,7 @@ def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], Non
 
 def main() -> int:
     """Measure, print the table and write the report."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
     report = Report("Start-up", torch.device("cpu"))
     contenders = {
         "python -c pass": command("-c", "pass", module=False),

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from measuring import Report, arguments, median, ratio, spread, take_turns
+from measuring import Report, make_parser, median, ratio, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -32,7 +32,7 @@ SGD = {
 RHO = 0.05
 
 
-def mlp(*widths: int) -> nn.Sequential:
+def build_mlp(*widths: int) -> nn.Sequential:
     """Return linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
@@ -62,10 +62,10 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-18": resnet18,
     "ResNet-50": resnet50,
     "WRN-28-10": lambda: WideResNet(10, 3),
-    "MLP 60x64": lambda: mlp(64, *[64] * 61, 10),
-    "MLP 1 M": lambda: mlp(784, 640, 640, 128, 10),
-    "MLP 10 M": lambda: mlp(784, 2560, 2560, 560, 10),
-    "MLP 49 M": lambda: mlp(784, 6144, 6144, 1000, 10),
+    "MLP 60x64": lambda: build_mlp(64, *[64] * 61, 10),
+    "MLP 1 M": lambda: build_mlp(784, 640, 640, 128, 10),
+    "MLP 10 M": lambda: build_mlp(784, 2560, 2560, 560, 10),
+    "MLP 49 M": lambda: build_mlp(784, 6144, 6144, 1000, 10),
 }
 
 
@@ -123,7 +123,7 @@ def pytorch_optimizer_sam(params: list[nn.Parameter]):
     return SAM(params, torch.optim.SGD, rho=RHO, **SGD)
 
 
-def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
+def measure_arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
     """Measure a step without forward and backward; return a row of the table, and the times in SGD steps."""
     models = [MODELS[name]().to(device) for _ in range(5)]
     params = [list(model.parameters()) for model in models]
@@ -253,7 +253,7 @@ class Case:
         F.cross_entropy(logits.float(), batch.targets).backward()
 
 
-def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
+def measure_whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
     """Compare SAM steps with their floor on networks with many weights and small batches."""
     rows = []
     for name, batch_size, bound in (("WRN-28-10", 2, 1.03), ("MLP 49 M", 32, 1.08)):
@@ -273,7 +273,7 @@ def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: boo
     report.table("Whole step over its floor, fp32", columns, rows, "Floor: 2 x (forward + backward) + one fused step.")
 
 
-def growth(report: Report, rounds: int, device: torch.device) -> None:
+def measure_growth(report: Report, rounds: int, device: torch.device) -> None:
     """Compare SAM with SGD for several numbers of weights and batch sizes."""
     rows, worst = [], 0.0
     for name in ("MLP 1 M", "MLP 10 M", "MLP 49 M"):
@@ -288,7 +288,7 @@ def growth(report: Report, rounds: int, device: torch.device) -> None:
     report.check("SAM over SGD, MLPs of 1 to 49 M", worst, 2.05, at_most=True)
 
 
-def groups(report: Report, rounds: int, device: torch.device) -> None:
+def measure_groups(report: Report, rounds: int, device: torch.device) -> None:
     """Compare steps of a batch of 256 images in groups with one gradient of the batch."""
     case = Case("small CNN", 256, device, side=28)
     counts = (1, 2, 4, 8, 16, 32)
@@ -305,7 +305,7 @@ def groups(report: Report, rounds: int, device: torch.device) -> None:
     report.check("256 images in 16 groups, in gradients", over[16], 3.0, at_most=True)
 
 
-def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
+def measure_resnet18(report: Report, rounds: int, device: torch.device) -> None:
     """Compare the steps of ResNet-18 in fp32 and bf16."""
     case = Case("ResNet-18", 64, device)
     contenders = {
@@ -324,7 +324,7 @@ def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
     report.check("ResNet-18 SAM in bf16 over SGD in fp32", ratio(seconds, best, "SGD, fp32"), 1.0, at_most=True)
 
 
-def peak_memory(report: Report) -> None:
+def measure_peak_memory(report: Report) -> None:
     """Measure the peak memory of a step beyond the weights, with the profiler, in copies of the weights."""
     kinds: dict[str, Callable[[Case], Callable[[], object]]] = {
         "SGD": lambda case: case.sgd(foreach=False),
@@ -333,12 +333,12 @@ def peak_memory(report: Report) -> None:
         "pytorch-optimizer": Case.pytorch_optimizer,
         "ours": Case.ours,
     }
-    peaks = {name: _peak(kind) for name, kind in kinds.items()}
+    peaks = {name: _measure_peak(kind) for name, kind in kinds.items()}
     report.table("Peak memory beyond the weights, in copies of them (MLP 49 M)", list(peaks), [list(peaks.values())])
     report.check("peak memory over SGD, in copies of the weights", peaks["ours"] - peaks["SGD"], 0.7, at_most=True)
 
 
-def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
+def _measure_peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
     """Return the peak memory while a model is built and takes two steps, minus its weights, in copies of them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         case = Case("MLP 49 M", 32, torch.device("cpu"))
@@ -355,7 +355,7 @@ def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
     return peak / size - 1
 
 
-def profile(report: Report, rounds: int) -> None:
+def profile_step(report: Report, rounds: int) -> None:
     """Profile a step."""
     case = Case("WRN-28-10", 2, torch.device("cpu"))
     step = case.ours()
@@ -378,13 +378,13 @@ def profile(report: Report, rounds: int) -> None:
 
 def main() -> int:
     """Measure, print, write."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
     configure_torch(device)  # the allocator settings of sam-train, for all programs
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")
-    measured = {name: arithmetic(name, 3 * rounds, device) for name in names}
+    measured = {name: measure_arithmetic(name, 3 * rounds, device) for name in names}
     columns = ["weights", "SGD, ms", "fused SGD", "wrapper", "pytorch-optimizer", "ours", "+-"]
     report.table(
         "Step without forward and backward, in plain SGD steps", columns, [row for row, _ in measured.values()]
@@ -393,14 +393,14 @@ def main() -> int:
         ratios = measured[name][1]
         report.check(f"arithmetic of a step, {name}, in SGD steps", ratios["ours"], 1.4, at_most=True)
         report.check(f"arithmetic, {name}, wrapper over ours", ratios["wrapper"] / ratios["ours"], 2.5, at_most=False)
-    whole_steps(report, rounds, device, quick=options.quick)
-    resnet18_at_64(report, 3 if options.quick else 7, device)
-    groups(report, rounds, device)
+    measure_whole_steps(report, rounds, device, quick=options.quick)
+    measure_resnet18(report, 3 if options.quick else 7, device)
+    measure_groups(report, rounds, device)
     if device.type == "cpu":
-        peak_memory(report)
-    growth(report, 3 if options.quick else rounds, device)
+        measure_peak_memory(report)
+    measure_growth(report, 3 if options.quick else rounds, device)
     if device.type == "cpu":
-        profile(report, 2 if options.quick else 5)
+        profile_step(report, 2 if options.quick else 5)
     report.write(options.out, "step")
     return 0
 

@@ -18,9 +18,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_data import in_memory, jpeg, write_images
+from bench_data import measure_in_memory, measure_jpeg, write_images
 from bench_step import MODELS, SGD
-from measuring import Report, arguments, median, take_turns, wait
+from measuring import Report, make_parser, median, take_turns, wait
 from torch import nn
 from torch.nn import functional as F
 
@@ -102,7 +102,7 @@ def wait_for(processes: list[subprocess.Popen], clock: Clock) -> None:
             print(f"compiling ahead: exit code {process.returncode} of {process.args[2:]}", flush=True)
 
 
-def matrix_rate(device: torch.device, rounds: int) -> float:
+def measure_matrix_rate(device: torch.device, rounds: int) -> float:
     """Return the floating-point operations per second of a bf16 matrix product, the denominator of MFU."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
@@ -112,7 +112,7 @@ def matrix_rate(device: torch.device, rounds: int) -> float:
     return 2 * size**3 / median(seconds, "product")
 
 
-def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[], None]:
+def repeat(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[], None]:
     """Return a function that takes `count` steps: single steps on a GPU would measure the host."""
 
     def run() -> None:
@@ -122,11 +122,11 @@ def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[
     return run
 
 
-def steps(report: Report, device: torch.device, clock: Clock) -> None:
+def measure_steps(report: Report, device: torch.device, clock: Clock) -> None:
     """Measure eager, compiled and captured steps of SAM and SGD."""
     on_gpu = device.type == "cuda"
     rounds, count = (5, 10) if on_gpu else (1, 1)
-    rate = matrix_rate(device, 20 if on_gpu else 2)
+    rate = measure_matrix_rate(device, 20 if on_gpu else 2)
     rows, left_out = [], []
     for name, batch_size, side, classes in CASES if on_gpu else TINY:
         for route in ("eager", "eager captured", "compiled captured"):
@@ -134,7 +134,7 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
                 left_out.append(f"{name} {route}")
                 continue
             try:
-                rows.append(case(report, name, batch_size, side, classes, route, device, rounds, count, rate))
+                rows.append(measure_case(report, name, batch_size, side, classes, route, device, rounds, count, rate))
             except Exception as error:  # one route that fails must not hide the others
                 traceback.print_exc()
                 rows.append([name, batch_size, route, f"failed: {type(error).__name__}: {str(error)[:80]}", *["-"] * 6])
@@ -171,7 +171,7 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
         report.check("ResNet-50, SAM, floor over step", floor, 0.95, at_most=False)
 
 
-def network(name: str, batch_size: int, side: int, classes: int, device: torch.device) -> tuple[nn.Module, Batch]:
+def build_network(name: str, batch_size: int, side: int, classes: int, device: torch.device) -> tuple[nn.Module, Batch]:
     """Return a model of `MODELS`, and a batch of random images for it."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device).to(memory_format=torch.channels_last)
@@ -179,7 +179,7 @@ def network(name: str, batch_size: int, side: int, classes: int, device: torch.d
     return model, Batch(images, torch.arange(batch_size, device=device) % classes)
 
 
-def sam_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.optim.Optimizer, Callable]:
+def build_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.optim.Optimizer, Callable]:
     """Return the base optimizer and the step; `route` is eager or compiled, and captured or not."""
     forward: nn.Module | Callable = torch.compile(model, dynamic=False) if "compiled" in route else model
     optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
@@ -189,7 +189,7 @@ def sam_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.
     return optimizer, step
 
 
-def case(
+def measure_case(
     report: Report,
     name: str,
     batch_size: int,
@@ -202,29 +202,29 @@ def case(
     rate: float,
 ):
     """Measure one model by one route; return a row of the table."""
-    model, batch = network(name, batch_size, side, classes, device)
+    model, batch = build_network(name, batch_size, side, classes, device)
     flops = count_forward_flops(model, tuple(batch.inputs.shape[1:]))
-    optimizer, step = sam_step(model, route, device)
+    optimizer, step = build_step(model, route, device)
     for rho in (0.05, 0.0):
         for _ in range(5):
             step(batch, rho)
     wait(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    contenders = {"SAM": repeated(step, batch, 0.05, count), "SGD": repeated(step, batch, 0.0, count)}
+    contenders = {"SAM": repeat(step, batch, 0.05, count), "SGD": repeat(step, batch, 0.0, count)}
     contenders["update"] = lambda: [optimizer.step() for _ in range(count)]
     seconds = take_turns(contenders, rounds, device)
     sam, sgd, update = (median(seconds, entry) / count for entry in contenders)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
     if device.type == "cuda" and "compiled" in route:
-        kernels(report, f"{name}, {route}", contenders["SAM"], count)
+        profile_kernels(report, f"{name}, {route}", contenders["SAM"], count)
     return [
         name, batch_size, route, sam * 1e3, sgd * 1e3, sam / sgd, (2 * sgd - update) / sam, batch_size / sam,
         6 * flops * batch_size / sam / rate, peak,
     ]  # fmt: skip
 
 
-def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> None:
+def profile_kernels(report: Report, name: str, step: Callable[[], None], count: int) -> None:
     """Profile a function that takes `count` steps, and report the time of each kernel."""
     step()
     torch.cuda.synchronize()
@@ -247,7 +247,7 @@ def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> 
     report.table(f"Kernels of a SAM step: {name}", ["kernel", "ms", "calls"], [*rows[:14], rest], note)
 
 
-def training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:
+def run_training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:
     """Train with SGD and with SAM through the command line."""
     on_gpu = device.type == "cuda"
     if data is not None:
@@ -276,7 +276,7 @@ def training(report: Report, device: torch.device, clock: Clock, data: Path | No
 
 def main() -> int:
     """Run all parts, and write the report after each."""
-    parser = arguments(__doc__.splitlines()[0])
+    parser = make_parser(__doc__.splitlines()[0])
     parser.set_defaults(device="cuda", out=Path("outputs/gpu"))
     parser.add_argument("--data", type=Path)
     parser.add_argument("--minutes", type=float, default=9)
@@ -289,8 +289,8 @@ def main() -> int:
     configure_torch(device)
     if options.compile:
         ((_, *sizes),) = (entry for entry in (CASES if device.type == "cuda" else TINY) if entry[0] == options.compile)
-        model, batch = network(options.compile, *sizes, device)
-        sam_step(model, "compiled", device)[1](batch, 0.05)
+        model, batch = build_network(options.compile, *sizes, device)
+        build_step(model, "compiled", device)[1](batch, 0.05)
         wait(device)
         return 0
     report, out = Report("On the device", device), options.out.resolve()
@@ -300,13 +300,13 @@ def main() -> int:
     report.write(out, "gpu")
     wait_for(compiling, clock)
     if device.type == "cuda":
-        in_memory(report, 2, device)
+        measure_in_memory(report, 2, device)
         with tempfile.TemporaryDirectory() as folder:
-            jpeg(report, 2, write_images(Path(folder), 64), device, "generated, 500x375")
+            measure_jpeg(report, 2, write_images(Path(folder), 64), device, "generated, 500x375")
         report.write(out, "gpu")
-    training(report, device, clock, options.data.resolve() if options.data else None, out)
+    run_training(report, device, clock, options.data.resolve() if options.data else None, out)
     report.write(out, "gpu")
-    steps(report, device, clock)  # last, because it uses all the time that is left
+    measure_steps(report, device, clock)  # last, because it uses all the time that is left
     report.write(out, "gpu")
     return 0 if passed else 1
 

@@ -7,9 +7,9 @@ took turns, never an absolute time.
 import sys
 
 import torch
-from bench_data import in_memory
+from bench_data import measure_in_memory
 from bench_startup import command
-from bench_step import Case, arithmetic
+from bench_step import Case, measure_arithmetic
 from measuring import Report, ratio, take_turns
 
 from sam_runner.utils.hardware import configure_torch
@@ -20,7 +20,7 @@ def main() -> int:
     device = torch.device("cpu")
     configure_torch(device)  # otherwise the kernel's zeroing of pages would dominate
     report = Report("Guard", device)
-    _, ratios = arithmetic("WRN-28-10", 7, device)
+    _, ratios = measure_arithmetic("WRN-28-10", 7, device)
     report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)
     report.check("arithmetic of a step over the wrapper's", ratios["ours"] / ratios["wrapper"], 0.7, at_most=True)
     case = Case("MLP 10 M", 32, device)
@@ -30,7 +30,7 @@ def main() -> int:
     seconds = take_turns({"gradient": case.gradient(), "ours": case.ours(group_size=64)}, 3, device)
     report.check("256 images in 4 groups, in gradients", ratio(seconds, "ours", "gradient"), 2.8, at_most=True)
     data = Report("Guard, data", device)
-    in_memory(data, 1, device)
+    measure_in_memory(data, 1, device)
     report.check("batched augmentation over PIL + DataLoader", data.checks[1]["value"], 8, at_most=False)
     commands = {"refused": command("rho=-1", code=2), "torch": command("-c", "import torch", module=False)}
     seconds = take_turns(commands, 3, device)

@@ -62,7 +62,7 @@ def median(seconds: Seconds, name: str) -> float:
     return statistics.median(seconds[name])
 
 
-def processor() -> str:
+def read_processor() -> str:
     """Return the name of the CPU."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
@@ -75,7 +75,7 @@ class Report:
 
     def __init__(self, title: str, device: torch.device) -> None:
         self.title = title
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor()
         self.conditions = {
             "device": where,
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -148,7 +148,7 @@ def _markdown(table: Mapping) -> str:
     return "\n".join(lines)
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
+def make_parser(description: str) -> argparse.ArgumentParser:
     """Return a parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
