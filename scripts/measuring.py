@@ -13,6 +13,8 @@ from pathlib import Path
 
 import torch
 
+from sam_runner.runs.environment import read_processor
+
 Seconds = dict[str, list[float]]
 
 
@@ -60,14 +62,6 @@ def spread(seconds: Seconds, name: str, other: str) -> float:
 def median(seconds: Seconds, name: str) -> float:
     """Return the median time of `name` in seconds."""
     return statistics.median(seconds[name])
-
-
-def read_processor() -> str:
-    """Return the name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
 
 
 class Report:

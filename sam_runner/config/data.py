@@ -50,8 +50,8 @@ class DataConfig(Component):
 
     @property
     def num_decoding_workers(self) -> int | None:
-        """Number of processes that decode image files; None if it is chosen from the number of cores."""
-        return None
+        """Value of the setting ``num_workers``, or None: the number is chosen from the number of cores."""
+        return getattr(self, "num_workers", None)
 
 
 @dataclass(frozen=True)
@@ -123,11 +123,6 @@ class ImageFolderConfig(DataConfig):
         effect="none",
         in_reports=False,
     )
-
-    @property
-    def num_decoding_workers(self) -> int | None:
-        """Number of processes that decode image files; None if it is chosen from the number of cores."""
-        return self.num_workers
 
 
 @dataclass(frozen=True)

@@ -67,11 +67,14 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
     """Settings of data-parallel training."""
     if "world_size" in typed:
         raise InputError(
-            f"world_size={config.world_size} is for torchrun to set\n"
+            f"world_size={config.world_size} was given, but torchrun sets it\n"
             f"  use torchrun --nproc-per-node {config.world_size} -m sam_runner ..."
         )
     if config.batch_size < config.world_size:
-        raise InputError(f"batch_size={config.batch_size} is smaller than the number of processes, {config.world_size}")
+        raise InputError(
+            f"batch_size={config.batch_size} is smaller than the number of processes, {config.world_size}\n"
+            f"  accepted: at least {config.world_size}"
+        )
     if config.sync_batchnorm and config.world_size == 1:
         raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave it out")
     if config.parallel == "fsdp":
@@ -123,12 +126,15 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
     m = config.optimizer.m
     for name, value in (("accumulate", config.accumulate), ("optimizer.m", m)):
         if value is not None and value > config.batch_size:
-            raise InputError(f"{name}={value} is larger than batch_size={config.batch_size}")
+            raise InputError(
+                f"{name}={value} is larger than batch_size={config.batch_size}\n  accepted: at most {config.batch_size}"
+            )
     if m is None or "accumulate" not in typed or config.accumulate == 1:
         return
     if -(-config.batch_size // config.accumulate) >= m:
         raise InputError(
-            f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
+            f"accumulate={config.accumulate} has no effect: a group of optimizer.m={m} images fits into one micro-batch\n"
+            "  leave accumulate out, or give a larger one"
         )
 
 
@@ -149,7 +155,7 @@ def _check_warmup(config: "ExperimentConfig", _: set[str]) -> None:
     for name, value in warmups.items():
         if value >= config.epochs:
             raise InputError(
-                f"{name}={value:g} leaves none of epochs={config.epochs}\n  it must be smaller than epochs"
+                f"{name}={value:g} is not smaller than epochs={config.epochs}\n  use fewer epochs of warm-up"
             )
 
 
@@ -206,7 +212,7 @@ def _check_image_files(config: "ExperimentConfig", _: set[str]) -> None:
     own_data = type(config.data) is DataConfig and config.data.target not in DataConfig.targets
     if config.augment.crop_scale_min is not None and not (isinstance(config.data, ImageFolderConfig) or own_data):
         raise InputError(
-            "augment.crop_scale_min cuts parts out of image files\n"
+            "augment.crop_scale_min needs image files: it crops them while they are decoded\n"
             "  use data=image_folder data.storage=disk, or another augment than inception"
         )
 
@@ -231,7 +237,10 @@ def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
     if config.noise.target == "sam_runner.data.noise.none":
         raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")
     if isinstance(config.noise, LabelFileConfig):
-        raise InputError("data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images")
+        raise InputError(
+            "data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images\n"
+            "  use data.val_labels=clean"
+        )
 
 
 def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
@@ -242,7 +251,7 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("augment.cutout_per_batch has no effect with augment.cutout=0\n  give augment.cutout too")
     for name in ("augment.num_ops", "augment.magnitude"):
         if name in typed and augment.policy != "randaugment":
-            raise InputError(f"{name} is of RandAugment only\n  use augment=randaugment")
+            raise InputError(f"{name} has no effect without RandAugment\n  use augment=randaugment")
     if augment.mixup is not None and augment.cutmix is not None:
         raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 

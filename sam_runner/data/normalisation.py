@@ -78,11 +78,7 @@ class Normalisation:
         return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio)
 
     def require_channels(self, channels: int) -> None:
-        """Refuse images with another number of channels.
-
-        Raises:
-            InputError: With the value of data.normalisation that fits every image.
-        """
+        """Raise InputError for images with another number of channels."""
         if len(self.mean) != channels:
             raise InputError(
                 f"data.normalisation={self.source} is for {len(self.mean)} channels, the images have {channels}\n"

@@ -92,7 +92,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
     """
     own, head = model.state_dict(), f"{find_head(model, num_classes)}."
     head_fits = all(key in state and state[key].shape == own[key].shape for key in own if key.startswith(head))
-    # The head is loaded completely or not at all: a loaded weight with a newly initialised bias would be neither head.
+    # The head is loaded completely or not at all, so that a loaded weight never has a newly initialised bias.
     expected, given = (
         {key: value for key, value in entries.items() if head_fits or not key.startswith(head)}
         for entries in (own, state)

@@ -48,14 +48,14 @@ def _read_environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _find_version(name) for name in packages},
-        "processor": _read_processor(),
+        "processor": read_processor(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _read_processor() -> str:
+def read_processor() -> str:
     """Return the name of the processor from /proc/cpuinfo; on other systems what `platform` knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()

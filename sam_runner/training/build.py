@@ -143,7 +143,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
     side = min(train.shape[1:])
     if augment.crop_scale_min is not None and isinstance(train, ImageSet):
         raise InputError(
-            "augment.crop_scale_min crops image files, but the images are in memory\n  set data.storage=disk"
+            "augment.crop_scale_min needs image files, but the images are in memory\n  set data.storage=disk"
         )
     if augment.pad_mode == "reflect" and augment.pad >= side:
         raise InputError(

@@ -138,7 +138,7 @@ def compose_settings(
 
 
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose settings for display only: each required value that is not given is "-"."""
+    """Compose settings for display only: "-" replaces required values that are not given."""
     return load_experiment(_fill_required(plain_settings(compose_settings(overrides))))
 
 
