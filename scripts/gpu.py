@@ -278,8 +278,8 @@ def main() -> int:
     """Run all parts, and write the report after each."""
     parser = make_parser(__doc__.splitlines()[0])
     parser.set_defaults(device="cuda", out=Path("outputs/gpu"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--minutes", type=float, default=9)
+    parser.add_argument("--data", type=Path, help="image folder of 32x32 images")
+    parser.add_argument("--minutes", type=float, default=9, help="time limit")
     parser.add_argument("--compile", metavar="NAME", help="only compile a network, to fill the cache")
     options = parser.parse_args()
     device, clock = torch.device(options.device), Clock(options.minutes)

@@ -80,7 +80,11 @@ class ArchiveConfig(DataConfig):
     )
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
     download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
-    url: str = key("address of the folder that the files are downloaded from", effect="none", in_reports=False)
+    url: str = key(
+        "address of the folder that the files are downloaded from; each option has the published one",
+        effect="none",
+        in_reports=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -193,7 +197,7 @@ class AugmentConfig:
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "values of the added pixels; reflect: the image mirrored without its edge, as the paper's code; zero: 0",
+        "values of the added pixels; reflect: the mirrored image, edge not repeated (the paper's code); zero: 0",
         "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)

@@ -133,7 +133,7 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
         return
     if -(-config.batch_size // config.accumulate) >= m:
         raise InputError(
-            f"accumulate={config.accumulate} has no effect: a group of optimizer.m={m} images fits into one micro-batch\n"
+            f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images fit into one micro-batch\n"
             "  leave accumulate out, or give a larger one"
         )
 

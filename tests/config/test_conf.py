@@ -174,7 +174,10 @@ def test_every_settings_class_is_used():
         (True, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "optimizer.rho=0.1"]),
         (False, ["optimizer=sam", "rho=0.1"], ["optimizer=sam", "rho=0.2"]),
         (False, ["optimizer=sgd"], ["optimizer=sam"]),
+        (True, ["data=cifar10"], ["data=cifar10", "data.download=true", "data.url=http://mirror"]),
+        (True, ["data=image_folder", "data.root=a"], ["data=image_folder", "data.root=a", "data.num_workers=3"]),
         (False, ["seed=0"], ["seed=1"]),
+        (False, ["batch_size=8"], ["batch_size=8", "accumulate=2"]),
         (False, ["noise=symmetric"], ["noise=symmetric", "noise.rate=0.3"]),
     ],
 )
