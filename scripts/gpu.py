@@ -167,7 +167,7 @@ def measure_steps(report: Report, device: torch.device, clock: Clock) -> None:
 
         speed, mfu, floor = best_of("thin ResNet-32", 7), best_of("WRN-28-10", 8), best_of("ResNet-50", 6)
         report.check("thin ResNet-32, batch 256, SAM, images/s", speed, 60_000, at_most=False)
-        report.check("WRN-28-10, batch 256, SAM, of the measured matrix rate", mfu, 0.45, at_most=False)
+        report.check("WRN-28-10, batch 256, SAM, MFU", mfu, 0.45, at_most=False)
         report.check("ResNet-50, SAM, floor over step", floor, 0.95, at_most=False)
 
 
