@@ -26,11 +26,7 @@ def list_trusted_prefixes() -> tuple[str, ...]:
 
 
 def require_trusted_name(target: str) -> None:
-    """Refuse a dotted name outside the trusted modules.
-
-    Raises:
-        InputError: If the name is not in a trusted module; the message says how to trust a module.
-    """
+    """Raise InputError for a dotted name outside the trusted modules."""
     hidden = any(part.startswith("_") for part in target.split("."))
     if hidden or not f"{target}.".startswith(list_trusted_prefixes()):
         raise InputError(

@@ -290,11 +290,7 @@ def load_experiment(
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Validate the value of one setting outside the groups with options, e.g. ``epochs`` or ``checkpoint.keep``.
-
-    Raises:
-        InputError: If its type or range is wrong.
-    """
+    """Raise InputError if a setting outside the groups with options has a wrong type or range."""
     for known, facts, _ in walk(ExperimentConfig()):
         if known == name and known.partition(".")[0] not in GROUPS:
             require_in_range(convert(value, find_annotation(name), name), facts, name)

@@ -16,15 +16,12 @@ if TYPE_CHECKING:
 
 
 def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) -> None:
-    """Check every rule.
+    """Raise InputError for the first rule that is broken.
 
     Args:
         config: Settings of the right types and ranges.
         typed: Dotted names of the settings that the user typed.
         multirun: Whether the run is a job of a sweep.
-
-    Raises:
-        InputError: For the first rule that is broken.
     """
     for rule in RULES:
         rule(config, typed)
@@ -257,11 +254,7 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Refuse a missing folder of images or a missing file of labels before torch is imported.
-
-    Raises:
-        InputError: Naming the path.
-    """
+    """Raise InputError for a missing folder of images or file of labels, before torch is imported."""
     if isinstance(config.data, ImageFolderConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
         raise InputError(
             f"data.root={config.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike"

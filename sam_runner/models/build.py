@@ -203,10 +203,7 @@ def published_normalisation(config: ModelConfig) -> Statistics | None:
 def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:
     """Return whether images and weights are laid out NHWC, with which convolutions are fastest.
 
-    Args:
-        setting: True, False, or "auto": if the network has 2-D convolutions and its weights are not sharded.
-        model: The network.
-        sharded: Whether its weights are sharded.
+    The setting "auto" chooses it if the network has 2-D convolutions and its weights are not sharded.
     """
     if setting == "auto":
         return not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules())

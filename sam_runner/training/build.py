@@ -86,14 +86,7 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
-    """Choose the number format of the passes.
-
-    Args:
-        precision: The setting ``precision``.
-        device: Device of the run.
-
-    Returns:
-        The format, and for ``precision=auto`` the reason why it was chosen, else "".
+    """Return the number format of the passes and, for ``precision=auto``, the reason for it, otherwise "".
 
     Raises:
         InputError: If the device does not support the format.
@@ -105,12 +98,7 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _read_data(target: str, arguments: str) -> Splits:
-    """Read a data set. The last one is cached, because most jobs of a sweep use the same data.
-
-    Args:
-        target: Dotted name of the function that reads it.
-        arguments: Its arguments as a JSON object.
-    """
+    """Call the function `target` with `arguments`, a JSON object; the jobs of a sweep mostly share one data set."""
     splits: Splits = call_target(target, json.loads(arguments), "data")
     return splits
 
@@ -355,13 +343,7 @@ def build_loaders(
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the loader of the training set, and the loaders of the evaluated sets by name.
 
-    Args:
-        config: The settings.
-        splits: The sets.
-        device: Device of the batches.
-        channels_last: Whether images are laid out NHWC.
-        context: The processes that train together.
-        normalisation: Mean and standard deviation of the images; None chooses them by ``data.normalisation``.
+    Without `normalisation` the mean and standard deviation are chosen by ``data.normalisation``.
     """
     train, workers = splits.train, config.data.num_decoding_workers
     common: dict[str, Any] = {
@@ -403,7 +385,7 @@ def build_run(
     Args:
         config: The settings.
         context: The processes that train together; each of them builds the run.
-        normalisation: Mean and standard deviation that the run has stored in its folder; None chooses them.
+        normalisation: Mean and standard deviation stored in the run folder; None: see `build_loaders`.
 
     Raises:
         InputError: If the settings cannot be used.

@@ -88,12 +88,7 @@ def predict(
 
 
 def _gather_logits(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> Tensor:
-    """Return the logits of all ranks in the order of the set.
-
-    Args:
-        parts: (logits, indices in the set) of each batch of this rank.
-        loader: Loader of the set.
-    """
+    """Return the logits of all ranks in the order of the set, from (logits, indices in the set) of this rank."""
     (num_logits,) = loader.context.all_reduce_max(parts[0][0].shape[1] if parts else 0)
     all_logits = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)
     for logits, indices in parts:

@@ -119,10 +119,10 @@ def compose_settings(
     config_dir: str | None = None,
     config_file: str | None = None,
 ) -> DictConfig:
-    """Compose the configuration of a single run from the arguments of the command line.
+    """Compose the configuration of a single run from arguments ``key=value`` and ``group=option``.
 
     Args:
-        overrides: Arguments ``key=value`` and ``group=option``.
+        overrides: The arguments.
         return_hydra_config: Include Hydra's own settings under ``hydra``.
         config_dir: Folder of the user's own groups and options.
         config_file: A run's config.yaml in place of conf/, or None.

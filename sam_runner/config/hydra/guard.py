@@ -90,14 +90,7 @@ def install(after_check: Callable[[DictConfig], None] = lambda _: None) -> None:
 
 
 def require_values(overrides: Sequence[str]) -> None:
-    """Refuse a swept setting without values, for which Hydra would run no job.
-
-    Args:
-        overrides: The ``key=value`` arguments of the command line.
-
-    Raises:
-        InputError: If an override has no value; the message names the override.
-    """
+    """Raise InputError for a swept setting without values, for which Hydra would run no job."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_discrete_sweep():
             continue
