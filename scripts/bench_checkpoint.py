@@ -1,9 +1,9 @@
-"""What checkpoints cost: the same run with and without them, as pairs of whole processes.
+"""Measure the cost of checkpoints: the same run with and without saving, as pairs of whole processes.
 
     python scripts/bench_checkpoint.py [--pairs 7] [--out outputs/bench] [-- SETTINGS...]
 
-Without means that nothing is saved. Processes on a shared machine differ by more than a save takes; so the time inside
-the saves is told too, beside that of the whole process.
+Whole processes on a shared machine differ by more than a save takes. Therefore the time inside the saves is measured
+too.
 """
 
 import os
@@ -13,7 +13,7 @@ import sys
 import tempfile
 
 import torch
-from measuring import Report, arguments
+from measuring import Report, make_parser
 
 PROGRAM = """
 import sys, time
@@ -37,8 +37,8 @@ KINDS = {
 }  # fmt: skip
 
 
-def measured(saves: bool, settings: list[str], folder: str) -> tuple[int, float, float]:
-    """Number of saves, seconds inside them, seconds of the process."""
+def measure_run(saves: bool, settings: list[str], folder: str) -> tuple[int, float, float]:
+    """Return the number of saves, the seconds inside them, and the seconds of the whole process."""
     environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     words = [sys.executable, "-c", PROGRAM.format(saves=saves), *settings, "device=cpu", f"run_dir={folder}"]
     done = subprocess.run(words, check=True, capture_output=True, text=True, env=environment)
@@ -47,8 +47,8 @@ def measured(saves: bool, settings: list[str], folder: str) -> tuple[int, float,
 
 
 def main() -> int:
-    """Measure in turns, print, write."""
-    parser = arguments(__doc__.splitlines()[0])
+    """Measure, print the table and write the report."""
+    parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=7)
     options = parser.parse_args()
     report, rows = Report("Checkpoints", torch.device("cpu")), []
@@ -57,7 +57,7 @@ def main() -> int:
             pairs = []
             for number in range(options.pairs):
                 order = (True, False) if number % 2 else (False, True)
-                took = {saves: measured(saves, settings, f"{folder}/{index}-{number}-{saves}") for saves in order}
+                took = {saves: measure_run(saves, settings, f"{folder}/{index}-{number}-{saves}") for saves in order}
                 pairs.append((took[True], took[False]))
             parts = [100 * first[1] / first[2] for first, _ in pairs]
             costs = [100 * (first[2] / second[2] - 1) for first, second in pairs]

@@ -1,9 +1,9 @@
-"""The data path against the usual one: batched augmentation of images in memory, and JPEG files at 224 pixels.
+"""Compare the data path with torchvision's: augmentation of images in memory, and JPEG files at 224 pixels.
 
     python scripts/bench_data.py [--quick] [--images FOLDER]
 
-The rivals are torchvision's transforms on PIL images in a DataLoader, and its RandomResizedCrop. Without --images the
-JPEG files are made: 500x375 pixels of smooth noise, about 90 kB each.
+The other programs are torchvision's transforms of PIL images in a DataLoader, and its RandomResizedCrop. Without
+--images the JPEG files are generated: 500x375 pixels of smooth noise, about 90 kB each.
 """
 
 import sys
@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from measuring import Report, arguments, median, ratio, take_turns, wait
+from measuring import Report, make_parser, median, ratio, take_turns, wait
 from PIL import Image
 from torch.utils.data import DataLoader, Dataset
 from torchvision import transforms
@@ -29,7 +29,7 @@ BATCH = 256
 
 
 class Pictures(Dataset):
-    """What torchvision's data sets in memory do for each image."""
+    """A data set in memory that makes a PIL image and transforms it, as torchvision's data sets do."""
 
     def __init__(self, images_NHWC: np.ndarray, transform: Callable) -> None:
         self.images, self.transform = images_NHWC, transform
@@ -41,8 +41,8 @@ class Pictures(Dataset):
         return self.transform(Image.fromarray(self.images[index])), 0
 
 
-def in_memory(report: Report, rounds: int, device: torch.device) -> None:
-    """CIFAR's shape: pad and crop, flip, normalise."""
+def measure_in_memory(report: Report, rounds: int, device: torch.device) -> None:
+    """Measure pad and crop, flip and normalisation of images of CIFAR's shape."""
     pixels = np.random.default_rng(0).integers(0, 256, (50_000, 32, 32, 3), dtype=np.uint8)
     data = make_image_set(
         torch.from_numpy(pixels).permute(0, 3, 1, 2).contiguous(), torch.arange(50_000) % 10, tuple("abcdefghij")
@@ -92,15 +92,15 @@ def in_memory(report: Report, rounds: int, device: torch.device) -> None:
     seconds = take_turns(contenders, rounds, device)
     speed = {name: counts[name] / median(seconds, name) for name in contenders}
     rows = [[name, value, value / speed["PIL + DataLoader"]] for name, value in speed.items()]
-    report.table("Images of 32x32 in memory: crop, flip, normalise", ["way", "images/s", "times"], rows)
+    report.table("Images of 32x32 in memory: crop, flip, normalise", ["program", "images/s", "times"], rows)
     report.check("batched augmentation, images/s", speed["ours"], 70_000, at_most=False)
     report.check(
         "batched augmentation over PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False
     )
 
 
-def made(folder: Path, count: int) -> list[Path]:
-    """JPEG files of the size of ImageNet's."""
+def write_images(folder: Path, count: int) -> list[Path]:
+    """Write JPEG files of the size of ImageNet's, and return their paths."""
     draws = np.random.default_rng(0)
     for index in range(count):
         coarse = draws.integers(0, 256, (48, 64, 3), dtype=np.uint8)
@@ -110,8 +110,8 @@ def made(folder: Path, count: int) -> list[Path]:
     return sorted(folder.glob("*.jpg"))
 
 
-def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, origin: str) -> None:
-    """Random part, 224 pixels; one core, then the loader with its workers."""
+def measure_jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, origin: str) -> None:
+    """Measure random crops to 224 pixels on one core, then the loader with its workers."""
     old = transforms.RandomResizedCrop(224)
     labels = torch.zeros(len(paths), dtype=torch.int64)
     files = ImageFiles(Path("/"), tuple(str(path.resolve()) for path in paths), labels, ("a", "b"), labels, 224)
@@ -141,7 +141,7 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
     rows = [
         [name, len(paths) / median(seconds, key)] for name, key in (("PIL RandomResizedCrop", "PIL"), ("ours", "ours"))
     ]
-    report.table(f"JPEG files to 224 pixels, one core ({origin})", ["way", "images/s"], rows)
+    report.table(f"JPEG files to 224 pixels, one core ({origin})", ["program", "images/s"], rows)
     report.check("JPEG to 224 pixels over PIL's RandomResizedCrop, one core", gain, 1.5, at_most=False)
     workers = max(choose_num_workers(torch.device("cuda")), 1)
     many = files.subset(torch.arange(len(paths)).repeat(max(1, 256 * workers // len(paths))))
@@ -162,23 +162,23 @@ def jpeg(report: Report, rounds: int, paths: list[Path], device: torch.device, o
 
 
 def main() -> int:
-    """Measure, print, write."""
-    parser = arguments(__doc__.splitlines()[0])
-    parser.add_argument("--images", type=Path, help="folder of JPEG files, instead of made ones")
+    """Measure, print the tables and write the report."""
+    parser = make_parser(__doc__.splitlines()[0])
+    parser.add_argument("--images", type=Path, help="folder of JPEG files (default: generated files)")
     options = parser.parse_args()
     device = torch.device(options.device)
     configure_torch(device)
     report = Report("The data path", device)
     rounds = 3 if options.quick else 7
-    in_memory(report, rounds, device)
+    measure_in_memory(report, rounds, device)
     with tempfile.TemporaryDirectory() as folder:
         found = (
             [path for path in sorted(options.images.rglob("*")) if path.suffix.lower() in (".jpg", ".jpeg")]
             if options.images
             else []
         )
-        paths = found or made(Path(folder), 40)
-        jpeg(report, rounds, paths, device, "from --images" if found else "made, 500x375")
+        paths = found or write_images(Path(folder), 40)
+        measure_jpeg(report, rounds, paths, device, "from --images" if found else "generated, 500x375")
     report.write(options.out, "data")
     return 0
 

@@ -1,10 +1,10 @@
-"""How a SAM step grows with ranks: DistributedDataParallel on one machine, one thread a rank, against one process.
+"""Compare a SAM step on several ranks with one process: DistributedDataParallel on one machine, one thread per rank.
 
     python scripts/bench_ranks.py [--quick] [--out outputs/bench]
 
-Strong scaling: the whole batch stays. With its own perturbation on each rank a step sends its gradients once, as SGD
-does; with a common one twice. The cost model, 2 (W - 1) 4 P bytes between W ranks for each time, is compared with what
-passes the loopback interface (Linux).
+The size of the whole batch does not depend on the number of ranks (strong scaling). If each rank has its own eps, a
+step sends the gradients once, as SGD does; with a common eps it sends them twice. The model of the cost, 2 (W - 1) 4 P
+bytes between W ranks each time, is compared with the bytes on the loopback interface (Linux).
 """
 
 import os
@@ -18,7 +18,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 import torch.multiprocessing as mp
 from bench_step import MODELS, RHO, SGD
-from measuring import Report, arguments, median, take_turns
+from measuring import Report, make_parser, median, take_turns
 from torch import distributed
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 
 
 def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool) -> dict:
-    """SGD, SAM with local and with common perturbations, on `batch_size` images."""
+    """Return functions that take a step of SGD, and of SAM with one eps per rank or a common one."""
     contenders = {}
     for kind in ("SGD", "SAM, own eps", "SAM, common eps") if parallel else ("SGD", "SAM, own eps"):
         torch.manual_seed(0)
@@ -52,7 +52,7 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
 
 
 def loopback() -> int:
-    """Bytes that have passed the machine's loopback interface."""
+    """Return the number of bytes that the loopback interface has sent."""
     for line in Path("/proc/net/dev").read_text().splitlines():
         name, _, numbers = line.partition(":")
         if name.strip() == "lo":
@@ -61,7 +61,7 @@ def loopback() -> int:
 
 
 def sent(step: Callable[[], object], repeats: int = 5) -> float:
-    """Bytes that pass between the ranks in a step."""
+    """Return the number of bytes that the ranks send in a step."""
     step()
     distributed.barrier()
     before = loopback()
@@ -72,7 +72,7 @@ def sent(step: Callable[[], object], repeats: int = 5) -> float:
 
 
 def measured(rounds: int, case: tuple, count: int) -> dict[str, tuple[float, float]]:
-    """Milliseconds of each kind of step and the bytes it sends, on this rank; kinds take turns."""
+    """Return the milliseconds of each kind of step on this rank, and the bytes that it sends."""
     name, batch_size, shape = case
     torch.manual_seed(1)
     contenders = steps(name, batch_size // count, shape, parallel=count > 1)
@@ -81,7 +81,7 @@ def measured(rounds: int, case: tuple, count: int) -> dict[str, tuple[float, flo
 
 
 def rank(number: int, count: int, threads: int, port: int, rounds: int, case: tuple, queue) -> None:
-    """One process; rank 0 tells."""
+    """Measure in this process; rank 0 puts the result into the queue."""
     torch.set_num_threads(threads)
     if count > 1:
         distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
@@ -93,7 +93,7 @@ def rank(number: int, count: int, threads: int, port: int, rounds: int, case: tu
 
 
 def run(count: int, threads: int, rounds: int, case: tuple) -> dict[str, tuple[float, float]]:
-    """Processes that take the steps together."""
+    """Measure with `count` processes, and return the result of rank 0."""
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
     queue = mp.get_context("spawn").SimpleQueue()
@@ -104,8 +104,8 @@ def run(count: int, threads: int, rounds: int, case: tuple) -> dict[str, tuple[f
 
 
 def main() -> int:
-    """Measure, print, write."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    """Measure, print the tables and write the report."""
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
     report, rounds = Report("Ranks", CPU), 9 if options.quick else 21
     rows: list[list] = []
     messages: list[list] = []

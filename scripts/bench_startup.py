@@ -1,4 +1,4 @@
-"""How long a command takes to answer, whole processes that take turns.
+"""Measure how long a command takes: whole processes that take turns.
 
 python scripts/bench_startup.py [--quick]
 """
@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable
 
 import torch
-from measuring import Report, arguments, median, ratio, take_turns
+from measuring import Report, make_parser, median, ratio, take_turns
 
 FIRST_STEP = """
 import os, sys
@@ -22,7 +22,7 @@ sys.exit(train_command.main())
 
 
 def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], None]:
-    """Run python with these words; another exit code is an error."""
+    """Return a function that runs python with these arguments and requires the exit code."""
     start = [sys.executable, "-m", "sam_runner"] if module else [sys.executable]
 
     def run() -> None:
@@ -35,8 +35,8 @@ def command(*words: str, code: int = 0, module: bool = True) -> Callable[[], Non
 
 
 def main() -> int:
-    """Measure, print, write."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    """Measure, print the table and write the report."""
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
     report = Report("Start-up", torch.device("cpu"))
     contenders = {
         "python -c pass": command("-c", "pass", module=False),
@@ -55,7 +55,7 @@ def main() -> int:
         "Whole processes",
         ["command", "s", "in imports of torch"],
         rows,
-        "The last one: up to its end, a step, an evaluation and a checkpoint later.",
+        "The last row includes a step, an evaluation and a checkpoint.",
     )
     for name in ("sam-train --help", "sam-train rho=-1 (refused)", "sam-train optimzer=sam (refused)"):
         report.check(f"{name}, s", median(seconds, name), 0.6, at_most=True)

@@ -1,9 +1,9 @@
-"""The SAM step against its floor and its rivals: arithmetic, whole steps, memory, groups, growth, and a profile.
+"""Compare the SAM step with its floor and with other programs: arithmetic, whole steps, memory, groups, a profile.
 
     python scripts/bench_step.py [--quick]
 
-The floor of a SAM step is twice forward and backward plus one step of the base optimizer. Rivals: pytorch-optimizer's
-SAM from PyPI, and the wrapper that most scripts carry (`PlainWrapper`, one tensor at a time).
+The floor of a SAM step is two forward and backward passes plus one step of the base optimizer. The other programs are
+pytorch-optimizer's SAM from PyPI, and the wrapper that most scripts copy (`PlainWrapper`, one tensor at a time).
 """
 
 import copy
@@ -12,7 +12,7 @@ from collections.abc import Callable
 from itertools import pairwise
 
 import torch
-from measuring import Report, arguments, median, ratio, spread, take_turns
+from measuring import Report, make_parser, median, ratio, spread, take_turns
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -24,12 +24,16 @@ from sam_runner.sam.objective import Evaluation, Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.hardware import configure_torch
 
-SGD = {"lr": 1e-6, "momentum": 0.9, "weight_decay": 5e-4}  # so small a rate that no weight runs away while we measure
+SGD = {
+    "lr": 1e-6,
+    "momentum": 0.9,
+    "weight_decay": 5e-4,
+}  # a small rate, so that no weight grows during the measurement
 RHO = 0.05
 
 
-def mlp(*widths: int) -> nn.Sequential:
-    """Linear layers with ReLU between them."""
+def build_mlp(*widths: int) -> nn.Sequential:
+    """Return linear layers with ReLU between them."""
     layers: list[nn.Module] = []
     for inputs, outputs in pairwise(widths):
         layers += [nn.Linear(inputs, outputs), nn.ReLU()]
@@ -37,7 +41,7 @@ def mlp(*widths: int) -> nn.Sequential:
 
 
 def resnet18() -> nn.Module:
-    """ResNet-18 of torchvision, with the stem of the CIFAR variants: 3x3, stride 1, no pooling."""
+    """Return torchvision's ResNet-18 with the stem of the CIFAR variants: 3x3, stride 1, no pooling."""
     from torchvision.models import resnet18 as build
 
     model = build(num_classes=10)
@@ -46,7 +50,7 @@ def resnet18() -> nn.Module:
 
 
 def resnet50() -> nn.Module:
-    """ResNet-50 of torchvision."""
+    """Return torchvision's ResNet-50."""
     from torchvision.models import resnet50 as build
 
     return build(num_classes=1000)
@@ -58,17 +62,17 @@ MODELS: dict[str, Callable[[], nn.Module]] = {
     "ResNet-18": resnet18,
     "ResNet-50": resnet50,
     "WRN-28-10": lambda: WideResNet(10, 3),
-    "MLP 60x64": lambda: mlp(64, *[64] * 61, 10),
-    "MLP 1 M": lambda: mlp(784, 640, 640, 128, 10),
-    "MLP 10 M": lambda: mlp(784, 2560, 2560, 560, 10),
-    "MLP 49 M": lambda: mlp(784, 6144, 6144, 1000, 10),
+    "MLP 60x64": lambda: build_mlp(64, *[64] * 61, 10),
+    "MLP 1 M": lambda: build_mlp(784, 640, 640, 128, 10),
+    "MLP 10 M": lambda: build_mlp(784, 2560, 2560, 560, 10),
+    "MLP 49 M": lambda: build_mlp(784, 6144, 6144, 1000, 10),
 }
 
 
 class PlainWrapper:
-    """SAM with the operations of the file that most scripts carry, a product with 1 for ASAM's sake included.
+    """SAM with the operations of the wrapper that most scripts copy, including its product with 1 (for ASAM).
 
-    An ascent and a descent over the parameters one by one; w is kept as clones.
+    It treats the parameters one by one and keeps clones of w.
     """
 
     def __init__(self, params: list[nn.Parameter]) -> None:
@@ -91,9 +95,9 @@ class PlainWrapper:
 
 
 class _Given(Objective):
-    """An objective whose gradients are given: what is left of `SamStep` is its arithmetic.
+    """An objective that returns given gradients without any pass, to measure the rest of `SamStep`.
 
-    The step overwrites the gradient of the first pass, as it may; its norm stays the same.
+    The step overwrites the gradient of the first pass with w + eps.
     """
 
     def __init__(self, model: nn.Module, grads: list[Tensor]) -> None:
@@ -113,14 +117,14 @@ class _Given(Objective):
 
 
 def pytorch_optimizer_sam(params: list[nn.Parameter]):
-    """The rival from PyPI."""
+    """Return the SAM optimizer of pytorch-optimizer."""
     from pytorch_optimizer import SAM
 
     return SAM(params, torch.optim.SGD, rho=RHO, **SGD)
 
 
-def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
-    """Everything of a step but forward and backward, in plain SGD steps; a row and the ratios."""
+def measure_arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict[str, float]]:
+    """Measure a step without forward and backward; return a row of the table, and the times in SGD steps."""
     models = [MODELS[name]().to(device) for _ in range(5)]
     params = [list(model.parameters()) for model in models]
     grads = [torch.randn_like(param) for param in params[0]]
@@ -155,7 +159,7 @@ def arithmetic(name: str, rounds: int, device: torch.device) -> tuple[list, dict
 
 
 class Case:
-    """A model, a batch, and the steps that are compared on them."""
+    """A model and a batch; the methods return functions that take a step with them."""
 
     def __init__(self, name: str, batch_size: int, device: torch.device, *, side: int = 32, classes: int = 10) -> None:
         torch.manual_seed(0)
@@ -170,7 +174,7 @@ class Case:
         self.batch, self.device, self.name = Batch(images, labels), device, name
 
     def ours(self, dtype: torch.dtype | None = None, *, channels_last: bool = False, **options) -> Callable[[], object]:
-        """SamStep as sam-train builds it."""
+        """Return a step of `SamStep`, as sam-train builds it."""
         model, batch = self._laid_out(channels_last)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
         step = SamStep(Objective(model, F.cross_entropy, autocast_dtype=dtype), optimizer, **options)
@@ -179,7 +183,7 @@ class Case:
     def sgd(
         self, dtype: torch.dtype | None = None, *, fused: bool = False, foreach: bool | None = None
     ) -> Callable[[], object]:
-        """The loop of a tutorial."""
+        """Return a plain SGD step."""
         model = copy.deepcopy(self.model)
         optimizer = torch.optim.SGD(model.parameters(), fused=fused, foreach=foreach, **SGD)
 
@@ -191,7 +195,7 @@ class Case:
         return step
 
     def floor(self, dtype: torch.dtype | None = None, *, channels_last: bool = False) -> Callable[[], object]:
-        """Twice forward and backward, and a fused step: no SAM can be cheaper."""
+        """Return two forward and backward passes and a fused step, the least that a SAM step can cost."""
         model, batch = self._laid_out(channels_last)
         optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
 
@@ -204,7 +208,7 @@ class Case:
         return step
 
     def gradient(self) -> Callable[[], object]:
-        """One plain gradient."""
+        """Return a forward and a backward pass."""
         model = copy.deepcopy(self.model)
 
         def compute() -> None:
@@ -214,13 +218,13 @@ class Case:
         return compute
 
     def wrapper(self) -> Callable[[], object]:
-        """`PlainWrapper` with batch norm counted once, as its users write it."""
+        """Return a step of `PlainWrapper`."""
         model = copy.deepcopy(self.model)
         sam = PlainWrapper(list(model.parameters()))
         return self._two_passes(model, sam.first_step, sam.second_step)
 
     def pytorch_optimizer(self) -> Callable[[], object]:
-        """The rival from PyPI."""
+        """Return a step of pytorch-optimizer's SAM."""
         model = copy.deepcopy(self.model)
         sam = pytorch_optimizer_sam(list(model.parameters()))
         return self._two_passes(model, sam.first_step, sam.second_step)
@@ -249,8 +253,8 @@ class Case:
         F.cross_entropy(logits.float(), batch.targets).backward()
 
 
-def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
-    """SAM steps over their floor, where the parameters dominate."""
+def measure_whole_steps(report: Report, rounds: int, device: torch.device, *, quick: bool) -> None:
+    """Compare SAM steps with their floor on networks with many weights and small batches."""
     rows = []
     for name, batch_size, bound in (("WRN-28-10", 2, 1.03), ("MLP 49 M", 32, 1.08)):
         case = Case(name, batch_size, device)
@@ -269,8 +273,8 @@ def whole_steps(report: Report, rounds: int, device: torch.device, *, quick: boo
     report.table("Whole step over its floor, fp32", columns, rows, "Floor: 2 x (forward + backward) + one fused step.")
 
 
-def growth(report: Report, rounds: int, device: torch.device) -> None:
-    """SAM over SGD as parameters and batch grow."""
+def measure_growth(report: Report, rounds: int, device: torch.device) -> None:
+    """Compare SAM with SGD for several numbers of weights and batch sizes."""
     rows, worst = [], 0.0
     for name in ("MLP 1 M", "MLP 10 M", "MLP 49 M"):
         for batch_size in (32, 128, 512):
@@ -284,8 +288,8 @@ def growth(report: Report, rounds: int, device: torch.device) -> None:
     report.check("SAM over SGD, MLPs of 1 to 49 M", worst, 2.05, at_most=True)
 
 
-def groups(report: Report, rounds: int, device: torch.device) -> None:
-    """m-sharpness: a batch of 256 in groups, in plain gradients."""
+def measure_groups(report: Report, rounds: int, device: torch.device) -> None:
+    """Compare steps of a batch of 256 images in groups with one gradient of the batch."""
     case = Case("small CNN", 256, device, side=28)
     counts = (1, 2, 4, 8, 16, 32)
     contenders = {"gradient": case.gradient()}
@@ -301,8 +305,8 @@ def groups(report: Report, rounds: int, device: torch.device) -> None:
     report.check("256 images in 16 groups, in gradients", over[16], 3.0, at_most=True)
 
 
-def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
-    """The case of the CPU target."""
+def measure_resnet18(report: Report, rounds: int, device: torch.device) -> None:
+    """Compare the steps of ResNet-18 in fp32 and bf16."""
     case = Case("ResNet-18", 64, device)
     contenders = {
         "wrapper, fp32": case.wrapper(), "SGD, fp32": case.sgd(foreach=False), "ours, fp32": case.ours(),
@@ -320,8 +324,8 @@ def resnet18_at_64(report: Report, rounds: int, device: torch.device) -> None:
     report.check("ResNet-18 SAM in bf16 over SGD in fp32", ratio(seconds, best, "SGD, fp32"), 1.0, at_most=True)
 
 
-def peak_memory(report: Report) -> None:
-    """Peak bytes of a step beyond the weights, by the profiler's account of the allocator, in copies of the weights."""
+def measure_peak_memory(report: Report) -> None:
+    """Measure the peak memory of a step beyond the weights, with the profiler, in copies of the weights."""
     kinds: dict[str, Callable[[Case], Callable[[], object]]] = {
         "SGD": lambda case: case.sgd(foreach=False),
         "fused SGD": lambda case: case.sgd(fused=True),
@@ -329,13 +333,13 @@ def peak_memory(report: Report) -> None:
         "pytorch-optimizer": Case.pytorch_optimizer,
         "ours": Case.ours,
     }
-    peaks = {name: _peak(kind) for name, kind in kinds.items()}
+    peaks = {name: _measure_peak(kind) for name, kind in kinds.items()}
     report.table("Peak memory beyond the weights, in copies of them (MLP 49 M)", list(peaks), [list(peaks.values())])
     report.check("peak memory over SGD, in copies of the weights", peaks["ours"] - peaks["SGD"], 0.7, at_most=True)
 
 
-def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
-    """Largest sum of bytes alive while a model is made and takes two steps, less its weights, in copies of them."""
+def _measure_peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
+    """Return the peak memory while a model is built and takes two steps, minus its weights, in copies of them."""
     with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
         case = Case("MLP 49 M", 32, torch.device("cpu"))
         step = kind(case)
@@ -351,8 +355,8 @@ def _peak(kind: Callable[["Case"], Callable[[], object]]) -> float:
     return peak / size - 1
 
 
-def profile(report: Report, rounds: int) -> None:
-    """Where the time of a step goes."""
+def profile_step(report: Report, rounds: int) -> None:
+    """Profile a step."""
     case = Case("WRN-28-10", 2, torch.device("cpu"))
     step = case.ours()
     step()
@@ -374,13 +378,13 @@ def profile(report: Report, rounds: int) -> None:
 
 def main() -> int:
     """Measure, print, write."""
-    options = arguments(__doc__.splitlines()[0]).parse_args()
+    options = make_parser(__doc__.splitlines()[0]).parse_args()
     device = torch.device(options.device)
-    configure_torch(device)  # the allocator as in sam-train, for the rivals too
+    configure_torch(device)  # the allocator settings of sam-train, for all programs
     rounds = 9 if options.quick else 21
     report = Report("The SAM step", device)
     names = ("ResNet-18", "WRN-28-10") if options.quick else ("ResNet-18", "ResNet-50", "WRN-28-10", "MLP 60x64")
-    measured = {name: arithmetic(name, 3 * rounds, device) for name in names}
+    measured = {name: measure_arithmetic(name, 3 * rounds, device) for name in names}
     columns = ["weights", "SGD, ms", "fused SGD", "wrapper", "pytorch-optimizer", "ours", "+-"]
     report.table(
         "Step without forward and backward, in plain SGD steps", columns, [row for row, _ in measured.values()]
@@ -389,14 +393,14 @@ def main() -> int:
         ratios = measured[name][1]
         report.check(f"arithmetic of a step, {name}, in SGD steps", ratios["ours"], 1.4, at_most=True)
         report.check(f"arithmetic, {name}, wrapper over ours", ratios["wrapper"] / ratios["ours"], 2.5, at_most=False)
-    whole_steps(report, rounds, device, quick=options.quick)
-    resnet18_at_64(report, 3 if options.quick else 7, device)
-    groups(report, rounds, device)
+    measure_whole_steps(report, rounds, device, quick=options.quick)
+    measure_resnet18(report, 3 if options.quick else 7, device)
+    measure_groups(report, rounds, device)
     if device.type == "cpu":
-        peak_memory(report)
-    growth(report, 3 if options.quick else rounds, device)
+        measure_peak_memory(report)
+    measure_growth(report, 3 if options.quick else rounds, device)
     if device.type == "cpu":
-        profile(report, 2 if options.quick else 5)
+        profile_step(report, 2 if options.quick else 5)
     report.write(options.out, "step")
     return 0
 

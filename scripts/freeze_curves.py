@@ -1,4 +1,4 @@
-"""Write tests/assets/curves.json again: python scripts/freeze_curves.py, after a change that is meant to."""
+"""Write tests/assets/curves.json again, after a change that is meant to change the curves."""
 
 import json
 import sys
@@ -9,7 +9,7 @@ import torch
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from tests.oracles.curves import CURVES, losses  # noqa: E402 - the tests are found through the line above
+from tests.oracles.curves import CURVES, losses  # noqa: E402 - needs the path of the line above
 
 if __name__ == "__main__":
     torch.set_num_threads(1)

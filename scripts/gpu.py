@@ -1,9 +1,9 @@
-"""Everything that wants a GPU, in one call of less than nine minutes: tests, step and loader benchmarks, training.
+"""Run everything that needs a GPU in less than nine minutes: tests, benchmarks of step and loader, training.
 
     python scripts/gpu.py [--device cuda] [--data FOLDER] [--minutes 9] [--out outputs/gpu]
 
-FOLDER is an image folder of 32x32 images (CIFAR-10 as JPEG files); without it the training is on random images. What no
-time is left for is named in the report. --device cpu rehearses every part in a minute or two with tiny sizes.
+FOLDER is an image folder of 32x32 images (CIFAR-10 as JPEG files); without it random images are used for training. The
+report names the parts that there was no time for. --device cpu runs all parts but the loader's in tiny sizes.
 """
 
 import gc
@@ -18,13 +18,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_data import in_memory, jpeg, made
+from bench_data import measure_in_memory, measure_jpeg, write_images
 from bench_step import MODELS, SGD
-from measuring import Report, arguments, median, take_turns, wait
+from measuring import Report, make_parser, median, take_turns, wait
 from torch import nn
 from torch.nn import functional as F
-from torch.utils.flop_counter import FlopCounterMode
 
+from sam_runner.runs.dry_run import count_forward_flops
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.objective import Objective
@@ -39,22 +39,22 @@ CASES = [
     ("ResNet-50", 128, 224, 1000),
 ]
 TINY = [("thin ResNet-32", 4, 32, 10)]
-TRAINED = ["batch_size=128", "augment=basic", "lr=0.1"]  # of both runs through the command line
+TRAINED = ["batch_size=128", "augment=basic", "lr=0.1"]  # settings of the runs through the command line
 
 
 class Clock:
-    """What is left of the time that was given."""
+    """A time limit."""
 
     def __init__(self, minutes: float) -> None:
         self.end = time.monotonic() + 60 * minutes
 
     def left(self) -> float:
-        """Seconds."""
+        """Return the seconds that are left."""
         return self.end - time.monotonic()
 
 
-def tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool:
-    """The tests marked gpu; whether they passed."""
+def run_tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool:
+    """Run the tests marked gpu; return whether they passed."""
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
     environment = {**os.environ, "SAM_RUNNER_TEST_DEVICE": device.type, "PYTHONPATH": path}
     words = [sys.executable, "-m", "pytest", "-m", "gpu", "tests/scripts/test_gpu.py", "--tb=short", "--durations=5"]
@@ -71,11 +71,7 @@ def tests(report: Report, device: torch.device, clock: Clock, out: Path) -> bool
 
 
 def compile_ahead(device: torch.device, out: Path) -> list[subprocess.Popen]:
-    """Fill the compiler's cache on disk while the tests run: a network takes a minute, and there are cores enough.
-
-    Returns:
-        A process for each network.
-    """
+    """Start a process for each network that fills the compiler's cache on disk while the tests run."""
     on_gpu = device.type == "cuda"
     commands = {
         name: [__file__, "--device", device.type, "--compile", name] for name, *_ in (CASES if on_gpu else TINY)
@@ -94,7 +90,7 @@ def compile_ahead(device: torch.device, out: Path) -> list[subprocess.Popen]:
 
 
 def wait_for(processes: list[subprocess.Popen], clock: Clock) -> None:
-    """Until they have ended, but for no more than a fifth of what time is left."""
+    """Wait until the processes have ended, for at most a fifth of the time that is left; then kill them."""
     until = time.monotonic() + clock.left() / 5
     for process in processes:
         try:
@@ -106,18 +102,18 @@ def wait_for(processes: list[subprocess.Popen], clock: Clock) -> None:
             print(f"compiling ahead: exit code {process.returncode} of {process.args[2:]}", flush=True)
 
 
-def matrix_rate(device: torch.device, rounds: int) -> float:
-    """Floating-point operations a second of a bf16 matrix product, which is what a network is measured against."""
+def measure_matrix_rate(device: torch.device, rounds: int) -> float:
+    """Return the floating-point operations per second of a bf16 matrix product, the denominator of MFU."""
     size = 8192 if device.type == "cuda" else 512
     a, b = (torch.randn(size, size, device=device, dtype=torch.bfloat16) for _ in range(2))
     seconds = take_turns({"product": lambda: a @ b}, rounds, device)
     if device.type != "cuda":
-        return float("nan")  # nothing is measured against a CPU's in a rehearsal
+        return float("nan")  # on a CPU the table has no MFU
     return 2 * size**3 / median(seconds, "product")
 
 
-def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[], None]:
-    """So many steps as one thing to time: a GPU runs behind its host."""
+def repeat(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[], None]:
+    """Return a function that takes `count` steps: single steps on a GPU would measure the host."""
 
     def run() -> None:
         for _ in range(count):
@@ -126,11 +122,11 @@ def repeated(step: Callable, batch: Batch, rho: float, count: int) -> Callable[[
     return run
 
 
-def steps(report: Report, device: torch.device, clock: Clock) -> None:
-    """SAM over eager, compiled and captured steps."""
+def measure_steps(report: Report, device: torch.device, clock: Clock) -> None:
+    """Measure eager, compiled and captured steps of SAM and SGD."""
     on_gpu = device.type == "cuda"
     rounds, count = (5, 10) if on_gpu else (1, 1)
-    rate = matrix_rate(device, 20 if on_gpu else 2)
+    rate = measure_matrix_rate(device, 20 if on_gpu else 2)
     rows, left_out = [], []
     for name, batch_size, side, classes in CASES if on_gpu else TINY:
         for route in ("eager", "eager captured", "compiled captured"):
@@ -138,7 +134,7 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
                 left_out.append(f"{name} {route}")
                 continue
             try:
-                rows.append(case(report, name, batch_size, side, classes, route, device, rounds, count, rate))
+                rows.append(measure_case(report, name, batch_size, side, classes, route, device, rounds, count, rate))
             except Exception as error:  # one route that fails must not hide the others
                 traceback.print_exc()
                 rows.append([name, batch_size, route, f"failed: {type(error).__name__}: {str(error)[:80]}", *["-"] * 6])
@@ -159,8 +155,8 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
         "peak, GiB",
     ]
     note = (
-        f"bf16, channels_last. Matrix rate measured: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is 6 forward passes an "
-        "image over it. Floor: two SGD steps less one step of the base optimizer."
+        f"bf16, channels_last. Measured rate of a matrix product: {rate / 1e12:.3g} TFLOP/s in bf16; MFU is the rate "
+        "of 6 forward passes per image, relative to it. Floor: two SGD steps minus one step of the base optimizer."
         + (f" No time for: {', '.join(left_out)}." if left_out else "")
     )
     report.table("SAM steps", columns, rows, note)
@@ -171,20 +167,20 @@ def steps(report: Report, device: torch.device, clock: Clock) -> None:
 
         speed, mfu, floor = best_of("thin ResNet-32", 7), best_of("WRN-28-10", 8), best_of("ResNet-50", 6)
         report.check("thin ResNet-32, batch 256, SAM, images/s", speed, 60_000, at_most=False)
-        report.check("WRN-28-10, batch 256, SAM, of the measured matrix rate", mfu, 0.45, at_most=False)
+        report.check("WRN-28-10, batch 256, SAM, MFU", mfu, 0.45, at_most=False)
         report.check("ResNet-50, SAM, floor over step", floor, 0.95, at_most=False)
 
 
-def network(name: str, batch_size: int, side: int, classes: int, device: torch.device) -> tuple[nn.Module, Batch]:
-    """A model of `MODELS`, and a batch of random images for it."""
+def build_network(name: str, batch_size: int, side: int, classes: int, device: torch.device) -> tuple[nn.Module, Batch]:
+    """Return a model of `MODELS`, and a batch of random images for it."""
     torch.manual_seed(0)
     model = MODELS[name]().to(device).to(memory_format=torch.channels_last)
     images = torch.randn(batch_size, 3, side, side, device=device).contiguous(memory_format=torch.channels_last)
     return model, Batch(images, torch.arange(batch_size, device=device) % classes)
 
 
-def sam_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.optim.Optimizer, Callable]:
-    """The base optimizer, and the step: ``eager``, ``compiled``, and the same ``captured``."""
+def build_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.optim.Optimizer, Callable]:
+    """Return the base optimizer and the step; `route` is eager or compiled, and captured or not."""
     forward: nn.Module | Callable = torch.compile(model, dynamic=False) if "compiled" in route else model
     optimizer = torch.optim.SGD(model.parameters(), fused=True, **SGD)
     step = SamStep(Objective(model, F.cross_entropy, forward=forward, autocast_dtype=torch.bfloat16), optimizer)
@@ -193,7 +189,7 @@ def sam_step(model: nn.Module, route: str, device: torch.device) -> tuple[torch.
     return optimizer, step
 
 
-def case(
+def measure_case(
     report: Report,
     name: str,
     batch_size: int,
@@ -205,31 +201,31 @@ def case(
     count: int,
     rate: float,
 ):
-    """A row: one model by one route."""
-    model, batch = network(name, batch_size, side, classes, device)
-    flops = forward_flops(model, batch.inputs[:1])
-    optimizer, step = sam_step(model, route, device)
+    """Measure one model by one route; return a row of the table."""
+    model, batch = build_network(name, batch_size, side, classes, device)
+    flops = count_forward_flops(model, tuple(batch.inputs.shape[1:]))
+    optimizer, step = build_step(model, route, device)
     for rho in (0.05, 0.0):
         for _ in range(5):
             step(batch, rho)
     wait(device)
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
-    contenders = {"SAM": repeated(step, batch, 0.05, count), "SGD": repeated(step, batch, 0.0, count)}
+    contenders = {"SAM": repeat(step, batch, 0.05, count), "SGD": repeat(step, batch, 0.0, count)}
     contenders["update"] = lambda: [optimizer.step() for _ in range(count)]
     seconds = take_turns(contenders, rounds, device)
     sam, sgd, update = (median(seconds, entry) / count for entry in contenders)
     peak = torch.cuda.max_memory_allocated(device) / 2**30 if device.type == "cuda" else float("nan")
     if device.type == "cuda" and "compiled" in route:
-        kernels(report, f"{name}, {route}", contenders["SAM"], count)
+        profile_kernels(report, f"{name}, {route}", contenders["SAM"], count)
     return [
         name, batch_size, route, sam * 1e3, sgd * 1e3, sam / sgd, (2 * sgd - update) / sam, batch_size / sam,
         6 * flops * batch_size / sam / rate, peak,
     ]  # fmt: skip
 
 
-def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> None:
-    """What the device was busy with in `count` steps, and for how much of the time it was."""
+def profile_kernels(report: Report, name: str, step: Callable[[], None], count: int) -> None:
+    """Profile a function that takes `count` steps, and report the time of each kernel."""
     step()
     torch.cuda.synchronize()
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
@@ -251,17 +247,8 @@ def kernels(report: Report, name: str, step: Callable[[], None], count: int) -> 
     report.table(f"Kernels of a SAM step: {name}", ["kernel", "ms", "calls"], [*rows[:14], rest], note)
 
 
-def forward_flops(model: nn.Module, image: torch.Tensor) -> int:
-    """Of one image."""
-    model.eval()
-    with FlopCounterMode(display=False) as counter, torch.no_grad():
-        model(image)
-    model.train()
-    return counter.get_total_flops()
-
-
-def training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:
-    """SGD and SAM from scratch through the command line."""
+def run_training(report: Report, device: torch.device, clock: Clock, data: Path | None, out: Path) -> None:
+    """Train with SGD and with SAM through the command line."""
     on_gpu = device.type == "cuda"
     if data is not None:
         settings = ["data=image_folder", f"data.root={data}"]
@@ -288,38 +275,38 @@ def training(report: Report, device: torch.device, clock: Clock, data: Path | No
 
 
 def main() -> int:
-    """Do it all, write after each part."""
-    parser = arguments(__doc__.splitlines()[0])
+    """Run all parts, and write the report after each."""
+    parser = make_parser(__doc__.splitlines()[0])
     parser.set_defaults(device="cuda", out=Path("outputs/gpu"))
-    parser.add_argument("--data", type=Path)
-    parser.add_argument("--minutes", type=float, default=9)
-    parser.add_argument("--compile", metavar="NAME", help="compile a network, which is in the cache then, and end")
+    parser.add_argument("--data", type=Path, help="image folder of 32x32 images")
+    parser.add_argument("--minutes", type=float, default=9, help="time limit")
+    parser.add_argument("--compile", metavar="NAME", help="only compile a network, to fill the cache")
     options = parser.parse_args()
     device, clock = torch.device(options.device), Clock(options.minutes)
     if device.type == "cuda" and not torch.cuda.is_available():
-        print("error: there is no CUDA device; --device cpu rehearses", file=sys.stderr)
+        print("error: there is no CUDA device; use --device cpu for a small version", file=sys.stderr)
         return 2
     configure_torch(device)
     if options.compile:
         ((_, *sizes),) = (entry for entry in (CASES if device.type == "cuda" else TINY) if entry[0] == options.compile)
-        model, batch = network(options.compile, *sizes, device)
-        sam_step(model, "compiled", device)[1](batch, 0.05)
+        model, batch = build_network(options.compile, *sizes, device)
+        build_step(model, "compiled", device)[1](batch, 0.05)
         wait(device)
         return 0
     report, out = Report("On the device", device), options.out.resolve()
     out.mkdir(parents=True, exist_ok=True)
     compiling = compile_ahead(device, out)
-    passed = tests(report, device, clock, out)
+    passed = run_tests(report, device, clock, out)
     report.write(out, "gpu")
     wait_for(compiling, clock)
     if device.type == "cuda":
-        in_memory(report, 2, device)
+        measure_in_memory(report, 2, device)
         with tempfile.TemporaryDirectory() as folder:
-            jpeg(report, 2, made(Path(folder), 64), device, "made, 500x375")
+            measure_jpeg(report, 2, write_images(Path(folder), 64), device, "generated, 500x375")
         report.write(out, "gpu")
-    training(report, device, clock, options.data.resolve() if options.data else None, out)
+    run_training(report, device, clock, options.data.resolve() if options.data else None, out)
     report.write(out, "gpu")
-    steps(report, device, clock)  # last: it fills what time is left
+    measure_steps(report, device, clock)  # last, because it uses all the time that is left
     report.write(out, "gpu")
     return 0 if passed else 1
 

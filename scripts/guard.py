@@ -1,25 +1,26 @@
-"""A few ratios that only a fault of the code would break, on a machine that may be busy; exit code 1 if one is broken.
+"""Check that steps, data path and start-up have not become slower; exit code 1 if a bound is broken.
 
-Never absolute times: each figure is the median of a ratio between two things that took turns.
+The bounds are wide, because the machine may be busy. Each figure is the median of a ratio between two functions that
+took turns, never an absolute time.
 """
 
 import sys
 
 import torch
-from bench_data import in_memory
+from bench_data import measure_in_memory
 from bench_startup import command
-from bench_step import Case, arithmetic
+from bench_step import Case, measure_arithmetic
 from measuring import Report, ratio, take_turns
 
 from sam_runner.utils.hardware import configure_torch
 
 
 def main() -> int:
-    """Measure and judge."""
+    """Measure and compare with the bounds."""
     device = torch.device("cpu")
-    configure_torch(device)  # without it the kernel's zeroing of pages is what one measures
+    configure_torch(device)  # otherwise the kernel's zeroing of pages would dominate
     report = Report("Guard", device)
-    _, ratios = arithmetic("WRN-28-10", 7, device)
+    _, ratios = measure_arithmetic("WRN-28-10", 7, device)
     report.check("arithmetic of a step, in SGD steps", ratios["ours"], 2.0, at_most=True)
     report.check("arithmetic of a step over the wrapper's", ratios["ours"] / ratios["wrapper"], 0.7, at_most=True)
     case = Case("MLP 10 M", 32, device)
@@ -29,7 +30,7 @@ def main() -> int:
     seconds = take_turns({"gradient": case.gradient(), "ours": case.ours(group_size=64)}, 3, device)
     report.check("256 images in 4 groups, in gradients", ratio(seconds, "ours", "gradient"), 2.8, at_most=True)
     data = Report("Guard, data", device)
-    in_memory(data, 1, device)
+    measure_in_memory(data, 1, device)
     report.check("batched augmentation over PIL + DataLoader", data.checks[1]["value"], 8, at_most=False)
     commands = {"refused": command("rho=-1", code=2), "torch": command("-c", "import torch", module=False)}
     seconds = take_turns(commands, 3, device)

@@ -1,4 +1,4 @@
-"""Timing that can be believed: contenders take turns in one process, medians are reported, beside what they ran on."""
+"""Time functions in turns, and report medians together with the machine and versions."""
 
 import argparse
 import gc
@@ -13,19 +13,21 @@ from pathlib import Path
 
 import torch
 
+from sam_runner.runs.environment import read_processor
+
 Seconds = dict[str, list[float]]
 
 
 def wait(device: torch.device) -> None:
-    """Until the device has done what it was given."""
+    """Wait until the device has finished its work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
-    """Seconds of each call; every contender runs once a round, starting with another one each round.
+    """Return the seconds of each call. Every function runs once per round, and each round starts with another one.
 
-    One call of each comes before the first round and is not counted.
+    An additional call of each function before the first round is not counted.
     """
     names = list(contenders)
     for name in names:
@@ -44,12 +46,12 @@ def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, devi
 
 
 def ratio(seconds: Seconds, name: str, other: str) -> float:
-    """Median over the rounds of the time of `name` over that of `other`: slow spells of the machine cancel."""
+    """Return the median over the rounds of time(name) / time(other). Changes of the machine's speed cancel."""
     return statistics.median(a / b for a, b in zip(seconds[name], seconds[other], strict=True))
 
 
 def spread(seconds: Seconds, name: str, other: str) -> float:
-    """Half the interquartile range of the same ratios."""
+    """Return half the interquartile range of the ratios of `ratio`."""
     values = [a / b for a, b in zip(seconds[name], seconds[other], strict=True)]
     if len(values) < 4:
         return (max(values) - min(values)) / 2
@@ -58,24 +60,16 @@ def spread(seconds: Seconds, name: str, other: str) -> float:
 
 
 def median(seconds: Seconds, name: str) -> float:
-    """Seconds."""
+    """Return the median time of `name` in seconds."""
     return statistics.median(seconds[name])
 
 
-def processor() -> str:
-    """Name of the CPU."""
-    cpuinfo = Path("/proc/cpuinfo")
-    lines = cpuinfo.read_text().splitlines() if cpuinfo.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor() or platform.machine()
-
-
 class Report:
-    """Tables of a benchmark, with where and when; printed as they come, written as JSON and Markdown at the end."""
+    """Tables of a benchmark with machine, versions and date; printed at once, written as JSON and Markdown."""
 
     def __init__(self, title: str, device: torch.device) -> None:
         self.title = title
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else processor()
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else read_processor()
         self.conditions = {
             "device": where,
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
@@ -88,19 +82,19 @@ class Report:
         self.checks: list[dict] = []
 
     def table(self, title: str, columns: list[str], rows: list[list], note: str = "") -> None:
-        """Numbers are given as numbers, so that JSON keeps them; Markdown shows three digits."""
+        """Add a table and print it. JSON stores all digits of its numbers, Markdown shows three."""
         self.tables.append({"title": title, "columns": columns, "rows": rows, "note": note})
         print(_markdown(self.tables[-1]), flush=True)
 
     def check(self, what: str, value: float, bound: float, *, at_most: bool) -> None:
-        """A target and whether it is met."""
+        """Add a target and print whether it is met."""
         met = value <= bound if at_most else value >= bound
         self.checks.append({"what": what, "value": value, "bound": bound, "at_most": at_most, "met": met})
         sign = "<=" if at_most else ">="
         print(f"{'met   ' if met else 'MISSED'} {what}: {value:.3g} (target {sign} {bound:g})", flush=True)
 
     def markdown(self) -> str:
-        """The whole report."""
+        """Return the whole report as Markdown."""
         conditions = ", ".join(f"{key} {value}" for key, value in self.conditions.items())
         parts = [f"## {self.title}", conditions, *(_markdown(table) for table in self.tables)]
         if self.checks:
@@ -119,7 +113,7 @@ class Report:
         return "\n\n".join(parts) + "\n"
 
     def write(self, folder: Path, name: str) -> None:
-        """NAME.json and NAME.md."""
+        """Write ``<name>.json`` and ``<name>.md`` into a folder."""
         folder.mkdir(parents=True, exist_ok=True)
         content = {
             "title": self.title,
@@ -148,8 +142,8 @@ def _markdown(table: Mapping) -> str:
     return "\n".join(lines)
 
 
-def arguments(description: str) -> argparse.ArgumentParser:
-    """Options that all benchmarks share."""
+def make_parser(description: str) -> argparse.ArgumentParser:
+    """Return a parser with the options that all benchmarks share."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--device", default="cpu", help="cpu or cuda")
     parser.add_argument("--quick", action="store_true", help="fewer rounds and smaller cases")

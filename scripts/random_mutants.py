@@ -1,4 +1,4 @@
-"""Change the program at random places, one at a time, and run its tests: which changes do they not notice?
+"""Change the program at random places, one at a time, and find the changes that its tests do not notice.
 
     python scripts/random_mutants.py --package sam --count 40 --seed 0
     python scripts/random_mutants.py --package sam --count 40 --seed 0 --again   # the survivors, after changes of tests
@@ -42,13 +42,13 @@ OPERATORS = {
 }  # fmt: skip
 MESSAGES = ("log", "warnings", "InputError", "ValueError", "RuntimeError")  # calls whose arguments are texts for users
 MODULES = ("torch", "np", "math", "F", "distributed", "os", "time", "json", "signal", "random", "hashlib")
-CLEAR = ("isinstance", "zip", "range", "max", "min", "getattr")  # exchanged arguments fail or are the same
-LONGEST = 10  # entries of a longer table are left out, but for the first
-MARGIN = 30  # characters around a change that name it
+CLEAR = ("isinstance", "zip", "range", "max", "min", "getattr")  # exchanging their arguments fails or has no effect
+LONGEST = 10  # of a longer table only the first entry is changed
+MARGIN = 30  # characters on both sides of a change that are part of its name
 
 
 def changes_of(node):
-    """Return the changes of a node itself, not of its children."""
+    """Return the changed versions of a node, without changes of its children."""
 
     def changed(**fields):
         new = copy.deepcopy(node)
@@ -94,7 +94,7 @@ class Mutant:
         function: Dotted name of the function, class or module around the node.
         statement: Statement around the node.
         old: The node.
-        new: What takes its place.
+        new: The node that replaces it.
     """
 
     path: Path
@@ -167,7 +167,7 @@ def mutants_of(package):
 
 
 def children_of(node):
-    """Return the child nodes that are changed too: no annotations, messages and long tables."""
+    """Return the child nodes to change, without annotations, messages and most of a long table."""
     if isinstance(node, ast.Import | ast.ImportFrom | ast.JoinedStr | ast.Assert):
         return []
     if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[0] in MESSAGES:

@@ -69,7 +69,7 @@ class Job:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The commands of the job, in their order; those of the teacher come first."""
+        """The commands of the job in order, beginning with those of the teacher."""
         own = ["sam-train", *self.overrides, f"run_dir={self.folder}"]
         if self.teacher is None:
             return [own]
@@ -216,7 +216,7 @@ def reaches_gpu(environment: dict[str, str]) -> bool:
 
 
 def run_all(jobs: list[Job], options: argparse.Namespace) -> dict[str, int]:
-    """Run jobs in worker processes. Returns the exit codes of the jobs that have not finished, by name."""
+    """Run jobs in worker processes; return the exit codes of the jobs that did not finish, by name."""
     deadline = time.monotonic() + 60 * options.minutes
     import torch  # imported here: it takes seconds, and invalid options are answered first
 
@@ -279,7 +279,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
 
 
 def missing_image_folders(jobs: list[Job], scale: str) -> list[str]:
-    """Return the image folders that do not exist, of the scale gpu and of tables whose rows have a folder each."""
+    """Return the image folders that do not exist: of the scale gpu, and of tables with one folder per row."""
     tables = {name for name, rows in load_tables().items() if scale == "gpu" or any(row.subfolder for row in rows)}
     settings = [dict(word.split("=", 1) for word in job.overrides) for job in jobs if job.table.name in tables]
     roots = {words.get("data.root", "data.root (not given)") for words in settings}

@@ -5,7 +5,7 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from sam_runner.config.experiment import GROUPS, ExperimentConfig
+from sam_runner.config.experiment import GROUPS, ExperimentConfig, find_annotation
 from sam_runner.config.keys import REQUIRED, Key, walk
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "settings.md"
@@ -62,10 +62,7 @@ def page() -> str:
     rows = []
     for name, facts, value in walk(ExperimentConfig()):
         if name.partition(".")[0] not in GROUPS:
-            owner: Any = ExperimentConfig
-            for part in name.split(".")[:-1]:
-                owner = get_type_hints(owner)[part]
-            rows.append(row(name, facts, get_type_hints(owner)[name.rpartition(".")[2]], value))
+            rows.append(row(name, facts, find_annotation(name), value))
     lines += table(rows)
     for group, classes in GROUPS.items():
         lines += [f"## {group.replace('.', '/')}", ""]

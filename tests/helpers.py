@@ -10,7 +10,7 @@ from PIL import Image
 
 from sam_runner.commands import train
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings, register_settings
+from sam_runner.config.hydra.compose import compose_settings, plain_settings, register_settings
 from sam_runner.runs.start import start_run
 
 TINY = (
@@ -28,7 +28,7 @@ def compose_config(*overrides):
 
 def config_of(*overrides):
     """Validated settings."""
-    return compose_experiment(overrides)
+    return load_experiment(plain_settings(compose_settings(overrides)), overrides)
 
 
 def job_config(*overrides):
@@ -39,7 +39,7 @@ def job_config(*overrides):
 def train_tiny(folder, *overrides):
     """One run of the tiny problem in this process, into `folder`."""
     overrides = (*TINY, *overrides, f"run_dir={folder}")
-    start_run(compose_experiment(overrides), overrides)
+    start_run(config_of(*overrides), overrides)
     return folder
 
 

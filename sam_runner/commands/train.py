@@ -49,9 +49,9 @@ def train(arguments: list[str]) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving
     name_call(os.environ.get("SAM_RUNNER_STARTED") or new_call_name())
     line = parse_command_line(arguments)
-    line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
     if not line.is_sweep and not line.names & HYDRA_COMMANDS:
         return _run_single(line)
+    line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
     yaml_guard.install()
     register_settings()
     launchers.register()

@@ -19,23 +19,19 @@ ALLOWED = (
 VARIABLE = "SAM_RUNNER_TRUSTED"
 
 
-def prefixes() -> tuple[str, ...]:
+def list_trusted_prefixes() -> tuple[str, ...]:
     """Return the module prefixes that a ``_target_`` may start with: this program's and those in SAM_RUNNER_TRUSTED."""
     extra = (name.strip().rstrip(".") for name in os.environ.get(VARIABLE, "").split(","))
     return (*ALLOWED, *(f"{name}." for name in extra if name))
 
 
 def require_trusted_name(target: str) -> None:
-    """Refuse a dotted name outside the trusted modules.
-
-    Raises:
-        InputError: If the name is not in a trusted module; the message says how to trust a module.
-    """
+    """Raise InputError for a dotted name outside the trusted modules."""
     hidden = any(part.startswith("_") for part in target.split("."))
-    if hidden or not f"{target}.".startswith(prefixes()):
+    if hidden or not f"{target}.".startswith(list_trusted_prefixes()):
         raise InputError(
             f"_target_={target} is not in a trusted module\n"
-            f"  trusted: {', '.join(name + '*' for name in prefixes())}\n"
+            f"  trusted: {', '.join(name + '*' for name in list_trusted_prefixes())}\n"
             f"  for your own code: {VARIABLE}=your_module sam-train ..."
         )
 

@@ -9,10 +9,9 @@ from sam_runner.config.keys import key
 
 @dataclass(frozen=True)
 class Component:
-    """Settings of an option with a ``_target_``.
+    """Settings of an option with a ``_target_``. Subclasses declare the arguments of this program's targets.
 
-    Subclasses declare the arguments of this program's targets. A subclass with the field ``own_arguments`` also accepts
-    a user's own target with any arguments; their names and types are not checked.
+    A subclass with the field ``own_arguments`` also accepts a user's own target, whose arguments are not checked.
 
     Attributes:
         schema: Name by which files in conf/ refer to the class, below ``hydra/settings/``; "" if no file does.

@@ -1,4 +1,4 @@
-"""From plain values to settings dataclasses: names, types and ranges."""
+"""Convert plain values to settings dataclasses, and check their names, types and ranges."""
 
 import contextlib
 import re
@@ -24,7 +24,7 @@ class UnknownKeyError(InputError):
     """
 
     def __init__(self, key: str, value: Any, accepted: Sequence[str]) -> None:
-        super().__init__(unknown_key(key, accepted))
+        super().__init__(describe_unknown_key(key, accepted))
         self.key, self.value, self.accepted = key, value, accepted
 
 
@@ -32,20 +32,20 @@ Groups = Mapping[str, Sequence[type[Any]]]
 
 
 def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
-    """Make a settings dataclass of plain values.
+    """Build a settings dataclass from plain values.
 
     Args:
-        kind: The dataclass, or for a group with options its general class.
-        values: By name; absent ones have their defaults.
-        path: Dotted name of the group, "" for the whole.
-        groups: Settings classes of the groups with options, by dotted name.
+        kind: The dataclass; ignored for a group in `groups`.
+        values: Values by name; absent settings get their defaults.
+        path: Dotted name of the group, "" for the top level.
+        groups: Settings classes of the groups with options, by dotted name. The values choose one of the classes.
 
     Raises:
-        InputError: Where a name is unknown, a required value is missing, or a value has the wrong type or range.
+        InputError: If a name is unknown, a required value is missing, or a value has the wrong type or range.
     """
     if not isinstance(values, Mapping):
         if path in groups:
-            raise InputError(no_option(path, values))
+            raise InputError(describe_missing_option(path, values))
         given = "null" if values is None else values
         raise InputError(f"{path}={given} is no option of a group\n  give its settings: {path}.<key>=...")
     if path in groups:
@@ -70,16 +70,16 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
         arguments[name] = convert(value, hints[name], f"{prefix}{name}")
         require_in_range(arguments[name], entry.metadata["key"], f"{prefix}{name}")
     if unknown:
-        arguments["own_arguments"] = {name: _plain(value) for name, value in unknown.items()}
+        arguments["own_arguments"] = {name: _make_immutable(value) for name, value in unknown.items()}
     return kind(**arguments)
 
 
 def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any]) -> type[Any]:
-    """The class of an option: by its method's name, by its target, else the general one."""
+    """Return the class that has the name or the ``_target_`` in `values`; without such a class the general one."""
     if len(classes) == 1:
         return classes[0]
     if "name" in {entry.name for entry in fields(classes[0])} and not hasattr(classes[0], "targets"):
-        names = {_default(found, "name"): found for found in classes}
+        names = {_get_default(found, "name"): found for found in classes}
         given = values.get("name", next(iter(names)))
         if given not in names:
             raise InputError(f"optimizer.name={given} is not known\n  accepted: {', '.join(names)}")
@@ -87,7 +87,7 @@ def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any]) -> 
     return next((found for found in classes if str(values.get("_target_")) in found.targets), classes[0])
 
 
-def _default(kind: type[Any], name: str) -> Any:
+def _get_default(kind: type[Any], name: str) -> Any:
     return next(entry.default for entry in fields(kind) if entry.name == name)
 
 
@@ -97,7 +97,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     Accepted annotations: bool, int, float, str, Literal, an optional one of them, and tuple[X, ...].
 
     Raises:
-        InputError: Where the value is of another type.
+        InputError: If the value has another type.
     """
     if get_origin(annotation) in (Union, types.UnionType):
         if value is None:
@@ -106,7 +106,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     if value is None:
         raise InputError(f"{name} needs a value, not null")
     if get_origin(annotation) is Literal:
-        return _choice(value, get_args(annotation), name)
+        return _convert_choice(value, get_args(annotation), name)
     if get_origin(annotation) is tuple:
         if not isinstance(value, list | tuple):
             raise InputError(f"{name}={value} has the wrong type\n  accepted: a list, like {name}=[1,2]")
@@ -119,12 +119,11 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
-    raise InputError(
-        f"{name}={_shown(value)} has the wrong type\n  accepted: {WORDS[annotation]}{_hint(value, annotation, name)}"
-    )
+    accepted = WORDS[annotation] + _suggest(value, annotation, name)
+    raise InputError(f"{name}={_format_value(value)} has the wrong type\n  accepted: {accepted}")
 
 
-def _hint(value: Any, annotation: type, name: str) -> str:
+def _suggest(value: Any, annotation: type, name: str) -> str:
     """Return a further line of the message for a value of the wrong type, "" if there is nothing to say."""
     if annotation is str:
         return f"\n  in a file, write it in quotes: {name.rpartition('.')[2]}: '...'"
@@ -138,7 +137,7 @@ def _hint(value: Any, annotation: type, name: str) -> str:
     return ""
 
 
-def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
+def _convert_choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
     given = "off" if value is False and False not in accepted and "off" in accepted else value  # YAML's off is false
     for entry in accepted:
         if given == entry and isinstance(given, bool) == isinstance(entry, bool):
@@ -146,15 +145,11 @@ def _choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
     words = [str(entry).lower() if isinstance(entry, bool) else str(entry) for entry in accepted]
     close = get_close_matches(str(value), words, 1)
     hint = f"; did you mean {close[0]}?" if close else ""
-    raise InputError(f"{name}={_shown(value)} is not known\n  accepted: {', '.join(words)}{hint}")
+    raise InputError(f"{name}={_format_value(value)} is not known\n  accepted: {', '.join(words)}{hint}")
 
 
 def require_in_range(value: Any, facts: Key, name: str) -> None:
-    """Refuse a number, or an entry of a list, outside the accepted range.
-
-    Raises:
-        InputError: Naming the range.
-    """
+    """Raise InputError, with the accepted range, for a number or an entry of a list outside it."""
     if facts.range is None or value is None:
         return
     if isinstance(value, tuple):
@@ -165,20 +160,20 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
         raise InputError(f"{name}={value} is out of range\n  accepted: {facts.range}")
 
 
-def _shown(value: Any) -> str:
+def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{...}"  # a group, to which an interpolation refers
     return str(value).lower() if isinstance(value, bool) else str(value)[:200]
 
 
-def _plain(value: Any) -> Any:
-    return tuple(_plain(entry) for entry in value) if isinstance(value, list) else value
+def _make_immutable(value: Any) -> Any:
+    return tuple(_make_immutable(entry) for entry in value) if isinstance(value, list) else value
 
 
-def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
+def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
     """Return the message for a key that does not exist.
 
-    It names the key of the same name in another group, else the nearest key of its group, else of all, else all keys.
+    It suggests a key with the same name in another group, otherwise a key with a similar name, otherwise all keys.
 
     Args:
         key: Dotted name of the key.
@@ -190,7 +185,7 @@ def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
     same = [entry for entry in names if entry.rpartition(".")[2] == name and entry != key]
     if same:
         found = min(same, key=len)
-        return f"unknown key {key}\n  did you mean {found}?\n  in a file:\n{nested(found, value)}"
+        return f"unknown key {key}\n  did you mean {found}?\n  in a file:\n{format_nested(found, value)}"
     siblings = [entry for entry in names if entry.rpartition(".")[0] == parent]
     for candidates in (siblings, names):
         by_name = {entry.rpartition(".")[2]: entry for entry in candidates}
@@ -200,30 +195,30 @@ def unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
     return f"unknown key {key}\n  keys: {', '.join(sorted(siblings or names))}"
 
 
-def no_option(group: str, value: Any) -> str:
+def describe_missing_option(group: str, value: Any) -> str:
     """Return the message for a group, by its dotted name, whose value is not one of its options."""
     slashed = group.replace(".", "/")
     option = value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else "NAME"
-    given = "null" if value is None else _shown(value)
+    given = "null" if value is None else _format_value(value)
     lines = [f"{group}={given} is no option of a group", f"  choose one with {slashed}={option}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
     lines += [f"  and indent the settings of {group} below it"] if value is None else []
     return "\n".join(lines)
 
 
-def nested(key: str, value: Any) -> str:
+def format_nested(key: str, value: Any) -> str:
     """Return the lines of a file that set a dotted key, indented by two spaces."""
     parts = key.split(".")
     lines = [f"{'  ' * (depth + 1)}{part}:" for depth, part in enumerate(parts)]
-    return "\n".join([*lines[:-1], f"{lines[-1]} {_shown(value)}"])
+    return "\n".join([*lines[:-1], f"{lines[-1]} {_format_value(value)}"])
 
 
-def flat_names(settings: Any, prefix: str = "") -> list[str]:
+def list_names(settings: Any, prefix: str = "") -> list[str]:
     """Return the dotted names of all values of nested settings."""
     if not isinstance(settings, Mapping):
         return [prefix]
     return [
         entry
         for name, value in settings.items()
-        for entry in flat_names(value, f"{prefix}.{name}" if prefix else str(name))
+        for entry in list_names(value, f"{prefix}.{name}" if prefix else str(name))
     ]

@@ -25,10 +25,13 @@ class DataConfig(Component):
     schema: ClassVar[str] = "data/digits"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.digits.digits",)
     train_fraction: float = key(
-        "part of the training images that is used, the same images for every seed", 1.0, range=UP_TO_ONE, argument=False
+        "fraction of the training images, after val_fraction, to train on; the same images for every seed",
+        1.0,
+        range=UP_TO_ONE,
+        argument=False,
     )
     val_fraction: float = key(
-        "part of the training images that is held out for validation, the same images for every seed",
+        "fraction of the training images to hold out for validation; the same images for every seed",
         0.0,
         range=BELOW_ONE,
         argument=False,
@@ -37,9 +40,8 @@ class DataConfig(Component):
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
-        "source of the mean and std that images are normalised with; set: the training set; imagenet: ImageNet;"
-        " weights: the images that model.weights were trained on; auto: weights if their mean and std are known, else"
-        " set",
+        "images whose mean and std all images are normalised with; set: the training set; imagenet: ImageNet; weights:"
+        " the images that model.weights were trained on; auto: weights if their mean and std are known, else set",
         "auto",
         argument=False,
     )
@@ -48,8 +50,8 @@ class DataConfig(Component):
 
     @property
     def num_decoding_workers(self) -> int | None:
-        """Number of processes that decode image files; None if it is chosen from the number of cores."""
-        return None
+        """Value of the setting ``num_workers``, or None: the number is chosen from the number of cores."""
+        return getattr(self, "num_workers", None)
 
 
 @dataclass(frozen=True)
@@ -77,8 +79,12 @@ class ArchiveConfig(DataConfig):
         "sam_runner.data.datasets.fashion_mnist.fashion_mnist",
     )
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
-    download: bool = key("download missing files into the folder", False, on_resume="", in_reports=False)
-    url: str = key("address that the files are downloaded from")
+    download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
+    url: str = key(
+        "address of the folder that the files are downloaded from; each option has the published one",
+        effect="none",
+        in_reports=False,
+    )
 
 
 @dataclass(frozen=True)
@@ -100,32 +106,27 @@ class ImageFolderConfig(DataConfig):
         "folder of the images: <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg", on_resume="", path=True
     )
     image_size: int | None = key(
-        "scale the middle square of each image to this side in pixels; null: use images of one size unchanged",
+        "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
         None,
         range=Range(4),
     )
     eval_crop_ratio: float = key(
-        "side of the evaluated square relative to the shorter side; ImageNet is tested at 0.875", 1.0, range=UP_TO_ONE
+        "side of the centre crop relative to the shorter side; usual for ImageNet: 0.875", 1.0, range=UP_TO_ONE
     )
     storage: Literal["auto", "memory", "disk"] = key(
-        "memory: decode once; disk: decode in every epoch; auto: memory up to 2 GiB", "auto"
+        "memory: decode once; disk: decode in every epoch; auto: memory up to 2 GiB of pixels", "auto"
     )
     test_fraction: float = key(
         "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
     )
     num_workers: int | None = key(
-        "number of threads that decode into memory, or of processes that decode from disk; null: chosen from the number"
-        " of cores",
+        "threads that decode into memory; processes that decode from disk or apply augment.policy; null: chosen from"
+        " the number of cores",
         None,
         range=NOT_NEGATIVE,
-        on_resume="",
+        effect="none",
         in_reports=False,
     )
-
-    @property
-    def num_decoding_workers(self) -> int | None:
-        """Number of processes that decode image files; None if it is chosen from the number of cores."""
-        return self.num_workers
 
 
 @dataclass(frozen=True)
@@ -196,7 +197,7 @@ class AugmentConfig:
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "added pixels; reflect: mirror the image without repeating the edge, as the paper's code; zero: the value 0",
+        "values of the added pixels; reflect: the mirrored image, edge not repeated (the paper's code); zero: 0",
         "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)
@@ -218,8 +219,8 @@ class AugmentConfig:
     mixup: float | None = key("alpha of mixup (Zhang et al., 2018); null: none", None, range=POSITIVE)
     cutmix: float | None = key("alpha of CutMix (Yun et al., 2019); null: none", None, range=POSITIVE)
     crop_scale_min: float | None = key(
-        "smallest share of the image that a random crop covers, for sets on disk (Szegedy et al., 2015); null: the"
-        " middle square",
+        "smallest fraction of the image's area that a random crop covers, for sets on disk (Szegedy et al., 2015);"
+        " null: the centre crop",
         None,
         range=UP_TO_ONE,
     )

@@ -12,7 +12,14 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from sam_runner.config.allowed_targets import require_allowed_targets
-from sam_runner.config.convert import UnknownKeyError, build, convert, flat_names, require_in_range, unknown_key
+from sam_runner.config.convert import (
+    UnknownKeyError,
+    build,
+    convert,
+    describe_unknown_key,
+    list_names,
+    require_in_range,
+)
 from sam_runner.config.data import DATA_SETS, NOISES, AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.keys import (
     AT_LEAST_ONE,
@@ -37,7 +44,7 @@ from sam_runner.utils.errors import InputError
 class CheckpointConfig:
     """Settings of the group checkpoint.
 
-    A checkpoint is written at the end of an epoch, unless the last one is less than `min_interval` seconds old.
+    A checkpoint is also written at the end of each epoch, with the exception of `min_interval`.
     """
 
     every_steps: int | None = key(
@@ -47,8 +54,8 @@ class CheckpointConfig:
         "seconds between two checkpoints within an epoch; null: none", 300.0, range=POSITIVE, effect="none"
     )
     min_interval: float = key(
-        "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last, the"
-        " best or in keep_epochs",
+        "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last epoch,"
+        " the best on the validation set or in keep_epochs",
         1.0,
         range=NOT_NEGATIVE,
         effect="none",
@@ -107,7 +114,9 @@ class ExperimentConfig:
     )
     batch_size: int = key("images per optimizer step, over all processes", 128, range=AT_LEAST_ONE)
     accumulate: int = key(
-        "micro-batches that a batch is split into to save memory", 1, range=AT_LEAST_ONE, effect="rounding"
+        "micro-batches that a batch is split into to save memory; batch norm normalises each of them alone",
+        1,
+        range=AT_LEAST_ONE,
     )
     label_smoothing: float = key("label smoothing of the training loss", 0.0, range=BELOW_ONE)
     ema_decay: float | None = key(
@@ -123,7 +132,11 @@ class ExperimentConfig:
         " (Appendix C.2)",
         False,
     )
-    seed: int = key("seed of initialisation, order, augmentation, dropout and label noise", 0, range=Range(0, 2**63))
+    seed: int = key(
+        "seed of initialisation, order, augmentation, dropout, label noise and random directions",
+        0,
+        range=Range(0, 2**63),
+    )
     device: str = key(
         "device to train on: auto, cpu, cuda or cuda:N; auto: a GPU if there is one",
         "auto",
@@ -132,12 +145,12 @@ class ExperimentConfig:
         in_reports=False,
     )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
-        "number format of the passes; auto: the fastest format of the device that does not reduce the accuracy",
+        "number format of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU",
         "auto",
         effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
-        "NHWC memory layout; auto: if the network has 2-D convolutions",
+        "NHWC memory layout; auto: if the network has 2-D convolutions and its weights are not sharded",
         "auto",
         effect="rounding",
         on_resume=ROUNDING,
@@ -171,8 +184,7 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "what a non-finite loss or gradient does; stop: it ends the run before the update; skip: the step does not"
-        " change the weights",
+        "after a non-finite loss or gradient; stop: end the run; skip: leave the weights unchanged and continue",
         "stop",
         on_resume="",
     )
@@ -270,25 +282,26 @@ def load_experiment(
     try:
         config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS)
     except UnknownKeyError as error:  # the key may be another group's
-        others = {*ExperimentConfig().flat(), *flat_names(settings)} - {error.key}
-        raise InputError(unknown_key(error.key, [*error.accepted, *others], error.value)) from error
+        others = {*ExperimentConfig().flat(), *list_names(settings)} - {error.key}
+        raise InputError(describe_unknown_key(error.key, [*error.accepted, *others], error.value)) from error
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
     check_rules(config, typed, multirun=multirun)
     return config
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Validate the value of one setting outside the groups with options, e.g. ``epochs`` or ``checkpoint.keep``.
-
-    Raises:
-        InputError: If its type or range is wrong.
-    """
+    """Raise InputError if a setting outside the groups with options has a wrong type or range."""
     for known, facts, _ in walk(ExperimentConfig()):
         if known == name and known.partition(".")[0] not in GROUPS:
-            owner: type[Any] = ExperimentConfig
-            for part in name.split(".")[:-1]:
-                owner = get_type_hints(owner)[part]
-            require_in_range(convert(value, get_type_hints(owner)[name.rpartition(".")[2]], name), facts, name)
+            require_in_range(convert(value, find_annotation(name), name), facts, name)
+
+
+def find_annotation(name: str) -> Any:
+    """Return the type annotation of a setting outside the groups with options, by its dotted name."""
+    annotation: Any = ExperimentConfig
+    for part in name.split("."):
+        annotation = get_type_hints(annotation)[part]
+    return annotation
 
 
 def _with_absolute_paths(settings: Any) -> Any:

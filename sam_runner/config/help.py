@@ -27,15 +27,7 @@ EXAMPLES = (
 )
 
 
-def first_comment(path: Path) -> str:
-    """Return the first comment of a YAML file that is not a directive, or "" if there is none."""
-    for line in path.read_text(encoding="utf-8").splitlines():
-        if line.startswith("# ") and not line.startswith("# @"):
-            return line[2:].strip()
-    return ""
-
-
-def options(conf: Path) -> dict[str, list[str]]:
+def list_options(conf: Path) -> dict[str, list[str]]:
     """Return the sorted names of the options of each group, by the group's path, e.g. ``optimizer/base``."""
     groups: dict[str, list[str]] = {}
     for path in sorted(conf.rglob("*.yaml")):
@@ -45,18 +37,23 @@ def options(conf: Path) -> dict[str, list[str]]:
     return groups
 
 
-def default_options(conf: Path) -> dict[str, str]:
-    """Return the default option of each group."""
-    entries = yaml.safe_load((conf / "config.yaml").read_text(encoding="utf-8"))["defaults"]
-    chosen = {
-        group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items() if option
-    }
-    return {group: option for group, option in chosen.items() if not group.startswith("override")} | {
-        "optimizer/base": "sgd"
-    }
+def list_default_options(conf: Path) -> dict[str, str]:
+    """Return the default option of each group, by the group's path."""
+    chosen = _read_choices(conf / "config.yaml")
+    for group, option in list(chosen.items()):
+        inner = _read_choices(conf / group / f"{option}.yaml")
+        chosen |= {f"{group}/{name}": inner_option for name, inner_option in inner.items()}
+    return chosen
 
 
-def keys_of(folder: Path, option: str) -> set[str]:
+def _read_choices(path: Path) -> dict[str, str]:
+    """Return the options that the defaults list of a file chooses, by group."""
+    entries = yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", [])
+    choices = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
+    return {group: option for group, option in choices.items() if option and not group.startswith("override")}
+
+
+def list_keys(folder: Path, option: str) -> set[str]:
     """Return the keys of an option, including those of the options and settings classes in its defaults list."""
     content = yaml.safe_load((folder / f"{option}.yaml").read_text(encoding="utf-8")) or {}
     keys = {key for key in content if key != "defaults"}
@@ -67,13 +64,13 @@ def keys_of(folder: Path, option: str) -> set[str]:
             name = entry.removeprefix("/hydra/settings/").partition("@")[0]
             keys |= {field.name for field in fields(settings_classes()[name]) if "key" in field.metadata}
         elif (folder / f"{entry}.yaml").is_file():
-            keys |= keys_of(folder, entry)
+            keys |= list_keys(folder, entry)
     return keys
 
 
 def help_text(conf: Path) -> str:
     """Return the whole text of `--help`."""
-    chosen = default_options(conf)
+    chosen = list_default_options(conf)
     lines = ["sam-train: train with Sharpness-Aware Minimization (SAM) or its base optimizer", ""]
     lines += ["usage: sam-train [-m] [key=value | group=option]...", "", "examples"]
     width = max(len(command) for command, _ in EXAMPLES[:7])
@@ -81,13 +78,13 @@ def help_text(conf: Path) -> str:
         gap = "\n" + " " * (width + 14) if len(command) > width else " " * (width - len(command) + 2)
         lines.append(f"  sam-train {command}{gap}{meaning}")
     lines += ["", "groups (the default is marked *)"]
-    for group, names in options(conf).items():
+    for group, names in list_options(conf).items():
         marked = [f"{name}*" if chosen.get(group) == name else name for name in names]
         lines.append(f"  {group:15} {'  '.join(marked)}")
     lines += ["", "settings and their defaults (docs/settings.md adds types, ranges and the groups' settings)"]
     for name, facts, value in walk(ExperimentConfig()):
         if name.partition(".")[0] not in GROUPS:
-            lines += _setting(name, facts, value)
+            lines += _format_setting(name, facts, value)
     lines += [
         "",
         "the settings of an earlier run again: sam-train config=RUN/config.yaml run_dir=NEW [key=value]...",
@@ -109,7 +106,7 @@ def help_text(conf: Path) -> str:
     return "\n".join(lines)
 
 
-def _setting(name: str, facts: Key, value: Any) -> list[str]:
+def _format_setting(name: str, facts: Key, value: Any) -> list[str]:
     """Return the lines of one setting: its name, default and meaning."""
     words = [(None, "null"), (True, "true"), (False, "false"), ((), "[]")]
     shown = next((word for constant, word in words if value is constant), value)

@@ -8,9 +8,9 @@ from collections.abc import Callable, Mapping
 from pkgutil import resolve_name
 from typing import Any
 
-from sam_runner.config.allowed_targets import ALLOWED, prefixes, require_trusted_name
+from sam_runner.config.allowed_targets import ALLOWED, list_trusted_prefixes, require_trusted_name
 from sam_runner.config.component import Component
-from sam_runner.config.convert import unknown_key
+from sam_runner.config.convert import describe_unknown_key
 from sam_runner.utils.errors import InputError
 
 
@@ -31,10 +31,10 @@ def locate(target: str) -> Callable[..., Any]:
             known = [entry for entry in dir(resolve_name(parent)) if not entry.startswith("_")]
         except Exception:
             raise InputError(f"_target_={target} does not exist: {error}") from error
-        hint = unknown_key(name, known).splitlines()[-1].strip()[:300]
+        hint = describe_unknown_key(name, known).splitlines()[-1].strip()[:300]
         raise InputError(f"_target_={target} does not exist\n  {hint}") from error
     home = f"{getattr(found, '__module__', None)}."
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not home.startswith(prefixes()):
+    if not (inspect.isclass(found) or inspect.isfunction(found)) or not home.startswith(list_trusted_prefixes()):
         raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]})")
     function: Callable[..., Any] = found
     return function
@@ -62,7 +62,7 @@ def call_target(target: str, arguments: Mapping[str, Any], group: str, **context
     for name in arguments:
         if name not in parameters and not takes_any:
             known = [f"{group}.{entry}" for entry in parameters if entry not in context]
-            raise InputError(unknown_key(f"{group}.{name}", known))
+            raise InputError(describe_unknown_key(f"{group}.{name}", known))
     supplied = {name: value for name, value in context.items() if name in parameters}
     try:
         inspect.signature(function).bind(**{**supplied, **arguments})

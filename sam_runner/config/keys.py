@@ -54,13 +54,13 @@ class Key:
         effect: What another value changes: "result": the numbers of a run; "rounding": only their rounding; "none": no
             numbers. Settings with the effect "none" are not part of the fingerprint.
         on_resume: Whether a run can be continued with another value. None: refused. A text: accepted, and the run logs
-            the change with this text. Settings with the effect "none" may always change.
-        sets_length: Whether the setting makes a run longer or shorter.
+            the change with this text. A setting with the effect "none" and no alias may always change.
+        sets_length: Whether the setting determines the number of steps.
         in_reports: Whether reports show the setting if its value differs between runs.
         short: Name in reports; "" for the dotted name.
         argument: Whether the setting is passed to the function that the option's ``_target_`` names.
         path: Whether the value is a path. A run stores it as an absolute path.
-        alias: Dotted name of the setting of a group that takes its value from this setting, if its option refers to it.
+        alias: Dotted name of a group's setting that has this setting's value by default: ``optimizer.rho`` for ``rho``.
     """
 
     meaning: str

@@ -16,22 +16,19 @@ if TYPE_CHECKING:
 
 
 def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) -> None:
-    """Check every rule.
+    """Raise InputError for the first rule that is broken.
 
     Args:
         config: Settings of the right types and ranges.
         typed: Dotted names of the settings that the user typed.
         multirun: Whether the run is a job of a sweep.
-
-    Raises:
-        InputError: For the first rule that is broken.
     """
     for rule in RULES:
         rule(config, typed)
-    _command_line(config, typed, multirun)
+    _check_command_line(config, typed, multirun)
 
 
-def _command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
+def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
     """Settings that have no effect in a single run, or none in a sweep."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
@@ -63,19 +60,22 @@ def _is_utf8(text: str) -> bool:
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
-def _processes(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
     """Settings of data-parallel training."""
     if "world_size" in typed:
         raise InputError(
-            f"world_size={config.world_size} is for torchrun to set\n"
+            f"world_size={config.world_size} was given, but torchrun sets it\n"
             f"  use torchrun --nproc-per-node {config.world_size} -m sam_runner ..."
         )
     if config.batch_size < config.world_size:
-        raise InputError(f"batch_size={config.batch_size} is smaller than the number of processes, {config.world_size}")
+        raise InputError(
+            f"batch_size={config.batch_size} is smaller than the number of processes, {config.world_size}\n"
+            f"  accepted: at least {config.world_size}"
+        )
     if config.sync_batchnorm and config.world_size == 1:
         raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave it out")
     if config.parallel == "fsdp":
-        _sharded_weights(config)
+        _check_sharded_weights(config)
     if not isinstance(config.optimizer, SamConfig) or not config.optimizer.sync_perturbation:
         return
     if config.optimizer.m is not None:
@@ -84,7 +84,7 @@ def _processes(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
 
 
-def _single_process(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
     """Settings that have no effect with one process."""
     for name in ("optimizer.sync_perturbation", "rank_timeout"):
         if name in typed and config.world_size == 1:
@@ -93,7 +93,7 @@ def _single_process(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("deterministic=true has no effect on a CPU: runs repeat to the bit there\n  leave it out")
 
 
-def _sharded_weights(config: "ExperimentConfig") -> None:
+def _check_sharded_weights(config: "ExperimentConfig") -> None:
     """What a run with sharded weights needs (sam_runner.distributed.sharding)."""
     optimizer = config.optimizer
     sam = optimizer if isinstance(optimizer, SamConfig) else None
@@ -119,20 +119,23 @@ def _require_all(needed: dict[str, bool], setting: str, alternative: str) -> Non
             raise InputError(f"{setting} needs {condition}\n  or use {alternative}")
 
 
-def _batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
     m = config.optimizer.m
     for name, value in (("accumulate", config.accumulate), ("optimizer.m", m)):
         if value is not None and value > config.batch_size:
-            raise InputError(f"{name}={value} is larger than batch_size={config.batch_size}")
+            raise InputError(
+                f"{name}={value} is larger than batch_size={config.batch_size}\n  accepted: at most {config.batch_size}"
+            )
     if m is None or "accumulate" not in typed or config.accumulate == 1:
         return
     if -(-config.batch_size // config.accumulate) >= m:
         raise InputError(
-            f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images are no larger"
+            f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images fit into one micro-batch\n"
+            "  leave accumulate out, or give a larger one"
         )
 
 
-def _aliases(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_aliases(config: "ExperimentConfig", typed: set[str]) -> None:
     """A top-level setting and the setting of a group that it stands for, both typed with different values."""
     values = config.flat()
     for name, facts, value in walk(config):
@@ -142,18 +145,18 @@ def _aliases(config: "ExperimentConfig", typed: set[str]) -> None:
             )
 
 
-def _warmup(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_warmup(config: "ExperimentConfig", _: set[str]) -> None:
     warmups = {"schedule.warmup_epochs": config.schedule.warmup_epochs}
     if isinstance(config.optimizer, SamConfig):
         warmups["optimizer.rho_warmup_epochs"] = config.optimizer.rho_warmup_epochs
     for name, value in warmups.items():
         if value >= config.epochs:
             raise InputError(
-                f"{name}={value:g} leaves none of epochs={config.epochs}\n  it must be smaller than epochs"
+                f"{name}={value:g} is not smaller than epochs={config.epochs}\n  use fewer epochs of warm-up"
             )
 
 
-def _ascent(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_ascent(config: "ExperimentConfig", typed: set[str]) -> None:
     sam = config.optimizer
     if not isinstance(sam, SamConfig):
         return
@@ -173,7 +176,7 @@ def _ascent(config: "ExperimentConfig", typed: set[str]) -> None:
         )
 
 
-def _random_direction(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
     sam = config.optimizer
     if not isinstance(sam, SamConfig) or sam.direction != "random":
         return
@@ -187,7 +190,7 @@ def _random_direction(config: "ExperimentConfig", _: set[str]) -> None:
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
 
-def _betas(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_betas(config: "ExperimentConfig", _: set[str]) -> None:
     base = config.optimizer.base
     if isinstance(base, AdamWConfig) and len(base.betas) != 2:
         raise InputError(
@@ -195,35 +198,35 @@ def _betas(config: "ExperimentConfig", _: set[str]) -> None:
         )
 
 
-def _device(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_device(config: "ExperimentConfig", _: set[str]) -> None:
     if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,4})?", config.device):
         raise InputError(f"device={config.device} is not known\n  accepted: auto, cpu, cuda, cuda:0, cuda:1, ...")
     if config.device == "cpu" and config.precision == "tf32":
         raise InputError("precision=tf32 is a format of CUDA devices\n  use precision=fp32")
 
 
-def _image_files(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_image_files(config: "ExperimentConfig", _: set[str]) -> None:
     own_data = type(config.data) is DataConfig and config.data.target not in DataConfig.targets
     if config.augment.crop_scale_min is not None and not (isinstance(config.data, ImageFolderConfig) or own_data):
         raise InputError(
-            "augment.crop_scale_min cuts parts out of image files\n"
+            "augment.crop_scale_min needs image files: it crops them while they are decoded\n"
             "  use data=image_folder data.storage=disk, or another augment than inception"
         )
 
 
-def _normalisation(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_normalisation(config: "ExperimentConfig", _: set[str]) -> None:
     if config.data.normalisation == "weights" and config.model.weights is None:
         raise InputError(
             "data.normalisation=weights needs model.weights\n  add model.weights, or use data.normalisation=set"
         )
 
 
-def _download(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_download(config: "ExperimentConfig", typed: set[str]) -> None:
     if "data.url" in typed and isinstance(config.data, ArchiveConfig) and not config.data.download:
         raise InputError("data.url has no effect with data.download=false\n  add data.download=true")
 
 
-def _held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
+def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
     if config.data.val_labels != "noisy":
         return
     if not config.data.val_fraction:
@@ -231,10 +234,13 @@ def _held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
     if config.noise.target == "sam_runner.data.noise.none":
         raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")
     if isinstance(config.noise, LabelFileConfig):
-        raise InputError("data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images")
+        raise InputError(
+            "data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images\n"
+            "  use data.val_labels=clean"
+        )
 
 
-def _augment(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
     augment = config.augment
     if "augment.pad_mode" in typed and augment.pad == 0:
         raise InputError("augment.pad_mode has no effect with augment.pad=0\n  give augment.pad too")
@@ -242,17 +248,13 @@ def _augment(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("augment.cutout_per_batch has no effect with augment.cutout=0\n  give augment.cutout too")
     for name in ("augment.num_ops", "augment.magnitude"):
         if name in typed and augment.policy != "randaugment":
-            raise InputError(f"{name} is of RandAugment only\n  use augment=randaugment")
+            raise InputError(f"{name} has no effect without RandAugment\n  use augment=randaugment")
     if augment.mixup is not None and augment.cutmix is not None:
         raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Refuse a missing folder of images or a missing file of labels before torch is imported.
-
-    Raises:
-        InputError: Naming the path.
-    """
+    """Raise InputError for a missing folder of images or file of labels, before torch is imported."""
     if isinstance(config.data, ImageFolderConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
         raise InputError(
             f"data.root={config.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike"
@@ -264,18 +266,18 @@ def require_files(config: "ExperimentConfig") -> None:
 
 
 RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
-    _processes,
-    _batch_parts,
-    _aliases,
-    _warmup,
-    _ascent,
-    _random_direction,
-    _device,
-    _betas,
-    _image_files,
-    _normalisation,
-    _download,
-    _held_out_labels,
-    _augment,
-    _single_process,
+    _check_processes,
+    _check_batch_parts,
+    _check_aliases,
+    _check_warmup,
+    _check_ascent,
+    _check_random_direction,
+    _check_device,
+    _check_betas,
+    _check_image_files,
+    _check_normalisation,
+    _check_download,
+    _check_held_out_labels,
+    _check_augment,
+    _check_single_process,
 )

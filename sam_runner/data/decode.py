@@ -17,7 +17,7 @@ from torch.nn import functional as F
 
 from sam_runner.utils.errors import InputError
 
-FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")  # Pillow's names of the formats that are read
+FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")  # accepted image formats, by Pillow's names
 SUFFIXES = frozenset(
     {
         ".jpg", ".jpeg", ".jpe", ".jfif", ".png", ".gif", ".tif", ".tiff", ".webp", ".bmp", ".dib", ".ppm", ".pgm",
@@ -38,8 +38,8 @@ class CropBox(NamedTuple):
 def read_image(path: str | Path) -> Tensor:
     """Decode an image file to RGB, uint8, (3, H, W); the memory layout may be (H, W, 3).
 
-    torchvision decodes JPEG if it has a decoder (1.4 times as fast as Pillow), Pillow everything else. Pillow reads the
-    header of both and refuses images of more than 179 million pixels. Of several frames or pages the first is read.
+    torchvision, which is faster, decodes RGB and grey JPEG files if it has a decoder; Pillow decodes everything else.
+    Pillow reads every header and refuses images of more than 179 million pixels. Only the first frame or page is read.
 
     Raises:
         InputError: If the file cannot be decoded; the message has its path.
@@ -84,7 +84,7 @@ def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size:
 
 
 def is_image_file(path: str | Path) -> bool:
-    """Whether the file's first bytes are those of an image format that is read."""
+    """Return whether a file begins like an image of one of the `FORMATS`."""
     try:
         with Image.open(path, formats=FORMATS):
             return True
@@ -129,7 +129,7 @@ def _to_8_bits(image: Image.Image) -> Image.Image:
     """Keep the upper eight bits of 16-bit grey; Pillow's conversion would turn every value above 255 white.
 
     Raises:
-        ValueError: If a TIFF holds floating-point or 32-bit numbers, whose range the file does not say.
+        ValueError: If a TIFF holds floating-point or 32-bit numbers, whose range is not in the file.
     """
     if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
         kind = "floating-point" if image.mode == "F" else "32-bit"

@@ -64,7 +64,7 @@ class ImageFiles:
         classes: Names of the classes.
         clean_labels: As in `ImageSet`.
         image_size: Side in pixels of the decoded square images.
-        eval_crop_ratio: Side of the centre crop taken without augmentation, as a fraction of the shorter side, (0, 1].
+        eval_crop_ratio: Side of the centre crop as a fraction of the shorter side, in (0, 1].
     """
 
     root: Path

@@ -26,7 +26,7 @@ from sam_runner.utils.seeding import make_generator
 
 @dataclass(frozen=True)
 class ImageBatch:
-    """A batch on the device, with the labels that the loss and the metrics compare with.
+    """A batch of images on the device, with labels and targets.
 
     Attributes:
         images: (B, C, H, W), normalised.
@@ -48,7 +48,8 @@ class ImageBatch:
 class ImageLoader:
     """Iterator over the batches of an image set.
 
-    Images in memory stay on the device as uint8; worker processes decode image files ahead of time.
+    Images in memory stay on the device as uint8. Worker processes decode image files ahead of time; with a policy they
+    also transform images in memory.
 
     Args:
         data: Image set.
@@ -170,7 +171,7 @@ def _prefetch(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[I
         yield from batches
         return
     stream = torch.cuda.Stream(device)
-    stream.wait_stream(torch.cuda.current_stream(device))  # it fills the images and tables that the batches are made of
+    stream.wait_stream(torch.cuda.current_stream(device))  # which may still copy the set to the device
     with torch.cuda.stream(stream):
         upcoming = next(batches, None)
     while upcoming is not None:

@@ -73,8 +73,8 @@ def symmetric(labels: Tensor, num_classes: int, seed: int, *, rate: float, inclu
         seed: Seed of the noise; it gives the same labels on every machine.
         rate: Fraction of labels to replace, in [0, 1].
         include_true_class: False draws from the C - 1 other classes, so the fraction of wrong labels is `rate`. True
-            draws from all C classes, so it is about rate (C - 1) / C. Papers use both and seldom say which; the SAM
-            paper does not.
+            draws from all C classes, so the fraction is about rate (C - 1) / C. The SAM paper does not say which of the
+            two it uses.
 
     Returns:
         Noisy labels, int64, (N,).

@@ -1,4 +1,4 @@
-"""Mean and standard deviation that images are normalised with: of the training set, of ImageNet, or of a file."""
+"""Mean and standard deviation that images are normalised with: of the training set, of ImageNet, or of the weights."""
 
 import logging
 from collections.abc import Callable, Sequence
@@ -32,7 +32,7 @@ class Normalisation:
     Attributes:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        source: "set" (the training set), "imagenet" or "weights" (what the network's weights were trained with).
+        source: "set" (the training set), "imagenet", or "weights" (the images that the weights were trained on).
     """
 
     mean: tuple[float, ...]
@@ -78,11 +78,7 @@ class Normalisation:
         return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio)
 
     def require_channels(self, channels: int) -> None:
-        """Refuse images with another number of channels.
-
-        Raises:
-            InputError: With the value of data.normalisation that fits every image.
-        """
+        """Raise InputError for images with another number of channels."""
         if len(self.mean) != channels:
             raise InputError(
                 f"data.normalisation={self.source} is for {len(self.mean)} channels, the images have {channels}\n"
@@ -112,7 +108,7 @@ def choose_normalisation(
         find_published: Returns mean and standard deviation that the weights were trained with, None if unknown.
 
     Raises:
-        InputError: If those of the weights are not known, or are for another number of channels.
+        InputError: If the chosen mean and standard deviation are unknown, or have another number of channels.
     """
     if source == "imagenet":
         chosen = IMAGENET_NORMALISATION

@@ -23,7 +23,7 @@ MAX_LISTED = 10  # classes in a log line
 
 @dataclass(frozen=True)
 class Splits:
-    """Training, test and validation set; `validation` is None without images for it."""
+    """Training set, test set, and validation set or None."""
 
     train: Images
     test: Images
@@ -34,7 +34,7 @@ class Splits:
         return replace(self, train=self.train.with_labels(labels))
 
     def digest(self) -> str:
-        """Hex sha256 over shapes, classes, images and labels: the inputs of a result that are not settings."""
+        """Return the hex sha256 of shapes, classes, images (of files: their paths) and labels."""
         total = hashlib.sha256()
         for part in (self.train, self.test, self.validation):
             if part is not None:
@@ -63,7 +63,7 @@ def prepare_splits(
         splits: Sets of a data set function, without noise.
         noise: Noise model, called with keywords `labels`, `num_classes`, `seed` and, if it needs images, `images_NCHW`.
         needs: Input of the noise model, from `sam_runner.data.noise.noise_needs`.
-        seed: Seed of the run; it changes the noise only, never which images are held out or kept.
+        seed: Seed of the label noise. It does not affect which images are held out or kept.
         val_fraction: Fraction of the training images to hold out, in [0, 1).
         train_fraction: Fraction of the remaining training images to keep, in (0, 1].
         val_labels: "clean", or "noisy" to apply the noise to the validation labels too.
@@ -98,7 +98,7 @@ def prepare_splits(
 
 
 def _log_missing_classes(splits: Splits) -> None:
-    """Log the classes that no image of the training set, or none of the test set, belongs to."""
+    """Log the classes without a training image, and those without a test image."""
     facts = []
     for name, part in (("training", splits.train), ("test", splits.test)):
         counts = torch.bincount(part.clean_labels, minlength=len(part.classes))
@@ -114,8 +114,8 @@ def hold_out(splits: Splits, fraction: float, *, val_labels: str = "clean") -> S
     """Move a random `fraction` of the training set, in [0, 1), to the validation set.
 
     The same examples are held out for every seed of a run, so runs with different seeds and rho are compared on one
-    validation set. `val_labels` selects its labels to learn: "clean" (before noise) or "noisy" (as in training). A data
-    set that has a validation set of its own keeps it for fraction 0.
+    validation set. `val_labels` chooses their labels: "clean" (before noise) or "noisy" (as in training). With fraction
+    0 a data set keeps its own validation set, if it has one.
 
     Raises:
         InputError: If a set would be empty.

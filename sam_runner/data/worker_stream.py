@@ -128,9 +128,8 @@ class WorkerStream:
         self._sampler.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
         with block_stop_signals():  # a signal must not kill a worker before the worker ignores signals
             prepared = iter(self._loader)
-        atexit.unregister(
-            kill_data_workers
-        )  # register anew: the last one registered runs before those of torch and multiprocessing
+        # Registered again for each epoch, to run before the exit functions that torch and multiprocessing registered.
+        atexit.unregister(kill_data_workers)
         atexit.register(kill_data_workers)
         for batch in prepared:
             if isinstance(batch, InputError):

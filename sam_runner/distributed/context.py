@@ -1,8 +1,8 @@
 """The processes of a data-parallel run, as torchrun starts them: ranks, collectives, and errors that name their rank.
 
-Tensors are reduced on their own device (nccl on CUDA). Python objects and flags of the CPU use a second process group
-(gloo), which does not synchronise with the device. `SINGLE_PROCESS` is the context of a run without torchrun: all
-collectives return their argument.
+Tensors are reduced on their own device (nccl on CUDA). Python objects and numbers on the CPU use a second process group
+(gloo), which does not synchronise with the device. A run without torchrun uses `SINGLE_PROCESS`, whose collectives
+communicate with nobody.
 """
 
 import contextlib
@@ -33,7 +33,7 @@ class DistributedContext:
         local_world_size: Number of processes on this machine.
         store: Key-value store of torch that works even if other processes do not respond; None for one process.
         timeout: Seconds that a process waits for the others in a collective.
-        cpu_group: Process group (gloo) for Python objects and CPU tensors.
+        cpu_group: Process group (gloo) for Python objects and CPU tensors; None before the process has joined it.
     """
 
     rank: int = 0

@@ -50,7 +50,7 @@ def build_model(
         freeze_batchnorm_stats: Keep the running statistics of batch norm.
 
     Raises:
-        InputError: Where the network cannot be built or does not fit the images or the weights.
+        InputError: If the network cannot be built, or does not fit the images or the weights.
     """
     channels, height, width = shape
     parameters = inspect.signature(locate(config.target)).parameters
@@ -146,7 +146,7 @@ def place_model(model: nn.Module, device: torch.device, dtype: torch.dtype, *, c
     """Move a network to a device in the given dtype and memory layout.
 
     Raises:
-        InputError: Where it has SyncBatchNorm, and the device is not CUDA.
+        InputError: If it has SyncBatchNorm and the device is not CUDA.
     """
     if device.type != "cuda" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
@@ -201,12 +201,9 @@ def published_normalisation(config: ModelConfig) -> Statistics | None:
 
 
 def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:
-    """Whether images and weights are laid out NHWC, which convolutions on GPUs and CPUs are fastest with.
+    """Return whether images and weights are laid out NHWC, with which convolutions are fastest.
 
-    Args:
-        setting: True, False, or "auto": where the network has 2-D convolutions and its weights are not sharded.
-        model: The network.
-        sharded: Whether its weights are sharded.
+    The setting "auto" chooses it if the network has 2-D convolutions and its weights are not sharded.
     """
     if setting == "auto":
         return not sharded and any(isinstance(module, nn.Conv2d) for module in model.modules())
@@ -214,11 +211,11 @@ def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) ->
 
 
 def parameter_groups(model: nn.Module, num_classes: int, head_lr: float | None) -> list[Any]:
-    """Return what the base optimizer is given: all trained parameters, or the body and the head as two groups.
+    """Return the parameters for the base optimizer: all trained ones, or the body and the head as two groups.
 
     Args:
         model: The network.
-        num_classes: Its outputs, by which the head is found.
+        num_classes: Its number of outputs, which identifies the head.
         head_lr: Initial learning rate of the head; None makes one group.
     """
     params = [param for param in model.parameters() if param.requires_grad]

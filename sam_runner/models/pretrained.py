@@ -1,4 +1,4 @@
-"""Weights to start from: read from a file or from torchvision, and loaded into a network with a new head if needed."""
+"""Weights to start from: read them from a file or from torchvision, and load them into a network."""
 
 import json
 from collections.abc import Mapping
@@ -93,7 +93,7 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
     """
     own, head = model.state_dict(), f"{find_head(model, num_classes)}."
     head_fits = all(key in state and state[key].shape == own[key].shape for key in own if key.startswith(head))
-    # The head is loaded completely or not at all: a loaded weight with a newly initialised bias would be neither head.
+    # The head is loaded completely or not at all, so that a loaded weight never has a newly initialised bias.
     expected, given = (
         {key: value for key, value in entries.items() if head_fits or not key.startswith(head)}
         for entries in (own, state)

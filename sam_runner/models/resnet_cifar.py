@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.config.model import Init
+from sam_runner.models.layers.initialisation import initialise
 from sam_runner.models.layers.stages import build_stages
 
 

@@ -1,4 +1,4 @@
-"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): WRN-d-k has depth d and k times as many channels."""
+"""Wide residual networks (Zagoruyko and Komodakis, BMVC 2016): WRN-d-k has d convolutions and k times the channels."""
 
 from functools import partial
 
@@ -6,7 +6,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.models.layers.initialisation import Init, initialise
+from sam_runner.config.model import Init
+from sam_runner.models.layers.initialisation import initialise
 from sam_runner.models.layers.stages import build_stages
 
 
@@ -40,7 +41,7 @@ class WideResNet(nn.Module):
     Args:
         num_classes: Number of outputs, C.
         in_channels: Number of input channels.
-        depth: Number of layers with weights, d = 6n + 4.
+        depth: Number of convolutions, d = 6n + 4.
         widen_factor: Factor of the numbers of channels, k.
         dropout: Probability of dropping a value between the two convolutions of a block, in [0, 1].
         batch_norm: Use batch norm; otherwise the 3x3 convolutions have a bias, as in the SAM paper's section 4.2

@@ -8,7 +8,6 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.config.optimizer import SamConfig
 from sam_runner.paper.rows import describe_target
 from sam_runner.sam.methods import Plain
 from sam_runner.training.build import resolve_precision
@@ -59,8 +58,9 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     """
     options, objective = config.optimizer, run.step.objective
     flops = count_forward_flops(run.model, run.train.shape)
-    method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
-    passes = method.passes(0)
+    rho = config.flat().get("optimizer.rho", 0.0)
+    method = run.step.method if rho > 0 else Plain()
+    name = f"{method.name} with rho {rho:g}, " if rho > 0 else ""
     total_flops = method.cost(0) * flops * config.batch_size * run.max_steps
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
@@ -71,7 +71,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
-        "optimizer": f"{describe_method(config)}{options.base.target}, {passes} passes a step",
+        "optimizer": f"{name}{options.base.target}, passes per step: {method.passes(0)}",
         "batch": batch,
         "steps": f"{run.max_steps:,} in all, {len(run.train):,} an epoch, {config.epochs} epochs",
         "compute": f"{total_flops:.3g} FLOPs for training",
@@ -82,12 +82,3 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     rows |= {"paper": paper} if paper else {}
     head = "plan (dry run: nothing is trained or written)"
     return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])
-
-
-def describe_method(config: ExperimentConfig) -> str:
-    """Return the name of the method and its radius, "" for the base optimizer alone."""
-    options = config.optimizer
-    if not isinstance(options, SamConfig) or options.rho == 0:
-        return ""
-    direction = " in a random direction" if options.direction == "random" else ""
-    return f"{options.name.upper()} with rho {options.rho:g}{direction}, "

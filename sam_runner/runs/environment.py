@@ -32,12 +32,7 @@ def compare_environment(folder: Path, device: str) -> list[str]:
 
 
 def write_environment(folder: Path, device: str) -> None:
-    """Write environment.json.
-
-    Args:
-        folder: The run folder.
-        device: Device of the run: cpu, cuda or cuda:N.
-    """
+    """Write environment.json; see `compare_environment`."""
     write_json(folder / "environment.json", _read_environment(device))
 
 
@@ -53,15 +48,15 @@ def _read_environment(device: str) -> dict[str, Any]:
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _find_version(name) for name in packages},
-        "processor": _read_processor(),
+        "processor": read_processor(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }
 
 
-def _read_processor() -> str:
-    """Return the processor's name, of its family where the system does not tell it."""
+def read_processor() -> str:
+    """Return the name of the processor from /proc/cpuinfo; on other systems what `platform` knows."""
     try:
         lines = Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines()
     except OSError:

@@ -1,4 +1,4 @@
-"""Restore a run from its folder: build it from its config.yaml and load a checkpoint."""
+"""Restore a run from its folder: build the run from config.yaml and load a checkpoint."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -53,10 +53,10 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
 
     Args:
         folder: The run folder.
-        which: "last", or "best" for the checkpoint with the highest validation accuracy (without a validation set that
-            of the latest evaluated epoch).
+        which: "last", or "best" for the highest validation accuracy; without a validation set "best" is the checkpoint
+            of the latest evaluated epoch.
         device: Device to use instead of the device in the run's settings, or None.
-        plain_training_set: Whether the loader of the training set returns every image, without augmentation.
+        plain_training_set: Load every training image, without augmentation.
 
     Raises:
         InputError: If `which` is another word, the folder holds no run or no intact checkpoint, or the data cannot be

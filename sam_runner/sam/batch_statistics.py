@@ -12,8 +12,8 @@ pass updates the buffers, so they would describe perturbed weights. Here all buf
   are updated by the first of them (`sam_runner.sam.spectral_norm`). Any other buffer is updated by each of them in
   turn, as in plain training.
 
-Python attributes of a module that are no buffers are not covered: a forward pass that changes them does so in every
-pass. Buffers that exist outside of modules, and modules added after construction, are not covered either.
+Not covered are Python attributes of modules, which every pass changes; buffers outside of modules; and modules that are
+added after construction.
 """
 
 from collections.abc import Iterator, Sequence
@@ -35,7 +35,7 @@ from sam_runner.sam.network.buffers import (
 from sam_runner.sam.spectral_norm import PowerIterations
 
 Norm = _BatchNorm | _InstanceNorm
-# Their forward pass in training writes the statistics and never reads them.
+# In training these forward methods write the statistics and never read them.
 WRITING_FORWARDS = (_BatchNorm.forward, _InstanceNorm.forward, SyncBatchNorm.forward)
 
 
@@ -80,7 +80,7 @@ class RunningStatistics:
             yield
 
     def begin_group(self) -> None:
-        """Remember the buffers from which the passes of a group start; the first pass of a group follows."""
+        """Store copies of the buffers before the first pass of a group."""
         if self._is_in_step:
             self._start = self._copy()
 
@@ -147,7 +147,7 @@ class RunningStatistics:
 
     @contextmanager
     def recomputing(self, start: Values) -> Iterator[None]:
-        """Make a backward pass in the context: what it recomputes starts from `start`, and its writes are discarded.
+        """Make a backward pass in the context: recomputed layers start from `start`, and their writes are discarded.
 
         Args:
             start: Result of `copy_start` before the forward pass; it is overwritten.
@@ -237,9 +237,9 @@ class _Mean:
     """Mean of the buffers after several passes that all start from the same buffers.
 
     The buffers after a pass are an affine function of its batch statistics. Their mean is therefore the result of one
-    pass with the mean statistics, for any momentum and any number of uses of a layer. A weight
-    must multiply the statistics of the passes but not the old buffers. Therefore each pass starts from the buffers
-    divided by the weight, and the result is multiplied by the weight.
+    pass with the mean statistics, for any momentum and any number of uses of a layer. A weight must multiply the
+    statistics of the passes but not the old buffers. Therefore each pass starts from the buffers divided by the weight,
+    and the result is multiplied by the weight.
 
     Args:
         buffers: Running means and variances.

@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Key = tuple[tuple[Any, ...], str, bool]  # signature of the batch, name of the method, whether rho is not 0
 NUM_WARM_UP_STEPS = 3  # eager steps before a recording: cuDNN chooses its algorithms, the optimizer creates its state
-OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # their fused steps read the rate from a tensor
+OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # fused, they read the rate from a tensor
 
 
 class Recorder(Protocol):
@@ -75,7 +75,7 @@ class CudaRecorder:
 
 
 class EagerRecorder:
-    """Records nothing and calls the function again; for tests on any device."""
+    """Calls the function again instead of a recording, for tests on any device."""
 
     def run(self, call: Callable[[], T]) -> T:
         """Run `call`."""
@@ -149,7 +149,7 @@ class CapturedStep:
         before, buffers = RngState.capture(device, generators), self.objective.statistics.identities()
         stats = recorder.run(call)
         if not before.equals(RngState.capture(device, generators)):
-            # giving both passes the same masks takes the generator's state to the host
+            # for the same masks in both passes the host has to read the generator's state
             self._disable("the network draws random numbers (dropout)")
         elif buffers != self.objective.statistics.identities():
             self._disable("the network replaces a buffer by another tensor")

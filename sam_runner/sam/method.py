@@ -95,7 +95,6 @@ class Group:
         batch: Examples of the group.
         share: Weight of the group's gradient in the step's gradient: number of examples of the group over that of the
             batch, times the weight of the batch.
-        is_first: Whether it is the first group of the step.
         is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
         sync: Whether `gradient` returns the mean over the ranks.
         gradient_sum: Running sum of share * g over the groups. An empty list before the first group, then one tensor
@@ -108,7 +107,6 @@ class Group:
         batch: Batch,
         share: float,
         *,
-        is_first: bool,
         is_last: bool,
         sync: bool,
         gradient_sum: list[Tensor] | None,
@@ -116,7 +114,6 @@ class Group:
         self.context = context
         self.batch = batch
         self.share = share
-        self.is_first = is_first
         self.is_averaged = False
         self.used: list[bool] = []
         self._is_last = is_last

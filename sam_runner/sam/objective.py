@@ -135,7 +135,7 @@ class Objective:
         self._outside = [param for param in self._model_params if id(param) not in given]
 
     @contextmanager
-    def other_gradients_kept(self) -> Iterator[None]:
+    def keep_other_gradients(self) -> Iterator[None]:
         """Restore ``.grad`` of the model's parameters that are not in w."""
         before = [(param, param.grad) for param in self._outside if param.requires_grad or param.grad is not None]
         for param, _ in before:
@@ -153,7 +153,7 @@ class Objective:
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
         """Split `batch` into parts of `size` examples; evenly if a remainder of one example cannot be evaluated."""
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        # A trial with sharded weights needs all processes: `accepts_one_example` has to be called before.
+        # With sharded weights all processes must make the trial, so `accepts_one_example` has to be called before.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
         is_even = has_single and is_known and not self.accepts_one_example(batch)
         return batch.split(size, min_size=2 if is_even else 1)
@@ -281,8 +281,8 @@ class Objective:
         try:
             for param in self.params:
                 param.grad = None
-            # Not autograd.grad: it does not visit functions marked once_differentiable, and would leave their terms out
-            # instead of raising.
+            # autograd.grad would not visit functions marked once_differentiable: it would leave their terms out instead
+            # of raising.
             with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
                 torch.autograd.backward(outputs, factors)
             return [param.grad for param in self.params]
@@ -332,8 +332,8 @@ class Objective:
         return self._join(batch, chunks, parts)
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
-        # Autocast caches the weights that it casts until its context ends. If both passes were in one context, the pass
-        # at w + eps would use the cached weights of w.
+        # Autocast caches cast weights until its context ends, so each pass needs a context of its own. Otherwise the
+        # pass at w + eps would use the cached weights of w.
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)
@@ -359,7 +359,7 @@ class Objective:
 
 @contextmanager
 def _second_derivatives() -> Iterator[None]:
-    """Say in one line why a second derivative does not exist."""
+    """Turn torch's error for a missing second derivative into a `TrainingError`."""
     try:
         yield
     except torch.OutOfMemoryError:

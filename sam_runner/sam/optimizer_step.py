@@ -1,7 +1,7 @@
 """The base optimizer's step along the final gradient; a non-finite loss or gradient never changes the weights.
 
-With a fused optimizer this is decided on the device: torch's fused kernels read a tensor that says whether to skip, as
-they do with a loss scaler.
+A fused optimizer decides this on the device: its kernels read a tensor that says whether to skip, which torch made for
+loss scalers.
 """
 
 import torch
@@ -95,9 +95,9 @@ class OptimizerStep:
 
 
 def _start_momentum(optimizer: torch.optim.SGD) -> None:
-    """Create the momentum buffers filled with zeros, which gives the same steps.
+    """Create the momentum buffers filled with zeros, which does not change the steps.
 
-    The fused SGD of torch 2.14 creates them without filling them, and leaves them like that if it skips the first step.
+    The fused SGD of torch 2.14 creates uninitialised buffers, and does not initialise them if it skips the first step.
     """
     for group in optimizer.param_groups:
         if group["momentum"] and group["dampening"]:

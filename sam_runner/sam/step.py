@@ -167,7 +167,7 @@ class SamStep:
 
     def take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None = None) -> StepStats:
         """Take one step by what `choose_method` returned; see `__call__`."""
-        with self.objective.other_gradients_kept():
+        with self.objective.keep_other_gradients():
             return self._take(batch, method, radius, number)
 
     def _take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None) -> StepStats:
@@ -182,7 +182,6 @@ class SamStep:
                 context,
                 part,
                 batch.weight * len(part) / len(batch),
-                is_first=part is batches[0],
                 is_last=part is batches[-1],
                 sync=method.sync_perturbation,
                 gradient_sum=gradient_sum,
@@ -199,7 +198,7 @@ class SamStep:
             objective.average_gradients()
         loss, loss_perturbed, grad_norm, eps_norm = _mean_over_groups(parts, batches, len(batch))
         finite = objective.context.all_reduce_and(torch.stack([loss, loss_perturbed, grad_norm]).isfinite())
-        grad_norm = grad_norm / objective.scaler.scale(torch.ones_like(grad_norm))
+        grad_norm = grad_norm / context.loss_scale
         if method.combines:
             self._combine(method, context, gradient_sum)
         final_norm, finite, skipped = self._optimizer_step(finite)

@@ -86,14 +86,7 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
-    """Choose the number format of the passes.
-
-    Args:
-        precision: The setting ``precision``.
-        device: Device of the run.
-
-    Returns:
-        The format, and for ``precision=auto`` the reason why it was chosen, else "".
+    """Return the number format of the passes and, for ``precision=auto``, the reason for it, otherwise "".
 
     Raises:
         InputError: If the device does not support the format.
@@ -105,12 +98,7 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _read_data(target: str, arguments: str) -> Splits:
-    """Read a data set. The last one is cached, because most jobs of a sweep use the same data.
-
-    Args:
-        target: Dotted name of the function that reads it.
-        arguments: Its arguments as a JSON object.
-    """
+    """Call the function `target` with `arguments`, a JSON object; the jobs of a sweep mostly share one data set."""
     splits: Splits = call_target(target, json.loads(arguments), "data")
     return splits
 
@@ -143,7 +131,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
     side = min(train.shape[1:])
     if augment.crop_scale_min is not None and isinstance(train, ImageSet):
         raise InputError(
-            "augment.crop_scale_min crops image files, but the images are in memory\n  set data.storage=disk"
+            "augment.crop_scale_min needs image files, but the images are in memory\n  set data.storage=disk"
         )
     if augment.pad_mode == "reflect" and augment.pad >= side:
         raise InputError(
@@ -199,7 +187,7 @@ def build_optimizer(
 
 
 def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
-    """Return whether torch has a fused kernel of the optimizer's step that the user's arguments permit."""
+    """Return whether torch has a fused step of the optimizer, and the user's arguments permit it."""
     parameters = inspect.signature(locate(target)).parameters
     chosen = {"fused", "foreach", "differentiable"} & set(arguments)
     return "fused" in parameters and not chosen and not arguments.get("dampening")
@@ -223,7 +211,7 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any]) -> None:
     """Require that an optimizer that is not torch's own can take a step with nothing but gradients.
 
     Raises:
-        InputError: If the step fails, because it needs a closure or second derivatives, say.
+        InputError: If the step fails, for example because it needs a closure or second derivatives.
     """
     if target.startswith("torch.optim."):
         return
@@ -250,7 +238,7 @@ def build_step(
     device: torch.device,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> SamStep | CapturedStep:
-    """Return the optimizer step; the step of plain training is SAM's with rho 0."""
+    """Return the optimizer step; without SAM it is the same step with the method `Plain`."""
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     if mode == "graph" and device.type != "cuda":
         mode = "off"
@@ -317,12 +305,7 @@ def _require_possible_parts(
 
 
 def build_method(options: OptimizerConfig, seed: int) -> Method:
-    """Return the method that the optimizer's options describe.
-
-    Args:
-        options: Settings of the method.
-        seed: Seed of the run.
-    """
+    """Return the method that the settings describe; `seed` is the run's, for random directions."""
     if not isinstance(options, SamConfig):
         return Plain()
     if options.direction == "random":
@@ -360,13 +343,7 @@ def build_loaders(
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the loader of the training set, and the loaders of the evaluated sets by name.
 
-    Args:
-        config: The settings.
-        splits: The sets.
-        device: Device of the batches.
-        channels_last: Whether images are laid out NHWC.
-        context: The processes that train together.
-        normalisation: Mean and standard deviation of the images; None chooses them by ``data.normalisation``.
+    Without `normalisation` the mean and standard deviation are chosen by ``data.normalisation``.
     """
     train, workers = splits.train, config.data.num_decoding_workers
     common: dict[str, Any] = {
@@ -408,7 +385,7 @@ def build_run(
     Args:
         config: The settings.
         context: The processes that train together; each of them builds the run.
-        normalisation: Mean and standard deviation that the run has stored in its folder; None chooses them.
+        normalisation: Mean and standard deviation stored in the run folder; None: see `build_loaders`.
 
     Raises:
         InputError: If the settings cannot be used.

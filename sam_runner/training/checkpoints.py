@@ -76,8 +76,8 @@ class CheckpointFolder:
             The path of the checkpoint.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
-        # The end of an epoch and its last batch have different names: saving one must not damage the other. "." sorts
-        # after "-", so the end of an epoch is the newer one.
+        # Checkpoints after the last batch and after the end of an epoch have different names, so that saving one cannot
+        # damage the other. "." sorts after "-", so the end of the epoch is the newer one.
         path = self.folder / f"step-{step:08d}{'-within' if epoch is None else ''}.pt"
         # With a file handle the bytes do not depend on the file's name, and an OSError keeps its errno.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))

@@ -52,14 +52,14 @@ def predict(
     stop: StopRequest | None = None,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> tuple[Tensor, Tensor]:
-    """Compute the logits of a whole set in evaluation mode; the mode of the model is restored afterwards.
+    """Compute the logits of a whole set in evaluation mode, and restore the mode of the model.
 
-    Each rank evaluates the batches that `loader` gives it; the result is complete on every rank.
+    Each rank evaluates the batches that `loader` gives it; every rank gets all logits.
 
     Args:
         model: The network.
         loader: Loader of the set.
-        autocast_dtype: Data type of autocast, None for no autocast.
+        autocast_dtype: dtype of autocast; None: no autocast.
         stop: Stop request that is checked after every batch, or None.
         context: The processes that share a stop request.
 
@@ -88,12 +88,7 @@ def predict(
 
 
 def _gather_logits(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> Tensor:
-    """Return the logits of all ranks in the order of the set.
-
-    Args:
-        parts: (logits, indices in the set) of each batch of this rank.
-        loader: Loader of the set.
-    """
+    """Return the logits of all ranks in the order of the set, from (logits, indices in the set) of this rank."""
     (num_logits,) = loader.context.all_reduce_max(parts[0][0].shape[1] if parts else 0)
     all_logits = torch.zeros(len(loader.labels), num_logits, device=loader.labels.device, dtype=loader.dtype)
     for logits, indices in parts:
@@ -104,9 +99,7 @@ def _gather_logits(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> T
 def evaluate(
     run: Run, log_confusion: Callable[[Tensor], None] | None = None, stop: StopRequest | None = None
 ) -> Metrics:
-    """Return the metrics of all evaluated sets by tag.
-
-    Tags are ``test/accuracy`` and alike; those of the moving average are ``test_ema/accuracy`` and alike.
+    """Return the metrics of all evaluated sets by tag, e.g. ``test/accuracy``; ``test_ema/accuracy`` of the average.
 
     Args:
         run: The run to evaluate.

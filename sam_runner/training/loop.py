@@ -48,7 +48,7 @@ def fit(
         `progress`.
 
     Raises:
-        TrainingError: If a loss or a gradient is not finite.
+        TrainingError: If a loss or a gradient is not finite, or every step of an epoch was skipped.
         RunInterrupt: If a rank received a stop request; a checkpoint of the last step exists then.
     """
     save_schedule = save_schedule or CheckpointSchedule()
@@ -124,7 +124,10 @@ def _train_epoch(
 
 
 def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter) -> None:
-    """Add the rest of an epoch to its sums; remember the progress before, where `max_steps` ends the run within it."""
+    """Add the last row of an epoch to its sums.
+
+    If `max_steps` ends the run within the epoch, first remember the progress from which a longer run can continue.
+    """
     is_incomplete = progress.batch < len(run.train)
     if is_incomplete and progress.before_end.get("progress", {}).get("step") != progress.step:
         progress.remember_before_end(meter.read(), outputs.loggers.flush())
@@ -134,7 +137,7 @@ def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMe
 def _end_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> bool:
-    """Evaluate and save at the end of an epoch if they are due, and log. Returns whether a checkpoint was written."""
+    """End an epoch: evaluate and save if it is time to, and log. Returns whether a checkpoint was written."""
     if not progress.epoch_sums["num_steps"]:
         raise TrainingError(
             f"every step of epoch {progress.epoch + 1} was skipped: its loss or gradient was not finite\n"
@@ -191,7 +194,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
 def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, *, last: bool) -> None:
     """Add the sums of the meter to those of the epoch and log them as a row.
 
-    With `last`, nothing is logged: `_end_epoch` logs the row of the whole epoch.
+    With `last` nothing is logged, because `_end_epoch` logs the row of the whole epoch.
     """
     sums = meter.read_and_reset()
     progress.window_sums = dict.fromkeys(SUMS, 0.0)

@@ -35,7 +35,7 @@ class TrainMeter:
         self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor, share: float = 1.0) -> None:
-        """Add a step. Of a step that is not finite only the counts of non-finite steps are added.
+        """Add a step. For a step with a non-finite loss or gradient, add only to the counts of such steps.
 
         Args:
             stats: Statistics of the step.

@@ -14,7 +14,7 @@ MAX_ERROR_LINES = 18
 
 
 def is_distributed() -> bool:
-    """Return whether torchrun started this process together with others."""
+    """Return whether torchrun has started several processes."""
     return os.environ.get("WORLD_SIZE", "1") != "1"
 
 

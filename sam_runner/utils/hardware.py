@@ -109,8 +109,8 @@ def _keep_freed_memory() -> None:
     """Let glibc keep freed memory in the process, because every step allocates activations of the same sizes.
 
     By default glibc maps each block of more than 32 MiB separately and returns free memory at the top of the heap to
-    the kernel, which fills the pages with zeros when they are used again: a tenth of a small network's step
-    (docs/performance.md). Other allocators and systems are not changed.
+    the kernel, which fills the pages with zeros when they are used again. This takes a tenth of the time of a small
+    network's step. Other allocators and systems are not changed.
     """
     if platform.libc_ver()[0] != "glibc":
         return

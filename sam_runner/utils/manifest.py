@@ -12,12 +12,7 @@ FORMAT = 4
 
 
 def write_manifest(path: Path, **entries: Any) -> None:
-    """Write the manifest of the checkpoint at `path` as ``<name>.json`` beside it.
-
-    Args:
-        path: The checkpoint, a complete ``.pt`` file.
-        entries: Further entries of the manifest, of JSON types.
-    """
+    """Write the manifest of a complete checkpoint ``<name>.pt`` as ``<name>.json``; `entries` are JSON values."""
     manifest = {"format": FORMAT, "bytes": path.stat().st_size, "sha256": hash_file(path), **entries}
     write_json(path.with_suffix(".json"), {**manifest, "check": _checksum(manifest)})
 

@@ -114,8 +114,8 @@ _last_numpy: tuple[bytes | None, Any] = None, None
 def _get_numpy_state() -> Any:
     """Return the state of NumPy's global generator.
 
-    Reading it takes 30 microseconds. The words of a Mersenne Twister are therefore compared with those of the last
-    state, which is returned again if it is still valid: without a stored normal number, every draw changes the words.
+    Reading the state takes 30 microseconds, so the last state is returned again if the words of the Mersenne Twister
+    are the same. A state with a stored normal number is always read, since using that number changes no word.
     """
     global _last_numpy
     generator, words = np.random.get_bit_generator(), None  # type: ignore[attr-defined]

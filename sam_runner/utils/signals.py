@@ -26,11 +26,7 @@ class StopRequest:
         self._signal: signal.Signals | None = None
 
     def receive(self, number: int, _: FrameType | None = None) -> None:
-        """Store a signal; a Ctrl-C after another signal raises KeyboardInterrupt.
-
-        Args:
-            number: Number of the signal.
-        """
+        """Store a signal; a Ctrl-C after another signal raises KeyboardInterrupt."""
         is_repeated = self._signal is not None
         self._signal = signal.Signals(number)
         if is_repeated and number == signal.SIGINT:

@@ -1,4 +1,4 @@
-"""Read YAML files from strangers: plain values only, and no aliases, which can stand for more than memory holds."""
+"""Read untrusted YAML files: plain values only, and no aliases, since a few lines of them can exhaust the memory."""
 
 import re
 from pathlib import Path
@@ -16,7 +16,7 @@ def read_yaml(path: Path) -> Any:
     """Return the value in a YAML file.
 
     Raises:
-        InputError: Where the file cannot be read, is no YAML, or has an alias.
+        InputError: If the file cannot be read, is no YAML, or has an alias.
     """
     try:
         text = path.read_text(encoding="utf-8")

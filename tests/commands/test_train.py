@@ -45,7 +45,7 @@ BAD_INPUT = [
     (["augment=inception", "augment.crop_scale_min=0"], "augment.crop_scale_min=0", "(0, 1]"),
     (["augment=inception"], "augment.crop_scale_min", "data=image_folder"),
     (["augment=autoaugment", "augment.policy=mnist"], "augment.policy=mnist", "cifar10, svhn, imagenet"),
-    (["world_size=4"], "world_size=4 is for torchrun", "torchrun --nproc-per-node 4"),
+    (["world_size=4"], "world_size=4 was given, but torchrun sets it", "torchrun --nproc-per-node 4"),
     (["sync_batchnorm=true"], "sync_batchnorm has no effect with one process", "torchrun"),
     (["parallel=fsdp"], "parallel=fsdp needs torchrun", "parallel=ddp"),
     (["optimizer=sam", "optimizer.sync_perturbation=true", "optimizer.m=8"], "sync_perturbation", "optimizer.m"),
@@ -293,7 +293,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
         "577 training labels corrupted (40.01%)",
         "65,834 parameters",
         "220 in all",
-        "2 passes a step",
+        "sam with rho 0.05, torch.optim.SGD, passes per step: 2",
     ):
         assert wanted in done.stdout
     assert not list(tmp_path.iterdir())

@@ -65,7 +65,7 @@ MUTANTS = {
          "sam/test_sam.py::groups_of_unequal"),
         ("step: norms are summed over groups", "_mean_over_groups", "A * B", "A",
          "sam/test_random_direction.py::neither_gradient"),
-        ("step: the norm keeps the loss scale", "SamStep._take", "A / B.scale(C)", "A",
+        ("step: the norm keeps the loss scale", "SamStep._take", "A / B.loss_scale", "A",
          "sam/test_precision.py::perturbation_does_not_depend"),
         ("step: statistics of a non-finite step stay", "SamStep._take", "A.restore(...)", "pass",
          "sam/test_precision.py::any_pass"),

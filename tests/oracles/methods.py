@@ -47,16 +47,14 @@ class Drift(Method):
 
 
 class Alternate(Method):
-    """SAM that leaves out the second pass of odd steps, by a decision on the host in the first group."""
+    """SAM that leaves out the second pass of odd steps, by a decision on the host in each group."""
 
     name = "alternate"
     needs_number = True
     capture_blocker = "the number of the step decides on the host"
 
     def perturb(self, grads, group):
-        if group.is_first:
-            self.ascends = group.context.number % 2 == 0
-        return perturbation(grads, group.context.rho) if self.ascends else None
+        return perturbation(grads, group.context.rho) if group.context.number % 2 == 0 else None
 
 
 def drift_weights(model, batches, *, groups, rho, lr):

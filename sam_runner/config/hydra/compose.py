@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_runner.config.convert import flat_names, nested, no_option, unknown_key
+from sam_runner.config.convert import describe_missing_option, describe_unknown_key, format_nested, list_names
 from sam_runner.config.experiment import GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.saved_config import store_saved_config
 from sam_runner.config.hydra.text_values import quote_text_values
@@ -61,7 +61,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     for group in GROUPS:
         node = _select(config, group)
         if not isinstance(node, DictConfig):
-            raise InputError(no_option(group, node))
+            raise InputError(describe_missing_option(group, node))
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)
     try:
@@ -78,7 +78,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def _select(config: DictConfig, key: str) -> Any:
-    """Return the value at a dotted key, None if there is none or it is an interpolation that cannot be resolved."""
+    """Return the value at a dotted key, or None; raise InputError for an interpolation that cannot be resolved."""
     try:
         return OmegaConf.select(config, key, throw_on_missing=False)
     except OmegaConfBaseException as error:
@@ -86,11 +86,7 @@ def _select(config: DictConfig, key: str) -> Any:
 
 
 def _require_setting(key: str, config: DictConfig) -> None:
-    """Refuse a key at the top level of the configuration that is no setting, mostly of a file of the user's own.
-
-    Raises:
-        InputError: With the lines that the file should have.
-    """
+    """Raise InputError, with the lines to write, for a top-level key (mostly of a user's file) that is no setting."""
     known = {entry.name for entry in fields(ExperimentConfig)}
     if key in known:
         return
@@ -100,18 +96,18 @@ def _require_setting(key: str, config: DictConfig) -> None:
     node = config._get_node(key)
     value = str(node) if not OmegaConf.is_config(node) else "..."
     if "." in key:
-        raise InputError(f"unknown key {key}: in a file, keys of a group are nested\n{nested(key, value)}")
+        raise InputError(f"unknown key {key}: in a file, keys of a group are nested\n{format_nested(key, value)}")
     if isinstance(node, DictConfig) and not get_close_matches(key, known, 1):
         raise InputError(
             f"unknown key {key}, with the settings of a file below it\n"
             "  the first line of the file has to be: # @package _global_"
         )
     own = OmegaConf.masked_copy(config, [str(entry) for entry in config if entry not in ("hydra", key)])
-    raise InputError(unknown_key(key, [*known, *flat_names(OmegaConf.to_container(own))], value))
+    raise InputError(describe_unknown_key(key, [*known, *list_names(OmegaConf.to_container(own))], value))
 
 
 def typed_overrides(config: Any) -> list[str]:
-    """Return what the user typed, from Hydra's own settings of a configuration, with interpolations unresolved."""
+    """Return the overrides that the user typed, interpolations unresolved, from Hydra's own settings `config`."""
     words: Any = OmegaConf.to_container(config.overrides.task, resolve=False)
     return [str(word) for word in words]
 
@@ -123,10 +119,10 @@ def compose_settings(
     config_dir: str | None = None,
     config_file: str | None = None,
 ) -> DictConfig:
-    """Compose the configuration of a single run from the arguments of the command line.
+    """Compose the configuration of a single run from arguments ``key=value`` and ``group=option``.
 
     Args:
-        overrides: Arguments ``key=value`` and ``group=option``.
+        overrides: The arguments.
         return_hydra_config: Include Hydra's own settings under ``hydra``.
         config_dir: Folder of the user's own groups and options.
         config_file: A run's config.yaml in place of conf/, or None.
@@ -141,17 +137,8 @@ def compose_settings(
         return compose(name, words, return_hydra_config=return_hydra_config)
 
 
-def compose_experiment(overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose and validate the settings of a single run.
-
-    Raises:
-        InputError: For the first invalid setting.
-    """
-    return load_experiment(plain_settings(compose_settings(overrides)), overrides)
-
-
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
-    """Compose settings for display only: each required value that is not given is "-"."""
+    """Compose settings for display only: "-" replaces required values that are not given."""
     return load_experiment(_fill_required(plain_settings(compose_settings(overrides))))
 
 

@@ -16,7 +16,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
-from sam_runner.config.help import options
+from sam_runner.config.help import list_options
 from sam_runner.config.hydra.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
@@ -90,19 +90,12 @@ def install(after_check: Callable[[DictConfig], None] = lambda _: None) -> None:
 
 
 def require_values(overrides: Sequence[str]) -> None:
-    """Refuse a swept setting without values, for which Hydra would run no job.
-
-    Args:
-        overrides: The ``key=value`` arguments of the command line.
-
-    Raises:
-        InputError: If an override has no value; the message names the override.
-    """
+    """Raise InputError for a swept setting without values, for which Hydra would run no job."""
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         if not override.is_discrete_sweep():
             continue
         if isinstance(override.value(), Glob):  # a pattern for the options of a group, which Hydra looks up later
-            empty = override.key_or_group not in options(CONF)
+            empty = override.key_or_group not in list_options(CONF)
         else:
             empty = not any(True for _ in override.sweep_iterator())
         if empty:
@@ -122,13 +115,13 @@ def check(config: DictConfig) -> None:
     """
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
     for key, accepted in (FIXED | (RAY if is_ray(config.hydra) else {})).items():
-        if _value_at(hydra, key) not in accepted:
+        if _get_value(hydra, key) not in accepted:
             raise InputError(
                 f"hydra.{key} cannot be changed\n  remove it from the command line and the configuration files"
             )
     for plugin, keys in KEYS.items():
-        node = _value_at(hydra, plugin)
-        for target in _targets(node):
+        node = _get_value(hydra, plugin)
+        for target in _list_targets(node):
             if not target.startswith(PLUGINS):
                 raise InputError(f"hydra.{plugin} names {target}, which is not a plugin of Hydra")
             if target.startswith(COMMANDS):
@@ -136,13 +129,13 @@ def check(config: DictConfig) -> None:
         for key in node if isinstance(node, dict) else ():
             if key not in keys:
                 raise InputError(f"hydra.{plugin}.{key} is not accepted\n  accepted: {', '.join(sorted(keys))}")
-        for text in _texts(node):
+        for text in _list_texts(node):
             if re.search(r"[\x00-\x1f\x7f]", text):  # a new line of a batch script would be a command
                 raise InputError(f"hydra.{plugin} contains a text with a line break\n  write the text in one line")
             if "${" in text and text not in COMPUTED:  # it can call a function: ${oc.create:{_target_: ...}}
                 raise InputError(f"hydra.{plugin} contains the interpolation {text}\n  write the value itself")
     _require_held_out(config)
-    params = _value_at(hydra, "sweeper.params")
+    params = _get_value(hydra, "sweeper.params")
     if isinstance(params, dict):
         require_values([f"{key}={value}" for key, value in params.items() if isinstance(value, str)])
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
@@ -151,11 +144,7 @@ def check(config: DictConfig) -> None:
 
 
 def refuse_sweep_settings(words: Sequence[str]) -> None:
-    """Refuse typed settings of a sweep where -m is missing.
-
-    Raises:
-        InputError: With the command that runs the sweep.
-    """
+    """Raise InputError for overrides that describe a sweep, on a command line without -m."""
     for word in words:
         name = re.split(r"[=@]", word.lstrip("+~"))[0]
         if re.match(r"hydra[./](sweep|launcher)", name):
@@ -163,11 +152,11 @@ def refuse_sweep_settings(words: Sequence[str]) -> None:
 
 
 def refuse_sweep_files(config: DictConfig, words: Sequence[str]) -> None:
-    """Refuse files that describe a sweep where -m is missing: Hydra would run one job and say nothing.
+    """Refuse files that describe a sweep if -m is missing: Hydra would run a single job without a message.
 
     Args:
         config: The composed configuration with Hydra's own settings.
-        words: What the user typed.
+        words: Overrides that the user typed.
 
     Raises:
         InputError: With the command that runs the sweep.
@@ -189,7 +178,7 @@ def _sweep_command(words: Sequence[str]) -> str:
     return f"sam-train -m {shlex.join(words)}"[:300]
 
 
-def _value_at(node: Any, key: str) -> Any:
+def _get_value(node: Any, key: str) -> Any:
     """Return the value at a dotted key of nested dictionaries, or None if there is none."""
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None
@@ -205,18 +194,18 @@ def _require_held_out(config: DictConfig) -> None:
         )
 
 
-def _texts(node: Any) -> list[str]:
+def _list_texts(node: Any) -> list[str]:
     """Return all strings in a tree of dictionaries and lists, including keys."""
     if isinstance(node, dict):
-        return [text for key, value in node.items() for text in [*_texts(key), *_texts(value)]]
-    return (
-        [text for value in node for text in _texts(value)] if isinstance(node, list) else [node] * isinstance(node, str)
-    )
+        return [text for key, value in node.items() for text in [*_list_texts(key), *_list_texts(value)]]
+    if isinstance(node, list):
+        return [text for value in node for text in _list_texts(value)]
+    return [node] if isinstance(node, str) else []
 
 
-def _targets(node: Any) -> list[str]:
+def _list_targets(node: Any) -> list[str]:
     """Return all values of ``_target_`` in a tree of dictionaries and lists."""
     if isinstance(node, dict):
         own = [str(node["_target_"])] if "_target_" in node else []
-        return own + [target for value in node.values() for target in _targets(value)]
-    return [target for value in node for target in _targets(value)] if isinstance(node, list) else []
+        return own + [target for value in node.values() for target in _list_targets(value)]
+    return [target for value in node for target in _list_targets(value)] if isinstance(node, list) else []

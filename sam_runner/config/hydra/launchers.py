@@ -150,11 +150,7 @@ def is_ray(hydra: DictConfig) -> bool:
 
 
 def in_subprocesses(hydra: DictConfig) -> bool:
-    """Return whether the jobs of a sweep run in other processes.
-
-    Args:
-        hydra: Hydra's own settings.
-    """
+    """Return whether the jobs of a sweep run in other processes."""
     return not str(hydra.launcher._target_).endswith(".BasicLauncher")
 
 

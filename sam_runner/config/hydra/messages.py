@@ -1,4 +1,4 @@
-"""Hydra's and OmegaConf's errors in words that say what was given, what is accepted and how to go on."""
+"""Rewrite errors of Hydra and OmegaConf: what was given, what is accepted and how to correct it."""
 
 import re
 from difflib import get_close_matches
@@ -8,9 +8,9 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sam_runner.config.convert import unknown_key
+from sam_runner.config.convert import describe_unknown_key
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.config.help import default_options, keys_of, options
+from sam_runner.config.help import list_default_options, list_keys, list_options
 from sam_runner.config.hydra.launchers import EXTRAS
 
 
@@ -25,27 +25,27 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
     """
     text = str(error)
     if isinstance(error, OverrideParseException):
-        return _unreadable(error.override)
+        return _describe_unreadable(error.override)
     if isinstance(error, YAMLError):
-        return _no_yaml(text)
-    in_defaults = _wrong_defaults(text, conf, config_dir)
+        return _describe_yaml_error(text)
+    in_defaults = _describe_wrong_defaults(text, conf, config_dir)
     if in_defaults:
         return in_defaults
     if isinstance(error, MissingConfigException):
-        return _no_option(error, conf)
+        return _describe_missing_option(error, conf)
     several = re.match(r"Ambiguous value for argument '(.+)'", text)
     if several:
         return f"{several[1]} gives several values\n  to run each of them: sam-train -m {several[1]}"
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
-        name = _overridden(text) or str(getattr(cause, "full_key", "") or "")
+        name = _find_overridden(text) or str(getattr(cause, "full_key", "") or "")
         if name:
-            return _unknown(name, conf, arguments)
+            return _describe_unknown_key(name, conf, arguments)
     lines = [line.strip() for line in text.splitlines()[:8] if line.strip()] or ["a value with ${ cannot be read"]
     return "\n  ".join([*lines, f"given: {' '.join(arguments)[:300]}"])
 
 
-def _no_yaml(text: str) -> str:
+def _describe_yaml_error(text: str) -> str:
     """Return the message for a file that is no YAML: the parser's words and what to do."""
     hints = {
         r"'\\t'": "indent with spaces, not with tabs",
@@ -60,9 +60,9 @@ def _no_yaml(text: str) -> str:
     return "\n  ".join(["a configuration file is no YAML", *text.splitlines()[:6], *hint[:1]])
 
 
-def _wrong_defaults(text: str, conf: Path, config_dir: str | None) -> str:
+def _describe_wrong_defaults(text: str, conf: Path, config_dir: str | None) -> str:
     """Return the message for a mistake in the defaults list of a file, "" if the error is another."""
-    groups = options(conf)
+    groups = list_options(conf)
     by_file = re.search(
         r"(Multiple values for |Could not override '(experiment/)?)(search|debug|experiment)['@.]", text
     )
@@ -70,14 +70,14 @@ def _wrong_defaults(text: str, conf: Path, config_dir: str | None) -> str:
         return f"a file cannot choose {by_file[3]}\n  choose it on the command line: {by_file[3]}=NAME"
     several = re.search(r"Multiple values for ([^.@]+)\S*\. To override .* 'override [^:]+: (.+)'", text)
     if several:
-        return _write_defaults(f"the file chooses {several[1]} without override", several[1], several[2])
+        return _suggest_defaults(f"the file chooses {several[1]} without override", several[1], several[2])
     relative = re.search(r"In '([^']*)': Could not override '([^'@]+)", text)
     if relative:
         name = relative[2].rpartition("/")[2] if relative[2] not in groups else relative[2]
         group = next((found for found in groups if relative[2].endswith(f"/{found}")), name)
         if group in groups and group != relative[2]:
-            option = _chosen_option(relative[1], group, config_dir)
-            return _write_defaults(f"{group} lacks its slash in the defaults of {relative[1]}", group, option)
+            option = _read_chosen_option(relative[1], group, config_dir)
+            return _suggest_defaults(f"{group} lacks its slash in the defaults of {relative[1]}", group, option)
         if group not in groups:
             close = get_close_matches(group, list(groups), 1)
             hint = f"did you mean {close[0]}?" if close else f"groups: {', '.join(groups)}"
@@ -94,11 +94,11 @@ def _wrong_defaults(text: str, conf: Path, config_dir: str | None) -> str:
     return ""
 
 
-def _write_defaults(fault: str, group: str, option: str) -> str:
+def _suggest_defaults(fault: str, group: str, option: str) -> str:
     return f"{fault}\n  write below defaults:\n    - override /{group}: {option}"
 
 
-def _chosen_option(file: str, group: str, config_dir: str | None) -> str:
+def _read_chosen_option(file: str, group: str, config_dir: str | None) -> str:
     """Return the option that the defaults of a user's file choose for a group, NAME if it cannot be read."""
     path = Path(config_dir or ".") / f"{file}.yaml"
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
@@ -106,12 +106,12 @@ def _chosen_option(file: str, group: str, config_dir: str | None) -> str:
     return found[1] if found else "NAME"
 
 
-def _overridden(text: str) -> str:
+def _find_overridden(text: str) -> str:
     match = re.search(r"Could not (?:override|append to config|delete from config)[^']*'([^'=]+)", text)
     return match.group(1).lstrip("+~") if match else ""
 
 
-def _unreadable(override: str) -> str:
+def _describe_unreadable(override: str) -> str:
     message = f"cannot read the argument {override!r}\n  arguments are key=value, group=option or flags"
     if "==" in override:
         return f"{message}\n  did you mean {override.replace('==', '=')}?"
@@ -121,15 +121,15 @@ def _unreadable(override: str) -> str:
     return f"{message}\n  quote a value with spaces or special characters: \"{key}='{value}'\""
 
 
-def _no_option(error: MissingConfigException, conf: Path) -> str:
-    missing, groups = error.missing_cfg_file or "", options(conf)
+def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
+    missing, groups = error.missing_cfg_file or "", list_options(conf)
     group, _, name = missing.rpartition("/")
     without_option = re.fullmatch(r".*override +/?([\w/]+?) *", missing)
     if without_option:
-        return _write_defaults(f"{missing} names no option", without_option[1], "NAME")
+        return _suggest_defaults(f"{missing} names no option", without_option[1], "NAME")
     own_group = group.partition("/")[2]
     if group not in groups and own_group in groups:  # in a file of the first group, without slash
-        return _write_defaults(
+        return _suggest_defaults(
             f"{own_group} lacks its slash and override in a file of {missing.split('/')[0]}", own_group, name
         )
     known = sorted(error.options or groups.get(group, []))  # Hydra's list has those of --config-dir too
@@ -150,12 +150,12 @@ def _no_option(error: MissingConfigException, conf: Path) -> str:
     return "\n  ".join(lines)
 
 
-def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
-    """An unknown key, against the keys of the groups that were chosen, and those of the options that were not."""
-    groups = options(conf)
+def _describe_unknown_key(key: str, conf: Path, arguments: list[str]) -> str:
+    """Return the message for a key that the chosen options do not have, with the options that have it."""
+    groups = list_options(conf)
     parent, _, name = key.rpartition(".")
     if parent in groups:
-        others = [f"{parent}={option}" for option in groups[parent] if name in keys_of(conf / parent, option)]
+        others = [f"{parent}={option}" for option in groups[parent] if name in list_keys(conf / parent, option)]
         if others:
             chosen = [entry for entry in arguments if entry.startswith(f"{parent}=")] or [f"the default {parent}"]
             swept = chosen[0].partition("=")[2].split(",")
@@ -163,17 +163,17 @@ def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
                 value = next(entry for entry in arguments if entry.startswith(f"{key}=")).partition("=")[2]
                 return f"Hydra reads {key} before it knows {parent}, which is swept\n  write '{key}=choice({value})'"
             return f"{key} has no effect with {chosen[0]}\n  it goes with {', '.join(others)}"
-    return unknown_key(key, [*sorted(_known_keys(conf, arguments)), *groups])
+    return describe_unknown_key(key, [*sorted(_list_known_keys(conf, arguments)), *groups])
 
 
-def _known_keys(conf: Path, arguments: list[str]) -> set[str]:
+def _list_known_keys(conf: Path, arguments: list[str]) -> set[str]:
     """Return all dotted keys of the options that `arguments` choose."""
-    groups, chosen = options(conf), default_options(conf)
+    groups, chosen = list_options(conf), list_default_options(conf)
     for argument in arguments:
         group, _, option = argument.partition("=")
         if option in groups.get(group, []):
             chosen[group] = option
     keys = set(ExperimentConfig().flat())
     for group, option in chosen.items():
-        keys |= {f"{group.replace('/', '.')}.{name}" for name in keys_of(conf / group, option)}
+        keys |= {f"{group.replace('/', '.')}.{name}" for name in list_keys(conf / group, option)}
     return {key for key in keys if key.partition(".")[0] not in groups or key.partition(".")[0] in chosen}

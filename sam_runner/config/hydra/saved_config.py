@@ -7,7 +7,7 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.help import options
+from sam_runner.config.help import list_options
 from sam_runner.config.keys import walk
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
@@ -17,14 +17,14 @@ NAME = "saved_config"  # of the configuration in Hydra's store
 
 
 def store_saved_config(file: str, overrides: Sequence[str]) -> str:
-    """Make the settings in a file known to Hydra, and return the name of the configuration.
+    """Store the settings of a run in Hydra's ConfigStore, and return the name of the stored configuration.
 
-    A setting that stands for the setting of a group (`Key.alias`) does so again, so that both can be changed by either
-    name. The folder of the old run, the number of processes and dry_run are not taken over.
+    Settings with a `Key.alias` are linked again, so that ``rho`` also changes ``optimizer.rho``. run_dir, sweep_name,
+    world_size and dry_run are not taken from the file.
 
     Args:
         file: A config.yaml, or the run folder that holds it.
-        overrides: What the user typed beside the file.
+        overrides: Overrides that the user typed.
 
     Raises:
         InputError: If the file cannot be used, or an override chooses an option of a group.
@@ -33,7 +33,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
     path = path / "config.yaml" if path.is_dir() else path
     for word in overrides:
         group = word.lstrip("+~").partition("=")[0]
-        if group in options(CONF):
+        if group in list_options(CONF):
             raise InputError(
                 f"{word} chooses an option, and config={file} holds the settings of all groups\n"
                 "  change single settings by their keys, or leave config= out"
@@ -67,7 +67,7 @@ def _below(node: dict[str, Any], key: str) -> dict[str, Any]:
 
 
 def _escape(value: Any) -> Any:
-    """Return the value with every text as it is: the file holds resolved values, and ``${`` is no interpolation."""
+    """Escape ``${`` in all texts: the file holds resolved values, so it is no interpolation."""
     if isinstance(value, dict):
         return {name: _escape(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):

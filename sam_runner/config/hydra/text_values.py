@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from sam_runner.config.convert import no_option
+from sam_runner.config.convert import describe_missing_option
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
-from sam_runner.config.help import options
+from sam_runner.config.help import list_options
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
@@ -37,11 +37,11 @@ def _quote_word(word: str, is_sweep: bool) -> str:
     name = key.lstrip("+").partition("@")[0]
     if not equals or "${" in value or value[:1] in ("", "'", '"') or key.startswith("~"):
         return word
-    if name not in _text_settings() and name not in options(CONF) and not (name in GROUPS and value[0] == "["):
+    if name not in _text_settings() and name not in list_options(CONF) and not (name in GROUPS and value[0] == "["):
         return word
     override = _parse(word)
     if override is None:
-        return word if name in options(CONF) else f"{key}={_quote(value)}"
+        return word if name in list_options(CONF) else f"{key}={_quote(value)}"
     if override.is_sweep_override():
         parts = value.split(",")
         if not is_sweep or re.search(r"[\"'\[\]{}()\\]", value) or all(_is_text(f"{key}={part}") for part in parts):
@@ -49,8 +49,8 @@ def _quote_word(word: str, is_sweep: bool) -> str:
         return f"{key}={','.join(part if _is_text(f'{key}={part}') else _quote(part) for part in parts)}"
     group, is_list = name.replace("/", "."), isinstance(override.value(), list | dict)
     if group in GROUPS and is_list:  # one option each; Hydra would compose several, or end in an error of its own
-        raise InputError(no_option(group, value))
-    if _is_text(word) or (name in options(CONF) and is_list):
+        raise InputError(describe_missing_option(group, value))
+    if _is_text(word) or (name in list_options(CONF) and is_list):
         return word
     return f"{key}={_quote(value)}"
 

@@ -62,16 +62,13 @@ def _is_padding(size: int, pad: int) -> Tensor:
 
 
 def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: AugmentConfig) -> Tensor:
-    """Crop and flip the images at `indices`.
+    """Crop and flip the images at `indices`; return uint8, (B, C, H, W).
 
     Args:
         crops: All crops of the images, from `unfold_crops`.
         indices: Positions of the images, int64, (B,).
         draws: Rows of `draw_table` for the images, (B, NUM_DRAWS).
         augmentation: Enables crop and flip.
-
-    Returns:
-        uint8, (B, C, H, W).
     """
     num_offsets = 2 * augmentation.pad + 1
     # A draw is at most 1 - 2^-24, and its product rounds to less than num_offsets.

@@ -25,8 +25,8 @@ def download_file(url: str, path: Path, digest: str, timeout: float = TIMEOUT) -
         url: Address of the file.
         path: Destination; its folders are created.
         digest: Published hex sha256, or md5 if no sha256 was published; md5 detects damage but not manipulation.
-        timeout: Seconds without a byte until the download is requested again from where it stopped, or given up if no
-            byte arrived since the last request.
+        timeout: Seconds without a byte after which the missing bytes are requested again, or after which the download
+            fails if the request brought no byte.
 
     Raises:
         InputError: If the file cannot be downloaded or written, or its digest differs.

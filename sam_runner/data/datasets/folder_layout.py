@@ -15,7 +15,8 @@ SPLIT_NAMES = {  # names of the folders of a split, in any case; also as a word 
     "val": "validation", "valid": "validation", "validation": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})  # hold copies, if any
+# Their images, if any, are copies or thumbnails.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})
 NEVER_IMAGES = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml"})
 MAX_LISTED = 10  # names in a message
 
@@ -60,9 +61,9 @@ class Layout:
     Attributes:
         classes: Names of the classes, in natural order.
         train: The training set.
-        validation: The validation set; None if there is no folder of it beside a test folder.
-        test: The test set; None if it has to be taken from the training set.
-        left_out: What is not read.
+        validation: The validation set; None without both a validation folder and a test folder.
+        test: The test set; None if there is no folder for it, so that a part of the training set must be used.
+        left_out: Files and folders that are not read.
     """
 
     classes: tuple[str, ...]
@@ -77,8 +78,8 @@ def find_layout(root: str) -> Layout:
 
     The folders of the splits are found by name (`SPLIT_NAMES`); without a training folder the folders in `root` are the
     classes. A validation folder without a test folder is the test set. Hidden files and folders are left out, links are
-    followed, and folders inside a class belong to the class. A file is an image if it has the suffix of one; with no
-    suffix, or an unknown one, by its content.
+    followed, and folders inside a class belong to the class. The suffix of a file says whether it is an image; without
+    a known suffix its content does.
 
     Args:
         root: Path of the folder.
@@ -240,8 +241,8 @@ def _find_images(folder: str, root: str, left_out: LeftOut, above: tuple[str, ..
     Args:
         folder: The folder.
         root: The root of the set.
-        left_out: Takes the files that are not read.
-        above: Real paths of the folders that are being read, by which a link to one of them is found.
+        left_out: Collects the files that are not read.
+        above: Real paths of the folders around `folder`; a link to one of them is not followed.
     """
     above = (*above, os.path.realpath(folder))
     for entry in _scan(folder):

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam_runner.config.data import ImageFolderConfig
 from sam_runner.data.datasets.folder_layout import Layout, Part, count_suffixes, find_layout
 from sam_runner.data.decode import centre_crop_box, read_crop, read_image
 from sam_runner.data.image_sets import ImageFiles, Images, make_image_set
@@ -21,7 +22,6 @@ from sam_runner.utils.hardware import count_usable_cores
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
-DEFAULT_TEST_FRACTION = 0.2
 SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
 IMAGES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
 MAX_AUTO_BYTES, MAX_BYTES = 2 << 30, 8 << 30  # pixels kept in memory with storage=auto, and with storage=memory
@@ -33,7 +33,7 @@ def image_folder(
     image_size: int | None = None,
     eval_crop_ratio: float = 1.0,
     storage: str = "auto",
-    test_fraction: float = DEFAULT_TEST_FRACTION,
+    test_fraction: float = ImageFolderConfig.test_fraction,
     num_workers: int | None = None,
 ) -> Splits:
     """Read a folder with one folder of images per class.
@@ -51,7 +51,7 @@ def image_folder(
         storage: "memory" decodes all images once and keeps them; "disk" decodes them in every epoch and needs
             `image_size`; "auto" is "memory" up to `MAX_AUTO_BYTES` of pixels.
         test_fraction: Fraction of each class for testing, in (0, 1), if there is no test folder.
-        num_workers: Number of threads that decode into memory (small files use one); None uses one per core.
+        num_workers: Number of threads that decode into memory; None: one per core. Small files are decoded by one.
 
     Raises:
         InputError: If the folder or its images are missing, train and test classes differ, image sizes differ, or an
@@ -96,14 +96,14 @@ def image_folder(
 
 
 def _log_layout(base: str, layout: Layout, test_fraction: float) -> None:
-    """Log which folder is which split, the suffixes if there are several, and what is not read."""
+    """Log the folder of each split, the suffixes if there are several, and the files that are not read."""
     if layout.test is None:
         log.info("%s has no test or val folder: %g of its images are used for testing", base, test_fraction)
     else:
         parts = {"train": layout.train, "validation": layout.validation, "test": layout.test}
         folders = [f"{name} set {part.folder}" for name, part in parts.items() if part is not None]
         log.info("%s", ", ".join(folders))
-    if layout.test is not None and test_fraction != DEFAULT_TEST_FRACTION:
+    if layout.test is not None and test_fraction != ImageFolderConfig.test_fraction:
         log.warning("data.test_fraction=%g has no effect: the test set is %s", test_fraction, layout.test.folder)
     suffixes = count_suffixes(layout)
     if "," in suffixes:

@@ -2,5 +2,5 @@
 
 Layers that only one network uses are in that network's module.
 
-May import: nothing.
+May import: config.
 """

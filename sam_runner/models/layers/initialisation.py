@@ -1,10 +1,10 @@
 """Initial weights of this program's networks."""
 
-from typing import Literal
+from typing import get_args
 
 from torch import nn
 
-Init = Literal["fan_in", "fan_out", "sam", "torch"]
+from sam_runner.config.model import Init
 
 
 def initialise(model: nn.Module, head: nn.Linear, init: Init) -> None:
@@ -26,8 +26,8 @@ def initialise(model: nn.Module, head: nn.Linear, init: Init) -> None:
     Raises:
         ValueError: If `init` is none of these.
     """
-    if init not in ("fan_in", "fan_out", "sam", "torch"):
-        raise ValueError(f"init={init} is not known\n  accepted: fan_in, fan_out, sam, torch")
+    if init not in get_args(Init):
+        raise ValueError(f"init={init} is not known\n  accepted: {', '.join(get_args(Init))}")
     for module in model.modules():
         if init == "fan_in" and isinstance(module, nn.Conv2d | nn.Linear):
             nn.init.kaiming_normal_(module.weight)

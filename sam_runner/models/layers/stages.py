@@ -10,11 +10,7 @@ BlockFactory = Callable[[int, int, int], nn.Module]  # (input channels, output c
 def build_stages(inputs: int, widths: Sequence[int], num_blocks: int, build_block: BlockFactory) -> nn.Sequential:
     """Return stages of `num_blocks` blocks each; the first block of every stage but the first has stride 2.
 
-    Args:
-        inputs: Number of the stem's output channels.
-        widths: Number of output channels of each stage.
-        num_blocks: Number of blocks in a stage.
-        build_block: Returns a block for (input channels, output channels, stride).
+    `inputs` is the number of the stem's output channels, `widths` the number of output channels of each stage.
     """
     blocks: list[nn.Module] = []
     for stage, outputs in enumerate(widths):
