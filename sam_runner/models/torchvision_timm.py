@@ -6,7 +6,6 @@ from difflib import get_close_matches
 import torchvision
 from torch import nn
 
-
 SMALL_IMAGE_RESNETS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 
 
