@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.distributed.gradient_average import GradientAverage
 from sam_runner.distributed.sharding import is_sharded, to_local
 from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
@@ -58,14 +59,14 @@ class Objective:
             perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights cannot represent.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
             first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
-        forward: Callable that replaces the model in all passes (the compiled or DistributedDataParallel model, say);
-            None: the model. `call_model` says how it gets its arguments.
+        forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model` says
+            how it gets its arguments.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
         scaler: Loss scaler for float16; None: no loss scale.
         num_chunks: Number of micro-batches that a full batch is evaluated in (gradient accumulation), >= 1.
         batch_size: Number of examples of a full batch; with `num_chunks` it gives the size of a micro-batch.
-        no_sync: Context in which gradients are not averaged over ranks: ``no_sync`` of DistributedDataParallel.
-        context: The processes that train together. Default: this process only.
+        context: The processes that train together. Default: this process only. The model's parameters and buffers
+            become those of rank 0; gradients are averaged here, so the model must not be wrapped.
         weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters in the loss of every pass, as in the
             paper's code (flax_training.py); 0 if the base optimizer decays the weights.
 
@@ -89,7 +90,6 @@ class Objective:
         scaler: torch.amp.GradScaler | None = None,
         num_chunks: int = 1,
         batch_size: int = 1,
-        no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
         context: DistributedContext = SINGLE_PROCESS,
         weight_decay: float = 0.0,
     ) -> None:
@@ -110,10 +110,23 @@ class Objective:
         self._loss = loss
         self.autocast_dtype = autocast_dtype
         self.chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
-        self._no_sync = no_sync
         self.context = context
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
+        self._average: GradientAverage | None = None
+        if self._averages:
+            context.broadcast([*self._model_params, *model.buffers()])
+            self._average = GradientAverage(self.params, context)
         self._weight_decay = weight_decay
+
+    @property
+    def _averages(self) -> bool:
+        """Whether gradients are averaged here; those of sharded parameters are averaged by FSDP."""
+        return self.context.world_size > 1 and self.shards.world_size == 1
+
+    @property
+    def communicates_in_passes(self) -> bool:
+        """Whether every pass needs all ranks, so that they must make the same number of passes."""
+        return self.shards.world_size > 1 or (self.context.world_size > 1 and self.statistics.has_synchronised_layers)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
         """Let w be the given parameters, in the model's order; those that are not in the model follow.
@@ -130,8 +143,12 @@ class Objective:
         require_supported(self.model, params)
         given = {id(param) for param in params}
         inside = {id(param) for param in self._model_params}
-        self.params = [param for param in self._model_params if id(param) in given]
-        self.params += [param for param in params if id(param) not in inside]
+        before = list(map(id, self.params))
+        outside = [param for param in params if id(param) not in inside]
+        self.params = [param for param in self._model_params if id(param) in given] + outside
+        if self._averages and list(map(id, self.params)) != before:
+            self.context.broadcast(outside)
+            self._average = GradientAverage(self.params, self.context)
         self._outside = [param for param in self._model_params if id(param) not in given]
 
     @contextmanager
@@ -186,7 +203,7 @@ class Objective:
         The model stays in training mode, so normalisation layers normalise by the batch.
         """
         chunks, parts = self.chunks(batch), []
-        with torch.no_grad(), self.statistics.frozen(), self._no_sync():
+        with torch.no_grad(), self.statistics.frozen():
             for chunk in chunks:
                 outputs, loss = self._evaluate(chunk)
                 parts.append(Evaluation(loss, outputs))
@@ -292,7 +309,12 @@ class Objective:
 
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
-        self.context.all_reduce_mean([param.grad for param in self.params if param.grad is not None])
+        with self._averaged():
+            pass
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Average all of ``.grad`` over the ranks during the backward pass in the context."""
+        return nullcontext() if self._average is None else self._average.during_backward()
 
     def _make_passes(
         self,
@@ -318,16 +340,16 @@ class Objective:
         with nullcontext() if update_statistics else statistics.frozen():
             for number, chunk in enumerate(chunks, 1):
                 share = len(chunk) / len(batch)
-                with nullcontext() if reduce and number == len(chunks) else self._no_sync():
-                    start = statistics.copy_start()
-                    update = statistics.accumulate_statistics(len(chunk), keep_graph=keep_graph)
-                    with update if update_statistics else nullcontext():
-                        outputs, loss = self._evaluate(chunk)
-                    objective = loss + self._penalty() if self._weight_decay else loss
-                    if share != 1:
-                        objective = objective * share
-                    with statistics.recomputing(start):
-                        differentiate(self.scaler.scale(objective))
+                start = statistics.copy_start()
+                update = statistics.accumulate_statistics(len(chunk), keep_graph=keep_graph)
+                with update if update_statistics else nullcontext():
+                    outputs, loss = self._evaluate(chunk)
+                objective = loss + self._penalty() if self._weight_decay else loss
+                if share != 1:
+                    objective = objective * share
+                average = self._averaged() if reduce and number == len(chunks) else nullcontext()
+                with average, statistics.recomputing(start):
+                    differentiate(self.scaler.scale(objective))
                 parts.append(Evaluation(loss.detach(), map_tensors(Tensor.detach, outputs)))
         return self._join(batch, chunks, parts)
 

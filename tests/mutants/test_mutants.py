@@ -183,6 +183,18 @@ MUTANTS = {
         ("ranks: another error than the first is named", "DistributedContext.attribute_error", "A == 1", "A == 0",
          "distributed/test_distributed.py::first_error", 1),
     ],
+    "distributed.gradient_average": [
+        ("ranks: a gradient that no rank has is zero", "_Bucket.receive", "used[A] > 0", "True",
+         "distributed/test_ranks.py::different_parameters and no"),
+        ("ranks: a rank without a gradient gets none", "_Bucket.receive", "used[A] > 0", "False",
+         "distributed/test_ranks.py::different_parameters"),
+        ("ranks: the sum of the gradients", "_Bucket.send", "self.flat.div_(A)", "pass",
+         "distributed/test_ranks.py::different_parameters"),
+        ("ranks: a gradient that a rank lacks is that of the step before", "_Bucket.send", "part.zero_()", "pass",
+         "distributed/test_ranks.py::different_parameters"),
+        ("ranks: a gradient that comes twice is sent at once", "GradientAverage.during_backward", "int(A) == 1", "True",
+         "distributed/test_ranks.py::different_parameters"),
+    ],
     "data.loader": [
         ("ranks: each evaluates all batches", "ImageLoader._local_batches", "A[B :: C]", "A",
          "distributed/test_distributed.py::ranks_evaluate"),

@@ -155,6 +155,13 @@ class Unused(nn.Module):
         return x + self.empty.sum()
 
 
+class Sometimes(Linear):
+    """A layer that only some passes use, by their inputs."""
+
+    def forward(self, x):
+        return super().forward(x) if x[0, 0] > 0 else x
+
+
 class Sparse(nn.Module):
     def __init__(self):
         super().__init__()
@@ -181,7 +188,8 @@ def batch_norm():
 
 PARTS = {
     "linear": Linear, "tied": Tied, "shared gradients": SharedGradients, "joined": Joined, "flat": Flat,
-    "range": Range, "hidden": Hidden, "counting": Counting, "frozen": Frozen, "unused": Unused, "sparse": Sparse,
+    "range": Range, "hidden": Hidden, "counting": Counting, "frozen": Frozen, "unused": Unused,
+    "sometimes": Sometimes, "sparse": Sparse,
     "single": Single, "batch norm": batch_norm,
     "recomputed": lambda: Recomputed(nn.Sequential(Linear(), batch_norm(), nn.Tanh()), False),
     "recomputed range": lambda: Recomputed(nn.Sequential(Linear(), Range()), False),
