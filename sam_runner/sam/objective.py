@@ -59,8 +59,8 @@ class Objective:
             perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights cannot represent.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
             first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
-        forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model` says
-            how it gets its arguments.
+        forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model`
+            says how it gets its arguments.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
         scaler: Loss scaler for float16; None: no loss scale.
         num_chunks: Number of micro-batches that a full batch is evaluated in (gradient accumulation), >= 1.
