@@ -17,6 +17,7 @@ from sam_runner.distributed.gradient_average import GradientAverage
 from sam_runner.distributed.sharding import is_sharded, to_local
 from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
+from sam_runner.sam.network.constants import constants_stay
 from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
@@ -98,6 +99,7 @@ class Objective:
         if not self._model_params:
             raise ValueError("the model has no parameters")
         self._accepts_one: bool | None = None
+        self._has_checked_constants = False
         self._outside: list[nn.Parameter] = []
         self.params = [param for param in self._model_params if param.requires_grad]
         require_supported(model, self._model_params)
@@ -150,6 +152,7 @@ class Objective:
             self.context.broadcast(outside)
             self._average = GradientAverage(self.params, self.context)
         self._outside = [param for param in self._model_params if id(param) not in given]
+        self._has_checked_constants = False
 
     @contextmanager
     def other_gradients_kept(self) -> Iterator[None]:
@@ -229,6 +232,9 @@ class Objective:
             reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
                 which each rank computes its own eps as in the paper.
 
+        Raises:
+            TrainingError: If the first such pass changes a parameter that is not trained.
+
         Returns:
             The evaluation; the gradient times the loss scale, one tensor per parameter in the memory format of the
             parameter (the local shard of a sharded one), zero for an unused parameter, owned by the caller; a flag per
@@ -245,7 +251,7 @@ class Objective:
                 total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
 
             # The fused attention kernels have no second derivative.
-            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH):
+            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH), self._checked_constants():
                 evaluation = self._make_passes(
                     batch, add_gradient, update_statistics=update_statistics, reduce=False, keep_graph=True
                 )
@@ -255,7 +261,7 @@ class Objective:
             for param in self.params:
                 param.grad = None
             share = batch.weight if reduce else 1.0
-            with true_gradient(branches):
+            with true_gradient(branches), self._checked_constants():
                 evaluation = self.backward(batch, share, update_statistics=update_statistics, reduce=reduce)
             used = [param.grad is not None for param in self.params]
             found = [to_local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
@@ -306,6 +312,13 @@ class Objective:
         finally:
             for param, grad in zip(self.params, before, strict=True):
                 param.grad = grad
+
+    def _checked_constants(self) -> AbstractContextManager[None]:
+        """Check in the first pass that is followed by another one that it changes no constant parameter."""
+        if self._has_checked_constants:
+            return nullcontext()
+        self._has_checked_constants = True
+        return constants_stay(self.model, self.params)
 
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""

@@ -122,16 +122,17 @@ NETWORKS = {
     "layers that only some ranks use": ["sometimes", "sometimes", "sometimes"],
     "parameters that no rank uses": ["unused", "linear"],
     "sparse gradients, gradients that share memory": ["sparse", "shared gradients", "joined"],
-    "two dtypes, parameters in one storage": ["single", "flat"],
+    "two dtypes": ["single", "linear"],
+    "parameters in one storage, views": ["flat", "columns", "views"],
     "recomputed": ["recomputed", "recomputed in full"],
-    "recomputed with shared weights": ["recomputed twice", "tied"],
+    "recomputed with shared weights": ["shared", "tied"],
 }
 
 
 def awkward(names, loss):
-    """Return a network and a loss; some gradients come twice in a backward pass for the part `recomputed twice`."""
-    model = Network([name for name in names if name != "recomputed twice"])
-    if "recomputed twice" in names:
+    """Return a network and a loss; some gradients come twice in a backward pass for the part `shared`."""
+    model = Network([name for name in names if name != "shared"])
+    if "shared" in names:
         part = Recomputed(nn.Sequential(Linear(), nn.Tanh()), True)
         model.parts.extend([part, part])
     return model, loss()

@@ -157,7 +157,17 @@ MUTANTS = {
         ("network: w + eps is written over memory that is used elsewhere", "own_gradients", "_is_shared(A)", "False",
          "sam/test_awkward_networks.py::every_part_alone"),
     ],
+    "sam.network.constants": [
+        ("network: a parameter that is state is written twice", "constants_stay", "torch.equal(A, B)", "True",
+         "sam/test_own_networks.py::parameter_that_is_state"),
+    ],
+    "sam.network.trained_parameters": [
+        ("network: gaps of a parameter are its memory", "_have_common_bytes", "A.fill_(B)", "is_used.fill_(B)",
+         "sam/test_awkward_networks.py::every_part_alone and columns"),
+    ],
     "sam.network.buffers": [
+        ("network: buffers that share memory are separated", "_copy_tensors", "A > 1", "A > 2",
+         "sam/test_awkward_networks.py::every_part_alone and shared"),
         ("statistics: a later pass leaves its writes", "exchanged_buffers", "try:\n A\nfinally:\n B", "A",
          "sam/test_batch_statistics.py::groups_and_micro"),
     ],
@@ -235,6 +245,8 @@ MUTANTS = {
          "sam/test_awkward_networks.py::every_part_alone"),
         ("network: numbers of NumPy are not replayed", "RngState.restore", "np.random.set_state(A)", "pass",
          "sam/test_awkward_networks.py::every_part_alone"),
+        ("network: numbers of a generator in a list are not replayed", "_list_contents", "list(value)", "[]",
+         "sam/test_awkward_networks.py::every_part_alone and listed"),
         ("seeds: nothing is replayed", "RngState.restore", "torch.set_rng_state(A)", "pass",
          "utils/test_seeding.py::replay"),
     ],
