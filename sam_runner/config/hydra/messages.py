@@ -33,9 +33,14 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
         return in_defaults
     if isinstance(error, MissingConfigException):
         return _no_option(error, conf)
-    several = re.match(r"Ambiguous value for argument '(.+)'", text)
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text)
     if several:
-        return f"{several[1]} gives several values\n  to run each of them: sam-train -m {several[1]}"
+        return _several_values(several[1])
+    if "Config group override must be a string" in text:
+        return _no_group_option(arguments, conf)
+    existing = re.match(r"Could not append to config. An item is already at '(.+)'", text)
+    if existing:
+        return f"+{existing[1]} adds a key, but {existing[1]} exists\n  leave out the +: {existing[1]}=..."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
         name = _overridden(text) or str(getattr(cause, "full_key", "") or "")
@@ -43,6 +48,31 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
             return _unknown(name, conf, arguments)
     lines = [line.strip() for line in text.splitlines()[:8] if line.strip()] or ["a value with ${ cannot be read"]
     return "\n  ".join([*lines, f"given: {' '.join(arguments)[:300]}"])
+
+
+def _several_values(override: str) -> str:
+    key, _, value = override.partition("=")
+    message = f"{override} gives several values\n  "
+    if key in ("run_dir", "sweep_name"):
+        return f"{message}a name with a comma is quoted twice: '{key}=\"{value}\"'"
+    return (
+        f"{message}to run each of them: sam-train -m '{override}'"
+        if "(" in value
+        else (f"{message}to run each of them: sam-train -m {override}")
+    )
+
+
+def _no_group_option(arguments: list[str], conf: Path) -> str:
+    """Return the message for an argument without a name before its ``=``, or a group whose option is no name."""
+    for argument in arguments:
+        group, equals, value = argument.lstrip("+").partition("=")
+        if equals and not group:
+            return f"{argument} has no key\n  arguments are key=value, group=option or flags"
+        if group in options(conf) and value.lower() in ("null", "true", "false", ""):
+            return (
+                f"{argument} is no option of a group\n  choose one with {group}=NAME: {', '.join(options(conf)[group])}"
+            )
+    return f"an option of a group must be a name\n  given: {' '.join(arguments)[:300]}"
 
 
 def _no_yaml(text: str) -> str:
@@ -117,7 +147,13 @@ def _unreadable(override: str) -> str:
         return f"{message}\n  did you mean {override.replace('==', '=')}?"
     key, equals, value = override.partition("=")
     if not equals:
-        return f"{message}\n  a value is missing: {override}=..."
+        with_colon = re.fullmatch(r"([\w./@]+):(.+)", override)
+        if with_colon:
+            return f"{message}\n  did you mean {with_colon[1]}={with_colon[2]}?"
+        is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", override)
+        return f"{message}\n  a value is missing: {override}=..." if is_key else message
+    if key != key.strip() or value != value.strip():
+        return f"{message}\n  leave out the spaces: {key.strip()}={value.strip()}"
     return f"{message}\n  quote a value with spaces or special characters: \"{key}='{value}'\""
 
 
@@ -154,6 +190,7 @@ def _unknown(key: str, conf: Path, arguments: list[str]) -> str:
     """An unknown key, against the keys of the groups that were chosen, and those of the options that were not."""
     groups = options(conf)
     parent, _, name = key.rpartition(".")
+    parent = parent.replace(".", "/")
     if parent in groups:
         others = [f"{parent}={option}" for option in groups[parent] if name in keys_of(conf / parent, option)]
         if others:

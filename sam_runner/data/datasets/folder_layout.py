@@ -202,15 +202,8 @@ def _find_classes(root: str, folder: str) -> tuple[str, ...]:
         inner = f"{folder}/{classes[0]}"
         hint = f"data.root={inner}, which holds folders" if folder == root and _list_folders(inner) else LAYOUT
         raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {folder}\n  expected: {hint}")
-    inner_folders = {tuple(_list_folders(f"{folder}/{name}")) for name in classes}
-    if folder == root and len(classes) > 1 and len(inner_folders) == 1 and len(next(iter(inner_folders))) > 1:
-        if not any(_holds_images(f"{folder}/{name}") for name in classes):
-            raise InputError(
-                f"{' and '.join(classes[:MAX_LISTED])} all have the folders "
-                f"{', '.join(next(iter(inner_folders))[:MAX_LISTED])}: which of them are the classes is not clear\n"
-                f"  if the inner ones are, use data.root={root}/{classes[0]}; if the outer ones are, move them into "
-                f"{root}/train"
-            )
+    if folder == root:
+        _require_one_level(root, classes)
     for name in classes:
         nested = [inner for inner in _list_folders(f"{folder}/{name}") if inner.lower() in SPLIT_NAMES]
         if nested:
@@ -218,6 +211,19 @@ def _find_classes(root: str, folder: str) -> tuple[str, ...]:
                 f"{folder}/{name} has the folder {nested[0]}: splits inside classes are not read\n  expected: {LAYOUT}"
             )
     return classes
+
+
+def _require_one_level(root: str, classes: tuple[str, ...]) -> None:
+    """Refuse folders without images that all have the same folders inside: either level could be the classes."""
+    inner = {tuple(_list_folders(f"{root}/{name}")) for name in classes}
+    names = inner.pop() if len(inner) == 1 else ()
+    if len(names) < 2 or any(_holds_images(f"{root}/{name}") for name in classes):
+        return
+    raise InputError(
+        f"{' and '.join(classes[:MAX_LISTED])} all have the folders {', '.join(names[:MAX_LISTED])}: which of them are "
+        f"the classes is not clear\n  if the inner ones are, use data.root={root}/{classes[0]}; if the outer ones are, "
+        f"move them into {root}/train"
+    )
 
 
 def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftOut) -> Part:

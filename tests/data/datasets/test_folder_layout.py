@@ -177,7 +177,8 @@ def test_files_of_every_kind_are_read_or_counted_by_reason(tmp_path):
     assert {"b/inner/deep/1.PNG", "b/link.png"} < set(parts["train"])
     assert found.left_out.counts == {
         "broken links": 1, "special files": 1, "links to a folder above": 1, ".txt: no accepted image format": 1,
-        ".heic: no accepted image format": 1, "without a suffix: no accepted image format": 1, "images outside the class folders": 1,
+        ".heic: no accepted image format": 1, "without a suffix: no accepted image format": 1,
+        "images outside the class folders": 1,
     }  # fmt: skip
     assert "1 .heic: no accepted image format (b/photo.heic)" in str(found.left_out)
 
