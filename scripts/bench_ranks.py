@@ -1,4 +1,4 @@
-"""Compare a SAM step on several ranks with one process: DistributedDataParallel on one machine, one thread per rank.
+"""How a SAM step grows with ranks: data-parallel processes on one machine, one thread a rank, against one process.
 
     python scripts/bench_ranks.py [--quick] [--out outputs/bench]
 
@@ -21,7 +21,6 @@ from bench_step import MODELS, RHO, SGD
 from measuring import Report, make_parser, median, take_turns
 from torch import distributed
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.sam.methods import Sam
@@ -42,8 +41,7 @@ def steps(name: str, batch_size: int, shape: tuple[int, ...], *, parallel: bool)
         objective = Objective(model, F.cross_entropy)
         if parallel:
             context = DistributedContext(distributed.get_rank(), distributed.get_world_size())
-            wrapped = DistributedDataParallel(model)
-            objective = Objective(model, F.cross_entropy, forward=wrapped, no_sync=wrapped.no_sync, context=context)
+            objective = Objective(model, F.cross_entropy, context=context)
         step = SamStep(objective, optimizer, Sam(sync_perturbation=kind == "SAM, common eps"))
         batch = Batch(torch.randn(batch_size, *shape), torch.arange(batch_size) % 10)
         rho = 0.0 if kind == "SGD" else RHO

@@ -189,10 +189,11 @@ def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") 
     siblings = [entry for entry in names if entry.rpartition(".")[0] == parent]
     for candidates in (siblings, names):
         by_name = {entry.rpartition(".")[2]: entry for entry in candidates}
-        close = get_close_matches(name, list(by_name), 1)
+        close = [entry for entry in by_name if entry.lower() == name.lower()]
+        close = close or get_close_matches(name, list(by_name), 1)
         if close:
             return f"unknown key {key}\n  did you mean {by_name[close[0]]}?"
-    return f"unknown key {key}\n  keys: {', '.join(sorted(siblings or names))}"
+    return f"unknown key {key}\n  keys: {', '.join(sorted(set(siblings or names)))}"
 
 
 def describe_missing_option(group: str, value: Any) -> str:

@@ -3,12 +3,13 @@
 import os
 import re
 from collections.abc import Callable
+from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import AdamWConfig, SamConfig
+from sam_runner.config.optimizer import AdamWConfig, OptimizerConfig, SamConfig
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -45,6 +46,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError(
             "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
         )
+    _zero_radius(config, typed)
     if "sweep_name" in typed:
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
     if "search" in typed:
@@ -53,6 +55,17 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("sweep.on_error has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
+
+
+def _zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
+    """Refuse settings of the perturbation where there is none; a sweep over rho may have them."""
+    if not isinstance(config.optimizer, SamConfig) or config.optimizer.rho != 0:
+        return
+    names = {f"optimizer.{field.name}" for field in fields(SamConfig)} - {
+        f"optimizer.{field.name}" for field in fields(OptimizerConfig)
+    }
+    for name in sorted(names & typed - {"optimizer.rho"}):
+        raise InputError(f"{name} has no effect with rho=0: the step makes one pass\n  give a rho, or leave it out")
 
 
 def _is_utf8(text: str) -> bool:

@@ -78,6 +78,15 @@ class DistributedContext:
             for tensor, part in zip(tensors, mean.split([tensor.numel() for tensor in tensors]), strict=True):
                 tensor.copy_(part.view(tensor.shape))
 
+    @torch.no_grad()
+    def broadcast(self, tensors: Sequence[Tensor]) -> None:
+        """Replace tensors by those of rank 0, in place."""
+        for tensor in tensors if self.world_size > 1 else ():
+            if tensor.numel():
+                message = tensor.reshape(-1).clone().view(torch.uint8)  # every backend has bytes
+                distributed.broadcast(message, 0)
+                tensor.copy_(message.view(tensor.dtype).view(tensor.shape))
+
     def all_reduce_and(self, flags: Tensor) -> Tensor:
         """Return where a bool tensor is true on every rank; does not synchronise with the device."""
         if self.world_size == 1:

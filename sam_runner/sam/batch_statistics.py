@@ -70,6 +70,11 @@ class RunningStatistics:
             for layer in self._modules
         )
 
+    @property
+    def has_synchronised_layers(self) -> bool:
+        """Whether a layer normalises by the batches of all processes, which it needs in every pass."""
+        return any(isinstance(layer, SyncBatchNorm) and layer.training for layer in self._modules)
+
     @contextmanager
     def frozen(self) -> Iterator[None]:
         """Start from the buffers that the first pass of the group started from, and discard all writes in the context.

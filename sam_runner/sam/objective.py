@@ -13,9 +13,11 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.distributed.gradient_average import GradientAverage
 from sam_runner.distributed.sharding import is_sharded, to_local
 from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
+from sam_runner.sam.network.constants import constants_stay
 from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
@@ -58,14 +60,14 @@ class Objective:
             perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights cannot represent.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
             first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
-        forward: Callable that replaces the model in all passes (the compiled or DistributedDataParallel model, say);
-            None: the model. `call_model` says how it gets its arguments.
+        forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model`
+            says how it gets its arguments.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
         scaler: Loss scaler for float16; None: no loss scale.
         num_chunks: Number of micro-batches that a full batch is evaluated in (gradient accumulation), >= 1.
         batch_size: Number of examples of a full batch; with `num_chunks` it gives the size of a micro-batch.
-        no_sync: Context in which gradients are not averaged over ranks: ``no_sync`` of DistributedDataParallel.
-        context: The processes that train together. Default: this process only.
+        context: The processes that train together. Default: this process only. The model's parameters and buffers
+            become those of rank 0; gradients are averaged here, so the model must not be wrapped.
         weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters in the loss of every pass, as in the
             paper's code (flax_training.py); 0 if the base optimizer decays the weights.
 
@@ -89,7 +91,6 @@ class Objective:
         scaler: torch.amp.GradScaler | None = None,
         num_chunks: int = 1,
         batch_size: int = 1,
-        no_sync: Callable[[], AbstractContextManager[object]] = nullcontext,
         context: DistributedContext = SINGLE_PROCESS,
         weight_decay: float = 0.0,
     ) -> None:
@@ -98,6 +99,7 @@ class Objective:
         if not self._model_params:
             raise ValueError("the model has no parameters")
         self._accepts_one: bool | None = None
+        self._has_checked_constants = False
         self._outside: list[nn.Parameter] = []
         self.params = [param for param in self._model_params if param.requires_grad]
         require_supported(model, self._model_params)
@@ -110,10 +112,23 @@ class Objective:
         self._loss = loss
         self.autocast_dtype = autocast_dtype
         self.chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
-        self._no_sync = no_sync
         self.context = context
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
+        self._average: GradientAverage | None = None
+        if self._averages:
+            context.broadcast([*self._model_params, *model.buffers()])
+            self._average = GradientAverage(self.params, context)
         self._weight_decay = weight_decay
+
+    @property
+    def _averages(self) -> bool:
+        """Whether gradients are averaged here; those of sharded parameters are averaged by FSDP."""
+        return self.context.world_size > 1 and self.shards.world_size == 1
+
+    @property
+    def communicates_in_passes(self) -> bool:
+        """Whether every pass needs all ranks, so that they must make the same number of passes."""
+        return self.shards.world_size > 1 or (self.context.world_size > 1 and self.statistics.has_synchronised_layers)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
         """Let w be the given parameters, in the model's order; those that are not in the model follow.
@@ -130,9 +145,14 @@ class Objective:
         require_supported(self.model, params)
         given = {id(param) for param in params}
         inside = {id(param) for param in self._model_params}
-        self.params = [param for param in self._model_params if id(param) in given]
-        self.params += [param for param in params if id(param) not in inside]
+        before = list(map(id, self.params))
+        outside = [param for param in params if id(param) not in inside]
+        self.params = [param for param in self._model_params if id(param) in given] + outside
+        if self._averages and list(map(id, self.params)) != before:
+            self.context.broadcast(outside)
+            self._average = GradientAverage(self.params, self.context)
         self._outside = [param for param in self._model_params if id(param) not in given]
+        self._has_checked_constants = False
 
     @contextmanager
     def keep_other_gradients(self) -> Iterator[None]:
@@ -186,7 +206,7 @@ class Objective:
         The model stays in training mode, so normalisation layers normalise by the batch.
         """
         chunks, parts = self.chunks(batch), []
-        with torch.no_grad(), self.statistics.frozen(), self._no_sync():
+        with torch.no_grad(), self.statistics.frozen():
             for chunk in chunks:
                 outputs, loss = self._evaluate(chunk)
                 parts.append(Evaluation(loss, outputs))
@@ -212,6 +232,9 @@ class Objective:
             reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
                 which each rank computes its own eps as in the paper.
 
+        Raises:
+            TrainingError: If the first such pass changes a parameter that is not trained.
+
         Returns:
             The evaluation; the gradient times the loss scale, one tensor per parameter in the memory format of the
             parameter (the local shard of a sharded one), zero for an unused parameter, owned by the caller; a flag per
@@ -228,7 +251,7 @@ class Objective:
                 total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
 
             # The fused attention kernels have no second derivative.
-            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH):
+            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH), self._checked_constants():
                 evaluation = self._make_passes(
                     batch, add_gradient, update_statistics=update_statistics, reduce=False, keep_graph=True
                 )
@@ -238,7 +261,7 @@ class Objective:
             for param in self.params:
                 param.grad = None
             share = batch.weight if reduce else 1.0
-            with true_gradient(branches):
+            with true_gradient(branches), self._checked_constants():
                 evaluation = self.backward(batch, share, update_statistics=update_statistics, reduce=reduce)
             used = [param.grad is not None for param in self.params]
             found = [to_local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
@@ -290,9 +313,21 @@ class Objective:
             for param, grad in zip(self.params, before, strict=True):
                 param.grad = grad
 
+    def _checked_constants(self) -> AbstractContextManager[None]:
+        """Check in the first pass that is followed by another one that it changes no constant parameter."""
+        if self._has_checked_constants:
+            return nullcontext()
+        self._has_checked_constants = True
+        return constants_stay(self.model, self.params)
+
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
-        self.context.all_reduce_mean([param.grad for param in self.params if param.grad is not None])
+        with self._averaged():
+            pass
+
+    def _averaged(self) -> AbstractContextManager[None]:
+        """Average all of ``.grad`` over the ranks during the backward pass in the context."""
+        return nullcontext() if self._average is None else self._average.during_backward()
 
     def _make_passes(
         self,
@@ -318,16 +353,16 @@ class Objective:
         with nullcontext() if update_statistics else statistics.frozen():
             for number, chunk in enumerate(chunks, 1):
                 share = len(chunk) / len(batch)
-                with nullcontext() if reduce and number == len(chunks) else self._no_sync():
-                    start = statistics.copy_start()
-                    update = statistics.accumulate_statistics(len(chunk), keep_graph=keep_graph)
-                    with update if update_statistics else nullcontext():
-                        outputs, loss = self._evaluate(chunk)
-                    objective = loss + self._penalty() if self._weight_decay else loss
-                    if share != 1:
-                        objective = objective * share
-                    with statistics.recomputing(start):
-                        differentiate(self.scaler.scale(objective))
+                start = statistics.copy_start()
+                update = statistics.accumulate_statistics(len(chunk), keep_graph=keep_graph)
+                with update if update_statistics else nullcontext():
+                    outputs, loss = self._evaluate(chunk)
+                objective = loss + self._penalty() if self._weight_decay else loss
+                if share != 1:
+                    objective = objective * share
+                average = self._averaged() if reduce and number == len(chunks) else nullcontext()
+                with average, statistics.recomputing(start):
+                    differentiate(self.scaler.scale(objective))
                 parts.append(Evaluation(loss.detach(), map_tensors(Tensor.detach, outputs)))
         return self._join(batch, chunks, parts)
 

@@ -127,10 +127,10 @@ class SamStep:
                 f"the optimizer trains other parameters than the state of method {self.method.name} was made for\n"
                 "  make a new step and a new method"
             )
-        if changed and objective.context.world_size > 1:
+        if changed and objective.shards.world_size > 1:
             raise ValueError(
-                "with several processes the optimizer must train exactly the parameters of the model that required "
-                "gradients when the objective was made\n  make a new model wrapper, objective and step"
+                "with sharded weights the optimizer must train exactly the parameters of the model that required "
+                "gradients when the objective was made\n  make a new objective and step"
             )
         self._optimizer_step.prepare()
         return changed

@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
@@ -47,7 +46,7 @@ from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
-from sam_runner.utils.seeding import seed_everything
+from sam_runner.utils.seeding import derive_seed, seed_everything
 
 EVAL_BATCH_SIZE = 512
 # torch.compile's own CUDA graphs are off: they need weights at fixed addresses, and in the second pass the parameters
@@ -243,10 +242,6 @@ def build_step(
     if mode == "graph" and device.type != "cuda":
         mode = "off"
     forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
-    parallel: dict[str, Any] = {"context": context}
-    if context.world_size > 1 and config.parallel == "ddp":
-        forward = _data_parallel(forward, device)
-        parallel["no_sync"] = forward.no_sync
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
@@ -256,7 +251,7 @@ def build_step(
         num_chunks=config.accumulate,
         batch_size=-(-config.batch_size // context.world_size),
         weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
-        **parallel,
+        context=context,
     )
     step = SamStep(
         objective,
@@ -275,20 +270,27 @@ def _require_possible_parts(
     """Require that the network can be trained with every group and micro-batch of the run.
 
     Raises:
-        InputError: If a part has one image, and batch norm would have one value per channel.
+        InputError: If a part has one image, and batch norm would have one value per channel, or if processes that
+            communicate in every pass make different numbers of passes.
     """
     objective, world_size = step.objective, step.objective.context.world_size
-    totals = {config.batch_size, len(train) - config.batch_size * (num_batches - 1)}
-    sizes = {
-        -(-min(total, config.batch_size) // world_size) if up else min(total, config.batch_size) // world_size
-        for total in totals
-        for up in (True, False)
-    } - {0}
+    totals = {config.batch_size, min(config.batch_size, len(train) - config.batch_size * (num_batches - 1))}
+    sizes = {size for total in totals for size in (-(-total // world_size), total // world_size)} - {0}
 
     def parts(size: int, min_size: int) -> list[int]:
         groups = part_sizes(size, config.optimizer.m, min_size)
         return [part for group in groups for part in part_sizes(group, objective.chunk_size, min_size)]
 
+    for total in totals if objective.communicates_in_passes else ():
+        largest, smallest = (len(parts(size, 1)) for size in (-(-total // world_size), total // world_size))
+        if largest != smallest:
+            raise InputError(
+                f"processes would make {largest} and {smallest} passes for a batch of {total} images, and wait for "
+                f"each other: parallel=fsdp and sync_batchnorm=true communicate in every pass (accumulate="
+                f"{config.accumulate}, optimizer.m={config.optimizer.m}, {world_size} processes)\n"
+                f"  use a batch_size that is a multiple of {world_size} and data.drop_last=true, or leave accumulate "
+                "and optimizer.m out"
+            )
     if not any(1 in parts(size, 1) for size in sizes):
         return
     image = torch.zeros(1, *train.shape, device=objective.device, dtype=weights_dtype(config.precision))
@@ -320,17 +322,6 @@ def build_method(options: OptimizerConfig, seed: int) -> Method:
             sync_perturbation=options.sync_perturbation,
         )
     return Sam(options.p, sync_perturbation=options.sync_perturbation)
-
-
-def _data_parallel(model: nn.Module, device: torch.device) -> DistributedDataParallel:
-    """Wrap the model so that gradients are averaged over the processes during the backward pass.
-
-    Buffers are not synchronised: each process has its own.
-    """
-    accepted = inspect.signature(DistributedDataParallel.__init__).parameters
-    name = "forward_sync_buffers" if "forward_sync_buffers" in accepted else "broadcast_buffers"  # before torch 2.13
-    options: dict[str, Any] = {name: False}
-    return DistributedDataParallel(model, [device.index] if device.type == "cuda" else None, **options)
 
 
 def build_loaders(
@@ -375,6 +366,19 @@ def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
     return context.world_size > 1 and config.parallel == "fsdp"
 
 
+def _seed_training(config: ExperimentConfig, context: DistributedContext, device: torch.device) -> None:
+    """Seed the random numbers of the passes; each process has its own dropout.
+
+    With sharded weights all processes must use the same parameters in a pass, and stochastic depth is usually drawn on
+    the CPU. The CPU's generators are therefore the same on all processes then.
+    """
+    keys = [context.rank] if context.rank else []
+    is_common = _uses_shards(config, context)
+    seed_everything(config.seed, "training", *([] if is_common else keys))
+    if is_common and device.type == "cuda":
+        torch.cuda.manual_seed(derive_seed(config.seed, "training", *keys))
+
+
 def build_run(
     config: ExperimentConfig,
     context: DistributedContext = SINGLE_PROCESS,
@@ -417,8 +421,7 @@ def build_run(
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     decay = config.ema_decay
     averaged = build_average(model, decay) if decay else None
-    rank_keys = [context.rank] if context.rank else []  # each process has its own dropout
-    seed_everything(config.seed, "training", *rank_keys)
+    _seed_training(config, context, device)
     return Run(
         model=model,
         step=step,

@@ -5,13 +5,15 @@ import hashlib
 import random
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 OwnGenerator = torch.Generator | np.random.Generator | np.random.RandomState | random.Random
+_SEARCHED_LEVELS = 4  # an attribute, and three levels inside
 _MT19937_BYTES = 2500  # 624 words and the position
 
 
@@ -129,9 +131,37 @@ def _get_numpy_state() -> Any:
 
 
 def find_generators(attributes: Iterable[Any]) -> list[OwnGenerator]:
-    """Return the random generators among `attributes`, each once."""
-    found = {id(value): value for value in attributes if isinstance(value, OwnGenerator)}
+    """Return the random generators among `attributes`, each once.
+
+    Lists, tuples, dictionaries and plain Python objects are searched too, three levels deep. Networks and tensors
+    are not: a network gives the attributes of each of its modules.
+
+    Args:
+        attributes: Values of any type.
+    """
+    found: dict[int, OwnGenerator] = {}
+    level, seen = list(attributes), set[int]()
+    for _ in range(_SEARCHED_LEVELS):
+        inner: list[Any] = []
+        for value in level:
+            if isinstance(value, OwnGenerator) and not isinstance(value, random.SystemRandom):
+                found.setdefault(id(value), value)
+            elif id(value) not in seen:
+                seen.add(id(value))
+                inner += _list_contents(value)
+        level = inner
     return list(found.values())
+
+
+def _list_contents(value: Any) -> list[Any]:
+    """Return the entries of a container or the attributes of a plain object; nothing for other values."""
+    if isinstance(value, dict):
+        return list(value.values())
+    if isinstance(value, list | tuple):
+        return list(value)
+    if isinstance(value, type | Tensor | np.ndarray | nn.Module | ModuleType):
+        return []
+    return list(getattr(value, "__dict__", {}).values())
 
 
 def _get_own_state(generator: OwnGenerator) -> Any:

@@ -7,14 +7,15 @@ import torch
 import torch.multiprocessing as mp
 from torch import distributed, nn
 from torch.nn import functional as F
-from torch.nn.parallel import DistributedDataParallel
 
-from sam_runner.distributed.context import DistributedContext
+from sam_runner.distributed import gradient_average
+from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import full_state, is_sharded, shard_model
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.methods import Plain, RandomDirection, Sam
+from sam_runner.sam.methods import Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from tests.oracles.awkward_networks import WIDTH, Linear, Network, Recomputed, Tempered
 from tests.oracles.methods import Alternate, Drift
 
 STEPS, BATCH = 5, 16
@@ -45,9 +46,8 @@ def rank(number, count, port, queue, options):
     torch.set_num_threads(1)
     distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
     model = network()
-    parallel = DistributedDataParallel(model)
     context = DistributedContext(number, count)
-    objective = Objective(model, F.cross_entropy, forward=parallel, no_sync=parallel.no_sync, context=context)
+    objective = Objective(model, F.cross_entropy, context=context)
     per_rank = BATCH // count
     share = slice(number * per_rank, (number + 1) * per_rank)
     queue.put((number, trained(model, objective, share, **options).tolist()))
@@ -116,6 +116,74 @@ def test_methods_with_state_or_without_a_second_pass_equal_one_process_with_grou
     expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=method(), group_size=BATCH // 2)
     for weights in weights_of_ranks(2, {"method": method()}):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+
+
+NETWORKS = {
+    "layers that only some ranks use": ["sometimes", "sometimes", "sometimes"],
+    "parameters that no rank uses": ["unused", "linear"],
+    "sparse gradients, gradients that share memory": ["sparse", "shared gradients", "joined"],
+    "two dtypes": ["single", "linear"],
+    "parameters in one storage, views": ["flat", "columns", "views"],
+    "recomputed": ["recomputed", "recomputed in full"],
+    "recomputed with shared weights": ["shared", "tied"],
+}
+
+
+def awkward(names, loss):
+    """Return a network and a loss; some gradients come twice in a backward pass for the part `shared`."""
+    model = Network([name for name in names if name != "shared"])
+    if "shared" in names:
+        part = Recomputed(nn.Sequential(Linear(), nn.Tanh()), True)
+        model.parts.extend([part, part])
+    return model, loss()
+
+
+def trained_awkward(model, loss, share, context=SINGLE_PROCESS, *, thaws=False, **options):
+    """Return all weights after steps with parts of batches; `thaws`: the head is trained from the third step on."""
+    seen = []
+    objective = Objective(model, loss, num_chunks=2, batch_size=BATCH // 2, context=context)
+    params = [param for module in (model, loss) for param in module.parameters()]
+    for param in model.head.parameters():
+        param.requires_grad_(not thaws)
+    step = SamStep(objective, torch.optim.SGD(params, lr=0.2, momentum=0.9, weight_decay=1e-2), **options)
+    generator = torch.Generator().manual_seed(2)
+    for number in range(6):
+        if number == 2:
+            for param in model.head.parameters():
+                param.requires_grad_(True)
+        inputs = torch.randn(BATCH, WIDTH, generator=generator, dtype=torch.float64)
+        step(Batch(inputs[share], (torch.arange(BATCH) % 3)[share]), 0.1, number)
+        seen.append(torch.cat([param.detach().double().flatten() for param in params]))
+    return torch.stack(seen)
+
+
+def awkward_rank(number, count, port, queue, names, loss, options):
+    torch.set_num_threads(1)
+    gradient_average.BUCKET_BYTES = 200  # several buckets
+    distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
+    per_rank = BATCH // count
+    share = slice(number * per_rank, (number + 1) * per_rank)
+    context = DistributedContext(number, count)
+    queue.put((number, trained_awkward(*awkward(names, loss), share, context, **options).tolist()))
+    distributed.destroy_process_group()
+
+
+WITHOUT_SECOND_DERIVATIVE = ("recomputed", "recomputed with shared weights")
+
+
+@pytest.mark.parametrize("loss", [nn.CrossEntropyLoss, Tempered])
+@pytest.mark.parametrize(
+    ("kind", "method"),
+    [(kind, method) for kind in NETWORKS for method in (Sam, Alternate)]
+    + [(kind, SecondOrder) for kind in NETWORKS if kind not in WITHOUT_SECOND_DERIVATIVE],
+)
+def test_ranks_may_use_different_parameters(kind, method, loss):
+    """Compared with one process whose groups are the ranks' images; the head is trained from the third step on."""
+    names = NETWORKS[kind]
+    options = {"method": method(), "thaws": True}
+    expected = trained_awkward(*awkward(names, loss), slice(None), group_size=BATCH // 2, **options)
+    for weights in weights_of_ranks(2, names, loss, options, target=awkward_rank):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-5 if "single" in names else 1e-10)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.05])

@@ -128,6 +128,71 @@ def test_second_order_and_clipping_on_two_ranks_equal_one_process(tmp_path):
     assert_same_weights(tmp_path / "two", tmp_path / "one")
 
 
+OWN_NETWORK = """
+import random
+import torch
+from torch import nn
+
+
+class Net(nn.Module):
+    def __init__(self, num_classes, by_images=False):
+        super().__init__()
+        self.by_images = by_images
+        self.stem, self.head = nn.Linear(64, 8), nn.Linear(8, num_classes)
+        self.blocks = nn.ModuleList([nn.Linear(8, 8) for _ in range(4)])
+        self.unused, self.extra = nn.Parameter(torch.ones(3)), nn.Linear(8, 2)
+
+    def forward(self, images):
+        x = self.stem(images.flatten(1))
+        for number, block in enumerate(self.blocks):
+            is_used = images[number % len(images), 0, 0, 0] > 0 if self.by_images else random.random() < 0.5
+            if is_used and self.training:
+                x = x + block(x).tanh()
+        return {"logits": self.head(x), "extra": self.extra(x)}
+"""
+
+
+@pytest.fixture
+def own_network(tmp_path, monkeypatch):
+    """Arguments for a network that skips blocks at random, or by the images of a process."""
+    (tmp_path / "own" / "model").mkdir(parents=True)
+    (tmp_path / "own_network.py").write_text(OWN_NETWORK)
+    (tmp_path / "own" / "model" / "net.yaml").write_text("_target_: own_network.Net\n")
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path), prepend=os.pathsep)
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "own_network")
+    tiny = [word for word in SAM if not word.startswith("model.")]
+    return ("--config-dir", "own", *tiny, "model=net", "log_every=1")
+
+
+@pytest.mark.parametrize("options", [[], ["optimizer.second_order=true"]])
+def test_processes_may_skip_different_blocks(tmp_path, own_network, options):
+    arguments = (*own_network, *options, "+model.by_images=true")
+    code, output = run_torchrun(2, *arguments, "run_dir=two", cwd=tmp_path)
+    assert code == 0, output
+    assert command(*arguments, "optimizer.m=8", "run_dir=one", cwd=tmp_path).returncode == 0
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+
+
+def test_processes_with_shards_skip_the_same_blocks(tmp_path, own_network):
+    arguments = (*own_network, "optimizer.sync_perturbation=true", "epochs=4")
+    code, output = run_torchrun(2, *arguments, "parallel=fsdp", "run_dir=two", cwd=tmp_path)
+    assert code == 0, output
+    alone = [word for word in arguments if "sync_perturbation" not in word]
+    assert command(*alone, "run_dir=one", cwd=tmp_path).returncode == 0
+    assert_same_weights(tmp_path / "two", tmp_path / "one")
+
+
+def test_numbers_of_passes_that_differ_are_refused_for_shards(tmp_path):
+    arguments = (*SAM, "parallel=fsdp", "optimizer.sync_perturbation=true", "model.batch_norm=false")
+    uneven = ("accumulate=3", "batch_size=14", "data.num_train=56")  # 5, 5 and 4 images in parts of 2
+    code, output = run_torchrun(3, *arguments, *uneven, cwd=tmp_path)
+    assert code == 1
+    assert output.count("processes would make 3 and 2 passes for a batch of 14 images") == 1
+    assert not (tmp_path / "outputs").exists()
+    code, output = run_torchrun(3, *arguments, *uneven, "batch_size=12", "run_dir=run", cwd=tmp_path)
+    assert code == 0, output
+
+
 def test_a_stopped_run_goes_on_to_the_bit_and_only_with_as_many_ranks(tmp_path):
     """Each rank has its own dropout masks and batch-norm statistics."""
     arguments = (*TINY, "optimizer=sam", "model.dropout=0.3", "epochs=60", "checkpoint.every_steps=5")

@@ -70,6 +70,39 @@ class Flat(nn.Module):
         return x * self.scale + self.shift
 
 
+class Columns(nn.Module):
+    """Two parameters that are the columns of one matrix: their memory interleaves."""
+
+    def __init__(self):
+        super().__init__()
+        columns = torch.randn(WIDTH, 2, dtype=torch.float64)
+        self.scale, self.shift = nn.Parameter(columns[:, 0]), nn.Parameter(columns[:, 1])
+
+    def forward(self, x):
+        return x * self.scale + self.shift
+
+
+class Views(nn.Module):
+    """Uses of one weight as views: transposed, expanded, with strides."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight, self.one = nn.Parameter(parameter(WIDTH, WIDTH).data.t()), parameter(1)
+
+    def forward(self, x):
+        x = F.linear(x @ self.weight, self.weight) + self.one.expand(WIDTH)
+        return x * self.weight.as_strided((WIDTH,), (2,))
+
+
+class ComplexInside(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.weight = parameter(WIDTH, 2)
+
+    def forward(self, x):
+        return (torch.fft.fft(x) * torch.view_as_complex(self.weight)).abs()
+
+
 class Range(nn.Module):
     """Moving range of the activations, updated in place."""
 
@@ -93,6 +126,20 @@ class Hidden(nn.Module):
         before = torch.zeros(WIDTH, dtype=x.dtype) if self.state is None else self.state
         self.state = (before + x.detach().mean(0)) / 2
         return x + before
+
+
+class SharedBuffer(nn.Module):
+    """Two buffers that are views of one storage; one is written, the other read."""
+
+    def __init__(self):
+        super().__init__()
+        storage = torch.ones(2 * WIDTH, dtype=torch.float64)
+        self.register_buffer("written", storage)
+        self.register_buffer("read", storage[WIDTH:])
+
+    def forward(self, x):
+        self.written[WIDTH:].lerp_(x.detach().mean(0), 0.3)
+        return x * self.read
 
 
 class Counting(nn.Module):
@@ -127,6 +174,7 @@ class Drawing(nn.Module):
         self.torch_generator = torch.Generator().manual_seed(3)
         self.numpy_generator = np.random.default_rng(4)
         self.python_generator = random.Random(5)
+        self.listed = [np.random.RandomState(6), {"inside": random.Random(7)}]
 
     def forward(self, x):
         draw = {
@@ -136,6 +184,7 @@ class Drawing(nn.Module):
             "own torch": lambda: torch.rand((), generator=self.torch_generator).item(),
             "own numpy": self.numpy_generator.normal,
             "own python": lambda: self.python_generator.gauss(0, 1),
+            "listed": lambda: self.listed[0].randn() + self.listed[1]["inside"].random(),
         }[self.kind]
         return x * torch.tensor([draw() for _ in range(WIDTH)], dtype=x.dtype)
 
@@ -153,6 +202,13 @@ class Unused(nn.Module):
 
     def forward(self, x):
         return x + self.empty.sum()
+
+
+class Sometimes(Linear):
+    """A layer that only some passes use, by their inputs."""
+
+    def forward(self, x):
+        return super().forward(x) if x[0, 0] > 0 else x
 
 
 class Sparse(nn.Module):
@@ -181,14 +237,19 @@ def batch_norm():
 
 PARTS = {
     "linear": Linear, "tied": Tied, "shared gradients": SharedGradients, "joined": Joined, "flat": Flat,
-    "range": Range, "hidden": Hidden, "counting": Counting, "frozen": Frozen, "unused": Unused, "sparse": Sparse,
+    "columns": Columns, "views": Views, "complex inside": ComplexInside, "shared buffer": SharedBuffer,
+    "range": Range, "hidden": Hidden, "counting": Counting, "frozen": Frozen, "unused": Unused,
+    "sometimes": Sometimes, "sparse": Sparse,
     "single": Single, "batch norm": batch_norm,
     "recomputed": lambda: Recomputed(nn.Sequential(Linear(), batch_norm(), nn.Tanh()), False),
     "recomputed range": lambda: Recomputed(nn.Sequential(Linear(), Range()), False),
     "recomputed in full": lambda: Recomputed(nn.Sequential(Linear(), batch_norm(), nn.Tanh()), True),
+    "recomputed dropout": lambda: Recomputed(nn.Sequential(Linear(), nn.Dropout(), batch_norm()), False),
+    "recomputed dropout in full": lambda: Recomputed(nn.Sequential(Linear(), nn.Dropout(), batch_norm()), True),
+    "recomputed twice": lambda: Recomputed(Recomputed(nn.Sequential(Linear(), batch_norm(), Range()), False), False),
 } | {
     f"{kind} numbers": lambda kind=kind: Drawing(kind)
-    for kind in ("torch", "numpy", "python", "own torch", "own numpy", "own python")
+    for kind in ("torch", "numpy", "python", "own torch", "own numpy", "own python", "listed")
 }  # fmt: skip
 
 

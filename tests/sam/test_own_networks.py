@@ -163,9 +163,25 @@ def overlapping_network():
     return model
 
 
+def expanded_network():
+    model = network(4, 4)
+    model.other = nn.Parameter(torch.ones(1).double().expand(4))
+    return model
+
+
+def network_with_its_part():
+    """A span of memory that starts before another one and ends behind it."""
+    model = network(4, 4)
+    model.row, model.column = (nn.Parameter(model[0].weight.data[index]) for index in (0, (slice(None), 3)))
+    model[0] = nn.Linear(4, 4).double()
+    return model
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
+        (expanded_network, "elements of other share memory"),
+        (network_with_its_part, "row and column overlap in memory"),
         (complex_network, "weight is complex"),
         (lambda: nn.LazyLinear(3), "weight is not initialised"),
         (overlapping_network, "overlap in memory"),
@@ -175,6 +191,42 @@ def overlapping_network():
 def test_networks_that_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         Objective(make(), F.cross_entropy)
+
+
+class Following(nn.Module):
+    """Holds a moving average of its inputs as a parameter without gradient."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.mean = how, nn.Parameter(torch.zeros(3).double(), requires_grad=False)
+
+    def forward(self, inputs):
+        if self.how == "in place":
+            with torch.no_grad():
+                self.mean.lerp_(inputs.detach().mean(0), 0.1)
+        elif self.how == "data":
+            self.mean.data.lerp_(inputs.detach().mean(0), 0.1)
+        elif self.how == "replaced":
+            self.mean = nn.Parameter(self.mean + inputs.detach().mean(0), requires_grad=False)
+        return inputs - self.mean
+
+
+@pytest.mark.parametrize("how", ["in place", "data", "replaced"])
+def test_a_parameter_that_is_state_is_refused_where_a_second_pass_would_change_it(how):
+    model = nn.Sequential(network(5, 3), Following(how))
+    step = SamStep(Objective(model, F.cross_entropy), sgd(model[0].parameters()))
+    assert step(batch(), 0.0).finite.all()
+    before = [param.detach().clone() for param in model[0].parameters()]
+    with pytest.raises(TrainingError, match=r"changes the parameter 1\.mean.*\n.*register_buffer"):
+        step(batch(), 0.5)
+    assert equal(model[0].parameters(), before)
+
+
+def test_a_parameter_that_is_not_trained_may_be_read():
+    model = nn.Sequential(network(5, 3), Following("never"))
+    model[1].mean.data[0] = math.nan
+    step = SamStep(Objective(model, lambda outputs, _: outputs[:, 1].mean()), sgd(model[0].parameters()))
+    assert step(batch(), 0.5).finite.all()
 
 
 def test_optimizers_that_are_refused():

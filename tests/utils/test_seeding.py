@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from sam_runner.utils.seeding import RngState, derive_seed, make_generator, seed_everything
+from sam_runner.utils.seeding import RngState, derive_seed, find_generators, make_generator, seed_everything
 
 CPU = torch.device("cpu")
 
@@ -104,3 +104,15 @@ def test_captured_state_is_not_moved_by_later_draws():
     state.restore(CPU)
     assert torch.equal(torch.rand(5), expected)
     assert state.cuda is None
+
+
+def test_generators_are_found_in_lists_dictionaries_and_objects():
+    class Augmentation:
+        def __init__(self, generator):
+            self.generator = generator
+
+    first, second, third = random.Random(0), np.random.default_rng(0), torch.Generator()
+    loop = [first]
+    loop.append(loop)
+    attributes = [loop, {"a": (second, first)}, Augmentation(third), random.SystemRandom(), "text", None, torch.ones(2)]
+    assert find_generators(attributes) == [first, third, second]

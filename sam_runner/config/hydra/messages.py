@@ -33,9 +33,14 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
         return in_defaults
     if isinstance(error, MissingConfigException):
         return _describe_missing_option(error, conf)
-    several = re.match(r"Ambiguous value for argument '(.+)'", text)
+    several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text)
     if several:
-        return f"{several[1]} gives several values\n  to run each of them: sam-train -m {several[1]}"
+        return _describe_several_values(several[1])
+    if "Config group override must be a string" in text:
+        return _describe_missing_name(arguments, conf)
+    existing = re.match(r"Could not append to config. An item is already at '(.+)'", text)
+    if existing:
+        return f"+{existing[1]} adds a key, but {existing[1]} exists\n  leave out the +: {existing[1]}=..."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
         name = _find_overridden(text) or str(getattr(cause, "full_key", "") or "")
@@ -43,6 +48,27 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
             return _describe_unknown_key(name, conf, arguments)
     lines = [line.strip() for line in text.splitlines()[:8] if line.strip()] or ["a value with ${ cannot be read"]
     return "\n  ".join([*lines, f"given: {' '.join(arguments)[:300]}"])
+
+
+def _describe_several_values(override: str) -> str:
+    key, _, value = override.partition("=")
+    message = f"{override} gives several values\n  "
+    if key in ("run_dir", "sweep_name"):
+        return f"{message}a name with a comma is quoted twice: '{key}=\"{value}\"'"
+    quoted = f"'{override}'" if "(" in value else override
+    return f"{message}to run each of them: sam-train -m {quoted}"
+
+
+def _describe_missing_name(arguments: list[str], conf: Path) -> str:
+    """Return the message for an argument without a name before its ``=``, or a group whose option is no name."""
+    groups = list_options(conf)
+    for argument in arguments:
+        group, equals, value = argument.lstrip("+").partition("=")
+        if equals and not group:
+            return f"{argument} has no key\n  arguments are key=value, group=option or flags"
+        if group in groups and value.lower() in ("null", "true", "false", ""):
+            return f"{argument} is no option of a group\n  choose one with {group}=NAME: {', '.join(groups[group])}"
+    return f"an option of a group must be a name\n  given: {' '.join(arguments)[:300]}"
 
 
 def _describe_yaml_error(text: str) -> str:
@@ -117,7 +143,13 @@ def _describe_unreadable(override: str) -> str:
         return f"{message}\n  did you mean {override.replace('==', '=')}?"
     key, equals, value = override.partition("=")
     if not equals:
-        return f"{message}\n  a value is missing: {override}=..."
+        with_colon = re.fullmatch(r"([\w./@]+):(.+)", override)
+        if with_colon:
+            return f"{message}\n  did you mean {with_colon[1]}={with_colon[2]}?"
+        is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", override)
+        return f"{message}\n  a value is missing: {override}=..." if is_key else message
+    if key != key.strip() or value != value.strip():
+        return f"{message}\n  leave out the spaces: {key.strip()}={value.strip()}"
     return f"{message}\n  quote a value with spaces or special characters: \"{key}='{value}'\""
 
 
@@ -154,6 +186,7 @@ def _describe_unknown_key(key: str, conf: Path, arguments: list[str]) -> str:
     """Return the message for a key that the chosen options do not have, with the options that have it."""
     groups = list_options(conf)
     parent, _, name = key.rpartition(".")
+    parent = parent.replace(".", "/")
     if parent in groups:
         others = [f"{parent}={option}" for option in groups[parent] if name in list_keys(conf / parent, option)]
         if others:

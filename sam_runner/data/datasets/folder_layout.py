@@ -12,11 +12,11 @@ from sam_runner.utils.errors import InputError
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
 SPLIT_NAMES = {  # names of the folders of a split, in any case; also as a word of a name, as in training_set, test_set
     "train": "train", "training": "train",
-    "val": "validation", "valid": "validation", "validation": "validation",
+    "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation", "eval": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
-# Their images, if any, are copies or thumbnails.
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})
+SPLIT_WORD = re.compile(f"({'|'.join(SPLIT_NAMES)})(?:set|data|images)?")  # a word of a name: test, testset, testdata
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})  # hold copies, if any
 NEVER_IMAGES = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml"})
 MAX_LISTED = 10  # names in a message
 
@@ -150,9 +150,14 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
             )
     folders = {split: f"{root}/{found[0]}" for split, found in with_classes.items()}
     _require_different(folders)
+    if folders.keys() == {"train"}:
+        _require_no_unknown_split(root, folders["train"], others)
     if folders:
         for name in others:
             left_out.add("folders beside those of the splits", name)
+        for entry in _scan(root):
+            if not _is_hidden(entry.name) and entry.is_file() and _is_image(entry):
+                left_out.add("images outside the class folders", entry.name)
         for name in split_names - {os.path.basename(folder) for folder in folders.values()}:
             left_out.add("folders without class folders", name)
     return folders
@@ -162,10 +167,22 @@ def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
     """Return folders such as training_set and test_set, if both kinds exist and hold folders alone."""
     groups: dict[str, list[str]] = {}
     for name in names:
-        splits = {SPLIT_NAMES[word] for word in re.findall("[a-z]+", name.lower()) if word in SPLIT_NAMES}
+        words = (SPLIT_WORD.fullmatch(word) for word in re.findall("[a-z]+", name.lower()))
+        splits = {SPLIT_NAMES[word[1]] for word in words if word}
         if len(splits) == 1 and _list_folders(f"{root}/{name}") and not _holds_images(f"{root}/{name}"):
             groups.setdefault(splits.pop(), []).append(name)
     return groups if "train" in groups and len(groups) > 1 else {}
+
+
+def _require_no_unknown_split(root: str, train: str, others: list[str]) -> None:
+    """Refuse a folder beside the training folder that has its classes: a test set of another name."""
+    classes = set(_list_folders(train))
+    for name in others:
+        if classes & set(_list_folders(f"{root}/{name}")):
+            raise InputError(
+                f"{root}/{name} has classes of the training set, but is not called like a test or validation set\n"
+                f"  call it test or val, or move it out of data.root={root}"
+            )
 
 
 def _require_different(folders: dict[str, str]) -> None:
@@ -185,6 +202,8 @@ def _find_classes(root: str, folder: str) -> tuple[str, ...]:
         inner = f"{folder}/{classes[0]}"
         hint = f"data.root={inner}, which holds folders" if folder == root and _list_folders(inner) else LAYOUT
         raise InputError(f"need at least 2 classes, found 1: {classes[0]} in {folder}\n  expected: {hint}")
+    if folder == root:
+        _require_one_level(root, classes)
     for name in classes:
         nested = [inner for inner in _list_folders(f"{folder}/{name}") if inner.lower() in SPLIT_NAMES]
         if nested:
@@ -192,6 +211,19 @@ def _find_classes(root: str, folder: str) -> tuple[str, ...]:
                 f"{folder}/{name} has the folder {nested[0]}: splits inside classes are not read\n  expected: {LAYOUT}"
             )
     return classes
+
+
+def _require_one_level(root: str, classes: tuple[str, ...]) -> None:
+    """Refuse folders without images that all have the same folders inside: either level could be the classes."""
+    inner = {tuple(_list_folders(f"{root}/{name}")) for name in classes}
+    names = inner.pop() if len(inner) == 1 else ()
+    if len(names) < 2 or any(_holds_images(f"{root}/{name}") for name in classes):
+        return
+    raise InputError(
+        f"{' and '.join(classes[:MAX_LISTED])} all have the folders {', '.join(names[:MAX_LISTED])}: which of them are "
+        f"the classes is not clear\n  if the inner ones are, use data.root={root}/{classes[0]}; if the outer ones are, "
+        f"move them into {root}/train"
+    )
 
 
 def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftOut) -> Part:
@@ -260,7 +292,7 @@ def _find_images(folder: str, root: str, left_out: LeftOut, above: tuple[str, ..
         elif _is_image(entry):
             yield path
         else:
-            left_out.add(f"{_suffix(entry.name) or 'without a suffix'}: no image", path)
+            left_out.add(f"{_suffix(entry.name) or 'without a suffix'}: no accepted image format", path)
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:

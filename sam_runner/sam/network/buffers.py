@@ -4,6 +4,7 @@ A buffer is exchanged in the dictionary of its module, and its tensor is never w
 backward pass that is still to come.
 """
 
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 
@@ -15,7 +16,9 @@ Values = list[tuple[nn.Module, Slots]]
 
 
 def copy_buffers(modules: Iterable[nn.Module], excluded: frozenset[tuple[int, str]] = frozenset()) -> Values:
-    """Return the modules that have buffers with copies of them. A tensor that several modules share has one copy.
+    """Return the modules that have buffers with copies of them.
+
+    A tensor that several modules share has one copy, and copies of views of one storage are views of one storage.
 
     Args:
         modules: Modules, without their children.
@@ -27,32 +30,44 @@ def copy_buffers(modules: Iterable[nn.Module], excluded: frozenset[tuple[int, st
 @torch.no_grad()
 def copy_values(values: Values, excluded: frozenset[tuple[int, str]] = frozenset()) -> Values:
     """Return `values` with copies of all tensors; see `copy_buffers`."""
-    copies: dict[int, Tensor] = {}
+    chosen = [
+        (module, {name: tensor for name, tensor in slots.items() if (id(module), name) not in excluded})
+        for module, slots in values
+    ]
+    copies = _copy_tensors(
+        {id(tensor): tensor for _, slots in chosen for tensor in slots.values() if tensor is not None}
+    )
+    return [
+        (module, {name: None if tensor is None else copies[id(tensor)] for name, tensor in slots.items()})
+        for module, slots in chosen
+    ]
+
+
+def _copy_tensors(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
+    """Return copies by the same keys; views of one storage stay views of one storage."""
+    storages = {key: tensor.untyped_storage() for key, tensor in tensors.items() if tensor.layout == torch.strided}
+    counts = Counter(storage.data_ptr() for storage in storages.values())
+    shared: dict[int, torch.UntypedStorage] = {}
     pairs: dict[torch.dtype, tuple[list[Tensor], list[Tensor]]] = {}
-    result: Values = []
-    for module, slots in values:
-        entries: Slots = {}
-        for name, tensor in slots.items():
-            if excluded and (id(module), name) in excluded:
-                continue
-            if tensor is None:
-                entries[name] = None
-                continue
-            copy = copies.get(id(tensor))
-            if copy is None:
-                if tensor.layout == torch.strided:
-                    copy = torch.empty_like(tensor)
-                    targets, sources = pairs.setdefault(tensor.dtype, ([], []))
-                    targets.append(copy)
-                    sources.append(tensor)
-                else:
-                    copy = tensor.detach().clone()
-                copies[id(tensor)] = copy
-            entries[name] = copy
-        result.append((module, entries))
+    copies: dict[int, Tensor] = {}
+    for key, tensor in tensors.items():
+        if key not in storages:
+            copies[key] = tensor.detach().clone()
+            continue
+        address = storages[key].data_ptr()
+        if address and counts[address] > 1:
+            if address not in shared:
+                shared[address] = storages[key].clone()
+            place = tensor.storage_offset(), tensor.shape, tensor.stride()
+            copies[key] = tensor.new_empty(0).set_(shared[address], *place)
+        else:
+            copies[key] = torch.empty_like(tensor)
+            targets, sources = pairs.setdefault(tensor.dtype, ([], []))
+            targets.append(copies[key])
+            sources.append(tensor)
     for targets, sources in pairs.values():
         torch._foreach_copy_(targets, sources)
-    return result
+    return copies
 
 
 @contextmanager

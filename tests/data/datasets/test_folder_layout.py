@@ -53,6 +53,7 @@ def message_of(root):
     [
         ("Training", "Test"), ("train", "valid"), ("TRAIN", "VALIDATION"), ("train", "Testing"), ("Train", "Val"),
         ("training_set", "test_set"), ("seg_train", "seg_test"), ("train2017", "val2017"), ("my-Train", "my-Valid"),
+        ("trainset", "testset"), ("Train_Images", "TestImages"), ("train", "dev"), ("train", "eval"),
     ],
 )  # fmt: skip
 def test_names_of_the_split_folders(tmp_path, train, test):
@@ -104,6 +105,8 @@ def test_classes_may_be_called_like_a_split(tmp_path, names):
         (["set/cat/1.png", "set/dog/1.png"], "set, which holds folders"),
         (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "in one only: b, c"),
         (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "in one only: A, a, b"),
+        (["train/a/1.png", "train/b/1.png", "holdout/a/1.png"], "holdout has classes of the training set"),
+        (["art/a/1.png", "art/b/1.png", "photo/a/1.png", "photo/b/1.png"], "art and photo all have the folders a, b"),
     ],
 )
 def test_layouts_that_are_not_clear_are_refused(tmp_path, paths, words):
@@ -123,6 +126,23 @@ def test_a_class_may_be_missing_in_the_test_set(tmp_path):
     write_classes(tmp_path / "test", "ac")
     (tmp_path / "test" / "b").mkdir()
     assert find_layout(str(tmp_path)).test.labels == [0, 0, 2, 2]
+
+
+def test_the_same_folders_inside_all_classes_belong_to_them(tmp_path):
+    """If the classes are known: they are in a training folder, or hold images themselves."""
+    for name in ("train/day/a", "train/day/b", "train/night/a", "train/night/b"):
+        write(tmp_path / name / "1.png")
+    assert find_layout(str(tmp_path)).classes == ("day", "night")
+    write(tmp_path / "train" / "day" / "1.png")
+    assert find_layout(str(tmp_path / "train")).train.labels == [0, 0, 0, 1, 1]
+
+
+def test_images_beside_the_folders_of_the_splits_are_counted(tmp_path):
+    write_classes(tmp_path / "train")
+    write_classes(tmp_path / "test")
+    write(tmp_path / "cover.png")
+    write(tmp_path / "train" / "cover.png")
+    assert find_layout(str(tmp_path)).left_out.counts == {"images outside the class folders": 2}
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails"])
@@ -156,10 +176,11 @@ def test_files_of_every_kind_are_read_or_counted_by_reason(tmp_path):
     assert len([path for path in parts["train"] if path.startswith("b/more/")]) == 21
     assert {"b/inner/deep/1.PNG", "b/link.png"} < set(parts["train"])
     assert found.left_out.counts == {
-        "broken links": 1, "special files": 1, "links to a folder above": 1, ".txt: no image": 1,
-        ".heic: no image": 1, "without a suffix: no image": 1, "images outside the class folders": 1,
+        "broken links": 1, "special files": 1, "links to a folder above": 1, ".txt: no accepted image format": 1,
+        ".heic: no accepted image format": 1, "without a suffix: no accepted image format": 1,
+        "images outside the class folders": 1,
     }  # fmt: skip
-    assert "1 .heic: no image (b/photo.heic)" in str(found.left_out)
+    assert "1 .heic: no accepted image format (b/photo.heic)" in str(found.left_out)
 
 
 @pytest.mark.parametrize("kind", ["TIFF", "GIF"])
