@@ -6,6 +6,7 @@ loss, and which passes update the running statistics. `sam_runner.sam.method` de
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -34,6 +35,22 @@ class Evaluation(NamedTuple):
 
     loss: Tensor
     outputs: Any
+
+
+@dataclass
+class Work:
+    """Examples that passes have evaluated, counted on the host.
+
+    Attributes:
+        gradient: Examples of gradients, each with a forward and a backward pass.
+        forward: Examples of forward passes.
+        backward: Examples of backward passes. A second derivative adds two per example: it goes back through the
+            forward and the backward pass of the gradient.
+    """
+
+    gradient: int = 0
+    forward: int = 0
+    backward: int = 0
 
 
 def call_model(forward: Callable[..., Any], inputs: Any) -> Any:
@@ -74,6 +91,7 @@ class Objective:
         chunk_size: Largest number of examples of a micro-batch, or None.
         generators: Random generators that are attributes of the model's modules. All passes of a step see the same
             numbers of them.
+        work: Examples that the passes of the latest step have evaluated.
 
     Raises:
         ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory.
@@ -114,6 +132,8 @@ class Objective:
         self.context = context
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
         self._weight_decay = weight_decay
+        self.work = Work()
+        self._num_examples = 0
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
         """Let w be the given parameters, in the model's order; those that are not in the model follow.
@@ -186,6 +206,7 @@ class Objective:
         The model stays in training mode, so normalisation layers normalise by the batch.
         """
         chunks, parts = self.chunks(batch), []
+        self.work.forward += len(batch)
         with torch.no_grad(), self.statistics.frozen(), self._no_sync():
             for chunk in chunks:
                 outputs, loss = self._evaluate(chunk)
@@ -278,6 +299,7 @@ class Objective:
             TrainingError: If an operation of the model has no second derivative.
         """
         before = [param.grad for param in self.params]
+        self.work.backward += 2 * self._num_examples
         try:
             for param in self.params:
                 param.grad = None
@@ -313,6 +335,10 @@ class Objective:
             keep_graph: Whether the graphs of the passes are needed after the passes.
         """
         chunks, parts, statistics = self.chunks(batch), [], self.statistics
+        self._num_examples = len(batch)
+        self.work.gradient += len(batch)
+        self.work.forward += len(batch)
+        self.work.backward += len(batch)
         if update_statistics:
             statistics.begin_group()
         with nullcontext() if update_statistics else statistics.frozen():
