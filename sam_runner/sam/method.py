@@ -242,8 +242,8 @@ class Method:
     """
 
     name: ClassVar[str]
-    combines: ClassVar[bool] = False
-    needs_number: ClassVar[bool] = False
+    combines: bool = False
+    needs_number: bool = False
     sync_perturbation: bool = False
     capture_blocker: str = ""
     shard_blocker: str = ""

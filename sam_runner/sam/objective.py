@@ -213,6 +213,28 @@ class Objective:
                 parts.append(Evaluation(loss, outputs))
         return self._join(batch, chunks, parts)
 
+    def example_losses(self, batch: Batch, outputs: Any) -> Tensor:
+        """Return the loss of each example, (N,), without weight decay: the loss function of a batch of one.
+
+        Args:
+            batch: The examples.
+            outputs: What the model returned for them; the first axis of every tensor must be the example.
+
+        Raises:
+            ValueError: If the loss function cannot be called for one example at a time by `torch.vmap`.
+        """
+
+        def of_one(output: Any, target: Any) -> Tensor:
+            return self._loss(*map_tensors(lambda leaf: leaf[None], (output, target)))
+
+        try:
+            with torch.no_grad():
+                losses: Tensor = torch.vmap(of_one)(outputs, batch.targets)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"the loss of single examples cannot be computed: {reason}") from error
+        return losses
+
     def gradient(
         self,
         batch: Batch,

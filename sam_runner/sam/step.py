@@ -26,7 +26,7 @@ from sam_runner.sam.methods.sam import Sam
 from sam_runner.sam.network.trained_parameters import TrainedParameters
 from sam_runner.sam.objective import Objective, Work
 from sam_runner.sam.optimizer_step import OptimizerStep
-from sam_runner.sam.perturbation import require_radius
+from sam_runner.sam.perturbation import is_zero, require_radius
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
 PLAIN = Plain()
@@ -71,11 +71,6 @@ class StepStats:
     finite: Tensor
     skipped: bool
     passes: Passes
-
-
-def is_zero(rho: float | Tensor) -> bool:
-    """Return whether a radius is the number 0; the value of a tensor is never read."""
-    return not isinstance(rho, Tensor) and rho == 0
 
 
 class SamStep:

@@ -14,11 +14,11 @@ from tests.mutants.mutation import PlaceError, find_function, mutated
 # fmt: off
 MUTANTS = {
     "sam.perturbation": [
-        ("eps: downhill", "perturbation", "A / norm", "-A / norm", "sam/test_sam.py::first_order"),
-        ("eps: half of rho", "perturbation", "A / norm", "A / 2 / norm", "sam/test_sam.py::three_steps"),
-        ("eps: norm squared", "perturbation", "A / norm", "A / norm**2",
+        ("eps: downhill", "divide_radius", "A / norm", "-A / norm", "sam/test_sam.py::first_order"),
+        ("eps: half of rho", "divide_radius", "A / norm", "A / 2 / norm", "sam/test_sam.py::three_steps"),
+        ("eps: norm squared", "divide_radius", "A / norm", "A / norm**2",
          "sam/test_agreement.py::perturbation_of_a_network"),
-        ("eps: zero over zero", "perturbation", "A.masked_fill(B == 0, 0.0)", "A",
+        ("eps: zero over zero", "divide_radius", "A.masked_fill(B == 0, 0.0)", "A",
          "sam/test_epsilon.py::zero_gradient"),
         ("eps: wrong conjugate", "epsilon", "A / (A - 1)", "A", "sam/test_epsilon.py::closed_form_values"),
         ("eps: sign lost", "epsilon", "A.sign() * B.pow(C) * D", "B.pow(C) * D", "sam/test_epsilon.py::maximiser"),
@@ -33,7 +33,7 @@ MUTANTS = {
          "sam/test_epsilon.py::norm_over"),
         ("w + eps: the gradient at w", "perturbed_parameters", "torch.addcmul(A, B, C, out=D)", "D.copy_(A)",
          "sam/test_sam.py::linear_loss"),
-        ("step: a number is read off the device", "perturbation", "norm == 0", "norm.item() == 0",
+        ("step: a number is read off the device", "divide_radius", "norm == 0", "norm.item() == 0",
          "sam/test_step.py::reads_no_number"),
     ],
     "sam.method": [
