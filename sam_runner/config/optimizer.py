@@ -219,7 +219,9 @@ class MomentumSamConfig(RadiusConfig):
 
     schema: ClassVar[str] = "optimizer/momentum_sam"
     name: str = key("name of the method", "momentum_sam", short="optimizer")
-    rho: float = _radius("radius of the perturbation (the authors' commands)", 3.0)
+    rho: float = _radius(
+        "radius of the perturbation (the authors' class; their commands have 3, which fails on the digits)", 0.3
+    )
 
 
 @dataclass(frozen=True)

@@ -107,6 +107,6 @@ def describe_method(config: ExperimentConfig) -> str:
         return ""
     is_random = isinstance(options, SamConfig) and options.direction == "random"
     direction = " in a random direction" if is_random else ""
-    has_other = isinstance(options, AroundConfig) and options.around.name != "sam"
-    around = f" around {options.around.name.upper()}" if has_other else ""
+    around = options.around.name if isinstance(options, AroundConfig) else "sam"
+    around = "" if around == "sam" else f" around {around.upper()}"
     return f"{options.name.upper()}{around} with rho {options.rho:g}{direction}, "

@@ -149,13 +149,19 @@ class Group:
         A method whose first pass is `backward` must not make another pass.
 
         Args:
-            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share.
+            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share, and
+                the random state after the pass is that before it: the one after a pass of the whole group.
         """
+        objective = self.context.objective
+        before = None if batch is None else RngState.capture(objective.device, objective.generators)
         is_first = self._begin_pass()
         self.is_averaged = self._is_last
-        return self.context.objective.backward(
+        evaluation = objective.backward(
             self.batch if batch is None else batch, self.share, update_statistics=is_first, reduce=self._is_last
         )
+        if before is not None:
+            before.restore(objective.device, objective.generators)
+        return evaluation
 
     def evaluate(self) -> Evaluation:
         """Return loss and outputs of the group at the current weights, without gradient; see `Objective.evaluate`."""

@@ -22,7 +22,7 @@ class AeSam(Around):
 
     Args:
         start: c in the first step.
-        end: c in the last step. With start = end = -inf the steps are SAM's, with inf the base optimizer's.
+        end: c in the last step. With start = end = -1e9 the steps are SAM's, with 1e9 the base optimizer's.
         decay: delta, in [0, 1).
         total_steps: T, number of steps of the training.
         around: The method of the steps with a second pass, one pass at w and one at w + eps. Default: SAM.
