@@ -111,6 +111,7 @@ def ae_sam(problem, rho, start=1.0, end=-1.0, decay=0.9):
         g = gradient(w)
         mean = decay * mean + (1 - decay) * g @ g
         variance = decay * variance + (1 - decay) * (g @ g - mean) ** 2
+        problem.moments = [mean, variance]
         c = start + (end - start) * t / (NUM_STEPS - 1)
         problem.decisions.append(bool(g @ g >= mean + c * np.sqrt(variance)))
         yield gradient(w + ball(g, rho)) if problem.decisions[-1] else g
@@ -143,7 +144,7 @@ class Problem:
         self.tensors = [slice(start, end) for start, end in zip([0, *ends[:-1]], ends, strict=True)]
         self.is_weight = np.zeros(len(w), dtype=bool)
         self.is_weight[self.tensors[0]] = self.is_weight[self.tensors[2]] = True
-        self.decisions = []
+        self.decisions, self.moments = [], []
 
     def steps(self):
         for x, y in self.batches:

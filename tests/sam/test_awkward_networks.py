@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.sam.batch import Batch
 from sam_runner.sam import methods as family
+from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import KStep
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
@@ -77,7 +77,9 @@ METHODS = {  # method, reference of eps, reference of the final gradient, number
     "interval": (lambda: family.Interval(2), None, None, (0,)),
     "late": (lambda: family.Late(0.5, total_steps=2, around=family.Asam()), asam_epsilon, None, (1,)),
     "random_sam": (lambda: family.RandomSam(0.0, 1.0, total_steps=2, seed=0), None, None, (1,)),
-    "ae_sam": (lambda: family.AeSam(-1e9, 1e9, total_steps=2, around=family.Gsam()), None, without_orthogonal_part, (0,)),
+    "ae_sam": (
+        lambda: family.AeSam(-1e9, 1e9, total_steps=2, around=family.Gsam()), None, without_orthogonal_part, (0,)
+    ),
 }  # fmt: skip
 
 

@@ -20,6 +20,7 @@ from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.seeding import make_generator
 from tests.oracles import numpy_family
+from tests.oracles.methods import Drift
 
 INPUTS, CLASSES, COUNT, STEPS, RHO = 5, 4, 12, numpy_family.NUM_STEPS, 0.3
 RATES = [0.2, 0.2, 0.15, 0.1, 0.1, 0.05]
@@ -152,6 +153,7 @@ def test_ae_sam_equals_its_formulas_and_makes_the_passes_that_it_reports(start, 
         stats = step(tensors(*batches()[number]), RHO, number)
         assert np.abs(vector(step.objective.params).numpy() - w).max() < 1e-10
         assert stats.passes.gradient == 1 + found.decisions[number]
+    assert step.method.state["moments"][0].tolist() == pytest.approx(found.moments, rel=1e-5)
     assert set(found.decisions) == {True, False}
 
 
@@ -200,8 +202,10 @@ IDENTITIES = {  # (method, method that it equals, radius of the latter by that o
     "ae_sam: c = -1e9": (lambda: family.AeSam(-1e9, -1e9, **T), Sam, 1),
     "ae_sam: c = 1e9": (lambda: family.AeSam(1e9, 1e9, **T), Plain, 1),
 }
-TO_THE_BIT = {"esam: beta = gamma = 1", "looksam: k = 1", "looksam: alpha = 0", "interval: k = 1", "late: 1", "late: 0",
-              "late: first 1", "random_sam: 1", "random_sam: 0", "ae_sam: c = -1e9", "gradient_norm: alpha = 1"}  # fmt: skip
+TO_THE_BIT = {
+    "esam: beta = gamma = 1", "looksam: k = 1", "looksam: alpha = 0", "interval: k = 1", "late: 1", "late: 0",
+    "late: first 1", "random_sam: 1", "random_sam: 0", "ae_sam: c = -1e9", "gradient_norm: alpha = 1",
+}  # fmt: skip
 
 
 @pytest.mark.parametrize("name", IDENTITIES)
@@ -237,20 +241,20 @@ def perturbed_by(method, model=None, scale=1.0):
 @pytest.mark.parametrize(
     ("method", "length"),
     [
-        (family.Asam(0.1), lambda g, eps, w: [e / (w.abs() + 0.1) if w.ndim > 1 else e for e, w in zip(eps, w, strict=True)]),
-        (family.FisherSam(4.0), lambda g, eps, w: [e * (1 + 4 * g**2).sqrt() for e, g in zip(eps, g, strict=True)]),
-        (family.FriendlySam(), lambda g, eps, w: eps),
-        (family.SamOn("others"), lambda g, eps, w: eps),
-        (family.LayerwiseSam(), lambda g, eps, w: [e / 2 for e in eps]),  # four tensors
-        (family.LayerwiseSam(scale_by_weights=True), lambda g, eps, w: [e / a.norm() / 2 for e, a in zip(eps, w, strict=True)]),
-        (family.Gsam(), lambda g, eps, w: eps),
-        (family.LookSam(), lambda g, eps, w: eps),
-        (family.Esam(1.0), lambda g, eps, w: eps),
+        (family.Asam(0.1), lambda e, g, w: e / (w.abs() + 0.1) if w.ndim > 1 else e),
+        (family.FisherSam(4.0), lambda e, g, w: e * (1 + 4 * g**2).sqrt()),
+        (family.FriendlySam(), lambda e, g, w: e),
+        (family.SamOn("others"), lambda e, g, w: e),
+        (family.LayerwiseSam(), lambda e, g, w: e / 2),  # four tensors
+        (family.LayerwiseSam(scale_by_weights=True), lambda e, g, w: e / w.norm() / 2),
+        (family.Gsam(), lambda e, g, w: e),
+        (family.LookSam(), lambda e, g, w: e),
+        (family.Esam(1.0), lambda e, g, w: e),
     ],
-)  # fmt: skip
+)
 def test_the_perturbation_has_the_length_rho_in_the_methods_norm(method, length):
     g, eps, perturbation, w = perturbed_by(method)
-    assert float(vector(length(g, eps, w)).norm()) == pytest.approx(RHO, rel=1e-12)
+    assert float(vector(map(length, eps, g, w)).norm()) == pytest.approx(RHO, rel=1e-12)
     assert float(perturbation.norm) == pytest.approx(float(vector(eps).norm()), rel=1e-12)
     assert float(perturbation.grad_norm) == pytest.approx(float(vector(g).norm()), rel=1e-12)
 
@@ -412,8 +416,9 @@ def test_a_resumed_run_has_the_bits(name):
 
 @pytest.mark.parametrize("name", METHODS)
 def test_the_loss_scale_cancels_and_a_step_that_is_skipped_changes_nothing(name):
-    """Powers of two as scale: nearly the same numbers. ESAM's masks and the state follow the step's number."""
-    expected = follow(build(METHODS[name](), momentum=0.9, fused=False))
+    """Powers of two as scale: nearly the same numbers, in the state too."""
+    unscaled = build(METHODS[name](), momentum=0.9, fused=False)
+    expected = follow(unscaled)
     scaler = torch.amp.GradScaler("cpu", init_scale=2.0**9, growth_interval=3)
     step = build(METHODS[name](), momentum=0.9, fused=False, scaler=scaler)
     follow(step, last=3)
@@ -427,6 +432,8 @@ def test_the_loss_scale_cancels_and_a_step_that_is_skipped_changes_nothing(name)
         assert all(map(torch.equal, before, after))
     follow(step, first=3)
     assert torch.allclose(vector(step.objective.params), expected[-1], rtol=0, atol=1e-6)
+    for key, values in unscaled.method.state.items():
+        assert torch.allclose(vector(step.method.state[key]), vector(values), rtol=1e-4, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", METHODS)
@@ -503,6 +510,16 @@ def test_methods_that_do_not_go_together_are_refused():
         follow(build(family.Gsam(around=family.MomentumSam()), momentum=0.9))
     with pytest.raises(ValueError, match="esam makes others"):
         family.AeSam(around=family.Interval(2, family.Esam()), **T)
+    with pytest.raises(ValueError, match="late cannot be around looksam: its steps with one pass"):
+        family.Late(around=family.LookSam(), **T)
+
+
+def test_the_other_steps_are_plain_whatever_the_method_inside_combines():
+    ours, plain = build(family.Interval(2, Drift())), build(Plain())
+    for number in range(STEPS):
+        plain.objective.model.load_state_dict(ours.objective.model.state_dict())
+        weights, expected = (follow(step, first=number, last=number + 1)[0] for step in (ours, plain))
+        assert torch.equal(weights, expected) == (number % 2 == 1 or number % 3 == 2)  # Drift has radius 0 then
 
 
 def test_a_loss_that_has_no_single_examples_is_refused():

@@ -11,13 +11,23 @@ from sam_runner.sam.perturbation import Perturbation, is_zero
 class Around(Method):
     """Asks another method everything that a subclass does not override; the two share one state.
 
+    Attributes:
+        inner_blocker: Why no other method can be around this one; empty if one can.
+
     Args:
         around: The other method. Default: SAM with p = 2.
+
+    Raises:
+        ValueError: If no method can be around the other one.
     """
+
+    inner_blocker: str = ""
 
     def __init__(self, around: Method | None = None) -> None:
         super().__init__()
         self.around = around = Sam() if around is None else around
+        if isinstance(around, Around) and around.inner_blocker:
+            raise ValueError(f"{self.name} cannot be around {around.name}: {around.inner_blocker}")
         self.combines = self.combines or around.combines
         self.needs_number = self.needs_number or around.needs_number
         self.sync_perturbation = around.sync_perturbation

@@ -27,6 +27,7 @@ class LookSam(Around):
     name = "looksam"
     combines = True
     needs_number = True
+    inner_blocker = "its steps with one pass combine gradients, too"
 
     def __init__(self, interval: int = 5, alpha: float = 0.7, around: Method | None = None) -> None:
         super().__init__(around)
