@@ -22,8 +22,8 @@ SETTINGS = {name for name, _, _ in walk(ExperimentConfig())} | {
 SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep")
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
-EXAMPLES = {"model/mlp", "hydra/launcher/ray_aws"}  # the network of docs/extending.md; a launcher named as refused
-EXAMPLE_SETTINGS = {"key", "group", "optimizer.base.eps"}  # "key=value", "group=option"; an argument of torch.optim
+EXAMPLES = {"model/mlp", "optimizer/mine", "hydra/launcher/ray_aws"}  # of own files; a launcher named as refused
+EXAMPLE_SETTINGS = {"key", "group", "optimizer.base.eps", "optimizer.last"}  # "key=value"; arguments of own classes
 COMMANDS = {"sam-train": "train", "sam-eval": "evaluate", "sam-verify": "verify", "sam-report": "report"}
 TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
 
