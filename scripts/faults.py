@@ -146,7 +146,8 @@ def read_outcome(folder: Path) -> dict:
     """Return the numbers that a run wrote and that an uninterrupted run must equal."""
     checkpoint = CheckpointFolder(folder / "checkpoints").load_latest()
     assert checkpoint is not None
-    checkpoint["progress"].pop("training_seconds")
+    for measured in ("training_seconds", "peak_memory_bytes"):
+        checkpoint["progress"].pop(measured)
     events = EventAccumulator(str(folder), size_guidance={"scalars": 0})
     events.Reload()
     tags = [tag for tag in events.Tags()["scalars"] if not tag.startswith("time/")]

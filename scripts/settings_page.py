@@ -1,6 +1,7 @@
 """Write docs/settings.md from the settings classes: python scripts/settings_page.py."""
 
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -56,6 +57,16 @@ def table(rows: list[str]) -> list[str]:
     return ["| setting | values | default | meaning | resume |", "| --- | --- | --- | --- | --- |", *rows, ""]
 
 
+def with_parents(classes: Sequence[type[Any]]) -> list[type[Any]]:
+    """Return the classes of a group, each after those between it and the general class, the first one."""
+    shown: list[type[Any]] = []
+    for found in classes:
+        for parent in reversed(found.__mro__):
+            if issubclass(parent, classes[0]) and parent not in shown:
+                shown.append(parent)
+    return shown
+
+
 def page() -> str:
     """Return the whole page."""
     lines = [HEAD, "## Top level", ""]
@@ -66,10 +77,11 @@ def page() -> str:
     lines += table(rows)
     for group, classes in GROUPS.items():
         lines += [f"## {group.replace('.', '/')}", ""]
-        for number, found in enumerate(classes):
+        shown = with_parents(classes)
+        for number, found in enumerate(shown):
             doc = (found.__doc__ or "").split("\n\n")[0].replace("\n    ", " ")
             parents = {
-                entry.name for parent in found.__mro__[1:] if parent in classes[:number] for entry in fields(parent)
+                entry.name for parent in found.__mro__[1:] if parent in shown[:number] for entry in fields(parent)
             }
             hints = get_type_hints(found)
             own = [

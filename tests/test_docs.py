@@ -22,9 +22,11 @@ SETTINGS = {name for name, _, _ in walk(ExperimentConfig())} | {
 SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep")
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
-EXAMPLES = {"model/mlp", "hydra/launcher/ray_aws"}  # the network of docs/extending.md; a launcher named as refused
-# "key=value", "group=option"; an argument of torch.optim; folders of scripts/evidence.py
-EXAMPLE_SETTINGS = {"key", "group", "optimizer.base.eps", "cifar10", "cifar10n", "lite0", "fashion"}
+EXAMPLES = {"model/mlp", "optimizer/mine", "hydra/launcher/ray_aws"}  # of own files; a launcher named as refused
+# "key=value", "group=option"; arguments of own classes; folders of scripts/evidence.py
+EXAMPLE_SETTINGS = {
+    "key", "group", "optimizer.base.eps", "optimizer.last", "cifar10", "cifar10n", "lite0", "fashion",
+}  # fmt: skip
 COMMANDS = {"sam-train": "train", "sam-eval": "evaluate", "sam-verify": "verify", "sam-report": "report"}
 TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
 

@@ -49,7 +49,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
         given = "null" if values is None else values
         raise InputError(f"{path}={given} is no option of a group\n  give its settings: {path}.<key>=...")
     if path in groups:
-        kind = _settings_class(groups[path], values)
+        kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
     hints = get_type_hints(kind)
     known = {entry.name: entry for entry in fields(kind) if entry.name != "own_arguments"}
@@ -74,15 +74,21 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
     return kind(**arguments)
 
 
-def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any]) -> type[Any]:
-    """Return the class that has the name or the ``_target_`` in `values`; without such a class the general one."""
+def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any], path: str) -> type[Any]:
+    """Return the class of an option: by its method's name, by its target, otherwise the general one.
+
+    Among classes that are chosen by name, one with the field ``_target_`` is that of all options with a target.
+    """
     if len(classes) == 1:
         return classes[0]
     if "name" in {entry.name for entry in fields(classes[0])} and not hasattr(classes[0], "targets"):
-        names = {_get_default(found, "name"): found for found in classes}
+        own = [found for found in classes if "_target_" in {entry.name for entry in fields(found)}]
+        if own and "_target_" in values:
+            return own[0]
+        names = {_get_default(found, "name"): found for found in classes if found not in own}
         given = values.get("name", next(iter(names)))
         if given not in names:
-            raise InputError(f"optimizer.name={given} is not known\n  accepted: {', '.join(names)}")
+            raise InputError(f"{path}.name={given} is not known\n  accepted: {', '.join(names)}")
         return names[given]
     return next((found for found in classes if str(values.get("_target_")) in found.targets), classes[0])
 

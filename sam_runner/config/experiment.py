@@ -34,7 +34,7 @@ from sam_runner.config.keys import (
     walk,
 )
 from sam_runner.config.model import MODELS, PUBLISHED_WEIGHTS, ModelConfig
-from sam_runner.config.optimizer import BASES, METHODS, BaseOptimizerConfig, OptimizerConfig
+from sam_runner.config.optimizer import AROUND, BASES, METHODS, BaseOptimizerConfig, OptimizerConfig
 from sam_runner.config.rules import check_rules
 from sam_runner.config.schedule import SCHEDULES, ScheduleConfig
 from sam_runner.utils.errors import InputError
@@ -254,9 +254,11 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "augment": (AugmentConfig,),
     "model": (ModelConfig, *MODELS),
     "optimizer": METHODS,
+    "optimizer.around": AROUND,
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,
 }  # settings classes of each group with options; if a group has a general class, it is the first
+OPTIONAL_GROUPS = ("optimizer.around",)  # groups that not every option of the group above has
 
 
 def settings_classes() -> dict[str, type[Any]]:

@@ -60,6 +60,8 @@ def list_keys(folder: Path, option: str) -> set[str]:
     for entry in content.get("defaults", []):
         if not isinstance(entry, str):
             continue
+        if entry.startswith("/hydra/settings/rho/"):
+            continue
         if entry.startswith("/hydra/settings/"):
             name = entry.removeprefix("/hydra/settings/").partition("@")[0]
             keys |= {field.name for field in fields(settings_classes()[name]) if "key" in field.metadata}

@@ -1,4 +1,4 @@
-"""Settings of the group ``optimizer``: the method (SAM or the base optimizer alone) and the base optimizer."""
+"""Settings of the group ``optimizer``: the method (SAM, its variants, or the base optimizer alone) and its base."""
 
 import math
 from collections.abc import Mapping
@@ -6,7 +6,16 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from sam_runner.config.component import Component
-from sam_runner.config.keys import AT_LEAST_ONE, BELOW_ONE, NOT_NEGATIVE, POSITIVE, Range, key
+from sam_runner.config.keys import (
+    AT_LEAST_ONE,
+    BELOW_ONE,
+    CLOSED_UNIT,
+    NOT_NEGATIVE,
+    POSITIVE,
+    UP_TO_ONE,
+    Range,
+    key,
+)
 
 
 @dataclass(frozen=True)
@@ -70,13 +79,40 @@ class OptimizerConfig:
     base: BaseOptimizerConfig = field(default_factory=lambda: SgdConfig(_target_="torch.optim.SGD"))
 
 
+def _radius(meaning: str, default: float) -> float:
+    """Declare rho with the method's own default."""
+    radius: float = key(f"{meaning}; set with rho=", default, range=NOT_NEGATIVE, short="rho")
+    return radius
+
+
 @dataclass(frozen=True)
-class SamConfig(OptimizerConfig):
+class RadiusConfig(OptimizerConfig):
+    """Settings of every method that perturbs the weights."""
+
+    rho: float = _radius("radius of the perturbation", 0.05)
+    rho_schedule: Literal["constant", "linear", "cosine"] = key("how rho changes during training", "constant")
+    rho_final: float = key("fraction of rho at the end of a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
+    rho_warmup_epochs: float = key("epochs in which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class AscentConfig(RadiusConfig):
+    """Settings of every method whose perturbation depends on the gradient."""
+
+    sync_perturbation: bool = key(
+        "under torchrun, true: one perturbation from the images of all processes; false: each process has its own, as"
+        " in the paper",
+        False,
+    )
+
+
+@dataclass(frozen=True)
+class SamConfig(AscentConfig):
     """Settings of optimizer=sam."""
 
     schema: ClassVar[str] = "optimizer/sam"
     name: str = key("name of the method", "sam", short="optimizer")
-    rho: float = key("radius of the perturbation (eq. 2); set with rho=", 0.05, range=NOT_NEGATIVE, short="rho")
+    rho: float = _radius("radius of the perturbation (eq. 2)", 0.05)
     p: float = key("norm of the ball (eq. 2)", 2.0, range=Range(1, math.inf, high_open=False))
     direction: Literal["gradient", "random"] = key(
         "direction of the perturbation; gradient: that of eq. 2; random: drawn for each step (the paper's"
@@ -92,15 +128,294 @@ class SamConfig(OptimizerConfig):
         "sphere",
     )
     second_order: bool = key("keep the second-order term that eq. 3 drops (the paper's Appendix C.4)", False)
-    sync_perturbation: bool = key(
-        "under torchrun, true: one perturbation from the images of all processes; false: each process has its own, as"
-        " in the paper",
-        False,
+
+
+@dataclass(frozen=True)
+class AsamKeys:
+    """Settings of ASAM's perturbation."""
+
+    eta: float = key("term added to |w| (Kwon et al., 2021; the authors' code)", 0.01, range=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class FisherSamKeys:
+    """Settings of Fisher SAM's perturbation."""
+
+    eta: float = key("weight of the squared gradient in the metric 1 + eta g^2", 1.0, range=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class FriendlySamKeys:
+    """Settings of Friendly SAM's perturbation."""
+
+    sigma: float = key("part of the mean gradient that is subtracted (Li et al., 2024)", 1.0, range=CLOSED_UNIT)
+    decay: float = key("decay lambda of the mean gradient (the authors' script)", 0.95, range=BELOW_ONE)
+
+
+@dataclass(frozen=True)
+class SamOnKeys:
+    """Settings of SAM-ON's perturbation."""
+
+    only: Literal["normalisation", "others"] = key(
+        "parameters that are perturbed: those of normalisation layers, or all others", "normalisation"
     )
-    rho_schedule: Literal["constant", "linear", "cosine"] = key("how rho changes during training", "constant")
-    rho_final: float = key("fraction of rho at the end of a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
-    rho_warmup_epochs: float = key("epochs in which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class LayerwiseSamKeys:
+    """Settings of layer-wise SAM's perturbation."""
+
+    scale_by_weights: bool = key("multiply the perturbation of each tensor by the norm of its weights", False)
+
+
+@dataclass(frozen=True)
+class AsamConfig(AsamKeys, AscentConfig):
+    """Settings of optimizer=asam."""
+
+    schema: ClassVar[str] = "optimizer/asam"
+    name: str = key("name of the method", "asam", short="optimizer")
+    rho: float = _radius("radius in units of the weights (Kwon et al., 2021: 0.5 on CIFAR-10)", 0.5)
+
+
+@dataclass(frozen=True)
+class FisherSamConfig(FisherSamKeys, AscentConfig):
+    """Settings of optimizer=fisher_sam."""
+
+    schema: ClassVar[str] = "optimizer/fisher_sam"
+    name: str = key("name of the method", "fisher_sam", short="optimizer")
+    rho: float = _radius("radius in the Fisher metric", 0.1)
+
+
+@dataclass(frozen=True)
+class FriendlySamConfig(FriendlySamKeys, AscentConfig):
+    """Settings of optimizer=friendly_sam."""
+
+    schema: ClassVar[str] = "optimizer/friendly_sam"
+    name: str = key("name of the method", "friendly_sam", short="optimizer")
+    rho: float = _radius("radius of the perturbation (the authors' script)", 0.2)
+
+
+@dataclass(frozen=True)
+class SamOnConfig(SamOnKeys, AscentConfig):
+    """Settings of optimizer=sam_on."""
+
+    schema: ClassVar[str] = "optimizer/sam_on"
+    name: str = key("name of the method", "sam_on", short="optimizer")
+    rho: float = _radius("radius of the perturbation (the authors' class)", 0.5)
+
+
+@dataclass(frozen=True)
+class LayerwiseSamConfig(LayerwiseSamKeys, AscentConfig):
+    """Settings of optimizer=layerwise_sam."""
+
+    schema: ClassVar[str] = "optimizer/layerwise_sam"
+    name: str = key("name of the method", "layerwise_sam", short="optimizer")
+    rho: float = _radius("radius of each tensor's perturbation; ours", 0.01)
+
+
+@dataclass(frozen=True)
+class MomentumSamConfig(RadiusConfig):
+    """Settings of optimizer=momentum_sam."""
+
+    schema: ClassVar[str] = "optimizer/momentum_sam"
+    name: str = key("name of the method", "momentum_sam", short="optimizer")
+    rho: float = _radius(
+        "radius of the perturbation (the authors' class; their commands have 3, which fails on the digits)", 0.3
+    )
+
+
+@dataclass(frozen=True)
+class EsamConfig(AscentConfig):
+    """Settings of optimizer=esam."""
+
+    schema: ClassVar[str] = "optimizer/esam"
+    name: str = key("name of the method", "esam", short="optimizer")
+    beta: float = key("probability that a weight is perturbed (the authors' script)", 0.6, range=UP_TO_ONE)
+    gamma: float = key("part of the images of the second pass (the authors' script)", 0.5, range=UP_TO_ONE)
+
+
+@dataclass(frozen=True)
+class PerturbationConfig:
+    """Settings of every option of optimizer/around."""
+
+    name: str = key("name of the method", "sam")
+
+
+@dataclass(frozen=True)
+class AroundSamConfig(PerturbationConfig):
+    """Settings of optimizer/around=sam."""
+
+    schema: ClassVar[str] = "around/sam"
+
+
+@dataclass(frozen=True)
+class AroundAsamConfig(AsamKeys, PerturbationConfig):
+    """Settings of optimizer/around=asam."""
+
+    schema: ClassVar[str] = "around/asam"
+    name: str = key("name of the method", "asam")
+
+
+@dataclass(frozen=True)
+class AroundFisherSamConfig(FisherSamKeys, PerturbationConfig):
+    """Settings of optimizer/around=fisher_sam."""
+
+    schema: ClassVar[str] = "around/fisher_sam"
+    name: str = key("name of the method", "fisher_sam")
+
+
+@dataclass(frozen=True)
+class AroundFriendlySamConfig(FriendlySamKeys, PerturbationConfig):
+    """Settings of optimizer/around=friendly_sam."""
+
+    schema: ClassVar[str] = "around/friendly_sam"
+    name: str = key("name of the method", "friendly_sam")
+
+
+@dataclass(frozen=True)
+class AroundSamOnConfig(SamOnKeys, PerturbationConfig):
+    """Settings of optimizer/around=sam_on."""
+
+    schema: ClassVar[str] = "around/sam_on"
+    name: str = key("name of the method", "sam_on")
+
+
+@dataclass(frozen=True)
+class AroundLayerwiseSamConfig(LayerwiseSamKeys, PerturbationConfig):
+    """Settings of optimizer/around=layerwise_sam."""
+
+    schema: ClassVar[str] = "around/layerwise_sam"
+    name: str = key("name of the method", "layerwise_sam")
+
+
+@dataclass(frozen=True)
+class AroundConfig(AscentConfig):
+    """Settings of every method around another method's perturbation, chosen with optimizer/around=."""
+
+    around: PerturbationConfig = field(default_factory=AroundSamConfig)
+
+
+@dataclass(frozen=True)
+class GsamConfig(AroundConfig):
+    """Settings of optimizer=gsam."""
+
+    schema: ClassVar[str] = "optimizer/gsam"
+    name: str = key("name of the method", "gsam", short="optimizer")
+    rho: float = _radius("radius at the largest learning rate", 0.05)
+    alpha: float = key("weight of the surrogate gap (pytorch-optimizer)", 0.4, range=NOT_NEGATIVE)
+    rho_min: float = key(
+        "radius at the smallest learning rate; rho follows the learning rate between both", 0.0, range=NOT_NEGATIVE
+    )
+
+
+@dataclass(frozen=True)
+class GradientNormConfig(AroundConfig):
+    """Settings of optimizer=gradient_norm."""
+
+    schema: ClassVar[str] = "optimizer/gradient_norm"
+    name: str = key("name of the method", "gradient_norm", short="optimizer")
+    alpha: float = key("weight of the gradient at w + eps (Zhao et al., 2022)", 0.8, range=CLOSED_UNIT)
+
+
+@dataclass(frozen=True)
+class WsamConfig(AroundConfig):
+    """Settings of optimizer=wsam."""
+
+    schema: ClassVar[str] = "optimizer/wsam"
+    name: str = key("name of the method", "wsam", short="optimizer")
+    gamma: float = key("weight gamma / (1 - gamma) of the sharpness (the authors' code)", 0.9, range=BELOW_ONE)
+    decoupled: bool = key("add the sharpness after the base optimizer's step (the authors' code)", True)
+
+
+@dataclass(frozen=True)
+class LookSamConfig(AroundConfig):
+    """Settings of optimizer=looksam."""
+
+    schema: ClassVar[str] = "optimizer/looksam"
+    name: str = key("name of the method", "looksam", short="optimizer")
+    interval: int = key("steps from one step with two passes to the next (k)", 5, range=AT_LEAST_ONE)
+    alpha: float = key("length of the reused direction relative to the gradient", 0.7, range=NOT_NEGATIVE)
+
+
+@dataclass(frozen=True)
+class IntervalConfig(AroundConfig):
+    """Settings of optimizer=interval."""
+
+    schema: ClassVar[str] = "optimizer/interval"
+    name: str = key("name of the method", "interval", short="optimizer")
+    interval: int = key("steps from one step with two passes to the next", 5, range=AT_LEAST_ONE)
+
+
+@dataclass(frozen=True)
+class RandomSamConfig(AroundConfig):
+    """Settings of optimizer=random_sam."""
+
+    schema: ClassVar[str] = "optimizer/random_sam"
+    name: str = key("name of the method", "random_sam", short="optimizer")
+    start: float = key("probability of a second pass in the first step", 0.5, range=CLOSED_UNIT)
+    end: float = key("probability of a second pass in the last step; linear between", 0.5, range=CLOSED_UNIT)
+
+
+@dataclass(frozen=True)
+class AeSamConfig(AroundConfig):
+    """Settings of optimizer=ae_sam."""
+
+    schema: ClassVar[str] = "optimizer/ae_sam"
+    name: str = key("name of the method", "ae_sam", short="optimizer")
+    start: float = key("standard deviations above the mean from which a second pass is made, in the first step", 1.0)
+    end: float = key("the same in the last step; linear between", -1.0)
+    decay: float = key("decay of the mean and variance of the squared gradient norm", 0.9, range=BELOW_ONE)
+
+
+@dataclass(frozen=True)
+class LateConfig(AroundConfig):
+    """Settings of optimizer=late."""
+
+    schema: ClassVar[str] = "optimizer/late"
+    name: str = key("name of the method", "late", short="optimizer")
+    fraction: float = key("part of the steps that are SAM's", 0.2, range=CLOSED_UNIT)
+    part: Literal["last", "first"] = key("whether the last or the first steps are SAM's", "last")
+
+
+@dataclass(frozen=True)
+class OwnMethodConfig(AscentConfig, Component):
+    """Settings of a user's own method, a subclass of sam_runner.sam.method.Method. It gets all further keys."""
+
+    schema: ClassVar[str] = "optimizer/own"
+    name: str = key("name of the method in reports", "own", short="optimizer")
+    own_arguments: Mapping[str, Any] = field(default_factory=dict)
+
+    def arguments(self) -> dict[str, Any]:
+        """Return the further keys: the settings that every method has are not arguments."""
+        return dict(self.own_arguments)
 
 
 BASES: tuple[type[BaseOptimizerConfig], ...] = (SgdConfig, AdamWConfig, RMSpropConfig)
-METHODS: tuple[type[OptimizerConfig], ...] = (OptimizerConfig, SamConfig)
+AROUND: tuple[type[PerturbationConfig], ...] = (
+    AroundSamConfig,
+    AroundAsamConfig,
+    AroundFisherSamConfig,
+    AroundFriendlySamConfig,
+    AroundSamOnConfig,
+    AroundLayerwiseSamConfig,
+)
+METHODS: tuple[type[OptimizerConfig], ...] = (
+    OptimizerConfig,
+    SamConfig,
+    AsamConfig,
+    FisherSamConfig,
+    FriendlySamConfig,
+    SamOnConfig,
+    LayerwiseSamConfig,
+    MomentumSamConfig,
+    EsamConfig,
+    GsamConfig,
+    GradientNormConfig,
+    WsamConfig,
+    LookSamConfig,
+    IntervalConfig,
+    RandomSamConfig,
+    AeSamConfig,
+    LateConfig,
+    OwnMethodConfig,
+)

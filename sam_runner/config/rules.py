@@ -9,7 +9,19 @@ from typing import TYPE_CHECKING
 
 from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import AdamWConfig, OptimizerConfig, SamConfig
+from sam_runner.config.optimizer import (
+    AdamWConfig,
+    AeSamConfig,
+    AscentConfig,
+    EsamConfig,
+    GsamConfig,
+    MomentumSamConfig,
+    OptimizerConfig,
+    RadiusConfig,
+    RMSpropConfig,
+    SamConfig,
+    SgdConfig,
+)
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -42,11 +54,11 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
                 "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
             )
         return
-    if "rho" in typed and not isinstance(config.optimizer, SamConfig):
+    if "rho" in typed and not isinstance(config.optimizer, RadiusConfig):
         raise InputError(
             "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
         )
-    _zero_radius(config, typed)
+    _check_zero_radius(config, typed)
     if "sweep_name" in typed:
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
     if "search" in typed:
@@ -57,11 +69,11 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
 
 
-def _zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
     """Refuse settings of the perturbation where there is none; a sweep over rho may have them."""
-    if not isinstance(config.optimizer, SamConfig) or config.optimizer.rho != 0:
+    if not isinstance(config.optimizer, RadiusConfig) or config.optimizer.rho != 0:
         return
-    names = {f"optimizer.{field.name}" for field in fields(SamConfig)} - {
+    names = {f"optimizer.{field.name}" for field in fields(config.optimizer)} - {
         f"optimizer.{field.name}" for field in fields(OptimizerConfig)
     }
     for name in sorted(names & typed - {"optimizer.rho"}):
@@ -89,11 +101,11 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave it out")
     if config.parallel == "fsdp":
         _check_sharded_weights(config)
-    if not isinstance(config.optimizer, SamConfig) or not config.optimizer.sync_perturbation:
+    if not isinstance(config.optimizer, AscentConfig) or not config.optimizer.sync_perturbation:
         return
     if config.optimizer.m is not None:
         raise InputError("optimizer.sync_perturbation=true makes one group of the batch\n  leave optimizer.m out")
-    if config.optimizer.second_order:
+    if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
         raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
 
 
@@ -113,7 +125,8 @@ def _check_sharded_weights(config: "ExperimentConfig") -> None:
     needed = {
         "torchrun with several processes": config.world_size > 1,
         "optimizer.direction=gradient": sam is None or sam.direction == "gradient",
-        "optimizer.sync_perturbation=true": sam is None or sam.sync_perturbation,
+        "optimizer.sync_perturbation=true": not isinstance(optimizer, AscentConfig) or optimizer.sync_perturbation,
+        "optimizer.beta=1": not isinstance(optimizer, EsamConfig) or optimizer.beta == 1,
         "optimizer.p=2": sam is None or sam.p == 2,
         "optimizer.m=null": optimizer.m is None,
         "optimizer.weight_decay_in_loss=false": not optimizer.weight_decay_in_loss,
@@ -160,7 +173,7 @@ def _check_aliases(config: "ExperimentConfig", typed: set[str]) -> None:
 
 def _check_warmup(config: "ExperimentConfig", _: set[str]) -> None:
     warmups = {"schedule.warmup_epochs": config.schedule.warmup_epochs}
-    if isinstance(config.optimizer, SamConfig):
+    if isinstance(config.optimizer, RadiusConfig):
         warmups["optimizer.rho_warmup_epochs"] = config.optimizer.rho_warmup_epochs
     for name, value in warmups.items():
         if value >= config.epochs:
@@ -183,9 +196,40 @@ def _check_ascent(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {sam.p:g}")
     if "optimizer.ascent" in typed and sam.ascent_steps == 1:
         raise InputError("optimizer.ascent has no effect with optimizer.ascent_steps=1")
-    if "optimizer.rho_final" in typed and sam.rho_schedule == "constant":
+
+
+def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
+    optimizer = config.optimizer
+    if not isinstance(optimizer, RadiusConfig):
+        return
+    if "optimizer.rho_final" in typed and optimizer.rho_schedule == "constant":
         raise InputError(
             "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n  use linear or cosine"
+        )
+    if isinstance(optimizer, GsamConfig) and optimizer.rho_min > optimizer.rho > 0:
+        raise InputError(f"optimizer.rho_min={optimizer.rho_min:g} is larger than rho={optimizer.rho:g}")
+
+
+def _check_momentum(config: "ExperimentConfig", _: set[str]) -> None:
+    base = config.optimizer.base
+    has_none = isinstance(base, SgdConfig | RMSpropConfig) and base.momentum == 0
+    if isinstance(config.optimizer, MomentumSamConfig) and has_none:
+        raise InputError(
+            "optimizer=momentum_sam needs a base optimizer with momentum\n  use optimizer.base.momentum=0.9"
+        )
+
+
+def _check_recording(config: "ExperimentConfig", _: set[str]) -> None:
+    """Refuse methods that a CUDA graph cannot record."""
+    if config.compile != "graph":
+        return
+    if isinstance(config.optimizer, AeSamConfig):
+        raise InputError(
+            "optimizer=ae_sam decides on the host in each step, which compile=graph cannot\n  use compile=off"
+        )
+    if isinstance(config.optimizer, EsamConfig) and config.optimizer.beta < 1:
+        raise InputError(
+            "optimizer=esam draws weights anew in each step, which compile=graph cannot\n  use optimizer.beta=1"
         )
 
 
@@ -283,6 +327,9 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_batch_parts,
     _check_aliases,
     _check_warmup,
+    _check_radius,
+    _check_momentum,
+    _check_recording,
     _check_ascent,
     _check_random_direction,
     _check_device,

@@ -16,7 +16,7 @@ import pandas as pd
 from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import SamConfig
+from sam_runner.config.optimizer import RadiusConfig
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import read_finished_result
@@ -100,7 +100,7 @@ def report_settings(config: ExperimentConfig) -> dict[str, Any]:
     if isinstance(config.noise, LabelFileConfig):  # runs that differ in the seed may each have a file of labels
         own_seed = rf"(seed[=_-]?){config.seed}\b"
         values["noise.file"] = re.sub(own_seed, r"\1*", config.noise.file)
-    if isinstance(config.optimizer, SamConfig) and config.optimizer.rho == 0:
+    if isinstance(config.optimizer, RadiusConfig) and config.optimizer.rho == 0:
         values["optimizer"] = "sgd"
     return values
 

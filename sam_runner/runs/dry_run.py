@@ -1,17 +1,23 @@
 """The plan of a run, which ``dry_run=true`` prints: data, network, passes, steps and cost."""
 
+import random
 from collections.abc import Sequence
 from pathlib import Path
+from statistics import fmean
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.optimizer import AroundConfig, RadiusConfig, SamConfig
 from sam_runner.paper.rows import describe_target
+from sam_runner.sam.method import Method
 from sam_runner.sam.methods import Plain
 from sam_runner.training.build import resolve_precision
 from sam_runner.training.state import Run
+
+MAX_COUNTED_STEPS = 10_000
 
 
 def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
@@ -58,10 +64,9 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     """
     options, objective = config.optimizer, run.step.objective
     flops = count_forward_flops(run.model, run.train.shape)
-    rho = config.flat().get("optimizer.rho", 0.0)
-    method = run.step.method if rho > 0 else Plain()
-    name = f"{method.name} with rho {rho:g}, " if rho > 0 else ""
-    total_flops = method.cost(0) * flops * config.batch_size * run.max_steps
+    method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
+    passes, cost = _mean_cost(method, run.max_steps)
+    total_flops = cost * flops * config.batch_size * run.max_steps
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
     batch += f", at most {-(-config.batch_size // config.accumulate)} a pass" if config.accumulate > 1 else ""
@@ -71,7 +76,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
-        "optimizer": f"{name}{options.base.target}, passes per step: {method.passes(0)}",
+        "optimizer": f"{describe_method(config)}{options.base.target}, passes per step: {passes:.3g}",
         "batch": batch,
         "steps": f"{run.max_steps:,} in all, {len(run.train):,} an epoch, {config.epochs} epochs",
         "compute": f"{total_flops:.3g} FLOPs for training",
@@ -82,3 +87,26 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     rows |= {"paper": paper} if paper else {}
     head = "plan (dry run: nothing is trained or written)"
     return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])
+
+
+def _mean_cost(method: Method, num_steps: int) -> tuple[float, float]:
+    """Return the mean number of gradients of a step, and its mean cost in forward passes; see `Method`.
+
+    Of more than `MAX_COUNTED_STEPS` steps that many are drawn.
+    """
+    numbers: Sequence[int] = range(num_steps)
+    if num_steps > MAX_COUNTED_STEPS:
+        numbers = random.Random(0).sample(numbers, MAX_COUNTED_STEPS)
+    return fmean(map(method.passes, numbers)), fmean(map(method.cost, numbers))
+
+
+def describe_method(config: ExperimentConfig) -> str:
+    """Return the name of the method and its radius, "" for the base optimizer alone."""
+    options = config.optimizer
+    if not isinstance(options, RadiusConfig) or options.rho == 0:
+        return ""
+    is_random = isinstance(options, SamConfig) and options.direction == "random"
+    direction = " in a random direction" if is_random else ""
+    around = options.around.name if isinstance(options, AroundConfig) else "sam"
+    around = "" if around == "sam" else f" around {around.upper()}"
+    return f"{options.name.upper()}{around} with rho {options.rho:g}{direction}, "

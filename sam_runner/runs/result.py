@@ -30,6 +30,12 @@ def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "
         "best_epoch": progress.best_epoch,
         "selected_by": "validation/accuracy" if "validation" in run.evaluations else "last epoch",
         "images_per_second": progress.num_images / progress.training_seconds,
+        "gradient_evaluations": progress.gradient_evaluations,
+        "images_forward": round(progress.images_forward),
+        "images_backward": round(progress.images_backward),
+        "training_seconds": progress.training_seconds,
+        "peak_memory_bytes": progress.peak_memory_bytes,
+        "peak_memory_of": progress.peak_memory_of,
         "fingerprint": config.fingerprint(),
     }
     write_json(folder / "result.json", result)

@@ -64,6 +64,14 @@ class Batch:
         ]
         return [Batch(*tree_unflatten(list(row), structure)) for row in zip(*columns, strict=True)]
 
+    def select(self, indices: Tensor) -> "Batch":
+        """Return the examples of some indices, with weight 1.
+
+        Args:
+            indices: int64 (k,), on the batch's device.
+        """
+        return Batch(*map_tensors(lambda leaf: leaf.index_select(0, indices), (self.inputs, self.targets)))
+
     def _split_leaf(self, leaf: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
         if leaf.ndim == 0 or len(leaf) != len(self):
             raise ValueError(

@@ -17,7 +17,8 @@ from torch.utils._pytree import tree_leaves
 
 from sam_runner.sam.batch import Batch, batch_signature, map_tensors
 from sam_runner.sam.method import Method
-from sam_runner.sam.step import SamStep, StepStats, is_zero
+from sam_runner.sam.perturbation import is_zero
+from sam_runner.sam.step import SamStep, StepStats
 from sam_runner.utils.seeding import RngState
 
 log = logging.getLogger(__name__)

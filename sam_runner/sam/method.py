@@ -95,6 +95,7 @@ class Group:
         batch: Examples of the group.
         share: Weight of the group's gradient in the step's gradient: number of examples of the group over that of the
             batch, times the weight of the batch.
+        is_first: Whether it is the first group of the step.
         is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
         sync: Whether `gradient` returns the mean over the ranks.
         gradient_sum: Running sum of share * g over the groups. An empty list before the first group, then one tensor
@@ -107,6 +108,7 @@ class Group:
         batch: Batch,
         share: float,
         *,
+        is_first: bool,
         is_last: bool,
         sync: bool,
         gradient_sum: list[Tensor] | None,
@@ -116,6 +118,7 @@ class Group:
         self.share = share
         self.is_averaged = False
         self.used: list[bool] = []
+        self.is_first = is_first
         self._is_last = is_last
         self._sync = sync
         self._gradient_sum = gradient_sum
@@ -146,13 +149,19 @@ class Group:
         A method whose first pass is `backward` must not make another pass.
 
         Args:
-            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share.
+            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share, and
+                the random state after the pass is that before it: the one after a pass of the whole group.
         """
+        objective = self.context.objective
+        before = None if batch is None else RngState.capture(objective.device, objective.generators)
         is_first = self._begin_pass()
         self.is_averaged = self._is_last
-        return self.context.objective.backward(
+        evaluation = objective.backward(
             self.batch if batch is None else batch, self.share, update_statistics=is_first, reduce=self._is_last
         )
+        if before is not None:
+            before.restore(objective.device, objective.generators)
+        return evaluation
 
     def evaluate(self) -> Evaluation:
         """Return loss and outputs of the group at the current weights, without gradient; see `Objective.evaluate`."""
@@ -239,8 +248,8 @@ class Method:
     """
 
     name: ClassVar[str]
-    combines: ClassVar[bool] = False
-    needs_number: ClassVar[bool] = False
+    combines: bool = False
+    needs_number: bool = False
     sync_perturbation: bool = False
     capture_blocker: str = ""
     shard_blocker: str = ""

@@ -6,6 +6,7 @@ loss, and which passes update the running statistics. `sam_runner.sam.method` de
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import torch
@@ -36,6 +37,22 @@ class Evaluation(NamedTuple):
 
     loss: Tensor
     outputs: Any
+
+
+@dataclass
+class Work:
+    """Examples that passes have evaluated, counted on the host.
+
+    Attributes:
+        gradient: Examples of gradients, each with a forward and a backward pass.
+        forward: Examples of forward passes.
+        backward: Examples of backward passes. A second derivative adds two per example: it goes back through the
+            forward and the backward pass of the gradient.
+    """
+
+    gradient: int = 0
+    forward: int = 0
+    backward: int = 0
 
 
 def call_model(forward: Callable[..., Any], inputs: Any) -> Any:
@@ -76,6 +93,7 @@ class Objective:
         chunk_size: Largest number of examples of a micro-batch, or None.
         generators: Random generators that are attributes of the model's modules. All passes of a step see the same
             numbers of them.
+        work: Examples that the passes of the latest step have evaluated.
 
     Raises:
         ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory.
@@ -119,6 +137,8 @@ class Objective:
             context.broadcast([*self._model_params, *model.buffers()])
             self._average = GradientAverage(self.params, context)
         self._weight_decay = weight_decay
+        self.work = Work()
+        self._num_examples = 0
 
     @property
     def _averages(self) -> bool:
@@ -206,11 +226,34 @@ class Objective:
         The model stays in training mode, so normalisation layers normalise by the batch.
         """
         chunks, parts = self.chunks(batch), []
+        self.work.forward += len(batch)
         with torch.no_grad(), self.statistics.frozen():
             for chunk in chunks:
                 outputs, loss = self._evaluate(chunk)
                 parts.append(Evaluation(loss, outputs))
         return self._join(batch, chunks, parts)
+
+    def example_losses(self, batch: Batch, outputs: Any) -> Tensor:
+        """Return the loss of each example, (N,), without weight decay: the loss function of a batch of one.
+
+        Args:
+            batch: The examples.
+            outputs: What the model returned for them; the first axis of every tensor must be the example.
+
+        Raises:
+            ValueError: If the loss function cannot be called for one example at a time by `torch.vmap`.
+        """
+
+        def of_one(output: Any, target: Any) -> Tensor:
+            return self._loss(*map_tensors(lambda leaf: leaf[None], (output, target)))
+
+        try:
+            with torch.no_grad():
+                losses: Tensor = torch.vmap(of_one)(outputs, batch.targets)
+        except (RuntimeError, ValueError) as error:
+            reason = str(error).strip().splitlines()[0]
+            raise ValueError(f"the loss of single examples cannot be computed: {reason}") from error
+        return losses
 
     def gradient(
         self,
@@ -301,6 +344,7 @@ class Objective:
             TrainingError: If an operation of the model has no second derivative.
         """
         before = [param.grad for param in self.params]
+        self.work.backward += 2 * self._num_examples
         try:
             for param in self.params:
                 param.grad = None
@@ -348,6 +392,10 @@ class Objective:
             keep_graph: Whether the graphs of the passes are needed after the passes.
         """
         chunks, parts, statistics = self.chunks(batch), [], self.statistics
+        self._num_examples = len(batch)
+        self.work.gradient += len(batch)
+        self.work.forward += len(batch)
+        self.work.backward += len(batch)
         if update_statistics:
             statistics.begin_group()
         with nullcontext() if update_statistics else statistics.frozen():

@@ -84,9 +84,19 @@ def perturbation(
     if p != 2:
         eps = epsilon(grads, rho, p)
         return Perturbation(eps, torch.ones_like(norm), norm_of(eps), norm)
-    # masked_fill, since where() with a number would copy it from the host. A norm that overflows makes eps NaN, not 0.
-    scale = (rho / norm + 0 * norm).masked_fill(norm == 0, 0.0)
+    scale = divide_radius(rho, norm)
     return Perturbation(grads, scale, scale * norm, norm)
+
+
+def divide_radius(rho: float | Tensor, norm: Tensor) -> Tensor:
+    """Return rho / norm: 0 if the norm is 0, NaN if it is not finite; does not synchronise with the device.
+
+    Args:
+        rho: Radius.
+        norm: Length of the direction of eps, 0-dim.
+    """
+    # masked_fill, since where() with a number would copy it from the host. A norm that overflows makes eps NaN, not 0.
+    return (rho / norm + 0 * norm).masked_fill(norm == 0, 0.0)
 
 
 def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Tensor]:
@@ -135,6 +145,11 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
     power_sum = torch.stack([(size.pow(q) * (part != 0)).sum() for size, part in zip(sizes, unit, strict=True)]).sum()
     scale = (radius / power_sum.masked_fill(largest == 0, 1.0).pow(1 / p)).masked_fill(largest == 0, 0.0)
     return [part.sign() * size.pow(q - 1) * scale for part, size in zip(unit, sizes, strict=True)]
+
+
+def is_zero(rho: float | Tensor) -> bool:
+    """Return whether a radius is the number 0; the value of a tensor is never read."""
+    return not isinstance(rho, Tensor) and rho == 0
 
 
 def require_radius(rho: float | Tensor) -> None:

@@ -24,12 +24,27 @@ from sam_runner.sam.method import Group, GroupStats, Method, StepContext
 from sam_runner.sam.methods.plain import Plain
 from sam_runner.sam.methods.sam import Sam
 from sam_runner.sam.network.trained_parameters import TrainedParameters
-from sam_runner.sam.objective import Objective
+from sam_runner.sam.objective import Objective, Work
 from sam_runner.sam.optimizer_step import OptimizerStep
-from sam_runner.sam.perturbation import require_radius
+from sam_runner.sam.perturbation import is_zero, require_radius
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
 PLAIN = Plain()
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a step in units of its batch; fractions where a method evaluates a part of the batch.
+
+    Attributes:
+        gradient: Gradients, each with a forward and a backward pass: 1 for the base optimizer, 2 for SAM.
+        forward: Forward passes.
+        backward: Backward passes; see `sam_runner.sam.objective.Work`.
+    """
+
+    gradient: float
+    forward: float
+    backward: float
 
 
 @dataclass(frozen=True)
@@ -45,6 +60,7 @@ class StepStats:
         outputs: What the model returned for the first pass, in the batch's order; logits (N, C) for a classifier.
         finite: Which of `CHECKED` are finite, bool, (4,). If one is not, the step changes neither weights nor state.
         skipped: Whether the loss scaler found a non-finite gradient and skipped the step; a bool on the host.
+        passes: The passes that the step made; numbers on the host.
     """
 
     loss: Tensor
@@ -54,11 +70,7 @@ class StepStats:
     outputs: Any
     finite: Tensor
     skipped: bool
-
-
-def is_zero(rho: float | Tensor) -> bool:
-    """Return whether a radius is the number 0; the value of a tensor is never read."""
-    return not isinstance(rho, Tensor) and rho == 0
+    passes: Passes
 
 
 class SamStep:
@@ -172,6 +184,7 @@ class SamStep:
 
     def _take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None) -> StepStats:
         objective = self.objective
+        objective.work = work = Work()
         self.optimizer.zero_grad(set_to_none=True)
         method.staged.clear()
         context = StepContext(objective, self.optimizer, radius, number)
@@ -182,6 +195,7 @@ class SamStep:
                 context,
                 part,
                 batch.weight * len(part) / len(batch),
+                is_first=part is batches[0],
                 is_last=part is batches[-1],
                 sync=method.sync_perturbation,
                 gradient_sum=gradient_sum,
@@ -213,6 +227,7 @@ class SamStep:
             outputs=join_outputs([part.evaluation.outputs for part in parts], [len(part) for part in batches]),
             finite=finite,
             skipped=skipped,
+            passes=Passes(*(count / len(batch) for count in (work.gradient, work.forward, work.backward))),
         )
 
     def _combine(self, method: Method, context: StepContext, gradient_sum: list[Tensor] | None) -> None:

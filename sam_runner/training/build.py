@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
-from sam_runner.config.optimizer import OptimizerConfig, SamConfig
+from sam_runner.config.optimizer import OptimizerConfig
 from sam_runner.data.image_sets import Images, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.noise import noise_needs
@@ -37,10 +37,9 @@ from sam_runner.models.build import (
 from sam_runner.models.outputs import get_logits
 from sam_runner.sam.batch import Batch, part_sizes
 from sam_runner.sam.cuda_graph import CapturedStep
-from sam_runner.sam.method import Method
-from sam_runner.sam.methods import KStep, Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from sam_runner.training.build_method import build_method
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
@@ -235,9 +234,23 @@ def build_step(
     optimizer: torch.optim.Optimizer,
     dtype: torch.dtype | None,
     device: torch.device,
+    total_steps: int,
     context: DistributedContext = SINGLE_PROCESS,
 ) -> SamStep | CapturedStep:
-    """Return the optimizer step; without SAM it is the same step with the method `Plain`."""
+    """Return the optimizer step; the step of plain training is SAM's with rho 0.
+
+    Args:
+        config: The settings.
+        model: The network.
+        optimizer: The base optimizer.
+        dtype: Type of autocast, or None.
+        device: The device of the run.
+        total_steps: Number of steps of the training.
+        context: The processes that train together.
+
+    Raises:
+        InputError: If the method does not work with the network.
+    """
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     if mode == "graph" and device.type != "cuda":
         mode = "off"
@@ -253,14 +266,18 @@ def build_step(
         weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
         context=context,
     )
-    step = SamStep(
-        objective,
-        optimizer,
-        build_method(options, config.seed),
-        group_size=options.m,
-        grad_clip=config.grad_clip,
-        keep_statistics=config.on_nonfinite == "skip",
-    )
+    method = build_method(config, total_steps)
+    try:
+        step = SamStep(
+            objective,
+            optimizer,
+            method,
+            group_size=options.m,
+            grad_clip=config.grad_clip,
+            keep_statistics=config.on_nonfinite == "skip",
+        )
+    except ValueError as error:
+        raise InputError(f"optimizer={options.name}: {error}\n  use optimizer=sam, or another network") from error
     return CapturedStep(step) if config.compile == "graph" else step
 
 
@@ -304,24 +321,6 @@ def _require_possible_parts(
                 f"optimizer.m={config.optimizer.m}, {world_size} processes)\n"
                 "  use another batch_size, accumulate or optimizer.m, or data.drop_last=true if the last batch is it"
             )
-
-
-def build_method(options: OptimizerConfig, seed: int) -> Method:
-    """Return the method that the settings describe; `seed` is the run's, for random directions."""
-    if not isinstance(options, SamConfig):
-        return Plain()
-    if options.direction == "random":
-        return RandomDirection(seed)
-    if options.second_order:
-        return SecondOrder(options.p)
-    if options.ascent_steps > 1:
-        return KStep(
-            options.ascent_steps,
-            projected=options.ascent == "projected",
-            p=options.p,
-            sync_perturbation=options.sync_perturbation,
-        )
-    return Sam(options.p, sync_perturbation=options.sync_perturbation)
 
 
 def build_loaders(
@@ -415,10 +414,10 @@ def build_run(
         shard_model(model)
     compiled = config.compile != "off"
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
-    step = build_step(config, model, optimizer, dtype, device, context)
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
-    _require_possible_parts(config, step, splits.train, len(loader))
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
+    step = build_step(config, model, optimizer, dtype, device, total_steps, context)
+    _require_possible_parts(config, step, splits.train, len(loader))
     decay = config.ema_decay
     averaged = build_average(model, decay) if decay else None
     _seed_training(config, context, device)

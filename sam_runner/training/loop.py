@@ -22,6 +22,7 @@ from sam_runner.training.metrics import SUMS, TrainMeter, train_metrics
 from sam_runner.training.pictures import draw_confusion_matrix, draw_image_grid
 from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
 from sam_runner.utils.errors import RunInterrupt, TrainingError
+from sam_runner.utils.memory import reset_peak_memory
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
 log = logging.getLogger(__name__)
@@ -52,6 +53,7 @@ def fit(
         RunInterrupt: If a rank received a stop request; a checkpoint of the last step exists then.
     """
     save_schedule = save_schedule or CheckpointSchedule()
+    reset_peak_memory(run.step.objective.device)
     saved_step = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
@@ -95,7 +97,7 @@ def _train_epoch(
     elif progress.window_sums["num_steps"] and progress.step % run.log_every == 0:  # the run had ended at this row
         _log_row(run, outputs, progress, meter, last=False)
     run.model.train()
-    start_time, num_images_before = time.perf_counter(), progress.num_images
+    stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
     title = f"epoch {progress.epoch + 1}/{run.epochs}"
     hide_bar = None if run.context.is_main else True  # None shows the progress bar on a terminal only
@@ -105,6 +107,7 @@ def _train_epoch(
         _train_step(run, meter, next(batches), progress)
         last = progress.batch == num_batches
         if last:
+            stopwatch.lap()
             _log_last_row(run, outputs, progress, meter)
         elif progress.step % run.log_every == 0:
             _log_row(run, outputs, progress, meter, last=False)
@@ -113,14 +116,34 @@ def _train_epoch(
         )
         if signal or due:
             progress.window_sums = meter.read()
+            stopwatch.lap()
             raise_for_signal(signal)
             save_checkpoint(run, outputs, progress)
             save_schedule.restart()
-    seconds = time.perf_counter() - start_time
-    progress.training_seconds += seconds
+            stopwatch.restart()
+    stopwatch.lap()
+    seconds = progress.training_seconds - seconds_before
     num_images = progress.num_images - num_images_before
     if num_images:
         outputs.loggers.timing(progress.step, {"time/images_per_second": num_images / seconds})
+
+
+class _Stopwatch:
+    """Adds the seconds of training to a `Progress`."""
+
+    def __init__(self, progress: Progress) -> None:
+        self._progress = progress
+        self.restart()
+
+    def restart(self) -> None:
+        """Measure from now on."""
+        self._start = time.perf_counter()
+
+    def lap(self) -> None:
+        """Add the seconds since the start or the last lap."""
+        now = time.perf_counter()
+        self._progress.training_seconds += now - self._start
+        self._start = now
 
 
 def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter) -> None:
@@ -184,6 +207,9 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
     progress.step += 1
     progress.batch += 1
     progress.num_images += examples.global_batch_size
+    progress.gradient_evaluations += stats.passes.gradient
+    progress.images_forward += stats.passes.forward * examples.global_batch_size
+    progress.images_backward += stats.passes.backward * examples.global_batch_size
     if not stats.skipped:
         meter.add(stats, examples.labels, examples.clean_labels, len(examples.labels) / examples.global_batch_size)
         progress.num_updates += 1

@@ -8,7 +8,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from sam_runner.config.instantiate import instantiate
-from sam_runner.config.optimizer import OptimizerConfig, SamConfig
+from sam_runner.config.optimizer import OptimizerConfig, RadiusConfig
 from sam_runner.config.schedule import ScheduleConfig
 from sam_runner.utils.errors import InputError
 
@@ -81,7 +81,7 @@ def build_lr(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> 
 
 def build_rho(config: OptimizerConfig, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
     """Return a function from the step to the radius of the perturbation, 0 for the base optimizer alone."""
-    if not isinstance(config, SamConfig) or config.rho == 0:
+    if not isinstance(config, RadiusConfig) or config.rho == 0:
         return lambda _: 0.0
     rho, name, final = config.rho, "optimizer.rho_warmup_epochs", config.rho_final
     warmup = {

@@ -5,6 +5,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -18,6 +19,7 @@ from sam_runner.training.metrics import SUMS
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.schedules import Schedule
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.memory import measure_peak_memory
 from sam_runner.utils.seeding import RngState
 
 
@@ -91,7 +93,15 @@ class Progress:
         num_images: Number of training images seen.
         num_nonfinite: Number of steps skipped because a loss or gradient was not finite. Steps that the loss scaler
             skipped are not included.
-        training_seconds: Seconds spent in training epochs.
+        gradient_evaluations: Gradients of batches that were evaluated, in units of a batch: 1 per step of the base
+            optimizer, 2 per step of SAM, a fraction where a method evaluates a part of a batch.
+        images_forward: Training images that went through a forward pass, over all processes. (A method that chooses a
+            part of the batch in each process counts the share of the main process.)
+        images_backward: The same for backward passes.
+        training_seconds: Seconds spent in training epochs, without evaluation and checkpoints.
+        peak_memory_bytes: Largest memory of the main process up to the last checkpoint, see
+            `sam_runner.utils.memory.measure_peak_memory`.
+        peak_memory_of: Memory of what: ``cuda`` or ``process``.
         last_metrics: Metrics of the latest evaluated epoch by tag.
         best_metrics: Metrics of the epoch with the highest validation accuracy; without a validation set those of the
             latest evaluated epoch.
@@ -110,7 +120,12 @@ class Progress:
     num_updates: int = 0
     num_images: int = 0
     num_nonfinite: int = 0
+    gradient_evaluations: float = 0.0
+    images_forward: float = 0.0
+    images_backward: float = 0.0
     training_seconds: float = 0.0
+    peak_memory_bytes: int = 0
+    peak_memory_of: str = ""
     last_metrics: dict[str, float] = field(default_factory=dict)
     best_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_epoch: int = 0
@@ -119,6 +134,11 @@ class Progress:
     window_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
     last_hparams: dict[str, float] = field(default_factory=dict)
     before_end: dict[str, Any] = field(default_factory=dict)
+
+    def record_peak_memory(self, device: torch.device) -> None:
+        """Update the peak by that of this process; it is a maximum over the processes that continued the run."""
+        measured, self.peak_memory_of = measure_peak_memory(device)
+        self.peak_memory_bytes = max(self.peak_memory_bytes, measured)
 
     def remember_before_end(self, window_sums: Mapping[str, float], loggers: Mapping[str, Any]) -> None:
         """Store the progress within the last epoch, before its incomplete end is logged and evaluated.
@@ -153,6 +173,7 @@ def save_checkpoint(
         at_epoch_end: Whether the checkpoint ends an epoch.
     """
     objective = run.step.objective
+    progress.record_peak_memory(objective.device)
     rng = RngState.capture(objective.device, objective.generators).state_dict()
     buffers = [buffer.cpu() for buffer in floating_point_buffers(run.networks)] if run.context.world_size > 1 else []
     rank_states = run.context.all_gather({"rng": rng, "buffers": buffers})

@@ -13,7 +13,7 @@ from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import full_state, is_sharded, to_local
 from sam_runner.distributed.torchrun import read_world_size
 from sam_runner.sam.batch_statistics import RunningStatistics
-from sam_runner.sam.step import StepStats
+from sam_runner.sam.step import Passes, StepStats
 from sam_runner.training.metrics import SUMS, TrainMeter
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
@@ -111,7 +111,7 @@ def test_sums_of_ranks_are_those_of_one_process():
     def make_stats(loss, norm, logits):
         return StepStats(
             torch.tensor(loss), torch.tensor(loss + 1), torch.tensor(norm), torch.tensor(norm), logits,
-            torch.ones(4, dtype=torch.bool), False,
+            torch.ones(4, dtype=torch.bool), False, Passes(2, 2, 2),
         )  # fmt: skip
 
     logits, labels = torch.eye(4), torch.tensor([0, 1, 2, 0])

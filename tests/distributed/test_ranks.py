@@ -1,5 +1,6 @@
 """Data-parallel steps: ranks with their own perturbations are groups of one process."""
 
+import copy
 import socket
 
 import pytest
@@ -11,6 +12,7 @@ from torch.nn import functional as F
 from sam_runner.distributed import gradient_average
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import full_state, is_sharded, shard_model
+from sam_runner.sam import methods as family
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import Plain, RandomDirection, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
@@ -65,7 +67,7 @@ def sharded_rank(number, count, port, queue, method, grad_clip):
     share = slice(number * per_rank, (number + 1) * per_rank)
     weights = trained(model, objective, share, method=method, grad_clip=grad_clip)
     if method.state:  # a saved state is whole, and each process restores its shard
-        saved = full_state(method.state_dict())
+        saved = copy.deepcopy(full_state(method.state_dict()))
         method.load_state_dict({name: [2 * tensor for tensor in tensors] for name, tensors in saved.items()})
         for tensors, doubled in zip(saved.values(), full_state(method.state_dict()).values(), strict=True):
             assert all(torch.equal(2 * a, b) for a, b in zip(tensors, doubled, strict=True))
@@ -184,6 +186,61 @@ def test_ranks_may_use_different_parameters(kind, method, loss):
     expected = trained_awkward(*awkward(names, loss), slice(None), group_size=BATCH // 2, **options)
     for weights in weights_of_ranks(2, names, loss, options, target=awkward_rank):
         assert torch.allclose(weights, expected, rtol=0, atol=1e-5 if "single" in names else 1e-10)
+
+
+FAMILY = {
+    "asam": family.Asam,
+    "fisher_sam": family.FisherSam,
+    "friendly_sam": family.FriendlySam,
+    "layerwise_sam": family.LayerwiseSam,
+    "gsam": lambda: family.Gsam(lr_max=0.2),
+    "wsam": family.Wsam,
+    "looksam": lambda: family.LookSam(2, around=family.Asam()),
+    "esam": lambda: family.Esam(0.6, 0.5, seed=1),
+    "momentum_sam": family.MomentumSam,
+    "random_sam": lambda: family.RandomSam(total_steps=STEPS, seed=1),
+}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", FAMILY)
+def test_the_family_on_ranks_equals_one_process_with_groups(name):
+    alone = network()
+    objective = Objective(alone, F.cross_entropy)
+    expected = trained(alone, objective, slice(None), method=FAMILY[name](), group_size=BATCH // 2)
+    for weights in weights_of_ranks(2, {"method": FAMILY[name]()}):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.dist
+def test_ae_sam_decides_alike_on_all_ranks_by_the_mean_of_their_norms():
+    first, second = weights_of_ranks(2, {"method": family.AeSam(1.0, -1.0, total_steps=STEPS)})
+    assert torch.equal(first, second)
+
+
+SYNCHRONISED = {
+    "asam": lambda sync: family.Asam(sync_perturbation=sync),
+    "fisher_sam": lambda sync: family.FisherSam(sync_perturbation=sync),
+    "friendly_sam": lambda sync: family.FriendlySam(sync_perturbation=sync),
+    "layerwise_sam": lambda sync: family.LayerwiseSam(scale_by_weights=True, sync_perturbation=sync),
+    "sam_on": lambda sync: family.SamOn("others", sync_perturbation=sync),
+    "gsam": lambda sync: family.Gsam(around=Sam(sync_perturbation=sync)),
+    "wsam": lambda sync: family.Wsam(around=Sam(sync_perturbation=sync)),
+    "looksam": lambda sync: family.LookSam(2, around=Sam(sync_perturbation=sync)),
+    "ae_sam": lambda sync: family.AeSam(total_steps=STEPS, around=Sam(sync_perturbation=sync)),
+    "momentum_sam": lambda sync: family.MomentumSam(),
+}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", SYNCHRONISED)
+@pytest.mark.parametrize("target", [rank, sharded_rank])
+def test_the_family_with_one_perturbation_equals_one_process(name, target):
+    alone = network()
+    expected = trained(alone, Objective(alone, F.cross_entropy), slice(None), method=SYNCHRONISED[name](False))
+    arguments = (SYNCHRONISED[name](True), None) if target is sharded_rank else ({"method": SYNCHRONISED[name](True)},)
+    for weights in weights_of_ranks(2, *arguments, target=target):
+        assert torch.allclose(weights, expected, rtol=0, atol=1e-6 if name == "ae_sam" else 1e-10)
 
 
 @pytest.mark.parametrize("grad_clip", [None, 0.05])

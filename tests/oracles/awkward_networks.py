@@ -313,12 +313,34 @@ def copied_gradient(pair, trained, eps, chunks):
     return total, pair
 
 
-def reference_step(pair, trained, batch, *, rho, p, ascent_steps, group_size, chunk_size, lr):
-    """Return a copy of (network, loss) after one SAM step with SGD."""
+def asam_epsilon(grads, rho, weights, names):
+    pairs = zip(weights, names, strict=True)
+    scales = [w.abs() + 0.01 if "weight" in name and name.startswith("0.") else torch.ones_like(w) for w, name in pairs]
+    length = torch.cat([(t * g).flatten() for t, g in zip(scales, grads, strict=True)]).norm()
+    return [rho * t**2 * g / length for t, g in zip(scales, grads, strict=True)]
+
+
+def fisher_epsilon(grads, rho, weights, names):
+    raised = [g / (1 + g**2) for g in grads]
+    return [rho * r / torch.sqrt(sum((r * g).sum() for r, g in zip(raised, grads, strict=True))) for r in raised]
+
+
+def layerwise_epsilon(grads, rho, weights, names):
+    return [rho * g / g.norm() if g.any() else g for g in grads]
+
+
+def reference_step(
+    pair, trained, batch, *, rho, p, ascent_steps, group_size, chunk_size, lr, eps_of=None, combine=None
+):
+    """Return a copy of (network, loss) after one SAM step with SGD, or one of a variant.
+
+    `eps_of` maps (g, rho, weights, names) to eps, and `combine` maps (g_eps, g) to the final gradient, both means over
+    the groups.
+    """
     images, labels = batch
     num_groups = -(-len(labels) // group_size)
     groups = list(zip(images.split(group_size), labels.split(group_size), strict=True))
-    final, states = None, []
+    final, states, sum_at_w = None, [], [0.0] * len(trained)
     before = copy.deepcopy(pair)
     current = pair
     assert num_groups == len(groups)
@@ -327,12 +349,16 @@ def reference_step(pair, trained, batch, *, rho, p, ascent_steps, group_size, ch
         generators = random.getstate(), np.random.get_state(), torch.get_rng_state()
         zero = [torch.zeros(())] * len(trained)
         grads, after = copied_gradient(current, trained, zero, chunks)
+        at_w = grads
         for _ in range(ascent_steps if rho else 0):
             random.setstate(generators[0])
             np.random.set_state(generators[1])
             torch.set_rng_state(generators[2])
-            grads, _ = copied_gradient(current, trained, epsilon(grads, rho, p), chunks)
+            weights = [param.detach() for name, param in current.named_parameters() if name in trained]
+            eps = epsilon(grads, rho, p) if eps_of is None else eps_of(grads, rho, weights, trained)
+            grads, _ = copied_gradient(current, trained, eps, chunks)
         share = len(group[1]) / len(labels)
+        sum_at_w = [share * grad + old for grad, old in zip(at_w, sum_at_w, strict=True)]
         scaled = [share * grad for grad in grads]
         final = scaled if final is None else [a + b for a, b in zip(final, scaled, strict=True)]
         states.append((share, after))
@@ -340,6 +366,8 @@ def reference_step(pair, trained, batch, *, rho, p, ascent_steps, group_size, ch
         for old, new in zip(before.modules(), current.modules(), strict=True):
             if isinstance(old, nn.BatchNorm1d):  # each group starts from the same statistics
                 new.load_state_dict(old.state_dict())
+    if combine is not None and rho:
+        final = combine(final, sum_at_w)
     result = states[-1][1]
     for modules in zip(*(state.modules() for _, state in states), strict=True):
         if isinstance(modules[-1], nn.BatchNorm1d):

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sam_runner.sam.step import StepStats
+from sam_runner.sam.step import Passes, StepStats
 from sam_runner.training.metrics import (
     SUMS,
     TrainMeter,
@@ -52,7 +52,8 @@ def two_class_logits(confidence, count):
 def stats(logits, **values):
     numbers = {"loss": 0.0, "loss_perturbed": 0.0, "grad_norm": 0.0, "eps_norm": 0.0} | values
     scalars = {name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()}
-    return StepStats(**scalars, outputs=logits, finite=torch.ones(4, dtype=torch.bool), skipped=False)
+    finite, passes = torch.ones(4, dtype=torch.bool), Passes(2, 2, 2)
+    return StepStats(**scalars, outputs=logits, finite=finite, skipped=False, passes=passes)
 
 
 def predicting(classes, num_classes=4):

@@ -18,10 +18,11 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from sam_runner.config.convert import describe_missing_option, describe_unknown_key, format_nested, list_names
-from sam_runner.config.experiment import GROUPS, ExperimentConfig, load_experiment, settings_classes
+from sam_runner.config.experiment import GROUPS, OPTIONAL_GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.saved_config import store_saved_config
 from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
+from sam_runner.config.optimizer import METHODS
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
@@ -29,8 +30,15 @@ SCHEMA_GROUP = "hydra/settings"  # below Hydra's own group, so that shell comple
 
 
 def register_settings() -> None:
-    """Store the names and defaults of all settings in Hydra's ConfigStore, as ``hydra/settings/...``."""
+    """Store the names and defaults of all settings in Hydra's ConfigStore, as ``hydra/settings/...``.
+
+    ``hydra/settings/rho/<method>`` gives the top-level setting rho the default of a method.
+    """
     store = ConfigStore.instance()
+    for method in METHODS:
+        values = default_values(method)
+        if "rho" in values:
+            store.store(group=f"{SCHEMA_GROUP}/rho", name=values["name"], node={"rho": values["rho"]})
     for path, found in settings_classes().items():
         group, _, name = f"{SCHEMA_GROUP}/{path}".rpartition("/")
         store.store(group=group, name=name, node=default_values(found), package="_global_" if path == "root" else None)
@@ -42,7 +50,7 @@ def default_values(kind: type[Any]) -> dict[str, Any]:
     for entry in fields(kind):
         if "key" in entry.metadata:
             values[entry.name] = list(entry.default) if isinstance(entry.default, tuple) else entry.default
-        elif entry.default_factory is not MISSING and entry.name not in {*GROUPS, "base", "own_arguments"}:
+        elif entry.default_factory is not MISSING and entry.name not in {*GROUPS, "base", "around", "own_arguments"}:
             made = entry.default_factory()
             if is_dataclass(made):
                 values[entry.name] = default_values(type(made))
@@ -60,7 +68,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
             _require_setting(str(key), config)
     for group in GROUPS:
         node = _select(config, group)
-        if not isinstance(node, DictConfig):
+        if not isinstance(node, DictConfig) and not (node is None and group in OPTIONAL_GROUPS):
             raise InputError(describe_missing_option(group, node))
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
     own._set_parent(None)

@@ -1,0 +1,38 @@
+"""SAM in the last part of training only, or in the first (Zhou et al., 2024, arXiv 2410.10373, Section 3)."""
+
+from typing import Literal
+
+from sam_runner.sam.method import Method
+from sam_runner.sam.methods.around import SomeSteps
+
+
+class Late(SomeSteps):
+    """The last round(fraction T) of T steps are SAM's, or with ``part="first"`` the first ones.
+
+    Andriushchenko and Flammarion (arXiv 2206.06232) study both orders too. Source of the default: 0.2 is ours; the
+    papers report that the last few epochs suffice.
+
+    Args:
+        fraction: In [0, 1]. 1 is SAM, 0 is the base optimizer to the bit.
+        part: "last" or "first".
+        total_steps: T, number of steps of the training.
+        around: The method of the chosen steps. Default: SAM.
+    """
+
+    name = "late"
+
+    def __init__(
+        self,
+        fraction: float = 0.2,
+        part: Literal["last", "first"] = "last",
+        *,
+        total_steps: int,
+        around: Method | None = None,
+    ) -> None:
+        super().__init__(around)
+        self.fraction, self.part, self.total_steps = fraction, part, total_steps
+
+    def is_chosen(self, number: int) -> bool:
+        """Return whether the step is in the part."""
+        count = round(self.fraction * self.total_steps)
+        return number < count if self.part == "first" else number >= self.total_steps - count

@@ -1,0 +1,37 @@
+"""SAM in randomly chosen steps: SS-SAM (Zhao, Zhang and Hu, 2022, arXiv 2203.09962)."""
+
+import torch
+
+from sam_runner.sam.method import Method
+from sam_runner.sam.methods.around import SomeSteps
+from sam_runner.utils.seeding import make_generator
+
+
+class RandomSam(SomeSteps):
+    """Step t is SAM's with probability p_t = start + (end - start) t / (T - 1), drawn from (seed, t).
+
+    All processes draw alike and a resumed run repeats the draws. Source of the default: p = 0.5 in all steps is one of
+    the paper's constant schedules; start 0 and end 1 is its linear one. Values not compared with the paper's text.
+
+    Args:
+        start: Probability in the first step, in [0, 1].
+        end: Probability in the last step, in [0, 1].
+        total_steps: T, number of steps of the training.
+        seed: Seed of the draws.
+        around: The method of the chosen steps. Default: SAM.
+    """
+
+    name = "random_sam"
+
+    def __init__(
+        self, start: float = 0.5, end: float = 0.5, *, total_steps: int, seed: int, around: Method | None = None
+    ) -> None:
+        super().__init__(around)
+        self.start, self.end, self.total_steps, self.seed = start, end, total_steps, seed
+
+    def is_chosen(self, number: int) -> bool:
+        """Draw for a step."""
+        fraction = min(number / max(self.total_steps - 1, 1), 1.0)
+        probability = self.start + (self.end - self.start) * fraction
+        draw = torch.rand((), generator=make_generator(self.seed, "random_sam", number))
+        return float(draw) < probability

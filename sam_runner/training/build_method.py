@@ -1,0 +1,132 @@
+"""Build a method of the optimizer step from its settings."""
+
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.instantiate import call_target
+from sam_runner.config.optimizer import (
+    AeSamConfig,
+    AroundConfig,
+    AsamKeys,
+    AscentConfig,
+    EsamConfig,
+    FisherSamKeys,
+    FriendlySamKeys,
+    GradientNormConfig,
+    GsamConfig,
+    IntervalConfig,
+    LateConfig,
+    LayerwiseSamKeys,
+    LookSamConfig,
+    MomentumSamConfig,
+    OptimizerConfig,
+    OwnMethodConfig,
+    PerturbationConfig,
+    RandomSamConfig,
+    SamConfig,
+    SamOnKeys,
+    WsamConfig,
+)
+from sam_runner.config.schedule import DecayConfig
+from sam_runner.sam import methods
+from sam_runner.sam.method import Method
+from sam_runner.utils.errors import InputError
+
+
+def build_method(config: ExperimentConfig, total_steps: int) -> Method:
+    """Return the method that the settings describe.
+
+    Args:
+        config: The settings.
+        total_steps: Number of steps of the training, which some methods' schedules depend on.
+
+    Raises:
+        InputError: If a user's own method cannot be built.
+    """
+    options = config.optimizer
+    if isinstance(options, OwnMethodConfig):
+        return _build_own(options, config.seed, total_steps)
+    if isinstance(options, MomentumSamConfig):
+        return methods.MomentumSam()
+    if not isinstance(options, AscentConfig):
+        return methods.Plain()
+    sync = options.sync_perturbation
+    if isinstance(options, SamConfig):
+        return _build_sam(options, config.seed)
+    if isinstance(options, EsamConfig):
+        return methods.Esam(options.beta, options.gamma, seed=config.seed, sync_perturbation=sync)
+    if isinstance(options, AroundConfig):
+        return _build_around(config, options, _build_perturbation(options.around, sync), total_steps)
+    return _build_perturbation(options, sync)
+
+
+def _build_sam(options: SamConfig, seed: int) -> Method:
+    if options.direction == "random":
+        return methods.RandomDirection(seed)
+    if options.second_order:
+        return methods.SecondOrder(options.p)
+    if options.ascent_steps > 1:
+        return methods.KStep(
+            options.ascent_steps,
+            projected=options.ascent == "projected",
+            p=options.p,
+            sync_perturbation=options.sync_perturbation,
+        )
+    return methods.Sam(options.p, sync_perturbation=options.sync_perturbation)
+
+
+def _build_perturbation(options: OptimizerConfig | PerturbationConfig, sync: bool) -> Method:
+    """Return a method that only chooses eps."""
+    if isinstance(options, AsamKeys):
+        return methods.Asam(options.eta, sync_perturbation=sync)
+    if isinstance(options, FisherSamKeys):
+        return methods.FisherSam(options.eta, sync_perturbation=sync)
+    if isinstance(options, FriendlySamKeys):
+        return methods.FriendlySam(options.sigma, options.decay, sync_perturbation=sync)
+    if isinstance(options, SamOnKeys):
+        return methods.SamOn(options.only, sync_perturbation=sync)
+    if isinstance(options, LayerwiseSamKeys):
+        return methods.LayerwiseSam(scale_by_weights=options.scale_by_weights, sync_perturbation=sync)
+    return methods.Sam(sync_perturbation=sync)
+
+
+def _build_around(config: ExperimentConfig, options: AroundConfig, around: Method, total_steps: int) -> Method:
+    """Return a method around another one."""
+    if isinstance(options, GsamConfig):
+        schedule, lr = config.schedule, options.base.lr
+        lowest = schedule.final_factor * lr if isinstance(schedule, DecayConfig) else 0.0
+        return methods.Gsam(options.alpha, options.rho_min, lr_max=lr, lr_min=lowest, around=around)
+    if isinstance(options, GradientNormConfig):
+        return methods.GradientNorm(options.alpha, around)
+    if isinstance(options, WsamConfig):
+        return methods.Wsam(options.gamma, decoupled=options.decoupled, around=around)
+    if isinstance(options, LookSamConfig):
+        return methods.LookSam(options.interval, options.alpha, around)
+    if isinstance(options, IntervalConfig):
+        return methods.Interval(options.interval, around)
+    if isinstance(options, RandomSamConfig):
+        return methods.RandomSam(options.start, options.end, total_steps=total_steps, seed=config.seed, around=around)
+    if isinstance(options, AeSamConfig):
+        return methods.AeSam(options.start, options.end, options.decay, total_steps=total_steps, around=around)
+    assert isinstance(options, LateConfig)
+    return methods.Late(options.fraction, options.part, total_steps=total_steps, around=around)
+
+
+def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
+    """Return a user's own method; it gets the seed, the number of steps and sync_perturbation if it has such arguments.
+
+    Raises:
+        InputError: If its target is not a subclass of `Method`, or refuses its settings.
+    """
+    method = call_target(
+        options.target,
+        options.arguments(),
+        "optimizer",
+        seed=seed,
+        total_steps=total_steps,
+        sync_perturbation=options.sync_perturbation,
+    )
+    if not isinstance(method, Method):
+        raise InputError(
+            f"optimizer._target_={options.target} makes a {type(method).__name__}\n"
+            "  it must be a subclass of sam_runner.sam.method.Method (docs/own_method.md)"
+        )
+    return method
