@@ -94,15 +94,21 @@ def _default(kind: type[Any], name: str) -> Any:
 def convert(value: Any, annotation: Any, name: str) -> Any:
     """Return `value` in the annotated type.
 
-    Accepted annotations: bool, int, float, str, Literal, an optional one of them, and tuple[X, ...].
+    Accepted annotations: bool, int, float, str, Literal, an optional one of them, one of them or a Literal, and
+    tuple[X, ...].
 
     Raises:
         InputError: Where the value is of another type.
     """
+    words: list[str] = []
     if get_origin(annotation) in (Union, types.UnionType):
-        if value is None:
+        options = get_args(annotation)
+        if value is None and type(None) in options:
             return None
-        (annotation,) = (entry for entry in get_args(annotation) if entry is not type(None))
+        words = [word for entry in options if get_origin(entry) is Literal for word in get_args(entry)]
+        if value in words:
+            return value
+        (annotation,) = (entry for entry in options if entry is not type(None) and get_origin(entry) is not Literal)
     if value is None:
         raise InputError(f"{name} needs a value, not null")
     if get_origin(annotation) is Literal:
@@ -120,7 +126,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
     raise InputError(
-        f"{name}={_shown(value)} has the wrong type\n  accepted: {WORDS[annotation]}{_hint(value, annotation, name)}"
+        f"{name}={_shown(value)} has the wrong type\n  accepted: {', or '.join([WORDS[annotation], *words])}{_hint(value, annotation, name)}"
     )
 
 
@@ -155,7 +161,7 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
     Raises:
         InputError: Naming the range.
     """
-    if facts.range is None or value is None:
+    if facts.range is None or value is None or isinstance(value, str):
         return
     if isinstance(value, tuple):
         for entry in value:

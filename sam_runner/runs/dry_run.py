@@ -64,16 +64,16 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     total_flops = method.cost(0) * flops * config.batch_size * run.max_steps
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
-    batch += f", at most {-(-config.batch_size // config.accumulate)} a pass" if config.accumulate > 1 else ""
+    batch += f", at most {-(-config.batch_size // config.accumulate)} per pass" if config.accumulate > 1 else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision, _ = resolve_precision(config.precision, objective.device)
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
-        "optimizer": f"{describe_method(config)}{options.base.target}, {passes} passes a step",
+        "optimizer": f"{describe_method(config)}{options.base.target}, {passes} {'pass' if passes == 1 else 'passes'} per step",
         "batch": batch,
-        "steps": f"{run.max_steps:,} in all, {len(run.train):,} an epoch, {config.epochs} epochs",
+        "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {config.epochs} epochs",
         "compute": f"{total_flops:.3g} FLOPs for training",
         "device": f"{objective.device}, {precision}{compiled}",
         "folder": str(folder),
