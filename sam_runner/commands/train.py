@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from sam_runner.commands.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
-from sam_runner.commands.next_step import after_run, after_sweep, print_next_step
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
+from sam_runner.commands.next_step import after_run, after_sweep, print_next_step
 from sam_runner.runs.status import new_call_name
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
 from sam_runner.utils.errors import PREEMPTED, InputError, RankError
@@ -218,7 +218,7 @@ def _run_sweep(line: CommandLine) -> int:
             if sweep is not None and is_main_process():
                 outcomes.remove_leftovers(sweep.folder)
     if sweep is None:
-        return code
+        return stop.code or code
     if is_dry or not is_main_process():
         return stop.code or max(code, int(sweep.num_failed_plans > 0))
     from sam_runner.reports.report import write_sweep_report

@@ -125,8 +125,9 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
+    accepted = ", or ".join([WORDS[annotation], *words])
     raise InputError(
-        f"{name}={_shown(value)} has the wrong type\n  accepted: {', or '.join([WORDS[annotation], *words])}{_hint(value, annotation, name)}"
+        f"{name}={_shown(value)} has the wrong type\n  accepted: {accepted}{_hint(value, annotation, name)}"
     )
 
 

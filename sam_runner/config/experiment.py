@@ -64,7 +64,7 @@ class SweepConfig:
     """Settings of a sweep."""
 
     jobs: int | Literal["auto"] = key(
-        "jobs that run at once on this machine, which share its cores; auto: as many as there are GPUs, or cores without a"
+        "jobs that run at once on this machine and share its cores; auto: as many as there are GPUs, or cores without a"
         " GPU; 1: one after the other",
         "auto",
         range=AT_LEAST_ONE,

@@ -61,6 +61,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     flops = count_forward_flops(run.model, run.train.shape)
     method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
     passes = method.passes(0)
+    num_passes = f"{passes} pass per step" if passes == 1 else f"{passes} passes per step"
     total_flops = method.cost(0) * flops * config.batch_size * run.max_steps
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
@@ -71,7 +72,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
-        "optimizer": f"{describe_method(config)}{options.base.target}, {passes} {'pass' if passes == 1 else 'passes'} per step",
+        "optimizer": f"{describe_method(config)}{options.base.target}, {num_passes}",
         "batch": batch,
         "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {config.epochs} epochs",
         "compute": f"{total_flops:.3g} FLOPs for training",

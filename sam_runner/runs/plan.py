@@ -1,4 +1,4 @@
-"""plan.json in the folder of a sweep: its distinct jobs, and the precision that ``precision=auto`` chose for all of them.
+"""plan.json in the folder of a sweep: its distinct jobs, and the precision that ``precision=auto`` chose.
 
 Several calls of the command, also on several machines, may extend the plan of one sweep. A lock file keeps them from
 overwriting each other's entries.

@@ -67,7 +67,8 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
     normalisation = context.on_main(lambda: read_normalisation(folder))
     chosen = context.on_all(lambda: _choose_precision(config, context))
     precision, reason = context.on_main(lambda: _agree_on_precision(config, *chosen, job_folder))
-    run = context.on_all(lambda: build_run(replace(config, precision=precision), context, normalisation))
+    resolved = replace(config, precision=precision)  # type: ignore[arg-type]
+    run = context.on_all(lambda: build_run(resolved, context, normalisation))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder))

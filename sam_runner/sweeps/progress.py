@@ -202,4 +202,3 @@ def show_progress(progress: SweepProgress, print_line: Callable[[str], None]) ->
     finally:
         ended.set()
         thread.join()
-

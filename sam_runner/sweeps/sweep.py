@@ -1,4 +1,4 @@
-"""A sweep in one call of the command: its jobs are planned, trained at once or handed to a launcher, and accounted for."""
+"""A sweep in one call of the command: plans its jobs, trains them or hands them to a launcher."""
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
@@ -150,8 +150,8 @@ class Sweep:
         share = min(self._jobs_at_once, len(jobs))
         call = Call(self.folder, self._call.since, self._call.stop_on_error, numbered_lines=True)
         num_workers = min(share, len(chosen))
-        threads = count_usable_cores() // share
-        log.info("%d jobs at once (sweep.jobs), %d of %d cores each", num_workers, max(1, threads), count_usable_cores())
+        cores = count_usable_cores()
+        log.info("%d jobs at once (sweep.jobs), %d of %d cores each", num_workers, max(1, cores // share), cores)
         train_at_once(chosen, call, num_workers, share)
 
     def _show_progress(self) -> Any:
