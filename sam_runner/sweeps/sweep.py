@@ -26,7 +26,7 @@ from sam_runner.sweeps.outcomes import (
 )
 from sam_runner.sweeps.pool import train_at_once
 from sam_runner.sweeps.progress import SweepProgress, show_progress
-from sam_runner.sweeps.stop_flag import read_stop_flag
+from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import is_distributed, is_main_process, report_exception
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_num_parallel_jobs, count_gpus, count_usable_cores
@@ -81,6 +81,8 @@ class Sweep:
                 valid.append((job.overrides, config))
                 positions.append(position)
         num_composed = position + 1
+        if len(valid) < num_composed and self._call.stop_on_error and not self._is_dry and is_main_process():
+            set_stop_flag(self.folder, "failure")
         if not valid:
             return [None] * num_composed
         write = is_main_process() and not self._is_dry
@@ -138,7 +140,7 @@ class Sweep:
                 unfinished.append(number)
             else:
                 log.info("already finished: %s  %s", job.folder, summarise_result(result))
-        if not unfinished:
+        if not unfinished or read_stop_flag(self.folder):
             return
         if self._has_launcher:
             hand_over(unfinished)
