@@ -75,12 +75,13 @@ class Sweep:
         """
         valid: list[tuple[Typed, ExperimentConfig]] = []
         positions: list[int] = []
+        num_composed = 0
         for position, job in enumerate(composed):
+            num_composed += 1
             config = self._validate(job)
             if config is not None:
                 valid.append((job.overrides, config))
                 positions.append(position)
-        num_composed = position + 1
         if len(valid) < num_composed and self._call.stop_on_error and not self._is_dry and is_main_process():
             set_stop_flag(self.folder, "failure")
         if not valid:

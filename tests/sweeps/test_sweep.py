@@ -14,6 +14,7 @@ import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
+import torch
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -25,12 +26,13 @@ from sam_runner.reports import report
 from sam_runner.reports.results import read_runs
 from sam_runner.runs.folder import require_usable, write_config
 from sam_runner.runs.lock import lock_folder
+from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.status import write_status
-from sam_runner.sweeps import job, outcomes, signals
+from sam_runner.sweeps import job, outcomes, signals, sweep
 from sam_runner.sweeps.jobs import plan_jobs
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.errors import InputError, RunInterrupt
-from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs
+from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs, choose_precision
 from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
 from tests.helpers import TINY, config_of, invoke, job_config, wait_for
 
@@ -405,3 +407,42 @@ def test_a_job_of_another_call_is_left_to_it_the_others_are_run_first_and_then_i
     assert re.findall(r"^job (\d):", done.stdout, re.MULTILINE)[-2:] == ["2", "1"]
     assert len(list(sweep_folder.glob("*/result.json"))) == 2
     assert not (sweep_folder / "not_started").exists()
+
+
+def test_every_job_has_the_precision_that_the_sweep_began_with(tmp_path, monkeypatch, capsys):
+    sweep_folder = tmp_path / "outputs" / "sweeps" / "s"
+    own, _ = choose_precision(torch.device("cpu"))
+    other = "fp32" if own == "bf16" else "bf16"
+    agree_on_precision(sweep_folder, "cpu", other)
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "max_steps=1", "seed=0", "sweep_name=s")
+    assert done.returncode == 0, done.stderr
+    (environment,) = sweep_folder.glob("*/environment.json")
+    assert json.loads(environment.read_text())["resolved_precision"] == other
+    assert f"precision {other}: chosen by the first job of the sweep" in done.stdout
+    assert "precision: auto" in environment.with_name("config.yaml").read_text()
+    single = invoke(monkeypatch, capsys, tmp_path, *TINY, "max_steps=1", "run_dir=run")
+    assert single.returncode == 0, single.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["resolved_precision"] == own
+    assert single.stdout.splitlines()[-1].startswith(
+        "next: sam-eval run, tensorboard --logdir run, sam-train config=run"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "gpus", "at_once"),
+    [
+        ("auto", "auto", 0, 6), ("auto", "auto", 4, 4), ("cpu", "auto", 4, 6), ("cuda", "auto", 4, 1),
+        ("cuda:2", "auto", 4, 1), ("auto", 9, 4, 9), ("cpu", 1, 0, 1),
+    ],
+)  # fmt: skip
+def test_jobs_at_once_are_as_many_as_gpus_or_cores(device, given, gpus, at_once, monkeypatch):
+    monkeypatch.setattr(sweep, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(sweep, "count_usable_cores", lambda: 6)
+    config = compose()
+    config.update({"device": device, "sweep": {"jobs": given, "on_error": "continue"}, "dry_run": False})
+    config.hydra.sweep.dir = "x"
+    assert sweep.Sweep(config).in_this_process is (at_once == 1)
+    assert sweep._choose_jobs_at_once(config, has_launcher=False) == at_once
+    search = compose(sweeper=OPTUNA | {"n_jobs": 2})
+    search.update({"device": device, "sweep": {"jobs": given}})
+    assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)
