@@ -348,7 +348,7 @@ MUTANTS = {
         ("progress: epochs of earlier calls count", "JobState.paid_cost", "A - B", "A",
          "sweeps/test_progress.py::only_the_epochs"),
         ("progress: an epoch counts before it ends", "_read_epoch", "A - B", "A",
-         "sweeps/test_progress.py::evaluated"),
+         "sweeps/test_progress.py::evaluated", 1),
     ],
     "runs.lock": [
         ("sweep: a run that was killed is still running", "", "return False", "return True",
