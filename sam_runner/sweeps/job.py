@@ -1,5 +1,6 @@
 """Train the jobs of a sweep in this process, one after the other. Imports no torch before a job is trained."""
 
+import contextlib
 import logging
 import os
 import signal
@@ -134,9 +135,11 @@ def run_job(cfg: Any, hydra_config: Any, overrides: list[str]) -> None:
     try:
         while not read_stop_flag(folder):
             with claim(folder, job.fingerprint) as is_claimed:
-                if is_claimed and is_free(job.folder):  # a job that was put back into the queue has an outcome already
-                    train_job(job, call)
-                    return
+                # The outcome of the job is not asked for: one that was put back into the queue has an outcome already.
+                if is_claimed and is_free(job.folder):
+                    with contextlib.suppress(FolderInUseError):
+                        train_job(job, call)
+                        return
             time.sleep(POLL_INTERVAL)  # another call trains the job
     except RunInterrupt as stop:
         if stop.reason == "SIGUSR2":  # submitit's handler is active again and puts the job back into the queue
