@@ -1,11 +1,14 @@
 """Fault injection: a run that is killed or stopped continues with the bits of an uninterrupted run.
 
-    python scripts/faults.py [--long] [--parts kills stops damage mutants] [--out outputs/faults]
+    python scripts/faults.py [--long] [--parts kills stops damage mutants sweeps] [--out outputs/faults]
 
 Each trial starts ``sam-train`` in a new process (a fork of this one, which has imported torch), kills it, runs the same
 command again until it finishes, and compares weights, optimizer, metrics.jsonl and TensorBoard's steps with those of an
 uninterrupted run. --long makes 200 kills at random moments and 50 inside saves. The four mutants break the program on
 purpose: the trials must detect each of them, otherwise they prove nothing.
+
+A trial of the part sweeps kills a sweep of 24 jobs, 15 of them distinct, and calls it again from two processes at once.
+Both must end with code 0, and every run must have the metrics of an undisturbed sweep. --long makes 20 such trials.
 """
 
 import argparse
@@ -15,6 +18,7 @@ import os
 import random
 import shutil
 import signal
+import subprocess
 import sys
 import tempfile
 import time
@@ -40,7 +44,11 @@ from sam_runner.utils.manifest import check_manifest
 
 torch.set_num_threads(1)
 TIMEOUT = 30.0  # seconds that any process may take
-PARTS = ("kills", "stops", "damage", "mutants")
+PARTS = ("kills", "stops", "damage", "mutants", "sweeps")
+SWEEP = ["optimizer=sgd,sam", "rho=0.02,0.05,0.1,0.2", "seed=0,1,2", "epochs=2", "device=cpu", "log_every=5",
+         "checkpoint.every_steps=5", "sweep_name=s"]  # fmt: skip
+NUM_DISTINCT_JOBS = 15  # SGD ignores rho: 3 seeds of SGD, 4 x 3 of SAM
+SWEEP_TIMEOUT = 900.0  # seconds
 Patch = Callable[[], None]
 Kind = tuple[str, str, int]  # optimizer, precision, number of data workers
 
@@ -451,6 +459,59 @@ def damage_checkpoints(folder: Path, draws: random.Random, flips: int) -> tuple[
     return found, flips, cut, len(content)
 
 
+def start_sweep(folder: Path) -> subprocess.Popen:
+    """Start a call of the sweep in a new process group; its output is in FOLDER/NUMBER.log."""
+    folder.mkdir(parents=True, exist_ok=True)
+    command = [sys.executable, "-m", "sam_runner", "-m", *SWEEP]
+    with (folder / f"{len(list(folder.glob('*.log')))}.log").open("w") as log:
+        return subprocess.Popen(command, cwd=folder, stdout=log, stderr=log, start_new_session=True)
+
+
+def read_metrics(folder: Path) -> dict[str, bytes]:
+    """Return metrics.jsonl of the finished runs of the sweep by fingerprint."""
+    results = (folder / "outputs" / "sweeps" / "s").glob("*/result.json")
+    return {
+        json.loads(path.read_text())["fingerprint"]: path.with_name("metrics.jsonl").read_bytes() for path in results
+    }
+
+
+def kill_sweep(folder: Path, reference: dict[str, bytes], seconds: float, *, group: bool) -> str:
+    """Kill a sweep after some seconds and call it again from two processes at once.
+
+    Args:
+        folder: Working folder of the trial.
+        reference: The metrics of an undisturbed sweep, as of `read_metrics`.
+        seconds: When the first call is killed.
+        group: Kill the whole process group; otherwise only the first process.
+
+    Returns:
+        What went wrong, "" for nothing.
+    """
+    first = start_sweep(folder)
+    with contextlib.suppress(subprocess.TimeoutExpired):
+        first.wait(seconds)
+    if group:
+        kill(first.pid)
+    else:
+        first.kill()
+    first.wait()
+    calls = [start_sweep(folder) for _ in range(2)]
+    codes = [call.wait(SWEEP_TIMEOUT) for call in calls]
+    report = (folder / "outputs" / "sweeps" / "s" / "report.csv").read_text()
+    if codes != [0, 0]:
+        return f"ended with {codes}"
+    if any(call_has_errors(log.read_text()) for log in sorted(folder.glob("*.log"))[1:]):
+        return "printed an error"
+    if "refused" in report or report.count(",finished,") != NUM_DISTINCT_JOBS:
+        return f"report:\n{report}"
+    return "" if read_metrics(folder) == reference else "other metrics than undisturbed"
+
+
+def call_has_errors(text: str) -> bool:
+    """Return whether a call of sam-train printed an error or a traceback."""
+    return any(line.startswith(("error:", "Traceback")) for line in text.splitlines())
+
+
 class Trials:
     """The parts of the fault injection, which add tables to one report.
 
@@ -510,6 +571,25 @@ class Trials:
         columns = ["what happened", "trials"]
         self.report.table("SIGTERM, every other one to the whole group", columns, [list(row) for row in rows.items()])
 
+    def kill_sweeps(self, count: int) -> None:
+        """Run trials in which a sweep is killed and called again twice."""
+        began = time.monotonic()
+        if start_sweep(self.work / "sweep").wait(SWEEP_TIMEOUT) != 0:
+            raise RuntimeError(f"the undisturbed sweep failed:\n{(self.work / 'sweep' / '0.log').read_text()[-2000:]}")
+        duration, reference = time.monotonic() - began, read_metrics(self.work / "sweep")
+        rows: Counter = Counter()
+        for number in range(count):
+            folder, seconds = self.work / f"sweep{number}", self.draws.uniform(0, duration)
+            fault = kill_sweep(folder, reference, seconds, group=number % 2 == 1)
+            rows[fault.partition("\n")[0] or "code 0 twice, 15 distinct runs with the undisturbed metrics"] += 1
+            if fault:
+                logs = "\n".join(path.read_text()[-1500:] for path in sorted(folder.glob("*.log")))
+                self.failures.append(f"sweep killed after {seconds:.1f} of {duration:.1f} s: {fault}\n{logs}")
+                print(self.failures[-1], flush=True)
+            shutil.rmtree(folder)
+        title = "Sweep killed at a random moment (every other time with its processes), then called twice at once"
+        self.report.table(title, ["what happened", "trials"], [list(row) for row in rows.items()])
+
     def damage(self, num_flips: int) -> None:
         """Damage the checkpoint of a reference run."""
         self.reference(self.kinds[0])
@@ -535,7 +615,7 @@ class Trials:
 def main() -> int:
     """Run the trials; return exit code 1 if one failed."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--long", action="store_true", help="200 random kills, 50 in saves")
+    parser.add_argument("--long", action="store_true", help="200 random kills, 50 in saves, 20 sweeps")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=PARTS, help="default: all")
     parser.add_argument("--out", type=Path, default=Path("outputs/faults"))
     parser.add_argument("--seed", type=int, default=None)
@@ -543,6 +623,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else int(time.time())
     print(f"seed {seed}", flush=True)
     num_random, num_in_save, num_stops, num_flips = (200, 50, 20, 1000) if options.long else (24, 12, 6, 300)
+    num_sweeps = 20 if options.long else 1
     start_time, report = time.monotonic(), Report("Faults", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name:
         trials = Trials(Path(name), random.Random(seed), report)
@@ -553,6 +634,8 @@ def main() -> int:
             trials.kill("killed inside a save", kill_in_save, num_in_save)
         if "stops" in options.parts:
             trials.stop(num_stops)
+        if "sweeps" in options.parts:
+            trials.kill_sweeps(num_sweeps)
         if "mutants" in options.parts:
             trials.check_mutants()
     print(f"{time.monotonic() - start_time:.0f} s", flush=True)

@@ -29,7 +29,8 @@ def type_name(annotation: Any) -> str:
         return f"list of {type_name(get_args(annotation)[0])}"
     options = [entry for entry in get_args(annotation) if entry is not type(None)]
     if options:
-        return f"{type_name(options[0])} or `null`"
+        others = [type_name(entry) for entry in options[1:]] or ["`null`"]
+        return " or ".join([type_name(options[0]), *others])
     return {int: "integer", float: "number", bool: "true, false", str: "text"}[annotation]
 
 

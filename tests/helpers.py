@@ -1,5 +1,6 @@
 """How tests reach the product: settings as the command line composes them, and the command line itself."""
 
+import itertools
 import os
 import subprocess
 import sys
@@ -19,6 +20,7 @@ TINY = (
     "checkpoint.min_interval=0",
 )  # fmt: skip
 register_settings()
+CALLS = itertools.count()
 
 
 def compose_config(*overrides):
@@ -54,11 +56,16 @@ def write_image_folder(folder):
 
 
 def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
-    """`sam-train ...` in this process, from `folder`: quick, where a start-up of its own proves nothing."""
+    """`sam-train ...` in this process, from `folder`: quick, where a start-up of its own proves nothing.
+
+    The jobs of a sweep run in this process too, one after the other.
+    """
+    if "-m" in arguments and not any("sweep.jobs" in str(word) or "launcher" in str(word) for word in arguments):
+        arguments = (*arguments, "sweep.jobs=1")
     GlobalHydra.instance().clear()
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "argv", ["sam-train", *map(str, arguments)])
-    monkeypatch.setenv("SAM_RUNNER_STARTED", "now")
+    monkeypatch.setenv("SAM_RUNNER_STARTED", f"call{next(CALLS)}")
     monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
     code = entry()
     printed = capsys.readouterr()

@@ -27,7 +27,13 @@ EXAMPLES = {"model/mlp", "optimizer/mine", "hydra/launcher/ray_aws"}  # of own f
 EXAMPLE_SETTINGS = {
     "key", "group", "optimizer.base.eps", "optimizer.last", "cifar10", "cifar10n", "lite0", "fashion",
 }  # fmt: skip
-COMMANDS = {"sam-train": "train", "sam-eval": "evaluate", "sam-verify": "verify", "sam-report": "report"}
+COMMANDS = {
+    "sam-train": "train",
+    "sam-eval": "evaluate",
+    "sam-verify": "verify",
+    "sam-report": "report",
+    "sam-status": "status",
+}
 TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
 
 
@@ -109,7 +115,7 @@ def test_commands_and_their_flags_exist(path):
             assert all(f'"{flag}"' in source for flag in flags), code
         elif "torchrun" in code or "sam-train" in code:
             assert set(flags) <= FLAGS | TORCHRUN, code
-        elif command := re.match(r"sam-(eval|verify|report)\b", code):
+        elif command := re.match(r"sam-(eval|verify|report|status)\b", code):
             source = (ROOT / "sam_runner/commands" / f"{COMMANDS[command[0]]}.py").read_text(encoding="utf-8")
             assert all(f'"{flag}"' in source for flag in flags) and "=" not in code, code
         assert {*re.findall(r"(?<!\S)sam-[a-z]+\b", code)} <= {"sam-runner", "sam-", *COMMANDS}, code

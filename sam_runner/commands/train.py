@@ -11,6 +11,7 @@ from typing import Any
 
 from sam_runner.commands.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
+from sam_runner.commands.next_step import after_run, after_sweep, print_next_step
 from sam_runner.runs.status import new_call_name
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
 from sam_runner.utils.errors import PREEMPTED, InputError, RankError
@@ -159,18 +160,20 @@ def _run_sweep(line: CommandLine) -> int:
     from sam_runner.config.experiment import check_setting
     from sam_runner.config.hydra import guard as hydra_guard
     from sam_runner.config.hydra import launchers
+    from sam_runner.config.hydra.handover import take_jobs
     from sam_runner.sweeps import outcomes, signals
+    from sam_runner.sweeps.sweep import Sweep
 
     hydra_guard.require_values([word for word in line.overrides if "=" in word])
     typed = {word.lstrip("+").partition("=")[0] for word in line.overrides}
-    folder: Path | None = None
-    dry, stop, codes = False, signals.SweepStop(), list[int]()
+    sweep: Sweep | None = None
+    stop, codes, is_dry = signals.SweepStop(), list[int](), False
     with ExitStack() as stack:
 
         def prepare(config: Any) -> None:
             """Prepare the sweep when its first configuration is composed; Hydra composes one more for each job."""
-            nonlocal folder, dry, stop
-            if folder is not None:
+            nonlocal sweep, stop, is_dry
+            if sweep is not None:
                 stop.install_handlers()  # Ray has replaced the handler of SIGTERM when it started
                 return
             if is_distributed() and launchers.in_subprocesses(config.hydra):
@@ -181,42 +184,56 @@ def _run_sweep(line: CommandLine) -> int:
             launchers.prepare(config.hydra)
             if not config.dry_run:
                 require_writable(Path(config.hydra.sweep.dir))
-            folder, dry = Path(config.hydra.sweep.dir), config.dry_run
-            if not launchers.in_subprocesses(config.hydra):
+            sweep, is_dry = Sweep(config), config.dry_run
+            if sweep.in_this_process:
                 stack.enter_context(signals.stop_between_jobs())
             elif launchers.on_this_machine(config.hydra):
-                stop = stack.enter_context(signals.forward_signals(folder))
+                stop = stack.enter_context(signals.forward_signals(sweep.folder))
+
+        def run_jobs(jobs: Any, hand_over: Any) -> Any:
+            assert sweep is not None
+            return sweep.run(jobs, hand_over)
 
         hydra_guard.install(prepare)
+        stack.enter_context(take_jobs(run_jobs))
         try:
             code = _run_hydra(line, codes)
             if code == signal.SIGTERM:  # Ray leaves with this number where the signal comes before a job
                 stop.code = PREEMPTED
         except InputError as error:
-            if folder is None or not outcomes.read_outcomes(folder):  # no job has begun
+            if sweep is None or not sweep.jobs:  # no job has begun
                 raise
             print_error(str(error))
             code = FAILED
         except Exception as error:  # of a launcher: a process that was killed, a job that was lost
-            print_error(f"{type(error).__name__}: {error}".splitlines()[0])
             code = FAILED
+            if not stop.code:  # otherwise the launcher complains about jobs that the signal has ended
+                print_error(f"{type(error).__name__}: {error}".splitlines()[0])
         finally:
             hydra_guard.install()  # configurations that are composed later are no part of this sweep
-            jobs = [] if dry or folder is None or not is_main_process() else outcomes.read_outcomes(folder)
+            jobs = [] if is_dry or sweep is None or not is_main_process() else sweep.outcomes()
             for job in jobs:
                 if job.state in outcomes.FAILED_STATES:
                     print_error(f"{job.state}: {job.name}\n  {job.error.splitlines()[0] if job.error else ''}")
-            if folder is not None and is_main_process():
-                outcomes.remove_leftovers(folder)
-    if folder is not None and not dry and is_main_process():
-        from sam_runner.reports.report import write_sweep_report
+            if sweep is not None and is_main_process():
+                outcomes.remove_leftovers(sweep.folder)
+    if sweep is None:
+        return stop.code or code
+    if is_dry or not is_main_process():
+        return stop.code or max(code, int(sweep.num_failed_plans > 0))
+    from sam_runner.reports.report import write_sweep_report
 
-        write_sweep_report(folder)
-    return stop.code or max([code, outcomes.choose_exit_code(jobs), *codes])
+    num_left = sum(not job.state for job in jobs)
+    if num_left and not stop.code:
+        print_error(f"{num_left} jobs were not run: the processes of the sweep have ended before")
+    write_sweep_report(sweep.folder)
+    code = stop.code or max(code, outcomes.choose_exit_code(jobs))
+    print_next_step(after_sweep(sweep.folder, code, "sweep_name" in typed))
+    return code
 
 
-def _job(cfg: Any, codes: list[int]) -> float | None:
-    """Run what Hydra's main has composed: a single run, or a job of a sweep, whose objective is returned."""
+def _job(cfg: Any, codes: list[int]) -> None:
+    """Run what Hydra's main has composed: a single run, or a job of a sweep in a process of a launcher."""
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
@@ -227,9 +244,9 @@ def _job(cfg: Any, codes: list[int]) -> float | None:
     if hydra_config.mode == RunMode.MULTIRUN:
         from sam_runner.sweeps.job import run_job
 
-        return run_job(cfg, hydra_config, overrides, codes)
-    codes.append(_run_job(cfg, overrides))
-    return None
+        run_job(cfg, hydra_config, overrides)
+    else:
+        codes.append(_run_job(cfg, overrides))
 
 
 def _run_job(cfg: Any, overrides: list[str]) -> int:
@@ -243,7 +260,9 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
         require_files(config)
         from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
 
-        start_run(config, overrides)
+        folder = start_run(config, overrides)
+        if folder is not None:
+            print_next_step(after_run(folder))
     except BrokenPipeError:
         raise
     except RankError as error:

@@ -100,15 +100,21 @@ def _get_default(kind: type[Any], name: str) -> Any:
 def convert(value: Any, annotation: Any, name: str) -> Any:
     """Return `value` in the annotated type.
 
-    Accepted annotations: bool, int, float, str, Literal, an optional one of them, and tuple[X, ...].
+    Accepted annotations: bool, int, float, str, Literal, an optional one of them, one of them or a Literal, and
+    tuple[X, ...].
 
     Raises:
         InputError: If the value has another type.
     """
+    words: list[str] = []
     if get_origin(annotation) in (Union, types.UnionType):
-        if value is None:
+        options = get_args(annotation)
+        if value is None and type(None) in options:
             return None
-        (annotation,) = (entry for entry in get_args(annotation) if entry is not type(None))
+        words = [word for entry in options if get_origin(entry) is Literal for word in get_args(entry)]
+        if value in words:
+            return value
+        (annotation,) = (entry for entry in options if entry is not type(None) and get_origin(entry) is not Literal)
     if value is None:
         raise InputError(f"{name} needs a value, not null")
     if get_origin(annotation) is Literal:
@@ -125,7 +131,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
-    accepted = WORDS[annotation] + _suggest(value, annotation, name)
+    accepted = ", or ".join([WORDS[annotation], *words]) + _suggest(value, annotation, name)
     raise InputError(f"{name}={_format_value(value)} has the wrong type\n  accepted: {accepted}")
 
 
@@ -156,7 +162,7 @@ def _convert_choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
 
 def require_in_range(value: Any, facts: Key, name: str) -> None:
     """Raise InputError, with the accepted range, for a number or an entry of a list outside it."""
-    if facts.range is None or value is None:
+    if facts.range is None or value is None or isinstance(value, str):
         return
     if isinstance(value, tuple):
         for entry in value:

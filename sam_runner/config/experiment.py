@@ -70,6 +70,14 @@ class CheckpointConfig:
 class SweepConfig:
     """Settings of a sweep."""
 
+    jobs: int | Literal["auto"] = key(
+        "jobs that run at once on this machine and share its cores; auto: as many as there are GPUs, or cores without a"
+        " GPU; 1: one after the other",
+        "auto",
+        range=AT_LEAST_ONE,
+        effect="none",
+        in_reports=False,
+    )
     on_error: Literal["continue", "stop"] = key(
         "stop: no further job starts after a job has failed or its settings were refused", "continue", effect="none"
     )

@@ -13,7 +13,7 @@ from sam_runner.config.keys import Key, walk
 EXAMPLES = (
     ("optimizer=sam rho=0.05", "SAM on scikit-learn's digits; takes seconds on a CPU"),
     ("optimizer=sgd", "the same without SAM"),
-    ("-m optimizer=sgd,sam seed=0,1,2", "a sweep: one run per combination, one after the other"),
+    ("-m optimizer=sgd,sam seed=0,1,2", "a sweep: one run per combination, as many at once as there are cores or GPUs"),
     (
         "-m optimizer=sam rho=0.02,0.05,0.1 sweep_name=rho",
         "a sweep over rho; the same command again runs only missing jobs",
@@ -99,9 +99,11 @@ def help_text(conf: Path) -> str:
         "  --hydra-help        flags of Hydra itself",
         "",
         "launchers and sweepers (each needs the extra of its name, see docs/scaling.md)",
-        "  hydra/launcher=joblib          jobs in parallel on this machine, one per GPU or core",
+        "  hydra/launcher=ray             jobs in parallel on this machine, assigned by Ray",
         "  hydra/launcher=submitit_slurm  one Slurm job for each job of the sweep",
         "  hydra/sweeper=optuna           search rho, lr and optimizer.m for the best held-out accuracy",
+        "",
+        "other commands: sam-status (how far a sweep or a run is), sam-eval, sam-report, sam-verify",
         "",
         "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 Ctrl-C",
     ]

@@ -63,8 +63,9 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
     if "search" in typed:
         raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
-    if "sweep.on_error" in typed:
-        raise InputError("sweep.on_error has no effect without -m\n  leave it out")
+    for name in ("sweep.on_error", "sweep.jobs"):
+        if name in typed:
+            raise InputError(f"{name} has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
 

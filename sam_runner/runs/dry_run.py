@@ -66,19 +66,20 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     flops = count_forward_flops(run.model, run.train.shape)
     method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
     passes, cost = _mean_cost(method, run.max_steps)
+    num_passes = f"{passes:.3g} pass per step" if passes == 1 else f"{passes:.3g} passes per step"
     total_flops = cost * flops * config.batch_size * run.max_steps
     batch = f"{config.batch_size} images"
     batch += f" in groups of {options.m}" if options.m else ""
-    batch += f", at most {-(-config.batch_size // config.accumulate)} a pass" if config.accumulate > 1 else ""
+    batch += f", at most {-(-config.batch_size // config.accumulate)} per pass" if config.accumulate > 1 else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision, _ = resolve_precision(config.precision, objective.device)
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
-        "optimizer": f"{describe_method(config)}{options.base.target}, passes per step: {passes:.3g}",
+        "optimizer": f"{describe_method(config)}{options.base.target}, {num_passes}",
         "batch": batch,
-        "steps": f"{run.max_steps:,} in all, {len(run.train):,} an epoch, {config.epochs} epochs",
+        "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {config.epochs} epochs",
         "compute": f"{total_flops:.3g} FLOPs for training",
         "device": f"{objective.device}, {precision}{compiled}",
         "folder": str(folder),

@@ -11,32 +11,39 @@ from typing import Any
 from sam_runner.utils.files import read_json, write_json
 
 
-def compare_environment(folder: Path, device: str) -> list[str]:
+def compare_environment(folder: Path, device: str, precision: str) -> list[str]:
     """Compare this process with environment.json.
 
     Args:
         folder: The run folder.
         device: Device of the run: cpu, cuda or cuda:N.
+        precision: Number format of the passes, which ``precision=auto`` has chosen.
 
     Returns:
         ``name old -> new`` for each difference that may change the bits of the numbers.
     """
-    before, now = read_json(folder / "environment.json"), _read_environment(device)
+    before, now = read_json(folder / "environment.json"), _read_environment(device, precision)
     if not isinstance(before, dict):
         return []
     packages = before.get("packages")
     old_torch = packages.get("torch") if isinstance(packages, dict) else None
-    pairs = {key: (before.get(key), now[key]) for key in ("threads", "cpu_capability", "device")}
+    pairs = {key: (before.get(key), now[key]) for key in ("threads", "cpu_capability", "device", "resolved_precision")}
     pairs["torch"] = (old_torch, now["packages"]["torch"])
     return [f"{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
 
 
-def write_environment(folder: Path, device: str) -> None:
-    """Write environment.json; see `compare_environment`."""
-    write_json(folder / "environment.json", _read_environment(device))
+def write_environment(folder: Path, device: str, precision: str) -> None:
+    """Write environment.json.
+
+    Args:
+        folder: The run folder.
+        device: Device of the run: cpu, cuda or cuda:N.
+        precision: Number format of the passes, which ``precision=auto`` has chosen.
+    """
+    write_json(folder / "environment.json", _read_environment(device, precision))
 
 
-def _read_environment(device: str) -> dict[str, Any]:
+def _read_environment(device: str, precision: str) -> dict[str, Any]:
     import torch
 
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
@@ -50,6 +57,7 @@ def _read_environment(device: str) -> dict[str, Any]:
         "packages": {name: _find_version(name) for name in packages},
         "processor": read_processor(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
+        "resolved_precision": precision,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }

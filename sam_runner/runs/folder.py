@@ -3,7 +3,6 @@
 import re
 from collections.abc import Sequence
 from dataclasses import fields
-from hashlib import sha256
 from pathlib import Path
 
 import yaml
@@ -18,7 +17,7 @@ from sam_runner.utils.yaml import read_yaml
 SETTINGS = "config.yaml"
 RUNS_FOLDER = Path("outputs") / "runs"
 NOT_STARTED = "not_started"  # folder in a sweep's folder with the jobs that have no run
-MAX_NAME_LENGTH = 120
+NAME_LENGTH, MAX_NAME_LENGTH = 60, 160  # characters of a job's name: with shared settings, with those that vary
 
 
 def new_run_folder() -> Path:
@@ -26,21 +25,35 @@ def new_run_folder() -> Path:
     return RUNS_FOLDER / call_name()
 
 
-def job_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
-    """Return the folder of a job of a sweep, named after its overrides; it is the same in every call.
-
-    Args:
-        sweep_folder: Folder of the sweep.
-        overrides: Settings of the job as the user typed them, ``key=value``.
-    """
+def settings_of_run(words: Sequence[str]) -> list[str]:
+    """Return the words of a command line, ``key=value``, whose settings change a run, without a leading ``+``."""
     ignored = {name for name, facts, _ in walk(ExperimentConfig()) if not facts.changes_run}
     ignored |= {name.split(".")[0] for name in ignored if "." in name}
-    names = sorted(entry for entry in overrides if re.split(r"[.=]", entry.lstrip("+"))[0] not in ignored)
-    full_name = ",".join(names) or "default"
-    name = re.sub(r"[^\w.=,+-]", "_", full_name, flags=re.ASCII)
-    if name != full_name or len(name) > MAX_NAME_LENGTH:  # two jobs must not share a name
-        name = f"{name[: MAX_NAME_LENGTH - 13]}-{sha256(full_name.encode()).hexdigest()[:12]}"
-    return sweep_folder / name
+    words = [word.lstrip("+") for word in words]
+    return [word for word in words if re.split(r"[.=]", word)[0] not in ignored]
+
+
+def job_name(varying: Sequence[str], others: Sequence[str], digest: str) -> str:
+    """Return the name of a job's folder: what varies in the sweep, what else was typed if there is room, and a hash.
+
+    Args:
+        varying: Settings of the job that differ between jobs of the sweep, ``key=value``.
+        others: Settings that all jobs share. They are added as long as the settings have at most `NAME_LENGTH`
+            characters together.
+        digest: Hexadecimal digits that identify the settings of the job.
+    """
+    text = ",".join(varying)
+    for word in others:
+        longer = f"{text},{word}" if text else word
+        if len(longer) > NAME_LENGTH:
+            break
+        text = longer
+    return f"{re.sub(r'[^a-zA-Z0-9_.=,+-]', '_', text[:MAX_NAME_LENGTH]) or 'job'}-{digest}"
+
+
+def find_job_folder(sweep_folder: Path, digest: str) -> Path | None:
+    """Return the folder of a sweep's job by the hash at the end of its name, None if there is none."""
+    return next(iter(sorted(sweep_folder.glob(f"*-{digest}"))), None)
 
 
 def compare_settings(before: ExperimentConfig, now: ExperimentConfig) -> dict[str, str]:

@@ -56,10 +56,9 @@ def lock_folder(folder: Path) -> Iterator[None]:
         yield
 
 
-def wait_until_free(folder: Path) -> None:
-    """Wait until no process holds the lock of a run folder."""
-    with (folder / ".lock").open() as handle:
-        fcntl.flock(handle, fcntl.LOCK_SH)
+def is_free(folder: Path) -> bool:
+    """Return whether no process is known to hold the lock of a run folder."""
+    return is_locked(folder, socket.gethostname()) is not True
 
 
 def is_locked(folder: Path, host: str) -> bool | None:

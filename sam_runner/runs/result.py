@@ -1,5 +1,6 @@
 """result.json: what a finished run has reached. A run, also a job of a sweep, is finished once this file says so."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -48,10 +49,8 @@ def read_finished_result(folder: Path) -> dict[str, Any] | None:
     return result if isinstance(result, dict) and result.get("status") == "finished" else None
 
 
-def find_finished_duplicate(sweep_folder: Path, fingerprint: str) -> Path | None:
-    """Return the folder of a finished run of the sweep with the given fingerprint, or None."""
-    for path in sorted(sweep_folder.glob("*/result.json")):
-        result = read_finished_result(path.parent)
-        if result is not None and result.get("fingerprint") == fingerprint:
-            return path.parent
-    return None
+def summarise_result(result: Mapping[str, Any]) -> str:
+    """Return a line with the accuracies, the test likelihood and the speed of a finished run."""
+    final = result.get("final", {})
+    metrics = [f"{tag} {value:.4f}" for tag, value in final.items() if tag.endswith("/accuracy") or tag == "test/nll"]
+    return f"{', '.join(metrics)}, {result.get('images_per_second', 0):,.0f} images/s"

@@ -3,27 +3,30 @@
 import contextlib
 import logging
 import os
+import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
+from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
-from sam_runner.runs.dry_run import describe_data, describe_run
+from sam_runner.runs.dry_run import describe_data, describe_method, describe_run
 from sam_runner.runs.environment import compare_environment, write_environment
-from sam_runner.runs.folder import SETTINGS, job_folder, new_run_folder, require_usable, write_config
+from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
-from sam_runner.runs.result import find_finished_duplicate, read_finished_result, write_result
-from sam_runner.runs.status import write_status
-from sam_runner.training.build import build_run, resolve_precision
+from sam_runner.runs.plan import agree_on_precision
+from sam_runner.runs.result import read_finished_result, summarise_result, write_result
+from sam_runner.runs.status import read_status, write_status
+from sam_runner.training.build import build_run, resolve_device, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
@@ -35,13 +38,13 @@ from sam_runner.utils.signals import StopRequest, catch_stop_signals
 log = logging.getLogger("sam_runner")
 
 
-def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_folder: Path | None = None) -> Path | None:
+def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folder: Path | None = None) -> Path | None:
     """Train one run, continue it, or log that it has already finished.
 
     Args:
         config: The settings.
-        overrides: Settings as the user typed them; they name the folder of a sweep's job.
-        sweep_folder: Folder of the sweep, None for a single run.
+        overrides: Settings as the user typed them.
+        job_folder: Run folder of a sweep's job, in the folder of the sweep; None for a single run.
 
     Returns:
         The folder of the finished run, None for a dry run.
@@ -52,29 +55,29 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
     """
     config = config.with_absolute_paths()
     context = join_process_group(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
-    if sweep_folder is not None:
-        folder = job_folder(sweep_folder, overrides)
-    else:
-        folder = Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder()
+    folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
     if config.dry_run:
         plan = context.on_all(lambda: describe_run(config, build_run(config, context), folder, overrides))
         if context.is_main:
             print(plan)
         return None
-    finished, changes = context.on_main(lambda: _find_finished(folder, config, sweep_folder))
-    if finished is not None:
-        return finished
+    finished, changes = context.on_main(lambda: _find_finished(folder, config))
+    if finished:
+        return folder
     normalisation = context.on_main(lambda: read_normalisation(folder))
-    run = context.on_all(lambda: build_run(config, context, normalisation))
+    chosen = context.on_all(lambda: _choose_precision(config, context))
+    precision, reason = context.on_main(lambda: _agree_on_precision(config, *chosen, job_folder))
+    resolved = replace(config, precision=precision)  # type: ignore[arg-type]
+    run = context.on_all(lambda: build_run(resolved, context, normalisation))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder))
     with ExitStack() as stack:
         stop = stack.enter_context(catch_stop_signals())
         # The main process prepares the folder; an error there is raised in all processes.
-        context.on_main(lambda: _prepare_folder(folder, config, changes, stack, sweep_folder))
+        context.on_main(lambda: _prepare_folder(folder, config, changes, stack, is_job=job_folder is not None))
         try:
-            _train(run, folder, config, stop)
+            _train(run, folder, config, stop, precision, reason)
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
@@ -86,25 +89,37 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
     return folder
 
 
-def _find_finished(
-    folder: Path, config: ExperimentConfig, sweep_folder: Path | None
-) -> tuple[Path | None, dict[str, str]]:
-    """Find a finished run with the given settings: the run itself or, in a sweep, another job with the same settings.
+def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[str, str]]:
+    """Find out whether the run has finished.
 
     Returns:
-        The folder of the finished run, or None, and the settings that differ from those in `folder`.
+        Whether it has, and the settings that differ from those in `folder`.
     """
     try:
         changes = require_usable(folder, config)
     except OSError as error:
         raise InputError(f"run folder {str(folder)[:200]} cannot be used: {error.strerror}") from error
     length_changed = any(facts.sets_length and name in changes for name, facts, _ in walk(config))
-    finished = folder if read_finished_result(folder) and not length_changed else None
-    if finished is None and sweep_folder is not None and not length_changed:
-        finished = find_finished_duplicate(sweep_folder, config.fingerprint())
-    if finished is not None:
-        log.info("already finished: %s  %s", finished, _summarise(read_finished_result(finished) or {}))
-    return finished, changes
+    result = None if length_changed else read_finished_result(folder)
+    if result is not None:
+        log.info("already finished: %s  %s", folder, summarise_result(result))
+    return result is not None, changes
+
+
+def _choose_precision(config: ExperimentConfig, context: DistributedContext) -> tuple[str, str, str]:
+    """Return the number format of the passes, why ``precision=auto`` chose it, and the type of the device."""
+    device = resolve_device(config.device, context)
+    return *resolve_precision(config.precision, device), device.type
+
+
+def _agree_on_precision(
+    config: ExperimentConfig, precision: str, reason: str, device_type: str, job_folder: Path | None
+) -> tuple[str, str]:
+    """Return the number format and the reason; jobs of a sweep have the format that ``precision=auto`` chose first."""
+    if config.precision != "auto" or job_folder is None:
+        return precision, reason
+    agreed = agree_on_precision(job_folder.parent, device_type, precision)
+    return agreed, reason if agreed == precision else "chosen by the first job of the sweep"
 
 
 def _require_same_data(run: Run) -> None:
@@ -126,7 +141,7 @@ def _require_long_enough(run: Run, folder: Path) -> None:
 
 
 def _prepare_folder(
-    folder: Path, config: ExperimentConfig, changes: Mapping[str, str], stack: ExitStack, sweep_folder: Path | None
+    folder: Path, config: ExperimentConfig, changes: Mapping[str, str], stack: ExitStack, *, is_job: bool
 ) -> None:
     """Create the run folder, lock it until `stack` is closed, and log the settings that have changed."""
     try:
@@ -139,13 +154,13 @@ def _prepare_folder(
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
         write_config(folder, config)
-    stack.enter_context(_record_end(folder, sweep_folder))
+    stack.enter_context(_record_end(folder, is_job=is_job))
     facts = {name: entry for name, entry, _ in walk(config)}
     for name, change in changes.items():
         log.warning("%s", ": ".join(filter(None, [f"{name} changed, {change}", facts[name].on_resume])))
 
 
-def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) -> None:
+def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest, precision: str, reason: str) -> None:
     """Train a run in its folder, which this process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
@@ -159,22 +174,23 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     log.info("data: %s", describe_data(run))
-    precision, reason = resolve_precision(config.precision, run.step.objective.device)
     if reason:
         hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
         log.info("precision %s: %s%s", precision, reason, hint)
+    if describe_method(config):
+        log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
     loggers = MetricsLoggers()
 
     def open_folder() -> None:
         """Write the files that describe the run, and open its logs."""
         nonlocal loggers
-        changed = compare_environment(folder, device) if state is not None else []
+        changed = compare_environment(folder, device, precision) if state is not None else []
         if changed:
             log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
         write_config(folder, config)
-        write_environment(folder, device)
+        write_environment(folder, device, precision)
         run.train.normalisation.write(folder)
-        write_status(folder, "running")
+        write_status(folder, "running", from_epoch=progress.epoch)
         num_bytes = logger_states.get("jsonl", 0)
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
 
@@ -188,14 +204,7 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
     if not run.context.is_main:
         return
     result = write_result(folder, config, run, progress)
-    log.info("finished: %s  %s", folder, _summarise(result))
-
-
-def _summarise(result: Mapping[str, Any]) -> str:
-    """Return a line with the accuracies, the test likelihood and the speed of a finished run."""
-    final = result.get("final", {})
-    metrics = [f"{tag} {value:.4f}" for tag, value in final.items() if tag.endswith("/accuracy") or tag == "test/nll"]
-    return f"{', '.join(metrics)}, {result.get('images_per_second', 0):,.0f} images/s"
+    log.info("finished: %s  %s", folder, summarise_result(result))
 
 
 class _LogFile(logging.FileHandler):
@@ -206,21 +215,23 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _record_end(folder: Path, sweep_folder: Path | None) -> Iterator[None]:
+def _record_end(folder: Path, *, is_job: bool) -> Iterator[None]:
     """Write the log of the body to run.log, and how the body ended to status.json.
 
     Args:
         folder: The run folder.
-        sweep_folder: Folder of the sweep, None for a single run.
+        is_job: Whether the run is a job of a sweep.
     """
+    began = time.monotonic()
     handler = _LogFile(folder / "run.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
     log.addHandler(handler)
     try:
         yield
-        write_status(folder, "finished", exit_code=0)
+        from_epoch = read_status(folder).get("from_epoch", 0)
+        write_status(folder, "finished", exit_code=0, from_epoch=from_epoch, seconds=time.monotonic() - began)
     except RunInterrupt as stopped:
-        setting = f"run_dir={folder}" if sweep_folder is None else f"sweep_name={sweep_folder.name}"
+        setting = f"sweep_name={folder.parent.name}" if is_job else f"run_dir={folder}"
         log.info("the same command with %s continues the run", setting)
         state = "interrupted" if stopped.code == INTERRUPTED else "preempted"
         write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)

@@ -1,107 +1,151 @@
-"""One job of a sweep, in this process or in a process of a launcher. Imports no torch before the settings are valid."""
+"""Train the jobs of a sweep in this process, one after the other. Imports no torch before a job is trained."""
 
+import contextlib
 import logging
 import os
 import signal
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sam_runner.config.experiment import ExperimentConfig, load_experiment
-from sam_runner.config.hydra import launchers
+from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
-from sam_runner.config.rules import require_files
-from sam_runner.runs.folder import job_folder
-from sam_runner.runs.lock import wait_until_free
-from sam_runner.sweeps.outcomes import clear_failure, read_objective, record_failure
+from sam_runner.runs.lock import is_free
+from sam_runner.sweeps.claims import claim
+from sam_runner.sweeps.jobs import Job, plan_jobs
+from sam_runner.sweeps.outcomes import clear_failure, now, read_outcome, record_failure
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception
 from sam_runner.utils.errors import FolderInUseError, InputError, RankError, RunInterrupt
 
 log = logging.getLogger("sam_runner")
+POLL_INTERVAL = 0.5  # seconds between two looks at jobs that other processes train
 
 
-def run_job(cfg: Any, hydra_config: Any, overrides: list[str], codes: list[int]) -> float | None:
-    """Run a job of a sweep; an error is recorded in the sweep's folder, and the sweep continues.
+@dataclass(frozen=True)
+class Call:
+    """What the processes of one call of the command know about their sweep.
 
-    Args:
-        cfg: The composed configuration of the job.
-        hydra_config: Hydra's own settings.
-        overrides: Settings of the job as the user typed them.
-        codes: List to which the exit code of a failed dry run is appended; a dry run writes no files.
-
-    Returns:
-        The objective of a search; None in a sweep that is no search.
+    Attributes:
+        folder: Folder of the sweep.
+        since: When the call began.
+        stop_on_error: Whether no further job starts after one has failed.
+        numbered_lines: Whether each line of the log begins with the number of its job, since other jobs run at once.
     """
-    folder, in_subprocess = Path(hydra_config.sweep.dir), launchers.in_subprocesses(hydra_config)
-    if in_subprocess:
-        _set_up_subprocess(hydra_config.job.num)
-    stop_reason = read_stop_flag(folder)
-    if is_distributed():
-        from sam_runner.distributed.torchrun import broadcast_from_main
 
-        stop_reason = broadcast_from_main(f"stopped/{hydra_config.job.num}", stop_reason)
-    if stop_reason == "failure" and is_main_process():
-        error = "an earlier job failed, and sweep.on_error=stop"
-        record_failure(folder, overrides, "not run", error, error)
-    if stop_reason:
-        return None
-    if not cfg.dry_run and is_main_process():
-        clear_failure(folder, overrides)
+    folder: Path
+    since: datetime
+    stop_on_error: bool
+    numbered_lines: bool = False
+
+
+def train_jobs(jobs: Sequence[Job], call: Call) -> None:
+    """Train those jobs that no other process trains, and return when all of them have ended.
+
+    Other processes, of this call or of another one, may work on the same jobs. Each takes the next free job.
+
+    Raises:
+        RunInterrupt: If a signal stopped a job; it has saved.
+    """
+    waiting = list(jobs)
+    while waiting:
+        for job in list(waiting):
+            if _read_stop_reason(call, job):
+                return
+            if is_distributed():  # one process group, and no other process of this call
+                train_job(job, call)
+                waiting.remove(job)
+            elif read_outcome(call.folder, job, call.since) is not None or _train_if_free(job, call):
+                waiting.remove(job)
+        if waiting:
+            time.sleep(POLL_INTERVAL)
+
+
+def _read_stop_reason(call: Call, job: Job) -> str:
+    reason = read_stop_flag(call.folder)
+    if not is_distributed():
+        return reason
+    from sam_runner.distributed.torchrun import broadcast_from_main
+
+    return broadcast_from_main(f"stopped/{job.number}", reason)
+
+
+def _train_if_free(job: Job, call: Call) -> bool:
+    """Train a job if no other process does. Returns whether the job has ended."""
+    with claim(call.folder, job.fingerprint) as is_claimed:
+        if not is_claimed or not is_free(job.folder):
+            return False
+        if read_outcome(call.folder, job, call.since) is not None:  # it has ended before it was claimed
+            return True
+        try:
+            train_job(job, call)
+        except FolderInUseError:
+            return False
+    return True
+
+
+def train_job(job: Job, call: Call) -> None:
+    """Train a job; an error is recorded in the sweep's folder, and the sweep continues.
+
+    Raises:
+        RunInterrupt: If a signal stopped the job; it has saved.
+        FolderInUseError: If another process writes into the run folder.
+    """
+    if call.numbered_lines:
+        log_to_console(f"[{job.number}] ")
+    log.info("job %d: %s", job.number, job.folder.name)
+    if is_main_process():
+        clear_failure(call.folder, job)
     try:
-        config = load_experiment(plain_settings(cfg), overrides, multirun=True)
-        require_files(config)
-        log.info("job %d: %s", hydra_config.job.num + 1, " ".join(overrides))
-        _run_or_wait(config, overrides, folder)
-        if launchers.is_search(hydra_config):
-            return read_objective(folder, overrides, config.fingerprint())
-    except RunInterrupt as stop:
-        if not in_subprocess:
-            raise
-        if stop.reason == "SIGUSR2":
-            signal.raise_signal(
-                signal.SIGUSR2
-            )  # submitit's handler is active again and puts the job back into the queue
+        from sam_runner.runs.start import start_run
+
+        start_run(job.config, job.overrides, job.folder)
     except BrokenPipeError:
         raise
     except RankError as error:
         exit_immediately(error)
     except Exception as error:
+        if isinstance(error, FolderInUseError) and not is_distributed():
+            raise
         message, text = report_exception(error)
-        if cfg.dry_run:
-            codes.append(1)
-            if in_subprocess:
-                raise
-            return None
-        if not is_main_process():
-            return None
-        state = "refused" if isinstance(error, InputError) else "failed"
-        record_failure(folder, overrides, state, message, text)
-        if cfg.sweep.on_error == "stop":
-            set_stop_flag(folder, "failure")
-    return None
+        if is_main_process():
+            record_failure(call.folder, job, "refused" if isinstance(error, InputError) else "failed", message, text)
+            if call.stop_on_error:
+                set_stop_flag(call.folder, "failure")
 
 
-def _run_or_wait(config: ExperimentConfig, overrides: list[str], folder: Path) -> None:
-    """Train the job's run. If another call of the same sweep trains it, wait for that: the run is finished then."""
-    from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
-
-    while True:
-        try:
-            start_run(config, overrides, folder)
-            return
-        except FolderInUseError as error:
-            if is_distributed():  # the processes would not leave the wait together
-                raise
-            log.info("%s; waiting until it ends", str(error).splitlines()[0])
-            wait_until_free(job_folder(folder, overrides))
-
-
-def _set_up_subprocess(number: int) -> None:
-    """Set up a process of a launcher: number the lines of its log, and leave Ctrl-C to the parent.
+def run_job(cfg: Any, hydra_config: Any, overrides: list[str]) -> None:
+    """Train a job of a sweep in a process that a launcher has started.
 
     Args:
-        number: Number of the job in its sweep, from 0.
+        cfg: The composed configuration of the job, which was valid where the sweep was started.
+        hydra_config: Hydra's own settings.
+        overrides: Settings of the job as the user typed them.
     """
-    log_to_console(f"[{number + 1}] ")
+    folder, number = Path(hydra_config.sweep.dir), hydra_config.job.num
+    leave_ctrl_c_to_parent()
     os.environ["SAM_RUNNER_JOB"] = str(number)  # chooses one of several GPUs
+    log_to_console(f"[{number + 1}] ")
+    config = load_experiment(plain_settings(cfg), overrides, multirun=True).with_absolute_paths()
+    (job,), _ = plan_jobs(folder, [(overrides, config)], first=number + 1)
+    call = Call(folder, now(), cfg.sweep.on_error == "stop", numbered_lines=True)
+    try:
+        while not read_stop_flag(folder):
+            with claim(folder, job.fingerprint) as is_claimed:
+                # The outcome of the job is not asked for: one that was put back into the queue has an outcome already.
+                if is_claimed and is_free(job.folder):
+                    with contextlib.suppress(FolderInUseError):
+                        train_job(job, call)
+                        return
+            time.sleep(POLL_INTERVAL)  # another call trains the job
+    except RunInterrupt as stop:
+        if stop.reason == "SIGUSR2":  # submitit's handler is active again and puts the job back into the queue
+            signal.raise_signal(signal.SIGUSR2)
+
+
+def leave_ctrl_c_to_parent() -> None:
+    """Ignore Ctrl-C outside a run: the process that started this one ends the sweep."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)

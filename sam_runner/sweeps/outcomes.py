@@ -8,18 +8,20 @@ import contextlib
 import os
 import shutil
 from collections.abc import Sequence
+from datetime import datetime, timezone
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
-from sam_runner.runs.folder import NOT_STARTED, job_folder
+from sam_runner.runs.folder import NOT_STARTED, find_job_folder, job_name, settings_of_run
 from sam_runner.runs.lock import is_locked
-from sam_runner.runs.result import find_finished_duplicate, read_finished_result
+from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import call_name, read_status, write_status
-from sam_runner.sweeps.stop_flag import STOP_FILE
+from sam_runner.sweeps.jobs import Job, Typed, hash_words
+from sam_runner.sweeps.stop_flag import stop_file
 from sam_runner.utils.errors import INTERRUPTED, PREEMPTED
 from sam_runner.utils.files import write_atomically, write_json
 
-FAILED_STATES = ("failed", "refused", "not run", "died", "running")  # after the sweep no job can be running
+FAILED_STATES = ("failed", "refused", "not run", "died")
 STOP_CODES = {"preempted": PREEMPTED, "interrupted": INTERRUPTED}
 
 
@@ -27,8 +29,9 @@ class JobOutcome(NamedTuple):
     """How a job of a sweep ended.
 
     Attributes:
-        name: Settings of the job as the user typed them, or the name of its run folder.
-        state: ``status`` of status.json, or "died" for a process that ended without writing one.
+        name: Settings of the job as the user typed them.
+        state: ``status`` of status.json; "died" for a process that ended without writing one; "" for a job that this
+            call of the command has neither run nor found finished.
         error: Error message, "" if there is none.
     """
 
@@ -37,80 +40,110 @@ class JobOutcome(NamedTuple):
     error: str
 
 
-def record_failure(sweep_folder: Path, overrides: Sequence[str], state: str, error: str, log: str) -> None:
+def record_refusal(sweep_folder: Path, overrides: Typed, error: str) -> None:
+    """Record that the settings of a job are not valid."""
+    _record(sweep_folder, hash_words(overrides), overrides, "refused", error, error)
+
+
+def record_failure(sweep_folder: Path, job: Job, state: str, error: str, log: str) -> None:
     """Record that a job failed. If its run has recorded the failure itself, only the name of the job is added there.
 
     Args:
         sweep_folder: Folder of the sweep.
-        overrides: Settings of the job as the user typed them.
+        job: The job.
         state: "failed", "refused" or "not run".
         error: Error message for status.json.
         log: Full text of the error for run.log.
     """
-    job = " ".join(overrides)
-    run_folder = job_folder(sweep_folder, overrides)
-    status = read_status(run_folder)
+    status = read_status(job.folder)
     if status.get("call") == call_name() and status.get("status") == "failed":
-        write_json(run_folder / "status.json", status | {"job": job})
+        write_json(job.folder / "status.json", status | {"job": job.typed})
         return
-    folder = _failure_folder(sweep_folder, overrides)
+    _record(sweep_folder, job.fingerprint, job.overrides, state, error, log)
+
+
+def _record(sweep_folder: Path, digest: str, overrides: Typed, state: str, error: str, log: str) -> None:
+    parent = sweep_folder / NOT_STARTED
+    folder = find_job_folder(parent, digest) or parent / job_name([], settings_of_run(overrides), digest)
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "run.log", lambda handle: handle.write(f"{log}\n".encode()))
-    write_status(folder, state, exit_code=1, error=error, job=job)
+    write_status(folder, state, exit_code=1, error=error, job=" ".join(overrides))
 
 
-def clear_failure(sweep_folder: Path, overrides: Sequence[str]) -> None:
-    """Delete what `record_failure` recorded of a job in an earlier call."""
+def clear_failure(sweep_folder: Path, job: Job) -> None:
+    """Delete what was recorded below ``not_started/`` of a job in an earlier call."""
+    for digest in job.digests:
+        if folder := find_job_folder(sweep_folder / NOT_STARTED, digest):
+            shutil.rmtree(folder, ignore_errors=True)
     with contextlib.suppress(OSError):
-        shutil.rmtree(_failure_folder(sweep_folder, overrides))
         (sweep_folder / NOT_STARTED).rmdir()
 
 
-def _failure_folder(sweep_folder: Path, overrides: Sequence[str]) -> Path:
-    return sweep_folder / NOT_STARTED / job_folder(sweep_folder, overrides).name
+def read_outcome(sweep_folder: Path, job: Job, since: datetime) -> JobOutcome | None:
+    """Return how a job ended for this call of the command, None if it has to be run or is run by another process.
+
+    A job that failed in another call counts if it failed after this call began: it is not tried twice.
+
+    Args:
+        sweep_folder: Folder of the sweep.
+        job: The job.
+        since: When this call began.
+    """
+    if read_finished_result(job.folder) is not None:
+        return JobOutcome(job.typed, "finished", "")
+    failure = find_job_folder(sweep_folder / NOT_STARTED, job.fingerprint)
+    for folder in filter(None, (job.folder, failure)):
+        status = read_status(folder)
+        state, is_own = str(status.get("status")), status.get("call") == call_name()
+        if state == "running" and is_own and is_locked(folder, str(status.get("host"))) is False:
+            state = "died"
+        is_over = state in (*FAILED_STATES, *STOP_CODES) if is_own else state in FAILED_STATES
+        if is_over and (is_own or _is_later(status, since)):
+            return JobOutcome(job.typed, state, str(status.get("error", "")))
+    return None
 
 
-def read_outcomes(sweep_folder: Path) -> list[JobOutcome]:
-    """Return the outcomes of the jobs of this call, in the order of their folders' names."""
-    outcomes = []
-    for path in sorted([*sweep_folder.glob("*/status.json"), *sweep_folder.glob(f"{NOT_STARTED}/*/status.json")]):
-        folder, status = path.parent, read_status(path.parent)
-        if status.get("call") == call_name():
-            state = str(status.get("status"))
-            if state == "running" and is_locked(folder, str(status.get("host"))) is False:
-                state = "died"
-            outcomes.append(JobOutcome(str(status.get("job", folder.name)), state, str(status.get("error", ""))))
-    return outcomes
+def _is_later(status: dict[str, Any], since: datetime) -> bool:
+    try:
+        return datetime.fromisoformat(str(status.get("time"))) > since
+    except (ValueError, TypeError):
+        return False
+
+
+def now() -> datetime:
+    """Return the time in UTC, in whole seconds as in status.json."""
+    return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+def read_refusals(sweep_folder: Path) -> list[JobOutcome]:
+    """Return the jobs whose settings were refused in this call, in the order of their folders' names."""
+    statuses = [read_status(path.parent) for path in sorted(sweep_folder.glob(f"{NOT_STARTED}/*/status.json"))]
+    return [
+        JobOutcome(str(status.get("job")), "refused", str(status.get("error", "")))
+        for status in statuses
+        if status.get("call") == call_name() and status.get("status") == "refused"
+    ]
 
 
 def choose_exit_code(outcomes: Sequence[JobOutcome]) -> int:
     """Return 130 or 75 if a signal stopped a job, 1 if a job failed, else 0."""
     stop_codes = [STOP_CODES[outcome.state] for outcome in outcomes if outcome.state in STOP_CODES]
-    return max(stop_codes, default=int(any(outcome.state in FAILED_STATES for outcome in outcomes)))
+    return max(stop_codes, default=int(any(outcome.state != "finished" for outcome in outcomes)))
 
 
-def read_objective(sweep_folder: Path, overrides: Sequence[str], fingerprint: str) -> float | None:
+def read_objective(job: Job) -> float | None:
     """Return the objective that a search maximises: the validation accuracy at the end of the job's run.
 
-    Args:
-        sweep_folder: Folder of the sweep.
-        overrides: Settings of the job as the user typed them.
-        fingerprint: Fingerprint of the job's settings, to find another job with the same settings.
-
     Returns:
-        The accuracy in [0, 1], or None if there is no finished run or no validation set.
+        The accuracy in [0, 1], or None if the run has not finished or there is no validation set.
     """
-    result = read_finished_result(job_folder(sweep_folder, overrides))
-    if result is None:
-        duplicate = find_finished_duplicate(sweep_folder, fingerprint)
-        result = read_finished_result(duplicate) if duplicate else None
-    value = (result or {}).get("final", {}).get("validation/accuracy")
+    value = (read_finished_result(job.folder) or {}).get("final", {}).get("validation/accuracy")
     return None if value is None else float(value)
 
 
 def remove_leftovers(sweep_folder: Path) -> None:
     """Delete the stop flag, Hydra's multirun.yaml and, if the sweep left nothing else, the sweep's folder."""
-    for name in (STOP_FILE, "multirun.yaml"):
-        (sweep_folder / name).unlink(missing_ok=True)
+    for path in (stop_file(sweep_folder), sweep_folder / "multirun.yaml"):
+        path.unlink(missing_ok=True)
     with contextlib.suppress(OSError):  # the folder is not empty
         os.removedirs(sweep_folder)

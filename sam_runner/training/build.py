@@ -336,6 +336,7 @@ def build_loaders(
     Without `normalisation` the mean and standard deviation are chosen by ``data.normalisation``.
     """
     train, workers = splits.train, config.data.num_decoding_workers
+    num_processes = context.local_world_size * int(os.environ.get("SAM_RUNNER_JOBS_AT_ONCE", "1"))  # on this machine
     common: dict[str, Any] = {
         "normalisation": normalisation
         or choose_normalisation(
@@ -343,7 +344,7 @@ def build_loaders(
         ),
         "device": device,
         "channels_last": channels_last,
-        "num_workers": choose_num_workers(device, context.local_world_size) if workers is None else workers,
+        "num_workers": choose_num_workers(device, num_processes) if workers is None else workers,
         "dtype": weights_dtype(config.precision),
     }
     loader = ImageLoader(

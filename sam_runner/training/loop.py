@@ -277,7 +277,7 @@ def _format_epoch(run: Run, progress: Progress, values: Mapping[str, float]) -> 
     parts = [f"epoch {progress.epoch:{len(str(run.epochs))}}/{run.epochs}", f"step {progress.step}"]
     parts += [f"loss {values['train/loss']:.4f}"]
     if "train/loss_gap" in values:
-        parts += [f"gap {values['train/loss_gap']:.4f}"]
+        parts += [f"sharpness {values['train/loss_gap']:.4f}"]
     parts += [f"train {values['train/accuracy']:.2%}"]
     parts += [f"{name} {values[f'{name}/accuracy']:.2%}" for name in run.evaluations if f"{name}/accuracy" in values]
     parts += [f"{progress.num_images / max(progress.training_seconds, 1e-9):,.0f} images/s"]

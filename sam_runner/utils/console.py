@@ -61,6 +61,23 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def print_line(text: str, stream: str = "stdout") -> None:
+    """Print a line above a progress bar if there is one.
+
+    Args:
+        text: The line.
+        stream: "stdout" or "stderr".
+    """
+    from tqdm import tqdm
+
+    try:
+        tqdm.write(text, file=getattr(sys, stream))
+        getattr(sys, stream).flush()
+    except OSError:  # the reader of a pipe (`| head`) has closed it; the run continues without output
+        null = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115 - stays open
+        setattr(sys, stream, null)
+
+
 def log_to_console(prefix: str = "") -> None:
     """Print the messages of the program's logger on stdout, one line each, above a progress bar if there is one.
 
@@ -70,13 +87,7 @@ def log_to_console(prefix: str = "") -> None:
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            from tqdm import tqdm
-
-            try:
-                tqdm.write(prefix + self.format(record), file=sys.stdout)
-                sys.stdout.flush()
-            except OSError:  # the reader of a pipe (`| head`) has closed it; the run continues without output
-                sys.stdout = open(os.devnull, "w", encoding="utf-8", errors="backslashreplace")  # noqa: SIM115
+            print_line(prefix + self.format(record))
 
     prepare_streams()
     logger = logging.getLogger("sam_runner")

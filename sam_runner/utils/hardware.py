@@ -1,4 +1,7 @@
-"""Resources of the machine, defaults that depend on them, and process-wide settings of torch and the allocator."""
+"""Resources of the machine, defaults that depend on them, and process-wide settings of torch and the allocator.
+
+The functions that need torch import it, so that a sweep can count cores without it.
+"""
 
 import contextlib
 import ctypes
@@ -7,12 +10,15 @@ import math
 import os
 import platform
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+if TYPE_CHECKING:
+    import torch
 
 log = logging.getLogger("sam_runner")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
 MAX_GPU_WORKERS = 16
+GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA, its driver in WSL, AMD, NVIDIA Jetson
 
 
 def count_usable_cores() -> int:
@@ -34,7 +40,7 @@ def _read_cpu_quota(path: Path) -> float:
         return math.inf
 
 
-def choose_num_workers(device: torch.device, num_processes: int = 1) -> int:
+def choose_num_workers(device: "torch.device", num_processes: int = 1) -> int:
     """Return the number of processes that decode images.
 
     With a GPU all cores decode, at most `MAX_GPU_WORKERS`. On a CPU a quarter of them does, since training needs the
@@ -44,7 +50,7 @@ def choose_num_workers(device: torch.device, num_processes: int = 1) -> int:
         device: The device of the run.
         num_processes: Number of training processes on this machine, which share its cores.
     """
-    cores = count_usable_cores() // num_processes
+    cores = max(1, count_usable_cores() // num_processes)
     return min(cores, MAX_GPU_WORKERS) if device.type == "cuda" else cores // 4
 
 
@@ -65,11 +71,22 @@ def choose_num_parallel_jobs(num_gpus: int, num_cores: int) -> int:
     return num_gpus or num_cores
 
 
-def choose_precision(device: torch.device) -> tuple[str, str]:
+def count_gpus() -> int:
+    """Return the number of GPUs that the process sees; torch is imported only where the system has a GPU driver."""
+    if not any(Path(name).exists() for name in GPU_DRIVERS):
+        return 0
+    import torch
+
+    return torch.cuda.device_count()
+
+
+def choose_precision(device: "torch.device") -> tuple[str, str]:
     """Return the precision for ``precision=auto`` and the reason: the fastest that keeps float32 weights and accuracy.
 
     That is bfloat16 if the hardware computes in it; otherwise float16 with a loss scaler on a GPU, float32 on a CPU.
     """
+    import torch
+
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
         if torch.cuda.is_bf16_supported(including_emulation=False):
@@ -81,7 +98,7 @@ def choose_precision(device: torch.device) -> tuple[str, str]:
     return "fp32", "this CPU has neither AVX512-BF16 nor AMX"
 
 
-def configure_torch(device: torch.device, *, tf32: bool = False, deterministic: bool = False) -> None:
+def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic: bool = False) -> None:
     """Set the process-wide options of torch for a run.
 
     Args:
@@ -90,6 +107,8 @@ def configure_torch(device: torch.device, *, tf32: bool = False, deterministic: 
         deterministic: On CUDA use only algorithms whose results are reproducible bit for bit, and do not choose the
             convolution algorithms by timing (cuDNN benchmark).
     """
+    import torch
+
     torch.backends.cudnn.allow_tf32 = tf32
     torch.backends.cuda.matmul.allow_tf32 = tf32
     torch.backends.cudnn.benchmark = not deterministic  # input sizes are constant, so each shape is timed once

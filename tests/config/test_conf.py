@@ -14,7 +14,6 @@ from sam_runner.config.experiment import load_experiment, settings_classes
 from sam_runner.config.help import list_keys, list_options
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.instantiate import locate
-from sam_runner.runs.folder import job_folder
 from sam_runner.training.build import build_run
 from sam_runner.utils.errors import InputError
 from tests.data.datasets.test_cifar import random_files, write_dataset, write_labels_file
@@ -223,28 +222,6 @@ def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
         settings = config_of(*TINY, *words, "weight_decay=0")
     run = build_run(settings)
     assert type(run.step.optimizer).__name__ == name
-
-
-@pytest.mark.parametrize(
-    ("first", "second"),
-    [
-        (["data.root=a/b"], ["data.root=a_b"]),
-        (["data.root=a b"], ["data.root=a_b"]),
-        (["seed=1"], ["seed=11"]),
-        ([f"data.root={'x' * 200}1"], [f"data.root={'x' * 200}2"]),
-        (["rho=0.1"], ["rho=0.2"]),
-    ],
-)
-def test_cells_of_a_sweep_never_share_a_folder(first, second, tmp_path):
-    names = [job_folder(tmp_path, overrides).name for overrides in (first, second)]
-    assert names[0] != names[1]
-    assert all(len(name) <= 120 and "/" not in name for name in names)
-
-
-def test_a_cell_has_the_same_folder_whatever_the_order_and_the_sweeps_name(tmp_path):
-    first = job_folder(tmp_path, ["seed=1", "rho=0.1", "sweep_name=a"])
-    assert first == job_folder(tmp_path, ["rho=0.1", "seed=1", "sweep.on_error=stop"])
-    assert first == job_folder(tmp_path, ["rho=0.1", "seed=1", "sweep_name=b"]) == tmp_path / "rho=0.1,seed=1"
 
 
 def test_a_wheel_and_a_checkout_find_the_same_conf():

@@ -85,7 +85,10 @@ def test_the_lines_of_a_hint_work_when_they_are_typed(text, key, value, tmp_path
         (HEAD + "lr: ${model}\n", "lr={...} has the wrong type"),
         (HEAD + "run_dir: ${lr\n", "${"),
         (HEAD + "hydra:\n  mode: MULTIRUN\n", "sam-train -m experiment=own dry_run=true"),
-        (HEAD + "defaults:\n  - override /hydra/launcher: joblib\n", "sam-train -m experiment=own dry_run=true"),
+        (
+            HEAD + "defaults:\n  - override /hydra/launcher: submitit_local\n",
+            "sam-train -m experiment=own dry_run=true",
+        ),
         (HEAD + "hydra:\n  sweeper:\n    params: {rho: '0.1,0.2'}\n", "sam-train -m experiment=own dry_run=true"),
         (HEAD + "defaults:\n  - /search: rho\n", "on the command line: search=NAME"),
         (HEAD + "defaults:\n  - override /search: rho\n", "on the command line: search=NAME"),
@@ -214,7 +217,9 @@ def test_the_same_settings_are_accepted_where_they_have_an_effect(monkeypatch):
     assert config_of("rank_timeout=60", "optimizer=sam", "optimizer.sync_perturbation=true").world_size == 2
 
 
-@pytest.mark.parametrize("word", ["hydra/launcher=joblib", "hydra.sweep.dir=x", "hydra.sweeper.params.rho='1,2'"])
+@pytest.mark.parametrize(
+    "word", ["hydra/launcher=submitit_local", "hydra.sweep.dir=x", "hydra.sweeper.params.rho='1,2'"]
+)
 def test_settings_of_a_sweep_without_m_are_refused(word, tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, word, *TINY)
     assert (done.returncode, "has no effect without -m" in done.stderr) == (2, True)

@@ -447,6 +447,37 @@ MUTANTS = {
         ("resume: a damaged checkpoint is used", "CheckpointFolder._load_first_intact", "fault is None", "True",
          "training/test_checkpoints.py::single_bit_flips"),
     ],
+    "sweeps.jobs": [
+        ("sweep: a setting without effect names a job", "_shared_words", "all(A)", "True",
+         "sweeps/test_jobs.py::equal_jobs_are_one"),
+        ("sweep: a job that exists gets another folder", "plan_jobs", "A.name if B else C", "C",
+         "sweeps/test_jobs.py::plan_is_lost"),
+        ("sweep: the cost ignores passes", "job_cost", "A.epochs * B", "A.epochs",
+         "sweeps/test_jobs.py::cost_of_a_job"),
+    ],
+    "runs.plan": [
+        ("sweep: two calls overwrite each other's plan", "_lock", "fcntl.flock(A, B)", "pass",
+         "sweeps/test_jobs.py::same_time"),
+        ("sweep: the last job decides the precision", "agree_on_precision", "device_type not in A", "True",
+         "sweeps/test_jobs.py::first_job_of_a_sweep"),
+    ],
+    "sweeps.outcomes": [
+        ("sweep: a job that failed before this call counts", "read_outcome", "is_own or A", "True",
+         "sweeps/test_sweep.py::outcome_of_a_job"),
+        ("sweep: a job that another call has stopped counts", "read_outcome", "A if is_own else B", "A",
+         "sweeps/test_sweep.py::outcome_of_a_job"),
+    ],
+    "sweeps.claims": [
+        ("sweep: one claim for all jobs", "claim", "int(A, 16)", "0", "sweeps/test_pool.py::claim_is_held"),
+    ],
+    "sweeps.progress": [
+        ("progress: jobs at once do not share the work", "SweepProgress.seconds_left", "A / B / running", "A / B",
+         "sweeps/test_progress.py::share_the_remaining"),
+        ("progress: epochs of earlier calls count", "JobState.paid_cost", "A - B", "A",
+         "sweeps/test_progress.py::only_the_epochs"),
+        ("progress: an epoch counts before it ends", "_read_epoch", "A - B", "A",
+         "sweeps/test_progress.py::evaluated", 1),
+    ],
     "runs.lock": [
         ("sweep: a run that was killed is still running", "", "return False", "return True",
          "sweeps/test_sweep.py::killed_run"),

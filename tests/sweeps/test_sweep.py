@@ -4,14 +4,17 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
 import time
+from datetime import datetime, timedelta, timezone
 
 import pytest
+import torch
 from hydra.errors import MissingConfigException
 from omegaconf import OmegaConf
 
@@ -21,15 +24,17 @@ from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.messages import explain
 from sam_runner.reports import report
 from sam_runner.reports.results import read_runs
-from sam_runner.runs.folder import job_folder, require_usable, write_config
+from sam_runner.runs.folder import require_usable, write_config
 from sam_runner.runs.lock import lock_folder
+from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.status import write_status
-from sam_runner.sweeps import job, outcomes, signals
+from sam_runner.sweeps import job, outcomes, signals, sweep
+from sam_runner.sweeps.jobs import plan_jobs
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.errors import InputError, RunInterrupt
-from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs
+from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs, choose_precision
 from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
-from tests.helpers import TINY, config_of, invoke
+from tests.helpers import TINY, config_of, invoke, job_config, wait_for
 
 JOB = ["optimizer=sam", "rho=0.1"]
 
@@ -62,36 +67,58 @@ def test_the_exit_code_follows_from_the_outcomes_of_the_jobs(states, code):
     assert outcomes.choose_exit_code([outcomes.JobOutcome("x", state, "") for state in states]) == code
 
 
-def test_outcomes_are_those_of_this_call(tmp_path, monkeypatch):
-    write_job_status(tmp_path / "b", "failed", error="ValueError: boom")
-    write_job_status(tmp_path / "c", "finished")
-    outcomes.record_failure(tmp_path, JOB, "refused", "no such thing", "no such thing\n  at all")
-    monkeypatch.setenv("SAM_RUNNER_STARTED", "another")
-    write_job_status(tmp_path / "a", "failed")
-    assert [outcome.name for outcome in outcomes.read_outcomes(tmp_path)] == ["a"]
+def make_job(folder, *words, number=1):
+    """A planned job of the tiny problem, and the call that runs it."""
+    (job_of,), _ = plan_jobs(folder, [(words or JOB, job_config(*TINY, *(words or JOB)))], first=number)
+    return job_of
+
+
+EARLIER = datetime(2000, 1, 1, tzinfo=timezone.utc)
+
+
+@pytest.mark.parametrize(
+    ("call", "state", "since", "expected"),
+    [
+        ("this", "failed", "later", "failed"),
+        ("this", "preempted", "later", "preempted"),
+        ("this", "running", "later", "died"),  # no process holds the lock
+        ("another", "failed", "later", None),  # it failed before this call began
+        ("another", "failed", "earlier", "failed"),
+        ("another", "preempted", "earlier", None),  # this call continues it
+        ("another", "running", "earlier", None),
+    ],
+)
+def test_the_outcome_of_a_job_for_a_call(call, state, since, expected, tmp_path, monkeypatch):
+    planned = make_job(tmp_path)
+    monkeypatch.setenv("SAM_RUNNER_STARTED", call)
+    write_job_status(planned.folder, state, error="boom")
+    (planned.folder / ".lock").write_text("")
     monkeypatch.setenv("SAM_RUNNER_STARTED", "this")
-    assert outcomes.read_outcomes(tmp_path) == [
-        ("b", "failed", "ValueError: boom"),
-        ("c", "finished", ""),
-        ("optimizer=sam rho=0.1", "refused", "no such thing"),
-    ]
+    moment = EARLIER if since == "earlier" else outcomes.now() + timedelta(seconds=1)
+    found = outcomes.read_outcome(tmp_path, planned, moment)
+    assert (found and found.state) == expected
+    (planned.folder / "result.json").write_text(json.dumps({"status": "finished"}))
+    assert outcomes.read_outcome(tmp_path, planned, moment).state == "finished"
 
 
 def test_a_refused_job_is_reported_has_a_log_and_leaves_its_own_folder_free(tmp_path):
-    outcomes.record_failure(tmp_path, JOB, "refused", "no such thing", "no such thing\n  at all")
+    planned = make_job(tmp_path)
+    outcomes.record_refusal(tmp_path, JOB, "no such thing\n  at all")
     (found,) = read_runs([tmp_path])
-    assert (found.status, found.error, found.job) == ("refused", "no such thing", "optimizer=sam rho=0.1")
+    assert (found.status, found.error, found.job) == ("refused", "no such thing\n  at all", "optimizer=sam rho=0.1")
     assert (found.folder / "run.log").read_text() == "no such thing\n  at all\n"
-    assert require_usable(job_folder(tmp_path, JOB), config_of(*TINY)) == {}
-    outcomes.clear_failure(tmp_path, JOB)
-    assert not list(tmp_path.iterdir())
+    assert outcomes.read_refusals(tmp_path) == [("optimizer=sam rho=0.1", "refused", "no such thing\n  at all")]
+    assert require_usable(planned.folder, config_of(*TINY)) == {}
+    outcomes.clear_failure(tmp_path, planned)  # it is valid now
+    assert not list(tmp_path.glob("[!.p]*"))
 
 
 def test_a_run_that_noted_its_own_end_is_not_noted_twice(tmp_path):
-    own = write_job_status(job_folder(tmp_path, JOB), "failed", error="boom")
-    outcomes.record_failure(tmp_path, JOB, "failed", "boom", "boom")
-    assert [path.name for path in tmp_path.iterdir()] == [own.name]
-    assert json.loads((own / "status.json").read_text())["job"] == "optimizer=sam rho=0.1"
+    planned = make_job(tmp_path)
+    write_job_status(planned.folder, "failed", error="boom")
+    outcomes.record_failure(tmp_path, planned, "failed", "boom", "boom")
+    assert list(tmp_path.glob("*/")) == [planned.folder]
+    assert json.loads((planned.folder / "status.json").read_text())["job"] == "optimizer=sam rho=0.1"
 
 
 def test_a_stop_is_for_one_call(tmp_path, monkeypatch):
@@ -105,9 +132,8 @@ def test_a_stop_is_for_one_call(tmp_path, monkeypatch):
 def test_the_leftovers_of_a_sweep_are_removed_and_nothing_else(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     folder = tmp_path / "outputs" / "sweeps" / "x"
-    for name in ("multirun.yaml", ".stop"):
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / name).write_text("")
+    set_stop_flag(folder, "signal")
+    (folder / "multirun.yaml").write_text("")
     (tmp_path / "outputs" / "mine").write_text("")
     outcomes.remove_leftovers(folder)
     assert [path.name for path in (tmp_path / "outputs").iterdir()] == ["mine"]
@@ -338,7 +364,7 @@ def test_signal_handlers_are_installed_again_before_each_job(tmp_path, monkeypat
     stop = contextlib.nullcontext(signals.SweepStop(lambda: seen.append("install")))
     monkeypatch.setattr(signals, "forward_signals", lambda _: stop)
     monkeypatch.setattr(report, "write_sweep_report", lambda _: None)  # saves time: no job has a run
-    invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x")
+    invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x", "sweep.jobs=auto")
     assert seen[-4:] == ["install", "job", "install", "job"]
 
 
@@ -358,17 +384,65 @@ def test_a_plugin_that_is_not_installed_is_answered_with_its_extra(missing, extr
     assert f"pip install 'sam-runner[{extra}]'" in explain(error, tmp_path, [])
 
 
-def test_a_job_that_another_call_trains_is_waited_for(tmp_path, monkeypatch, capsys):
-    words = [*TINY, "seed=0", "sweep_name=s"]
-    folder = job_folder(tmp_path / "outputs" / "sweeps" / "s", words)
+def test_a_job_of_another_call_is_left_to_it_the_others_are_run_first_and_then_it_is_waited_for(
+    tmp_path, monkeypatch, capsys
+):
+    words = [*TINY, "epochs=1", "seed=0,1", "sweep_name=s"]
+    sweep_folder = tmp_path / "outputs" / "sweeps" / "s"
+    first = [word.replace("seed=0,1", "seed=0") for word in words] + ["sweep.jobs=1"]
+    folder = make_job(sweep_folder, *first).folder
     folder.mkdir(parents=True)
     other = contextlib.ExitStack()
     other.enter_context(lock_folder(folder))
-    release = threading.Timer(2.0, other.close)
-    release.start()
+
+    def release():
+        wait_for(lambda: list(sweep_folder.glob("*seed=1*/result.json")))
+        other.close()
+
+    thread = threading.Thread(target=release)
+    thread.start()
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *words)
-    release.join()
+    thread.join()
     assert done.returncode == 0, done.stderr
-    assert "is in use by process" in done.stderr + done.stdout
-    assert (folder / "result.json").is_file()
-    assert not (folder.parent / "not_started").exists()
+    assert re.findall(r"^job (\d):", done.stdout, re.MULTILINE)[-2:] == ["2", "1"]
+    assert len(list(sweep_folder.glob("*/result.json"))) == 2
+    assert not (sweep_folder / "not_started").exists()
+
+
+def test_every_job_has_the_precision_that_the_sweep_began_with(tmp_path, monkeypatch, capsys):
+    sweep_folder = tmp_path / "outputs" / "sweeps" / "s"
+    own, _ = choose_precision(torch.device("cpu"))
+    other = "fp32" if own == "bf16" else "bf16"
+    agree_on_precision(sweep_folder, "cpu", other)
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "max_steps=1", "seed=0", "sweep_name=s")
+    assert done.returncode == 0, done.stderr
+    (environment,) = sweep_folder.glob("*/environment.json")
+    assert json.loads(environment.read_text())["resolved_precision"] == other
+    assert f"precision {other}: chosen by the first job of the sweep" in done.stdout
+    assert "precision: auto" in environment.with_name("config.yaml").read_text()
+    single = invoke(monkeypatch, capsys, tmp_path, *TINY, "max_steps=1", "run_dir=run")
+    assert single.returncode == 0, single.stderr
+    assert json.loads((tmp_path / "run" / "environment.json").read_text())["resolved_precision"] == own
+    assert single.stdout.splitlines()[-1].startswith(
+        "next: sam-eval run, tensorboard --logdir run, sam-train config=run"
+    )
+
+
+@pytest.mark.parametrize(
+    ("device", "given", "gpus", "at_once"),
+    [
+        ("auto", "auto", 0, 6), ("auto", "auto", 4, 4), ("cpu", "auto", 4, 6), ("cuda", "auto", 4, 1),
+        ("cuda:2", "auto", 4, 1), ("auto", 9, 4, 9), ("cpu", 1, 0, 1),
+    ],
+)  # fmt: skip
+def test_jobs_at_once_are_as_many_as_gpus_or_cores(device, given, gpus, at_once, monkeypatch):
+    monkeypatch.setattr(sweep, "count_gpus", lambda: gpus)
+    monkeypatch.setattr(sweep, "count_usable_cores", lambda: 6)
+    config = compose()
+    config.update({"device": device, "sweep": {"jobs": given, "on_error": "continue"}, "dry_run": False})
+    config.hydra.sweep.dir = "x"
+    assert sweep.Sweep(config).in_this_process is (at_once == 1)
+    assert sweep._choose_jobs_at_once(config, has_launcher=False) == at_once
+    search = compose(sweeper=OPTUNA | {"n_jobs": 2})
+    search.update({"device": device, "sweep": {"jobs": given}})
+    assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)

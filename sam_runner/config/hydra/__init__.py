@@ -1,6 +1,6 @@
 """All code that uses Hydra: composition, checks of Hydra's own settings, launchers and error messages.
 
-Beside this folder only `commands/train.py` imports Hydra or OmegaConf.
+Only this folder, `commands/train.py` and the sweeps import Hydra or OmegaConf.
 
 May import: utils.
 """

@@ -1,7 +1,7 @@
 """Defaults for Hydra's launchers, which run the jobs of a sweep, and for its sweeper Optuna, which chooses them.
 
 The launchers and sweepers are published plugins of Hydra. Their options keep their names and types
-(``hydra/launcher=joblib``); only the default values are changed here. `sam_runner.config.hydra.guard` refuses keys that
+(``hydra/launcher=ray``); only the default values are changed here. `sam_runner.config.hydra.guard` refuses keys that
 could run a program or create folders.
 """
 
@@ -16,20 +16,22 @@ from hydra.plugins.config_source import ConfigLoadError
 from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.hardware import count_gpus, count_usable_cores
 
 EXTRAS = {  # option: the extra of this package that installs its plugin
-    "hydra/launcher/joblib": "joblib", "hydra/launcher/submitit_local": "submitit",
-    "hydra/launcher/submitit_slurm": "submitit", "hydra/launcher/ray": "ray", "hydra/sweeper/optuna": "optuna",
+    "hydra/launcher/submitit_local": "submitit", "hydra/launcher/submitit_slurm": "submitit",
+    "hydra/launcher/ray": "ray", "hydra/sweeper/optuna": "optuna",
 }  # fmt: skip
+JOBLIB = (
+    "hydra/launcher=joblib is not used: jobs run at once without it\n"
+    "  leave it out; sweep.jobs=8 sets the number of jobs that run at once"
+)
 JOBS_FOLDER = "${hydra.sweep.dir}/.submitit/%j"  # the default of the plugin submitit
 STORAGE = "sqlite:///${folder:${hydra.sweep.dir}}/optuna.db"
-JOBS, CORES, GPUS, GPU = "${jobs_at_once:}", "${cores:}", "${gpus:}", "${gpu_each:}"
+CORES, GPUS, GPU = "${cores:}", "${gpus:}", "${gpu_each:}"
 NAMES = ("${hydra.job.name}", "${sweep_name}")
-COMPUTED = (JOBS_FOLDER, STORAGE, JOBS, CORES, GPUS, GPU, *NAMES)  # interpolations that options may contain
+COMPUTED = (JOBS_FOLDER, STORAGE, CORES, GPUS, GPU, *NAMES)  # interpolations that options may contain
 DEFAULTS: dict[str, dict[str, Any]] = {  # option: default values that replace the plugin's
-    "hydra/launcher/joblib": {
-        "n_jobs": JOBS,  # one job per GPU, or one per core without a GPU; the plugin's default: one per core
-    },
     "hydra/launcher/submitit_local": {
         "timeout_min": 7 * 24 * 60,  # in minutes; the plugin's default is one hour
     },
@@ -88,29 +90,10 @@ def register() -> None:
         with contextlib.suppress(ConfigLoadError):
             found = store.load(f"{path}.yaml")
             store.store(group=group, name=name, node=OmegaConf.merge(found.node, values), provider=found.provider)
-    OmegaConf.register_new_resolver("jobs_at_once", _jobs_at_once, replace=True)
-    OmegaConf.register_new_resolver("cores", _cores, replace=True)
-    OmegaConf.register_new_resolver("gpus", _gpus, replace=True)
-    OmegaConf.register_new_resolver("gpu_each", lambda: min(1, _gpus()), replace=True)
+    OmegaConf.register_new_resolver("cores", count_usable_cores, replace=True)
+    OmegaConf.register_new_resolver("gpus", count_gpus, replace=True)
+    OmegaConf.register_new_resolver("gpu_each", lambda: min(1, count_gpus()), replace=True)
     OmegaConf.register_new_resolver("folder", _make_folder, replace=True)
-
-
-def _jobs_at_once() -> int:
-    from sam_runner.utils.hardware import choose_num_parallel_jobs
-
-    return choose_num_parallel_jobs(_gpus(), _cores())
-
-
-def _cores() -> int:
-    from sam_runner.utils.hardware import count_usable_cores
-
-    return count_usable_cores()
-
-
-def _gpus() -> int:
-    import torch
-
-    return torch.cuda.device_count()
 
 
 def _make_folder(folder: str) -> str:
@@ -122,7 +105,7 @@ def _make_folder(folder: str) -> str:
 def prepare(hydra: DictConfig) -> None:
     """Set Ray's environment variables before a sweep, and require that a job fits into Ray's resources.
 
-    Other launchers need no preparation.
+    Other launchers need no preparation; that of joblib is refused, since jobs run at once without it.
 
     Args:
         hydra: Hydra's own settings.
@@ -130,6 +113,8 @@ def prepare(hydra: DictConfig) -> None:
     Raises:
         InputError: If a job needs more cores or GPUs than Ray has. Ray would wait for them forever.
     """
+    if str(hydra.launcher._target_).endswith(".JoblibLauncher"):
+        raise InputError(JOBLIB)
     if not is_ray(hydra):
         return
     for name, value in RAY.items():

@@ -11,7 +11,7 @@ from yaml import YAMLError
 from sam_runner.config.convert import describe_unknown_key
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.help import list_default_options, list_keys, list_options
-from sam_runner.config.hydra.launchers import EXTRAS
+from sam_runner.config.hydra.launchers import EXTRAS, JOBLIB
 
 
 def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str | None = None) -> str:
@@ -169,6 +169,8 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
         close = get_close_matches(group or missing, list(groups), 1)
         hint = f"did you mean {close[0]}?\n  " if close else ""
         return f"there is no group {group or missing}\n  {hint}groups: {', '.join(groups)}"
+    if missing == "hydra/launcher/joblib":
+        return JOBLIB
     if missing in EXTRAS:
         return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
     lines = [f"{group}={name}: there is no such option"]

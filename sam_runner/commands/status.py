@@ -1,0 +1,81 @@
+"""`sam-status`: how far sweeps and runs are. Imports no torch."""
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from sam_runner.commands.arguments import Parser, path
+from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.runs.folder import SETTINGS
+from sam_runner.runs.plan import PLAN
+from sam_runner.runs.result import read_finished_result, summarise_result
+from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.yaml import read_yaml
+
+
+def main() -> int:
+    """Run `sam-status FOLDER...`. Returns the exit code."""
+    return run_command(status)
+
+
+def status(arguments: list[str]) -> int:
+    """Print how far some sweeps and runs are."""
+    parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
+    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="folders of sweeps or runs")
+    for folder in parser.parse(arguments).folders:
+        lines = describe_sweep(folder) if (folder / PLAN).is_file() else describe_run(folder)
+        for line in lines:
+            print(line)
+    return DONE
+
+
+def describe_sweep(folder: Path) -> Iterator[str]:
+    """Yield a line about a sweep, and one about each job that runs or has ended without a result.
+
+    Args:
+        folder: Folder of the sweep.
+    """
+    progress = SweepProgress(folder)
+    progress.update()
+    yield f"{folder}: {progress.line()}"
+    for job in progress.states:
+        if job.state not in ("waiting", "finished"):
+            yield f"  {_describe(job)}"
+    if progress.count("finished") < len(progress.states) and not progress.count("running"):
+        yield f"  nothing is running; the same command with sweep_name={folder.name} continues the sweep"
+
+
+def describe_run(folder: Path) -> Iterator[str]:
+    """Yield a line about a run.
+
+    Args:
+        folder: The run folder.
+
+    Raises:
+        InputError: If the folder holds neither a sweep nor a run.
+    """
+    if not (folder / SETTINGS).is_file():
+        raise InputError(
+            f"{folder} holds neither a sweep nor a run\n  give the folder of a sweep, outputs/sweeps/<sweep_name>, or"
+            " of a run"
+        )
+    settings = read_yaml(folder / SETTINGS)
+    epochs = settings.get("epochs", 1) if isinstance(settings, dict) else 1
+    job = read_state(folder, epochs)
+    result = read_finished_result(folder)
+    yield _describe(job) if result is None else f"{_describe(job)}: {summarise_result(result)}"
+
+
+def _describe(job: JobState) -> str:
+    """Return state, name and progress of a run; for one that runs also when it ends and where it runs."""
+    details: dict[str, Any] = job.status or {}
+    parts = [f"{job.state:11} {job.name}"]
+    if job.state not in ("finished", "failed", "refused", "not run"):
+        parts.append(f"epoch {job.done} of {job.epochs}")
+    if job.state == "running":
+        if job.paid_cost and job.seconds:
+            parts.append(f"about {format_duration(job.remaining_cost * job.seconds / job.paid_cost)} left")
+        parts.append(f"process {details.get('pid')} on {details.get('host')}")
+    error = str(details.get("error", "")).partition("\n")[0]
+    return ", ".join([*parts, *filter(None, [error])])

@@ -1,0 +1,199 @@
+"""A sweep in one call of the command: plans its jobs, trains them or hands them to a launcher."""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import nullcontext
+from pathlib import Path
+from typing import Any
+
+from sam_runner.config.experiment import ExperimentConfig, load_experiment
+from sam_runner.config.hydra import launchers
+from sam_runner.config.hydra.compose import plain_settings
+from sam_runner.config.hydra.handover import ComposedJob, HandOver
+from sam_runner.config.rules import require_files
+from sam_runner.runs.plan import PlanEntry
+from sam_runner.runs.result import read_finished_result, summarise_result
+from sam_runner.sweeps.job import Call, train_jobs
+from sam_runner.sweeps.jobs import Job, Typed, job_cost, plan_jobs
+from sam_runner.sweeps.outcomes import (
+    JobOutcome,
+    now,
+    read_objective,
+    read_outcome,
+    read_refusals,
+    record_failure,
+    record_refusal,
+)
+from sam_runner.sweeps.pool import train_at_once
+from sam_runner.sweeps.progress import SweepProgress, show_progress
+from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
+from sam_runner.utils.console import is_distributed, is_main_process, report_exception
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.hardware import choose_num_parallel_jobs, count_gpus, count_usable_cores
+
+log = logging.getLogger("sam_runner")
+
+
+class Sweep:
+    """The jobs of one call of the command.
+
+    Args:
+        config: The first configuration that Hydra has composed, with Hydra's own settings.
+
+    Attributes:
+        folder: Folder of the sweep.
+        jobs: The distinct jobs so far; a search adds to them.
+        num_failed_plans: Number of jobs of a dry run that failed.
+
+    Raises:
+        InputError: If ``sweep.jobs`` does not fit the launcher.
+    """
+
+    def __init__(self, config: Any) -> None:
+        self.folder = Path(config.hydra.sweep.dir)
+        self.jobs: list[Job] = []
+        self.num_failed_plans = 0
+        self._is_dry, self._is_search = bool(config.dry_run), launchers.is_search(config.hydra)
+        self._has_launcher = launchers.in_subprocesses(config.hydra) and not self._is_dry
+        self._call = Call(self.folder, now(), config.sweep.on_error == "stop")
+        self._jobs_at_once = 1 if self._is_dry else _choose_jobs_at_once(config, has_launcher=self._has_launcher)
+
+    @property
+    def in_this_process(self) -> bool:
+        """Whether the jobs are trained one after the other in this process."""
+        return not self._has_launcher and self._jobs_at_once == 1
+
+    def run(self, composed: Iterable[ComposedJob], hand_over: HandOver) -> list[float | None]:
+        """Run a batch of jobs.
+
+        Args:
+            composed: The jobs as Hydra's sweeper has chosen them.
+            hand_over: Runs the jobs at some positions of `composed` by Hydra's own launcher.
+
+        Returns:
+            The objective of each job in a search, else None.
+        """
+        valid: list[tuple[Typed, ExperimentConfig]] = []
+        positions: list[int] = []
+        num_composed = 0
+        for position, job in enumerate(composed):
+            num_composed += 1
+            config = self._validate(job)
+            if config is not None:
+                valid.append((job.overrides, config))
+                positions.append(position)
+        if len(valid) < num_composed and self._call.stop_on_error and not self._is_dry and is_main_process():
+            set_stop_flag(self.folder, "failure")
+        if not valid:
+            return [None] * num_composed
+        write = is_main_process() and not self._is_dry
+        jobs, job_of = plan_jobs(self.folder, valid, first=len(self.jobs) + 1, write=write)
+        self.jobs += jobs
+        if len(jobs) < len(valid):
+            log.info("%d jobs, %d of them distinct: equal jobs run once", len(valid), len(jobs))
+        if self._is_dry:
+            self._describe(jobs)
+            return [None] * num_composed
+        with nullcontext() if is_distributed() else self._show_progress():
+            self._train(jobs, lambda chosen: hand_over([positions[job_of.index(number)] for number in chosen]))
+        if read_stop_flag(self.folder) == "failure" and is_main_process():
+            self._record_jobs_not_run(jobs)
+        objectives: list[float | None] = [None] * num_composed
+        if self._is_search:
+            for position, number in zip(positions, job_of, strict=True):
+                objectives[position] = read_objective(jobs[number])
+        return objectives
+
+    def _validate(self, job: ComposedJob) -> ExperimentConfig | None:
+        """Return the settings of a job, None if they are refused, which is recorded."""
+        try:
+            config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
+            require_files(config)
+        except InputError as error:
+            message, _ = report_exception(error)
+            self.num_failed_plans += self._is_dry
+            if not self._is_dry and is_main_process():
+                record_refusal(self.folder, job.overrides, message)
+            return None
+        return config.with_absolute_paths()
+
+    def _describe(self, jobs: Sequence[Job]) -> None:
+        """Print the plan of each job."""
+        from sam_runner.runs.start import start_run
+
+        for job in jobs:
+            log.info("job %d: %s", job.number, job.folder.name)
+            try:
+                start_run(job.config, job.overrides, job.folder)
+            except Exception as error:
+                report_exception(error)
+                self.num_failed_plans += 1
+
+    def _train(self, jobs: Sequence[Job], hand_over: Callable[[Sequence[int]], object]) -> None:
+        """Train the jobs that have not finished."""
+        if is_distributed():
+            train_jobs(jobs, self._call)
+            return
+        unfinished = []
+        for number, job in enumerate(jobs):
+            result = read_finished_result(job.folder)
+            if result is None:
+                unfinished.append(number)
+            else:
+                log.info("already finished: %s  %s", job.folder, summarise_result(result))
+        if not unfinished or read_stop_flag(self.folder):
+            return
+        if self._has_launcher:
+            hand_over(unfinished)
+            return
+        chosen = [jobs[number] for number in unfinished]
+        if self.in_this_process:
+            train_jobs(chosen, self._call)
+            return
+        share = min(self._jobs_at_once, len(jobs))
+        call = Call(self.folder, self._call.since, self._call.stop_on_error, numbered_lines=True)
+        num_workers = min(share, len(chosen))
+        cores = count_usable_cores()
+        log.info("%d jobs at once (sweep.jobs), %d of %d cores each", num_workers, max(1, cores // share), cores)
+        train_at_once(chosen, call, num_workers, share)
+
+    def _show_progress(self) -> Any:
+        entries = [
+            PlanEntry(job.fingerprint, job.folder.name, (), job.config.epochs, job_cost(job.config))
+            for job in self.jobs
+        ]
+        return show_progress(SweepProgress(self.folder, lambda: entries), lambda line: log.info("%s", line))
+
+    def _record_jobs_not_run(self, jobs: Sequence[Job]) -> None:
+        error = "an earlier job failed, and sweep.on_error=stop"
+        for job in jobs:
+            if read_outcome(self.folder, job, self._call.since) is None:
+                record_failure(self.folder, job, "not run", error, error)
+
+    def outcomes(self) -> list[JobOutcome]:
+        """Return how the jobs of this call ended, those with refused settings last."""
+        found = [(job, read_outcome(self.folder, job, self._call.since)) for job in self.jobs]
+        outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in found]
+        return [*outcomes, *read_refusals(self.folder)]
+
+
+def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:
+    """Return how many jobs run at once on this machine.
+
+    Raises:
+        InputError: If a number is given where it has no effect.
+    """
+    given = config.sweep.jobs
+    if is_distributed() or has_launcher:
+        if given not in ("auto", 1 if is_distributed() else "auto"):
+            reason = "torchrun runs one job at a time" if is_distributed() else "a launcher decides how many jobs run"
+            raise InputError(f"sweep.jobs={given} has no effect: {reason}\n  leave sweep.jobs out")
+        return 1
+    if given != "auto":
+        jobs = int(given)
+    elif str(config.device).startswith("cuda"):  # one GPU for all jobs
+        jobs = 1
+    else:
+        num_gpus = count_gpus() if config.device == "auto" else 0
+        jobs = choose_num_parallel_jobs(num_gpus, count_usable_cores())
+    return min(jobs, int(config.hydra.sweeper.n_jobs)) if launchers.is_search(config.hydra) else jobs

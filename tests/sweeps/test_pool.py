@@ -1,0 +1,127 @@
+"""Jobs of a sweep in several processes of this machine."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+
+import pytest
+
+from sam_runner.sweeps.claims import claim
+from tests.helpers import TINY, command, invoke, wait_for
+
+LONG = (*TINY, "epochs=100000", "log_every=1000")
+pytestmark = pytest.mark.timeout(300)
+
+
+def sweep_folder(tmp_path):
+    return tmp_path / "outputs" / "sweeps" / "x"
+
+
+def read_states(folder):
+    return sorted(json.loads(path.read_text())["status"] for path in folder.glob("*/status.json"))
+
+
+def start_sweep(folder, *arguments, **options):
+    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "sam_runner", "-m", *arguments, "sweep_name=x", "sweep.jobs=2"], cwd=folder,
+        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options,
+    )  # fmt: skip
+
+
+def wait_for_training(tmp_path, count):
+    wait_for(lambda: len(list(sweep_folder(tmp_path).glob("*/metrics.jsonl"))) >= count)
+
+
+def worker_ids(folder):
+    return [json.loads(path.read_text())["pid"] for path in folder.glob("*/status.json")]
+
+
+def is_alive(process_id):
+    try:
+        os.kill(process_id, 0)
+    except ProcessLookupError:
+        return False
+    return True
+
+
+def test_jobs_at_once_have_the_results_of_jobs_one_after_the_other(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "optimizer=sgd,sam", "rho=0.05,0.1", "precision=fp32"]
+    done = command("-m", *words, "sweep_name=x", "sweep.jobs=2", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "4 jobs, 3 of them distinct: equal jobs run once\n2 jobs at once (sweep.jobs)" in done.stdout
+    assert done.stdout.splitlines()[-1].startswith("next: open outputs/sweeps/x/report.html")
+    assert re.search(r"^\[2\] epoch 2/2 ", done.stdout, re.MULTILINE)
+    environments = [json.loads(path.read_text()) for path in sweep_folder(tmp_path).glob("*/environment.json")]
+    assert [found["threads"] for found in environments] == [1, 1, 1]
+    assert {found["resolved_precision"] for found in environments} == {"fp32"}
+    alone = invoke(monkeypatch, capsys, tmp_path, "-m", *words, "sweep_name=one", "sweep.jobs=1")
+    assert alone.returncode == 0, alone.stderr
+    for path in sweep_folder(tmp_path).glob("*/metrics.jsonl"):
+        other = sweep_folder(tmp_path).parent / "one" / path.parent.name / path.name
+        assert path.read_bytes() == other.read_bytes()
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_ends_its_own_job_only(tmp_path):
+    process = start_sweep(tmp_path, *LONG, "seed=0,1,2")
+    wait_for_training(tmp_path, 2)
+    os.kill(worker_ids(sweep_folder(tmp_path))[0], signal.SIGKILL)
+    wait_for_training(tmp_path, 3)  # another process takes the next job
+    process.send_signal(signal.SIGTERM)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert read_states(sweep_folder(tmp_path)) == ["preempted", "preempted", "running"]
+    assert "a process of the sweep was ended by SIGKILL" in output
+    assert errors.count("error: died: ") == 1
+    assert "Traceback" not in errors
+    assert output.splitlines()[-1].startswith("next: the same command runs what is missing")
+    assert not list(sweep_folder(tmp_path).glob(".stop*"))
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_a_terminal_saves_every_job(tmp_path):
+    process = start_sweep(tmp_path, *LONG, "seed=0,1")
+    wait_for_training(tmp_path, 2)
+    os.killpg(process.pid, signal.SIGINT)
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (130, "")
+    assert set(read_states(sweep_folder(tmp_path))) <= {"interrupted", "preempted"}
+    assert len(list(sweep_folder(tmp_path).glob("*/checkpoints/step-*.pt"))) >= 2
+
+
+@pytest.mark.slow
+def test_jobs_end_with_the_sweep_that_is_killed_and_two_calls_finish_it_together(tmp_path):
+    words = [*TINY, "epochs=40", "optimizer=sgd,sam", "rho=0.05,0.1", "seed=0,1"]
+    process = start_sweep(tmp_path, *words)
+    wait_for_training(tmp_path, 2)
+    process.kill()
+    process.communicate()
+    ids = worker_ids(sweep_folder(tmp_path))
+    calls = [start_sweep(tmp_path, *words) for _ in range(2)]
+    outputs = [call.communicate(timeout=200) for call in calls]
+    assert [call.returncode for call in calls] == [0, 0], outputs
+    assert not any(map(is_alive, ids))
+    assert len(list(sweep_folder(tmp_path).glob("*/result.json"))) == 6
+    assert all(errors == "" for _, errors in outputs)
+    log = "".join(path.read_text() for path in sweep_folder(tmp_path).glob("*/run.log"))
+    assert log.count(" finished: ") == 6  # no job was trained twice
+
+
+def test_a_claim_is_held_by_one_process_and_each_job_has_its_own(tmp_path):
+    code = (
+        "import sys; from pathlib import Path; from sam_runner.sweeps.claims import claim\n"
+        "with claim(Path(sys.argv[1]), sys.argv[2]) as held: print(held)"
+    )
+
+    def ask(fingerprint):
+        words = [sys.executable, "-c", code, str(tmp_path), fingerprint]
+        return subprocess.run(words, capture_output=True, text=True, check=True).stdout.strip()
+
+    with claim(tmp_path, "ffffffffffff") as held:
+        assert held
+        assert (ask("ffffffffffff"), ask("fffffffffffe")) == ("False", "True")
+    assert ask("ffffffffffff") == "True"

@@ -1,0 +1,128 @@
+"""How far a sweep is: the line that it shows, sam-status, and the estimate of the remaining time."""
+
+import json
+import re
+import subprocess
+import sys
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+from sam_runner.commands import status as status_command
+from sam_runner.runs.plan import PlanEntry, extend_plan
+from sam_runner.runs.status import write_status
+from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
+from tests.helpers import invoke
+from tests.run_folders import lay
+
+
+def lay_job(sweep, name, status="", epoch=0, **details):
+    """Plan a job of 4 epochs with SAM, and write its status and the last row of its metrics."""
+    extend_plan(sweep, lambda _: [PlanEntry(name, name, (), 4, 8)])
+    if status:
+        (sweep / name).mkdir()
+        write_status(sweep / name, status, **details)
+        row = {"step": 1, "epoch": epoch, "test/nll": 0.0}
+        (sweep / name / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(row) + "\n")
+        if status == "finished":
+            (sweep / name / "result.json").write_text(json.dumps({"status": "finished"}))
+
+
+def progress_of(sweep):
+    progress = SweepProgress(sweep)
+    progress.update()
+    return progress
+
+
+def test_the_line_counts_the_jobs_and_estimates_the_time(tmp_path):
+    lay_job(tmp_path, "a", "finished", 4, seconds=100.0)  # 8 units in 100 s
+    began = (datetime.now(timezone.utc) - timedelta(seconds=60)).isoformat()
+    lay_job(tmp_path, "b", "running", 2, time=began)  # 4 units in 60 s, 4 are left
+    lay_job(tmp_path, "c", "failed", 1, error="no")
+    lay_job(tmp_path, "d")  # 8 units are left
+    progress = progress_of(tmp_path)
+    assert progress.seconds_left == pytest.approx((4 + 8) / (12 / 160), rel=0.02)
+    assert progress.line() == "job 3 of 4, 1 finished, 1 failed, about 3 min left"
+
+
+def test_jobs_that_run_at_once_share_the_remaining_work(tmp_path):
+    began = (datetime.now(timezone.utc) - timedelta(seconds=100)).isoformat()
+    for name in ("a", "b"):
+        lay_job(tmp_path, name, "running", 2, time=began, call="other")  # half of the work in 100 s each
+    assert progress_of(tmp_path).seconds_left == pytest.approx(100, rel=0.02)
+
+
+def test_only_the_epochs_of_this_call_count_for_the_speed():
+    began = JobState("x", "running", 10, done=6, cost=10.0, seconds=20.0, from_epoch=5)
+    assert (began.paid_cost, began.remaining_cost) == (1.0, 4.0)
+
+
+def test_the_line_at_the_start_and_at_the_end(tmp_path):
+    lay_job(tmp_path, "a")
+    assert progress_of(tmp_path).line() == "1 jobs, 0 finished"
+    assert progress_of(tmp_path).seconds_left is None
+    lay_job(tmp_path, "b", "finished", 4)
+    assert progress_of(tmp_path).line() == "job 1 of 2, 1 finished"
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (89, "89 s"), (720, "12 min"), (5340, "89 min"), (3600 * 3.54, "3.5 h"), (86400 * 2.1, "2.1 days")],
+)
+def test_durations_have_about_two_digits(seconds, text):
+    assert format_duration(seconds) == text
+
+
+def test_an_epoch_counts_when_it_has_been_evaluated(tmp_path):
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 3, "train/loss": 1.0}\n')
+    write_status(tmp_path, "preempted")
+    assert read_state(tmp_path, 4).done == 2
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 3, "test/nll": 1.0}\n')
+    assert read_state(tmp_path, 4).done == 3
+    (tmp_path / "metrics.jsonl").write_text('{"epo')
+    assert read_state(tmp_path, 4).done == 0
+
+
+def test_sam_status_tells_of_a_sweep_what_runs_and_what_failed(tmp_path, monkeypatch, capsys):
+    sweep = tmp_path / "first"
+    lay_job(sweep, "a", "finished", 4)
+    lay_job(sweep, "b", "failed", 1, error="boom\nmore")
+    lay_job(sweep, "c", "running", 2, host="elsewhere", pid=7)
+    lay_job(sweep, "d")
+    done = invoke(monkeypatch, capsys, tmp_path, "first", entry=status_command.main)
+    assert done.returncode == 0
+    lines = done.stdout.splitlines()
+    assert re.fullmatch(
+        r"first: job 3 of 4, 1 finished, 1 failed, 1 running in another call, about \d+ s left", lines[0]
+    )
+    assert lines[1] == "  failed      b, boom"
+    assert re.fullmatch(r"  running     c, epoch 2 of 4, about \d+ s left, process 7 on elsewhere", lines[2])
+    assert len(lines) == 3
+
+
+def test_sam_status_says_how_to_continue_what_nothing_runs(tmp_path, monkeypatch, capsys):
+    lay_job(tmp_path / "first", "a", "preempted", 2)
+    done = invoke(monkeypatch, capsys, tmp_path, "first", entry=status_command.main)
+    assert done.stdout.splitlines()[1:] == [
+        "  preempted   a, epoch 2 of 4",
+        "  nothing is running; the same command with sweep_name=first continues the sweep",
+    ]
+
+
+def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys):
+    lay(tmp_path / "run", accuracy=0.75)
+    done = invoke(monkeypatch, capsys, tmp_path, "run", entry=status_command.main)
+    assert done.stdout == "finished    run: test/accuracy 0.7500, test/nll 0.2500, 0 images/s\n"
+    refused = invoke(monkeypatch, capsys, tmp_path, ".", entry=status_command.main)
+    assert refused.returncode == 2
+    assert "holds neither a sweep nor a run" in refused.stderr
+
+
+def test_sam_status_answers_without_torch(tmp_path):
+    lay_job(tmp_path / "first", "a")
+    code = (
+        "import sys; from sam_runner.commands.status import main; main()\n"
+        "heavy = {'torch', 'numpy', 'hydra', 'pandas'} & {*sys.modules}; sys.exit(f'imported: {heavy}' if heavy else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "first"], cwd=tmp_path, capture_output=True, check=False)
+    assert done.returncode == 0, done.stderr
