@@ -120,4 +120,7 @@ def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int
     values = runs.set_index("seed").groupby("group")[metric]
     differences = (values.get_group(group) - values.get_group(baseline)).dropna()
     summary = aggregate(pd.DataFrame({"group": 0, metric: differences}), metric)
-    return Difference(*summary.loc[0]) if len(summary) else Difference(0, math.nan, math.nan)
+    if summary.empty:
+        return Difference(0, math.nan, math.nan)
+    n, mean, half_width = summary.loc[0]
+    return Difference(int(n), float(mean), float(half_width))

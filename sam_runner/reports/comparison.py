@@ -144,7 +144,7 @@ class Fit:
     def __str__(self) -> str:
         if math.isnan(self.accuracy):
             return "-"
-        wrong = "" if math.isnan(self.memorised) else f", {self.memorised:.0%} of wrong labels"
+        wrong = "" if math.isnan(self.memorised) else f" ({self.memorised:.0%} of wrong)"
         return f"{self.accuracy:.1%}{wrong}"
 
     @property

@@ -223,12 +223,12 @@ class Report:
         if self.baseline is not None:
             _, found = differences.get(group, (None, None))
             is_baseline = self.baseline.contains(self.groups.loc[group].to_dict())
-            cells[f"minus {self.baseline}"] = "baseline" if is_baseline else _difference(found)
+            cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _difference(found)
             cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
             for cost in ("cost", "seconds"):
                 costs = mean_costs(self.runs, cost)
                 if costs.notna().any() and cost in (self.baseline.against or "cost"):
-                    title = {"cost": "gradient evaluations", "seconds": "training seconds"}[cost]
+                    title = {"cost": "gradients", "seconds": "seconds"}[cost]
                     cells[title] = "-" if pd.isna(costs[group]) else f"{costs[group]:,.0f}"
         if any(str(fit) != "-" for fit in self.fits.values()):
             cells["fit"] = str(self.fits[group])
@@ -258,7 +258,7 @@ class Report:
         if self.baseline is not None:
             at = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}[self.against]
             notes.append(
-                f"minus {self.baseline}: mean difference{at} of runs with the same seed, with its 95% interval (paired"
+                f"difference to {self.baseline}: mean{at} over pairs of runs with the same seed, and its 95% interval (paired"
                 " t-test); if the interval does not contain 0, the difference is significant at the 5% level."
             )
             if len(self.differences) > 1:

@@ -14,7 +14,7 @@ from sam_runner.reports.rerun import typed_command
 from sam_runner.reports.results import RunRecord, setting_columns
 from sam_runner.reports.tables import column_title, format_value, printable
 
-NOT_RECORDED = "not recorded by this version"
+NOT_RECORDED = "not recorded (runs of an earlier version)"
 
 
 @dataclass(frozen=True)
@@ -83,10 +83,14 @@ def _range(numbers: Iterable[int]) -> str:
 
 def _describe_component(component: Component, group: str) -> str:
     """Return the last part of a component's target and its arguments."""
-    values = ((name, value) for name, facts, value in walk(component) if facts.in_reports and value is not None)
-    arguments = [f"{name} {format_value(value)}" for name, value in values if isinstance(value, bool | int | float | str)]
-    name = str(component._target_).rpartition(".")[2]
-    return ", ".join([name, *arguments]) if group != "data" else name
+    values = [(name, value) for name, facts, value in walk(component) if facts.in_reports and value is not None]
+    arguments = [
+        f"{name} {format_value(value)}"
+        for name, value in values
+        if name != "_target_" and isinstance(value, bool | int | float | str)
+    ]
+    name = component.target.rpartition(".")[2]
+    return name if group == "data" or not arguments else f"{name} ({', '.join(arguments)})"
 
 
 def _per_value(
@@ -195,7 +199,8 @@ def _describe_source(run: RunRecord) -> str:
 def _describe_time(records: Sequence[RunRecord]) -> str:
     """Return the dates at which runs ended, and how long training took."""
     ends = sorted(str(run.status_json["time"])[:16].replace("T", " ") for run in records if "time" in run.status_json)
-    days = f"runs ended {ends[0]} to {ends[-1]} UTC" if ends else ""
+    same_day = bool(ends) and ends[0][:10] == ends[-1][:10]
+    days = f"runs ended {ends[0]} to {ends[-1][11:] if same_day else ends[-1]} UTC" if ends else ""
     finished = [run.result for run in records if run.status == "finished"]
     seconds = pd.Series([result["training_seconds"] for result in finished if "training_seconds" in result], dtype=float)
     if len(seconds):
