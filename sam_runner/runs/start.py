@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
@@ -15,6 +16,7 @@ from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.torchrun import join_process_group
+from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import describe_data, describe_run
 from sam_runner.runs.environment import compare_environment, write_environment
 from sam_runner.runs.folder import SETTINGS, job_folder, new_run_folder, require_usable, write_config
@@ -74,7 +76,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), sweep_fol
         # The main process prepares the folder; an error there is raised in all processes.
         context.on_main(lambda: _prepare_folder(folder, config, changes, stack, sweep_folder))
         try:
-            _train(run, folder, config, stop)
+            _train(run, folder, config, stop, overrides)
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
@@ -145,7 +147,7 @@ def _prepare_folder(
         log.warning("%s", ": ".join(filter(None, [f"{name} changed, {change}", facts[name].on_resume])))
 
 
-def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) -> None:
+def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest, overrides: Sequence[str]) -> None:
     """Train a run in its folder, which this process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
@@ -177,12 +179,14 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest) 
         write_status(folder, "running")
         num_bytes = logger_states.get("jsonl", 0)
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
+        if state is None:
+            loggers.text("run", describe_facts(run, config, folder, overrides))
 
     run.context.on_main(open_folder)
     schedule = CheckpointSchedule(options.every_steps, options.every_seconds, options.min_interval)
     try:
         fit(run, Outputs(loggers, checkpoints), progress, stop, schedule)
-        loggers.hparams(config.flat(), progress.last_metrics)
+        loggers.hparams(chosen_settings(config, overrides), progress.last_metrics, swept_settings(sys.argv))
     finally:
         loggers.close()
     if not run.context.is_main:
