@@ -45,7 +45,9 @@ def report(arguments: list[str]) -> int:
     if given.paper:
         for option in ("metric", "select", "by", "baseline", "against"):
             if getattr(given, option):
-                raise InputError(f"--{option} has no effect with --paper: the table has its own\n  leave one of them out")
+                raise InputError(
+                    f"--{option} has no effect with --paper: the table has its own\n  leave one of them out"
+                )
         return _compare_with_paper(given.folders, given.paper, out)
     from sam_runner.reports.report import make_report, write_report
 

@@ -2,7 +2,7 @@
 
 import dataclasses
 import math
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -89,6 +89,12 @@ def student_t(degrees_of_freedom: pd.Series) -> pd.Series:
     return quantiles
 
 
+def rows_by_group(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
+    """Return the rows of a table that is indexed by group, as dictionaries."""
+    rows = zip(table.index.to_list(), table.to_dict("records"), strict=True)
+    return {int(group): {str(name): value for name, value in row.items()} for group, row in rows}
+
+
 class Difference(NamedTuple):
     """The mean difference of pairs of runs with the same seed.
 
@@ -122,5 +128,5 @@ def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int
     summary = aggregate(pd.DataFrame({"group": 0, metric: differences}), metric)
     if summary.empty:
         return Difference(0, math.nan, math.nan)
-    n, mean, half_width = summary.loc[0]
-    return Difference(int(n), float(mean), float(half_width))
+    row = rows_by_group(summary)[0]
+    return Difference(int(row["n"]), float(row["mean"]), float(row["half_width"]))

@@ -9,7 +9,7 @@ import pandas as pd
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.reports.aggregate import METHOD_SETTINGS, Difference, aggregate, paired_difference
+from sam_runner.reports.aggregate import METHOD_SETTINGS, Difference, aggregate, paired_difference, rows_by_group
 from sam_runner.reports.tables import format_value
 from sam_runner.utils.errors import InputError
 
@@ -26,7 +26,7 @@ class Baseline:
 
     Attributes:
         settings: Settings of the baseline, as text by name, e.g. ``{"optimizer": "sgd"}``.
-        against: "" to compare at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
+        against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
     """
 
     settings: Mapping[str, str]
@@ -52,7 +52,8 @@ def parse_baseline(text: str, groups: pd.DataFrame) -> dict[str, str]:
     Raises:
         InputError: Where a setting is not one of the columns of `groups`, or no group has the values.
     """
-    settings = dict(word.split("=", 1) if "=" in word else (word, "") for word in text.split(","))
+    pairs = (word.partition("=") for word in text.split(","))
+    settings = {name: value for name, _, value in pairs}
     for name, value in settings.items():
         if name not in groups:
             accepted = ", ".join(map(str, groups.columns)) or "none: all runs have the same settings"
@@ -60,7 +61,7 @@ def parse_baseline(text: str, groups: pd.DataFrame) -> dict[str, str]:
         if not any(_is_value(found, value) for found in groups[name]):
             values = ", ".join(f"{name}={format_value(found, name)}" for found in groups[name].unique())
             raise InputError(f"--baseline {text}: no run has {name}={value}\n  accepted: {values}")
-    if not any(Baseline(settings).contains(row) for row in groups.to_dict("records")):
+    if not any(Baseline(settings).contains(row) for row in rows_by_group(groups).values()):
         raise InputError(f"--baseline {text}: no run has all of these settings\n  give fewer of them")
     return settings
 
@@ -85,7 +86,7 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
         baseline: The baseline.
         costs: Mean cost of the groups, indexed by group; NaN where it is unknown.
     """
-    rows = {int(group): row for group, row in settings.to_dict("index").items()}
+    rows = rows_by_group(settings)
     compared = [str(name) for name in settings if name not in baseline.ignored]
     bases = [group for group, row in rows.items() if baseline.contains(row)]
     found = {}
@@ -158,7 +159,7 @@ class Fit:
 def measure_fit(runs: pd.DataFrame, groups: Collection[int]) -> dict[int, Fit]:
     """Return how far each group has fitted its training labels."""
     means = [
-        aggregate(runs, tag)["mean"] if tag in runs else pd.Series(math.nan, groups)
+        aggregate(runs, tag)["mean"] if tag in runs else pd.Series(math.nan, list(groups), dtype=float)
         for tag in ("train/accuracy", "train/memorised")
     ]
     return {group: Fit(*(float(mean[group]) for mean in means)) for group in groups}

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-import pandas as pd
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from sam_runner.reports.plots import INK, Plot
 from sam_runner.reports.report import LEFT_ALIGNED, Report
+from sam_runner.reports.results import RunRecord
 from sam_runner.reports.tables import printable
 
 TEMPLATES = Path(__file__).with_name("templates")
@@ -39,13 +39,13 @@ def render_page(report: Report, title: str, plots: Sequence[Plot], folder: Path)
         rows=[(group in report.best, cells) for group, cells in enumerate(report.table.to_numpy().tolist())],
         choice_rows=report.choice_table.to_numpy().tolist(),
         left_aligned=LEFT_ALIGNED | report.text_columns,
-        runs=[_describe_run(row, folder) for row in report.results.to_dict("records")],
+        runs=[_describe_run(record, folder) for record in report.records],
         plots=plots,
     )
 
 
 def _inline_svg(plot: Plot) -> Markup:
-    """Return a plot as an element of the page, in the page's font and colour of text; matplotlib has escaped its text."""
+    """Return a plot as an element of the page, in its font and colour of text; matplotlib has escaped the labels."""
     svg = plot.files["svg"].decode()
     svg = svg[svg.index("<svg") :].replace(INK, "currentColor")
     svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.S)
@@ -53,14 +53,12 @@ def _inline_svg(plot: Plot) -> Markup:
     return Markup(svg.replace("<svg", Markup('<svg role="img" aria-label="{}"').format(plot.title), 1))
 
 
-def _describe_run(row: dict[str, object], folder: Path) -> dict[str, str]:
+def _describe_run(record: RunRecord, folder: Path) -> dict[str, str]:
     """Return name, link, status and seed of a run."""
-    path = str(row["folder"])
-    link = os.path.relpath(os.path.abspath(path), os.path.abspath(folder))
-    seed = row["seed"]
+    link = os.path.relpath(os.path.abspath(record.folder), os.path.abspath(folder))
     return {
-        "name": printable(Path(path).name),
+        "name": printable(record.folder.name),
         "link": "./" + quote(link.encode("utf-8", "surrogateescape")),
-        "status": printable(str(row["status"])),
-        "seed": "" if pd.isna(seed) else str(seed),  # type: ignore[call-overload]
+        "status": printable(record.status),
+        "seed": "" if record.config is None else str(record.config.seed),
     }

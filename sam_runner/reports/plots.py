@@ -6,23 +6,25 @@ Each group of runs, an arm of the comparison, has one colour, marker and line st
 import io
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from functools import partial
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sam_runner.reports.report import Report, ranking_sign
+from sam_runner.reports.aggregate import ranking_sign
+from sam_runner.reports.report import Report
 from sam_runner.reports.results import read_curve
 from sam_runner.reports.tables import column_title, settings_label
 
 plt.switch_backend("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")  # Okabe and Ito, and grey
 MARKERS = ("o", "s", "^", "D", "v")
-DASHES = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
 INK = "#1b1f24"  # of axes and text; the page replaces it by the colour of its text
-STYLE = {
+STYLE: dict[Any, Any] = {
     "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
     "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6,
@@ -80,13 +82,13 @@ def draw_plots(report: Report) -> list[Plot]:
             if not (groups[name] > 0).all():
                 caption += f" Horizontal lines: runs without {name}, with their interval as a band."
             title = f"{report.metric} against {column_title(name)}"
-            plots.append(_draw(name, title, caption, lambda axes, name=name: plot_against(axes, report, name)))
+            plots.append(_draw(name, title, caption, partial(plot_against, report=report, name=name)))
         bars = [group for group, (_, difference) in report.differences.items() if difference.n > 0][:MAX_BARS]
         if len(bars) > 0 and report.baseline is not None:
             caption = f"Points: mean difference of pairs with the same seed; bars: 95% interval, {n}. An interval that"
             caption += " does not cross 0 is significant at the 5% level."
             title = f"{report.metric}: difference to {report.baseline}"
-            plots.append(_draw("differences", title, caption, lambda axes: _plot_differences(axes, report, bars)))
+            plots.append(_draw("differences", title, caption, partial(_plot_differences, report=report, groups=bars)))
         order = (ranking_sign(report.metric) * groups["mean"]).sort_values(ascending=False, kind="stable").index
         for name, tag, title in (
             ("curves", report.metric, f"{report.metric} by epoch"),
@@ -100,8 +102,7 @@ def draw_plots(report: Report) -> list[Plot]:
             if len(curves) == MAX_CURVES < len(order):
                 caption += f" The {MAX_CURVES} best of {len(order)} by {report.metric}."
             label = tag if tag != SHARPNESS else "loss at w + eps minus loss at w"
-            draw = lambda axes, curves=curves, label=label: _plot_curves(axes, report, curves, label)  # noqa: E731
-            plots.append(_draw(name, title, caption, draw))
+            plots.append(_draw(name, title, caption, partial(_plot_curves, report=report, curves=curves, label=label)))
     return plots
 
 
@@ -138,34 +139,29 @@ def plot_against(axes: Axes, report: Report, name: str) -> None:
 
     Groups without a positive value of the setting, such as SGD for rho, are horizontal lines.
     """
-    groups = report.groups[report.groups["n"] > 0]
-    styles = arm_styles([int(group) for group in report.groups.index])
+    styles = arm_styles(list(report.rows))
     others = [setting for setting in report.settings if setting != name]
-    labels = pd.Series([settings_label(row) for row in groups[others].to_dict("records")], groups.index, dtype=str)
-    random_search = labels.nunique() > 2 * MAX_CURVES  # hardly two runs share the other settings: draw points only
-    if random_search:
-        labels[:] = "runs"
-    with_value = groups[groups[name] > 0]
-    for number, (label, line) in enumerate(with_value.groupby(labels, sort=False)):
-        line = line.sort_values(name)
+    rows = {group: row for group, row in report.rows.items() if row["n"] > 0}
+    with_value = sorted((group for group, row in rows.items() if row[name] > 0), key=lambda group: rows[group][name])
+    lines: dict[str, list[int]] = {}
+    for group in with_value:
+        lines.setdefault(settings_label({key: rows[group][key] for key in others}), []).append(group)
+    random_search = len(lines) > 2 * MAX_CURVES  # hardly two runs share the other settings: draw points only
+    for number, (label, line) in enumerate(lines.items()):
+        values, means = [rows[group][name] for group in line], [rows[group]["mean"] for group in line]
         if not random_search:
             dashes = DASHES[number % len(DASHES)]
-            axes.plot(line[name], line["mean"], color=INK, alpha=0.45, linewidth=1, linestyle=dashes, label=label)
-        for group, row in line.iterrows():
-            style = styles[int(group)]  # type: ignore[call-overload]
-            axes.errorbar(
-                row[name], row["mean"], row["half_width"] if row["n"] > 1 else None, color=style.colour,
-                marker=style.marker, capsize=3, linestyle="",
-            )  # fmt: skip
-    for group, row in groups[~(groups[name] > 0)].iterrows() if not random_search else ():
-        colour, _, dashes = styles[int(group)]  # type: ignore[call-overload]
-        label = report.labels[int(group)]  # type: ignore[call-overload]
-        axes.axhline(row["mean"], color=colour, linestyle=dashes, label=label)
-        if row["half_width"] > 0:
-            axes.axhspan(
-                row["mean"] - row["half_width"], row["mean"] + row["half_width"], color=colour, alpha=0.14, linewidth=0
-            )
-    _set_ticks(axes, sorted(with_value[name].unique()))
+            axes.plot(values, means, color=INK, alpha=0.45, linewidth=1, linestyle=dashes, label=label or "runs")
+        for group in line:
+            value, n, mean, half_width = (rows[group][key] for key in (name, "n", "mean", "half_width"))
+            colour, marker, _ = styles[group]
+            axes.errorbar(value, mean, half_width if n > 1 else None, color=colour, marker=marker, capsize=3, ls="")
+    for group in rows.keys() - {*with_value} if not random_search else ():
+        mean, half_width = rows[group]["mean"], rows[group]["half_width"]
+        axes.axhline(mean, color=styles[group].colour, linestyle=styles[group].dashes, label=report.labels[group])
+        if half_width > 0:
+            axes.axhspan(mean - half_width, mean + half_width, color=styles[group].colour, alpha=0.14, linewidth=0)
+    _set_ticks(axes, sorted({rows[group][name] for group in with_value}))
     axes.set(xlabel=column_title(name), ylabel=report.metric)
     _add_legend(axes)
 
@@ -183,8 +179,8 @@ def _set_ticks(axes: Axes, values: Sequence[float]) -> None:
 
 def _plot_differences(axes: Axes, report: Report, groups: Sequence[int]) -> None:
     """Plot the difference of each group to the baseline with its interval, one below the other."""
-    styles = arm_styles([int(group) for group in report.groups.index])
-    axes.figure.set_figheight(1.2 + 0.3 * len(groups))
+    styles = arm_styles(list(report.rows))
+    plt.gcf().set_figheight(1.2 + 0.3 * len(groups))
     for position, group in enumerate(groups):
         _, difference = report.differences[group]
         style = styles[group]
@@ -205,8 +201,9 @@ def _read_curves(report: Report, groups: Sequence[int], tag: str) -> dict[int, p
     for group in groups:
         folders = report.runs.loc[report.runs["group"] == group, "folder"]
         found = [curve for folder in folders if len(curve := read_curve(folder, tag))]
-        if found and len(curve := pd.concat(found, axis=1, join="inner").sort_index()):
-            curves[group] = curve
+        common = pd.concat(found, axis=1, join="inner").sort_index() if found else pd.DataFrame()
+        if len(common):
+            curves[group] = common
         if len(curves) == MAX_CURVES:
             break
     return curves
@@ -214,9 +211,10 @@ def _read_curves(report: Report, groups: Sequence[int], tag: str) -> dict[int, p
 
 def _plot_curves(axes: Axes, report: Report, curves: Mapping[int, pd.DataFrame], label: str) -> None:
     """Plot the mean over seeds by epoch, with a band from the lowest to the highest seed."""
-    styles = arm_styles([int(group) for group in report.groups.index])
+    styles = arm_styles(list(report.rows))
     for group in sorted(curves):
-        curve, style = curves[group], styles[group]
+        curve: pd.DataFrame = curves[group]
+        style = styles[group]
         marker = style.marker if len(curve) <= MAX_MARKED_POINTS else ""
         axes.plot(
             curve.index, curve.mean(axis=1), color=style.colour, linestyle=style.dashes, marker=marker, markersize=3.5,

@@ -7,10 +7,18 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
-from sam_runner.reports.aggregate import Difference, aggregate, group_over_seeds, informative_settings, ranking_sign
+from sam_runner.reports.aggregate import (
+    Difference,
+    aggregate,
+    group_over_seeds,
+    informative_settings,
+    ranking_sign,
+    rows_by_group,
+)
 from sam_runner.reports.comparison import (
     COSTS,
     Baseline,
@@ -27,6 +35,7 @@ from sam_runner.reports.selection import Choice, choose, held_out_metric, split_
 from sam_runner.reports.setup import Setup, describe_setup
 from sam_runner.reports.tables import (
     column_title,
+    escape_markdown,
     format_value,
     latex_table,
     markdown_table,
@@ -38,6 +47,7 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0", "fit"}
+MAX_FINDINGS = 6  # compared groups of which each has a sentence
 MIN_SEEDS = 3  # of the final runs, so that they have an interval
 
 
@@ -102,8 +112,13 @@ class Report:
     @cached_property
     def labels(self) -> dict[int, str]:
         """A text for each group that distinguishes it, such as "sam, rho 0.05"."""
-        rows = self.groups[self.settings].to_dict("index")
-        return {int(group): settings_label(row) or "all runs" for group, row in rows.items()}
+        rows = rows_by_group(self.groups[self.settings])
+        return {group: settings_label(row) or "all runs" for group, row in rows.items()}
+
+    @cached_property
+    def rows(self) -> dict[int, dict[str, Any]]:
+        """The rows of `groups` by group."""
+        return rows_by_group(self.groups)
 
     @cached_property
     def searched(self) -> tuple[list[str], list[str]]:
@@ -179,7 +194,7 @@ class Report:
             | self._number_cells(group)
             | {"seeds": " ".join(map(str, self.runs.loc[self.runs["group"] == group, "seed"]))}
             | self._difference_cells(group, self.differences)
-            for group, row in self.groups.to_dict("index").items()
+            for group, row in self.rows.items()
         ]
         return pd.DataFrame(rows, dtype=str)
 
@@ -189,7 +204,7 @@ class Report:
         select, by = self.searched
         rows = []
         for choice in self.choices:
-            settings = self.groups.loc[choice.group]
+            settings = self.rows[choice.group]
             warning = " (optimistic)" if choice.is_optimistic else ""
             rows.append(
                 {column_title(name): format_value(choice.settings[name], name) for name in by}
@@ -205,7 +220,7 @@ class Report:
 
     def _number_cells(self, group: int, *, star: bool = True) -> dict[str, str]:
         """Return the cells of a group's metrics: the validation metric where there is one, the metric, interval, n."""
-        n, mean, half_width = self.groups.loc[group, ["n", "mean", "half_width"]]
+        n, mean, half_width = (self.rows[group][name] for name in ("n", "mean", "half_width"))
         mark = "*" if star and group in self.best else ""
         held_out = held_out_metric(self.metric)
         cells = {}
@@ -222,7 +237,7 @@ class Report:
         cells = {}
         if self.baseline is not None:
             _, found = differences.get(group, (None, None))
-            is_baseline = self.baseline.contains(self.groups.loc[group].to_dict())
+            is_baseline = self.baseline.contains(self.rows[group])
             cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _difference(found)
             cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
             for cost in ("cost", "seconds"):
@@ -258,11 +273,13 @@ class Report:
         if self.baseline is not None:
             at = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}[self.against]
             notes.append(
-                f"difference to {self.baseline}: mean{at} over pairs of runs with the same seed, and its 95% interval (paired"
-                " t-test); if the interval does not contain 0, the difference is significant at the 5% level."
+                f"difference to {self.baseline}: mean{at} over pairs of runs with the same seed, and its 95% interval"
+                " (paired t-test); if the interval does not contain 0, the difference is significant at the 5% level."
             )
             if len(self.differences) > 1:
-                notes.append("Each interval is for one comparison; the more comparisons, the more are outside by chance.")
+                notes.append(
+                    "Each interval is for one comparison; the more comparisons, the more are outside by chance."
+                )
         if "fit" in self.table:
             notes.append(
                 "fit: accuracy on the training labels in the last epoch"
@@ -281,8 +298,8 @@ class Report:
         costs, name = mean_costs(self.runs, self.against), COSTS[self.against]
         unknown = int(self.runs[name].isna().sum())
         if unknown:
-            return [f"{unknown} of {len(self.runs)} runs have no {name} in result.json: they were made by an earlier version."]
-        others = [group for group in self.labels if not self.baseline.contains(self.groups.loc[group].to_dict())]
+            return [f"{unknown} of {len(self.runs)} runs have no {name} in result.json: an earlier version made them."]
+        others = [group for group in self.labels if not self.baseline.contains(self.rows[group])]
         found = find_baselines(self.groups[self.settings], self.baseline, costs)
         return [
             f"{self.labels[group]} has no baseline of equal cost ({costs[group]:,.0f} {name.replace('_', ' ')}): train"
@@ -293,16 +310,17 @@ class Report:
 
     @cached_property
     def findings(self) -> list[str]:
-        """What the runs show, one sentence or two for each chosen group: its metric, and whether it beats the baseline.
+        """What the runs show: the metric of each chosen group, and whether it beats the baseline.
 
-        Without a search the group with a star takes the place of the chosen ones.
+        Without a search these are the groups that have a baseline, if they are few, otherwise the best group.
         """
         if self.runs.empty:
             return []
         differences = self.choice_differences or self.differences
         chosen = {choice.group: choice for choice in self.choices}
         bases = {base for base, _ in differences.values()}
-        groups = [g for g in (chosen or sorted(self.best) or list(self.labels)[:1]) if g not in bases]
+        compared = list(differences) if len(differences) <= MAX_FINDINGS else []
+        groups = [group for group in (chosen or compared or sorted(self.best)) if group not in bases]
         return [self._describe_group(group, chosen.get(group), differences.get(group)) for group in groups]
 
     def _describe_group(self, group: int, choice: Choice | None, compared: tuple[int, Difference] | None) -> str:
@@ -318,7 +336,7 @@ class Report:
         return f"{text}; {self.labels[base]}: {self._mean(base)}. {self._judge(group, base, difference)}"
 
     def _mean(self, group: int) -> str:
-        n, mean, half_width = self.groups.loc[group, ["n", "mean", "half_width"]]
+        n, mean, half_width = (self.rows[group][name] for name in ("n", "mean", "half_width"))
         return f"{mean:.4f}{f' ± {half_width:.4f}' if n > 1 else ''} (n = {n:.0f})"
 
     def _judge(self, group: int, base: int, difference: Difference) -> str:
@@ -381,23 +399,25 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the findings, tables, notes, unfinished runs, the set-up and the next commands as Markdown."""
-        parts = []
+        parts = list[str]()
         if not self.table.empty:
-            parts += self.findings if self.baseline is not None or self.choices else []
+            parts += map(escape_markdown, self.findings if self.baseline is not None or self.choices else [])
             parts += [] if self.choice_table.empty else [markdown_table(self.choice_table)]
-            parts += [markdown_table(self.table), " ".join(self.notes)]
-        parts += ["\n".join(f"- {line}" for line in self.unfinished)]
-        parts += ["\n".join(f"- {line}" for line in self.setup.warnings)]
+            parts += [markdown_table(self.table), escape_markdown(" ".join(self.notes))]
+        for lines in (self.unfinished, self.setup.warnings):
+            parts.append("\n".join(f"- {escape_markdown(line)}" for line in lines))
         if self.setup.facts:
             parts.append(markdown_table(pd.DataFrame(self.setup.facts, columns=["set-up", ""])))
-        parts += [f"{purpose}:\n\n```\n{command}\n```" for purpose, command in self.next_commands]
+        parts += [f"{escape_markdown(purpose)}:\n\n```\n{command}\n```" for purpose, command in self.next_commands]
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def to_latex(self) -> str:
         """Return the tables as LaTeX for the package booktabs; the notes are comments."""
         tables = [table for table in (self.choice_table, self.table) if not table.empty]
         notes = "".join(f"% {note}\n" for note in ["\\usepackage{booktabs}", *self.notes])
-        return "\n".join([notes, *(latex_table(table, set(table) - LEFT_ALIGNED - self.text_columns) for table in tables)])
+        return "\n".join(
+            [notes, *(latex_table(table, {*map(str, table)} - LEFT_ALIGNED - self.text_columns) for table in tables)]
+        )
 
     @property
     def text_columns(self) -> set[str]:
@@ -412,7 +432,12 @@ class Report:
     def to_table_csv(self) -> str:
         """Return one row a group with all digits: settings, n, mean, half_width, and the difference to the baseline."""
         rows = {
-            group: {"baseline": self.labels[base], "pairs": d.n, "difference": d.mean, "difference_half_width": d.half_width}
+            group: {
+                "baseline": self.labels[base],
+                "pairs": d.n,
+                "difference": d.mean,
+                "difference_half_width": d.half_width,
+            }
             for group, (base, d) in self.differences.items()
         }
         columns = ["baseline", "pairs", "difference", "difference_half_width"] if self.baseline is not None else []

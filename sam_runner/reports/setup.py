@@ -133,7 +133,9 @@ def _count_wrong_labels(runs: Sequence[RunRecord]) -> str:
     rate = sum(entry["wrong_labels"] for entry in facts) / sum(entry["train"] for entry in facts)
     config = runs[0].config
     assert config is not None
-    held_out = f", held-out labels are {config.data.val_labels}" if any("validation" in entry for entry in facts) else ""
+    held_out = (
+        f", held-out labels are {config.data.val_labels}" if any("validation" in entry for entry in facts) else ""
+    )
     return (
         f"{_range(entry['wrong_labels'] for entry in facts)} of {_range(entry['train'] for entry in facts)} training"
         f" labels ({rate:.1%}) are wrong{held_out}, test labels are clean"
@@ -150,14 +152,18 @@ def _describe_training(runs: Sequence[RunRecord]) -> str:
     steps = _range(run.result["step"] for run in runs if "step" in run.result)
     base = _distinct(_describe_component(config.optimizer.base, "optimizer") for config in configs)
     schedule = _distinct(_describe_component(config.schedule, "schedule") for config in configs)
-    return "; ".join(
-        [
-            f"{_range(config.epochs for config in configs)} epochs" + (f" ({steps} steps)" if steps else ""),
-            f"batches of {_range(config.batch_size for config in configs)} images",
-            f"base optimizer {' or '.join(base)}",
-            f"schedule {' or '.join(schedule)}",
-        ]
-    ) if configs else ""
+    return (
+        "; ".join(
+            [
+                f"{_range(config.epochs for config in configs)} epochs" + (f" ({steps} steps)" if steps else ""),
+                f"batches of {_range(config.batch_size for config in configs)} images",
+                f"base optimizer {' or '.join(base)}",
+                f"schedule {' or '.join(schedule)}",
+            ]
+        )
+        if configs
+        else ""
+    )
 
 
 def _describe_precision(run: RunRecord) -> str:
@@ -202,7 +208,9 @@ def _describe_time(records: Sequence[RunRecord]) -> str:
     same_day = bool(ends) and ends[0][:10] == ends[-1][:10]
     days = f"runs ended {ends[0]} to {ends[-1][11:] if same_day else ends[-1]} UTC" if ends else ""
     finished = [run.result for run in records if run.status == "finished"]
-    seconds = pd.Series([result["training_seconds"] for result in finished if "training_seconds" in result], dtype=float)
+    seconds = pd.Series(
+        [result["training_seconds"] for result in finished if "training_seconds" in result], dtype=float
+    )
     if len(seconds):
         training = f"training took {_duration(seconds.sum())} in all, {_duration(seconds.median())} a run (median)"
         training += f", of {len(seconds)} of {len(finished)} runs" if len(seconds) < len(finished) else ""

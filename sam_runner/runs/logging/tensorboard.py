@@ -14,14 +14,14 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-
 EVALUATED_SETS = ("test/", "validation/")
 TAGS = {  # TensorBoard shows tags by their first part, in alphabetical order: accuracy and loss come first
-    "accuracy": "accuracy/{set}", "accuracy_top5": "accuracy/{set}_top5", "accuracy_clean": "accuracy/{set}_clean_labels",
-    "loss": "loss/{set}", "loss_perturbed": "loss/{set}_perturbed", "loss_gap": "loss_gap/{set}", "nll": "loss/{set}_nll",
-    "memorised": "noisy_labels/memorised", "recovered": "noisy_labels/recovered", "grad_norm": "norms/gradient",
-    "eps_norm": "norms/eps", "calibration_error": "other/{set}_calibration_error", "lr": "schedule/lr",
-    "rho": "schedule/rho", "loss_scale": "schedule/loss_scale",
+    "accuracy": "accuracy/{set}", "accuracy_clean": "accuracy/{set}_clean_labels",
+    "accuracy_top5": "accuracy/{set}_top5", "loss": "loss/{set}", "loss_perturbed": "loss/{set}_perturbed",
+    "nll": "loss/{set}_nll", "loss_gap": "loss_gap/{set}", "memorised": "noisy_labels/memorised",
+    "recovered": "noisy_labels/recovered", "grad_norm": "norms/gradient", "eps_norm": "norms/eps",
+    "calibration_error": "other/{set}_calibration_error", "lr": "schedule/lr", "rho": "schedule/rho",
+    "loss_scale": "schedule/loss_scale",
 }  # fmt: skip
 
 
@@ -64,7 +64,9 @@ class TensorboardLogger:
 
     def text(self, tag: str, facts: Mapping[str, str]) -> None:
         """Log names and texts as a list for the TEXT page."""
-        self._writer.add_text(tag, "\n".join(f"- **{name}:** {_escape(_text(value))}" for name, value in facts.items()), 0)
+        self._writer.add_text(
+            tag, "\n".join(f"- **{name}:** {_escape(_text(value))}" for name, value in facts.items()), 0
+        )
 
     def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
         """Log settings and the final metrics of the evaluated sets for the HPARAMS page, in the run's event file.
@@ -73,7 +75,9 @@ class TensorboardLogger:
         settings that are marked as different first.
         """
         plain = {key: value if isinstance(value, int | float) else _text(value) for key, value in settings.items()}
-        metrics = sorted((tensorboard_tag(tag), value) for tag, value in final.items() if tag.startswith(EVALUATED_SETS))
+        metrics = sorted(
+            (tensorboard_tag(tag), value) for tag, value in final.items() if tag.startswith(EVALUATED_SETS)
+        )
         writer = self._writer._get_file_writer()
         experiment, *session = hparams(plain, dict(metrics))
         plugin_data = experiment.value[0].metadata.plugin_data
