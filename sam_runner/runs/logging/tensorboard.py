@@ -31,7 +31,9 @@ def tensorboard_tag(tag: str) -> str:
     TensorBoard's page then shows the accuracies of all sets in one section, the losses in another.
     """
     name, _, metric = tag.rpartition("/")
-    return TAGS[metric].format(set=name) if metric in TAGS else tag
+    template = TAGS.get(metric, "")
+    is_of_set = "{set}" in template
+    return template.format(set=name) if template and (name or not is_of_set) else tag
 
 
 class TensorboardLogger:
