@@ -14,7 +14,6 @@ from types import ModuleType
 
 import hydra  # noqa: F401 - what the children need is loaded once
 import hypothesis.strategies
-import matplotlib.pyplot  # noqa: F401
 import pandas  # noqa: F401
 import pytest
 import safetensors.torch  # noqa: F401

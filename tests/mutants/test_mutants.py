@@ -324,37 +324,19 @@ MUTANTS = {
          "reports/test_comparison.py::paired_t_test", 0),
         ("reports: the interval of a normal distribution", "student_t", "stdtrit(A, B)", "A * 0 + 1.96",
          "reports/test_comparison.py::paired_t_test"),
-        ("reports: an interval that touches 0 does not contain it", "Difference.contains_zero", "A <= B", "2 * A <= B",
-         "reports/test_comparison.py::paired_t_test"),
     ],
     "reports.comparison": [
         ("reports: a baseline with other settings", "find_baselines", "A not in baseline.ignored", "False",
          "reports/test_comparison.py::same_settings"),
         ("reports: a baseline of another cost", "find_baselines", "A <= COST_TOLERANCE", "True",
-         "reports/test_comparison.py::equal_cost"),
-        ("reports: an unknown cost equals every cost", "_cost_distance", "math.inf", "0.0",
          "reports/test_comparison.py::trained_for_longer"),
-        ("reports: wrong labels do not count for the fit", "Fit.is_low", "math.isnan(A)", "True",
-         "reports/test_comparison.py::has_fitted"),
     ],
     "reports.selection": [
         ("reports: the test set chooses", "choose", "held_out if A else B", "B",
          "reports/test_selection.py::largest_mean"),
-        ("reports: the lowest value is chosen", "choose", "A.argmax()", "A.argmin()",
-         "reports/test_selection.py::largest_mean"),
-        ("reports: a choice on the test set is fair", "Choice.is_optimistic", "self.num_values > 1 and A", "False",
-         "reports/test_selection.py::optimistic"),
-    ],
-    "reports.rerun": [
-        ("reports: a command that gives other settings", "_composes", "A == B", "True",
-         "reports/test_selection.py::would_not_give"),
-    ],
-    "runs.description": [
-        ("TensorBoard: settings without an effect", "chosen_settings", "not A.changes_run", "False",
-         "runs/test_description.py::were_typed"),
     ],
     "runs.logging.tensorboard": [
-        ("TensorBoard: training metrics in hparams", "TensorboardLogger.hparams", "A.startswith(EVALUATED_SETS)", "True",
+        ("TensorBoard: hparams of training", "TensorboardLogger.hparams", "A.startswith(EVALUATED_SETS)", "True",
          "runs/test_logging.py::hparams_are_in"),
     ],
     "runs.lock": [

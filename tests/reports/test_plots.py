@@ -8,66 +8,64 @@ from matplotlib import colors
 from matplotlib import pyplot as plt
 
 from sam_runner.reports import plots
-from sam_runner.reports.plots import arm_styles, draw_plots, plot_against
+from sam_runner.reports.plots import arm_styles, draw_plots, plot_against, plotted_settings
 from sam_runner.reports.report import make_report
 from tests.run_folders import lay
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """Axes of the plots that a test draws, by name; they are closed afterwards."""
-    kept, close = {}, plt.close
+@pytest.fixture(scope="module")
+def drawn(sweep):
+    """Report of the sweep, its plots, and their axes by name."""
+    report, axes = make_report([sweep[0]]), {}
     original = plots._draw
 
     def draw(name, title, caption, plot):
-        def keep(axes):
-            plot(axes)
-            kept[name] = axes
+        return original(name, title, caption, lambda drawn_axes: plot(axes.setdefault(name, drawn_axes)))
 
-        return original(name, title, caption, keep)
-
-    monkeypatch.setattr(plots, "_draw", draw)
-    monkeypatch.setattr(plots.plt, "close", lambda figure: None)
-    yield kept
-    close("all")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(plots, "_draw", draw)
+        patch.setattr(plt, "close", lambda figure: None)
+        found = draw_plots(report)
+    yield report, found, axes
+    plt.close("all")
 
 
-def test_the_plots_have_captions_with_n_and_no_scripts(sweep):
-    found = draw_plots(make_report([sweep[0]]))
+def test_the_plots_have_captions_with_n(drawn):
+    _, found, _ = drawn
     assert [plot.name for plot in found] == ["rho", "differences", "curves", "gap"]
     for plot in found:
         assert "n = 3" in plot.caption
         assert ET.fromstring(plot.files["svg"]).tag.endswith("svg")
-        assert all(len(content) > 3000 for content in plot.files.values())
-    assert draw_plots(make_report([sweep[0]]))[0].files["svg"] == found[0].files["svg"]
+        assert {name: len(content) > 3000 for name, content in plot.files.items()} == dict.fromkeys(
+            ("png", "svg", "pdf"), True
+        )
 
 
-def test_an_arm_has_one_colour_and_marker_on_all_plots(sweep, drawn):
-    report = make_report([sweep[0]])
-    draw_plots(report)
+def test_an_arm_has_one_colour_and_marker_on_all_plots(drawn):
+    report, _, axes = drawn
     for group, label in report.labels.items():
         style = arm_styles(list(report.labels))[group]
         colour = colors.to_rgba(style.colour)
-        (curve,) = [line for line in drawn["curves"].lines if line.get_label() == label]
+        (curve,) = [line for line in axes["curves"].lines if line.get_label() == label]
         assert (colors.to_rgba(curve.get_color()), curve.get_marker()) == (colour, style.marker)
         if group in report.differences:
             for name in ("rho", "differences"):
-                markers = {bar[0].get_marker() for bar in drawn[name].containers
-                           if colors.to_rgba(bar[0].get_color()) == colour}  # fmt: skip
-                assert markers == {style.marker}
+                bars = [bar[0] for bar in axes[name].containers]
+                assert {bar.get_marker() for bar in bars if colors.to_rgba(bar.get_color()) == colour} == {style.marker}
         else:
-            assert any(
-                line.get_label() == label and colors.to_rgba(line.get_color()) == colour for line in drawn["rho"].lines
-            )
+            (level,) = [line for line in axes["rho"].lines if line.get_label() == label]
+            assert colors.to_rgba(level.get_color()) == colour
     assert len(set(arm_styles(range(35)).values())) == 35
 
 
-def test_intervals_are_inside_the_frame(tmp_path, drawn):
+def test_intervals_are_inside_the_frame(tmp_path):
     for rho, (seed, accuracy) in itertools.product((0.1, 0.2), enumerate((0.7, 0.999))):
         lay(tmp_path / f"{rho}-{seed}", rho=rho, seed=seed, accuracy=accuracy - rho / 10)
     report = make_report([tmp_path])
-    draw_plots(report)
-    low, high = drawn["rho"].get_ylim()
+    _, axes = plt.subplots()
+    plot_against(axes, report, "rho")
+    low, high = axes.get_ylim()
+    plt.close("all")
     ends = report.groups["mean"] + report.groups["half_width"], report.groups["mean"] - report.groups["half_width"]
     assert ends[0].max() > 1
     assert low < ends[1].min() and ends[0].max() < high
@@ -79,20 +77,14 @@ def test_a_plot_without_numbers_is_not_drawn(tmp_path):
     assert [plot.name for plot in draw_plots(make_report([tmp_path]))] == ["rho"]
 
 
-def test_a_group_without_the_metric_is_not_plotted(tmp_path):
+def test_the_metric_is_plotted_against_searched_settings_of_groups_that_have_it(tmp_path):
     lay(tmp_path / "without", rho=0.3)
-    for rho in (0.1, 0.2):
-        lay(tmp_path / str(rho), rho=rho, final={"validation/accuracy": 0.5})
-    report = make_report([tmp_path], "validation/accuracy")
-    assert list(report.table["validation/accuracy"]) == ["0.5000*", "0.5000", "-"]
-    assert draw_plots(report)[0].name == "rho"
-
-
-def test_other_searched_settings_are_plotted_too(tmp_path):
-    for size in (16, 32):
-        lay(tmp_path / str(size), batch_size=size)
-    names = [plot.name for plot in draw_plots(make_report([tmp_path], select=["batch_size"]))]
-    assert names[0] == "batch_size"
+    for rho, size in ((0.1, 16), (0.2, 16)):
+        lay(tmp_path / str(rho), rho=rho, batch_size=size, final={"validation/accuracy": 0.5})
+    report = make_report([tmp_path], "validation/accuracy", select=["batch_size", "rho"])
+    assert sorted(report.table["validation/accuracy"]) == ["-", "0.5000", "0.5000*"]
+    assert plotted_settings(report) == ["rho"]
+    assert plotted_settings(make_report([tmp_path], select=["batch_size"], by=["rho"])) == ["batch_size", "rho"]
 
 
 @pytest.mark.parametrize(("radii", "sizes", "span"), [(5, 1, 50), (20, 1, 50), (24, 8, 50), (30, 30, 50), (20, 1, 1e5)])

@@ -144,7 +144,7 @@ def test_a_command_that_would_not_give_the_settings_again_reads_them_from_the_ru
 
 
 def test_the_command_line_chooses_and_writes_the_tables(tmp_path, monkeypatch, capsys):
-    folder = lay_search(tmp_path / "s", small_at_low_noise)
+    folder = lay_search(tmp_path / "s", small_at_low_noise, rates=(0.4,))
     words = (folder, "--select", "rho", "--by", "optimizer,noise.rate", "--baseline", "optimizer=sgd")
     done = invoke(monkeypatch, capsys, tmp_path, *words, entry=report_command.main)
     assert done.returncode == 0, done.stderr
