@@ -356,10 +356,12 @@ class Report:
                 else f": it does not contain 0, so {self.labels[group]} is significantly {better}."
             )
         if self.fits[group].is_low and self.fits[base].is_low:
-            text += (
-                f" Neither side has fitted its training labels ({self.fits[group]}; {self.fits[base]}): expect no"
-                " effect of SAM until longer training or a larger network does."
+            meaning = (
+                "the difference may only show which side learns faster"
+                if difference.contains_zero is False
+                else "expect no effect before longer training or a larger network fits them"
             )
+            text += f" Neither side has fitted its training labels ({self.fits[group]}; {self.fits[base]}): {meaning}."
         return text
 
     @cached_property

@@ -39,10 +39,10 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
         sweep_name: Name of the new sweep.
     """
     assert record.config is not None
-    words = next(
-        (words for words in _candidates(record) if _composes(words, record.config)),
-        [f"config={record.folder}", ALL_IMAGES],
-    )
+    words = next((words for words in _candidates(record) if _composes(words, record.config)), None)
+    if words is None:  # jobs of one sweep are named by what was typed, so the settings have a sweep of their own
+        words = [f"config={record.folder}", ALL_IMAGES]
+        sweep_name = f"{sweep_name}-{record.fingerprint[:6]}"
     words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={sweep_name}"]
     return printable(" ".join(["sam-train -m", *map(shlex.quote, words)]))
 

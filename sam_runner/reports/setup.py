@@ -190,7 +190,8 @@ def _describe_software(run: RunRecord) -> str:
     if not isinstance(packages, dict):
         return ""
     names = ("sam-runner", "torch", "torchvision", "numpy")
-    return ", ".join([*(f"{name} {packages[name]}" for name in names if packages.get(name)), f"Python {python}"])
+    versions = [f"{name} {packages[name]}" for name in names if packages.get(name)]
+    return ", ".join([*versions, *([f"Python {python}"] if python else [])])
 
 
 def _describe_source(run: RunRecord) -> str:

@@ -138,7 +138,9 @@ def test_the_commands_of_the_final_runs_compose_to_the_chosen_settings_on_all_im
 
 def test_a_command_that_would_not_give_the_settings_again_reads_them_from_the_run(tmp_path):
     folder = lay_search(tmp_path / "s", small_at_low_noise, rates=(0.4,), typed=["epochs=3"])  # not those of the runs
-    for _, command in make_report([folder]).next_commands:
+    commands = [command for _, command in make_report([folder]).next_commands]
+    assert len({command.rpartition("sweep_name=")[2] for command in commands}) == len(commands) == 2
+    for command in commands:
         assert f"config={folder}" in command
         assert " data.val_fraction=0 " in command
 
