@@ -285,6 +285,8 @@ class Report:
                 "fit: accuracy on the training labels in the last epoch"
                 + (", and the fraction of the wrong labels that are predicted (memorised)." if self._has_wrong else ".")
             )
+        if "gradients" in self.table:
+            notes.append("gradients: gradient evaluations of a run, its cost (--against cost compares at equal cost).")
         return [*notes, *self._missing_costs()]
 
     @property

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -26,6 +26,7 @@ def runs_of(first, second, seeds=None):
     return pd.DataFrame(rows, columns=["group", "seed", "accuracy"])
 
 
+@settings(max_examples=50, deadline=None)
 @given(st.lists(st.tuples(VALUE, VALUE), min_size=2, max_size=8))
 def test_the_interval_is_that_of_a_paired_t_test(pairs):
     first, second = np.array(pairs, dtype=float).T
@@ -56,20 +57,20 @@ def test_a_baseline_has_the_same_settings_but_those_of_the_method():
     nan = float("nan")
     rows = [("sgd", nan, 0.1, None), ("sgd", nan, 0.2, None), ("sam", 0.1, 0.2, None), ("sam", 0.3, 0.1, None),
             ("sam", 0.1, 0.2, 5.0), ("sam", 0.4, 0.2, None)]  # fmt: skip
-    settings = pd.DataFrame(rows, columns=["optimizer", "rho", "lr", "grad_clip"])
+    table = pd.DataFrame(rows, columns=["optimizer", "rho", "lr", "grad_clip"])
     baseline = Baseline({"optimizer": "sgd"})
-    assert find_baselines(settings, baseline, pd.Series(nan, settings.index)) == {2: 1, 3: 0, 5: 1}
-    assert find_baselines(settings, Baseline({"rho": "0.1"}), pd.Series(nan, settings.index)) == {5: 2}
+    assert find_baselines(table, baseline, pd.Series(nan, table.index)) == {2: 1, 3: 0, 5: 1}
+    assert find_baselines(table, Baseline({"rho": "0.1"}), pd.Series(nan, table.index)) == {5: 2}
 
 
 def test_at_equal_cost_the_baseline_is_trained_for_longer():
     rows = [("sgd", None, 10), ("sgd", None, 20), ("sgd", None, 40), ("sam", 0.1, 10), ("sam", 0.1, 40)]
-    settings = pd.DataFrame(rows, columns=["optimizer", "rho", "epochs"])
+    table = pd.DataFrame(rows, columns=["optimizer", "rho", "epochs"])
     costs = pd.Series([100.0, 205.0, 400.0, 200.0, 800.0])
-    assert find_baselines(settings, Baseline({"optimizer": "sgd"}, "cost"), costs) == {3: 1}
-    assert find_baselines(settings, Baseline({"optimizer": "sgd"}), costs) == {3: 0, 4: 2}
+    assert find_baselines(table, Baseline({"optimizer": "sgd"}, "cost"), costs) == {3: 1}
+    assert find_baselines(table, Baseline({"optimizer": "sgd"}), costs) == {3: 0, 4: 2}
     costs[3] = float("nan")
-    assert find_baselines(settings, Baseline({"optimizer": "sgd"}, "cost"), costs) == {}
+    assert find_baselines(table, Baseline({"optimizer": "sgd"}, "cost"), costs) == {}
 
 
 def test_a_report_compares_at_equal_cost(tmp_path):
