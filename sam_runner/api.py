@@ -129,10 +129,12 @@ def load_run(folder: str | os.PathLike[str]) -> RunResult:
 
 
 def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
-    """Read every run below some folders: one row for each distinct run.
+    """Read every run below some folders: one row for each distinct run, the last finished one of equal runs.
 
-    The columns are the settings as reports name them (``rho``, ``lr``, ``model.depth``), seed, status, folder, and the
-    final metrics by tag.
+    The columns are the settings as reports name them (``optimizer``, ``rho``, ``lr``, ``model.depth``); ``seed``,
+    ``status``, ``error``, ``job`` and ``folder``; ``resolved_precision``; the costs ``gradient_evaluations``,
+    ``images_forward``, ``images_backward``, ``training_seconds`` and ``peak_memory_bytes``; ``fingerprint``; and the
+    final metrics by tag, accuracies as fractions in [0, 1]. A run without an entry has NaN or None there.
 
     Raises:
         InputError: Where a folder does not exist.

@@ -11,7 +11,7 @@ from PIL import Image
 
 from sam_runner.commands import train
 from sam_runner.config.experiment import load_experiment
-from sam_runner.config.hydra.compose import compose_settings, plain_settings, register_settings
+from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings, register_settings
 from sam_runner.runs.start import start_run
 
 TINY = (
@@ -30,7 +30,7 @@ def compose_config(*overrides):
 
 def config_of(*overrides):
     """Validated settings."""
-    return load_experiment(plain_settings(compose_settings(overrides)), overrides)
+    return compose_experiment(overrides)
 
 
 def job_config(*overrides):

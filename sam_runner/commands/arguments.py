@@ -42,3 +42,8 @@ class Parser(argparse.ArgumentParser):
 def path(text: str) -> Path:
     """Return the path that an argument names, with the home folder for ``~``."""
     return Path(os.path.expanduser(text))
+
+
+def names(text: str) -> list[str]:
+    """Return the names in a list separated by commas."""
+    return [name.strip() for name in text.split(",") if name.strip()]

@@ -2,35 +2,63 @@
 
 from pathlib import Path
 
-from sam_runner.commands.arguments import Parser, path
+from sam_runner.commands.arguments import Parser, names, path
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
 
 def main() -> int:
-    """Run `sam-report FOLDER... [--metric M] [--out FOLDER] [--paper TABLE]`. Returns the exit code."""
+    """Run `sam-report FOLDER... [options]`. Returns the exit code."""
     return run_command(report)
 
 
 def report(arguments: list[str]) -> int:
-    """Print the table of some runs and write their report."""
-    parser = Parser("sam-report", "Compare the runs below some folders: a table, plots and report.html.")
+    """Print the tables of some runs and write their report."""
+    parser = Parser("sam-report", "Compare the runs below some folders: tables, plots and report.html.")
     parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="folders of runs or sweeps")
     parser.add_argument("--metric", help="metric that is compared (default: test/accuracy)")
+    parser.add_argument(
+        "--select", type=names, metavar="KEYS",
+        help="settings whose best value is chosen by the validation metric, such as rho or rho,lr (default: rho,"
+        " augment.mixup, lr and weight_decay, if they vary)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--by", type=names, metavar="KEYS",
+        help="settings with a choice for each value, such as optimizer,noise.rate (default: all others that vary)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--baseline", metavar="KEY=VALUE",
+        help="runs that all others are compared with, paired by seed (default: optimizer=sgd)",
+    )  # fmt: skip
+    parser.add_argument(
+        "--against", choices=["cost", "seconds"],
+        help="compare with the baseline of the same number of gradient evaluations (cost) or the same training time"
+        " (seconds), also if it was trained for more epochs (default: of the same settings)",
+    )  # fmt: skip
     parser.add_argument("--out", type=path, help="folder of the report (default: the first folder)")
     parser.add_argument(
         "--paper", metavar="TABLE", help="compare with a table of the paper: table1 to 5, table11, fig3, c4, c5"
     )
     given = parser.parse(arguments)
-    if given.paper and given.metric:
-        raise InputError("--metric has no effect with --paper: the table has its own\n  leave one of them out")
     out = given.out or given.folders[0]
     if given.paper:
+        for option in ("metric", "select", "by", "baseline", "against"):
+            if getattr(given, option):
+                raise InputError(
+                    f"--{option} has no effect with --paper: the table has its own\n  leave one of them out"
+                )
         return _compare_with_paper(given.folders, given.paper, out)
     from sam_runner.reports.report import make_report, write_report
 
-    comparison = make_report(given.folders, given.metric or "test/accuracy")
+    comparison = make_report(
+        given.folders,
+        given.metric or "test/accuracy",
+        select=given.select,
+        by=given.by,
+        baseline=given.baseline,
+        against=given.against or "",
+    )
     try:
         out.mkdir(parents=True, exist_ok=True)
         page = write_report(comparison, out, ", ".join(folder.resolve().name for folder in given.folders))

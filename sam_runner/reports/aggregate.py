@@ -1,14 +1,28 @@
 """Group finished runs that differ only in the seed, and compute means and 95% intervals over the seeds."""
 
 import dataclasses
+import math
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sam_runner.config.optimizer import OptimizerConfig
+from sam_runner.config.optimizer import METHODS, OptimizerConfig
 from sam_runner.reports.results import setting_columns
 
 SHARED_OPTIMIZER_KEYS = {f"optimizer.{entry.name}" for entry in dataclasses.fields(OptimizerConfig)}
+METHOD_SETTINGS = {  # names in reports of the settings that not every method has
+    entry.metadata["key"].short or f"optimizer.{entry.name}"
+    for method in METHODS
+    for entry in dataclasses.fields(method)
+    if f"optimizer.{entry.name}" not in SHARED_OPTIMIZER_KEYS and "key" in entry.metadata
+}
+LOWER_IS_BETTER = ("nll", "loss", "error", "gap")  # ends of metric names
+
+
+def ranking_sign(metric: str) -> int:
+    """Return 1 for a metric whose largest value is the best, -1 for one whose smallest value is."""
+    return -1 if metric.endswith(LOWER_IS_BETTER) else 1
 
 
 def varying_settings(results: pd.DataFrame) -> list[str]:
@@ -73,3 +87,46 @@ def student_t(degrees_of_freedom: pd.Series) -> pd.Series:
 
     quantiles: pd.Series = stdtrit(degrees_of_freedom.where(degrees_of_freedom > 0), 0.975)
     return quantiles
+
+
+def rows_by_group(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
+    """Return the rows of a table that is indexed by group, as dictionaries."""
+    rows = zip(table.index.to_list(), table.to_dict("records"), strict=True)
+    return {int(group): {str(name): value for name, value in row.items()} for group, row in rows}
+
+
+class Difference(NamedTuple):
+    """The mean difference of pairs of runs with the same seed.
+
+    Attributes:
+        n: Number of pairs.
+        mean: Mean difference; NaN without a pair.
+        half_width: Half the width of its 95% interval (Student's t); NaN with fewer than two pairs.
+    """
+
+    n: int
+    mean: float
+    half_width: float
+
+    @property
+    def contains_zero(self) -> bool | None:
+        """Whether the interval contains 0; None without an interval."""
+        return None if math.isnan(self.half_width) else abs(self.mean) <= self.half_width
+
+
+def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int) -> Difference:
+    """Return the difference of a metric between two groups, paired by seed.
+
+    Args:
+        runs: A table of `group_over_seeds`.
+        metric: A metric, e.g. ``test/accuracy``.
+        group: The group.
+        baseline: The group whose values are subtracted.
+    """
+    values = runs.set_index("seed").groupby("group")[metric]
+    differences = (values.get_group(group) - values.get_group(baseline)).dropna()
+    summary = aggregate(pd.DataFrame({"group": 0, metric: differences}), metric)
+    if summary.empty:
+        return Difference(0, math.nan, math.nan)
+    row = rows_by_group(summary)[0]
+    return Difference(int(row["n"]), float(row["mean"]), float(row["half_width"]))

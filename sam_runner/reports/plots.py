@@ -1,21 +1,39 @@
-"""Draw the plots of a report: the metric against rho, the metric by epoch, and the sharpness by epoch."""
+"""Draw the plots of a report: the metric against a searched setting, differences to the baseline, curves by epoch.
+
+Each group of runs, an arm of the comparison, has one colour, marker and line style on all plots.
+"""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple
 
 import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import MaxNLocator
 
-from sam_runner.reports.report import Report, ranking_sign
+from sam_runner.reports.aggregate import ranking_sign
+from sam_runner.reports.report import Report
 from sam_runner.reports.results import read_curve
-from sam_runner.reports.tables import settings_label
+from sam_runner.reports.tables import column_title, settings_label
 
 plt.switch_backend("Agg")
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#7f7f7f")  # Okabe and Ito, and grey
+MARKERS = ("o", "s", "^", "D", "v")
+DASHES: tuple[str | tuple[float, tuple[float, ...]], ...] = ("-", "--", ":", "-.", (0, (5, 1, 1, 1, 1, 1)))
+INK = "#1b1f24"  # of axes and text; the page replaces it by the colour of its text
+STYLE: dict[Any, Any] = {
+    "font.size": 9, "axes.labelsize": 9, "legend.fontsize": 8, "xtick.labelsize": 8, "ytick.labelsize": 8,
+    "text.color": INK, "axes.labelcolor": INK, "axes.edgecolor": INK, "xtick.color": INK, "ytick.color": INK,
+    "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.6,
+    "grid.color": INK, "text.parse_math": False, "svg.fonttype": "none", "pdf.fonttype": 42, "lines.linewidth": 1.5,
+    "lines.markersize": 5,
+}  # fmt: skip
 MAX_CURVES = 8
+MAX_BARS = 30
+MAX_MARKED_POINTS = 30  # a line of more points has no markers
 SHARPNESS = "train/loss_gap"
 
 
@@ -24,103 +42,197 @@ class Plot:
     """A picture.
 
     Attributes:
-        name: Part of the file name.
+        name: Part of the file names.
         title: Heading.
-        png: Contents of a PNG file.
+        caption: What points, lines and bands are.
+        files: Contents of the files by suffix: png, svg, pdf.
     """
 
     name: str
     title: str
-    png: bytes
+    caption: str
+    files: Mapping[str, bytes]
+
+
+class ArmStyle(NamedTuple):
+    """How a group of runs is drawn on every plot."""
+
+    colour: str
+    marker: str
+    dashes: str | tuple[float, tuple[float, ...]]
+
+
+def arm_styles(groups: Sequence[int]) -> dict[int, ArmStyle]:
+    """Return a style for each group; 35 groups have different ones."""
+    styles = {}
+    for number, group in enumerate(groups):
+        turn = number // len(COLOURS) % len(MARKERS)
+        styles[group] = ArmStyle(COLOURS[number % len(COLOURS)], MARKERS[(number + turn) % len(MARKERS)], DASHES[turn])
+    return styles
 
 
 def draw_plots(report: Report) -> list[Plot]:
-    """Draw the metric against rho where rho varies, the metric by epoch, and the sharpness where runs have it."""
+    """Draw the plots for which the runs have numbers."""
     plots = []
     groups = report.groups[report.groups["n"] > 0]
-    if "rho" in groups and groups.loc[groups["rho"] > 0, "rho"].nunique() > 1:
-        plots.append(Plot("rho", f"{report.metric} against rho", _draw(lambda axes: plot_against_rho(axes, report))))
-    order = (ranking_sign(report.metric) * groups["mean"]).sort_values(ascending=False, kind="stable").index
-    chosen = list(order[:MAX_CURVES])
-    plots.append(Plot("curves", f"{report.metric} by epoch", _draw(lambda axes: _plot_curves(axes, report, chosen))))
-    folders = report.runs.drop_duplicates("group")["folder"]
-    if any(len(read_curve(folder, SHARPNESS)) for folder in folders):
-        png = _draw(lambda axes: _plot_curves(axes, report, chosen, SHARPNESS))
-        plots.append(Plot("gap", "Sharpness: loss at w + eps minus loss at w", png))
+    n = _count_seeds(groups["n"])
+    with plt.rc_context(STYLE):
+        for name in plotted_settings(report):
+            caption = f"Points: mean over seeds; bars: 95% interval (Student's t), {n}."
+            if not (groups[name] > 0).all():
+                caption += f" Horizontal lines: runs without {name}, with their interval as a band."
+            title = f"{report.metric} against {column_title(name)}"
+            plots.append(_draw(name, title, caption, partial(plot_against, report=report, name=name)))
+        bars = [group for group, (_, difference) in report.differences.items() if difference.n > 0][:MAX_BARS]
+        if len(bars) > 0 and report.baseline is not None:
+            caption = f"Points: mean difference of pairs with the same seed; bars: 95% interval, {n}. An interval that"
+            caption += " does not cross 0 is significant at the 5% level."
+            title = f"{report.metric}: difference to {report.baseline}"
+            plots.append(_draw("differences", title, caption, partial(_plot_differences, report=report, groups=bars)))
+        order = (ranking_sign(report.metric) * groups["mean"]).sort_values(ascending=False, kind="stable").index
+        for name, tag, title in (
+            ("curves", report.metric, f"{report.metric} by epoch"),
+            ("gap", SHARPNESS, "Sharpness by epoch: loss at w + eps minus loss at w"),
+        ):
+            curves = _read_curves(report, [int(group) for group in order], tag)
+            if not curves:
+                continue
+            seeds = pd.Series([curve.shape[1] for curve in curves.values()])
+            caption = f"Lines: mean over seeds; bands: from the lowest to the highest seed, {_count_seeds(seeds)}."
+            if len(curves) == MAX_CURVES < len(order):
+                caption += f" The {MAX_CURVES} best of {len(order)} by {report.metric}."
+            label = tag if tag != SHARPNESS else "loss at w + eps minus loss at w"
+            plots.append(_draw(name, title, caption, partial(_plot_curves, report=report, curves=curves, label=label)))
     return plots
 
 
-def _draw(plot: Callable[[Axes], None]) -> bytes:
-    figure, axes = plt.subplots(figsize=(7, 4.2), dpi=130, layout="constrained")
-    axes.grid(alpha=0.3, linewidth=0.6)
-    axes.spines[["top", "right"]].set_visible(False)
-    plot(axes)
-    stream = io.BytesIO()
-    figure.savefig(stream, format="png")
-    plt.close(figure)
-    return stream.getvalue()
+def _count_seeds(n: pd.Series) -> str:
+    low, high = int(n.min()), int(n.max())
+    return f"n = {low}" if low == high else f"n = {low} to {high}"
 
 
-def plot_against_rho(axes: Axes, report: Report) -> None:
-    """Plot one line for each combination of the other settings; runs without rho are a dashed level."""
+def plotted_settings(report: Report) -> list[str]:
+    """Return the searched settings, or rho, that have at least two positive values to plot the metric against."""
     groups = report.groups[report.groups["n"] > 0]
-    others = [name for name in report.settings if name not in ("optimizer", "rho")]
-    labels = pd.Series([settings_label(row) for row in groups[others].to_dict("records")], groups.index, dtype=str)
-    random_search = labels.nunique() > 2 * MAX_CURVES  # hardly two runs share the other settings: draw points only
-    if random_search:
-        labels[:] = ""
-    for number, (label, line) in enumerate(groups.groupby(labels, sort=False)):
-        colour, suffix = COLOURS[number % len(COLOURS)], f", {label}" if label else ""
-        points = line[line["rho"] > 0].sort_values("rho")
-        if len(points):
-            axes.errorbar(
-                points["rho"], points["mean"], points["half_width"].fillna(0), color=colour, capsize=3,
-                marker="os^D"[number // len(COLOURS) % 4], linestyle="" if random_search else "-", label=f"SAM{suffix}",
-            )  # fmt: skip
-        for mean, half_width in line.loc[~(line["rho"] > 0), ["mean", "half_width"]].to_numpy():
-            axes.axhline(mean, color=colour, linestyle="--", label=f"SGD{suffix}")
-            if half_width > 0:
-                axes.axhspan(mean - half_width, mean + half_width, color=colour, alpha=0.12, linewidth=0)
-    _set_rho_ticks(axes, sorted(groups.loc[groups["rho"] > 0, "rho"].unique()))
-    if "accuracy" in report.metric:
-        axes.set_ylim(top=min(1.0, axes.get_ylim()[1]))  # the interval of an accuracy may extend beyond 1
-    axes.set(xlabel="rho", ylabel=report.metric)
+    names = dict.fromkeys([*report.searched[0], *(["rho"] if "rho" in groups else [])])
+    numeric = [name for name in names if pd.api.types.is_numeric_dtype(groups[name])]
+    return [name for name in numeric if groups.loc[groups[name] > 0, name].nunique() > 1]
+
+
+def _draw(name: str, title: str, caption: str, plot: Callable[[Axes], None]) -> Plot:
+    figure, axes = plt.subplots(figsize=(6, 3.7), dpi=150, layout="constrained")
+    plot(axes)
+    figure.draw_without_rendering()
+    figure.set_layout_engine("none")  # the layout is computed once, not once for each file
+    files = {}
+    for kind, metadata in (("png", {}), ("svg", {"Date": None}), ("pdf", {"CreationDate": None})):
+        stream = io.BytesIO()
+        with plt.rc_context({"svg.hashsalt": name}):  # the same bytes for the same numbers
+            figure.savefig(stream, format=kind, metadata=metadata, transparent=kind == "svg")
+        files[kind] = stream.getvalue()
+    plt.close(figure)
+    return Plot(name.replace("/", "-"), title, caption, files)
+
+
+def plot_against(axes: Axes, report: Report, name: str) -> None:
+    """Plot the metric against a setting: a point for each group, and a line for groups that differ in it only.
+
+    Groups without a positive value of the setting, such as SGD for rho, are horizontal lines.
+    """
+    styles = arm_styles(list(report.rows))
+    others = [setting for setting in report.settings if setting != name]
+    rows = {group: row for group, row in report.rows.items() if row["n"] > 0}
+    with_value = sorted((group for group, row in rows.items() if row[name] > 0), key=lambda group: rows[group][name])
+    lines: dict[str, list[int]] = {}
+    for group in with_value:
+        lines.setdefault(settings_label({key: rows[group][key] for key in others}), []).append(group)
+    random_search = len(lines) > 2 * MAX_CURVES  # hardly two runs share the other settings: draw points only
+    for number, (label, line) in enumerate(lines.items()):
+        values, means = [rows[group][name] for group in line], [rows[group]["mean"] for group in line]
+        if not random_search:
+            dashes = DASHES[number % len(DASHES)]
+            axes.plot(values, means, color=INK, alpha=0.45, linewidth=1, linestyle=dashes, label=label or "runs")
+        for group in line:
+            value, n, mean, half_width = (rows[group][key] for key in (name, "n", "mean", "half_width"))
+            colour, marker, _ = styles[group]
+            axes.errorbar(value, mean, half_width if n > 1 else None, color=colour, marker=marker, capsize=3, ls="")
+    for group in rows.keys() - {*with_value} if not random_search else ():
+        mean, half_width = rows[group]["mean"], rows[group]["half_width"]
+        axes.axhline(mean, color=styles[group].colour, linestyle=styles[group].dashes, label=report.labels[group])
+        if half_width > 0:
+            axes.axhspan(mean - half_width, mean + half_width, color=styles[group].colour, alpha=0.14, linewidth=0)
+    _set_ticks(axes, sorted({rows[group][name] for group in with_value}))
+    axes.set(xlabel=column_title(name), ylabel=report.metric)
     _add_legend(axes)
 
 
-def _set_rho_ticks(axes: Axes, radii: Sequence[float]) -> None:
-    """Label each radius where there are few of them, otherwise round numbers, without overlapping labels."""
-    if radii[-1] / radii[0] >= 8:
+def _set_ticks(axes: Axes, values: Sequence[float]) -> None:
+    """Label each value where there are few of them, otherwise round numbers, without overlapping labels."""
+    if values[-1] / values[0] >= 8:
         axes.set_xscale("log")
-    digits = (1, 2, 5) if radii[-1] < 300 * radii[0] else (1,)
+    digits = (1, 2, 5) if values[-1] < 300 * values[0] else (1,)
     round_numbers = [digit * 10.0**power for power in range(-9, 4) for digit in digits]
-    ticks = radii if len(radii) <= 8 else [tick for tick in round_numbers if radii[0] <= tick <= radii[-1]]
-    axes.set_xticks(ticks, [f"{radius:g}" for radius in ticks])
+    ticks = values if len(values) <= 8 else [tick for tick in round_numbers if values[0] <= tick <= values[-1]]
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
     axes.minorticks_off()
 
 
-def _plot_curves(axes: Axes, report: Report, groups: Sequence[int], tag: str = "") -> None:
-    """Plot the mean over seeds of a metric by epoch, with a band from the lowest to the highest seed."""
-    tag = tag or report.metric
-    for number, group in enumerate(groups):
+def _plot_differences(axes: Axes, report: Report, groups: Sequence[int]) -> None:
+    """Plot the difference of each group to the baseline with its interval, one below the other."""
+    styles = arm_styles(list(report.rows))
+    plt.gcf().set_figheight(1.2 + 0.3 * len(groups))
+    for position, group in enumerate(groups):
+        _, difference = report.differences[group]
+        style = styles[group]
+        axes.errorbar(
+            difference.mean, position, xerr=difference.half_width if difference.n > 1 else None, color=style.colour,
+            marker=style.marker, capsize=3,
+        )  # fmt: skip
+    axes.axvline(0, color=INK, linewidth=1)
+    axes.set_yticks(range(len(groups)), [report.labels[group] for group in groups])
+    axes.set_ylim(len(groups) - 0.5, -0.5)
+    axes.grid(axis="y", visible=False)
+    axes.set(xlabel=f"{report.metric} minus that of {report.baseline}")
+
+
+def _read_curves(report: Report, groups: Sequence[int], tag: str) -> dict[int, pd.DataFrame]:
+    """Return a metric by epoch for the first groups that have it, with one column a seed."""
+    curves: dict[int, pd.DataFrame] = {}
+    for group in groups:
         folders = report.runs.loc[report.runs["group"] == group, "folder"]
-        curves = pd.concat([read_curve(folder, tag) for folder in folders], axis=1, join="inner").sort_index()
-        if curves.empty:
-            continue
-        colour, style = COLOURS[number % len(COLOURS)], "-" if number < len(COLOURS) else "--"
-        label = settings_label(report.groups.loc[group, report.settings].to_dict()) or "all runs"
-        axes.plot(curves.index, curves.mean(axis=1), style, color=colour, label=label, linewidth=1.6)
-        axes.fill_between(curves.index, curves.min(axis=1), curves.max(axis=1), color=colour, alpha=0.12, linewidth=0)
+        found = [curve for folder in folders if len(curve := read_curve(folder, tag))]
+        common = pd.concat(found, axis=1, join="inner").sort_index() if found else pd.DataFrame()
+        if len(common):
+            curves[group] = common
+        if len(curves) == MAX_CURVES:
+            break
+    return curves
+
+
+def _plot_curves(axes: Axes, report: Report, curves: Mapping[int, pd.DataFrame], label: str) -> None:
+    """Plot the mean over seeds by epoch, with a band from the lowest to the highest seed."""
+    styles = arm_styles(list(report.rows))
+    for group in sorted(curves):
+        curve: pd.DataFrame = curves[group]
+        style = styles[group]
+        marker = style.marker if len(curve) <= MAX_MARKED_POINTS else ""
+        axes.plot(
+            curve.index, curve.mean(axis=1), color=style.colour, linestyle=style.dashes, marker=marker, markersize=3.5,
+            label=report.labels[group],
+        )  # fmt: skip
+        if curve.shape[1] > 1:
+            axes.fill_between(curve.index, curve.min(axis=1), curve.max(axis=1), color=style.colour, alpha=0.14, lw=0)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-    axes.set(xlabel="epoch", ylabel=tag)
-    if axes.lines:
-        _add_legend(axes)
+    axes.set(xlabel="epoch", ylabel=label)
+    _add_legend(axes)
 
 
 def _add_legend(axes: Axes) -> None:
     """Add a legend below the axes, where it hides no line."""
     handles, labels = axes.get_legend_handles_labels()
-    num_columns = max(1, min(4, 112 // (max(map(len, labels)) + 8)))
+    if not labels:
+        return
+    num_columns = max(1, min(4, 100 // (max(map(len, labels)) + 8)))
     figure = plt.gcf()
     figure.set_figheight(figure.get_figheight() + 0.16 * -(-len(labels) // num_columns))
-    figure.legend(handles, labels, loc="outside lower left", ncols=num_columns, frameon=False, fontsize=8)
+    figure.legend(handles, labels, loc="outside lower left", ncols=num_columns, frameon=False)

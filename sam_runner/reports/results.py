@@ -22,8 +22,10 @@ from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import read_json
 
-RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "fingerprint"]
+COSTS = ("gradient_evaluations", "images_forward", "images_backward", "training_seconds", "peak_memory_bytes")
+RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", *COSTS, "fingerprint"]
 
 
 @dataclass(frozen=True)
@@ -36,22 +38,43 @@ class RunRecord:
             the machine of the run can tell), "failed", "interrupted" or "preempted"; of a job without a run "refused",
             "failed" or "not run".
         config: Settings of the run; None for a job without a run.
-        metrics: Metrics at the end of training, by tag; empty before the run has finished.
-        error: Message of the error that ended the run; "" without an error.
-        job: Overrides of a sweep's job that failed; "" for other runs.
+        result: Content of result.json; empty before the run has finished.
+        status_json: Content of status.json.
+        environment: Content of environment.json; empty for a job without a run.
     """
 
     folder: Path
     status: str
     config: ExperimentConfig | None
-    metrics: Mapping[str, float]
-    error: str = ""
-    job: str = ""
+    result: Mapping[str, Any]
+    status_json: Mapping[str, Any]
+    environment: Mapping[str, Any]
+
+    @property
+    def metrics(self) -> Mapping[str, float]:
+        """Metrics at the end of training, by tag; empty before the run has finished."""
+        metrics: Mapping[str, float] = self.result.get("final", {})
+        return metrics
+
+    @property
+    def error(self) -> str:
+        """Message of the error that ended the run; "" without an error."""
+        return str(self.status_json.get("error", ""))
+
+    @property
+    def job(self) -> str:
+        """Overrides of a sweep's job that failed; "" for other runs."""
+        return str(self.status_json.get("job", ""))
 
     @property
     def settings(self) -> dict[str, Any]:
         """The settings that reports show; empty for a job without a run."""
         return {} if self.config is None else report_settings(self.config)
+
+    @property
+    def fingerprint(self) -> str:
+        """Hash of the settings that affect the result; of a job without a run its folder."""
+        return str(self.folder) if self.config is None else self.config.fingerprint()
 
 
 def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
@@ -75,16 +98,32 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
     return list(found.values())
 
 
+def read_distinct_runs(folders: Iterable[Path]) -> list[RunRecord]:
+    """Read the runs in some folders as `read_runs` does; of runs with the same fingerprint keep the last finished one.
+
+    Raises:
+        InputError: Where a folder does not exist, or a run's config.yaml is not valid.
+    """
+    runs = read_runs(folders)
+    kept = {run.fingerprint: number for number, run in enumerate(runs)}
+    kept |= {run.fingerprint: number for number, run in enumerate(runs) if run.status == "finished"}
+    return [runs[number] for number in sorted(kept.values())]
+
+
 def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
-    result, status = read_finished_result(folder), read_status(folder)
+    result, status, environment = read_finished_result(folder), read_status(folder), _read_environment(folder)
     state = str(status.get("status", "started"))
     if result is not None:
         state = "finished"
     elif state == "running":
         locked = is_locked(folder, str(status.get("host")))
         state = {True: "running", False: "died", None: "running or died"}[locked]
-    metrics = (result or {}).get("final", {})
-    return RunRecord(folder, state, config, metrics, str(status.get("error", "")), str(status.get("job", "")))
+    return RunRecord(folder, state, config, result or {}, status, environment)
+
+
+def _read_environment(folder: Path) -> dict[str, Any]:
+    environment = read_json(folder / "environment.json")
+    return environment if isinstance(environment, dict) else {}
 
 
 def report_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -108,19 +147,30 @@ def report_settings(config: ExperimentConfig) -> dict[str, Any]:
 def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     """Return a table of runs, one row a record in the same order, with the index 0, 1, ...
 
-    Columns, in this order: the settings that reports show (``optimizer``, then by name); `RUN_COLUMNS`; the metrics, by
-    name. A run without a setting or metric has NaN or None there.
+    Columns, in this order:
+
+    - the settings that reports show (``optimizer``, then by name);
+    - ``seed``, ``status``, ``error``, ``job``, ``folder``;
+    - ``resolved_precision``, e.g. "bf16", which ``precision=auto`` chose;
+    - the costs ``gradient_evaluations``, ``images_forward``, ``images_backward``, ``training_seconds`` and
+      ``peak_memory_bytes``;
+    - ``fingerprint``;
+    - the metrics at the end of training, by name; accuracies are fractions in [0, 1].
+
+    A run without an entry has NaN or None there: a setting of another option, the metrics of a run that has not
+    finished, the costs of a run of an earlier version.
     """
     settings = pd.DataFrame([run.settings for run in runs])
     settings = settings[sorted(map(str, settings), key=lambda name: (name != "optimizer", name))]
-    identities = [
-        (run.config.seed, run.config.fingerprint()) if run.config else (None, str(run.folder)) for run in runs
-    ]
     facts = [
-        (seed, run.status, run.error, run.job, str(run.folder), fingerprint)
-        for run, (seed, fingerprint) in zip(runs, identities, strict=True)
-    ]
-    columns = pd.DataFrame(facts, columns=RUN_COLUMNS, dtype=object).astype({"seed": "Int64"})
+        (
+            run.config.seed if run.config else None, run.status, run.error, run.job, str(run.folder),
+            run.environment.get("resolved_precision"), *(run.result.get(cost) for cost in COSTS), run.fingerprint,
+        )
+        for run in runs
+    ]  # fmt: skip
+    columns = pd.DataFrame(facts, columns=RUN_COLUMNS, dtype=object)
+    columns = columns.astype({"seed": "Int64", **dict.fromkeys(COSTS, "float64")})
     metrics = pd.DataFrame([dict(run.metrics) for run in runs])
     metrics = metrics[sorted({*map(str, metrics)} - {*settings})]  # lr and rho are also metrics
     return pd.concat([settings, columns, metrics], axis=1)
@@ -149,9 +199,7 @@ def load_results(folders: Iterable[Path | str]) -> pd.DataFrame:
     Raises:
         InputError: Where a folder does not exist, or a run's config.yaml is not valid.
     """
-    results = results_frame(read_runs(map(Path, folders)))
-    finished_last = results.sort_values("status", key=lambda status: status == "finished", kind="stable")
-    return finished_last.drop_duplicates("fingerprint", keep="last").sort_index()
+    return results_frame(read_distinct_runs(map(Path, folders)))
 
 
 def read_curve(folder: Path | str, tag: str) -> pd.Series:

@@ -1,4 +1,4 @@
-"""Format tables as aligned text and as Markdown, and settings as table cells."""
+"""Format tables as aligned text, Markdown and LaTeX, and settings as table cells."""
 
 from collections.abc import Mapping
 from typing import Any
@@ -6,9 +6,18 @@ from typing import Any
 import pandas as pd
 
 
+def printable(text: str) -> str:
+    """Return a text in one line that UTF-8 can encode; line ends, and bytes of a path that are not UTF-8, are escaped.
+
+    Folders, settings and error messages are anybody's text.
+    """
+    shown = "".join(c if c.isprintable() or c == " " else c.encode("unicode_escape").decode() for c in text)
+    return shown.encode("utf-8", "backslashreplace").decode()
+
+
 def column_title(key: str) -> str:
     """Return the heading of a setting; a ``_target_`` has the name of its group."""
-    return key.removesuffix("._target_")
+    return printable(key.removesuffix("._target_"))
 
 
 def format_value(value: Any, key: str = "", missing: str = "-") -> str:
@@ -22,8 +31,8 @@ def format_value(value: Any, key: str = "", missing: str = "-") -> str:
     if pd.isna(value):
         return missing
     if key.endswith("._target_"):
-        return str(value).rpartition(".")[2]
-    return f"{value:.10g}" if isinstance(value, float) else str(value)
+        return printable(str(value).rpartition(".")[2])
+    return f"{value:.10g}" if isinstance(value, float) else printable(str(value))
 
 
 def settings_label(settings: Mapping[Any, Any]) -> str:
@@ -41,7 +50,27 @@ def text_table(table: pd.DataFrame) -> str:
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
 
 
+def escape_markdown(text: str) -> str:
+    """Return a text that Markdown shows as it is, also in a table."""
+    for character, escaped in {"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;", "`": "\\`", "[": "\\["}.items():
+        text = text.replace(character, escaped)
+    return text
+
+
 def markdown_table(table: pd.DataFrame) -> str:
     """Return a table of strings as Markdown."""
-    rows = [list(table.columns), ["---"] * len(table.columns), *table.to_numpy().tolist()]
+    cells = [[escape_markdown(cell) for cell in row] for row in (list(table.columns), *table.to_numpy().tolist())]
+    rows = [cells[0], ["---"] * len(table.columns), *cells[1:]]
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def latex_table(table: pd.DataFrame, numeric: set[str]) -> str:
+    """Return a table of strings as LaTeX for the package booktabs.
+
+    Args:
+        table: The table.
+        numeric: Columns that are aligned to the right.
+    """
+    columns = "".join("r" if name in numeric else "l" for name in table.columns)
+    text = table.to_latex(index=False, escape=True, column_format=columns)
+    return text.replace("±", r"$\pm$")

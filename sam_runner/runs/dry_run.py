@@ -12,6 +12,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.optimizer import AroundConfig, RadiusConfig, SamConfig
 from sam_runner.paper.rows import describe_target
+from sam_runner.runs.result import count_examples
 from sam_runner.sam.method import Method
 from sam_runner.sam.methods import Plain
 from sam_runner.training.build import resolve_precision
@@ -46,11 +47,11 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> 
 
 def describe_data(run: Run) -> str:
     """Return a line with the number of images in each set and of training labels that label noise has changed."""
-    loaders = {"train": run.train, **run.evaluations}
-    counts = ", ".join(f"{loader.num_examples:,} {name}" for name, loader in loaders.items())
-    corrupted = int((run.train.labels != run.train.clean_labels).sum())
+    counts = count_examples(run)
+    classes, corrupted = counts.pop("classes"), counts.pop("wrong_labels")
+    sets = ", ".join(f"{number:,} {name}" for name, number in counts.items())
     noise = f", {corrupted:,} training labels corrupted ({corrupted / run.train.num_examples:.2%})" if corrupted else ""
-    return f"{counts} images, {len(run.classes)} classes{noise}"
+    return f"{sets} images, {classes} classes{noise}"
 
 
 def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str]) -> str:

@@ -38,9 +38,18 @@ def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "
         "peak_memory_bytes": progress.peak_memory_bytes,
         "peak_memory_of": progress.peak_memory_of,
         "fingerprint": config.fingerprint(),
+        "data": count_examples(run),
+        "num_parameters": sum(parameter.numel() for parameter in run.model.parameters()),
     }
     write_json(folder / "result.json", result)
     return result
+
+
+def count_examples(run: "Run") -> dict[str, int]:
+    """Return the number of images of each set by its name, of ``classes``, and of wrong training labels."""
+    wrong = int((run.train.labels != run.train.clean_labels).sum())
+    counts = {name: loader.num_examples for name, loader in {"train": run.train, **run.evaluations}.items()}
+    return {**counts, "classes": len(run.classes), "wrong_labels": wrong}
 
 
 def read_finished_result(folder: Path) -> dict[str, Any] | None:

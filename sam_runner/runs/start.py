@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -17,6 +18,7 @@ from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
+from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import describe_data, describe_method, describe_run
 from sam_runner.runs.environment import compare_environment, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
@@ -77,7 +79,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
         # The main process prepares the folder; an error there is raised in all processes.
         context.on_main(lambda: _prepare_folder(folder, config, changes, stack, is_job=job_folder is not None))
         try:
-            _train(run, folder, config, stop, precision, reason)
+            _train(run, folder, config, stop, overrides, precision, reason)
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
@@ -160,7 +162,15 @@ def _prepare_folder(
         log.warning("%s", ": ".join(filter(None, [f"{name} changed, {change}", facts[name].on_resume])))
 
 
-def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest, precision: str, reason: str) -> None:
+def _train(
+    run: Run,
+    folder: Path,
+    config: ExperimentConfig,
+    stop: StopRequest,
+    overrides: Sequence[str],
+    precision: str,
+    reason: str,
+) -> None:
     """Train a run in its folder, which this process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
@@ -193,12 +203,14 @@ def _train(run: Run, folder: Path, config: ExperimentConfig, stop: StopRequest, 
         write_status(folder, "running", from_epoch=progress.epoch)
         num_bytes = logger_states.get("jsonl", 0)
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
+        if state is None:
+            loggers.text("run", describe_facts(run, config, folder, overrides))
 
     run.context.on_main(open_folder)
     schedule = CheckpointSchedule(options.every_steps, options.every_seconds, options.min_interval)
     try:
         fit(run, Outputs(loggers, checkpoints), progress, stop, schedule)
-        loggers.hparams(config.flat(), progress.last_metrics)
+        loggers.hparams(chosen_settings(config, overrides), progress.last_metrics, swept_settings(sys.argv))
     finally:
         loggers.close()
     if not run.context.is_main:

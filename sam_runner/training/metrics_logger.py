@@ -1,6 +1,6 @@
 """The interface of a metrics logger, and a list of loggers with the same interface."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
@@ -24,8 +24,11 @@ class MetricsLogger(Protocol):
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """Log a picture: (3, H, W), uint8 in [0, 255] or float in [0, 1]."""
 
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
-        """Log settings by dotted key and final metrics by tag."""
+    def text(self, tag: str, facts: Mapping[str, str]) -> None:
+        """Log facts about the run by name, such as its command."""
+
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
+        """Log the settings that the user chose, by name, and final metrics by tag; `swept` are names of settings."""
 
     def flush(self) -> Any:
         """Write all buffered data to disk; return the state for the checkpoint, of plain types."""
@@ -59,10 +62,15 @@ class MetricsLoggers:
         for logger in self._loggers:
             logger.image(tag, picture, step)
 
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
+    def text(self, tag: str, facts: Mapping[str, str]) -> None:
+        """See `MetricsLogger.text`."""
+        for logger in self._loggers:
+            logger.text(tag, facts)
+
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
         """See `MetricsLogger.hparams`."""
         for logger in self._loggers:
-            logger.hparams(settings, final)
+            logger.hparams(settings, final, swept)
 
     def flush(self) -> dict[str, Any]:
         """Flush all loggers; return their states by name."""

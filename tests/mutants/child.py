@@ -14,6 +14,7 @@ from types import ModuleType
 
 import hydra  # noqa: F401 - what the children need is loaded once
 import hypothesis.strategies
+import pandas  # noqa: F401
 import pytest
 import safetensors.torch  # noqa: F401
 import scipy.stats  # noqa: F401

@@ -478,6 +478,26 @@ MUTANTS = {
         ("progress: an epoch counts before it ends", "_read_epoch", "A - B", "A",
          "sweeps/test_progress.py::evaluated", 1),
     ],
+    "reports.aggregate": [
+        ("reports: the difference has the wrong sign", "paired_difference", "A.get_group(B) - C", "C - A.get_group(B)",
+         "reports/test_comparison.py::paired_t_test", 0),
+        ("reports: the interval of a normal distribution", "student_t", "stdtrit(A, B)", "A * 0 + 1.96",
+         "reports/test_comparison.py::paired_t_test"),
+    ],
+    "reports.comparison": [
+        ("reports: a baseline with other settings", "find_baselines", "A not in baseline.ignored", "False",
+         "reports/test_comparison.py::same_settings"),
+        ("reports: a baseline of another cost", "find_baselines", "A <= COST_TOLERANCE", "True",
+         "reports/test_comparison.py::trained_for_longer"),
+    ],
+    "reports.selection": [
+        ("reports: the test set chooses", "choose", "held_out if A else B", "B",
+         "reports/test_selection.py::largest_mean"),
+    ],
+    "runs.logging.tensorboard": [
+        ("TensorBoard: hparams of training", "TensorboardLogger.hparams", "A.startswith(EVALUATED_SETS)", "True",
+         "runs/test_logging.py::hparams_are_in"),
+    ],
     "runs.lock": [
         ("sweep: a run that was killed is still running", "", "return False", "return True",
          "sweeps/test_sweep.py::killed_run"),

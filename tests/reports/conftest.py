@@ -18,5 +18,5 @@ def sweep(tmp_path_factory):
                 value = float(generator.uniform(0.8, 0.9)) + (0.05 if rho == 0.1 else 0)
                 accuracies.setdefault((optimizer, rho if optimizer == "sam" else None), []).append(value)
                 lay(folder / f"{optimizer}-{rho}-{seed}", optimizer=optimizer, rho=rho, seed=seed, accuracy=value)
-    lay(folder / "failed", rho=0.2, status="failed", error="ValueError: boom\nmore")
+    lay(folder / "failed", rho=0.2, status="failed", error="ValueError: boom\nsecond line")
     return folder, accuracies

@@ -1,5 +1,6 @@
 """Runs read from disk: statuses, settings, one row for each distinct run."""
 
+import itertools
 import json
 import re
 import socket
@@ -7,8 +8,9 @@ from pathlib import Path
 
 import pandas as pd
 import pytest
+from scipy import stats
 
-from sam_runner.reports.results import load_results, read_curve, read_runs, report_settings
+from sam_runner.reports.results import COSTS, load_results, read_curve, read_runs, report_settings
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 from tests.run_folders import lay, leave
@@ -87,3 +89,35 @@ def test_a_curve_ends_before_a_line_that_is_being_written(tmp_path):
         handle.write('{"step": 40, "ep')
     assert read_curve(folder, "test/accuracy").to_dict() == pytest.approx({1: 0.3, 2: 0.6, 3: 0.9})
     assert read_curve(tmp_path, "test/accuracy").empty
+
+
+def test_the_example_of_the_page_prints_the_table_of_label_noise(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    values = {}
+    for rate, (optimizer, rho), seed in itertools.product((0.4, 0.8), (("sgd", 0), ("sam", 0.05)), (2, 0, 1)):
+        values.setdefault((rate, rho), {})[seed] = accuracy = 0.9 - rate / 2 + rho + seed**2 / 100
+        noise = {"_target_": "sam_runner.data.noise.symmetric", "rate": rate, "include_true_class": False}
+        lay(Path(f"outputs/sweeps/label-noise/{rate}{optimizer}{seed}"), optimizer=optimizer, rho=rho, seed=seed,
+            noise=noise, accuracy=accuracy, final={"train/memorised": accuracy / 2})  # fmt: skip
+    lay(Path("outputs/sweeps/label-noise/failed"), status="failed")
+    page = (Path(__file__).parents[2] / "docs" / "reports.md").read_text()
+    (code,) = re.findall(r"^```python\n(.*?)^```", page, re.M | re.S)
+    assert len([line for line in code.splitlines() if line]) <= 10
+    exec(compile(code, "docs/reports.md", "exec"), scope := {})
+    printed = capsys.readouterr().out
+    assert len(scope["table"]) == 4
+    for (rate, rho), by_seed in values.items():
+        row = scope["table"].loc[(rate, rho)].iloc[0]
+        low, high = stats.ttest_1samp([*by_seed.values()], 0).confidence_interval(0.95)
+        assert (row["mean"], row["95% interval"]) == pytest.approx(((low + high) / 2, (high - low) / 2))
+        assert row["memorised (seed 0)"] == by_seed[0] / 2
+        assert f"{row['mean']:.3f}".rstrip("0") in printed
+
+
+def test_results_have_the_costs_of_each_run_and_nan_where_none_are_recorded(tmp_path):
+    costs = {"gradient_evaluations": 60, "images_forward": 20, "images_backward": 20, "training_seconds": 1.5}
+    lay(tmp_path / "new", result=costs | {"peak_memory_bytes": None}, environment={"resolved_precision": "bf16"})
+    lay(tmp_path / "old", seed=1)
+    results = load_results([tmp_path])
+    assert results.loc[0, [*costs, "resolved_precision"]].to_dict() == costs | {"resolved_precision": "bf16"}
+    assert results.loc[1, [*COSTS, "resolved_precision"]].isna().all()

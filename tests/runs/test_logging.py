@@ -14,7 +14,7 @@ from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 
 from sam_runner.runs.logging.jsonl import JsonlLogger
-from sam_runner.runs.logging.tensorboard import TensorboardLogger
+from sam_runner.runs.logging.tensorboard import TensorboardLogger, tensorboard_tag
 from sam_runner.training.metrics_logger import MetricsLoggers
 
 
@@ -29,7 +29,7 @@ def read_events(folder):
 
 
 def read_scalars(folder, tag):
-    return [(event.step, event.value) for event in read_events(folder).Scalars(tag)]
+    return [(event.step, event.value) for event in read_events(folder).Scalars(tensorboard_tag(tag))]
 
 
 def read_rows(folder, name="metrics.jsonl"):
@@ -103,7 +103,8 @@ def test_hparams_are_in_the_same_run(tmp_path):
     loggers.scalars(3, 1, {"test/accuracy": 0.5})
     loggers.image("train/images", torch.zeros(3, 4, 4), 0)
     settings = {"rho": 0.05, "batch_size": 128, "nesterov": True, "model": "resnet20", "max_steps": None}
-    loggers.hparams(settings, {"test/accuracy": 0.5})
+    final = {"train/loss": 0.1, "test/nll": 0.2, "test/accuracy": 0.5, "validation/accuracy": 0.6, "rho": 0.05}
+    loggers.hparams(settings, final, {"rho"})
     loggers.close()
     assert len(list_event_files(tmp_path)) == 1
     assert not [path for path in tmp_path.iterdir() if path.is_dir()]
@@ -111,7 +112,12 @@ def test_hparams_are_in_the_same_run(tmp_path):
     assert [started[name].number_value for name in ("rho", "batch_size", "nesterov")] == [0.05, 128, 1]
     assert [started[name].string_value for name in ("model", "max_steps")] == ["resnet20", "None"]
     experiment = read_hparams(tmp_path, "_hparams_/experiment").experiment
-    assert [info.name.tag for info in experiment.metric_infos] == ["test/accuracy"]
+    assert [info.name.tag for info in experiment.metric_infos] == [
+        "accuracy/test", "accuracy/validation", "loss/test_nll"
+    ]  # fmt: skip
+    assert {info.name: info.differs for info in experiment.hparam_infos} == {
+        name: name == "rho" for name in settings
+    }  # fmt: skip
     assert read_scalars(tmp_path, "test/accuracy") == [(3, 0.5)]
 
 
@@ -243,3 +249,31 @@ def test_settings_with_bytes_that_are_not_utf8_are_logged(tmp_path):
     logger.close()
     content = next(tmp_path.glob("events*")).read_bytes()
     assert rb"na\udcefve" in content
+
+
+def test_tensorboard_shows_accuracy_and_loss_first_and_no_two_metrics_have_one_tag():
+    metrics = [
+        "lr", "rho", "loss_scale", "train/loss", "train/loss_perturbed", "train/loss_gap", "train/accuracy",
+        "train/accuracy_clean", "train/memorised", "train/recovered", "train/grad_norm", "train/eps_norm",
+        *(f"{name}/{metric}" for name in ("test", "validation")
+          for metric in ("accuracy", "accuracy_top5", "nll", "calibration_error")),
+    ]  # fmt: skip
+    tags = [tensorboard_tag(metric) for metric in metrics]
+    assert len({*tags}) == len(metrics)
+    groups = sorted({tag.partition("/")[0] for tag in [*tags, "time/images_per_second"]})
+    assert groups == ["accuracy", "loss", "loss_gap", "noisy_labels", "norms", "other", "schedule", "time"]
+    assert {tag for tag in tags if tag.startswith("accuracy/")} >= {"accuracy/train", "accuracy/test"}
+    assert [tensorboard_tag(tag) for tag in ("time/images_per_second", "loss", "mine/new")] == [
+        "time/images_per_second", "loss", "mine/new"
+    ]  # fmt: skip
+
+
+def test_facts_are_a_text_that_markdown_shows_as_it_is(tmp_path):
+    loggers = open_loggers(tmp_path)
+    loggers.text("run", {"command": "sam-train rho=0.1 noise.file=*a_b*<c>", "folder": "na\udcefve\nline"})
+    loggers.close()
+    (event,) = read_events(tmp_path).Tensors("run/text_summary")
+    (text,) = event.tensor_proto.string_val
+    assert text.decode() == (
+        "- **command:** sam-train rho=0.1 noise.file=\\*a\\_b\\*\\<c\\>\n- **folder:** na\\\\udcefve line"
+    )

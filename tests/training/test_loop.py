@@ -8,6 +8,7 @@ import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.runs.logging.tensorboard import tensorboard_tag
 from sam_runner.sam.optimizer_step import OptimizerStep
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
@@ -131,11 +132,11 @@ def test_tensorboard_holds_the_same_numbers_and_the_pictures_in_one_run(sam_run)
     for row in read_rows(sam_run):
         for tag, value in row.items():
             if tag not in ("step", "epoch"):
-                logged = {event.step: event.value for event in events.Scalars(tag)}
+                logged = {event.step: event.value for event in events.Scalars(tensorboard_tag(tag))}
                 assert logged[row["step"]] == pytest.approx(value, rel=1e-5, abs=1e-6)
     assert {"train/images", "test/confusion"} <= set(tags["images"])
     assert "time/images_per_second" in tags["scalars"]
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8]
+    assert [event.step for event in events.Scalars("loss/train")] == [2, 4, 6, 8]
     plugin = events.summary_metadata
     assert any(name.startswith("_hparams_/") for name in plugin)
     assert not [path for path in sam_run.iterdir() if path.is_dir() and path.name != "checkpoints"]
@@ -178,7 +179,7 @@ def test_a_run_that_died_in_its_second_epoch_continues_to_the_same_bytes(options
     assert equal_states(cut, whole)
     events = EventAccumulator(str(cut), size_guidance={"scalars": 0})
     events.Reload()
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 4, 6, 8, 10, 12]
+    assert [event.step for event in events.Scalars("loss/train")] == [2, 4, 6, 8, 10, 12]
     results = [read_result(folder) for folder in (cut, whole)]
     for result in results:
         for measured in ("images_per_second", *MEASURED):

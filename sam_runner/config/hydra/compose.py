@@ -145,6 +145,15 @@ def compose_settings(
         return compose(name, words, return_hydra_config=return_hydra_config)
 
 
+def compose_experiment(overrides: Sequence[str]) -> ExperimentConfig:
+    """Compose and validate the settings of a single run.
+
+    Raises:
+        InputError: For the first invalid setting.
+    """
+    return load_experiment(plain_settings(compose_settings(overrides)), overrides)
+
+
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
     """Compose settings for display only: "-" replaces required values that are not given."""
     return load_experiment(_fill_required(plain_settings(compose_settings(overrides))))

@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +36,10 @@ class JsonlLogger:
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """Ignore the picture: JSON has no pictures."""
 
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
+    def text(self, tag: str, facts: Mapping[str, str]) -> None:
+        """Ignore the call: environment.json and config.yaml hold these facts."""
+
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
         """Ignore the call: config.yaml and result.json hold settings and final metrics."""
 
     def flush(self) -> int:

@@ -1,20 +1,43 @@
 """TensorBoard event files."""
 
+import re
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+from tensorboard.plugins.hparams.plugin_data_pb2 import HParamsPluginData
 from tensorboard.summary.writer import event_file_writer
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+EVALUATED_SETS = ("test/", "validation/")
+TAGS = {  # TensorBoard shows tags by their first part, in alphabetical order: accuracy and loss come first
+    "accuracy": "accuracy/{set}", "accuracy_clean": "accuracy/{set}_clean_labels",
+    "accuracy_top5": "accuracy/{set}_top5", "loss": "loss/{set}", "loss_perturbed": "loss/{set}_perturbed",
+    "nll": "loss/{set}_nll", "loss_gap": "loss_gap/{set}", "memorised": "noisy_labels/memorised",
+    "recovered": "noisy_labels/recovered", "grad_norm": "norms/gradient", "eps_norm": "norms/eps",
+    "calibration_error": "other/{set}_calibration_error", "lr": "schedule/lr", "rho": "schedule/rho",
+    "loss_scale": "schedule/loss_scale",
+}  # fmt: skip
+
+
+def tensorboard_tag(tag: str) -> str:
+    """Return the tag in TensorBoard of a metric, e.g. ``accuracy/test`` of ``test/accuracy``.
+
+    TensorBoard's page then shows the accuracies of all sets in one section, the losses in another.
+    """
+    name, _, metric = tag.rpartition("/")
+    template = TAGS.get(metric, "")
+    is_of_set = "{set}" in template
+    return template.format(set=name) if template and (name or not is_of_set) else tag
+
 
 class TensorboardLogger:
-    """Writes an event file into the run folder.
+    """Writes an event file into the run folder. Metrics have the tags of `tensorboard_tag`.
 
     Args:
         folder: The run folder.
@@ -30,7 +53,7 @@ class TensorboardLogger:
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - of the protocol
         """Log scalars by tag."""
         for tag, value in values.items():
-            self._writer.add_scalar(tag, value, step)
+            self._writer.add_scalar(tensorboard_tag(tag), value, step)
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:
         """Log scalars by tag."""
@@ -41,14 +64,30 @@ class TensorboardLogger:
         """Log a picture: (3, H, W), uint8 in [0, 255] or float in [0, 1]."""
         self._writer.add_image(tag, picture, step)
 
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float]) -> None:
-        """Log settings and final metrics for the HPARAMS page, in the event file of this run.
+    def text(self, tag: str, facts: Mapping[str, str]) -> None:
+        """Log names and texts as a list for the TEXT page."""
+        self._writer.add_text(
+            tag, "\n".join(f"- **{name}:** {_escape(_text(value))}" for name, value in facts.items()), 0
+        )
 
-        `SummaryWriter.add_hparams` would create a second run, in a folder named after the time.
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
+        """Log settings and the final metrics of the evaluated sets for the HPARAMS page, in the run's event file.
+
+        `SummaryWriter.add_hparams` would create a second run, in a folder named after the time. TensorBoard shows the
+        settings that are marked as different first.
         """
         plain = {key: value if isinstance(value, int | float) else _text(value) for key, value in settings.items()}
+        metrics = sorted(
+            (tensorboard_tag(tag), value) for tag, value in final.items() if tag.startswith(EVALUATED_SETS)
+        )
         writer = self._writer._get_file_writer()
-        for summary in hparams(plain, dict(final)):
+        experiment, *session = hparams(plain, dict(metrics))
+        plugin_data = experiment.value[0].metadata.plugin_data
+        content = HParamsPluginData.FromString(plugin_data.content)
+        for info in content.experiment.hparam_infos:
+            info.differs = info.name in swept
+        plugin_data.content = content.SerializeToString()
+        for summary in (experiment, *session):
             writer.add_summary(summary)
         self.flush()
 
@@ -59,6 +98,11 @@ class TensorboardLogger:
     def close(self) -> None:
         """Flush and close the file."""
         self._writer.close()
+
+
+def _escape(text: str) -> str:
+    """Return a text that Markdown shows as it is, in one line."""
+    return re.sub(r"([\\`*_{}\[\]<>|#])", r"\\\1", text.replace("\n", " "))
 
 
 def _text(value: Any) -> str:

@@ -1,0 +1,165 @@
+"""Compare groups of runs with a baseline: differences paired by seed, at equal settings or at equal cost."""
+
+import math
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.keys import walk
+from sam_runner.reports.aggregate import METHOD_SETTINGS, Difference, aggregate, paired_difference, rows_by_group
+from sam_runner.reports.tables import format_value
+from sam_runner.utils.errors import InputError
+
+COSTS = {"cost": "gradient_evaluations", "seconds": "training_seconds"}  # choices of --against
+COST_TOLERANCE = 0.1  # costs that differ by less than this fraction count as equal
+LENGTH_SETTINGS = {name for name, facts, _ in walk(ExperimentConfig()) if facts.sets_length}
+FITTED_ACCURACY = 0.95  # training accuracy on clean labels from which a network counts as fitted
+FITTED_WRONG_LABELS = 0.5  # memorised fraction of the wrong labels from which a network counts as fitted
+
+
+@dataclass(frozen=True)
+class Baseline:
+    """What groups are compared with.
+
+    Attributes:
+        settings: Settings of the baseline, as text by name, e.g. ``{"optimizer": "sgd"}``.
+        against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
+    """
+
+    settings: Mapping[str, str]
+    against: str = ""
+
+    def __str__(self) -> str:
+        return " ".join(value if name == "optimizer" else f"{name}={value}" for name, value in self.settings.items())
+
+    @property
+    def ignored(self) -> set[str]:
+        """The settings in which a group may differ from its baseline."""
+        methods = METHOD_SETTINGS if "optimizer" in self.settings else set()
+        return {*self.settings, *methods, *(LENGTH_SETTINGS if self.against else ())}
+
+    def contains(self, settings: Mapping[str, Any]) -> bool:
+        """Return whether a group with these settings is a baseline."""
+        return all(_is_value(settings.get(name), text) for name, text in self.settings.items())
+
+
+def parse_baseline(text: str, groups: pd.DataFrame) -> dict[str, str]:
+    """Return the settings of ``key=value,key=value``, where at least one group has them.
+
+    Raises:
+        InputError: Where a setting is not one of the columns of `groups`, or no group has the values.
+    """
+    pairs = (word.partition("=") for word in text.split(","))
+    settings = {name: value for name, _, value in pairs}
+    for name, value in settings.items():
+        if name not in groups:
+            accepted = ", ".join(map(str, groups.columns)) or "none: all runs have the same settings"
+            raise InputError(f"--baseline {text}: {name} does not distinguish these runs\n  accepted: {accepted}")
+        if not any(_is_value(found, value) for found in groups[name]):
+            values = ", ".join(f"{name}={format_value(found, name)}" for found in groups[name].unique())
+            raise InputError(f"--baseline {text}: no run has {name}={value}\n  accepted: {values}")
+    if not any(Baseline(settings).contains(row) for row in rows_by_group(groups).values()):
+        raise InputError(f"--baseline {text}: no run has all of these settings\n  give fewer of them")
+    return settings
+
+
+def _is_value(value: Any, text: str) -> bool:
+    if format_value(value) == text or format_value(value, "._target_") == text:
+        return True
+    try:
+        return float(value) == float(text)
+    except (TypeError, ValueError):
+        return False
+
+
+def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series) -> dict[int, int]:
+    """Return the baseline of each group that has one.
+
+    A baseline has the group's values in all settings but `Baseline.ignored`. At equal cost it is the one with the
+    nearest cost, within `COST_TOLERANCE`.
+
+    Args:
+        settings: The settings of the groups, indexed by group.
+        baseline: The baseline.
+        costs: Mean cost of the groups, indexed by group; NaN where it is unknown.
+    """
+    rows = rows_by_group(settings)
+    compared = [str(name) for name in settings if name not in baseline.ignored]
+    bases = [group for group, row in rows.items() if baseline.contains(row)]
+    found = {}
+    for group, row in rows.items():
+        fitting = [base for base in bases if all(_are_equal(row[name], rows[base][name]) for name in compared)]
+        if baseline.against:
+            distances = {base: _cost_distance(costs[group], costs[base]) for base in fitting}
+            fitting = sorted((base for base in fitting if distances[base] <= COST_TOLERANCE), key=distances.__getitem__)
+        if group not in bases and fitting:
+            found[group] = fitting[0]
+    return found
+
+
+def _are_equal(first: Any, second: Any) -> bool:
+    return bool(first == second or (pd.isna(first) and pd.isna(second)))
+
+
+def _cost_distance(cost: float, other: float) -> float:
+    """Return by which fraction of itself a cost differs from another; infinity where one is unknown."""
+    distance = abs(other / cost - 1)
+    return math.inf if math.isnan(distance) else distance
+
+
+def mean_costs(runs: pd.DataFrame, against: str) -> pd.Series:
+    """Return the mean cost of each group by a choice of --against; NaN where a run has not recorded it."""
+    return runs.groupby("group")[COSTS[against or "cost"]].agg(lambda costs: costs.mean(skipna=False))
+
+
+def compare(
+    runs: pd.DataFrame, metric: str, settings: pd.DataFrame, baseline: Baseline
+) -> dict[int, tuple[int, Difference]]:
+    """Return the baseline of each group that has one, and the difference to it, paired by seed.
+
+    Args:
+        runs: A table of `group_over_seeds`.
+        metric: A metric, e.g. ``test/accuracy``.
+        settings: The compared settings of some groups, indexed by group.
+        baseline: The baseline.
+    """
+    found = find_baselines(settings, baseline, mean_costs(runs, baseline.against))
+    return {group: (base, paired_difference(runs, metric, group, base)) for group, base in found.items()}
+
+
+@dataclass(frozen=True)
+class Fit:
+    """How far a group has fitted its training labels, in the last epoch, as means over seeds.
+
+    Attributes:
+        accuracy: Accuracy on the training labels, a fraction; NaN where it is unknown.
+        memorised: Fraction of the wrong labels that the network predicts; NaN without wrong labels.
+    """
+
+    accuracy: float
+    memorised: float
+
+    def __str__(self) -> str:
+        if math.isnan(self.accuracy):
+            return "-"
+        wrong = "" if math.isnan(self.memorised) else f" ({self.memorised:.0%} of wrong)"
+        return f"{self.accuracy:.1%}{wrong}"
+
+    @property
+    def is_low(self) -> bool:
+        """Whether the network has fitted neither its training labels nor, where there are any, the wrong ones."""
+        if math.isnan(self.memorised):
+            return self.accuracy < FITTED_ACCURACY
+        return self.memorised < FITTED_WRONG_LABELS
+
+
+def measure_fit(runs: pd.DataFrame, groups: Collection[int]) -> dict[int, Fit]:
+    """Return how far each group has fitted its training labels."""
+    means = [
+        aggregate(runs, tag)["mean"] if tag in runs else pd.Series(math.nan, list(groups), dtype=float)
+        for tag in ("train/accuracy", "train/memorised")
+    ]
+    return {group: Fit(*(float(mean[group]) for mean in means)) for group in groups}

@@ -1,0 +1,96 @@
+"""Choose the values of searched settings, such as rho, by the mean of a held-out metric over seeds."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sam_runner.reports.aggregate import aggregate, ranking_sign
+from sam_runner.utils.errors import InputError
+
+SEARCHED_SETTINGS = ("rho", "augment.mixup", "lr", "weight_decay")  # chosen where they vary and --select is not given
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The group that was chosen among groups that differ in searched settings only.
+
+    Attributes:
+        settings: The settings that are not searched, by name.
+        group: The chosen group.
+        num_values: Number of values, or combinations of values, that were searched.
+        metric: The metric that chose: a validation metric, or the compared metric where a group has no validation set.
+    """
+
+    settings: Mapping[str, Any]
+    group: int
+    num_values: int
+    metric: str
+
+    @property
+    def is_optimistic(self) -> bool:
+        """Whether several values were searched and the test set chose."""
+        return self.num_values > 1 and not self.metric.startswith("validation/")
+
+
+def held_out_metric(metric: str) -> str:
+    """Return the metric of the validation set that corresponds to a metric of the test set."""
+    return f"validation/{metric.removeprefix('test/')}" if metric.startswith("test/") else metric
+
+
+def split_settings(
+    settings: Sequence[str], select: Sequence[str] | None, by: Sequence[str] | None, known: Sequence[str]
+) -> tuple[list[str], list[str]]:
+    """Return the settings that are searched and those that each have a choice of their own.
+
+    Args:
+        settings: The settings that distinguish groups of runs.
+        select: Names given with --select; None chooses those of `SEARCHED_SETTINGS` that distinguish groups.
+        by: Names given with --by; None takes all settings that are not searched.
+        known: All settings of the runs.
+
+    Raises:
+        InputError: Where a searched setting does not vary, a name is unknown, or a setting that varies is in neither.
+    """
+    if select is None:
+        select = [name for name in SEARCHED_SETTINGS if name in settings and name not in (by or ())]
+    for name in select:
+        if name not in settings:
+            accepted = ", ".join(settings) or "none: all runs have the same settings"
+            raise InputError(f"--select {name}: the runs do not differ in {name}\n  accepted: {accepted}")
+    if by is None:
+        return list(select), [name for name in settings if name not in select]
+    for name in by:
+        if name not in known:
+            raise InputError(f"--by {name}: no run has this setting\n  accepted: {', '.join(known)}")
+    missing = [name for name in settings if name not in {*select, *by}]
+    if missing:
+        every = ",".join([*by, *missing])
+        raise InputError(f"the runs also differ in {', '.join(missing)}\n  add it to one of them: --by {every}")
+    return list(select), [name for name in by if name not in select]
+
+
+def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[str]) -> list[Choice]:
+    """Choose a group for each combination of the settings `by`; groups without the metric are left out.
+
+    Args:
+        runs: A table of `group_over_seeds`.
+        metric: The compared metric, e.g. ``test/accuracy``.
+        select: The searched settings.
+        by: The settings that have a choice each.
+    """
+    held_out = held_out_metric(metric)
+    groups = runs.drop_duplicates("group").set_index("group")
+    groups = groups[aggregate(runs, metric)["n"] > 0]
+    parts = groups.groupby(list(by), dropna=False, sort=False) if by else [((), groups)]
+    choices = []
+    for _, part in parts:
+        members = runs[runs["group"].isin(part.index)]
+        has_held_out = held_out in runs and (aggregate(members, held_out)["n"] > 0).all()
+        chosen_by = held_out if has_held_out else metric
+        scores = ranking_sign(metric) * aggregate(members, chosen_by)["mean"]
+        best = int(scores.index.to_list()[scores.argmax()])
+        values = len(part.drop_duplicates(list(select))) if select else 1
+        choices.append(Choice({name: part.iloc[0][name] for name in by}, best, values, chosen_by))
+    return choices

@@ -1,0 +1,252 @@
+"""Describe how runs were made: data, labels, network, training, precision, hardware, source, time and commands."""
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import pandas as pd
+
+from sam_runner.config.component import Component
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.keys import walk
+from sam_runner.reports.rerun import typed_command
+from sam_runner.reports.results import RunRecord, setting_columns
+from sam_runner.reports.tables import column_title, format_value, printable
+
+NOT_RECORDED = "not recorded (runs of an earlier version)"
+
+
+@dataclass(frozen=True)
+class Setup:
+    """How runs were made.
+
+    Attributes:
+        facts: Name and description of each fact.
+        warnings: Sentences on differences between runs that a comparison should not have.
+        commands: The distinct commands that started the runs.
+        shared_settings: Name and value of each setting that all runs have in common.
+    """
+
+    facts: Sequence[tuple[str, str]]
+    warnings: Sequence[str]
+    commands: Sequence[str]
+    shared_settings: Sequence[tuple[str, str]]
+
+
+def describe_setup(records: Sequence[RunRecord], results: pd.DataFrame) -> Setup:
+    """Describe how runs were made.
+
+    Args:
+        records: The runs and jobs.
+        results: Their table, as of `results_frame`.
+    """
+    runs = [record for record in records if record.config is not None]
+    facts = {
+        "data": _per_value(runs, lambda config: config.data, "data", _count_images),
+        "labels": _per_value(runs, lambda config: config.noise, "noise", _count_wrong_labels),
+        "network": _per_value(runs, lambda config: config.model, "model", _count_parameters),
+        "training": _describe_training(runs),
+        "precision": _join(_describe_precision(run) for run in runs),
+        "hardware": _join(_describe_hardware(run) for run in runs),
+        "software": _join(_describe_software(run) for run in runs),
+        "source": _join(_describe_source(run) for run in runs),
+        "time": _describe_time(records),
+        "runs": ", ".join(f"{n} {status}" for status, n in Counter(run.status for run in records).items()),
+    }
+    shared = [name for name in setting_columns(results) if results[name].nunique(dropna=False) == 1]
+    return Setup(
+        facts=[(name, printable(text)) for name, text in facts.items() if text],
+        warnings=_warn(runs),
+        commands=_distinct(filter(None, map(typed_command, runs))),
+        shared_settings=[(column_title(name), format_value(results[name].iloc[0], name)) for name in shared],
+    )
+
+
+def _distinct(values: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(values))
+
+
+def _join(values: Iterable[str]) -> str:
+    """Join the distinct values; with several, each has its number of runs."""
+    counts = Counter(filter(None, values))
+    if len(counts) < 2:
+        return next(iter(counts), "")
+    return "; ".join(f"{value} ({n} run{'s' * (n > 1)})" for value, n in counts.items())
+
+
+def _range(numbers: Iterable[int]) -> str:
+    """Return "519" for equal numbers, "519 to 523" for others, "" without a number."""
+    found = sorted(set(numbers))
+    return " to ".join(f"{number:,}" for number in [*found[:1], *found[1:][-1:]])
+
+
+def _describe_component(component: Component, group: str) -> str:
+    """Return the last part of a component's target and its arguments."""
+    values = [(name, value) for name, facts, value in walk(component) if facts.in_reports and value is not None]
+    arguments = [
+        f"{name} {format_value(value)}"
+        for name, value in values
+        if name != "_target_" and isinstance(value, bool | int | float | str)
+    ]
+    name = component.target.rpartition(".")[2]
+    return name if group == "data" or not arguments else f"{name} ({', '.join(arguments)})"
+
+
+def _per_value(
+    runs: Sequence[RunRecord],
+    component: Callable[[ExperimentConfig], Component],
+    group: str,
+    count: Callable[[Sequence[RunRecord]], str],
+) -> str:
+    """Describe each distinct component of some runs, with numbers of its runs."""
+    parts: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        assert run.config is not None
+        parts.setdefault(_describe_component(component(run.config), group), []).append(run)
+    return "; ".join(": ".join(filter(None, [name, count(members)])) for name, members in parts.items())
+
+
+def _data_facts(runs: Sequence[RunRecord]) -> list[dict[str, int]]:
+    return [run.result["data"] for run in runs if isinstance(run.result.get("data"), dict)]
+
+
+def _count_images(runs: Sequence[RunRecord]) -> str:
+    facts = _data_facts(runs)
+    if not facts:
+        return f"numbers of images are {NOT_RECORDED}" if any(run.result for run in runs) else ""
+    names = {"train": "training", "validation": "held-out validation", "test": "test"}
+    counts = [
+        f"{_range(entry[name] for entry in facts if name in entry)} {title}"
+        for name, title in names.items()
+        if any(name in entry for entry in facts)
+    ]
+    return f"{', '.join(counts)} images, {_range(entry['classes'] for entry in facts)} classes"
+
+
+def _count_wrong_labels(runs: Sequence[RunRecord]) -> str:
+    facts = _data_facts(runs)
+    if not facts:
+        return ""
+    if not any(entry["wrong_labels"] for entry in facts):
+        return "no training label is changed"
+    rate = sum(entry["wrong_labels"] for entry in facts) / sum(entry["train"] for entry in facts)
+    config = runs[0].config
+    assert config is not None
+    held_out = (
+        f", held-out labels are {config.data.val_labels}" if any("validation" in entry for entry in facts) else ""
+    )
+    return (
+        f"{_range(entry['wrong_labels'] for entry in facts)} of {_range(entry['train'] for entry in facts)} training"
+        f" labels ({rate:.1%}) are wrong{held_out}, test labels are clean"
+    )
+
+
+def _count_parameters(runs: Sequence[RunRecord]) -> str:
+    counts = _range(run.result["num_parameters"] for run in runs if "num_parameters" in run.result)
+    return f"{counts} parameters" if counts else ""
+
+
+def _describe_training(runs: Sequence[RunRecord]) -> str:
+    configs = [run.config for run in runs if run.config is not None]
+    steps = _range(run.result["step"] for run in runs if "step" in run.result)
+    base = _distinct(_describe_component(config.optimizer.base, "optimizer") for config in configs)
+    schedule = _distinct(_describe_component(config.schedule, "schedule") for config in configs)
+    return (
+        "; ".join(
+            [
+                f"{_range(config.epochs for config in configs)} epochs" + (f" ({steps} steps)" if steps else ""),
+                f"batches of {_range(config.batch_size for config in configs)} images",
+                f"base optimizer {' or '.join(base)}",
+                f"schedule {' or '.join(schedule)}",
+            ]
+        )
+        if configs
+        else ""
+    )
+
+
+def _describe_precision(run: RunRecord) -> str:
+    assert run.config is not None
+    resolved, given = run.environment.get("resolved_precision"), run.config.precision
+    if resolved is None:
+        return f"precision={given}" if given != "auto" else f"precision=auto, the chosen format is {NOT_RECORDED}"
+    return str(resolved) if given == resolved else f"{resolved} (precision={given})"
+
+
+def _describe_hardware(run: RunRecord) -> str:
+    found = run.environment
+    if not found:
+        return ""
+    threads = found.get("threads")
+    parts = [found.get("processor"), f"{threads} thread{'s' * (threads != 1)}" if threads else "",
+             found.get("cpu_capability")]  # fmt: skip
+    device = found.get("device")
+    return f"{'trained on the CPU' if device == 'cpu' else device}: {', '.join(str(part) for part in parts if part)}"
+
+
+def _describe_software(run: RunRecord) -> str:
+    packages, python = run.environment.get("packages"), run.environment.get("python")
+    if not isinstance(packages, dict):
+        return ""
+    names = ("sam-runner", "torch", "torchvision", "numpy")
+    versions = [f"{name} {packages[name]}" for name in names if packages.get(name)]
+    return ", ".join([*versions, *([f"Python {python}"] if python else [])])
+
+
+def _describe_source(run: RunRecord) -> str:
+    if not run.environment:
+        return ""
+    commit = run.environment.get("git_commit")
+    if not commit:
+        return "installed package, no git checkout"
+    return f"commit {str(commit)[:12]}{' with uncommitted changes' if run.environment.get('git_changes') else ''}"
+
+
+def _describe_time(records: Sequence[RunRecord]) -> str:
+    """Return the dates at which runs ended, and how long training took."""
+    ends = sorted(str(run.status_json["time"])[:16].replace("T", " ") for run in records if "time" in run.status_json)
+    same_day = bool(ends) and ends[0][:10] == ends[-1][:10]
+    days = f"runs ended {ends[0]} to {ends[-1][11:] if same_day else ends[-1]} UTC" if ends else ""
+    finished = [run.result for run in records if run.status == "finished"]
+    seconds = pd.Series(
+        [result["training_seconds"] for result in finished if "training_seconds" in result], dtype=float
+    )
+    if len(seconds):
+        training = f"training took {_duration(seconds.sum())} in all, {_duration(seconds.median())} a run (median)"
+        training += f", of {len(seconds)} of {len(finished)} runs" if len(seconds) < len(finished) else ""
+    else:
+        training = f"training time is {NOT_RECORDED}" if finished else ""
+    memory = [result["peak_memory_bytes"] for result in finished if result.get("peak_memory_bytes")]
+    peak = f"peak memory {max(memory) / 2**20:,.0f} MiB" if memory else ""
+    return "; ".join(filter(None, [days, training, peak]))
+
+
+def _duration(seconds: float) -> str:
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
+
+
+def _warn(runs: Sequence[RunRecord]) -> list[str]:
+    """Return a sentence for each difference between runs that may explain a difference of their metrics."""
+    environments = [run.environment for run in runs if run.environment]
+    kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
+        "commits": lambda found: found.get("git_commit") and str(found["git_commit"])[:12],
+        "precisions": lambda found: found.get("resolved_precision"),
+        "versions of torch": lambda found: (found.get("packages") or {}).get("torch"),
+        "processors": lambda found: found.get("processor"),
+        "devices": lambda found: found.get("device"),
+    }
+    warnings = []
+    for name, read in kinds.items():
+        counts = Counter(str(value) for value in map(read, environments) if value)  # type: ignore[arg-type]
+        if len(counts) > 1:
+            listed = ", ".join(f"{value} ({n})" for value, n in counts.items())
+            warnings.append(printable(f"The runs have different {name}: {listed}."))
+    dirty = sum(bool(found.get("git_changes")) for found in environments)
+    if dirty:
+        warnings.append(f"{dirty} of {len(runs)} runs used source code with uncommitted changes.")
+    return warnings

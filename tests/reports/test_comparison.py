@@ -1,0 +1,150 @@
+"""Differences to a baseline: pairs, intervals against scipy, equal settings and equal cost."""
+
+import itertools
+
+import numpy as np
+import pandas as pd
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy import stats
+
+from sam_runner.reports.aggregate import METHOD_SETTINGS, paired_difference
+from sam_runner.reports.comparison import Baseline, Fit, find_baselines, measure_fit, parse_baseline
+from sam_runner.reports.report import make_report
+from sam_runner.utils.errors import InputError
+from tests.helpers import config_of
+from tests.run_folders import lay, leave
+
+VALUE = st.floats(-1, 1, width=32)
+
+
+def runs_of(first, second, seeds=None):
+    """Two groups of runs with the given values, by seed."""
+    rows = [(0, seed, value) for seed, value in enumerate(first)]
+    rows += [(1, seed, value) for seed, value in zip(seeds or range(len(second)), second, strict=True)]
+    return pd.DataFrame(rows, columns=["group", "seed", "accuracy"])
+
+
+@settings(max_examples=50, deadline=None)
+@given(st.lists(st.tuples(VALUE, VALUE), min_size=2, max_size=8))
+def test_the_interval_is_that_of_a_paired_t_test(pairs):
+    first, second = np.array(pairs, dtype=float).T
+    found = paired_difference(runs_of(first, second), "accuracy", 0, 1)
+    assert found.n == len(pairs)
+    assert found.mean == pytest.approx(np.mean(first - second), abs=1e-12)
+    if np.ptp(first - second) > 1e-6:
+        result = stats.ttest_rel(first, second)
+        low, high = result.confidence_interval(0.95)
+        assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high), abs=1e-9)
+        if abs(result.pvalue - 0.05) > 1e-6:
+            assert found.contains_zero == (result.pvalue > 0.05)
+
+
+def test_only_seeds_that_both_have_are_pairs():
+    found = paired_difference(runs_of([0.5, 0.6, 0.7], [0.9, 0.5, 0.2], seeds=[2, 0, 9]), "accuracy", 0, 1)
+    assert found.n == 2
+    assert found.mean == pytest.approx(((0.7 - 0.9) + (0.5 - 0.5)) / 2)
+    one = paired_difference(runs_of([0.5], [0.25]), "accuracy", 0, 1)
+    assert (one.n, one.mean, one.contains_zero) == (1, 0.25, None)
+    none = paired_difference(runs_of([0.5], [0.25], seeds=[7]), "accuracy", 0, 1)
+    assert (none.n, none.contains_zero) == (0, None)
+
+
+def test_a_baseline_has_the_same_settings_but_those_of_the_method():
+    assert {"optimizer", "rho", "optimizer.p", "optimizer.ascent_steps"} <= METHOD_SETTINGS | {"optimizer"}
+    assert {"optimizer.m", "lr"}.isdisjoint(METHOD_SETTINGS)
+    nan = float("nan")
+    rows = [("sgd", nan, 0.1, None), ("sgd", nan, 0.2, None), ("sam", 0.1, 0.2, None), ("sam", 0.3, 0.1, None),
+            ("sam", 0.1, 0.2, 5.0), ("sam", 0.4, 0.2, None)]  # fmt: skip
+    table = pd.DataFrame(rows, columns=["optimizer", "rho", "lr", "grad_clip"])
+    baseline = Baseline({"optimizer": "sgd"})
+    assert find_baselines(table, baseline, pd.Series(nan, table.index)) == {2: 1, 3: 0, 5: 1}
+    assert find_baselines(table, Baseline({"rho": "0.1"}), pd.Series(nan, table.index)) == {5: 2}
+
+
+def test_at_equal_cost_the_baseline_is_trained_for_longer():
+    rows = [("sgd", None, 10), ("sgd", None, 20), ("sgd", None, 40), ("sam", 0.1, 10), ("sam", 0.1, 40)]
+    table = pd.DataFrame(rows, columns=["optimizer", "rho", "epochs"])
+    costs = pd.Series([100.0, 205.0, 400.0, 200.0, 800.0])
+    assert find_baselines(table, Baseline({"optimizer": "sgd"}, "cost"), costs) == {3: 1}
+    assert find_baselines(table, Baseline({"optimizer": "sgd"}), costs) == {3: 0, 4: 2}
+    costs[3] = float("nan")
+    assert find_baselines(table, Baseline({"optimizer": "sgd"}, "cost"), costs) == {}
+
+
+def test_a_report_compares_at_equal_cost(tmp_path):
+    for seed, (optimizer, epochs) in itertools.product(range(3), (("sgd", 3), ("sgd", 6), ("sam", 3))):
+        gradients = 10 * epochs * (2 if optimizer == "sam" else 1)
+        accuracy = {("sgd", 3): 0.5, ("sgd", 6): 0.7, ("sam", 3): 0.8}[optimizer, epochs] + seed / 100
+        config = config_of(f"optimizer={optimizer}", f"epochs={epochs}", f"seed={seed}")
+        result = {"gradient_evaluations": gradients, "training_seconds": 1.0}
+        leave(tmp_path / f"{optimizer}{epochs}{seed}", config, accuracy=accuracy, result=result)
+    at_settings, at_cost = make_report([tmp_path]), make_report([tmp_path], against="cost")
+    sam = next(group for group, label in at_cost.labels.items() if label.startswith("sam"))
+    assert at_settings.differences[sam][1].mean == pytest.approx(0.3)
+    assert at_cost.differences[sam][1].mean == pytest.approx(0.1)
+    assert list(at_cost.table["gradients"]) == ["30", "60", "60"]
+    assert "at equal gradient evaluations" in " ".join(at_cost.notes)
+    by_seconds = make_report([tmp_path], against="seconds")
+    assert "seconds" in by_seconds.table
+
+
+def test_runs_without_a_recorded_cost_are_named(sweep):
+    notes = " ".join(make_report([sweep[0]], against="cost").notes)
+    assert "12 of 12 runs have no gradient_evaluations in result.json" in notes
+
+
+def test_a_group_without_a_baseline_of_equal_cost_is_named(tmp_path):
+    for optimizer, gradients in (("sgd", 10), ("sam", 20)):
+        lay(tmp_path / optimizer, optimizer=optimizer, result={"gradient_evaluations": gradients})
+    report = make_report([tmp_path], against="cost")
+    assert report.differences == {}
+    assert (
+        "sam, rho 0.05 has no baseline of equal cost (20 gradient evaluations): train sgd for longer." in report.notes
+    )
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("colour=red", "colour does not distinguish these runs\n  accepted: optimizer, rho"),
+        ("optimizer=adam", "no run has optimizer=adam\n  accepted: optimizer=sgd, optimizer=sam"),
+        ("optimizer=sgd,rho=0.1", "no run has all of these settings"),
+        ("optimizer", "no run has optimizer=\n  accepted: optimizer=sgd"),
+    ],
+)
+def test_a_baseline_that_no_run_has_is_refused(text, message):
+    groups = pd.DataFrame({"optimizer": ["sgd", "sam"], "rho": [None, 0.1]})
+    with pytest.raises(InputError, match=message):
+        parse_baseline(text, groups)
+    assert parse_baseline("optimizer=sam,rho=0.10", groups) == {"optimizer": "sam", "rho": "0.10"}
+
+
+def test_the_fit_is_the_mean_over_seeds(tmp_path):
+    for seed, (accuracy, memorised) in enumerate(((0.9, 0.5), (1.0, 0.7))):
+        lay(tmp_path / str(seed), seed=seed, final={"train/accuracy": accuracy, "train/memorised": memorised})
+    report = make_report([tmp_path])
+    assert str(measure_fit(report.runs, [0])[0]) == "95.0% (60% of wrong)"
+    assert list(report.table["fit"]) == ["95.0% (60% of wrong)"]
+
+
+@pytest.mark.parametrize(
+    ("accuracy", "memorised", "is_low"),
+    [(0.99, None, False), (0.9, None, True), (0.6, 0.05, True), (0.9, 0.8, False), (None, None, False)],
+)
+def test_a_network_has_fitted_its_labels_and_the_wrong_ones_where_there_are_any(accuracy, memorised, is_low):
+    values = (float("nan") if value is None else value for value in (accuracy, memorised))
+    assert Fit(*values).is_low == is_low
+
+
+@pytest.mark.parametrize(
+    ("gain", "meaning"), [(0.0, "expect no effect"), (0.2, "the difference may only show which side learns faster")]
+)
+def test_a_report_says_what_a_difference_means_where_neither_side_has_fitted(gain, meaning, tmp_path):
+    for optimizer, fit in (("sgd", 0.7), ("sam", 0.6)):
+        for seed in range(2):
+            lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, final={"train/accuracy": fit},
+                accuracy=0.5 + seed / 10 + (gain + seed / 1000 if optimizer == "sam" else 0))  # fmt: skip
+    sentence = f"Neither side has fitted its training labels (60.0%; 70.0%): {meaning}"
+    assert sentence in make_report([tmp_path]).to_text()

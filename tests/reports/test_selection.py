@@ -1,0 +1,163 @@
+"""Choice of searched settings: by the validation metric, for each combination of the other settings."""
+
+import itertools
+from dataclasses import replace
+from functools import cache
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from sam_runner.commands import report as report_command
+from sam_runner.config.hydra.compose import compose_experiment
+from sam_runner.reports.aggregate import group_over_seeds
+from sam_runner.reports.report import make_report
+from sam_runner.reports.results import RunRecord, read_runs, results_frame
+from sam_runner.reports.selection import choose, split_settings
+from sam_runner.utils.errors import InputError
+from tests.helpers import config_of, invoke
+from tests.run_folders import lay, leave
+
+RADII = (0.02, 0.1)
+TYPED = ["optimizer=sgd,sam", "rho=0.02,0.1", "seed=0,1", "noise=symmetric", "noise.rate=0.2,0.4"]
+
+
+@cache
+def composed(*words):
+    return config_of(*words)
+
+
+def lay_search(folder, validation=None, rates=(0.2, 0.4), typed=()):
+    """SAM with two radii and SGD on some rates of noise; `validation` is a function of rate and rho, or None."""
+    environment = {"command": ["/usr/bin/sam-train", "-m", *TYPED, *typed]}
+    arms = [("optimizer=sgd",), *(("optimizer=sam", f"rho={rho}") for rho in RADII)]
+    for rate, (rho, words), seed in itertools.product(rates, zip((0, *RADII), arms, strict=True), range(2)):
+        final = {"validation/accuracy": validation(rate, rho) + seed / 100} if validation else {}
+        words = (*words, "noise=symmetric", f"noise.rate={rate}", *(["data.val_fraction=0.1"] if validation else []))
+        config = replace(composed(*words), seed=seed)
+        leave(folder / f"{rate}-{rho}-{seed}", config, accuracy=0.5 + rho + seed / 50, environment=environment, **final)
+    return folder
+
+
+def small_at_low_noise(rate, rho):
+    return {(0.2, 0.02): 0.9, (0.2, 0.1): 0.8, (0.4, 0.02): 0.6, (0.4, 0.1): 0.7}.get((rate, rho), 0.5)
+
+
+def test_each_group_has_the_value_with_the_best_validation_metric(tmp_path):
+    report = make_report(
+        [lay_search(tmp_path / "s", small_at_low_noise)], select=["rho"], by=["optimizer", "noise.rate"]
+    )
+    table = report.choice_table
+    rows = table[["optimizer", "noise.rate", "chosen rho", "values searched", "chosen by"]].to_numpy().tolist()
+    assert sorted(rows) == [
+        ["sam", "0.2", "0.02", "2", "validation/accuracy"],
+        ["sam", "0.4", "0.1", "2", "validation/accuracy"],
+        ["sgd", "0.2", "-", "1", "-"],
+        ["sgd", "0.4", "-", "1", "-"],
+    ]
+    chosen = table[(table["optimizer"] == "sam") & (table["noise.rate"] == "0.2")].iloc[0]
+    assert chosen["validation/accuracy"] == "0.9050"
+    assert chosen["test/accuracy"] == f"{0.5 + 0.02 + 0.01:.4f}"
+    assert chosen["n"] == "2"
+    assert chosen["difference to sgd"] == "+0.0200 ± 0.0000"
+    assert "optimistic" not in report.to_text()
+
+
+def test_without_held_out_data_the_choice_is_called_optimistic_in_the_table_and_beside_it(tmp_path):
+    report = make_report([lay_search(tmp_path / "s", rates=(0.4,))])
+    assert list(report.choice_table["chosen by"]) == ["-", "test/accuracy (optimistic)"]
+    for text in (report.to_text(), report.to_markdown()):
+        assert "Selected on the test set, so optimistic." in text
+        assert "by test/accuracy, which is optimistic" in text
+    assert [command for _, command in report.next_commands] == [f"sam-train -m {' '.join(TYPED)} data.val_fraction=0.1"]
+
+
+RUN = st.tuples(st.sampled_from([16, 32]), st.sampled_from([0.1, 0.2, 0.4]), st.floats(0, 1))
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(st.lists(RUN, min_size=1, max_size=8))
+def test_the_choice_is_the_largest_mean_of_a_loop_over_all_runs(rows):
+    base = composed("optimizer=sam")
+    scores = {}
+    for size, rho, validation in rows:
+        scores.setdefault(size, {}).setdefault(rho, []).append(validation)
+    records = [
+        RunRecord(f"{size}-{rho}-{seed}", "finished",
+                  replace(base, batch_size=size, seed=seed, optimizer=replace(base.optimizer, rho=rho)),
+                  {"final": {"validation/accuracy": value, "test/accuracy": 1 - value}}, {}, {})
+        for size, by_rho in scores.items() for rho, values in by_rho.items() for seed, value in enumerate(values)
+    ]  # fmt: skip
+    runs = group_over_seeds(results_frame(records))
+    choices = choose(runs, "test/accuracy", ["rho"], ["batch_size"])
+    assert {choice.settings["batch_size"] for choice in choices} == scores.keys()
+    for choice in choices:
+        means = {rho: sum(values) / len(values) for rho, values in scores[choice.settings["batch_size"]].items()}
+        rho = runs.loc[runs["group"] == choice.group, "rho"].iloc[0]
+        assert means[rho] == pytest.approx(max(means.values()))
+        assert (choice.num_values, choice.metric) == (len(means), "validation/accuracy")
+
+
+@pytest.mark.parametrize(
+    ("select", "by", "message"),
+    [
+        (["lr"], None, "the runs do not differ in lr\n  accepted: optimizer, rho"),
+        (["rho"], ["colour"], "no run has this setting"),
+        (["rho"], [], "also differ in optimizer\n  add it to one of them: --by optimizer"),
+    ],
+)
+def test_settings_that_do_not_fit_the_runs_are_refused(select, by, message):
+    with pytest.raises(InputError, match=message):
+        split_settings(["optimizer", "rho"], select, by, ["optimizer", "rho", "lr"])
+
+
+def test_hyperparameters_are_searched_and_other_settings_compared_where_nothing_is_given():
+    assert split_settings(["optimizer", "rho", "lr", "epochs"], None, None, []) == (
+        ["rho", "lr"],
+        ["optimizer", "epochs"],
+    )
+    assert split_settings(["optimizer", "rho"], None, ["optimizer", "rho"], ["optimizer", "rho"])[0] == []
+
+
+def test_the_commands_of_the_final_runs_compose_to_the_chosen_settings_on_all_images(tmp_path):
+    report = make_report(
+        [lay_search(tmp_path / "s", small_at_low_noise, typed=["data.val_fraction=0.1", "search=rho"])]
+    )
+    assert len(report.next_commands) == 4
+    chosen = {(r.config.optimizer.name, r.config.noise.rate): r.config for r in read_runs([tmp_path])}
+    for _, command in report.next_commands:
+        program, flag, *words = command.split()
+        assert (program, flag) == ("sam-train", "-m")
+        assert {"seed=0,1,2", "sweep_name=s-final"} <= {*words}
+        config = compose_experiment([word for word in words if not word.startswith(("seed=", "sweep_name="))])
+        assert config.data.val_fraction == 0
+        assert (config.optimizer.name, config.noise.rate) in chosen
+        if config.optimizer.name == "sam":
+            assert config.optimizer.rho == {0.2: 0.02, 0.4: 0.1}[config.noise.rate]
+
+
+def test_a_command_that_would_not_give_the_settings_again_reads_them_from_the_run(tmp_path):
+    folder = lay_search(tmp_path / "s", small_at_low_noise, rates=(0.4,), typed=["epochs=3"])  # not those of the runs
+    commands = [command for _, command in make_report([folder]).next_commands]
+    assert len({command.rpartition("sweep_name=")[2] for command in commands}) == len(commands) == 2
+    for command in commands:
+        assert f"config={folder}" in command
+        assert " data.val_fraction=0 " in command
+
+
+def test_the_command_line_chooses_and_writes_the_tables(tmp_path, monkeypatch, capsys):
+    folder = lay_search(tmp_path / "s", small_at_low_noise, rates=(0.4,))
+    words = (folder, "--select", "rho", "--by", "optimizer,noise.rate", "--baseline", "optimizer=sgd")
+    done = invoke(monkeypatch, capsys, tmp_path, *words, entry=report_command.main)
+    assert done.returncode == 0, done.stderr
+    assert "chosen rho" in done.stdout
+    assert "validation/accuracy" in (folder / "report.tex").read_text()
+    assert "chosen rho" in (folder / "report.md").read_text()
+
+
+def test_a_loss_is_chosen_by_its_smallest_value(tmp_path):
+    for rho, loss in ((0.02, 0.5), (0.1, 0.3)):
+        lay(tmp_path / str(rho), rho=rho, final={"validation/nll": loss}, accuracy=1 - rho)
+    report = make_report([tmp_path], "test/nll")
+    assert list(report.choice_table["chosen rho"]) == ["0.1"]
+    assert list(report.choice_table["chosen by"]) == ["validation/nll"]
