@@ -623,7 +623,7 @@ def main() -> int:
     seed = options.seed if options.seed is not None else int(time.time())
     print(f"seed {seed}", flush=True)
     num_random, num_in_save, num_stops, num_flips = (200, 50, 20, 1000) if options.long else (24, 12, 6, 300)
-    num_sweeps = 20 if options.long else 1
+    num_sweeps = 20 if options.long else 2
     start_time, report = time.monotonic(), Report("Faults", torch.device("cpu"))
     with tempfile.TemporaryDirectory() as name:
         trials = Trials(Path(name), random.Random(seed), report)
