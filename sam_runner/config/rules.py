@@ -187,6 +187,21 @@ def _random_direction(config: "ExperimentConfig", _: set[str]) -> None:
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
 
+def _telemetry(config: "ExperimentConfig", typed: set[str]) -> None:
+    """What cannot be measured during training."""
+    options, is_sam = config.telemetry, isinstance(config.optimizer, SamConfig)
+    if "telemetry.every" in typed and options.every is not None and not is_sam:
+        raise InputError(
+            "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
+        )
+    if options.every is not None and config.compile == "graph":
+        raise InputError("telemetry.every needs steps that are not recorded\n  use compile=default, or leave it out")
+    if options.curvature_epochs is not None and config.parallel == "fsdp":
+        raise InputError(
+            "telemetry.curvature_epochs needs all weights in one process\n  use parallel=ddp, or leave it out"
+        )
+
+
 def _betas(config: "ExperimentConfig", _: set[str]) -> None:
     base = config.optimizer.base
     if isinstance(base, AdamWConfig) and len(base.betas) != 2:
@@ -270,6 +285,7 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _warmup,
     _ascent,
     _random_direction,
+    _telemetry,
     _device,
     _betas,
     _image_files,

@@ -125,6 +125,8 @@ class MeanLoss:
         """Take a network, and set the modes of its layers."""
         self._model = model
         self._params = [param for param in model.parameters() if param.requires_grad]
+        for param in self._params:
+            param.data = param.data.contiguous()  # the parts of a flat vector are
         self._norms: list[Any] = [
             module
             for module in model.train().modules()

@@ -103,7 +103,8 @@ def read_config(folder: Path) -> ExperimentConfig:
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration")
-    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name not in settings]
+    needed = {name.partition(".")[0] for name, facts, _ in walk(ExperimentConfig()) if facts.changes_run}
+    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name in needed - settings.keys()]
     if missing:
         names = ", ".join(missing[:8])
         raise InputError(f"{path} is incomplete: it lacks {names}\n  use the config.yaml that sam-train wrote")
