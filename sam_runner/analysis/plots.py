@@ -1,0 +1,122 @@
+"""Plots of curvature, sharpness and slices, as PNG and SVG."""
+
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from sam_runner.utils.files import write_atomically
+
+plt.switch_backend("Agg")
+COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
+STYLE: dict[Any, Any] = {
+    "svg.hashsalt": "sam-runner",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "font.size": 9,
+}
+
+
+def save_figure(path: Path, size: tuple[float, float], columns: int, draw: Callable[..., object]) -> list[Path]:
+    """Draw a figure and write it as PNG and SVG.
+
+    Args:
+        path: Path without suffix.
+        size: Width and height in inches.
+        columns: Number of axes, side by side.
+        draw: Called with the figure and its axes.
+
+    Returns:
+        The paths of the two files.
+    """
+    with mpl.rc_context(STYLE):
+        figure, axes = plt.subplots(1, columns, figsize=size, dpi=140, layout="constrained", squeeze=False)
+        draw(figure, *axes[0])
+        files = []
+        for suffix in (".png", ".svg"):
+            stream = io.BytesIO()
+            figure.savefig(stream, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
+            file = path.with_name(path.name + suffix)
+            _write(file, stream.getvalue())
+            files.append(file)
+        plt.close(figure)
+    return files
+
+
+def _write(file: Path, content: bytes) -> None:
+    write_atomically(file, lambda handle: handle.write(content))
+
+
+def colour(number: int) -> str:
+    """Return the colour of a curve."""
+    return COLOURS[number % len(COLOURS)]
+
+
+def add_legend(figure: Figure, axes: Axes) -> None:
+    """Add a legend below the axes, where it hides no curve, unless there is nothing to tell apart."""
+    handles, labels = axes.get_legend_handles_labels()
+    if len(labels) < 2:
+        return
+    columns = max(1, min(4, 112 // (max(map(len, labels)) + 8)))
+    figure.set_figheight(figure.get_figheight() + 0.18 * -(-len(labels) // columns))
+    figure.legend(handles, labels, loc="outside lower left", ncols=columns, frameon=False, fontsize=8)
+
+
+def draw_densities(axes: Axes, densities: Sequence[tuple[str, Any, Any]]) -> None:
+    """Draw smoothed densities, (label, eigenvalues, density) each, on a logarithmic axis over seven decades."""
+    highest = max(float(np.max(curve)) for _, _, curve in densities)
+    for number, (label, grid, curve) in enumerate(densities):
+        floor = highest * 1e-7
+        axes.plot(grid, np.maximum(curve, floor), color=colour(number), label=label, linewidth=1.1)
+        axes.fill_between(grid, floor, np.maximum(curve, floor), color=colour(number), alpha=0.08, linewidth=0)
+    axes.set_yscale("log")
+    axes.set_ylim(highest * 1e-7, highest * 3)
+    axes.set(xlabel="eigenvalue of the Hessian", ylabel="density", title="Spectral density")
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def draw_lambda_max(axes: Axes, curves: Sequence[tuple[str, Sequence[int], Sequence[float]]]) -> None:
+    """Draw the largest eigenvalue against the training step, (label, steps, values) each."""
+    over_time = any(len(steps) > 1 for _, steps, _ in curves)
+    for number, (label, steps, values) in enumerate(curves):
+        if over_time:
+            axes.plot(steps, values, "o-", color=colour(number), label=label, markersize=3.5, linewidth=1.2)
+        else:
+            axes.plot([values[-1]], [number], "o", color=colour(number), label=label, markersize=6)
+    if over_time:
+        axes.set(xlabel="training step", ylabel="largest eigenvalue", title="Largest eigenvalue")
+        axes.set_ylim(bottom=0)
+    else:
+        axes.set_yticks(range(len(curves)), [label for label, _, _ in curves])
+        axes.set(xlabel="largest eigenvalue", title="Largest eigenvalue", ylim=(len(curves) - 0.5, -0.5))
+        axes.set_xlim(0, 1.1 * max(max(values) for _, _, values in curves))
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def draw_against_gap(axes: Axes, values: Sequence[float], gaps: Sequence[float], measure: str, gap: str) -> None:
+    """Draw one point for each run: a measure of sharpness against a generalisation gap."""
+    axes.plot(values, gaps, "o", color=colour(0), markersize=4.5, alpha=0.8)
+    axes.set(xlabel=measure, ylabel=gap)
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def draw_m_sharpness(axes: Axes, curves: Sequence[tuple[str, Sequence[int], Sequence[float], Sequence[float]]]) -> None:
+    """Draw m-sharpness against m, (label, values of m, values, standard errors) each."""
+    for number, (label, sizes, values, errors) in enumerate(curves):
+        axes.errorbar(
+            sizes, values, errors, color=colour(number), label=label, marker="o", markersize=3.5, capsize=2,
+            linewidth=1.2,
+        )  # fmt: skip
+    axes.set_xscale("log", base=2)
+    sizes = sorted({size for _, own, _, _ in curves for size in own})
+    axes.set_xticks(sizes, [str(size) for size in sizes])
+    axes.minorticks_off()
+    axes.set(xlabel="m", ylabel="m-sharpness")
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.25, linewidth=0.5)
