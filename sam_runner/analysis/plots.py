@@ -120,3 +120,55 @@ def draw_m_sharpness(axes: Axes, curves: Sequence[tuple[str, Sequence[int], Sequ
     axes.set(xlabel="m", ylabel="m-sharpness")
     axes.set_ylim(bottom=0)
     axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def draw_line(axes: Axes, table: Any, marks: Sequence[tuple[str, float, float]], kind: str) -> None:
+    """Draw training and test loss along a line or a path, and the accuracies on a second axis."""
+    right = axes.twinx()
+    for number, name in enumerate(("train", "test")):
+        label = {"train": "training", "test": "test"}[name]
+        axes.plot(table["a"], table[f"{name}_loss"], color=colour(number), label=f"{label} loss", linewidth=1.5)
+        right.plot(
+            table["a"], table[f"{name}_accuracy"], "--", color=colour(number), label=f"{label} accuracy", linewidth=1.1
+        )
+    low = float(table[["train_loss", "test_loss"]].min().min())
+    high = float(table[["train_loss", "test_loss"]].max().max())
+    if low > 0 and high / low > 30:
+        axes.set_yscale("log")
+    else:
+        axes.set_ylim(bottom=0)
+    right.set_ylim(0, 1.02)
+    right.spines["right"].set_visible(True)
+    for label, a, _ in marks:
+        axes.axvline(a, color="0.35", linewidth=0.8, linestyle=":")
+        if kind == "path":
+            axes.annotate(label, (a, 1), xycoords=("data", "axes fraction"), ha="center", va="bottom", fontsize=8)
+    names = {"line": "step along a filter-normalised random direction", "path": "position between the checkpoints"}
+    axes.set(xlabel=names[kind], ylabel="loss")
+    right.set_ylabel("accuracy (dashed)")
+    axes.grid(alpha=0.25, linewidth=0.5)
+
+
+def draw_surface(
+    figure: Figure, axes: Axes, table: Any, marks: Sequence[tuple[str, float, float]], column: str, title: str
+) -> None:
+    """Draw the contours of a loss over a plane, with the checkpoints, on a logarithmic scale of colours."""
+    grid = table.pivot(index="b", columns="a", values=column)
+    values = np.nan_to_num(grid.to_numpy(), nan=np.inf)
+    finite = values[np.isfinite(values)]
+    low, high = max(float(finite.min()), 1e-8), float(finite.max())
+    levels = np.geomspace(low, max(high, low * 1.01), 16)
+    clipped = np.clip(values, low, levels[-1])
+    norm = mpl.colors.LogNorm(low, levels[-1])
+    filled = axes.contourf(grid.columns, grid.index, clipped, levels, norm=norm, cmap="viridis")
+    axes.contour(grid.columns, grid.index, clipped, levels, norm=norm, colors="white", linewidths=0.35, alpha=0.6)
+    bar = figure.colorbar(filled, ax=axes, shrink=0.9, format="%.3g")
+    bar.set_ticks(list(levels[::3]))
+    bar.ax.minorticks_off()
+    for label, a, b in marks:
+        axes.plot([a], [b], "o", color="#D55E00", markeredgecolor="white", markersize=6)
+        axes.annotate(
+            label, (a, b), xytext=(0, 8), textcoords="offset points", ha="center", fontsize=8, color="white",
+            bbox={"boxstyle": "round,pad=0.2", "facecolor": "#141a22", "alpha": 0.75, "linewidth": 0},
+        )  # fmt: skip
+    axes.set(xlabel="a", ylabel="b", title=title)

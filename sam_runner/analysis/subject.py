@@ -134,7 +134,8 @@ def run_labels(folders: Sequence[Path]) -> list[str]:
         config = read_config(folder)
         settings.append(report_settings(config) | {"seed": config.seed})
     names = {name for row in settings for name in row}
-    differ = {name for name in names if len({str(row.get(name)) for row in settings}) > 1} | {"optimizer"}
+    differ = {name for name in names if len({str(row[name]) for row in settings if name in row}) > 1}
+    differ |= {"optimizer", "rho"}
     labels = [settings_label({name: row[name] for name in row if name in differ}) for row in settings]
     short = [folder.resolve().name for folder in folders]
     return [

@@ -3,7 +3,7 @@
 import argparse
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -84,20 +84,42 @@ def positive_integers(text: str) -> tuple[int, ...]:
     return tuple(int(word) for word in words)
 
 
-def add_measurement_options(parser: argparse.ArgumentParser, *, examples: int) -> None:
-    """Add the options that the commands of the analysis share."""
+def add_measurement_options(
+    parser: argparse.ArgumentParser,
+    *,
+    examples: int,
+    checkpoints: Sequence[str] = ("last", "best", "all"),
+    batchnorm: Sequence[str] = ("train", "eval"),
+) -> None:
+    """Add the options that the commands of the analysis share; the first of several words is the default."""
+    meanings = {
+        "train": "train: by the statistics of chunks as large as a training batch",
+        "eval": "eval: by the running statistics",
+        "reestimate": "reestimate: by statistics of the training images at each point",
+    }
     parser.add_argument("runs", type=run_folder, nargs="+", metavar="RUN", help="run folders, or folders of runs")
-    parser.add_argument("--checkpoint", choices=("last", "best", "all"), default="last", help="default: last")
-    parser.add_argument("--examples", type=integer(2), default=examples, help="number of training images, without "
-                        f"augmentation (default: {examples})")  # fmt: skip
-    parser.add_argument("--batchnorm", choices=("train", "eval"), default="train", help="train: batch norm by the "
-                        "statistics of chunks as large as a training batch; eval: by the running ones "
-                        "(default: train)")  # fmt: skip
+    parser.add_argument("--checkpoint", choices=checkpoints, default="last", help="default: last")
+    parser.add_argument(
+        "--examples",
+        type=integer(2),
+        default=examples,
+        help=f"number of training images, without augmentation (default: {examples})",
+    )
+    words = "; ".join(meanings[word] for word in batchnorm)
+    parser.add_argument(
+        "--batchnorm",
+        choices=batchnorm,
+        default=batchnorm[0],
+        help=f"how batch norm normalises. {words} (default: {batchnorm[0]})",
+    )
     parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of the random vectors (default: 0)")
     parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
-    parser.add_argument("--out", type=path, help="folder of the table and the plot (default: analysis in the first "
-                        "run's folder)")  # fmt: skip
+    parser.add_argument(
+        "--out",
+        type=path,
+        help="folder of the table and the plots (default: the folder analysis of the first run)",
+    )
 
 
 def require_runs(given: argparse.Namespace) -> list[Path]:

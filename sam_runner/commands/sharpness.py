@@ -46,7 +46,7 @@ def sharpness(arguments: list[str]) -> int:
     given = parser.parse(arguments)
     folders = require_runs(given)
     from sam_runner.analysis.answers import require_folder
-    from sam_runner.analysis.correlation import conclusion, correlate
+    from sam_runner.analysis.correlation import MIN_RUNS, conclusion, correlate
     from sam_runner.analysis.curvature import write_csv
     from sam_runner.analysis.sharpness import GAPS, SharpnessOptions, measure_sharpness, measures, sharpness_table
     from sam_runner.analysis.subject import FOLDER, Measurement, find_subjects
@@ -65,9 +65,8 @@ def sharpness(arguments: list[str]) -> int:
     correlations = correlate(table, names, list(GAPS))
     files = [out / "sharpness.csv", *_draw(table, names, options, out / "sharpness")]
     print(_text(table, names))
-    if len(found) > 1:
-        for entry in correlations:
-            print(f"rank correlation of {entry.measure} with {entry.gap}: {entry.rho:+.2f} (p {entry.p:.2g})")
+    if len(found) >= MIN_RUNS:
+        print(_correlation_text(correlations))
     print(f"files: {', '.join(map(str, files))}")
     for gap in GAPS if len(found) > 1 else ():
         print(conclusion(correlations, gap))
@@ -83,6 +82,19 @@ def _text(table: Any, names: Sequence[str]) -> str:
     turned = shown.T.reset_index()
     turned.columns = [str(cell) for cell in turned.iloc[0]]
     return text_table(turned.iloc[1:] if len(table) <= MAX_PANELS else shown)
+
+
+def _correlation_text(correlations: Sequence[Any]) -> str:
+    """Return a table of Spearman's correlations, one row for each measure."""
+    import pandas as pd
+
+    from sam_runner.reports.tables import text_table
+
+    rows: dict[str, dict[str, str]] = {}
+    for entry in correlations:
+        row = rows.setdefault(entry.measure, {"rank correlation of": entry.measure})
+        row[f"with {entry.gap}"] = f"{entry.rho:+.2f} (p {entry.p:.2g})"
+    return text_table(pd.DataFrame(list(rows.values())))
 
 
 def _draw(table: Any, names: Sequence[str], options: Any, file: Path) -> list[Path]:
