@@ -1,6 +1,6 @@
 """Slices of the loss: lines and planes through the weights of one, two or three checkpoints.
 
-Each point is evaluated by itself and stored when it is found. So points run in parallel, and a stopped command continues.
+Each point is evaluated by itself and stored. So points run in parallel, and a stopped command continues.
 """
 
 import json

@@ -103,6 +103,7 @@ def draw_against_gap(axes: Axes, values: Sequence[float], gaps: Sequence[float],
     """Draw one point for each run: a measure of sharpness against a generalisation gap."""
     axes.plot(values, gaps, "o", color=colour(0), markersize=4.5, alpha=0.8)
     axes.set(xlabel=measure, ylabel=gap)
+    axes.locator_params(nbins=5)
     axes.grid(alpha=0.25, linewidth=0.5)
 
 

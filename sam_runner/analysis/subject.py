@@ -99,10 +99,10 @@ class Subject:
         Both are evaluated without augmentation and with the running statistics, as ``sam-eval`` evaluates the test set.
         """
         values: dict[str, float] = {}
-        options = self.run.train.format_options()
+        options, dtype = self.run.train.format_options(), self.run.step.objective.autocast_dtype
         with evaluation_weights(self.run.step.optimizer):
             for name, images in (("train", self.train), ("test", self.test)):
-                logits, labels = predict(self.run.model, ImageLoader(images, batch_size=512, **options))
+                logits, labels = predict(self.run.model, ImageLoader(images, batch_size=512, **options), dtype)
                 found = evaluation_metrics(logits, labels)
                 values |= {f"{name}_accuracy": found["accuracy"], f"{name}_nll": found["nll"]}
         return values
@@ -136,7 +136,8 @@ def run_labels(folders: Sequence[Path]) -> list[str]:
     names = {name for row in settings for name in row}
     differ = {name for name in names if len({str(row[name]) for row in settings if name in row}) > 1}
     differ |= {"optimizer", "rho"}
-    labels = [settings_label({name: row[name] for name in row if name in differ}) for row in settings]
+    order = sorted(differ, key=lambda name: (name != "optimizer", name != "rho", name == "seed", name))
+    labels = [settings_label({name: row[name] for name in order if name in row}) for row in settings]
     short = [folder.resolve().name for folder in folders]
     return [
         label if labels.count(label) == 1 else f"{label}, {name}" for label, name in zip(labels, short, strict=True)

@@ -107,7 +107,7 @@ def _draw(part: Any, table: Any, name: Path) -> list[Path]:
 
     titles = {
         "surface": "Loss around " + part.marks[0][0],
-        "plane": "Loss in the plane through " + ", ".join(label for label, _, _ in part.marks),
+        "plane": "Loss in the plane through " + "; ".join(label for label, _, _ in part.marks),
     }
     notes = {
         "surface": "Along two random directions whose filters have the norms of the network's filters "
