@@ -90,8 +90,13 @@ def test_foreign_packages_stay_where_they_belong(path):
 @pytest.mark.parametrize(
     "name",
     [
-        "config/experiment.py", "config/hydra/compose.py", "config/help.py", "commands/train.py",
-        "commands/curvature.py", "commands/sharpness.py", "commands/landscape.py",
+        "config/experiment.py",
+        "config/hydra/compose.py",
+        "config/help.py",
+        "commands/train.py",
+        "commands/curvature.py",
+        "commands/sharpness.py",
+        "commands/landscape.py",
     ],
 )
 def test_modules_before_validation_do_not_import_torch_at_the_top(name):

@@ -23,7 +23,7 @@ def test_answers_to_other_settings_stay(tmp_path):
         Answer(path, {"k": 1})
 
 
-class Stopped(Exception):
+class StoppedError(Exception):
     pass
 
 
@@ -34,14 +34,14 @@ def test_a_stopped_computation_continues_to_the_bit(tmp_path, damage):
 
     def products(vectors, limit=None):
         if limit is not None and len(calls) >= limit:
-            raise Stopped
+            raise StoppedError
         calls.extend(vectors)
         return [A @ v for v in vectors]
 
     whole = largest_eigenvalues(lambda v: A @ v, start, 3)
     path = tmp_path / "products.bin"
     first = StoredProducts(path, lambda vs: products(vs, 5), start)
-    with pytest.raises(Stopped):
+    with pytest.raises(StoppedError):
         largest_eigenvalues(first.one, start, 3)
     size = path.stat().st_size
     content = bytearray(path.read_bytes())

@@ -34,7 +34,9 @@ def entry(measure, rho, p, n=N):
 
 
 def test_the_conclusion_says_what_the_numbers_say():
-    assert "Sharper runs have a larger gap over these 8 runs, by up (+0.90)." in conclusion([entry("up", 0.9, 0.01)], "gap")
+    assert "Sharper runs have a larger gap over these 8 runs, by up (+0.90)." in conclusion(
+        [entry("up", 0.9, 0.01)], "gap"
+    )
     against = conclusion([entry("up", -0.9, 0.01), entry("flat", 0.1, 0.8)], "gap")
     assert "Against expectation" in against and "1 of 2 measures show no relation" in against
     nothing = conclusion([entry("up", 0.4, 0.3), entry("flat", 0.1, 0.8)], "gap")

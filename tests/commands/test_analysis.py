@@ -6,6 +6,7 @@ import re
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from sam_runner.analysis.subject import find_subjects
@@ -27,6 +28,13 @@ def runs(tmp_path_factory):
         "other": ("optimizer=sgd", "seed=1", "epochs=1"),
     }
     return {name: train_tiny(folder / name, "label_smoothing=0.1", *words) for name, words in settings.items()}
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Plots are laid out but not drawn, which takes a second each, but in the tests marked by their name."""
+    if "plot" not in request.node.name:
+        monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"picture"))
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ from sam_runner.training.telemetry import measure_step
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of, train_tiny
 
-TELEMETRY = ("telemetry.every=3", "telemetry.curvature_epochs=1")
+TELEMETRY = ("telemetry.every=2", "telemetry.curvature_epochs=1")
 
 
 def rows(folder, tag):
@@ -26,30 +26,28 @@ def rows(folder, tag):
 @pytest.mark.parametrize(
     "overrides",
     [
-        ("optimizer=sam",),
-        ("optimizer=sam", "optimizer.m=8", "optimizer.p=3", "ema_decay=0.9"),
+        ("optimizer=sam", "optimizer.m=8", "ema_decay=0.9"),
         ("optimizer=sam", "optimizer.ascent_steps=2", "accumulate=2"),
         ("optimizer=sam", "optimizer.second_order=true"),
-        ("optimizer=sam", "optimizer.direction=random"),
         ("optimizer=sgd",),
     ],
     ids=lambda words: words[-1],
 )
 def test_a_run_has_the_same_bits_with_and_without(tmp_path, overrides):
     measured = TELEMETRY[1:] if overrides == ("optimizer=sgd",) else TELEMETRY
-    plain = restore_run(train_tiny(tmp_path / "plain", *overrides), "last")
-    other = restore_run(train_tiny(tmp_path / "measured", *overrides, *measured), "last")
+    plain = restore_run(train_tiny(tmp_path / "plain", "epochs=1", *overrides), "last")
+    other = restore_run(train_tiny(tmp_path / "measured", "epochs=1", *overrides, *measured), "last")
     for (name, one), two in zip(plain.model.state_dict().items(), other.model.state_dict().values(), strict=True):
         assert torch.equal(one, two), name
     states = [run.step.optimizer.state_dict()["state"] for run in (plain, other)]
     assert all(torch.equal(states[0][k]["momentum_buffer"], states[1][k]["momentum_buffer"]) for k in states[0])
     found = rows(tmp_path / "measured", "telemetry/cosine")
-    assert [row["step"] for row in found] == ([] if overrides == ("optimizer=sgd",) else [3, 6, 9, 12])
+    assert [row["step"] for row in found] == ([] if overrides == ("optimizer=sgd",) else [2, 4, 6])
     for row in found:
         shares = [value for tag, value in row.items() if "eps_share" in tag]
         assert sum(shares) == pytest.approx(1) and len(shares) > 1
         assert -1 <= row["telemetry/cosine"] < 1
-    assert [row["epoch"] for row in rows(tmp_path / "measured", "telemetry/lambda_max")] == [1, 2]
+    assert [row["epoch"] for row in rows(tmp_path / "measured", "telemetry/lambda_max")] == [1]
     configs = [read_config(tmp_path / name) for name in ("plain", "measured")]
     assert configs[0].fingerprint() == configs[1].fingerprint()
     results = [json.loads((tmp_path / name / "result.json").read_text()) for name in ("plain", "measured")]
@@ -69,7 +67,7 @@ def test_measurements_equal_a_computation_by_hand(m):
     step = SamStep(objective, torch.optim.SGD(model.parameters(), lr=0.1), group_size=m)
     _, found = measure_step(step, Batch(X, y), 0.3, 0)
     inputs = torch.cat([X, torch.ones(6, 1).double()], 1)
-    w, g, g_sam, share = torch.cat([W.flatten(), b]), 0, 0, 0
+    w, g, g_sam = torch.cat([W.flatten(), b]), 0, 0
     groups = [slice(0, 6)] if m is None else [slice(0, 2), slice(2, 4), slice(4, 6)]
     for group in groups:
         A, target = inputs[group], y[group, 0]
@@ -79,14 +77,11 @@ def test_measurements_equal_a_computation_by_hand(m):
 
         eps = 0.3 * slope(w) / slope(w).norm()
         g, g_sam = g + slope(w) / len(groups), g_sam + slope(w + eps) / len(groups)
-        share = share + float(eps[3].square() / eps.square().sum()) / len(groups)
     cosine = float(g @ g_sam / g.norm() / g_sam.norm())
     rest = g_sam - (g_sam @ g) / (g @ g) * g
     assert found["telemetry/cosine"] == pytest.approx(cosine, rel=1e-12)
     assert found["telemetry/orthogonal"] == pytest.approx(float(rest.norm() / g_sam.norm()), rel=1e-9)
     assert found["telemetry/eps_share/0"] == pytest.approx(1)
-    double = nn.ModuleDict({"weight": nn.ParameterList([nn.Parameter(W.flatten())])})
-    assert double and 0 < share < 1
 
 
 def test_shares_of_modules_are_those_of_eps():
