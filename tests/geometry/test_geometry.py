@@ -165,7 +165,7 @@ def test_scores_of_other_examples_and_of_clones_and_parts():
     loss = problems.mean_loss(network, "eval")
     batch = problems.examples()
     own, other = loss.scores(loss.weights, [Batch(batch.inputs[:4], batch.targets[:4])])
-    logits = network.eval()(batch.inputs)
+    logits = network.eval()(batch.inputs).detach()
     right = (logits.argmax(1) == batch.targets).double()
     assert own.accuracy == float(right.mean()) and other.accuracy == float(right[:4].mean())
     assert other.loss == pytest.approx(float(problems.cross_entropy(logits[:4], batch.targets[:4])))
