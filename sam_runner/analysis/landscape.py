@@ -54,24 +54,23 @@ class Slice:
         return [(a, b) for b in self.b for a in self.a]
 
 
-def make_slices(
-    subjects: Sequence[Subject], loss: MeanLoss, weights: Sequence[Any], options: "GridOptions"
-) -> list[Slice]:
+def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options: "GridOptions") -> list[Slice]:
     """Return the slices for one, two or three checkpoints of the same network.
 
     Args:
         subjects: The checkpoints.
-        loss: Loss of the first one.
-        weights: Weights of each, (n,).
+        losses: Loss of each.
         options: Sizes of the grids.
 
     Raises:
-        InputError: If the checkpoints do not have the same numbers of weights, or three are on one line.
+        InputError: If the networks have weights of other shapes, or three checkpoints are on one line.
     """
-    for subject, other in zip(subjects, weights, strict=True):
-        if len(other) != len(weights[0]):
+    loss, weights = losses[0], [own.weights for own in losses]
+    shapes = [[param.shape for param in own.parameters] for own in losses]
+    for subject, own in zip(subjects, shapes, strict=True):
+        if own != shapes[0]:
             raise InputError(
-                f"{subject.folder} has {len(other):,} weights, {subjects[0].folder} has {len(weights[0]):,}\n"
+                f"{subject.folder} and {subjects[0].folder} have networks with weights of other shapes\n"
                 "  give runs of the same network"
             )
     labels = [subject.label for subject in subjects]

@@ -49,7 +49,7 @@ def landscape(arguments: list[str]) -> int:
     out = given.out or folders[0] / FOLDER
     require_folder(out)
     losses = [subject.loss(how) for subject in subjects]
-    parts = slices.make_slices(subjects, losses[0], [loss.weights for loss in losses], options)
+    parts = slices.make_slices(subjects, losses, options)
     print(describe(subjects[0], losses[0], how))
     test = subjects[0].examples(subjects[0].test, how)
     threads = given.jobs or slices.default_threads(losses[0].weights.device)

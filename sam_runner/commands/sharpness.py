@@ -62,13 +62,13 @@ def sharpness(arguments: list[str]) -> int:
     names = [name for name in measures(options, given.examples) if all(name in entry.values for entry in found)]
     table = sharpness_table(found, names)
     write_csv(out / "sharpness.csv", table)
-    correlations = correlate(table, names, list(GAPS))
+    correlations = correlate(table.drop_duplicates("folder", keep="last"), names, list(GAPS))
     files = [out / "sharpness.csv", *_draw(table, names, options, out / "sharpness")]
     print(_text(table, names))
-    if len(found) >= MIN_RUNS:
+    if len(folders) >= MIN_RUNS:
         print(_correlation_text(correlations))
     print(f"files: {', '.join(map(str, files))}")
-    for gap in GAPS if len(found) > 1 else ():
+    for gap in GAPS if len(folders) > 1 else ():
         print(conclusion(correlations, gap))
     return DONE
 

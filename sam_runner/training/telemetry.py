@@ -1,5 +1,6 @@
 """Measurements during training that change no number of the run: geometry of a SAM step, largest Hessian eigenvalue."""
 
+import logging
 import math
 from dataclasses import dataclass
 
@@ -15,8 +16,10 @@ from sam_runner.sam.objective import Objective
 from sam_runner.sam.perturbation import Perturbation
 from sam_runner.sam.step import SamStep, StepStats, is_zero
 from sam_runner.training.subset import subset_loss
+from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState, make_generator
 
+log = logging.getLogger("sam_runner")
 TOLERANCE = 1e-3  # of the residual of the largest eigenvalue, relative
 
 
@@ -48,7 +51,7 @@ class Telemetry:
         """Return ``telemetry/lambda_max``, the largest Hessian eigenvalue of the run's loss on the fixed examples.
 
         It is what ``sam-curvature`` reports with batch norm in training mode. The network and the random state are
-        not changed.
+        not changed. Where it cannot be computed, a warning says why and the result is empty: training goes on.
         """
         assert self.config is not None and self.subset is not None
         state = RngState.capture(self.subset.inputs.device)
@@ -56,8 +59,14 @@ class Telemetry:
             loss = subset_loss(self.config, model, self.subset)
             start = random_signs(1, loss.weights, make_generator(0, "lanczos start"))[0]
             found = largest_eigenvalues(lambda v: loss.hessian_products([v])[0], start, 1, tolerance=TOLERANCE)
+        except (TrainingError, RuntimeError) as error:  # also torch.OutOfMemoryError
+            log.warning("telemetry.curvature_epochs: no lambda_max: %s", str(error).splitlines()[0])
+            return {}
         finally:
             state.restore(self.subset.inputs.device)
+        if not math.isfinite(found.values[0]):
+            log.warning("telemetry.curvature_epochs: no lambda_max: it is not finite")
+            return {}
         return {"telemetry/lambda_max": found.values[0]}
 
 
@@ -106,7 +115,7 @@ class ObservedMethod(Method):
         self.needs_number, self.sync_perturbation = method.needs_number, method.sync_perturbation  # type: ignore[misc]
         self.state, self.staged = method.state, method.staged
         self._squares: Tensor | None = None
-        self._products: tuple[Tensor, Tensor, Tensor] | None = None
+        self._products: Tensor | None = None
 
     def accumulate(self, group: Group) -> GroupStats:
         """Make the passes of the method, and measure its eps."""
@@ -126,8 +135,10 @@ class ObservedMethod(Method):
     def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
         """Measure g and g_SAM, then let the method combine them."""
         if first is not None:
-            pairs = ((first, first), (first, final), (final, final))
-            self._products = tuple(context.dot(a, b).double() for a, b in pairs)  # type: ignore[assignment]
+            g_g, g_s, s_s = (context.dot(a, b).double() for a, b in ((first, first), (first, final), (final, final)))
+            along = (g_s / g_g).to(final[0].dtype)
+            rest = [s - along * g for s, g in zip(final, first, strict=True)]  # 1 - cosine^2 would lose digits
+            self._products = torch.stack([g_g, g_s, s_s, context.dot(rest, rest).double()])
         if self._method.combines:
             self._method.combine(final, first, context)
 
@@ -139,12 +150,11 @@ class ObservedMethod(Method):
         """Return the measurements by tag, see `measure_step`; this synchronises with the device."""
         if self._products is None or self._squares is None:
             return {}
-        numbers = torch.cat([torch.stack(self._products), self._squares]).tolist()
-        g_g, g_s, s_s, *shares = numbers
+        g_g, g_s, s_s, r_r, *shares = torch.cat([self._products, self._squares]).tolist()
         if not (0 < g_g < math.inf and 0 < s_s < math.inf and all(map(math.isfinite, shares))):
             return {}
         cosine = max(-1.0, min(1.0, g_s / (g_g * s_s) ** 0.5))
-        values = {"telemetry/cosine": cosine, "telemetry/orthogonal": (1 - cosine**2) ** 0.5}
+        values = {"telemetry/cosine": cosine, "telemetry/orthogonal": min(1.0, (r_r / s_s) ** 0.5)}
         modules = {id(param): name.rpartition(".")[0] for name, param in objective.model.named_parameters()}
         for param, share in zip(objective.params, shares, strict=True):
             tag = f"telemetry/eps_share/{modules.get(id(param), 'loss') or 'network'}"

@@ -183,6 +183,13 @@ def test_bad_input_is_refused(runs, call, module, words, message):
     assert "Traceback" not in done.stderr
 
 
+def test_runs_of_other_networks_are_refused(runs, call, tmp_path):
+    wider = train_tiny(tmp_path / "wider", "model.width=6", "max_steps=1")
+    done = call(landscape, runs["sam"], wider, *SMALL)
+    assert done.returncode == 2 and "weights of other shapes" in done.stderr
+    assert not (tmp_path / "wider" / "analysis").exists()
+
+
 def test_all_runs_below_a_folder_are_found(runs, call, tmp_path):
     done = call(landscape, runs["sam"].parent, *SMALL, "--points", "3", "--out", tmp_path)
     assert done.returncode == 0 and (tmp_path / "landscape-plane.csv").is_file()

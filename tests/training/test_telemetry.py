@@ -1,6 +1,7 @@
 """Telemetry: what it logs equals an independent computation, and it changes no bit of the run."""
 
 import json
+import logging
 
 import pytest
 import torch
@@ -11,7 +12,7 @@ from sam_runner.runs.load import restore_run
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.training.telemetry import measure_step
+from sam_runner.training.telemetry import Telemetry, measure_step
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of, train_tiny
 
@@ -119,3 +120,27 @@ def test_a_run_from_before_the_setting_is_read(tmp_path):
     before = text[: text.index("telemetry:")] + text[text.index("checkpoint:") :]
     (tmp_path / "config.yaml").write_text(before)
     assert read_config(tmp_path) == config
+
+
+def test_a_network_without_second_derivatives_trains_on(caplog, monkeypatch):
+    """lambda_max is left out with a warning."""
+
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad):
+            return grad
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return Once.apply(x)
+
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), Layer())
+    batch = Batch(torch.ones(6, 1, 2, 2), torch.arange(6) % 3)
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    assert Telemetry(curvature_epochs=1, config=config_of(), subset=batch).lambda_max(model) == {}
+    assert "no lambda_max: a Hessian-vector product needs second derivatives" in caplog.text
