@@ -53,6 +53,7 @@ def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed:
 
     sketch = multiply(random_signs(third, like, generator))
     basis = torch.linalg.qr(sketch.T).Q.T  # (min(third, n), n)
+    del sketch
     in_range = (basis.double() * multiply(basis).double()).sum()
     count = third if len(basis) < n else 0  # nothing is left where Q spans the whole space
     if not count:
