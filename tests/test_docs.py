@@ -19,7 +19,7 @@ TEXTS = [path for path in [*PAGES, *sorted(ROOT.glob("conf/**/*.yaml"))] if path
 SETTINGS = {name for name, _, _ in walk(ExperimentConfig())} | {
     f"{group}.{entry.name}" for group, classes in GROUPS.items() for found in classes for entry in fields(found)
 }
-SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep")
+SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep", "telemetry")
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
 EXAMPLES = {"model/mlp", "optimizer/mine", "hydra/launcher/ray_aws"}  # of own files; a launcher named as refused
@@ -33,6 +33,9 @@ COMMANDS = {
     "sam-verify": "verify",
     "sam-report": "report",
     "sam-status": "status",
+    "sam-curvature": "curvature",
+    "sam-sharpness": "sharpness",
+    "sam-landscape": "landscape",
 }
 TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
 
@@ -115,8 +118,9 @@ def test_commands_and_their_flags_exist(path):
             assert all(f'"{flag}"' in source for flag in flags), code
         elif "torchrun" in code or "sam-train" in code:
             assert set(flags) <= FLAGS | TORCHRUN, code
-        elif command := re.match(r"sam-(eval|verify|report|status)\b", code):
-            source = (ROOT / "sam_runner/commands" / f"{COMMANDS[command[0]]}.py").read_text(encoding="utf-8")
+        elif command := re.match(r"sam-(eval|verify|report|status|curvature|sharpness|landscape)\b", code):
+            files = (f"{COMMANDS[command[0]]}.py", "arguments.py")
+            source = "".join((ROOT / "sam_runner/commands" / file).read_text(encoding="utf-8") for file in files)
             assert all(f'"{flag}"' in source for flag in flags), code
             assert "=" not in re.sub(r"--baseline \S+", "", code), code
         assert {*re.findall(r"(?<!\S)sam-[a-z]+\b", code)} <= {"sam-runner", "sam-", *COMMANDS}, code

@@ -3,5 +3,5 @@
 A command parses its arguments, calls the package that does the work, and prints. It imports torch only after its
 arguments are valid.
 
-May import: utils, config, distributed, training, runs, sweeps, reports, paper.
+May import: utils, config, distributed, training, runs, sweeps, reports, analysis, paper.
 """

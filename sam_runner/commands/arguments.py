@@ -1,7 +1,9 @@
 """The command-line parser of all commands but sam-train: runs are positional, options are ``--name value``."""
 
 import argparse
+import math
 import os
+from collections.abc import Callable, Sequence
 from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
@@ -47,3 +49,90 @@ def path(text: str) -> Path:
 def names(text: str) -> list[str]:
     """Return the names in a list separated by commas."""
     return [name.strip() for name in text.split(",") if name.strip()]
+
+
+def run_folder(text: str) -> Path:
+    """Return the folder of a run, or of runs; it may be written as sam-train reads it, ``run_dir='a=b'``."""
+    if text.startswith("run_dir=") and not Path(text).exists():
+        text = text.partition("=")[2]
+        text = text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
+    return path(text)
+
+
+def integer(low: int) -> Callable[[str], int]:
+    """Return a parser of integers of at least `low`."""
+
+    def parse(text: str) -> int:
+        if not text.isdecimal() or int(text) < low:
+            raise argparse.ArgumentTypeError(f"{text!r} is not accepted: give an integer of at least {low}")
+        return int(text)
+
+    return parse
+
+
+def positive_numbers(text: str) -> tuple[float, ...]:
+    """Return the numbers of a comma-separated list, all finite and greater than 0."""
+    try:
+        values = tuple(float(word) for word in text.split(","))
+    except ValueError:
+        values = ()
+    if not values or not all(0 < value < math.inf for value in values):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: give positive numbers such as 0.05,0.1")
+    return values
+
+
+def positive_integers(text: str) -> tuple[int, ...]:
+    """Return the integers of a comma-separated list, all of at least 1."""
+    words = text.split(",")
+    if not all(word.isdecimal() and int(word) > 0 for word in words):
+        raise argparse.ArgumentTypeError(f"{text!r} is not accepted: give integers of at least 1 such as 16,128")
+    return tuple(int(word) for word in words)
+
+
+def add_measurement_options(
+    parser: argparse.ArgumentParser,
+    *,
+    examples: int,
+    checkpoints: Sequence[str] = ("last", "best", "all"),
+    batchnorm: Sequence[str] = ("train", "eval"),
+) -> None:
+    """Add the options that the commands of the analysis share; the first of several words is the default."""
+    meanings = {
+        "train": "train: by the statistics of chunks as large as a training batch",
+        "eval": "eval: by the running statistics",
+        "reestimate": "reestimate: by statistics of the training images at each point",
+    }
+    parser.add_argument("runs", type=run_folder, nargs="+", metavar="RUN", help="run folders, or folders of runs")
+    parser.add_argument("--checkpoint", choices=checkpoints, default="last", help="default: last")
+    parser.add_argument(
+        "--examples",
+        type=integer(2),
+        default=examples,
+        help=f"number of training images, without augmentation (default: {examples})",
+    )
+    words = "; ".join(meanings[word] for word in batchnorm)
+    parser.add_argument(
+        "--batchnorm",
+        choices=batchnorm,
+        default=batchnorm[0],
+        help=f"how batch norm normalises. {words} (default: {batchnorm[0]})",
+    )
+    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    parser.add_argument("--seed", type=integer(0), default=0, help="seed of the random vectors (default: 0)")
+    parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
+    parser.add_argument(
+        "--out",
+        type=path,
+        help="folder of the table and the plots (default: the folder analysis of the first run)",
+    )
+
+
+def require_runs(given: argparse.Namespace) -> list[Path]:
+    """Return the run folders that were given, before torch is imported.
+
+    Raises:
+        InputError: If one of them is no run.
+    """
+    from sam_runner.runs.folder import find_runs
+
+    return find_runs(given.runs)

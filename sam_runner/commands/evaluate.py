@@ -1,8 +1,6 @@
 """`sam-eval`: metrics of a run's checkpoint."""
 
-from pathlib import Path
-
-from sam_runner.commands.arguments import Parser, path
+from sam_runner.commands.arguments import Parser, path, run_folder
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.utils.errors import InputError
 
@@ -40,11 +38,3 @@ def evaluate(arguments: list[str]) -> int:
     for tag, value in evaluate_folder(given.run, given.checkpoint, given.device).items():
         print(f"{tag} {value:.6f}")
     return DONE
-
-
-def run_folder(text: str) -> Path:
-    """Return the folder of a run, which may be written as sam-train reads it: ``run_dir='a=b'``."""
-    if text.startswith("run_dir=") and not Path(text).exists():
-        text = text.partition("=")[2]
-        text = text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
-    return path(text)

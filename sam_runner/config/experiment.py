@@ -67,6 +67,26 @@ class CheckpointConfig:
 
 
 @dataclass(frozen=True)
+class TelemetryConfig:
+    """Settings of the group telemetry: measurements during training. They change no number of the run."""
+
+    every: int | None = key(
+        "steps between two steps whose geometry is logged: cosine of g and g_SAM, part of g_SAM orthogonal to g, share"
+        " of ||eps||^2 by layer; null: none",
+        None,
+        range=AT_LEAST_ONE,
+        effect="none",
+    )
+    curvature_epochs: int | None = key(
+        "epochs between two measurements of the largest Hessian eigenvalue, on 1000 training images without"
+        " augmentation; null: none",
+        None,
+        range=AT_LEAST_ONE,
+        effect="none",
+    )
+
+
+@dataclass(frozen=True)
 class SweepConfig:
     """Settings of a sweep."""
 
@@ -206,6 +226,7 @@ class ExperimentConfig:
         on_resume="other epochs are evaluated from now on; the weights do not change",
         in_reports=False,
     )
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run_dir: str | None = key(
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False

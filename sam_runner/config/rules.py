@@ -248,6 +248,21 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
 
+def _check_telemetry(config: "ExperimentConfig", typed: set[str]) -> None:
+    """Refuse measurements that a run cannot make during training."""
+    options, is_sam = config.telemetry, isinstance(config.optimizer, RadiusConfig)
+    if "telemetry.every" in typed and options.every is not None and not is_sam:
+        raise InputError(
+            "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
+        )
+    if options.every is not None and config.compile == "graph":
+        raise InputError("telemetry.every needs steps that are not recorded\n  use compile=default, or leave it out")
+    if options.curvature_epochs is not None and config.parallel == "fsdp":
+        raise InputError(
+            "telemetry.curvature_epochs needs all weights in one process\n  use parallel=ddp, or leave it out"
+        )
+
+
 def _check_betas(config: "ExperimentConfig", _: set[str]) -> None:
     base = config.optimizer.base
     if isinstance(base, AdamWConfig) and len(base.betas) != 2:
@@ -333,6 +348,7 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_recording,
     _check_ascent,
     _check_random_direction,
+    _check_telemetry,
     _check_device,
     _check_betas,
     _check_image_files,

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -87,6 +88,7 @@ class ImageLoader:
         self.batch_size, self.dtype = batch_size, dtype
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
         self._device, self._seed, self._drop_last = device, seed, drop_last
+        self._num_workers = num_workers
         self._is_training = augmentation is not None
         self._augmentation = augmentation or AugmentConfig()
         self._num_classes = len(data.classes)
@@ -159,6 +161,16 @@ class ImageLoader:
         images = torch.addcmul(self._offset, images.to(self._scale.dtype), self._scale)
         centre = draw_batch_centre(*key).to(images.device) if self._augmentation.cutout_per_batch else None
         return cutout_and_erase(images, draws, self._augmentation, centre)
+
+    def format_options(self) -> dict[str, Any]:
+        """Return the arguments with which another loader makes images of the same kind, on the same device."""
+        return {
+            "normalisation": self.normalisation,
+            "device": self._device,
+            "dtype": self.dtype,
+            "channels_last": self._format == torch.channels_last,
+            "num_workers": self._num_workers,
+        }
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Return pixel values in [0, 1], float32, of normalised images."""

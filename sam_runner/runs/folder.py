@@ -116,7 +116,8 @@ def read_config(folder: Path) -> ExperimentConfig:
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration")
-    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name not in settings]
+    needed = {name.partition(".")[0] for name, facts, _ in walk(ExperimentConfig()) if facts.changes_run}
+    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name in needed - settings.keys()]
     if missing:
         names = ", ".join(missing[:8])
         raise InputError(f"{path} is incomplete: it lacks {names}\n  use the config.yaml that sam-train wrote")
@@ -124,6 +125,27 @@ def read_config(folder: Path) -> ExperimentConfig:
         return load_experiment(settings)
     except InputError as error:
         raise InputError(f"{path} does not fit this version: {error}") from error
+
+
+def find_runs(paths: Sequence[Path]) -> list[Path]:
+    """Return the run folders among some folders and below them, each once, in the order given and by name.
+
+    Raises:
+        InputError: If a path is no folder, or there is no run in it or below.
+    """
+    found: dict[Path, Path] = {}
+    for path in paths:
+        if not path.is_dir():
+            raise InputError(f"{path} is not a folder\n  give the folder that sam-train printed, or a sweep's folder")
+        folders = [path] if (path / SETTINGS).is_file() else sorted(file.parent for file in path.rglob(SETTINGS))
+        if not folders:
+            raise InputError(
+                f"{path} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
+            )
+        for folder in folders:
+            read_config(folder)
+            found.setdefault(folder.resolve(), folder)
+    return list(found.values())
 
 
 def write_config(folder: Path, config: ExperimentConfig) -> None:

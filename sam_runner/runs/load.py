@@ -48,13 +48,37 @@ def write_predictions(run: Run, path: Path) -> int:
     return int((predicted != labels).sum())
 
 
+def checkpoint_names(folder: Path, which: str) -> list[str]:
+    """Return the names of checkpoints of a run, oldest first, for `restore_run`.
+
+    Args:
+        folder: The run folder.
+        which: "last", "best", or "all" for every checkpoint in the folder.
+
+    Raises:
+        InputError: If there is no such checkpoint.
+    """
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    names = checkpoints.list_names(which)
+    if not names:
+        checkpoints.load_latest() if which != "best" else checkpoints.load_best()  # says what is damaged
+        raise _no_checkpoint(folder)
+    return names
+
+
+def _no_checkpoint(folder: Path) -> InputError:
+    return InputError(
+        f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: run_dir={folder}"
+    )
+
+
 def restore_run(folder: Path, which: str, device: str | None = None, *, plain_training_set: bool = False) -> Run:
     """Build the run in a folder, with the weights of a checkpoint.
 
     Args:
         folder: The run folder.
         which: "last", or "best" for the highest validation accuracy; without a validation set "best" is the checkpoint
-            of the latest evaluated epoch.
+            of the latest evaluated epoch; or a name from `checkpoint_names`.
         device: Device to use instead of the device in the run's settings, or None.
         plain_training_set: Load every training image, without augmentation.
 
@@ -62,15 +86,16 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
         InputError: If `which` is another word, the folder holds no run or no intact checkpoint, or the data cannot be
             read.
     """
-    if which not in ("last", "best"):
+    if which not in ("last", "best") and not which.startswith("step-"):
         raise InputError(f"checkpoint {which!r} is not known\n  accepted: last, best")
     config = read_config(folder)
     checkpoints = CheckpointFolder(folder / "checkpoints")
-    state = checkpoints.load_latest() if which == "last" else checkpoints.load_best()
+    if which == "last":
+        state = checkpoints.load_latest()
+    else:
+        state = checkpoints.load_best() if which == "best" else checkpoints.load_named(which)
     if state is None:
-        raise InputError(
-            f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: run_dir={folder}"
-        )
+        raise _no_checkpoint(folder)
     device = device or config.device
     if config.precision == "tf32" and (device == "cpu" or not torch.cuda.is_available()):
         config = replace(config, precision="fp32")  # tf32 is float32 with faster products on CUDA devices

@@ -10,7 +10,7 @@ A method that needs other passes than one at w and one at w + eps overrides `Met
 only *how* or *when* can take another method as argument, pass the other questions on to it and share its ``state``.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar, NamedTuple
@@ -89,6 +89,7 @@ class Group:
     Attributes:
         used: After `gradient`, a flag per parameter: False if the pass did not use it.
         is_averaged: Whether ``.grad`` is a mean over the ranks after this group.
+        on_perturbation: Called with each eps before the passes at w + eps, or None.
 
     Args:
         context: The step.
@@ -119,6 +120,7 @@ class Group:
         self.is_averaged = False
         self.used: list[bool] = []
         self.is_first = is_first
+        self.on_perturbation: Callable[[Perturbation], None] | None = None
         self._is_last = is_last
         self._sync = sync
         self._gradient_sum = gradient_sum
@@ -197,6 +199,8 @@ class Group:
                 emptied.
             keep: Keep `eps` for use after the context. This needs memory for a copy of the weights.
         """
+        if self.on_perturbation is not None:
+            self.on_perturbation(eps)
         params = self.context.params
         values = list(perturbed_parameters(params, eps, in_place=not keep))
         if not keep:
@@ -219,6 +223,7 @@ class Group:
         if self._gradient_sum is None:
             return
         share = 1.0 if self._sync else self.share
+        grads = [grad.detach() for grad in grads]
         if self._gradient_sum:
             torch._foreach_add_(self._gradient_sum, grads, alpha=share)
         else:

@@ -4,5 +4,5 @@
 the interface of the loggers. The mathematics of a step is in `sam`. Run folders, locks, log files and the start of a
 run are in `runs`.
 
-May import: utils, config, distributed, sam, data, models.
+May import: utils, config, distributed, sam, geometry, data, models.
 """

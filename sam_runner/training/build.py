@@ -43,6 +43,8 @@ from sam_runner.training.build_method import build_method
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
+from sam_runner.training.subset import NUM_EXAMPLES, fixed_subset
+from sam_runner.training.telemetry import OFF, Telemetry
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
 from sam_runner.utils.seeding import derive_seed, seed_everything
@@ -362,6 +364,18 @@ def build_loaders(
     return loader, {name: ImageLoader(part, batch_size=EVAL_BATCH_SIZE, **common) for name, part in sets.items()}
 
 
+def build_telemetry(
+    config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext = SINGLE_PROCESS
+) -> Telemetry:
+    """Return what the run measures while it trains; the fixed examples are read only where they are needed."""
+    options = config.telemetry
+    if options.every is None and options.curvature_epochs is None:
+        return OFF
+    needs_subset = options.curvature_epochs is not None and context.is_main
+    subset = fixed_subset(train, NUM_EXAMPLES, loader) if needs_subset else None
+    return Telemetry(options.every, options.curvature_epochs, config, subset)
+
+
 def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
     return context.world_size > 1 and config.parallel == "fsdp"
 
@@ -438,4 +452,5 @@ def build_run(
         skip_nonfinite=config.on_nonfinite == "skip",
         data_digest=splits.digest(),
         context=context,
+        telemetry=build_telemetry(config, splits.train, loader, context),
     )

@@ -9,6 +9,7 @@ checksums and loads most single-bit errors as other numbers.
 import logging
 import time
 from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -115,6 +116,26 @@ class CheckpointFolder:
                 + (f"  use --checkpoint last; it is one of: {names}" if names else "  there are no other checkpoints")
             )
         return state
+
+    def list_names(self, which: str) -> list[str]:
+        """Return the names of intact checkpoints, ``step-N`` and alike, oldest first.
+
+        Args:
+            which: "last" for the newest one, "best" for the one that `load_best` loads, "all" for all of them.
+        """
+        manifests = self._list_manifests()
+        if which == "best":
+            manifests = [path for path in manifests if _has_flag(path, "is_best")][:1]
+        intact = (path.stem for path in manifests if check_manifest(path) is None)
+        return list(islice(intact, 1 if which == "last" else None))[::-1]
+
+    def load_named(self, name: str) -> dict[str, Any] | None:
+        """Load the checkpoint with a name of `list_names`; None if there is none.
+
+        Raises:
+            InputError: If it is damaged.
+        """
+        return self._load_first_intact([path for path in self._list_manifests() if path.stem == name])
 
     def _list_manifests(self) -> list[Path]:
         """Return the manifests, newest first."""

@@ -15,12 +15,13 @@ from tqdm import tqdm
 from sam_runner.data.loader import ImageBatch
 from sam_runner.distributed.sharding import is_sharded
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.step import CHECKED, StepStats
+from sam_runner.sam.step import CHECKED, SamStep, StepStats
 from sam_runner.training.checkpoints import CheckpointSchedule
 from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
 from sam_runner.training.metrics import SUMS, TrainMeter, train_metrics
 from sam_runner.training.pictures import draw_confusion_matrix, draw_image_grid
 from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
+from sam_runner.training.telemetry import measure_step
 from sam_runner.utils.errors import RunInterrupt, TrainingError
 from sam_runner.utils.memory import reset_peak_memory
 from sam_runner.utils.signals import StopRequest, raise_for_signal
@@ -104,13 +105,15 @@ def _train_epoch(
     for _ in tqdm(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
-        _train_step(run, meter, next(batches), progress)
+        measured = _train_step(run, meter, next(batches), progress)
         last = progress.batch == num_batches
         if last:
             stopwatch.lap()
             _log_last_row(run, outputs, progress, meter)
         elif progress.step % run.log_every == 0:
             _log_row(run, outputs, progress, meter, last=False)
+        if measured:
+            outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         signal, due = run.context.all_reduce_max(
             stop.signal_number, not last and save_schedule.should_save(progress.step)
         )
@@ -178,6 +181,8 @@ def _end_epoch(
         values["weights"] = float(torch.stack(weights).sum()) if weights else 0.0
     _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights are saved
     values.pop("weights", None)
+    if run.telemetry.measures_epoch(progress.epoch + 1) and run.context.is_main:
+        values |= run.telemetry.lambda_max(run.model)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.epoch_sums = dict.fromkeys(SUMS, 0.0)
     outputs.loggers.scalars(progress.step, progress.epoch, values)
@@ -191,8 +196,8 @@ def _end_epoch(
     return False
 
 
-def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Progress) -> None:
-    """Take one training step and update `progress`."""
+def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Progress) -> Metrics:
+    """Take one training step and update `progress`; return what `run.telemetry` measures in it."""
     lr_factor, rho = run.lr(progress.num_updates), run.rho(progress.num_updates)
     groups, scaler = run.step.optimizer.param_groups, run.step.objective.scaler
     for group in groups:
@@ -201,7 +206,12 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
     if scaler.is_enabled():
         progress.last_hparams["loss_scale"] = scaler.get_scale()
     weight = run.context.batch_weight(len(examples.labels), examples.global_batch_size)
-    stats = run.step(Batch(examples.images, examples.targets, weight), rho, progress.step)
+    batch = Batch(examples.images, examples.targets, weight)
+    measured: Metrics = {}
+    if run.telemetry.measures_step(progress.step + 1) and isinstance(run.step, SamStep):
+        stats, measured = measure_step(run.step, batch, rho, progress.step)
+    else:
+        stats = run.step(batch, rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
         _require_finite_step(stats, progress.step + 1)  # on other devices `_log_row` checks: it synchronises
     progress.step += 1
@@ -215,6 +225,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
         progress.num_updates += 1
         if run.ema is not None and (not run.skip_nonfinite or stats.finite.all()):
             run.ema.update_parameters(run.model)
+    return measured
 
 
 def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, *, last: bool) -> None:

@@ -18,6 +18,7 @@ from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics import SUMS
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.schedules import Schedule
+from sam_runner.training.telemetry import OFF, Telemetry
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.memory import measure_peak_memory
 from sam_runner.utils.seeding import RngState
@@ -44,6 +45,7 @@ class Run:
             the run.
         data_digest: Digest of the data and the labels; a checkpoint can only be restored with the same data.
         context: The processes that train together; each has its own `Run`.
+        telemetry: What the run measures while it trains.
     """
 
     model: nn.Module
@@ -61,6 +63,7 @@ class Run:
     skip_nonfinite: bool = False
     data_digest: str = ""
     context: DistributedContext = SINGLE_PROCESS
+    telemetry: Telemetry = OFF
 
     @property
     def networks(self) -> list[nn.Module]:

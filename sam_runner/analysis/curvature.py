@@ -1,0 +1,224 @@
+"""The curvature of a checkpoint: largest Hessian eigenvalues, trace and spectral density, stored as they are found."""
+
+import logging
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from sam_runner.analysis.answers import Answer, StoredProducts, require_folder, settings_digest
+from sam_runner.analysis.subject import Measurement, Subject
+from sam_runner.geometry.density import Density, density_of_probes
+from sam_runner.geometry.lanczos import MAX_BASIS, largest_eigenvalues
+from sam_runner.geometry.mean_loss import MeanLoss
+from sam_runner.geometry.trace import estimate_trace, random_signs
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import write_atomically
+from sam_runner.utils.seeding import make_generator
+
+log = logging.getLogger("sam_runner")
+TOLERANCE = 1e-3  # of the residuals of the eigenvalues, relative to the largest one
+MAX_PRODUCTS = 300
+
+
+@dataclass(frozen=True)
+class CurvatureOptions:
+    """What is computed.
+
+    Attributes:
+        k: Number of largest eigenvalues.
+        trace_products: Products for the trace; 0: no trace.
+        density_probes: Random vectors for the density; 0: no density.
+        density_steps: Products for each of them.
+        seed: Seed of all random vectors.
+    """
+
+    k: int = 5
+    trace_products: int = 30
+    density_probes: int = 2
+    density_steps: int = 30
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Curvature:
+    """The curvature of one checkpoint.
+
+    Attributes:
+        subject: The checkpoint.
+        values: Content of the answer: ``eigenvalues`` (descending), ``residuals``, ``converged``, ``trace``,
+            ``trace_error``, ``nodes`` and ``weights`` of the density, ``loss``, ``gradient_norm``.
+    """
+
+    subject: Subject
+    values: dict[str, Any]
+
+    @property
+    def lambda_max(self) -> float:
+        """The largest eigenvalue."""
+        return float(self.values["eigenvalues"][0])
+
+    @property
+    def ratio(self) -> float:
+        """lambda_max / lambda_k for the last of the eigenvalues; NaN where it is not positive."""
+        last = float(self.values["eigenvalues"][-1])
+        return self.lambda_max / last if last > 0 else math.nan
+
+    @property
+    def density(self) -> Density | None:
+        """The spectral density, or None if it was left out."""
+        if "nodes" not in self.values:
+            return None
+        nodes, weights = (torch.tensor(self.values[key], dtype=torch.float64) for key in ("nodes", "weights"))
+        return Density(nodes, weights, self.values["num_weights"])
+
+    def summary(self) -> str:
+        """Return ``lambda_max ..., trace ..., lambda_max/lambda_5 ...``; what was left out is not in it."""
+        parts = [f"lambda_max {self.lambda_max:.6g}"]
+        if "trace" in self.values:
+            parts.append(f"trace {self.values['trace']:.6g} +- {self.values['trace_error']:.2g}")
+        if len(self.values["eigenvalues"]) > 1:
+            parts.append(f"lambda_max/lambda_{len(self.values['eigenvalues'])} {self.ratio:.4g}")
+        return ", ".join(parts)
+
+
+def measure_curvature(subject: Subject, how: Measurement, options: CurvatureOptions) -> Curvature:
+    """Compute the curvature of a checkpoint, or read it from the answers beside the run.
+
+    Raises:
+        InputError: If there are fewer weights than eigenvalues, or the results cannot be written.
+        TrainingError: If an operation of the network has no second derivative.
+    """
+    require_folder(subject.files)
+    settings = {**asdict(how), **asdict(options), "sha256": subject.digest}
+    answer = Answer(subject.files / f"curvature-{subject.checkpoint}.json", settings)
+    wanted = {"eigenvalues", *(["trace"] * (options.trace_products > 0)), *(["nodes"] * (options.density_probes > 0))}
+    if wanted <= answer.values.keys():
+        log.info("%s %s: from %s", subject.label, subject.checkpoint, answer.path)
+        return Curvature(subject, answer.values)
+    loss = subject.loss(how)
+    if options.k > len(loss):
+        raise InputError(f"--k {options.k} eigenvalues of {len(loss)} weights\n  accepted: 1 to {len(loss)}")
+    log.info("%s", describe(subject, loss, how))
+    answer.save(**_facts(loss))
+    total = 4 * options.k + 6 + options.trace_products + options.density_probes * options.density_steps
+    with tqdm(total=total, desc="products", disable=None, leave=False) as bar:
+        store = StoredProducts(
+            subject.files / f"products-{subject.checkpoint}-{settings_digest(settings)}.bin",
+            loss.hessian_products,
+            loss.weights,
+            after=bar.update,
+        )
+        _measure(store, loss, options, answer)
+    store.delete()
+    return Curvature(subject, answer.values)
+
+
+def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, answer: Answer) -> None:
+    """Compute the parts of the answer that are missing; each is saved when it is finished."""
+    started = time.perf_counter()
+    generator = make_generator(options.seed, "probes")
+    probes = random_signs(max(options.density_probes, 1), loss.weights, generator)
+    if "eigenvalues" not in answer.values:
+        found = largest_eigenvalues(
+            store.one,
+            probes[0],
+            options.k,
+            tolerance=TOLERANCE,
+            max_products=MAX_PRODUCTS,
+            max_basis=max(MAX_BASIS, 2 * options.k + 10),
+            seed=options.seed,
+        )
+        answer.save(eigenvalues=found.values, residuals=found.residuals, converged=found.converged)
+        log.info("lambda_max %.6g after %d products", found.values[0], found.num_products)
+        if not found.converged:
+            log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(found.residuals))
+    if options.density_probes and "nodes" not in answer.values:  # starts from the vector of the eigenvalues
+        density = density_of_probes(store.one, list(probes), options.density_steps)
+        answer.save(nodes=density.nodes.tolist(), weights=density.weights.tolist())
+    if options.trace_products and "trace" not in answer.values:
+        trace = estimate_trace(store, loss.weights, options.trace_products, seed=options.seed)
+        answer.save(trace=trace.value, trace_error=trace.standard_error)
+    answer.save(seconds=answer.values.get("seconds", 0.0) + time.perf_counter() - started)
+
+
+def _facts(loss: MeanLoss) -> dict[str, Any]:
+    value, gradient = loss.gradient(loss.weights)
+    return {
+        "loss": value,
+        "gradient_norm": float(gradient.double().norm()),
+        "num_weights": len(loss),
+        "num_examples": loss.num_examples,
+        "num_chunks": loss.num_chunks,
+    }
+
+
+def describe(subject: Subject, loss: MeanLoss, how: Measurement) -> str:
+    """Return one line about what is measured: examples, loss and batch norm."""
+    config = subject.config
+    parts = ["cross entropy"]
+    if config.label_smoothing:
+        parts.append(f"label smoothing {config.label_smoothing:g}")
+    if config.optimizer.weight_decay_in_loss:
+        parts.append(f"weight decay {config.optimizer.base.weight_decay:g} in the loss")
+    else:
+        parts.append("without weight decay")
+    normalised = {
+        "train": f"batch norm by the statistics of chunks of {-(-loss.num_examples // loss.num_chunks)}",
+        "eval": "batch norm by the running statistics",
+        "reestimate": "batch norm by statistics of these examples",
+    }
+    if loss.has_batch_statistics:
+        parts.append(normalised[how.batchnorm])
+    return (
+        f"{subject.label} {subject.checkpoint}: {loss.num_examples:,} training images, {len(loss):,} weights, "
+        f"{how.dtype}; {', '.join(parts)}"
+    )
+
+
+def curvature_table(found: Sequence[Curvature]) -> pd.DataFrame:
+    """Return one row for each checkpoint: label, folder, checkpoint, step, eigenvalues, trace, ratio, loss."""
+    rows = []
+    for entry in found:
+        values, k = entry.values, len(entry.values["eigenvalues"])
+        rows.append(
+            {
+                "run": entry.subject.label,
+                "step": entry.subject.step,
+                "lambda_max": entry.lambda_max,
+                f"lambda_{k}": values["eigenvalues"][-1],
+                f"lambda_max/lambda_{k}": entry.ratio,
+                "trace": values.get("trace", math.nan),
+                "trace_error": values.get("trace_error", math.nan),
+                "lambda_min": min(values["nodes"]) if "nodes" in values else math.nan,
+                "loss": values["loss"],
+                "gradient_norm": values["gradient_norm"],
+                "converged": values["converged"],
+                "folder": str(entry.subject.folder),
+                "checkpoint": entry.subject.checkpoint,
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def write_density(entry: Curvature) -> Path | None:
+    """Write the smoothed density of a checkpoint as CSV (eigenvalue, density) beside the run; None without one."""
+    density = entry.density
+    if density is None:
+        return None
+    grid, curve = density.smooth()
+    path = entry.subject.files / f"density-{entry.subject.checkpoint}.csv"
+    write_csv(path, pd.DataFrame({"eigenvalue": grid.numpy(), "density": curve.numpy()}))
+    return path
+
+
+def write_csv(path: Path, table: pd.DataFrame) -> None:
+    """Write a table as CSV, atomically."""
+    text = table.to_csv(index=False, float_format="%.9g")
+    write_atomically(path, lambda handle: handle.write(text.encode()))

@@ -1,0 +1,192 @@
+"""Slices of the loss: lines and planes through the weights of one, two or three checkpoints.
+
+Each point is evaluated by itself and stored. So points run in parallel, and a stopped command continues.
+"""
+
+import json
+import logging
+import os
+import threading
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from sam_runner.analysis.answers import require_folder, settings_digest
+from sam_runner.analysis.subject import Measurement, Subject
+from sam_runner.geometry.directions import Plane, filter_normalised, plane_through
+from sam_runner.geometry.mean_loss import MeanLoss
+from sam_runner.sam.batch import Batch
+from sam_runner.utils.errors import InputError
+
+log = logging.getLogger("sam_runner")
+MARGIN = 0.25  # of the extent of the points, around a path or a plane through checkpoints
+COLUMNS = ["a", "b", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
+
+
+@dataclass(frozen=True)
+class Slice:
+    """A slice that is to be evaluated.
+
+    Attributes:
+        kind: "line", "surface" (both filter-normalised, around one checkpoint), "path" (two) or "plane" (three).
+        plane: Its directions.
+        a: Coordinates along the first direction.
+        b: Coordinates along the second direction; [0] for a line and a path.
+        marks: (label, a, b) of the checkpoints.
+    """
+
+    kind: str
+    plane: Plane
+    a: list[float]
+    b: list[float]
+    marks: list[tuple[str, float, float]]
+
+    @property
+    def points(self) -> list[tuple[float, float]]:
+        """All coordinates, the first one changing fastest."""
+        return [(a, b) for b in self.b for a in self.a]
+
+
+def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options: "GridOptions") -> list[Slice]:
+    """Return the slices for one, two or three checkpoints of the same network.
+
+    Args:
+        subjects: The checkpoints.
+        losses: Loss of each.
+        options: Sizes of the grids.
+
+    Raises:
+        InputError: If the networks have weights of other shapes, or three checkpoints are on one line.
+    """
+    loss, weights = losses[0], [own.weights for own in losses]
+    shapes = [[param.shape for param in own.parameters] for own in losses]
+    for subject, own in zip(subjects, shapes, strict=True):
+        if own != shapes[0]:
+            raise InputError(
+                f"{subject.folder} and {subjects[0].folder} have networks with weights of other shapes\n"
+                "  give runs of the same network"
+            )
+    labels = [subject.label for subject in subjects]
+    if len(subjects) == 1:
+        first, second = (filter_normalised(loss, number, options.seed) for number in (0, 1))
+        line = np.linspace(-options.extent, options.extent, options.line_points).tolist()
+        grid = np.linspace(-options.extent, options.extent, options.points).tolist()
+        marks = [(labels[0], 0.0, 0.0)]
+        return [
+            Slice("line", Plane(weights[0], first, None), line, [0.0], marks),
+            Slice("surface", Plane(weights[0], first, second), grid, grid, marks),
+        ]
+    if len(subjects) == 2:
+        line = np.linspace(-MARGIN, 1 + MARGIN, options.line_points).tolist()
+        marks = [(labels[0], 0.0, 0.0), (labels[1], 1.0, 0.0)]
+        return [Slice("path", Plane(weights[0], weights[1] - weights[0], None), line, [0.0], marks)]
+    try:
+        plane, places = plane_through(*weights)
+    except ValueError as error:
+        raise InputError(f"{error}\n  give three different checkpoints") from error
+    axes = []
+    for axis in (0, 1):
+        low, high = min(place[axis] for place in places), max(place[axis] for place in places)
+        margin = MARGIN * (high - low)
+        axes.append(np.linspace(low - margin, high + margin, options.points).tolist())
+    return [
+        Slice("plane", plane, axes[0], axes[1], [(label, *place) for label, place in zip(labels, places, strict=True)])
+    ]
+
+
+@dataclass(frozen=True)
+class GridOptions:
+    """Sizes of the slices.
+
+    Attributes:
+        points: Points of each side of a grid.
+        line_points: Points of a line or a path.
+        extent: Largest coordinate of filter-normalised directions; 1 moves a filter by its own norm.
+        seed: Seed of the random directions.
+    """
+
+    points: int = 25
+    line_points: int = 51
+    extent: float = 1.0
+    seed: int = 0
+
+
+def evaluate_slice(part: Slice, loss: MeanLoss, test: Batch, path: Path, *, num_threads: int) -> pd.DataFrame:
+    """Return loss and accuracy on training and test examples at every point of a slice.
+
+    Args:
+        part: The slice.
+        loss: Loss of the training examples; its batch-norm mode decides about the statistics at every point.
+        test: Test examples.
+        path: JSON lines of the points that are finished; new ones are appended.
+        num_threads: Number of points that are evaluated at once, each by a network of its own.
+
+    Returns:
+        One row for each point, with `COLUMNS`.
+    """
+    known = dict(_read_points(path))
+    missing = [point for point in part.points if point not in known]
+    if not missing:
+        log.info("%s: from %s", part.kind, path)
+    local, lock = threading.local(), threading.Lock()
+    before = torch.get_num_threads()
+
+    def evaluate(point: tuple[float, float]) -> tuple[tuple[float, float], list[float]]:
+        if not hasattr(local, "loss"):
+            if num_threads > 1:
+                torch.set_num_threads(1)
+            with lock:
+                local.loss = loss.clone()
+        scores = local.loss.scores(part.plane.point(*point), [test])
+        return point, [value for score in scores for value in score]
+
+    with path.open("a", encoding="utf-8") as handle, ThreadPoolExecutor(num_threads) as pool:
+        try:
+            for point, values in tqdm(pool.map(evaluate, missing), part.kind, len(missing), disable=None, leave=False):
+                known[point] = values
+                handle.write(json.dumps([*point, *values]) + "\n")
+                handle.flush()
+        except BaseException:
+            pool.shutdown(cancel_futures=True)
+            raise
+        finally:
+            torch.set_num_threads(before)
+    rows = [[*point, *known[point]] for point in part.points]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _read_points(path: Path) -> Iterator[tuple[tuple[float, float], list[float]]]:
+    """Yield the finished points of a file; an incomplete last line is ignored and ended."""
+    if not path.is_file():
+        return
+    text = path.read_text(encoding="utf-8")
+    for line in text.splitlines():
+        try:
+            a, b, *values = json.loads(line)
+        except ValueError:
+            continue
+        if len(values) == len(COLUMNS) - 2:
+            yield (a, b), values
+    if text and not text.endswith("\n"):
+        with path.open("a", encoding="utf-8") as handle:
+            handle.write("\n")
+
+
+def points_path(part: Slice, subjects: Sequence[Subject], how: Measurement, options: GridOptions) -> Path:
+    """Return the file of finished points of a slice, beside the first run; other settings have another file."""
+    settings: dict[str, Any] = asdict(how) | {"seed": options.seed, "kind": part.kind}
+    settings["sha256"] = [subject.digest for subject in subjects]
+    require_folder(subjects[0].files)
+    return subjects[0].files / f"points-{part.kind}-{settings_digest(settings)}.jsonl"
+
+
+def default_threads(device: torch.device) -> int:
+    """Return the number of points to evaluate at once: one for each core, or one on a GPU."""
+    return 1 if device.type != "cpu" else len(os.sched_getaffinity(0))

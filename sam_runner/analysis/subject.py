@@ -1,0 +1,144 @@
+"""A checkpoint of a run and the fixed examples that it is measured on."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import torch
+
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.data.image_sets import Images
+from sam_runner.data.loader import ImageLoader
+from sam_runner.geometry.mean_loss import BatchNormMode, MeanLoss
+from sam_runner.reports.results import report_settings
+from sam_runner.reports.tables import settings_label
+from sam_runner.runs.folder import read_config
+from sam_runner.runs.load import checkpoint_names, restore_run
+from sam_runner.sam.batch import Batch
+from sam_runner.training.build import build_data
+from sam_runner.training.evaluation import evaluation_weights, predict
+from sam_runner.training.metrics import evaluation_metrics
+from sam_runner.training.state import Run
+from sam_runner.training.subset import fixed_subset, subset_loss
+from sam_runner.utils.files import read_json
+
+DTYPES = {"float32": torch.float32, "float64": torch.float64}
+FOLDER = "analysis"  # in the run folder
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """How the loss of a checkpoint is evaluated.
+
+    Attributes:
+        examples: Number of training examples.
+        batchnorm: See `sam_runner.geometry.mean_loss.MeanLoss`.
+        dtype: "float32" or "float64".
+    """
+
+    examples: int
+    batchnorm: BatchNormMode
+    dtype: str = "float32"
+
+
+class Subject:
+    """A checkpoint of a run. The run is restored when it is first needed.
+
+    Args:
+        folder: The run folder.
+        checkpoint: Name of the checkpoint, e.g. ``step-00000220``.
+        label: The run in legends and tables.
+        device: Device in place of the run's, or None.
+
+    Attributes:
+        config: Settings of the run.
+        step: Number of training steps of the checkpoint.
+        files: Folder of the results, ``analysis`` in the run folder.
+    """
+
+    def __init__(self, folder: Path, checkpoint: str, label: str, device: str | None = None) -> None:
+        self.folder, self.checkpoint, self.label, self._device = folder, checkpoint, label, device
+        self.config: ExperimentConfig = read_config(folder)
+        self.step = int(checkpoint.split("-")[1])
+        self.files = folder / FOLDER
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the checkpoint."""
+        return str(read_json(self.folder / "checkpoints" / f"{self.checkpoint}.json")["sha256"])
+
+    @cached_property
+    def run(self) -> Run:
+        """The restored run."""
+        return restore_run(self.folder, self.checkpoint, self._device)
+
+    @cached_property
+    def train(self) -> Images:
+        """Training set, with the labels that the run was trained with."""
+        return build_data(self.config.data, self.config.noise, self.config.seed).train
+
+    @cached_property
+    def test(self) -> Images:
+        """Test set."""
+        return build_data(self.config.data, self.config.noise, self.config.seed).test
+
+    def examples(self, images: Images, how: Measurement) -> Batch:
+        """Return fixed examples of the training set or the test set."""
+        return fixed_subset(images, how.examples, self.run.train, DTYPES[how.dtype])
+
+    def loss(self, how: Measurement) -> MeanLoss:
+        """Return the loss of the run on its fixed training examples, at the weights that it is evaluated with."""
+        batch = self.examples(self.train, how)
+        with evaluation_weights(self.run.step.optimizer):
+            return subset_loss(self.config, self.run.model, batch, batchnorm=how.batchnorm, dtype=DTYPES[how.dtype])
+
+    def generalisation(self) -> dict[str, float]:
+        """Return accuracy and mean negative log-likelihood on the whole training set and the whole test set.
+
+        Both are evaluated without augmentation and with the running statistics, as ``sam-eval`` evaluates the test set.
+        """
+        values: dict[str, float] = {}
+        options, dtype = self.run.train.format_options(), self.run.step.objective.autocast_dtype
+        with evaluation_weights(self.run.step.optimizer):
+            for name, images in (("train", self.train), ("test", self.test)):
+                logits, labels = predict(self.run.model, ImageLoader(images, batch_size=512, **options), dtype)
+                found = evaluation_metrics(logits, labels)
+                values |= {f"{name}_accuracy": found["accuracy"], f"{name}_nll": found["nll"]}
+        return values
+
+
+def find_subjects(folders: Sequence[Path], which: str, device: str | None = None) -> list[Subject]:
+    """Return the checkpoints of runs, in the order of the folders and of the steps.
+
+    Args:
+        folders: Run folders.
+        which: "last", "best" or "all".
+        device: See `Subject`.
+
+    Raises:
+        InputError: If a folder has no run or no intact checkpoint.
+    """
+    found = [(folder, name) for folder in folders for name in checkpoint_names(folder, which)]
+    labels = dict(zip(folders, run_labels(folders), strict=True))
+    return [Subject(folder, name, labels[folder], device) for folder, name in found]
+
+
+def run_labels(folders: Sequence[Path]) -> list[str]:
+    """Return a short name of each run: its method, and the settings in which the runs differ.
+
+    Runs that differ in no setting have the names of their folders.
+    """
+    settings = []
+    for folder in folders:
+        config = read_config(folder)
+        settings.append(report_settings(config) | {"seed": config.seed})
+    names = {name for row in settings for name in row}
+    differ = {name for name in names if len({str(row[name]) for row in settings if name in row}) > 1}
+    differ |= {"optimizer", "rho"}
+    order = sorted(differ, key=lambda name: (name != "optimizer", name != "rho", name == "seed", name))
+    labels = [settings_label({name: row[name] for name in order if name in row}) for row in settings]
+    short = [folder.resolve().name for folder in folders]
+    return [
+        label if labels.count(label) == 1 else f"{label}, {name}" for label, name in zip(labels, short, strict=True)
+    ]

@@ -1,0 +1,93 @@
+"""`sam-curvature`: Hessian eigenvalues, trace and spectral density of checkpoints."""
+
+from pathlib import Path
+from typing import Any
+
+from sam_runner.commands.arguments import Parser, add_measurement_options, integer, require_runs
+from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.utils.errors import InputError
+
+
+def main() -> int:
+    """Run `sam-curvature RUN... [--checkpoint last|best|all] [--k K] ...`. Returns the exit code."""
+    return run_command(curvature)
+
+
+def curvature(arguments: list[str]) -> int:
+    """Print the curvature of every checkpoint; write a table, densities and a plot."""
+    parser = Parser(
+        "sam-curvature",
+        "Largest Hessian eigenvalues, trace and spectral density of the training loss. Results are stored in the "
+        "folder analysis of each run; the same command again continues or repeats them.",
+    )
+    add_measurement_options(parser, examples=1000)
+    parser.add_argument("--k", type=integer(1), default=5, help="number of largest eigenvalues (default: 5)")
+    parser.add_argument("--trace", type=integer(0), default=30, metavar="PRODUCTS", help="Hessian-vector products for "
+                        "the trace, at least 6; 0: no trace (default: 30)")  # fmt: skip
+    parser.add_argument("--density", type=integer(0), default=2, metavar="PROBES", help="random vectors for the "
+                        "spectral density; 0: no density (default: 2)")  # fmt: skip
+    parser.add_argument("--density-steps", type=integer(2), default=30, metavar="PRODUCTS", help="Hessian-vector "
+                        "products for each random vector (default: 30)")  # fmt: skip
+    given = parser.parse(arguments)
+    if 0 < given.trace < 6:
+        raise InputError(f"--trace {given.trace} products give no standard error\n  accepted: 0, or at least 6")
+    folders = require_runs(given)
+    from sam_runner.analysis.answers import require_folder
+    from sam_runner.analysis.curvature import (
+        CurvatureOptions,
+        curvature_table,
+        measure_curvature,
+        write_csv,
+        write_density,
+    )
+    from sam_runner.analysis.subject import FOLDER, Measurement, find_subjects
+
+    how = Measurement(given.examples, given.batchnorm, given.dtype)
+    options = CurvatureOptions(given.k, given.trace, given.density, given.density_steps, given.seed)
+    subjects = find_subjects(folders, given.checkpoint, given.device)
+    out = given.out or folders[0] / FOLDER
+    require_folder(out)
+    found = []
+    for subject in subjects:
+        found.append(measure_curvature(subject, how, options))
+        write_density(found[-1])
+        if len(subjects) > 1:
+            print(f"{subject.label} step {subject.step}: {found[-1].summary()}")
+    table = curvature_table(found)
+    write_csv(out / "curvature.csv", table)
+    files = [out / "curvature.csv", *_draw(found, out / "curvature")]
+    if len(found) > 1:
+        print(_text(table))
+    print(f"files: {', '.join(map(str, files))}")
+    print(found[-1].summary())
+    return DONE
+
+
+def _text(table: Any) -> str:
+    from sam_runner.reports.tables import text_table
+
+    shown = table.drop(columns=["folder", "checkpoint", "gradient_norm", "converged"])
+    return text_table(shown.map(lambda value: f"{value:.5g}" if isinstance(value, float) else str(value)))
+
+
+def _draw(found: list[Any], file: Path) -> list[Path]:
+    from sam_runner.analysis import plots
+
+    last = {entry.subject.folder: entry for entry in found}
+    densities = [
+        (entry.subject.label, *(part.numpy() for part in entry.density.smooth()))
+        for entry in last.values()
+        if entry.density
+    ]
+    curves = []
+    for folder, entry in last.items():
+        own = [other for other in found if other.subject.folder == folder]
+        curves.append((entry.subject.label, [one.subject.step for one in own], [one.lambda_max for one in own]))
+
+    def draw(figure: Any, *axes: Any) -> None:
+        if densities:
+            plots.draw_densities(axes[0], densities)
+        plots.draw_lambda_max(axes[-1], curves)
+        plots.add_legend(figure, axes[0])
+
+    return plots.save_figure(file, (8.4 if densities else 4.2, 3.4), 2 if densities else 1, draw)

@@ -1,0 +1,120 @@
+"""`sam-sharpness`: how much the loss rises around checkpoints, and whether that predicts generalisation."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from sam_runner.commands.arguments import (
+    Parser,
+    add_measurement_options,
+    integer,
+    positive_integers,
+    positive_numbers,
+    require_runs,
+)
+from sam_runner.commands.exit_codes import DONE, run_command
+
+MAX_PANELS = 4
+
+
+def main() -> int:
+    """Run `sam-sharpness RUN... [--rho R,R] [--adaptive-rho R,R] [--m M,M] ...`. Returns the exit code."""
+    return run_command(sharpness)
+
+
+def sharpness(arguments: list[str]) -> int:
+    """Print the sharpness of every checkpoint, its generalisation gap and their rank correlation over the runs."""
+    parser = Parser(
+        "sam-sharpness",
+        "Rise of the training loss in a ball around the weights: worst case, average, adaptive and m-sharpness, with "
+        "the gap between test and training. Results are stored in the folder analysis of each run.",
+    )
+    add_measurement_options(parser, examples=1000)
+    parser.add_argument("--rho", type=positive_numbers, default=(0.05, 0.1), metavar="R,R", help="radii of worst "
+                        "case, average and m-sharpness (default: 0.05,0.1)")  # fmt: skip
+    parser.add_argument("--adaptive-rho", type=positive_numbers, default=(0.5,), metavar="R,R", help="radii of the "
+                        "adaptive measures (default: 0.5)")  # fmt: skip
+    parser.add_argument("--m", type=positive_integers, default=(16, 128), metavar="M,M", help="examples of a group of "
+                        "m-sharpness (default: 16,128)")  # fmt: skip
+    parser.add_argument("--steps", type=integer(1), default=10, help="gradients of each ascent (default: 10)")
+    parser.add_argument("--restarts", type=integer(0), default=1, help="further ascents of the worst case from random "
+                        "starts (default: 1)")  # fmt: skip
+    parser.add_argument("--directions", type=integer(1), default=10, help="pairs of random directions of an average "
+                        "(default: 10)")  # fmt: skip
+    parser.add_argument("--groups", type=integer(1), default=16, help="largest number of groups of m-sharpness "
+                        "(default: 16)")  # fmt: skip
+    given = parser.parse(arguments)
+    folders = require_runs(given)
+    from sam_runner.analysis.answers import require_folder
+    from sam_runner.analysis.correlation import MIN_RUNS, conclusion, correlate
+    from sam_runner.analysis.curvature import write_csv
+    from sam_runner.analysis.sharpness import GAPS, SharpnessOptions, measure_sharpness, measures, sharpness_table
+    from sam_runner.analysis.subject import FOLDER, Measurement, find_subjects
+
+    how = Measurement(given.examples, given.batchnorm, given.dtype)
+    options = SharpnessOptions(
+        given.rho, given.adaptive_rho, given.m, given.steps, given.restarts, given.directions, given.groups, given.seed
+    )
+    subjects = find_subjects(folders, given.checkpoint, given.device)
+    out = given.out or folders[0] / FOLDER
+    require_folder(out)
+    found = [measure_sharpness(subject, how, options) for subject in subjects]
+    names = [name for name in measures(options, given.examples) if all(name in entry.values for entry in found)]
+    table = sharpness_table(found, names)
+    write_csv(out / "sharpness.csv", table)
+    correlations = correlate(table.drop_duplicates("folder", keep="last"), names, list(GAPS))
+    files = [out / "sharpness.csv", *_draw(table, names, options, out / "sharpness")]
+    print(_text(table, names))
+    if len(folders) >= MIN_RUNS:
+        print(_correlation_text(correlations))
+    print(f"files: {', '.join(map(str, files))}")
+    for gap in GAPS if len(folders) > 1 else ():
+        print(conclusion(correlations, gap))
+    return DONE
+
+
+def _text(table: Any, names: Sequence[str]) -> str:
+    """Return the table of one column for each checkpoint, or of one row where there are many."""
+    from sam_runner.reports.tables import text_table
+
+    shown = table[["run", "step", *names, "loss gap", "accuracy gap", "test_accuracy"]]
+    shown = shown.map(lambda value: f"{value:.4g}" if isinstance(value, float) else str(value))
+    turned = shown.T.reset_index()
+    turned.columns = [str(cell) for cell in turned.iloc[0]]
+    return text_table(turned.iloc[1:] if len(table) <= MAX_PANELS else shown)
+
+
+def _correlation_text(correlations: Sequence[Any]) -> str:
+    """Return a table of Spearman's correlations, one row for each measure."""
+    import pandas as pd
+
+    from sam_runner.reports.tables import text_table
+
+    rows: dict[str, dict[str, str]] = {}
+    for entry in correlations:
+        row = rows.setdefault(entry.measure, {"rank correlation of": entry.measure})
+        row[f"with {entry.gap}"] = f"{entry.rho:+.2f} (p {entry.p:.2g})"
+    return text_table(pd.DataFrame(list(rows.values())))
+
+
+def _draw(table: Any, names: Sequence[str], options: Any, file: Path) -> list[Path]:
+    """Draw m-sharpness against m, and with several checkpoints some measures against the loss gap."""
+    from sam_runner.analysis import plots
+
+    sizes = [m for m in options.group_sizes if f"m-sharpness, m {m}, rho {options.radii[0]:g}" in names]
+    curves = []
+    for _, row in table.head(7).iterrows():
+        for rho in options.radii if len(table) == 1 else options.radii[:1]:
+            keys = [f"m-sharpness, m {m}, rho {rho:g}" for m in sizes]
+            label = f"{row['run']}, rho {rho:g}" if len(table) == 1 else f"{row['run']}, step {row['step']}"
+            curves.append((label, sizes, [row[key] for key in keys], [row[f"{key} error"] for key in keys]))
+    chosen = [name for name in names if "worst" in name][:2] + [name for name in names if "adaptive worst" in name][:1]
+    panels = list(dict.fromkeys(chosen)) if len(table) > 1 else []
+
+    def draw(figure: Any, *axes: Any) -> None:
+        plots.draw_m_sharpness(axes[0], curves)
+        for measure, other in zip(panels, axes[1:], strict=True):
+            plots.draw_against_gap(other, table[measure], table["loss gap"], measure, "loss gap (test - training)")
+        plots.add_legend(figure, axes[0])
+
+    return plots.save_figure(file, (3.6 * (1 + len(panels)), 3.2), 1 + len(panels), draw)

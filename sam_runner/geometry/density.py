@@ -1,0 +1,78 @@
+"""The density of the eigenvalues of a symmetric operator by stochastic Lanczos quadrature.
+
+Ubaru, Chen and Saad (SIAM J. Matrix Anal. Appl. 2017); for Hessians of networks Ghorbani, Krishnan and Xiao (ICML
+2019). For a random vector v, v^T f(A) v / v^T v has the mean tr f(A) / n, the mean of f over the eigenvalues. Lanczos
+from v gives nodes and weights that integrate f.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from sam_runner.geometry.lanczos import Product, quadrature
+from sam_runner.geometry.trace import random_signs
+from sam_runner.utils.seeding import make_generator
+
+
+@dataclass(frozen=True)
+class Density:
+    """A discrete approximation of the density of n eigenvalues.
+
+    Attributes:
+        nodes: Eigenvalues, float64, (m,), ascending.
+        weights: Share of the n eigenvalues at each node, float64, (m,); they add up to 1.
+        n: Number of eigenvalues.
+    """
+
+    nodes: Tensor
+    weights: Tensor
+    n: int
+
+    def moment(self, order: int) -> float:
+        """Return the sum over all eigenvalues of their power `order`: 1 gives the trace, 2 ||A||_F^2."""
+        return self.n * float((self.weights * self.nodes**order).sum())
+
+    def smooth(self, num_points: int = 1001, width: float = 0.005) -> tuple[Tensor, Tensor]:
+        """Return the density on a grid, as a sum of normal curves.
+
+        Args:
+            num_points: Number of points of the grid.
+            width: Standard deviation of each curve, as a fraction of the range of the nodes.
+
+        Returns:
+            Eigenvalues and density (per unit of the eigenvalue), float64, (num_points,). The density integrates to 1.
+        """
+        low, high = float(self.nodes.min()), float(self.nodes.max())
+        sigma = width * max(high - low, 1e-9 + 1e-6 * abs(high))
+        grid = torch.linspace(low - 5 * sigma, high + 5 * sigma, num_points, dtype=torch.float64)
+        curves = torch.exp(-0.5 * ((grid[:, None] - self.nodes) / sigma) ** 2) / (sigma * (2 * torch.pi) ** 0.5)
+        return grid, curves @ self.weights
+
+
+def estimate_density(product: Product, like: Tensor, *, num_probes: int, num_steps: int, seed: int = 0) -> Density:
+    """Estimate the density of the eigenvalues from random vectors of signs.
+
+    Args:
+        product: v -> A v for v of shape (n,).
+        like: A vector (n,) whose dtype and device the vectors have.
+        num_probes: Number of random vectors.
+        num_steps: Number of products for each of them.
+        seed: Seed of the random vectors.
+    """
+    generator = make_generator(seed, "density")
+    probes = [random_signs(1, like, generator)[0] for _ in range(num_probes)]
+    return density_of_probes(product, probes, num_steps)
+
+
+def density_of_probes(product: Product, probes: Sequence[Tensor], num_steps: int) -> Density:
+    """Return the mean density of given probes, (n,) each.
+
+    With all n unit vectors of an orthonormal basis as probes, its moments up to order 2 `num_steps` - 1 are exact.
+    """
+    parts = [quadrature(product, probe, num_steps) for probe in probes]
+    nodes = torch.cat([nodes for nodes, _ in parts])
+    weights = torch.cat([weights for _, weights in parts]) / len(parts)
+    order = nodes.argsort()
+    return Density(nodes[order], weights[order], len(probes[0]))

@@ -1,0 +1,195 @@
+"""sam-curvature, sam-sharpness and sam-landscape on tiny runs: numbers, files, continuation, refusals."""
+
+import json
+import re
+
+import pandas as pd
+import pytest
+import torch
+from matplotlib.figure import Figure
+from torch.nn import functional as F
+
+from sam_runner.analysis.subject import find_subjects
+from sam_runner.commands import curvature, landscape, sharpness
+from sam_runner.runs.load import restore_run
+from tests.helpers import invoke, train_tiny
+
+LINE = r"lambda_max (\S+), trace \S+ \+- \S+, lambda_max/lambda_5 \S+"
+SMALL = ("--examples", "40")
+FEW = ("--trace", "6", "--density", "1", "--density-steps", "4")
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    settings = {
+        "sam": ("optimizer=sam", "telemetry.curvature_epochs=1"),
+        "sgd": ("optimizer=sgd",),
+        "other": ("optimizer=sgd", "seed=1", "epochs=1"),
+    }
+    return {name: train_tiny(folder / name, "label_smoothing=0.1", *words) for name, words in settings.items()}
+
+
+@pytest.fixture(autouse=True)
+def quick_pictures(request, monkeypatch):
+    """Plots are laid out but not drawn, which takes a second each, but in the tests marked by their name."""
+    if "plot" not in request.node.name:
+        monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"picture"))
+
+
+@pytest.fixture
+def call(monkeypatch, capsys, tmp_path):
+    def run(module, *arguments):
+        return invoke(monkeypatch, capsys, tmp_path, *arguments, entry=module.main)
+
+    return run
+
+
+def power_iteration(folder, num_steps=100):
+    """The largest eigenvalue of the Hessian in evaluation mode, in float64, without the package's own products."""
+    run = restore_run(folder, "last", plain_training_set=True)
+    model = run.model.double().eval()
+    batches = [(part.images.double(), part.labels) for part in run.train.epoch()]
+    params = [param for param in model.parameters() if param.requires_grad]
+    images, labels = (torch.cat(parts) for parts in zip(*batches, strict=True))
+    loss = F.cross_entropy(model(images), labels, label_smoothing=0.1)
+    gradient = torch.autograd.grad(loss, params, create_graph=True)
+    flat = torch.cat([part.flatten() for part in gradient])
+    vector, value, shift = torch.ones_like(flat), 0.0, 1.0  # the shift makes the most positive one the largest
+    for _ in range(num_steps):
+        product = torch.autograd.grad(flat, params, vector, retain_graph=True)
+        moved = torch.cat([part.flatten() for part in product]).detach()
+        value = float(vector @ moved / (vector @ vector))
+        vector = moved + shift * vector
+        vector = vector / vector.norm()
+    return value
+
+
+def test_curvature_agrees_with_a_power_iteration_and_is_stored(runs, call):
+    words = (runs["sam"], "--batchnorm", "eval", "--examples", "96", "--dtype", "float64", *FEW)
+    done = call(curvature, *words)
+    assert done.returncode == 0, done.stderr
+    assert "96 training images" in done.stdout and "label smoothing 0.1, without weight decay" in done.stdout
+    found = re.fullmatch(LINE, done.stdout.splitlines()[-1])
+    assert float(found[1]) == pytest.approx(power_iteration(runs["sam"]), rel=1e-3)
+    files = runs["sam"] / "analysis"
+    (name,) = (path.stem for path in (runs["sam"] / "checkpoints").glob("*12.pt"))
+    answer = json.loads((files / f"curvature-{name}.json").read_text())["answers"][0]
+    assert answer["settings"]["batchnorm"] == "eval" and answer["values"]["converged"] is True
+    assert not list(files.glob("products-*"))
+    density = pd.read_csv(files / f"density-{name}.csv")
+    assert torch.trapezoid(*(torch.tensor(density[c].to_numpy()) for c in ("density", "eigenvalue"))) == pytest.approx(
+        1, abs=0.01
+    )
+    again = call(curvature, *words)
+    assert f"from {files}" in again.stdout and again.stdout.splitlines()[-1] == found[0]
+
+
+def test_telemetry_logs_the_lambda_max_of_the_command(runs, call):
+    rows = [json.loads(line) for line in (runs["sam"] / "metrics.jsonl").read_text().splitlines()]
+    logged = [row["telemetry/lambda_max"] for row in rows if "telemetry/lambda_max" in row]
+    done = call(curvature, runs["sam"], "--k", "1", "--trace", "0", "--density", "0")
+    found = re.fullmatch(r"lambda_max (\S+)", done.stdout.splitlines()[-1])
+    assert len(logged) == 2 and float(found[1]) == pytest.approx(logged[-1], rel=1e-3)
+
+
+def test_curvature_of_several_checkpoints_is_one_table_and_one_plot(runs, call, tmp_path):
+    words = ("--checkpoint", "all", *FEW, "--k", "2")
+    done = call(curvature, runs["sam"], runs["sgd"], *SMALL, *words, "--out", tmp_path / "out")
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "out/curvature.csv")
+    assert list(table["step"]) == [6, 12, 6, 12] and list(table["run"].unique()) == ["sam, rho 0.05", "sgd"]
+    assert (table["lambda_max"] > table["lambda_2"]).all() and (table["trace_error"] > 0).all()
+    assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".csv", ".png", ".svg"}
+
+
+def test_sharpness_of_several_runs(runs, call, tmp_path):
+    words = ("--rho", "0.05,0.1", "--m", "8", "--steps", "2", "--directions", "2", "--groups", "3")
+    done = call(sharpness, *runs.values(), *SMALL, *words, "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "sharpness.csv")
+    for folder, row in zip(runs.values(), table.to_dict("records"), strict=True):
+        final = json.loads((folder / "result.json").read_text())["final"]
+        assert row["test_nll"] == pytest.approx(final["test/nll"], abs=1e-5)
+        assert row["loss gap"] == pytest.approx(row["test_nll"] - row["train_nll"], abs=1e-6)
+        assert row["accuracy gap"] == pytest.approx(row["train_accuracy"] - row["test_accuracy"], abs=1e-6)
+        assert 0 < row["worst case, rho 0.05"] < row["worst case, rho 0.1"]
+        assert row["average, rho 0.05"] < row["worst case, rho 0.05"]
+        assert row["m-sharpness, m 8, rho 0.1"] > row["worst case, rho 0.1"] * 0.5
+    assert "3 runs are too few to say whether sharpness predicts the loss gap" in done.stdout
+    more = call(sharpness, runs["sam"], *SMALL, *words[:5], "4", *words[6:])
+    assert more.returncode == 0
+    entries = json.loads(next((runs["sam"] / "analysis").glob("sharpness-*.json")).read_text())["answers"]
+    assert len(entries) == 2  # ascents of another length are another answer
+
+
+@pytest.mark.parametrize("names", [("sam",), ("sam", "sgd"), ("sam", "sgd", "other")], ids=len)
+def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
+    sizes = {1: ("--points", "3", "--line-points", "3"), 2: ("--line-points", "7"), 3: ("--points", "5")}[len(names)]
+    folders = [runs[name] for name in names]
+    words = (*folders, *SMALL, *sizes, "--jobs", "2", "--batchnorm", "eval", "--out", tmp_path)
+    done = call(landscape, *words)
+    assert done.returncode == 0, done.stderr
+    subject = find_subjects(folders[:1], "last")[0]
+    run = subject.run
+    batch = subject.examples(subject.train, how := type("How", (), {"examples": 40, "dtype": "float32"}))
+    logits = run.model.eval()(batch.inputs)
+    exact = F.cross_entropy(logits, batch.targets, label_smoothing=0.1).item()
+    kinds = {1: ("line", "surface"), 2: ("path",), 3: ("plane",)}[len(names)]
+    for kind in kinds:
+        table = pd.read_csv(tmp_path / f"landscape-{kind}.csv")
+        own = table.iloc[(table["a"].abs() + table["b"].abs()).argmin()]
+        if kind != "plane":  # a grid through three checkpoints does not contain them exactly
+            assert own["train_loss"] == pytest.approx(exact, rel=1e-5) and own["a"] == pytest.approx(0, abs=1e-9)
+        assert (tmp_path / f"landscape-{kind}.svg").is_file() and (tmp_path / f"landscape-{kind}.png").is_file()
+        if kind in ("surface", "plane"):
+            page = (tmp_path / f"landscape-{kind}.html").read_text()
+            assert not re.search(r"https?://|src=|href=|import\(|@import|fetch\(", page)
+            data = json.loads(re.search(r"const DATA = (.*);\n", page)[1])
+            values = torch.tensor(data["layers"]["training loss"]).flatten()
+            torch.testing.assert_close(values, torch.tensor(table["train_loss"].to_numpy()).float(), rtol=1e-5, atol=0)
+            assert [mark[0] for mark in data["marks"]] == [one.label for one in find_subjects(folders, "last")]
+    points = {path: path.read_text() for path in (runs["sam"] / "analysis").glob(f"points-{kinds[0]}-*.jsonl")}
+    (path,) = points
+    kept = points[path].splitlines()
+    path.write_text("\n".join(kept[:2]) + "\n" + kept[2][:9])  # a stopped command
+    again = call(landscape, *words)
+    assert again.returncode == 0 and how
+    rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("]")]
+    assert sorted(rows) == sorted(json.loads(line) for line in kept)
+
+
+@pytest.mark.parametrize(
+    ("module", "words", "message"),
+    [
+        (curvature, (), "RUN"),
+        (curvature, ("nowhere",), "is not a folder"),
+        (curvature, (".",), "holds no run"),
+        (curvature, ("SAM", "--k", "0"), "at least 1"),
+        (curvature, ("SAM", "--k", "1000000"), "accepted: 1 to"),
+        (curvature, ("SAM", "--trace", "3"), "accepted: 0, or at least 6"),
+        (curvature, ("SAM", "--batch-norm", "eval"), "did you mean --batchnorm"),
+        (sharpness, ("SAM", "--rho", "0"), "positive numbers"),
+        (sharpness, ("SAM", "--m", "0"), "at least 1"),
+        (landscape, ("SAM", "SGD", "--points", "9"), "has no effect with 2 runs"),
+        (landscape, ("SAM", "SGD", "OTHER", "SGD2"), "is not a folder"),
+        (landscape, ("SAM", "--checkpoint", "all"), "invalid choice"),
+    ],
+)
+def test_bad_input_is_refused(runs, call, module, words, message):
+    places = {name.upper(): folder for name, folder in runs.items()}
+    done = call(module, *(places.get(word, word) for word in words))
+    assert done.returncode == 2 and message in done.stderr, done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_runs_of_other_networks_are_refused(runs, call, tmp_path):
+    wider = train_tiny(tmp_path / "wider", "model.width=6", "max_steps=1")
+    done = call(landscape, runs["sam"], wider, *SMALL)
+    assert done.returncode == 2 and "weights of other shapes" in done.stderr
+    assert not (tmp_path / "wider" / "analysis").exists()
+
+
+def test_all_runs_below_a_folder_are_found(runs, call, tmp_path):
+    done = call(landscape, runs["sam"].parent, *SMALL, "--points", "3", "--out", tmp_path)
+    assert done.returncode == 0 and (tmp_path / "landscape-plane.csv").is_file()

@@ -1,0 +1,197 @@
+"""Hessian-vector products, eigenvalues, trace and density against dense Hessians and closed forms, in float64."""
+
+import copy
+
+import pytest
+import torch
+from torch import nn
+
+from sam_runner.geometry.density import density_of_probes, estimate_density
+from sam_runner.geometry.lanczos import largest_eigenvalues, quadrature
+from sam_runner.geometry.mean_loss import MeanLoss
+from sam_runner.geometry.trace import estimate_trace
+from sam_runner.sam.batch import Batch
+from sam_runner.utils.errors import TrainingError
+from tests.geometry import problems
+
+CASES = [(name, mode) for name in ("mlp", "batchnorm", "conv") for mode in ("train", "eval")]
+
+
+def columns(loss):
+    unit = torch.eye(len(loss), dtype=torch.float64)
+    return torch.stack(loss.hessian_products(list(unit)))
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_loss_gradient_and_hessian_equal_the_dense_ones(name, mode):
+    network = problems.networks()[name]
+    before = copy.deepcopy(network.state_dict())
+    value, gradient, hessian = problems.dense(network, mode, weight_decay=0.3)
+    loss = problems.mean_loss(network, mode, weight_decay=0.3)
+    found, slope = loss.gradient(loss.weights)
+    torch.testing.assert_close(torch.tensor([found, loss.value(loss.weights)]), value.float().expand(2))
+    assert abs(found - float(value)) < 1e-12 and abs(loss.value(loss.weights) - float(value)) < 1e-12
+    torch.testing.assert_close(slope, gradient, rtol=1e-10, atol=1e-12)
+    torch.testing.assert_close(columns(loss), hessian, rtol=1e-9, atol=1e-11)
+    one = torch.linspace(-1, 1, len(loss), dtype=torch.float64)
+    torch.testing.assert_close(loss.hessian_products([one])[0], hessian @ one, rtol=1e-9, atol=1e-11)
+    assert all(torch.equal(value, before[key]) for key, value in network.state_dict().items())
+    assert network.training and all(param.grad is None for param in network.parameters())
+
+
+@pytest.mark.parametrize(("name", "mode"), CASES)
+def test_eigenvalues_trace_and_density_equal_those_of_the_dense_hessian(name, mode):
+    network = problems.networks()[name]
+    _, _, hessian = problems.dense(network, mode)
+    exact = torch.linalg.eigvalsh(hessian).flip(0)
+    loss = problems.mean_loss(network, mode)
+
+    def product(vector):
+        return loss.hessian_products([vector])[0]
+
+    found = largest_eigenvalues(product, torch.ones_like(loss.weights), 5, tolerance=1e-8)
+    assert found.converged
+    torch.testing.assert_close(torch.tensor(found.values), exact[:5].float(), rtol=1e-6, atol=1e-9)
+    own = columns(loss)
+    trace = estimate_trace(lambda vs: [own @ v for v in vs], loss.weights, 3 * len(loss))
+    assert trace.value == pytest.approx(float(hessian.trace()), rel=1e-9) and trace.standard_error == 0
+    density = density_of_probes(lambda v: own @ v, list(torch.eye(len(loss), dtype=torch.float64)), 3)
+    assert density.moment(1) == pytest.approx(float(hessian.trace()), rel=1e-9)
+    assert density.moment(2) == pytest.approx(float(hessian.square().sum()), rel=1e-9)
+
+
+def test_a_linear_model_with_squared_loss_has_its_closed_form():
+    """L = mean 1/2 (x.w - y)^2: the Hessian is X^T X / N, the gradient X^T (X w - y) / N."""
+    generator = torch.Generator().manual_seed(2)
+    X, y = torch.randn(9, 4, generator=generator).double(), torch.randn(9, generator=generator).double()
+    model = nn.Linear(4, 1, bias=False).double()
+    loss = MeanLoss(
+        model, lambda out, target: (out[:, 0] - target).square().mean() / 2, Batch(X, y), chunk_size=2,
+        dtype=torch.float64,
+    )  # fmt: skip
+    hessian = X.T @ X / 9
+    torch.testing.assert_close(columns(loss), hessian, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(loss.gradient(loss.weights)[1], X.T @ (X @ loss.weights - y) / 9)
+    found = largest_eigenvalues(lambda v: loss.hessian_products([v])[0], torch.ones(4).double(), 4)
+    exact = torch.linalg.svdvals(X).square() / 9
+    torch.testing.assert_close(torch.tensor(found.values).double(), exact, rtol=1e-6, atol=0)
+
+
+def test_lanczos_returns_repeated_eigenvalues_and_restarts():
+    A, values = problems.matrix(120)
+    for start in (torch.ones(120).double(), A @ torch.ones(120).double()):
+        found = largest_eigenvalues(lambda v: A @ v, start, 4, tolerance=1e-6, max_basis=12)
+        assert found.converged and found.num_products > 12
+        torch.testing.assert_close(torch.tensor(found.values).double(), values[:4], rtol=1e-6, atol=0)
+        assert max(found.residuals) <= 9e-6
+    diagonal = torch.tensor([1.0, 4.0]).double()
+    assert largest_eigenvalues(lambda v: diagonal * v, torch.ones(2).double(), 2).values == pytest.approx([4, 1])
+    for spectrum in ([2.0] * 8, [1.0] + [5.0] * 7, [5.0] * 2 + [1.0] * 6, [0.0] * 8):
+        A = torch.tensor(spectrum).double()
+        found = largest_eigenvalues(lambda v, A=A: A * v, torch.ones(8).double(), 3)
+        assert found.converged and found.values == pytest.approx(sorted(spectrum)[:-4:-1], abs=1e-12)
+    with pytest.raises(ValueError, match="accepted are 1 to 2"):
+        largest_eigenvalues(lambda v: v, torch.ones(2), 3)
+
+
+def test_too_few_products_are_said_to_be_too_few():
+    A, _ = problems.matrix()
+    found = largest_eigenvalues(lambda v: A @ v, torch.ones(30).double(), 4, max_products=5)
+    assert not found.converged and found.num_products == 5
+
+
+def test_lanczos_stays_orthogonal_in_float32():
+    """Without re-orthogonalisation the largest eigenvalue of a wide spectrum appears several times."""
+    values = torch.cat([torch.tensor([1000.0]), torch.linspace(0, 1, 199)])
+    nodes, weights = quadrature(lambda v: values * v, torch.ones(200), 60)
+    assert int((nodes > 999).sum()) == 1 and float(weights[nodes > 999].sum()) == pytest.approx(1 / 200, rel=1e-4)
+
+
+def test_quadrature_is_exact_for_polynomials():
+    A, _ = problems.matrix()
+    v = torch.linspace(1, 2, 30).double()
+    nodes, weights = quadrature(lambda u: A @ u, v, 3)
+    power = v / v.norm()
+    for order in range(6):
+        exact = float(v / v.norm() @ power)
+        assert float((weights * nodes**order).sum()) == pytest.approx(exact, rel=1e-9)
+        power = A @ power
+
+
+def test_hutch_is_unbiased_and_its_standard_error_is_true():
+    A, values = problems.matrix(60)
+    found = [estimate_trace(lambda vs: [A @ v for v in vs], torch.ones(60).double(), 30, seed=s) for s in range(60)]
+    errors = torch.tensor([trace.value - float(values.sum()) for trace in found])
+    assert abs(float(errors.mean())) < 4 * float(errors.std()) / 60**0.5
+    claimed = torch.tensor([trace.standard_error for trace in found]).square().mean().sqrt()
+    assert 0.7 < float(errors.std() / claimed) < 1.4
+    low_rank = torch.diag(torch.tensor([5.0, -3.0] + [0.0] * 58)).double()
+    exact = estimate_trace(lambda vs: [low_rank @ v for v in vs], torch.ones(60).double(), 9)
+    assert exact.value == pytest.approx(2, abs=1e-9) and exact.standard_error < 1e-9
+
+
+def test_density_of_random_probes_estimates_the_moments():
+    A, values = problems.matrix(60)
+    found = estimate_density(lambda v: A @ v, torch.ones(60).double(), num_probes=40, num_steps=20)
+    assert float(found.weights.sum()) == pytest.approx(1) and found.n == 60
+    exact = [float(values.sum()), float(values.square().sum())]
+    spread = [2 * ((A**power - torch.diag(torch.diag(A**power))).square().sum() / 40) ** 0.5 for power in (1,)]
+    assert abs(found.moment(1) - exact[0]) < 4 * float(spread[0])
+    assert found.moment(2) == pytest.approx(exact[1], rel=0.3)
+    grid, curve = found.smooth(4001)
+    assert float(torch.trapezoid(curve, grid)) == pytest.approx(1, abs=1e-3)
+    assert 60 * float(torch.trapezoid(curve * grid, grid)) == pytest.approx(found.moment(1), rel=0.01)
+
+
+def test_reestimated_statistics_are_those_of_the_examples():
+    """One chunk: normalising by re-estimated statistics differs from "train" only in the variance's N / (N - 1)."""
+    network = problems.networks()["batchnorm"]
+    for module in network:
+        if isinstance(module, nn.BatchNorm1d):
+            module.running_mean.fill_(50.0)
+    loss = problems.mean_loss(network, "reestimate", chunk_size=100)
+    x = network[1](examples_flat := problems.examples().inputs.flatten(1))
+    assert len(examples_flat) == 14
+    unit = (x - x.mean(0)) / (x.var(0) + 1e-5).sqrt()
+    logits = network[4](network[3](unit * network[2].weight + network[2].bias))
+    exact = problems.cross_entropy(logits, problems.examples().targets)
+    assert loss.value(loss.weights) == pytest.approx(exact.item(), rel=1e-12)
+    with pytest.raises(ValueError, match="no derivatives"):
+        loss.gradient(loss.weights)
+
+
+def test_scores_of_other_examples_and_of_clones_and_parts():
+    network = problems.networks()["conv"]
+    loss = problems.mean_loss(network, "eval")
+    batch = problems.examples()
+    own, other = loss.scores(loss.weights, [Batch(batch.inputs[:4], batch.targets[:4])])
+    logits = network.eval()(batch.inputs).detach()
+    right = (logits.argmax(1) == batch.targets).double()
+    assert own.accuracy == float(right.mean()) and other.accuracy == float(right[:4].mean())
+    assert other.loss == pytest.approx(float(problems.cross_entropy(logits[:4], batch.targets[:4])))
+    assert loss.part(0, 4).value(loss.weights) == pytest.approx(other.loss)
+    loss = problems.mean_loss(network, "train")
+    shifted, value = loss.weights + 0.1, loss.value(loss.weights)
+    assert loss.clone().value(loss.weights) == value != loss.value(shifted)
+    assert loss.value(loss.weights) == value
+
+
+def test_an_operation_without_second_derivative_is_named():
+    class Once(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, x):
+            return x * 1
+
+        @staticmethod
+        @torch.autograd.function.once_differentiable
+        def backward(ctx, grad):
+            return grad
+
+    class Layer(nn.Module):
+        def forward(self, x):
+            return Once.apply(x)
+
+    network = nn.Sequential(nn.Flatten(), nn.Linear(32, 3), Layer()).double()
+    loss = problems.mean_loss(network)
+    with pytest.raises(TrainingError, match="second derivatives"):
+        loss.hessian_products([loss.weights])
