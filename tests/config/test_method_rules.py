@@ -52,7 +52,7 @@ def test_settings_reach_the_method():
         (["optimizer=esam", "compile=graph"], "draws weights anew"),
         (["optimizer=gsam", "optimizer.rho_min=0.5"], "rho_min=0.5 is larger than rho=0.05"),
         (["optimizer=asam", "optimizer.rho_final=0.5"], "rho_final has no effect"),
-        (["optimizer=asam", "optimizer.p=1"], "override .optimizer.p"),
+        (["optimizer=asam", "optimizer.p=1"], "override 'optimizer.p'"),
         (["optimizer=esam", "optimizer.beta=0"], "out of range"),
         (["optimizer=looksam", "optimizer.interval=0"], "out of range"),
         (["optimizer=late", "optimizer.fraction=1.5"], "out of range"),
