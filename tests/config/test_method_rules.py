@@ -1,0 +1,74 @@
+"""Settings of the methods: defaults of rho, combinations, and what is refused in one line."""
+
+import pytest
+
+from sam_runner.config.help import options
+from sam_runner.training.build import build_run
+from sam_runner.training.build_method import build_method
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import CONF
+from tests.helpers import TINY, config_of
+
+RHO = {"asam": 0.5, "fisher_sam": 0.1, "friendly_sam": 0.2, "sam_on": 0.5, "layerwise_sam": 0.01, "momentum_sam": 0.3}
+
+
+@pytest.mark.parametrize("name", options(CONF)["optimizer"])
+def test_an_option_builds_its_method_with_its_rho(name):
+    config = config_of(f"optimizer={name}")
+    assert build_method(config, 100).name == ("plain" if name == "sgd" else name)
+    if name != "sgd":
+        assert config.optimizer.rho == config.rho == RHO.get(name, 0.05)
+        assert config_of(f"optimizer={name}", "rho=0.07").optimizer.rho == 0.07
+
+
+@pytest.mark.parametrize("around", options(CONF)["optimizer/around"])
+@pytest.mark.parametrize(
+    "name", ["gsam", "gradient_norm", "wsam", "looksam", "interval", "random_sam", "ae_sam", "late"]
+)
+def test_a_method_around_another_has_the_others_rho(name, around):
+    config = config_of(f"optimizer={name}", f"optimizer/around={around}")
+    method = build_method(config, 100)
+    assert (method.name, method.around.name) == (name, around)
+    assert config.optimizer.rho == RHO.get(around, 0.05)
+
+
+def test_settings_reach_the_method():
+    config = config_of("optimizer=late", "optimizer/around=asam", "optimizer.around.eta=0.3", "optimizer.part=first")
+    method = build_method(config, 10)
+    assert (method.around.eta, method.part, method.total_steps) == (0.3, "first", 10)
+    gsam = build_method(
+        config_of("optimizer=gsam", "lr=0.2", "schedule.final_factor=0.1", "optimizer.rho_min=0.01"), 10
+    )
+    assert (gsam.lr_max, gsam.lr_min, gsam.rho_min) == (0.2, pytest.approx(0.02), 0.01)
+    assert [gsam.radius(0.05, 0, lr) for lr in (0.2, 0.02, 0.3)] == pytest.approx([0.05, 0.01, 0.05])
+    assert gsam.radius(0.05, 0, 0.11) == pytest.approx(0.03)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["optimizer=momentum_sam", "optimizer.base.momentum=0"], "needs a base optimizer with momentum"),
+        (["optimizer=ae_sam", "compile=graph"], "decides on the host"),
+        (["optimizer=esam", "compile=graph"], "draws weights anew"),
+        (["optimizer=gsam", "optimizer.rho_min=0.5"], "rho_min=0.5 is larger than rho=0.05"),
+        (["optimizer=asam", "optimizer.rho_final=0.5"], "rho_final has no effect"),
+        (["optimizer=asam", "optimizer.p=1"], "override 'optimizer.p'"),
+        (["optimizer=esam", "optimizer.beta=0"], "out of range"),
+        (["optimizer=looksam", "optimizer.interval=0"], "out of range"),
+        (["optimizer=late", "optimizer.fraction=1.5"], "out of range"),
+        (["optimizer=late", "optimizer.around.name=gsam"], "optimizer.around.name=gsam is not known"),
+        (["optimizer=momentum_sam", "optimizer.sync_perturbation=true"], "sync_perturbation"),
+    ],
+)
+def test_what_has_no_meaning_is_refused(overrides, message):
+    with pytest.raises(Exception, match=message.replace(".", r"\.")):
+        config_of(*overrides)
+
+
+def test_a_method_that_does_not_fit_the_network_is_refused_with_a_way_out(monkeypatch):
+    monkeypatch.setattr("sam_runner.sam.methods.sam_on.NORMALISATION", ())
+    with pytest.raises(
+        InputError, match="optimizer=sam_on: the network has no trained parameters in normalisation"
+    ) as e:
+        build_run(config_of(*TINY, "optimizer=sam_on"))
+    assert "use optimizer=sam" in str(e.value)
