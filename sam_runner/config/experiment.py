@@ -12,14 +12,6 @@ from dataclasses import dataclass, field, fields, is_dataclass, replace
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from sam_runner.config.allowed_targets import require_allowed_targets
-from sam_runner.config.convert import (
-    UnknownKeyError,
-    build,
-    convert,
-    describe_unknown_key,
-    list_names,
-    require_in_range,
-)
 from sam_runner.config.data import DATA_SETS, NOISES, AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.keys import (
     AT_LEAST_ONE,
@@ -37,6 +29,14 @@ from sam_runner.config.model import MODELS, PUBLISHED_WEIGHTS, ModelConfig
 from sam_runner.config.optimizer import AROUND, BASES, METHODS, BaseOptimizerConfig, OptimizerConfig
 from sam_runner.config.rules import check_rules
 from sam_runner.config.schedule import SCHEDULES, ScheduleConfig
+from sam_runner.config.validation import (
+    UnknownKeyError,
+    build,
+    convert,
+    describe_unknown_key,
+    list_names,
+    require_in_range,
+)
 from sam_runner.utils.errors import InputError
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 from sam_runner.config.allowed_targets import ALLOWED, list_trusted_prefixes, require_trusted_name
 from sam_runner.config.component import Component
-from sam_runner.config.convert import describe_unknown_key
+from sam_runner.config.validation import describe_unknown_key
 from sam_runner.utils.errors import InputError
 
 

@@ -17,12 +17,12 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from sam_runner.config.convert import describe_missing_option, describe_unknown_key, format_nested, list_names
 from sam_runner.config.experiment import GROUPS, OPTIONAL_GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.saved_config import store_saved_config
 from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
 from sam_runner.config.optimizer import METHODS
+from sam_runner.config.validation import describe_missing_option, describe_unknown_key, format_nested, list_names
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 

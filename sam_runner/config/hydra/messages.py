@@ -8,10 +8,10 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from sam_runner.config.convert import describe_unknown_key
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.help import list_default_options, list_keys, list_options
 from sam_runner.config.hydra.launchers import EXTRAS, JOBLIB
+from sam_runner.config.validation import describe_unknown_key
 
 
 def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str | None = None) -> str:

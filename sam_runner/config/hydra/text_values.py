@@ -10,9 +10,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
 from hydra.errors import HydraException
 
-from sam_runner.config.convert import describe_missing_option
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.help import list_options
+from sam_runner.config.validation import describe_missing_option
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 

@@ -1,4 +1,4 @@
-"""Convert plain values to settings dataclasses, and check their names, types and ranges."""
+"""Validate settings: check names, types and ranges, and convert plain values to the settings dataclasses."""
 
 import contextlib
 import re
