@@ -8,7 +8,7 @@ from typing import Any
 
 from sam_runner.utils.files import hash_file, read_json, write_json
 
-FORMAT = 4
+FORMAT = 5
 
 
 def write_manifest(path: Path, **entries: Any) -> None:

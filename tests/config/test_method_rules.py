@@ -21,10 +21,13 @@ def test_an_option_builds_its_method_with_its_rho(name):
         assert config_of(f"optimizer={name}", "rho=0.07").optimizer.rho == 0.07
 
 
-@pytest.mark.parametrize("around", options(CONF)["optimizer/around"])
 @pytest.mark.parametrize(
-    "name", ["gsam", "gradient_norm", "wsam", "looksam", "interval", "random_sam", "ae_sam", "late"]
-)
+    ("name", "around"),
+    [
+        ("gsam", "sam"), ("gradient_norm", "asam"), ("wsam", "fisher_sam"), ("looksam", "friendly_sam"),
+        ("interval", "sam_on"), ("random_sam", "layerwise_sam"), ("ae_sam", "asam"), ("late", "friendly_sam"),
+    ],
+)  # fmt: skip
 def test_a_method_around_another_has_the_others_rho(name, around):
     config = config_of(f"optimizer={name}", f"optimizer/around={around}")
     method = build_method(config, 100)

@@ -152,7 +152,7 @@ def test_networks_of_any_parts(names, rho, p, ascent_steps, group_size, chunks, 
 
 
 @pytest.mark.parametrize("method", METHODS)
-@settings(max_examples=6, deadline=None)
+@settings(max_examples=3, deadline=None)
 @given(
     names=st.lists(st.sampled_from(list(PARTS)), min_size=1, max_size=4),
     rho=st.sampled_from([0.05, 0.5]),
@@ -164,7 +164,9 @@ def test_every_method_with_networks_of_any_parts(method, names, rho, group_size,
     compare_with_the_reference(names, rho=rho, group_size=group_size, chunks=chunks, held=held, method=method)
 
 
-@pytest.mark.parametrize("name", PARTS)
+@pytest.mark.parametrize(
+    "name", ["hidden", "counting", "batch norm", "recomputed range", "torch numbers", "own python numbers"]
+)
 @pytest.mark.parametrize("make", [family.MomentumSam, family.Esam, family.LookSam, family.FriendlySam])
 def test_state_and_evaluations_leave_a_network_as_a_plain_step_does(make, name):
     """At a radius of almost 0 all passes see what the pass at w sees: buffers, masks and weights are SGD's."""
