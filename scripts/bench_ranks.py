@@ -127,7 +127,15 @@ def main() -> int:
                     found[kind][1] / 1e6 / (times * model),
                 ])  # fmt: skip
                 print(messages[-1], flush=True)
-    columns = ["case", "how", "SGD, ms", "SAM own eps, ms", "SAM common eps, ms", "SAM/SGD", "speed, 1 thread = 1"]
+    columns = [
+        "case",
+        "how",
+        "SGD, ms",
+        "SAM own eps, ms",
+        "SAM common eps, ms",
+        "SAM/SGD",
+        "SAM's speed over a separate run with 1 thread",
+    ]
     report.table("A step of the whole batch on one machine of two cores", columns, rows)
     columns = ["case", "ranks", "step", "2 (W - 1) 4 P, MB", "measured, MB", "measured / model"]
     report.table("Bytes between the ranks in a step", columns, messages)

@@ -44,7 +44,7 @@ from sam_runner.utils.errors import InputError
 class CheckpointConfig:
     """Settings of the group checkpoint.
 
-    A checkpoint is also written at the end of each epoch, with the exception of `min_interval`.
+    At the end of each epoch a checkpoint is written too, unless `min_interval` excludes it.
     """
 
     every_steps: int | None = key(
@@ -71,8 +71,8 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "steps between two steps whose geometry is logged: cosine of g and g_SAM, part of g_SAM orthogonal to g, share"
-        " of ||eps||^2 by layer; null: none",
+        "N logs the geometry of every N-th step: cosine of g and g_SAM, part of g_SAM orthogonal to g, share of"
+        " ||eps||^2 by layer; null: none",
         None,
         range=AT_LEAST_ONE,
         effect="none",
@@ -287,7 +287,7 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,
 }  # settings classes of each group with options; if a group has a general class, it is the first
-OPTIONAL_GROUPS = ("optimizer.around",)  # groups that not every option of the group above has
+OPTIONAL_GROUPS = ("optimizer.around",)  # groups that only some options of their parent group have
 
 
 def settings_classes() -> dict[str, type[Any]]:

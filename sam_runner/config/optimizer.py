@@ -220,7 +220,7 @@ class MomentumSamConfig(RadiusConfig):
     schema: ClassVar[str] = "optimizer/momentum_sam"
     name: str = key("name of the method", "momentum_sam", short="optimizer")
     rho: float = _radius(
-        "radius of the perturbation (the authors' class; their commands have 3, which fails on the digits)", 0.3
+        "radius of the perturbation (the authors' class; their commands have 3, which is worse on the digits)", 0.3
     )
 
 
@@ -323,7 +323,7 @@ class WsamConfig(AroundConfig):
 
     schema: ClassVar[str] = "optimizer/wsam"
     name: str = key("name of the method", "wsam", short="optimizer")
-    gamma: float = key("weight gamma / (1 - gamma) of the sharpness (the authors' code)", 0.9, range=BELOW_ONE)
+    gamma: float = key("gamma; the sharpness has weight gamma / (1 - gamma) (the authors' code)", 0.9, range=BELOW_ONE)
     decoupled: bool = key("add the sharpness after the base optimizer's step (the authors' code)", True)
 
 
@@ -362,8 +362,12 @@ class AeSamConfig(AroundConfig):
 
     schema: ClassVar[str] = "optimizer/ae_sam"
     name: str = key("name of the method", "ae_sam", short="optimizer")
-    start: float = key("standard deviations above the mean from which a second pass is made, in the first step", 1.0)
-    end: float = key("the same in the last step; linear between", -1.0)
+    start: float = key(
+        "c in the first step: a second pass is made if the squared gradient norm is at least its running mean plus c"
+        " standard deviations",
+        1.0,
+    )
+    end: float = key("c in the last step; linear between", -1.0)
     decay: float = key("decay of the mean and variance of the squared gradient norm", 0.9, range=BELOW_ONE)
 
 

@@ -42,7 +42,7 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """Settings that have no effect in a single run, or none in a sweep."""
+    """Refuse settings of a sweep in a single run, and settings of a single run in a sweep."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
             f"run_dir={config.run_dir!r} holds bytes that are not UTF-8, where TensorBoard cannot write\n"
@@ -242,7 +242,7 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
         "optimizer.p=2": sam.p == 2,
         "optimizer.ascent_steps=1": sam.ascent_steps == 1,
         "optimizer.second_order=false": not sam.second_order,
-        "optimizer.sync_perturbation=false (it is the same on all processes)": not sam.sync_perturbation,
+        "optimizer.sync_perturbation=false (the direction is the same on all processes)": not sam.sync_perturbation,
         "compile other than graph (it is drawn anew in each step)": config.compile != "graph",
     }
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
@@ -256,7 +256,7 @@ def _check_telemetry(config: "ExperimentConfig", typed: set[str]) -> None:
             "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
         )
     if options.every is not None and config.compile == "graph":
-        raise InputError("telemetry.every needs steps that are not recorded\n  use compile=default, or leave it out")
+        raise InputError("telemetry.every does not work with compile=graph\n  use compile=default, or leave it out")
     if options.curvature_epochs is not None and config.parallel == "fsdp":
         raise InputError(
             "telemetry.curvature_epochs needs all weights in one process\n  use parallel=ddp, or leave it out"

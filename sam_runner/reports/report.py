@@ -47,7 +47,7 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0", "fit"}
-MAX_FINDINGS = 6  # compared groups of which each has a sentence
+MAX_FINDINGS = 6  # largest number of compared groups that are described, a sentence each
 MIN_SEEDS = 3  # of the final runs, so that they have an interval
 
 
@@ -59,7 +59,7 @@ class Report:
         records: The runs and jobs, each distinct run once.
         metric: Metric that is compared, e.g. ``test/accuracy``.
         select: Searched settings; None chooses the hyperparameters that vary.
-        by: Settings with a choice each; None takes all others.
+        by: Settings for each combination of which a choice is made; None takes all that are not selected.
         baseline_settings: Settings of the baseline, ``key=value,key=value``; None takes ``optimizer=sgd`` if there are
             such runs and others.
         against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
@@ -85,7 +85,7 @@ class Report:
 
     @cached_property
     def results(self) -> pd.DataFrame:
-        """The table of all runs, as of `load_results`."""
+        """The table of all runs, as `load_results` returns it."""
         return results_frame(self.records)
 
     @property
@@ -95,7 +95,7 @@ class Report:
 
     @cached_property
     def runs(self) -> pd.DataFrame:
-        """The finished runs, as of `group_over_seeds`."""
+        """The finished runs, as `group_over_seeds` returns them."""
         return group_over_seeds(self.results)
 
     @cached_property
@@ -122,7 +122,7 @@ class Report:
 
     @cached_property
     def searched(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and those that have a choice each."""
+        """The searched settings, and those for each combination of which a choice is made."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
@@ -170,7 +170,7 @@ class Report:
 
     @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Difference]]:
-        """The same among the chosen groups, of which each has its own values of the searched settings."""
+        """`differences` among the chosen groups only, whose searched settings may differ from the baseline's."""
         if self.baseline is None or not self.choices:
             return {}
         settings = pd.DataFrame([choice.settings for choice in self.choices], [c.group for c in self.choices])
@@ -278,7 +278,7 @@ class Report:
             )
             if len(self.differences) > 1:
                 notes.append(
-                    "Each interval is for one comparison; the more comparisons, the more are outside by chance."
+                    "Each interval is for one comparison: of many comparisons, some are significant by chance."
                 )
         if "fit" in self.table:
             notes.append(
@@ -305,7 +305,7 @@ class Report:
         found = find_baselines(self.groups[self.settings], self.baseline, costs)
         return [
             f"{self.labels[group]} has no baseline of equal cost ({costs[group]:,.0f} {name.replace('_', ' ')}): train"
-            f" {self.baseline} for longer."
+            f" {self.baseline} with another number of epochs."
             for group in others
             if group not in found
         ]
@@ -368,7 +368,11 @@ class Report:
 
     @cached_property
     def next_commands(self) -> list[tuple[str, str]]:
-        """What to type next: a purpose and a command for each chosen group."""
+        """What to type next, as purposes and commands.
+
+        For a group chosen on validation images: its final runs. If a choice was made on the test set: the same search
+        with held-out images.
+        """
         if self.runs.empty:
             return []
         finished = {str(record.folder): record for record in self.records}
@@ -472,9 +476,9 @@ def make_report(
 
     Args:
         folders: Folders of runs or sweeps.
-        metric: See `Report`, as all further arguments.
+        metric: See `Report`, also for the arguments below.
         select: Searched settings.
-        by: Settings with a choice each.
+        by: Settings for each combination of which a choice is made.
         baseline: Settings of the baseline.
         against: "", "cost" or "seconds".
 

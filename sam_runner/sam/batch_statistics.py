@@ -72,7 +72,7 @@ class RunningStatistics:
 
     @property
     def has_synchronised_layers(self) -> bool:
-        """Whether a layer normalises by the batches of all processes, which it needs in every pass."""
+        """Whether a layer normalises by the batches of all processes, so that every pass needs all processes."""
         return any(isinstance(layer, SyncBatchNorm) and layer.training for layer in self._modules)
 
     @contextmanager
@@ -91,7 +91,7 @@ class RunningStatistics:
 
     @contextmanager
     def single_statistics_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
-        """Make one update of all passes in the context, as if they were one batch.
+        """Make one update of the running statistics, with the mean of the statistics of all passes in the context.
 
         Each pass must be inside `accumulate_statistics` or `frozen`. One pass makes exactly PyTorch's own update. An
         exception in the context restores the statistics.
@@ -211,7 +211,7 @@ class RunningStatistics:
         return scratch
 
     def identities(self) -> list[int]:
-        """Return which tensors the buffers are, as their ids."""
+        """Return the ids of the buffers' tensors, to find out whether a buffer was replaced."""
         return [id(buffer) for module in self._modules for buffer in module._buffers.values()]
 
     def snapshot(self) -> Values:

@@ -151,8 +151,9 @@ class Group:
         A method whose first pass is `backward` must not make another pass.
 
         Args:
-            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share, and
-                the random state after the pass is that before it: the one after a pass of the whole group.
+            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share. The
+                random state is restored after the pass, so that the next group draws the numbers that it would draw
+                if the whole group had been differentiated.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)

@@ -44,9 +44,9 @@ class Work:
     """Examples that passes have evaluated, counted on the host.
 
     Attributes:
-        gradient: Examples of gradients, each with a forward and a backward pass.
-        forward: Examples of forward passes.
-        backward: Examples of backward passes. A second derivative adds two per example: it goes back through the
+        gradient: Examples in gradient evaluations, each of which has a forward and a backward pass.
+        forward: Examples in forward passes.
+        backward: Examples in backward passes. A second derivative adds two per example: it goes back through the
             forward and the backward pass of the gradient.
     """
 
@@ -91,8 +91,8 @@ class Objective:
     Attributes:
         params: w.
         chunk_size: Largest number of examples of a micro-batch, or None.
-        generators: Random generators that are attributes of the model's modules. All passes of a step see the same
-            numbers of them.
+        generators: Random generators that are attributes of the model's modules. All passes of a group draw the same
+            numbers from them.
         work: Examples that the passes of the latest step have evaluated.
 
     Raises:
@@ -276,7 +276,7 @@ class Objective:
                 which each rank computes its own eps as in the paper.
 
         Raises:
-            TrainingError: If the first such pass changes a parameter that is not trained.
+            TrainingError: If the forward pass changes a parameter that is not trained; checked in the first call only.
 
         Returns:
             The evaluation; the gradient times the loss scale, one tensor per parameter in the memory format of the
@@ -331,7 +331,9 @@ class Objective:
         return self._make_passes(batch, add_gradient, update_statistics=update_statistics, reduce=reduce)
 
     def differentiate_again(self, outputs: list[Tensor], factors: list[Tensor]) -> list[Tensor | None]:
-        """Return the derivative of functions of the latest `gradient` with ``create_graph``, by all parameters.
+        """Differentiate functions of the gradient that `gradient` returned last, with respect to all parameters.
+
+        That call must have had ``create_graph=True``.
 
         Args:
             outputs: Functions of the gradient that `gradient` returned.
@@ -358,7 +360,7 @@ class Objective:
                 param.grad = grad
 
     def _checked_constants(self) -> AbstractContextManager[None]:
-        """Check in the first pass that is followed by another one that it changes no constant parameter."""
+        """Check that a pass changes no constant parameter; only in the first pass that another pass follows."""
         if self._has_checked_constants:
             return nullcontext()
         self._has_checked_constants = True

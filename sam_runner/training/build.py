@@ -194,7 +194,7 @@ def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
 
 
 def _require_base_optimizer(target: str) -> None:
-    """Require an optimizer of torch.optim that needs neither a closure nor sparse gradients."""
+    """Require a subclass of torch.optim.Optimizer that needs neither a closure nor sparse gradients."""
     kind = locate(target)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
         raise InputError(
@@ -321,7 +321,7 @@ def _require_possible_parts(
                 f"batch norm cannot normalise one image, and a batch of {size} images has a part of one image "
                 f"(batch_size={config.batch_size}, {len(train)} images, accumulate={config.accumulate}, "
                 f"optimizer.m={config.optimizer.m}, {world_size} processes)\n"
-                "  use another batch_size, accumulate or optimizer.m, or data.drop_last=true if the last batch is it"
+                "  use another batch_size, accumulate or optimizer.m, or data.drop_last=true if it is the last batch"
             )
 
 

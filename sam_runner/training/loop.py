@@ -39,7 +39,7 @@ def fit(
     """Train a run from `progress` to its end.
 
     Args:
-        run: The run; its length must not be less than `progress`.
+        run: The run; its epochs and steps must not be fewer than those that `progress` has completed.
         outputs: Loggers and checkpoints.
         progress: Progress to start from; it is updated in place.
         stop: Stop request of this rank, checked after every step and every evaluated batch. A request on one rank stops
@@ -95,7 +95,7 @@ def _train_epoch(
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
     if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
         _log_last_row(run, outputs, progress, meter)
-    elif progress.window_sums["num_steps"] and progress.step % run.log_every == 0:  # the run had ended at this row
+    elif progress.window_sums["num_steps"] and progress.step % run.log_every == 0:  # an earlier max_steps ended here
         _log_row(run, outputs, progress, meter, last=False)
     run.model.train()
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images

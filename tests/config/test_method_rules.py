@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam_runner.config.help import options
+from sam_runner.config.help import list_options
 from sam_runner.training.build import build_run
 from sam_runner.training.build_method import build_method
 from sam_runner.utils.errors import InputError
@@ -12,7 +12,7 @@ from tests.helpers import TINY, config_of
 RHO = {"asam": 0.5, "fisher_sam": 0.1, "friendly_sam": 0.2, "sam_on": 0.5, "layerwise_sam": 0.01, "momentum_sam": 0.3}
 
 
-@pytest.mark.parametrize("name", options(CONF)["optimizer"])
+@pytest.mark.parametrize("name", list_options(CONF)["optimizer"])
 def test_an_option_builds_its_method_with_its_rho(name):
     config = config_of(f"optimizer={name}")
     assert build_method(config, 100).name == ("plain" if name == "sgd" else name)

@@ -101,7 +101,8 @@ def test_a_group_without_a_baseline_of_equal_cost_is_named(tmp_path):
     report = make_report([tmp_path], against="cost")
     assert report.differences == {}
     assert (
-        "sam, rho 0.05 has no baseline of equal cost (20 gradient evaluations): train sgd for longer." in report.notes
+        "sam, rho 0.05 has no baseline of equal cost (20 gradient evaluations): train sgd with another number of epochs."
+        in report.notes
     )
 
 

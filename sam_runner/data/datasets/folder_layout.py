@@ -10,13 +10,13 @@ from sam_runner.data.decode import SUFFIXES, is_image_file
 from sam_runner.utils.errors import InputError
 
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
-SPLIT_NAMES = {  # names of the folders of a split, in any case; also as a word of a name, as in training_set, test_set
+SPLIT_NAMES = {  # folder names of a split, in upper or lower case; also as a word of a longer name: training_set
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation", "eval": "validation",
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLIT_WORD = re.compile(f"({'|'.join(SPLIT_NAMES)})(?:set|data|images)?")  # a word of a name: test, testset, testdata
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})  # hold copies, if any
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})  # hold copies of images
 NEVER_IMAGES = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml"})
 MAX_LISTED = 10  # names in a message
 
@@ -61,7 +61,7 @@ class Layout:
     Attributes:
         classes: Names of the classes, in natural order.
         train: The training set.
-        validation: The validation set; None without both a validation folder and a test folder.
+        validation: The validation set; None unless there are a validation folder and a test folder.
         test: The test set; None if there is no folder for it, so that a part of the training set must be used.
         left_out: Files and folders that are not read.
     """
@@ -164,7 +164,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
 
 
 def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
-    """Return folders such as training_set and test_set, if both kinds exist and hold folders alone."""
+    """Return folders such as training_set and test_set, if there are training and other ones."""
     groups: dict[str, list[str]] = {}
     for name in names:
         words = (SPLIT_WORD.fullmatch(word) for word in re.findall("[a-z]+", name.lower()))
@@ -245,10 +245,11 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
         else:
             left_out.add("empty folders", os.path.relpath(f"{folder}/{name}", root))
     if unknown:
-        different = sorted(set(classes) ^ set(names))
+        missing = [name for name in classes if name not in names]
+        hint = f"; only the training set has: {', '.join(missing[:MAX_LISTED])}" if missing else ""
         raise InputError(
-            f"{folder} has classes that the training set does not have; in one only: "
-            f"{', '.join(different[:MAX_LISTED])}\n  expected: the same class folders in both"
+            f"{folder} has classes that the training set does not have: {', '.join(unknown[:MAX_LISTED])}{hint}\n"
+            "  expected: class folders with the same names as in the training set"
         )
     for entry in _scan(folder):
         if not _is_hidden(entry.name) and entry.is_file() and _is_image(entry):

@@ -103,8 +103,11 @@ def test_classes_may_be_called_like_a_split(tmp_path, names):
         (["train/1.png", "test/1.png", "masks/1.png"], "train has no class folders"),
         (["cat/train/1.png", "cat/test/1.png", "dog/train/1.png"], "splits inside classes are not read"),
         (["set/cat/1.png", "set/dog/1.png"], "set, which holds folders"),
-        (["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"], "in one only: b, c"),
-        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "in one only: A, a, b"),
+        (
+            ["train/a/1.png", "train/b/1.png", "test/a/1.png", "test/c/1.png"],
+            "does not have: c; only the training set has: b",
+        ),
+        (["train/a/1.png", "train/b/1.png", "val/A/1.png"], "does not have: A; only the training set has: a, b"),
         (["train/a/1.png", "train/b/1.png", "holdout/a/1.png"], "holdout has classes of the training set"),
         (["art/a/1.png", "art/b/1.png", "photo/a/1.png", "photo/b/1.png"], "art and photo all have the folders a, b"),
     ],

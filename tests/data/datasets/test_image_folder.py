@@ -234,7 +234,7 @@ def test_single_class_is_refused(tmp_path):
 def test_classes_that_differ_between_train_and_test_are_named(tmp_path):
     write_classes(tmp_path / "train", {"a": 1, "b": 1, "cat": 1})
     write_classes(tmp_path / "test", {"a": 1, "b": 1, "dog": 1})
-    assert "in one only: cat, dog" in error_message(tmp_path)
+    assert "does not have: dog; only the training set has: cat" in error_message(tmp_path)
 
 
 def test_fraction_that_leaves_a_part_empty_is_refused(tmp_path):
