@@ -332,10 +332,14 @@ class Report:
             optimistic = ", which is optimistic" if choice.is_optimistic else ""
             text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic})"
         text += f": {self.metric} {self._mean(group)}"
+        edge = ""
+        if choice is not None and choice.at_edge:
+            names = " and ".join(map(column_title, choice.at_edge))
+            edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
         if compared is None:
-            return f"{text}."
+            return f"{text}.{edge}"
         base, difference = compared
-        return f"{text}; {self.labels[base]}: {self._mean(base)}. {self._judge(group, base, difference)}"
+        return f"{text}; {self.labels[base]}: {self._mean(base)}. {self._judge(group, base, difference)}{edge}"
 
     def _mean(self, group: int) -> str:
         n, mean, half_width = (self.rows[group][name] for name in ("n", "mean", "half_width"))

@@ -21,12 +21,14 @@ class Choice:
         group: The chosen group.
         num_values: Number of values, or combinations of values, that were searched.
         metric: The metric that chose: a validation metric, or the compared metric where a group has no validation set.
+        at_edge: The searched settings whose chosen value is the smallest or the largest of at least three numbers.
     """
 
     settings: Mapping[str, Any]
     group: int
     num_values: int
     metric: str
+    at_edge: tuple[str, ...] = ()
 
     @property
     def is_optimistic(self) -> bool:
@@ -92,5 +94,13 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
         scores = ranking_sign(metric) * aggregate(members, chosen_by)["mean"]
         best = int(scores.index.to_list()[scores.argmax()])
         values = len(part.drop_duplicates(list(select))) if select else 1
-        choices.append(Choice({name: part.iloc[0][name] for name in by}, best, values, chosen_by))
+        at_edge = tuple(name for name in select if _is_at_edge(part[name], best))
+        choices.append(Choice({name: part.iloc[0][name] for name in by}, best, values, chosen_by, at_edge))
     return choices
+
+
+def _is_at_edge(values: pd.Series, chosen: int) -> bool:
+    """Return whether the chosen entry is the smallest or the largest of at least three numbers."""
+    if not pd.api.types.is_numeric_dtype(values) or values.nunique() < 3:
+        return False
+    return bool(values[chosen] in (values.min(), values.max()))

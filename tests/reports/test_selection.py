@@ -96,6 +96,8 @@ def test_the_choice_is_the_largest_mean_of_a_loop_over_all_runs(rows):
         rho = runs.loc[runs["group"] == choice.group, "rho"].iloc[0]
         assert means[rho] == pytest.approx(max(means.values()))
         assert (choice.num_values, choice.metric) == (len(means), "validation/accuracy")
+        is_at_edge = len(means) > 2 and rho in (min(means), max(means))
+        assert choice.at_edge == (("rho",) if is_at_edge else ())
 
 
 @pytest.mark.parametrize(
