@@ -193,7 +193,7 @@ def draw_benefit(blocks: list[Block], folder: Path) -> str | None:
     """Draw SAM minus its baseline against the wrong labels that the baseline memorised, one mark for each seed."""
     figure, axes = plt.subplots(figsize=(7, 5), layout="constrained", dpi=120)
     for number, block in enumerate(blocks):
-        for arm in [name for name in block.arms if name.startswith("sam")]:
+        for arm in [name for name in block.arms if name.partition("-")[0] == "sam"]:
             baseline = block.baseline(arm)
             gain = (block.column(arm, "final/test/accuracy") - block.column(baseline, "final/test/accuracy")).dropna()
             fitted = block.column(baseline, "final/train/accuracy").reindex(gain.index)
