@@ -8,7 +8,7 @@ DATA ?=
 FASHION ?= /usr/share/datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all lint format smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
+.PHONY: help run test test-all mutants lint format smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -21,6 +21,9 @@ test: $(VENV)/.dev ## run the fast tests
 
 test-all: $(VENV)/.dev ## run all tests that need no GPU, also the slow ones
 	$(BIN)/python -m pytest -n 2 -m "not gpu"
+
+mutants: $(VENV)/.dev ## break one rule of the code at a time and check that its tests fail
+	$(BIN)/python -m pytest -n 2 -m mutant tests/mutants
 
 lint: $(VENV)/.dev ## check style (ruff) and types (mypy --strict)
 	$(BIN)/ruff check .

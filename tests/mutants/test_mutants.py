@@ -576,6 +576,7 @@ MUTANTS = {
     ],
 }
 # fmt: on
+pytestmark = pytest.mark.mutant
 FAST = ("-m", "not slow and not gpu and not dist")
 CASES = {rule: (module, *mutant) for module, mutants in MUTANTS.items() for rule, *mutant in mutants}
 FOLDERS = sorted({case[4].split("/")[0] for case in CASES.values()})
