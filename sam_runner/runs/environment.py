@@ -51,7 +51,7 @@ def _read_environment(device: str, precision: str) -> dict[str, Any]:
         "command": sys.argv,
         "folder": os.getcwd(),
         "git_commit": _run_git("rev-parse", "HEAD"),
-        "git_changes": bool(_run_git("status", "--porcelain")),
+        "git_changes": bool(_run_git("status", "--porcelain", "--", ":/sam_runner", ":/conf")),  # what a run depends on
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _find_version(name) for name in packages},
