@@ -39,7 +39,7 @@ def test_a_run_has_a_text_with_its_command_commit_and_data_and_its_typed_setting
     text = event.tensor_proto.string_val[0].decode()
     parts = (
         "**command:** sam-train data=synthetic", "rho=0.1", "**commit:**", "96 train, 32 test images, 4 classes",
-        "training labels corrupted", "parameters", "SAM with rho 0.1", "**hardware:**",
+        "training labels corrupted", "parameters", "sam with rho 0.1", "**hardware:**",
     )  # fmt: skip
     for part in parts:
         assert part in text, part
