@@ -95,9 +95,9 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         InputError: Where the settings are not valid; nothing has been written then.
         TrainingError: Where a number is not finite, or the disk is full.
     """
-    from sam_runner.commands.command_line import parse_command_line
     from sam_runner.commands.train import compose_single, name_call
     from sam_runner.config.experiment import load_experiment
+    from sam_runner.config.hydra.command_line import parse_command_line
     from sam_runner.config.hydra.compose import plain_settings, typed_overrides
 
     line = parse_command_line(list(overrides))
@@ -110,9 +110,11 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
     require_files(config)
     if config.dry_run:
         raise InputError("dry_run=true prints a plan and trains nothing\n  use sam-train ... dry_run=true")
+    from sam_runner.runs.environment import record_command
     from sam_runner.runs.start import start_run
 
     name_call(new_call_name())  # each call has a folder of its own
+    record_command(["sam-train", *line.flags, *overrides])
     folder = start_run(config, line.overrides)
     assert folder is not None
     return load_run(folder)

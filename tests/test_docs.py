@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from sam_runner.commands.command_line import FLAGS
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
+from sam_runner.config.hydra.command_line import FLAGS
 from sam_runner.config.hydra.launchers import DEFAULTS
 from sam_runner.config.keys import walk
 from scripts import architecture_picture

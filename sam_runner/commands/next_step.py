@@ -1,38 +1,59 @@
-"""The last line that sam-train prints: what to type next."""
+"""The last lines that sam-train prints: the commands to type next, one a line, for the working folder."""
 
 import shlex
+import shutil
+import sys
+from collections.abc import Sequence
 from pathlib import Path
 
-from sam_runner.utils.console import is_main_process
+from sam_runner.runs.environment import format_command, read_command
+from sam_runner.utils.console import is_distributed, is_main_process
 
 
-def print_next_step(text: str) -> None:
-    """Print the line in the main process."""
-    if text and is_main_process():
-        print(f"next: {text}", flush=True)
+def print_next_step(commands: Sequence[str]) -> None:
+    """Print the commands in the main process."""
+    for command in commands if is_main_process() else ():
+        print(f"next: {command}", flush=True)
 
 
-def after_run(folder: Path) -> str:
-    """Return the commands for a finished run.
+def after_run(folder: Path) -> list[str]:
+    """Return the commands for a finished run: its metrics, its curves, and another seed.
 
     Args:
         folder: The run folder.
     """
-    name = shlex.quote(str(folder))
-    commands = [f"sam-eval {name}", f"tensorboard --logdir {name}", f"sam-train config={name} seed=1 (another seed)"]
-    return ", ".join(commands)
+    name = _quote(folder)
+    return [f"sam-eval {name}", f"tensorboard --logdir {name}", f"sam-train {_quote(f'config={folder}')} seed=1"]
 
 
-def after_sweep(folder: Path, code: int, is_named: bool) -> str:
-    """Return the commands for a sweep.
+def after_sweep(folder: Path, code: int, *, is_named: bool) -> list[str]:
+    """Return the commands for a sweep: its report, or what runs the missing jobs.
 
     Args:
         folder: Folder of the sweep.
         code: Exit code of the command.
         is_named: Whether the user has given the name of the sweep.
     """
-    name = shlex.quote(str(folder))
-    again = "the same command" if is_named else f"the same command with sweep_name={shlex.quote(folder.name)}"
     if code:
-        return f"{again} runs what is missing, sam-status {name} tells how far the sweep is"
-    return f"open {name}/report.html, tensorboard --logdir {name}, {again} with more values runs only the new jobs"
+        return [f"{_repeat(folder, is_named=is_named)}", f"sam-status {_quote(folder)}"]
+    return [*_open(folder / "report.html"), f"tensorboard --logdir {_quote(folder)}"]
+
+
+def _repeat(folder: Path, *, is_named: bool) -> str:
+    """Return the command that runs the missing jobs of a sweep."""
+    added = [] if is_named else [f"sweep_name={folder.name}"]
+    if is_distributed():  # the words of torchrun are not known
+        return " ".join(["the same command", *(["with", *added] if added else []), "runs what is missing"])
+    return format_command([*read_command(), *added])
+
+
+def _open(page: Path) -> list[str]:
+    """Return the command that shows a page in a browser, none on a machine without one."""
+    programs = ("open",) if sys.platform == "darwin" else ("xdg-open",)
+    return [f"{program} {_quote(page)}" for program in programs if shutil.which(program)]
+
+
+def _quote(path: Path | str) -> str:
+    """Return a path as a word of a shell that no command reads as a flag."""
+    text = str(path)
+    return shlex.quote(f"./{text}" if text.startswith("-") else text)

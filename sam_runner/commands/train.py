@@ -2,20 +2,18 @@
 
 import itertools
 import os
-import signal
 import sys
 from collections.abc import Callable
-from contextlib import ExitStack
-from pathlib import Path
 from typing import Any
 
-from sam_runner.commands.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
-from sam_runner.commands.next_step import after_run, after_sweep, print_next_step
+from sam_runner.commands.next_step import after_run, print_next_step
+from sam_runner.config.hydra.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
+from sam_runner.runs.environment import record_command
 from sam_runner.runs.status import new_call_name
-from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, print_error, report_exception
-from sam_runner.utils.errors import PREEMPTED, InputError, RankError
-from sam_runner.utils.files import CONF, require_writable
+from sam_runner.utils.console import exit_immediately, is_distributed, report_exception
+from sam_runner.utils.errors import InputError, RankError
+from sam_runner.utils.files import CONF
 
 CALLS = itertools.count()  # numbers the calls of this process
 
@@ -49,7 +47,9 @@ def train(arguments: list[str]) -> int:
 
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra raises its errors instead of printing them and leaving
     name_call(os.environ.get("SAM_RUNNER_STARTED") or new_call_name())
+    record_command([sys.argv[0], *arguments])
     line = parse_command_line(arguments)
+    _require_config_dir(line)
     if not line.is_sweep and not line.names & HYDRA_COMMANDS:
         return _run_single(line)
     line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
@@ -57,11 +57,18 @@ def train(arguments: list[str]) -> int:
     register_settings()
     launchers.register()
     sys.argv[1:] = [*line.flags, *line.overrides]
-    if line.is_sweep:
-        return _run_sweep(line)
-    hydra_guard.install()
     codes: list[int] = []
+    if line.is_sweep:
+        from sam_runner.commands.sweep import SweepCall
+
+        return SweepCall(line).run(lambda: _run_hydra(line, codes))
+    hydra_guard.install()
     return max([_run_hydra(line, codes), *codes])
+
+
+def _require_config_dir(line: CommandLine) -> None:
+    if line.config_dir is not None and not os.path.isdir(line.config_dir):
+        raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
 
 
 def name_call(name: str) -> None:
@@ -92,8 +99,7 @@ def compose_single(line: CommandLine) -> Any:
     from sam_runner.config.hydra.compose import compose_settings
 
     yaml_guard.install()
-    if line.config_dir is not None and not os.path.isdir(line.config_dir):
-        raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
+    _require_config_dir(line)
     hydra_guard.refuse_sweep_settings(line.overrides)
     config = _explain_errors(
         lambda: compose_settings(
@@ -151,85 +157,6 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
         from sam_runner.config.hydra.messages import explain
 
         raise InputError(explain(error, CONF, line.overrides, line.config_dir)) from error
-
-
-def _run_sweep(line: CommandLine) -> int:
-    """Run all jobs, then print what became of them and write the report. Returns the exit code."""
-    from omegaconf import OmegaConf
-
-    from sam_runner.config.experiment import check_setting
-    from sam_runner.config.hydra import guard as hydra_guard
-    from sam_runner.config.hydra import launchers
-    from sam_runner.config.hydra.handover import take_jobs
-    from sam_runner.sweeps import outcomes, signals
-    from sam_runner.sweeps.sweep import Sweep
-
-    hydra_guard.require_values([word for word in line.overrides if "=" in word])
-    typed = {word.lstrip("+").partition("=")[0] for word in line.overrides}
-    sweep: Sweep | None = None
-    stop, codes, is_dry = signals.SweepStop(), list[int](), False
-    with ExitStack() as stack:
-
-        def prepare(config: Any) -> None:
-            """Prepare the sweep when its first configuration is composed; Hydra composes one more for each job."""
-            nonlocal sweep, stop, is_dry
-            if sweep is not None:
-                stop.install_handlers()  # Ray has replaced the handler of SIGTERM when it started
-                return
-            if is_distributed() and launchers.in_subprocesses(config.hydra):
-                raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
-            for name in sorted(typed):  # swept settings are checked in their jobs
-                if name in config or "." in name:
-                    check_setting(name, OmegaConf.select(config, name))
-            launchers.prepare(config.hydra)
-            if not config.dry_run:
-                require_writable(Path(config.hydra.sweep.dir))
-            sweep, is_dry = Sweep(config), config.dry_run
-            if sweep.in_this_process:
-                stack.enter_context(signals.stop_between_jobs())
-            elif launchers.on_this_machine(config.hydra):
-                stop = stack.enter_context(signals.forward_signals(sweep.folder))
-
-        def run_jobs(jobs: Any, hand_over: Any) -> Any:
-            assert sweep is not None
-            return sweep.run(jobs, hand_over)
-
-        hydra_guard.install(prepare)
-        stack.enter_context(take_jobs(run_jobs))
-        try:
-            code = _run_hydra(line, codes)
-            if code == signal.SIGTERM:  # Ray leaves with this number where the signal comes before a job
-                stop.code = PREEMPTED
-        except InputError as error:
-            if sweep is None or not sweep.jobs:  # no job has begun
-                raise
-            print_error(str(error))
-            code = FAILED
-        except Exception as error:  # of a launcher: a process that was killed, a job that was lost
-            code = FAILED
-            if not stop.code:  # otherwise the launcher complains about jobs that the signal has ended
-                print_error(f"{type(error).__name__}: {error}".splitlines()[0])
-        finally:
-            hydra_guard.install()  # configurations that are composed later are no part of this sweep
-            jobs = [] if is_dry or sweep is None or not is_main_process() else sweep.outcomes()
-            for job in jobs:
-                if job.state in outcomes.FAILED_STATES:
-                    print_error(f"{job.state}: {job.name}\n  {job.error.splitlines()[0] if job.error else ''}")
-            if sweep is not None and is_main_process():
-                outcomes.remove_leftovers(sweep.folder)
-    if sweep is None:
-        return stop.code or code
-    if is_dry or not is_main_process():
-        return stop.code or max(code, int(sweep.num_failed_plans > 0))
-    from sam_runner.reports.report import write_sweep_report
-
-    num_left = sum(not job.state for job in jobs)
-    if num_left and not stop.code:
-        print_error(f"{num_left} jobs were not run: the processes of the sweep have ended before")
-    write_sweep_report(sweep.folder)
-    code = stop.code or max(code, outcomes.choose_exit_code(jobs))
-    print_next_step(after_sweep(sweep.folder, code, "sweep_name" in typed))
-    return code
 
 
 def _job(cfg: Any, codes: list[int]) -> None:

@@ -78,6 +78,11 @@ class OptimizerConfig:
     )
     base: BaseOptimizerConfig = field(default_factory=lambda: SgdConfig(_target_="torch.optim.SGD"))
 
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost of a step in gradients of its batch, to estimate how long a run takes."""
+        return 1.0
+
 
 def _radius(meaning: str, default: float) -> float:
     """Declare rho with the method's own default."""
@@ -93,6 +98,22 @@ class RadiusConfig(OptimizerConfig):
     rho_schedule: Literal["constant", "linear", "cosine"] = key("how rho changes during training", "constant")
     rho_final: float = key("fraction of rho at the end of a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
     rho_warmup_epochs: float = key("epochs in which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
+
+    @property
+    def mean_cost(self) -> float:
+        """Mean cost of a step: that of `perturbed_cost` in the steps with a perturbation, 1 in the others."""
+        share = self.perturbed_share if self.rho > 0 else 0.0
+        return 1 + share * (self.perturbed_cost - 1)
+
+    @property
+    def perturbed_cost(self) -> float:
+        """Cost of a step with a perturbation: one gradient at w, one at w + eps."""
+        return 2.0
+
+    @property
+    def perturbed_share(self) -> float:
+        """Share of the steps that have a perturbation."""
+        return 1.0
 
 
 @dataclass(frozen=True)
@@ -128,6 +149,11 @@ class SamConfig(AscentConfig):
         "sphere",
     )
     second_order: bool = key("keep the second-order term that eq. 3 drops (the paper's Appendix C.4)", False)
+
+    @property
+    def perturbed_cost(self) -> float:
+        """Cost of a step; the second-order term costs two further gradients."""
+        return 4.0 if self.second_order else 1.0 + self.ascent_steps
 
 
 @dataclass(frozen=True)
@@ -223,6 +249,11 @@ class MomentumSamConfig(RadiusConfig):
         "radius of the perturbation (the authors' class; their commands have 3, which is worse on the digits)", 0.3
     )
 
+    @property
+    def perturbed_cost(self) -> float:
+        """Cost of a step: the perturbation is the base optimizer's momentum."""
+        return 1.0
+
 
 @dataclass(frozen=True)
 class EsamConfig(AscentConfig):
@@ -232,6 +263,11 @@ class EsamConfig(AscentConfig):
     name: str = key("name of the method", "esam", short="optimizer")
     beta: float = key("probability that a weight is perturbed (the authors' script)", 0.6, range=UP_TO_ONE)
     gamma: float = key("part of the images of the second pass (the authors' script)", 0.5, range=UP_TO_ONE)
+
+    @property
+    def perturbed_cost(self) -> float:
+        """Cost of a step: a gradient, a forward pass at w + eps, and a gradient of a part of the images."""
+        return 2.0 if self.gamma == 1 else 1 + 1 / 3 + self.gamma
 
 
 @dataclass(frozen=True)
@@ -336,6 +372,11 @@ class LookSamConfig(AroundConfig):
     interval: int = key("steps from one step with two passes to the next (k)", 5, range=AT_LEAST_ONE)
     alpha: float = key("length of the reused direction relative to the gradient", 0.7, range=NOT_NEGATIVE)
 
+    @property
+    def perturbed_share(self) -> float:
+        """Share of the steps that have a perturbation."""
+        return 1 / self.interval
+
 
 @dataclass(frozen=True)
 class IntervalConfig(AroundConfig):
@@ -344,6 +385,11 @@ class IntervalConfig(AroundConfig):
     schema: ClassVar[str] = "optimizer/interval"
     name: str = key("name of the method", "interval", short="optimizer")
     interval: int = key("steps from one step with two passes to the next", 5, range=AT_LEAST_ONE)
+
+    @property
+    def perturbed_share(self) -> float:
+        """Share of the steps that have a perturbation."""
+        return 1 / self.interval
 
 
 @dataclass(frozen=True)
@@ -354,6 +400,11 @@ class RandomSamConfig(AroundConfig):
     name: str = key("name of the method", "random_sam", short="optimizer")
     start: float = key("probability of a second pass in the first step", 0.5, range=CLOSED_UNIT)
     end: float = key("probability of a second pass in the last step; linear between", 0.5, range=CLOSED_UNIT)
+
+    @property
+    def perturbed_share(self) -> float:
+        """Share of the steps that have a perturbation."""
+        return (self.start + self.end) / 2
 
 
 @dataclass(frozen=True)
@@ -370,6 +421,11 @@ class AeSamConfig(AroundConfig):
     end: float = key("c in the last step; linear between", -1.0)
     decay: float = key("decay of the mean and variance of the squared gradient norm", 0.9, range=BELOW_ONE)
 
+    @property
+    def perturbed_share(self) -> float:
+        """Share of the steps that have a perturbation: about half by the paper; the data decide."""
+        return 0.5
+
 
 @dataclass(frozen=True)
 class LateConfig(AroundConfig):
@@ -379,6 +435,11 @@ class LateConfig(AroundConfig):
     name: str = key("name of the method", "late", short="optimizer")
     fraction: float = key("part of the steps that are SAM's", 0.2, range=CLOSED_UNIT)
     part: Literal["last", "first"] = key("whether the last or the first steps are SAM's", "last")
+
+    @property
+    def perturbed_share(self) -> float:
+        """Share of the steps that have a perturbation."""
+        return self.fraction
 
 
 @dataclass(frozen=True)

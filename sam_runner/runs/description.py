@@ -8,6 +8,7 @@ from typing import Any
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.runs.dry_run import describe_data, describe_method
+from sam_runner.runs.environment import format_command, read_command
 from sam_runner.training.state import Run
 from sam_runner.utils.files import read_json
 
@@ -46,7 +47,7 @@ def swept_settings(command: Sequence[str]) -> set[str]:
 
 
 def describe_facts(run: Run, config: ExperimentConfig, folder: Path, overrides: Sequence[str]) -> dict[str, str]:
-    """Return facts about a run by name: command, source, data, network, optimizer, hardware and folder.
+    """Return facts about a run by name: command, settings, source, data, network, optimizer, hardware and folder.
 
     Args:
         run: The run.
@@ -59,7 +60,8 @@ def describe_facts(run: Run, config: ExperimentConfig, folder: Path, overrides: 
     changes = ", with uncommitted changes" if environment.get("git_changes") else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     return {
-        "command": shlex.join(["sam-train", *overrides]),
+        "command": format_command(environment.get("command") or read_command()),
+        "settings": shlex.join(overrides),
         "commit": f"{commit}{changes}",
         "data": f"{config.data.target}: {describe_data(run)}",
         "network": f"{config.model.target}: {num_parameters:,} parameters",

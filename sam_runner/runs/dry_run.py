@@ -17,6 +17,7 @@ from sam_runner.sam.method import Method
 from sam_runner.sam.methods import Plain
 from sam_runner.training.build import resolve_precision
 from sam_runner.training.state import Run
+from sam_runner.utils.console import format_count
 
 MAX_COUNTED_STEPS = 10_000
 
@@ -67,9 +68,10 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     flops = count_forward_flops(run.model, run.train.shape)
     method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
     passes, cost = _mean_cost(method, run.max_steps)
-    num_passes = f"{passes:.3g} pass per step" if passes == 1 else f"{passes:.3g} passes per step"
+    at_most = "at most " if method.data_decide else ""
+    num_passes = f"{at_most}{passes:.3g} {'pass' if passes == 1 else 'passes'} per step"
     total_flops = cost * flops * config.batch_size * run.max_steps
-    batch = f"{config.batch_size} images"
+    batch = format_count(config.batch_size, "image")
     batch += f" in groups of {options.m}" if options.m else ""
     batch += f", at most {-(-config.batch_size // config.accumulate)} per pass" if config.accumulate > 1 else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
@@ -80,8 +82,8 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
         "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
         "optimizer": f"{describe_method(config)}{options.base.target}, {num_passes}",
         "batch": batch,
-        "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {config.epochs} epochs",
-        "compute": f"{total_flops:.3g} FLOPs for training",
+        "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}",
+        "compute": f"{at_most}{total_flops:.3g} FLOPs for training",
         "device": f"{objective.device}, {precision}{compiled}",
         "folder": str(folder),
     }
@@ -110,5 +112,5 @@ def describe_method(config: ExperimentConfig) -> str:
     is_random = isinstance(options, SamConfig) and options.direction == "random"
     direction = " in a random direction" if is_random else ""
     around = options.around.name if isinstance(options, AroundConfig) else "sam"
-    around = "" if around == "sam" else f" around {around.upper()}"
-    return f"{options.name.upper()}{around} with rho {options.rho:g}{direction}, "
+    around = "" if around == "sam" else f" around {around}"
+    return f"{options.name}{around} with rho {options.rho:g}{direction}, "

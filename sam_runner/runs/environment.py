@@ -1,14 +1,36 @@
 """The file environment.json of a run folder: versions, hardware and source that the numbers of a run may depend on."""
 
+import json
 import os
 import platform
+import shlex
 import subprocess
 import sys
+from collections.abc import Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 from sam_runner.utils.files import read_json, write_json
+
+COMMAND = "SAM_RUNNER_COMMAND"  # environment variable, which the processes that train the jobs of a sweep inherit
+
+
+def record_command(command: Sequence[str]) -> None:
+    """Remember the command that was typed; the command line is rearranged later, and other processes have another."""
+    os.environ[COMMAND] = json.dumps([*command])
+
+
+def read_command() -> list[str]:
+    """Return the words of the command that was typed, first of them the program."""
+    return [str(word) for word in json.loads(os.environ.get(COMMAND, "null")) or sys.argv]
+
+
+def format_command(command: Sequence[str]) -> str:
+    """Return a command as it is typed in a shell."""
+    program = str(command[0]).rpartition("/")[2]
+    program = {"__main__.py": "python -m sam_runner"}.get(program, shlex.quote(program))
+    return " ".join([program, *(shlex.quote(str(word)) for word in command[1:])])
 
 
 def compare_environment(folder: Path, device: str, precision: str) -> list[str]:
@@ -48,7 +70,7 @@ def _read_environment(device: str, precision: str) -> dict[str, Any]:
 
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
     return {
-        "command": sys.argv,
+        "command": read_command(),
         "folder": os.getcwd(),
         "git_commit": _run_git("rev-parse", "HEAD"),
         "git_changes": bool(_run_git("status", "--porcelain", "--", ":/sam_runner", ":/conf")),  # what a run depends on

@@ -6,6 +6,7 @@ The operating system releases the lock when the process ends, so nothing remains
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import IO
 
 from sam_runner.utils.errors import FolderInUseError, InputError
 
+PATIENCE = 0.5  # seconds until a folder whose lock another process holds is in use
 LOCK_FILES: set[IO[str]] = set()  # open lock files of this process
 os.register_at_fork(after_in_child=lambda: [handle.close() for handle in LOCK_FILES])
 
@@ -32,7 +34,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     """Hold the lock of a run folder inside the body.
 
     Raises:
-        FolderInUseError: If another process holds the lock.
+        FolderInUseError: If another process holds the lock for `PATIENCE`. `is_locked` holds it for a moment.
         InputError: If the folder cannot be written to.
     """
     try:
@@ -40,20 +42,30 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(f"run folder {folder} cannot be written to: {error.strerror}") from error
     with handle, _close_in_forks(handle):
-        try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
+        if not _lock(handle):
             handle.seek(0)
             owner = handle.read(200).strip() or "another process"
-            raise FolderInUseError(
-                f"{folder} is in use by {owner}\n  wait until it ends, or give another run_dir"
-            ) from error
+            raise FolderInUseError(f"{folder} is in use by {owner}\n  wait until it ends, or give another run_dir")
         handle.truncate(0)
         handle.write(f"process {os.getpid()} on {socket.gethostname()}")
         handle.flush()
         for leftover in [*folder.glob("*.tmp.*"), *(folder / "checkpoints").glob("*.tmp.*")]:
             leftover.unlink()  # its process died: it would hold the lock otherwise
         yield
+
+
+def _lock(handle: IO[str]) -> bool:
+    """Lock a file, trying again for `PATIENCE`. Returns whether the lock is held."""
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                return False
+            time.sleep(PATIENCE / 20)
+        else:
+            return True
 
 
 def is_free(folder: Path) -> bool:

@@ -23,14 +23,14 @@ class PlanEntry(NamedTuple):
         folder: Name of its run folder in the sweep's folder.
         settings: Settings as the user typed them, ``key=value``, without those that have no effect on the job.
         epochs: Epochs of its run.
-        cost: Number of epochs times passes per step, to compare the durations of jobs.
+        cost: Number of epochs times the mean cost of a step in gradients, to compare the durations of jobs.
     """
 
     fingerprint: str
     folder: str
     settings: tuple[str, ...]
     epochs: int
-    cost: int
+    cost: float
 
 
 def read_plan(sweep_folder: Path) -> list[PlanEntry]:

@@ -3,7 +3,6 @@
 import contextlib
 import logging
 import os
-import sys
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -20,7 +19,7 @@ from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import describe_data, describe_method, describe_run
-from sam_runner.runs.environment import compare_environment, write_environment
+from sam_runner.runs.environment import compare_environment, read_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
@@ -210,7 +209,7 @@ def _train(
     schedule = CheckpointSchedule(options.every_steps, options.every_seconds, options.min_interval)
     try:
         fit(run, Outputs(loggers, checkpoints), progress, stop, schedule)
-        loggers.hparams(chosen_settings(config, overrides), progress.last_metrics, swept_settings(sys.argv))
+        loggers.hparams(chosen_settings(config, overrides), progress.last_metrics, swept_settings(read_command()))
     finally:
         loggers.close()
     if not run.context.is_main:

@@ -243,6 +243,7 @@ class Method:
         combines: Whether the step keeps g beside g_eps and calls `combine`. Costs a copy of the weights in memory, and
             in data-parallel training a message of their size.
         needs_number: Whether the step's number has to be given.
+        data_decide: Whether the data decide how many passes a step makes; `passes` and `cost` are the largest then.
         sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
             their examples, for a message of the size of the weights. Otherwise each rank has its own, as in the paper.
         capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
@@ -256,6 +257,7 @@ class Method:
     name: ClassVar[str]
     combines: bool = False
     needs_number: bool = False
+    data_decide: bool = False
     sync_perturbation: bool = False
     capture_blocker: str = ""
     shard_blocker: str = ""
@@ -285,7 +287,7 @@ class Method:
         """Return how many gradients step `number` evaluates at rho > 0; if the data decide, the largest number."""
         return 2
 
-    def cost(self, number: int) -> int:
+    def cost(self, number: int) -> float:
         """Return the cost of step `number` at rho > 0 in forward passes of its batch.
 
         A gradient costs three of them, because a backward pass does twice the work of a forward pass.

@@ -3,12 +3,19 @@
 A claim is a lock on one byte of the file ``.claims`` in the sweep's folder, at the position that the job's fingerprint
 gives. It works between processes of one machine and, in a common folder, between machines. The operating system
 releases it when the process ends. The lock of the run folder itself is taken only after the run has been built.
+
+A process that is killed before its run begins leaves nothing in the run folder. Therefore it writes the file
+``.begun-<fingerprint>`` before it prepares a job, and deletes it when the job has ended in any way. A file that
+remains although nobody holds the claim says that the process was killed.
 """
 
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+
+from sam_runner.runs.status import call_name
+from sam_runner.utils.files import read_json, write_json
 
 
 @contextmanager
@@ -29,3 +36,25 @@ def claim(sweep_folder: Path, fingerprint: str) -> Iterator[bool]:
             yield False
         else:
             yield True
+
+
+def begun_file(sweep_folder: Path, fingerprint: str) -> Path:
+    """Return the path of the file that exists while a process trains a job."""
+    return sweep_folder / f".begun-{fingerprint}"
+
+
+def begun_in_this_call(sweep_folder: Path, fingerprint: str) -> bool:
+    """Return whether a process of this call has begun a job and has not ended it, so far or because it was killed."""
+    mark = read_json(begun_file(sweep_folder, fingerprint))
+    return isinstance(mark, dict) and mark.get("call") == call_name()
+
+
+@contextmanager
+def mark_begun(sweep_folder: Path, fingerprint: str) -> Iterator[None]:
+    """Keep the file of `begun_file`, with the name of this call, while the body runs."""
+    path = begun_file(sweep_folder, fingerprint)
+    write_json(path, {"call": call_name()})
+    try:
+        yield
+    finally:
+        path.unlink(missing_ok=True)

@@ -14,9 +14,9 @@ from typing import Any
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.runs.lock import is_free
-from sam_runner.sweeps.claims import claim
+from sam_runner.sweeps.claims import begun_in_this_call, claim, mark_begun
 from sam_runner.sweeps.jobs import Job, plan_jobs
-from sam_runner.sweeps.outcomes import clear_failure, now, read_outcome, record_failure
+from sam_runner.sweeps.outcomes import clear_failure, has_died, now, read_outcome, record_death, record_failure
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception
 from sam_runner.utils.errors import FolderInUseError, InputError, RankError, RunInterrupt
@@ -45,12 +45,14 @@ class Call:
 def train_jobs(jobs: Sequence[Job], call: Call) -> None:
     """Train those jobs that no other process trains, and return when all of them have ended.
 
-    Other processes, of this call or of another one, may work on the same jobs. Each takes the next free job.
+    Other processes, of this call or of another one, may work on the same jobs. Each takes the next free job. A job
+    whose process was killed before, for lack of memory for example, comes last: it does not keep the others from
+    running.
 
     Raises:
         RunInterrupt: If a signal stopped a job; it has saved.
     """
-    waiting = list(jobs)
+    waiting = list(jobs) if is_distributed() else sorted(jobs, key=lambda job: has_died(call.folder, job))
     while waiting:
         for job in list(waiting):
             if _read_stop_reason(call, job):
@@ -80,8 +82,12 @@ def _train_if_free(job: Job, call: Call) -> bool:
             return False
         if read_outcome(call.folder, job, call.since) is not None:  # it has ended before it was claimed
             return True
+        if begun_in_this_call(call.folder, job.fingerprint):  # it would kill this process too
+            record_death(call.folder, job)
+            return True
         try:
-            train_job(job, call)
+            with mark_begun(call.folder, job.fingerprint):
+                train_job(job, call)
         except FolderInUseError:
             return False
     return True
@@ -137,7 +143,7 @@ def run_job(cfg: Any, hydra_config: Any, overrides: list[str]) -> None:
             with claim(folder, job.fingerprint) as is_claimed:
                 # The outcome of the job is not asked for: one that was put back into the queue has an outcome already.
                 if is_claimed and is_free(job.folder):
-                    with contextlib.suppress(FolderInUseError):
+                    with contextlib.suppress(FolderInUseError), mark_begun(folder, job.fingerprint):
                         train_job(job, call)
                         return
             time.sleep(POLL_INTERVAL)  # another call trains the job

@@ -6,7 +6,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.config.optimizer import SamConfig
 from sam_runner.runs.folder import find_job_folder, job_name, settings_of_run
 from sam_runner.runs.plan import PlanEntry, extend_plan, read_plan
 
@@ -101,11 +100,9 @@ def plan_jobs(
     return jobs, [positions[found] for found in fingerprints]
 
 
-def job_cost(config: ExperimentConfig) -> int:
-    """Return epochs times passes per step, a measure of the duration of a job beside others of its sweep."""
-    options = config.optimizer
-    passes = 1 + options.ascent_steps if isinstance(options, SamConfig) and options.rho > 0 else 1
-    return config.epochs * passes
+def job_cost(config: ExperimentConfig) -> float:
+    """Return epochs times the mean cost of a step, a measure of the duration of a job beside others of its sweep."""
+    return config.epochs * config.optimizer.mean_cost
 
 
 def _shared_words(overrides: Sequence[Typed]) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from sam_runner.runs.folder import NOT_STARTED, find_job_folder, job_name, setti
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import call_name, read_status, write_status
+from sam_runner.sweeps.claims import begun_file, begun_in_this_call, claim
 from sam_runner.sweeps.jobs import Job, Typed, hash_words
 from sam_runner.sweeps.stop_flag import stop_file
 from sam_runner.utils.errors import INTERRUPTED, PREEMPTED
@@ -42,7 +43,8 @@ class JobOutcome(NamedTuple):
 
 def record_refusal(sweep_folder: Path, overrides: Typed, error: str) -> None:
     """Record that the settings of a job are not valid."""
-    _record(sweep_folder, hash_words(overrides), overrides, "refused", error, error)
+    digest = hash_words(overrides)
+    _record(sweep_folder, job_name([], settings_of_run(overrides), digest), overrides, "refused", error, error)
 
 
 def record_failure(sweep_folder: Path, job: Job, state: str, error: str, log: str) -> None:
@@ -51,7 +53,7 @@ def record_failure(sweep_folder: Path, job: Job, state: str, error: str, log: st
     Args:
         sweep_folder: Folder of the sweep.
         job: The job.
-        state: "failed", "refused" or "not run".
+        state: "failed", "refused", "not run" or "died".
         error: Error message for status.json.
         log: Full text of the error for run.log.
     """
@@ -59,15 +61,45 @@ def record_failure(sweep_folder: Path, job: Job, state: str, error: str, log: st
     if status.get("call") == call_name() and status.get("status") == "failed":
         write_json(job.folder / "status.json", status | {"job": job.typed})
         return
-    _record(sweep_folder, job.fingerprint, job.overrides, state, error, log)
+    _record(sweep_folder, job.folder.name, job.overrides, state, error, log)
 
 
-def _record(sweep_folder: Path, digest: str, overrides: Typed, state: str, error: str, log: str) -> None:
+def _record(sweep_folder: Path, name: str, overrides: Typed, state: str, error: str, log: str) -> None:
     parent = sweep_folder / NOT_STARTED
-    folder = find_job_folder(parent, digest) or parent / job_name([], settings_of_run(overrides), digest)
+    folder = find_job_folder(parent, name.rpartition("-")[2]) or parent / name
     folder.mkdir(parents=True, exist_ok=True)
     write_atomically(folder / "run.log", lambda handle: handle.write(f"{log}\n".encode()))
     write_status(folder, state, exit_code=1, error=error, job=" ".join(overrides))
+
+
+def record_deaths(sweep_folder: Path, jobs: Sequence[Job]) -> None:
+    """Record the jobs of this call whose process was killed before their run began.
+
+    A process that holds a claim must not call the function: it would lose the claim.
+    """
+    for job in jobs:
+        if begun_in_this_call(sweep_folder, job.fingerprint):
+            with claim(sweep_folder, job.fingerprint) as is_claimed:
+                if is_claimed:
+                    record_death(sweep_folder, job)
+
+
+def record_death(sweep_folder: Path, job: Job) -> None:
+    """Record a job of this call that is begun and that no process trains; this process holds its claim."""
+    if read_outcome(sweep_folder, job, now()) is None:
+        error = "its process was ended before the run began, for lack of memory perhaps"
+        record_failure(sweep_folder, job, "died", error, error)
+    begun_file(sweep_folder, job.fingerprint).unlink(missing_ok=True)
+
+
+def has_died(sweep_folder: Path, job: Job) -> bool:
+    """Return whether a process that trained the job was killed, in this call or an earlier one."""
+    status, failure = read_status(job.folder), find_job_folder(sweep_folder / NOT_STARTED, job.fingerprint)
+    return (
+        begun_file(sweep_folder, job.fingerprint).exists()
+        or (status.get("status") == "running" and is_locked(job.folder, str(status.get("host"))) is False)
+        or (failure is not None and read_status(failure).get("status") == "died")
+    )
 
 
 def clear_failure(sweep_folder: Path, job: Job) -> None:

@@ -1,8 +1,8 @@
 """Processes that train the jobs of a sweep at once on this machine; each takes the next free job until all have ended.
 
-A process that dies, for lack of memory for example, ends its own job only, and another one takes its place. The
-processes print through this one, so that their lines do not disturb the line that shows the progress. They end when
-this process ends, also if it is killed.
+A process that dies, for lack of memory for example, ends its own job only, and another one takes its place. The death
+is recorded here if the run had not begun. The processes print through this one, so that their lines do not disturb the
+line that shows the progress. They end when this process ends, also if it is killed.
 """
 
 import contextlib
@@ -18,6 +18,7 @@ from multiprocessing.process import BaseProcess
 
 from sam_runner.sweeps.job import Call, leave_ctrl_c_to_parent, train_jobs
 from sam_runner.sweeps.jobs import Job
+from sam_runner.sweeps.outcomes import read_outcome, record_deaths
 from sam_runner.sweeps.signals import stop_between_jobs
 from sam_runner.sweeps.stop_flag import read_stop_flag
 from sam_runner.utils.console import log_to_console, print_line
@@ -52,12 +53,14 @@ def train_at_once(jobs: Sequence[Job], call: Call, num_workers: int, share: int)
                 worker.join()
                 del workers[slot]
                 code = worker.exitcode or 0
-                if code == 0 or read_stop_flag(call.folder):
+                record_deaths(call.folder, jobs)
+                if read_stop_flag(call.folder):
                     continue
                 if code < 0:
                     log.warning("a process of the sweep was ended by %s", signal.Signals(-code).name)
-                deaths += 1
-                if deaths <= len(jobs):  # a process that cannot even start would be replaced for ever
+                have_ended = all(read_outcome(call.folder, job, call.since) for job in jobs)
+                deaths += not have_ended
+                if not have_ended and deaths <= len(jobs):  # one that cannot even start would be replaced for ever
                     workers[slot] = _start(slot, jobs, call, share)
     finally:
         for worker in workers.values():

@@ -16,7 +16,10 @@ from sam_runner.runs.lock import is_locked
 from sam_runner.runs.plan import PlanEntry, read_plan
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import call_name, read_status
+from sam_runner.utils.console import format_count
 
+NO_RESULT = ("failed", "refused", "not run")  # states of a job that is not continued in its call
+ENDED_EARLY = ("failed", "refused", "died", "interrupted", "preempted", "not run")
 INTERVAL = 1.0  # seconds between two looks at the files
 TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last row
 
@@ -48,7 +51,7 @@ class JobState:
     @property
     def remaining_cost(self) -> float:
         """Part of the cost that is still to be paid; 0 for a job that has failed."""
-        if self.state in ("finished", "failed", "refused", "not run"):
+        if self.state in ("finished", *NO_RESULT):
             return 0.0
         return self.cost * (1 - self.done / max(1, self.epochs))
 
@@ -79,7 +82,7 @@ def read_state(folder: Path, epochs: int, cost: float = 1.0, not_started: Path |
         seconds = _seconds_since(str(status.get("time")))
         if is_locked(folder, str(status.get("host"))) is False:
             state = "died"
-    elif state not in ("waiting", "failed", "refused", "not run"):  # it continues from its checkpoint
+    elif state not in ("waiting", *NO_RESULT):  # it continues from its checkpoint
         done = max(from_epoch, _read_epoch(folder))
     return JobState(folder.name, state, epochs, min(done, epochs), cost, seconds, from_epoch, status)
 
@@ -146,9 +149,9 @@ class SweepProgress:
         total, finished = len(self.states), self.count("finished")
         if finished == total:
             return f"all {total} jobs finished" if total != 1 else "the job has finished"
-        started = total - self.count("waiting")
-        parts = [f"job {started} of {total}" if started else f"{total} jobs", f"{finished} finished"]
-        failed = {name: self.count(name) for name in ("failed", "refused", "died", "interrupted", "preempted")}
+        started = total - self.count("waiting", "not run")
+        parts = [f"job {started} of {total}" if started else format_count(total, "job"), f"{finished} finished"]
+        failed = {name: self.count(name) for name in ENDED_EARLY}
         parts += [f"{number} {name}" for name, number in failed.items() if number]
         mine = call_name()
         elsewhere = sum(

@@ -21,13 +21,14 @@ from sam_runner.sweeps.outcomes import (
     read_objective,
     read_outcome,
     read_refusals,
+    record_deaths,
     record_failure,
     record_refusal,
 )
 from sam_runner.sweeps.pool import train_at_once
 from sam_runner.sweeps.progress import SweepProgress, show_progress
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
-from sam_runner.utils.console import is_distributed, is_main_process, report_exception
+from sam_runner.utils.console import format_count, is_distributed, is_main_process, report_exception
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_num_parallel_jobs, count_gpus, count_usable_cores
 
@@ -144,7 +145,10 @@ class Sweep:
         if not unfinished or read_stop_flag(self.folder):
             return
         if self._has_launcher:
-            hand_over(unfinished)
+            try:
+                hand_over(unfinished)
+            finally:
+                record_deaths(self.folder, jobs)
             return
         chosen = [jobs[number] for number in unfinished]
         if self.in_this_process:
@@ -154,7 +158,8 @@ class Sweep:
         call = Call(self.folder, self._call.since, self._call.stop_on_error, numbered_lines=True)
         num_workers = min(share, len(chosen))
         cores = count_usable_cores()
-        log.info("%d jobs at once (sweep.jobs), %d of %d cores each", num_workers, max(1, cores // share), cores)
+        at_once = format_count(num_workers, "job")
+        log.info("%s at once (sweep.jobs), %d of %d cores each", at_once, max(1, cores // share), cores)
         train_at_once(chosen, call, num_workers, share)
 
     def _show_progress(self) -> Any:

@@ -61,6 +61,11 @@ def prepare_streams() -> None:
             stream.reconfigure(errors="backslashreplace")
 
 
+def format_count(number: int, noun: str) -> str:
+    """Return a number with its noun, "1 job" or "3 jobs", for nouns whose plural ends in s."""
+    return f"{number:,} {noun}{'s' * (number != 1)}"
+
+
 def print_line(text: str, stream: str = "stdout") -> None:
     """Print a line above a progress bar if there is one.
 

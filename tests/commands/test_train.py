@@ -311,10 +311,17 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
         "577 training labels corrupted (40.01%)",
         "65,834 parameters",
         "220 in all",
-        "SAM with rho 0.05, torch.optim.SGD, 2 passes per step",
+        "sam with rho 0.05, torch.optim.SGD, 2 passes per step",
     ):
         assert wanted in done.stdout
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_says_where_the_data_decide_the_passes(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "epochs=1", "optimizer=ae_sam", "optimizer/around=fisher_sam", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert "ae_sam around fisher_sam with rho 0.05, torch.optim.SGD, at most 2 passes per step\n" in done.stdout
+    assert re.search(r"6 in all, 6 per epoch, 1 epoch\n  compute    at most [\d.e+]+ FLOPs", done.stdout)
 
 
 def test_a_sweep_survives_a_failing_cell_and_run_again_does_nothing_twice(tmp_path, monkeypatch, capsys):

@@ -116,6 +116,7 @@ MUTANTS = {
         ("esam: the mean of eps is smaller", "Esam.perturb", "A.div_(B)", "A", "sam/test_family.py::esam_is_sams"),
         ("esam: the examples whose loss falls", "Esam._choose", "A - B", "B - A", "sam/test_family.py::esam_equals"),
         ("esam: the same weights in every step", "Esam.perturb", "A.number", "0", "sam/test_family.py::esam_equals", 1),
+        ("esam: a rounded cost", "Esam.cost", "4 + A", "round(4 + A)", "sweeps/test_jobs.py::of_its_method"),
         ("esam: all examples", "Esam.accumulate", "self._choose(...)", "None", "sam/test_family.py::esam_equals"),
     ],
     "sam.methods.gsam": [

@@ -1,6 +1,7 @@
 """Choice of searched settings: by the validation metric, for each combination of the other settings."""
 
 import itertools
+import shlex
 from dataclasses import replace
 from functools import cache
 
@@ -9,9 +10,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from sam_runner.commands import report as report_command
+from sam_runner.config.hydra.command_line import parse_command_line
 from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.reports.aggregate import group_over_seeds
 from sam_runner.reports.report import make_report
+from sam_runner.reports.rerun import final_command
 from sam_runner.reports.results import RunRecord, read_runs, results_frame
 from sam_runner.reports.selection import choose, split_settings
 from sam_runner.utils.errors import InputError
@@ -145,6 +148,34 @@ def test_a_command_that_would_not_give_the_settings_again_reads_them_from_the_ru
     for command in commands:
         assert f"config={folder}" in command
         assert " data.val_fraction=0 " in command
+
+
+def test_a_command_names_the_folder_of_own_options_that_the_runs_had(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nlr: 0.125\n")
+    config = compose_experiment(["experiment=own", "data.val_fraction=0.1"], config_dir="mine")
+    words = ["sam-train", "-m", "-cd=mine", "experiment=own", "seed=0,1", "data.val_fraction=0.1"]
+    folder = leave(
+        tmp_path / "run", config, accuracy=0.9, environment={"command": words, "folder": str(tmp_path.resolve())}
+    )
+    (record,) = read_runs([folder])
+    end = "experiment=own seed=4,5 sweep_name=last"
+    assert final_command(record, [4, 5], "last") == f"sam-train -m --config-dir mine {end}"
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    elsewhere = final_command(record, [4, 5], "last")
+    assert elsewhere == f"sam-train -m --config-dir {tmp_path.resolve()}/mine {end}"
+    line = parse_command_line(shlex.split(elsewhere)[1:])
+    assert compose_experiment(line.overrides[:1], line.config_dir).lr == 0.125
+    (tmp_path / "mine" / "experiment" / "own.yaml").unlink()
+    assert f"config={folder}" in final_command(record, [4, 5], "last")
+
+
+def test_a_run_of_saved_settings_is_repeated_from_its_own(tmp_path):
+    folder = lay(tmp_path / "run", environment={"command": ["sam-train", "config=outputs/runs/x", "seed=1"]})
+    (record,) = read_runs([folder])
+    assert f"config={folder} " in final_command(record, [4], "last")
 
 
 def test_the_command_line_chooses_and_writes_the_tables(tmp_path, monkeypatch, capsys):

@@ -1,9 +1,11 @@
 """The settings that the user chose and the facts of a run, for TensorBoard."""
 
+import json
+
 import pytest
 
 from sam_runner.runs.description import chosen_settings, swept_settings
-from tests.helpers import config_of, train_tiny
+from tests.helpers import TINY, config_of, invoke, train_tiny
 from tests.runs.test_logging import read_events, read_hparams
 
 
@@ -33,13 +35,33 @@ def test_settings_with_several_values_are_swept():
     assert swept_settings(["sam-train", "augment.betas=[1,2]"]) == set()
 
 
+def test_the_command_is_recorded_as_it_was_typed(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nlr: 0.125\n")
+    typed = ["experiment=own", "-m", *TINY, "max_steps=1", "seed=0,1", "--config-dir", "mine", "sweep_name=007"]
+    done = invoke(monkeypatch, capsys, tmp_path, *typed, "sweep.jobs=1")
+    assert done.returncode == 0, done.stderr
+    folders = sorted((tmp_path / "outputs" / "sweeps" / "007").glob("seed=*"))
+    for folder in folders:
+        environment = json.loads((folder / "environment.json").read_text())
+        assert environment["command"] == ["sam-train", *typed, "sweep.jobs=1"]
+        (event,) = read_events(folder).Tensors("run/text_summary")
+        text = event.tensor_proto.string_val[0].decode()
+        assert "**command:** sam-train experiment=own -m data=synthetic" in text
+        assert "--config-dir mine sweep" in text
+        assert "**settings:** experiment=own data=synthetic" in text
+    typed = [f"config={folders[0]}", "run_dir=again"]
+    assert invoke(monkeypatch, capsys, tmp_path, *typed).returncode == 0
+    assert json.loads((tmp_path / "again" / "environment.json").read_text())["command"] == ["sam-train", *typed]
+
+
 def test_a_run_has_a_text_with_its_command_commit_and_data_and_its_typed_settings(tmp_path):
     folder = train_tiny(tmp_path / "run", "optimizer=sam", "rho=0.1", "noise=symmetric", "noise.rate=0.5", "epochs=1")
     (event,) = read_events(folder).Tensors("run/text_summary")
     text = event.tensor_proto.string_val[0].decode()
     parts = (
-        "**command:** sam-train data=synthetic", "rho=0.1", "**commit:**", "96 train, 32 test images, 4 classes",
-        "training labels corrupted", "parameters", "SAM with rho 0.1", "**hardware:**",
+        "**settings:** data=synthetic", "rho=0.1", "**commit:**", "96 train, 32 test images, 4 classes",
+        "training labels corrupted", "parameters", "sam with rho 0.1", "**hardware:**",
     )  # fmt: skip
     for part in parts:
         assert part in text, part

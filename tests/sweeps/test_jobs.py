@@ -2,14 +2,19 @@
 
 import json
 import threading
+from statistics import fmean
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from sam_runner.config.help import list_options
 from sam_runner.runs.folder import NAME_LENGTH, job_name, settings_of_run
 from sam_runner.runs.plan import agree_on_precision, extend_plan, read_plan
+from sam_runner.sam.methods import Plain
 from sam_runner.sweeps.jobs import hash_words, job_cost, plan_jobs
+from sam_runner.training.build_method import build_method
+from sam_runner.utils.files import CONF
 from tests.helpers import TINY, config_of, job_config
 
 
@@ -102,6 +107,37 @@ def test_typed_settings_are_identified_in_any_order_without_those_that_change_no
 )
 def test_the_cost_of_a_job_is_its_number_of_passes(words, cost):
     assert job_cost(config_of(*TINY, *words)) == cost
+
+
+STEPS = 1000
+METHODS = [
+    *((name, []) for name in list_options(CONF)["optimizer"]),
+    ("sam", ["optimizer.second_order=true"]),
+    ("sam", ["optimizer.direction=random"]),
+    ("esam", ["optimizer.gamma=0.3"]),
+    ("esam", ["optimizer.gamma=1"]),
+    ("looksam", ["optimizer.interval=4"]),
+    ("random_sam", ["optimizer.start=0", "optimizer.end=0.6"]),
+    ("late", ["optimizer.fraction=0.7", "optimizer.part=first"]),
+    ("wsam", ["optimizer/around=asam"]),
+    ("interval", ["rho=0"]),
+]
+
+
+@pytest.mark.parametrize(("name", "words"), METHODS)
+def test_the_cost_of_a_job_is_that_of_its_method(name, words):
+    config = config_of(*TINY, f"optimizer={name}", *words)
+    method = build_method(config, STEPS) if config.flat().get("optimizer.rho", 0) > 0 else Plain()
+    gradients = fmean(map(method.cost, range(STEPS))) / 3  # a gradient costs three forward passes
+    if method.data_decide:  # the method knows the largest cost only; the paper says about half of the steps
+        assert (name, gradients, job_cost(config)) == ("ae_sam", 2, 1.5 * config.epochs)
+    else:
+        tolerance = 4 * (0.25 / STEPS) ** 0.5 if name == "random_sam" else 1e-10
+        assert job_cost(config) / config.epochs == pytest.approx(gradients, abs=tolerance)
+
+
+def test_esam_costs_what_it_computes():
+    assert job_cost(config_of(*TINY, "optimizer=esam", "optimizer.gamma=0.5", "epochs=6")) == pytest.approx(11)
 
 
 def test_calls_that_extend_the_plan_at_the_same_time_lose_no_job(tmp_path):

@@ -82,6 +82,57 @@ def test_a_process_that_is_killed_ends_its_own_job_only(tmp_path):
     assert not list(sweep_folder(tmp_path).glob(".stop*"))
 
 
+FATAL = """
+import os, signal
+from pathlib import Path
+
+from torch import nn
+
+def build(number, num_classes, **ignored):
+    if number == 0 and not Path("tamed").exists():
+        HOW
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes))
+"""
+
+
+@pytest.mark.parametrize(
+    ("how", "jobs"),
+    [
+        ("os.kill(os.getpid(), signal.SIGKILL)", 2),
+        pytest.param("os._exit(0)", 2, marks=pytest.mark.slow),
+        pytest.param("os.kill(os.getpid(), signal.SIGKILL)", 1, marks=pytest.mark.slow),
+    ],
+)
+def test_a_job_that_is_killed_before_its_run_begins_keeps_no_other_from_running(how, jobs, tmp_path):
+    (tmp_path / "fatal.py").write_text(FATAL.replace("HOW", how))
+    words = [
+        *TINY,
+        "epochs=1",
+        "model._target_=fatal.build",
+        "+model.number=0,1,2",
+        "sweep_name=x",
+        f"sweep.jobs={jobs}",
+    ]
+    environment = {"SAM_RUNNER_TRUSTED": "fatal", "PYTHONPATH": f"{tmp_path}:{os.environ.get('PYTHONPATH', '')}"}
+    first = command("-m", *words, cwd=tmp_path, env=environment)
+    if jobs == 2:
+        assert first.returncode == 1, first.stderr
+        assert len(list(sweep_folder(tmp_path).glob("*/result.json"))) == 2
+        assert re.findall(r"^error: died: .*model\.number=(\d).*\n  (.+)$", first.stderr, re.MULTILINE) == [
+            ("0", "its process was ended before the run began, for lack of memory perhaps")
+        ]
+        assert [path.name.split(",")[0] for path in sweep_folder(tmp_path).glob("not_started/*")] == ["model.number=0"]
+    else:  # the command itself was killed; the next one runs the other jobs first
+        assert first.returncode == -signal.SIGKILL
+        assert command("-m", *words, cwd=tmp_path, env=environment).returncode == -signal.SIGKILL
+        assert len(list(sweep_folder(tmp_path).glob("*/result.json"))) == 2
+    (tmp_path / "tamed").touch()
+    again = command("-m", *words, cwd=tmp_path, env=environment)
+    assert again.returncode == 0, again.stderr
+    assert len(list(sweep_folder(tmp_path).glob("*/result.json"))) == 3
+    assert not [*sweep_folder(tmp_path).glob("not_started"), *sweep_folder(tmp_path).glob(".begun*")]
+
+
 @pytest.mark.slow
 def test_ctrl_c_in_a_terminal_saves_every_job(tmp_path):
     process = start_sweep(tmp_path, *LONG, "seed=0,1")

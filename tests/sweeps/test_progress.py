@@ -59,7 +59,7 @@ def test_only_the_epochs_of_this_call_count_for_the_speed():
 
 def test_the_line_at_the_start_and_at_the_end(tmp_path):
     lay_job(tmp_path, "a")
-    assert progress_of(tmp_path).line() == "1 jobs, 0 finished"
+    assert progress_of(tmp_path).line() == "1 job, 0 finished"
     assert progress_of(tmp_path).seconds_left is None
     lay_job(tmp_path, "b", "finished", 4)
     assert progress_of(tmp_path).line() == "job 1 of 2, 1 finished"

@@ -24,6 +24,7 @@ from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.messages import explain
 from sam_runner.reports import report
 from sam_runner.reports.results import read_runs
+from sam_runner.runs import lock
 from sam_runner.runs.folder import require_usable, write_config
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.plan import agree_on_precision
@@ -31,7 +32,7 @@ from sam_runner.runs.status import write_status
 from sam_runner.sweeps import job, outcomes, signals, sweep
 from sam_runner.sweeps.jobs import plan_jobs
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
-from sam_runner.utils.errors import InputError, RunInterrupt
+from sam_runner.utils.errors import FolderInUseError, InputError, RunInterrupt
 from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs, choose_precision
 from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
 from tests.helpers import TINY, config_of, invoke, job_config, wait_for
@@ -156,6 +157,19 @@ def test_a_killed_run_is_reported_as_died_on_its_own_machine(tmp_path):
         fcntl.flock(handle, fcntl.LOCK_EX)
         found = {record.folder.name: record.status for record in read_runs([tmp_path])}
     assert found == {"held": "running", "free": "died", "far": "running or died", "unlocked": "running or died"}
+
+
+def test_a_lock_that_is_held_for_a_moment_does_not_refuse_a_folder(tmp_path, monkeypatch):
+    (tmp_path / ".lock").write_text("")
+    with (tmp_path / ".lock").open() as reader:  # as sam-status does, for longer
+        fcntl.flock(reader, fcntl.LOCK_SH)
+        threading.Timer(0.1, lambda: fcntl.flock(reader, fcntl.LOCK_UN)).start()
+        with lock_folder(tmp_path):
+            monkeypatch.setattr(lock, "PATIENCE", 0.1)
+            began = time.monotonic()
+            with pytest.raises(FolderInUseError, match="in use by process"), lock_folder(tmp_path):
+                pass
+    assert time.monotonic() - began < 5
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,7 @@ KEYS = {  # accepted keys of the plugins; submitit passes other keys to sbatch a
         "max_failure_rate", "search_space", "custom_search_space",
     },
 }  # fmt: skip
+OF_WHOLE_SWEEP = ("dry_run", "sweep.jobs", "sweep.on_error", "sweep_name")  # settings that no job has alone
 _AFTER_CHECK: list[Callable[[DictConfig], None]] = []
 
 
@@ -104,6 +105,17 @@ def require_values(overrides: Sequence[str]) -> None:
             )
 
 
+def require_single_values(overrides: Sequence[str]) -> None:
+    """Raise InputError for several values of a setting that holds for the whole sweep."""
+    for override in OverridesParser.create().parse_overrides(list(overrides)):
+        name = override.key_or_group
+        if name in OF_WHOLE_SWEEP and override.is_sweep_override():
+            text = f"\n  a name with a comma is quoted twice: '{name}=\"...\"'" if name == "sweep_name" else ""
+            raise InputError(
+                f"{override.input_line} gives several values, and the whole sweep has one\n  give one value{text}"
+            )
+
+
 def check(config: DictConfig) -> None:
     """Refuse settings of Hydra that could run code or create folders, and a `sweep_name` that is not a folder name.
 
@@ -137,7 +149,9 @@ def check(config: DictConfig) -> None:
     _require_held_out(config)
     params = _get_value(hydra, "sweeper.params")
     if isinstance(params, dict):
-        require_values([f"{key}={value}" for key, value in params.items() if isinstance(value, str)])
+        words = [f"{key}={value}" for key, value in params.items() if isinstance(value, str)]
+        require_values(words)
+        require_single_values(words)
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
         raise InputError(f"sweep_name={name} is not a folder name\n  accepted: up to 100 letters, digits and ._=+-")

@@ -33,6 +33,7 @@ class AeSam(Around):
 
     name = "ae_sam"
     needs_number = True
+    data_decide = True
     capture_blocker = "the norm of the gradient decides on the host whether there is a second pass"
 
     def __init__(

@@ -30,6 +30,7 @@ class Around(Method):
             raise ValueError(f"{self.name} cannot be around {around.name}: {around.inner_blocker}")
         self.combines = self.combines or around.combines
         self.needs_number = self.needs_number or around.needs_number
+        self.data_decide = self.data_decide or around.data_decide
         self.sync_perturbation = around.sync_perturbation
         self.capture_blocker = self.capture_blocker or around.capture_blocker
         self.shard_blocker = self.shard_blocker or around.shard_blocker
@@ -47,7 +48,7 @@ class Around(Method):
         """Return the other method's number of gradients."""
         return self.around.passes(number)
 
-    def cost(self, number: int) -> int:
+    def cost(self, number: int) -> float:
         """Return the other method's cost."""
         return self.around.cost(number)
 
@@ -93,6 +94,6 @@ class SomeSteps(Around):
         """Return the other method's number of gradients in a chosen step, otherwise 1."""
         return self.around.passes(number) if self.is_chosen(number) else 1
 
-    def cost(self, number: int) -> int:
+    def cost(self, number: int) -> float:
         """Return the other method's cost in a chosen step, otherwise that of one gradient."""
         return self.around.cost(number) if self.is_chosen(number) else 3

@@ -43,9 +43,9 @@ class Esam(Method):
         elif not sync_perturbation:
             self.shard_blocker = "sharded weights need sync_perturbation=True"
 
-    def cost(self, number: int) -> int:
-        """Return 6: two gradients less a part of the second, and a forward pass, to the nearest whole number."""
-        return 6 if self.gamma == 1 else round(4 + 3 * self.gamma)
+    def cost(self, number: int) -> float:
+        """Return 4 + 3 gamma: a gradient, the forward pass at w + eps, and gamma gradients; 6 for gamma = 1."""
+        return 6 if self.gamma == 1 else 4 + 3 * self.gamma
 
     def perturb(self, grads: list[Tensor], group: Group) -> Perturbation:
         """Return eps."""
