@@ -1,9 +1,11 @@
 """Find the command that trains a run's settings again on all training images, without held-out ones."""
 
 import itertools
+import os
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from pathlib import Path
 
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.hydra.compose import compose_experiment
@@ -14,6 +16,7 @@ from sam_runner.utils.errors import InputError
 
 ALL_IMAGES = "data.val_fraction=0"
 NOT_REPEATED = {"seed", "sweep_name", "run_dir", "search", "dry_run", "data.val_fraction", "data.val_labels"}
+CONFIG_DIR_FLAGS = {"--config-dir", "-cd"}
 MAX_CANDIDATES = 16  # compositions that are tried
 
 
@@ -25,6 +28,18 @@ def typed_command(record: RunRecord) -> str:
     program = str(command[0]).rpartition("/")[2]
     program = {"__main__.py": "python -m sam_runner"}.get(program, shlex.quote(program))
     return printable(" ".join([program, *(shlex.quote(str(word)) for word in command[1:])]))
+
+
+def find_config_dir(record: RunRecord) -> str:
+    """Return the folder of the user's own options that a run was started with, as it can be typed here; "" without."""
+    words = list(map(str, record.environment.get("command") or []))
+    for word, following in itertools.zip_longest(words, words[1:], fillvalue=""):
+        flag, equals, value = word.partition("=")
+        if flag in CONFIG_DIR_FLAGS:
+            folder = Path(value if equals else following)
+            started_in = str(record.environment.get("folder", ""))
+            return str(folder if started_in in ("", os.getcwd()) else Path(started_in) / folder)
+    return ""
 
 
 def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> str:
@@ -39,11 +54,17 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
         sweep_name: Name of the new sweep.
     """
     assert record.config is not None
-    words = next((words for words in _candidates(record) if _composes(words, record.config)), None)
+    own = find_config_dir(record)
+    words = next((words for words in _candidates(record) if _composes(words, record.config, own)), None)
     if words is None:  # jobs of one sweep are named by what was typed, so the settings have a sweep of their own
         words = [f"config={record.folder}", ALL_IMAGES]
         sweep_name = f"{sweep_name}-{record.fingerprint[:6]}"
-    words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={sweep_name}"]
+    words = [
+        *(["--config-dir", own] if own else []),
+        *words,
+        f"seed={','.join(map(str, seeds))}",
+        f"sweep_name={sweep_name}",
+    ]
     return printable(" ".join(["sam-train -m", *map(shlex.quote, words)]))
 
 
@@ -53,7 +74,7 @@ def _candidates(record: RunRecord) -> Iterator[list[str]]:
     values = record.config.flat()
     aliases = {name: facts.alias for name, facts, _ in walk(record.config) if facts.alias}
     choices: list[list[str]] = []
-    for word in map(str, record.environment.get("command", [])[1:]):
+    for word in map(str, (record.environment.get("command") or [])[1:]):
         key, equals, value = word.lstrip("+").partition("=")
         if word.startswith("-") or not equals or key in NOT_REPEATED or key.startswith("hydra"):
             continue
@@ -68,10 +89,11 @@ def _candidates(record: RunRecord) -> Iterator[list[str]]:
         yield [*words, ALL_IMAGES]
 
 
-def _composes(words: Sequence[str], config: ExperimentConfig) -> bool:
+def _composes(words: Sequence[str], config: ExperimentConfig, config_dir: str) -> bool:
     """Return whether words of a command line give the settings of a run, apart from the held-out images."""
     try:
-        composed = compose_experiment([*words, f"seed={config.seed}"]).with_absolute_paths()
+        composed = compose_experiment([*words, f"seed={config.seed}"], config_dir=config_dir or None)
+        composed = composed.with_absolute_paths()
     except InputError:
         return False
     data = replace(config.data, val_fraction=0.0, val_labels="clean")

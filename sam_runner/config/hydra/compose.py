@@ -14,8 +14,10 @@ from typing import Any
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sam_runner.config.experiment import GROUPS, OPTIONAL_GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.saved_config import store_saved_config
@@ -145,13 +147,21 @@ def compose_settings(
         return compose(name, words, return_hydra_config=return_hydra_config)
 
 
-def compose_experiment(overrides: Sequence[str]) -> ExperimentConfig:
+def compose_experiment(overrides: Sequence[str], *, config_dir: str | None = None) -> ExperimentConfig:
     """Compose and validate the settings of a single run.
 
+    Args:
+        overrides: The arguments.
+        config_dir: Folder of the user's own groups and options.
+
     Raises:
-        InputError: For the first invalid setting.
+        InputError: For the first invalid setting, or an option that does not exist.
     """
-    return load_experiment(plain_settings(compose_settings(overrides)), overrides)
+    try:
+        settings = plain_settings(compose_settings(overrides, config_dir=config_dir))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    return load_experiment(settings, overrides)
 
 
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
