@@ -65,6 +65,34 @@ def _sortable(column: pd.Series) -> pd.Series:
     return column.map(str, na_action="ignore").replace({"sgd": ""})
 
 
+class Estimate(NamedTuple):
+    """The mean of one value per seed with its 95% interval (Student's t).
+
+    Attributes:
+        n: Number of values.
+        mean: Their mean; NaN without a value.
+        half_width: Half the width of the interval; NaN with fewer than two values.
+    """
+
+    n: int
+    mean: float
+    half_width: float
+
+    @property
+    def contains_zero(self) -> bool | None:
+        """Whether the interval contains 0; None without an interval."""
+        return None if math.isnan(self.half_width) else abs(self.mean) <= self.half_width
+
+
+def estimate(values: pd.Series) -> Estimate:
+    """Return mean and interval of one value per seed; missing values do not count."""
+    summary = aggregate(pd.DataFrame({"group": 0, "value": values}), "value")
+    if summary.empty:
+        return Estimate(0, math.nan, math.nan)
+    n, mean, half_width = summary.iloc[0]
+    return Estimate(int(n), float(mean), float(half_width))
+
+
 def aggregate(runs: pd.DataFrame, metric: str) -> pd.DataFrame:
     """Return the mean over seeds of a metric and half the width of its 95% interval (Student's t), by group.
 
@@ -95,27 +123,8 @@ def rows_by_group(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
     return {int(group): {str(name): value for name, value in row.items()} for group, row in rows}
 
 
-class Difference(NamedTuple):
-    """The mean difference of pairs of runs with the same seed.
-
-    Attributes:
-        n: Number of pairs.
-        mean: Mean difference; NaN without a pair.
-        half_width: Half the width of its 95% interval (Student's t); NaN with fewer than two pairs.
-    """
-
-    n: int
-    mean: float
-    half_width: float
-
-    @property
-    def contains_zero(self) -> bool | None:
-        """Whether the interval contains 0; None without an interval."""
-        return None if math.isnan(self.half_width) else abs(self.mean) <= self.half_width
-
-
-def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int) -> Difference:
-    """Return the difference of a metric between two groups, paired by seed.
+def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int) -> Estimate:
+    """Return the mean difference of a metric between two groups over the seeds that both have.
 
     Args:
         runs: A table of `group_over_seeds`.
@@ -124,9 +133,4 @@ def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int
         baseline: The group whose values are subtracted.
     """
     values = runs.set_index("seed").groupby("group")[metric]
-    differences = (values.get_group(group) - values.get_group(baseline)).dropna()
-    summary = aggregate(pd.DataFrame({"group": 0, metric: differences}), metric)
-    if summary.empty:
-        return Difference(0, math.nan, math.nan)
-    row = rows_by_group(summary)[0]
-    return Difference(int(row["n"]), float(row["mean"]), float(row["half_width"]))
+    return estimate(values.get_group(group) - values.get_group(baseline))

@@ -1,7 +1,7 @@
 """Compare groups of runs with a baseline: differences paired by seed, at equal settings or at equal cost."""
 
 import math
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -9,7 +9,7 @@ import pandas as pd
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.reports.aggregate import METHOD_SETTINGS, Difference, aggregate, paired_difference, rows_by_group
+from sam_runner.reports.aggregate import METHOD_SETTINGS, Estimate, aggregate, paired_difference, rows_by_group
 from sam_runner.reports.tables import format_value
 from sam_runner.utils.errors import InputError
 
@@ -41,6 +41,11 @@ class Baseline:
         methods = METHOD_SETTINGS if "optimizer" in self.settings else set()
         return {*self.settings, *methods, *(LENGTH_SETTINGS if self.against else ())}
 
+    @property
+    def typed(self) -> str:
+        """The baseline as the value of --baseline."""
+        return ",".join(f"{name}={value}" for name, value in self.settings.items())
+
     def contains(self, settings: Mapping[str, Any]) -> bool:
         """Return whether a group with these settings is a baseline."""
         return all(_is_value(settings.get(name), text) for name, text in self.settings.items())
@@ -50,8 +55,14 @@ def parse_baseline(text: str, groups: pd.DataFrame) -> dict[str, str]:
     """Return the settings of ``key=value,key=value``, where at least one group has them.
 
     Raises:
-        InputError: Where a setting is not one of the columns of `groups`, or no group has the values.
+        InputError: Where a word has no "=", a setting is not one of the columns of `groups`, or no group has the
+            values.
     """
+    for word in text.split(","):
+        if "=" not in word:
+            names = [f"{name}={word}" for name in groups if any(_is_value(found, word) for found in groups[name])]
+            hint = f"did you mean {' or '.join(names)}?" if names else f"accepted: {_list_values(groups, word)}"
+            raise InputError(f"--baseline {text}: {word} is not of the form key=value\n  {hint}")
     pairs = (word.partition("=") for word in text.split(","))
     settings = {name: value for name, _, value in pairs}
     for name, value in settings.items():
@@ -59,11 +70,17 @@ def parse_baseline(text: str, groups: pd.DataFrame) -> dict[str, str]:
             accepted = ", ".join(map(str, groups.columns)) or "none: all runs have the same settings"
             raise InputError(f"--baseline {text}: {name} does not distinguish these runs\n  accepted: {accepted}")
         if not any(_is_value(found, value) for found in groups[name]):
-            values = ", ".join(f"{name}={format_value(found, name)}" for found in groups[name].unique())
-            raise InputError(f"--baseline {text}: no run has {name}={value}\n  accepted: {values}")
+            accepted = _list_values(groups, name)
+            raise InputError(f"--baseline {text}: no run has {name}={value}\n  accepted: {accepted}")
     if not any(Baseline(settings).contains(row) for row in rows_by_group(groups).values()):
         raise InputError(f"--baseline {text}: no run has all of these settings\n  give fewer of them")
     return settings
+
+
+def _list_values(groups: pd.DataFrame, name: str) -> str:
+    """Return the values of a setting as they are typed; of an unknown name those of all settings."""
+    names = [name] if name in groups else list(map(str, groups))
+    return ", ".join(f"{key}={format_value(found, key)}" for key in names for found in groups[key].unique())
 
 
 def _is_value(value: Any, text: str) -> bool:
@@ -79,12 +96,15 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
     """Return the baseline of each group that has one.
 
     A baseline has the group's values in all settings but `Baseline.ignored`. At equal cost it is the one with the
-    nearest cost, within `COST_TOLERANCE`.
+    nearest cost, within `COST_TOLERANCE`; it may differ in `LENGTH_SETTINGS`.
 
     Args:
         settings: The settings of the groups, indexed by group.
         baseline: The baseline.
         costs: Mean cost of the groups, indexed by group; NaN where it is unknown.
+
+    Raises:
+        InputError: Where several groups are the baseline of one.
     """
     rows = rows_by_group(settings)
     compared = [str(name) for name in settings if name not in baseline.ignored]
@@ -96,8 +116,25 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
             distances = {base: _cost_distance(costs[group], costs[base]) for base in fitting}
             fitting = sorted((base for base in fitting if distances[base] <= COST_TOLERANCE), key=distances.__getitem__)
         if group not in bases and fitting:
+            _require_one(rows, fitting, baseline)
             found[group] = fitting[0]
     return found
+
+
+def _require_one(rows: Mapping[int, Mapping[str, Any]], bases: Sequence[int], baseline: Baseline) -> None:
+    """Refuse baselines that differ in more than their length; the message names a way to choose each."""
+    free = LENGTH_SETTINGS if baseline.against else set()
+    names = [
+        name
+        for name in rows[bases[0]]
+        if name not in free and any(not _are_equal(rows[base][name], rows[bases[0]][name]) for base in bases)
+    ]
+    if names:
+        settings = [{name: format_value(rows[base][name], name) for name in names} for base in bases]
+        accepted = [Baseline({**baseline.settings, **found}).typed for found in settings]
+        raise InputError(
+            f"--baseline {baseline.typed} matches several groups\n  accepted: {'; '.join(dict.fromkeys(accepted))}"
+        )
 
 
 def _are_equal(first: Any, second: Any) -> bool:
@@ -117,7 +154,7 @@ def mean_costs(runs: pd.DataFrame, against: str) -> pd.Series:
 
 def compare(
     runs: pd.DataFrame, metric: str, settings: pd.DataFrame, baseline: Baseline
-) -> dict[int, tuple[int, Difference]]:
+) -> dict[int, tuple[int, Estimate]]:
     """Return the baseline of each group that has one, and the difference to it, paired by seed.
 
     Args:
@@ -136,17 +173,20 @@ class Fit:
 
     Attributes:
         accuracy: Accuracy on the training labels, a fraction; NaN where it is unknown.
+        right: Accuracy on the images whose labels are right; NaN without wrong labels.
         memorised: Fraction of the wrong labels that the network predicts; NaN without wrong labels.
     """
 
     accuracy: float
+    right: float
     memorised: float
 
     def __str__(self) -> str:
         if math.isnan(self.accuracy):
             return "-"
-        wrong = "" if math.isnan(self.memorised) else f" ({self.memorised:.0%} of wrong)"
-        return f"{self.accuracy:.1%}{wrong}"
+        parts = {"right": self.right, "wrong": self.memorised}
+        text = ", ".join(f"{value:.0%} of {name}" for name, value in parts.items() if not math.isnan(value))
+        return f"{self.accuracy:.1%}" + (f" ({text})" if text else "")
 
     @property
     def is_low(self) -> bool:
@@ -156,10 +196,13 @@ class Fit:
         return self.memorised < FITTED_WRONG_LABELS
 
 
+FIT_METRICS = ("train/accuracy", "train/accuracy_clean", "train/memorised")  # in the order of the attributes of `Fit`
+
+
 def measure_fit(runs: pd.DataFrame, groups: Collection[int]) -> dict[int, Fit]:
     """Return how far each group has fitted its training labels."""
     means = [
         aggregate(runs, tag)["mean"] if tag in runs else pd.Series(math.nan, list(groups), dtype=float)
-        for tag in ("train/accuracy", "train/memorised")
+        for tag in FIT_METRICS
     ]
     return {group: Fit(*(float(mean[group]) for mean in means)) for group in groups}

@@ -1,9 +1,9 @@
-"""Compare runs: tables of means over seeds, choices of searched settings, differences to a baseline, and sentences.
+"""Compare runs: tables of means over seeds, choices of searched settings, and differences to a baseline.
 
 `write_report` writes all of it as HTML, Markdown, LaTeX and CSV with the plots beside it.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -11,16 +11,11 @@ from typing import Any
 
 import pandas as pd
 
-from sam_runner.reports.aggregate import (
-    Difference,
-    aggregate,
-    group_over_seeds,
-    informative_settings,
-    ranking_sign,
-    rows_by_group,
-)
+from sam_runner.reports import sentences
+from sam_runner.reports.aggregate import Estimate, aggregate, group_over_seeds, informative_settings, rows_by_group
 from sam_runner.reports.comparison import (
     COSTS,
+    FIT_METRICS,
     Baseline,
     Fit,
     compare,
@@ -30,7 +25,14 @@ from sam_runner.reports.comparison import (
     parse_baseline,
 )
 from sam_runner.reports.rerun import final_command, typed_command
-from sam_runner.reports.results import RunRecord, metric_columns, read_distinct_runs, results_frame, setting_columns
+from sam_runner.reports.results import (
+    UNREADABLE,
+    RunRecord,
+    metric_columns,
+    read_distinct_runs,
+    results_frame,
+    setting_columns,
+)
 from sam_runner.reports.selection import Choice, choose, held_out_metric, split_settings
 from sam_runner.reports.setup import Setup, describe_setup
 from sam_runner.reports.tables import (
@@ -47,7 +49,6 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0", "fit"}
-MAX_FINDINGS = 6  # largest number of compared groups that are described, a sentence each
 MIN_SEEDS = 3  # of the final runs, so that they have an interval
 
 
@@ -81,7 +82,7 @@ class Report:
         if self.metrics and self.metric not in self.metrics:
             raise InputError(f"no run has the metric {self.metric}\n  accepted: {', '.join(self.metrics)}")
         if not self.runs.empty:
-            _ = self.choices, self.baseline
+            _ = self.choices, self.differences, self.choice_differences
 
     @cached_property
     def results(self) -> pd.DataFrame:
@@ -133,48 +134,81 @@ class Report:
         return choices if any(choice.num_values > 1 for choice in choices) else []
 
     @cached_property
-    def selection_metric(self) -> str:
-        """The metric that the best group is chosen by: the validation set's where every group has one."""
-        held_out = held_out_metric(self.metric)
-        if held_out not in self.runs:
-            return self.metric
-        return held_out if aggregate(self.runs, held_out)["n"].all() else self.metric
+    def selection(self) -> list[Choice]:
+        """The choices; where no setting is searched, the one among all groups, which has a star in the table."""
+        if self.choices or self.runs.empty:
+            return self.choices
+        return choose(self.runs, self.metric, self.settings, [])
 
-    @cached_property
+    @property
     def best(self) -> set[int]:
-        """The groups with a star: those chosen among several values, otherwise the best by `selection_metric`."""
-        if self.choices:
-            return {choice.group for choice in self.choices if choice.num_values > 1}
-        if self.runs.empty:
-            return set()
-        scores = ranking_sign(self.metric) * aggregate(self.runs, self.selection_metric)["mean"].dropna()
-        return {int(scores.index.to_list()[scores.argmax()])} if len(scores) > 1 else set()
+        """The groups with a star: those chosen among several."""
+        return {choice.group for choice in self.selection if choice.num_values > 1}
 
     @cached_property
     def baseline(self) -> Baseline | None:
         """The baseline; None where there is none."""
-        text = self.baseline_settings
-        if text is None:
-            names = set(self.groups.get("optimizer", pd.Series(dtype=object)))
-            text = "optimizer=sgd" if "sgd" in names and len(names) > 1 else None
-        if text is None and self.against:
-            raise InputError("--against needs a baseline, and no run has optimizer=sgd\n  give --baseline key=value")
-        return None if text is None else Baseline(parse_baseline(text, self.groups[self.settings]), self.against)
+        if self.baseline_settings is not None:
+            settings = parse_baseline(self.baseline_settings, self.groups[self.settings])
+            return Baseline(settings, self.against)
+        if self._default_baseline is not None and not self.no_default_baseline:
+            return self._default_baseline
+        if self.against:
+            reason = " ".join(self.no_default_baseline) or "no run has optimizer=sgd"
+            raise InputError(f"--against needs a baseline: {reason}\n  give --baseline key=value")
+        return None
 
     @cached_property
-    def differences(self) -> dict[int, tuple[int, Difference]]:
+    def _default_baseline(self) -> Baseline | None:
+        names = set(self.groups.get("optimizer", pd.Series(dtype=object)))
+        return Baseline({"optimizer": "sgd"}, self.against) if "sgd" in names and len(names) > 1 else None
+
+    @cached_property
+    def no_default_baseline(self) -> list[str]:
+        """Why runs with optimizer=sgd are not the baseline though there are some; empty where they are."""
+        baseline = self._default_baseline
+        if baseline is None or self.baseline_settings is not None:
+            return []
+        try:
+            costs = mean_costs(self.runs, self.against)
+            find_baselines(self.groups[self.settings], baseline, costs)
+            find_baselines(self._choice_settings, baseline, costs)
+        except InputError as error:
+            return ["No baseline: " + str(error).replace("\n  ", ", ") + "."]
+        return []
+
+    @cached_property
+    def differences(self) -> dict[int, tuple[int, Estimate]]:
         """The baseline of each group that has one, and the difference to it."""
         if self.baseline is None:
             return {}
         return compare(self.runs, self.metric, self.groups[self.settings], self.baseline)
 
     @cached_property
-    def choice_differences(self) -> dict[int, tuple[int, Difference]]:
+    def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
         """`differences` among the chosen groups only, whose searched settings may differ from the baseline's."""
         if self.baseline is None or not self.choices:
             return {}
-        settings = pd.DataFrame([choice.settings for choice in self.choices], [c.group for c in self.choices])
-        return compare(self.runs, self.metric, settings, self.baseline)
+        return compare(self.runs, self.metric, self._choice_settings, self.baseline)
+
+    @property
+    def _choice_settings(self) -> pd.DataFrame:
+        return pd.DataFrame([choice.settings for choice in self.choices], [choice.group for choice in self.choices])
+
+    @cached_property
+    def estimates(self) -> dict[str, dict[int, Estimate]]:
+        """Mean and interval of each group, by metric: the compared one, the validation set's, and early stopping's."""
+        tags = {self.metric, held_out_metric(self.metric), f"best/{self.metric}", *FIT_METRICS}
+        return {
+            tag: {group: _estimate(row) for group, row in rows_by_group(aggregate(self.runs, tag)).items()}
+            for tag in tags
+            if tag in self.runs
+        }
+
+    @cached_property
+    def costs(self) -> dict[str, dict[int, float]]:
+        """The mean cost of each group by a choice of --against; NaN where a run has not recorded it."""
+        return {kind: {int(g): float(v) for g, v in mean_costs(self.runs, kind).items()} for kind in COSTS}
 
     @cached_property
     def fits(self) -> dict[int, Fit]:
@@ -220,31 +254,32 @@ class Report:
 
     def _number_cells(self, group: int, *, star: bool = True) -> dict[str, str]:
         """Return the cells of a group's metrics: the validation metric where there is one, the metric, interval, n."""
-        n, mean, half_width = (self.rows[group][name] for name in ("n", "mean", "half_width"))
-        mark = "*" if star and group in self.best else ""
+        found, mark = self.estimates[self.metric][group], "*" if star and group in self.best else ""
         held_out = held_out_metric(self.metric)
         cells = {}
-        if held_out != self.metric and held_out in self.runs:
-            cells[held_out] = _number(aggregate(self.runs[self.runs["group"] == group], held_out)["mean"].iloc[0])
+        if held_out != self.metric and held_out in self.estimates:
+            cells[held_out] = _number(self.estimates[held_out][group].mean)
         return cells | {
-            self.metric: f"{mean:.4f}{mark}" if n else "-",
-            "95% interval": f"± {half_width:.4f}" if n > 1 else "-",
-            "n": f"{n:.0f}",
+            self.metric: f"{found.mean:.4f}{mark}" if found.n else "-",
+            "95% interval": f"± {found.half_width:.4f}" if found.n > 1 else "-",
+            "n": f"{found.n}",
         }
 
-    def _difference_cells(self, group: int, differences: dict[int, tuple[int, Difference]]) -> dict[str, str]:
-        """Return the cells of a group's difference to the baseline, its cost and its fit, as far as runs have them."""
+    def _difference_cells(self, group: int, differences: dict[int, tuple[int, Estimate]]) -> dict[str, str]:
+        """Return the cells of early stopping, of the difference to the baseline, cost and fit, as far as known."""
         cells = {}
+        if f"best/{self.metric}" in self.estimates:
+            cells["early stopping"] = _estimate_text(self.estimates[f"best/{self.metric}"][group])
         if self.baseline is not None:
             _, found = differences.get(group, (None, None))
             is_baseline = self.baseline.contains(self.rows[group])
-            cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _difference(found)
+            cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _estimate_text(found, "+")
             cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
-            for cost in ("cost", "seconds"):
-                costs = mean_costs(self.runs, cost)
-                if costs.notna().any() and cost in (self.baseline.against or "cost"):
-                    title = {"cost": "gradients", "seconds": "seconds"}[cost]
-                    cells[title] = "-" if pd.isna(costs[group]) else f"{costs[group]:,.0f}"
+        for kind, title in (("cost", "gradients"), ("seconds", "seconds")):
+            cost = self.costs[kind]
+            if any(not pd.isna(value) for value in cost.values()):
+                digits = 1 if kind == "seconds" and max(cost.values()) < 100 else 0
+                cells[title] = "-" if pd.isna(cost[group]) else f"{cost[group]:,.{digits}f}"
         if any(str(fit) != "-" for fit in self.fits.values()):
             cells["fit"] = str(self.fits[group])
         return cells
@@ -254,121 +289,30 @@ class Report:
         """A line for each run that has not finished: its status, its name and the first line of its error."""
         lines = []
         for run in self.results[self.results["status"] != "finished"].to_dict("records"):
-            first_line = run["error"].partition("\n")[0][:160]
+            first_line = run["error"].partition("\n")[0][: None if run["status"] == UNREADABLE else 160]
             name = run["job"] or Path(run["folder"]).name
             lines.append(printable(": ".join(filter(None, [run["status"], name, first_line]))))
         return lines
 
     @cached_property
-    def notes(self) -> list[str]:
-        """Sentences that explain the tables."""
-        notes = ["Mean over seeds, 95% interval by Student's t."]
-        if self.best:
-            chosen_by = sorted({choice.metric for choice in self.choices}) or [self.selection_metric]
-            notes.append(f"* Best by {' or '.join(chosen_by)}.")
-        if any(choice.is_optimistic for choice in self.choices) or (
-            self.best and not self.choices and self.selection_metric.startswith("test/")
-        ):
-            notes.append("Selected on the test set, so optimistic. Hold out validation data with data.val_fraction.")
-        if self.baseline is not None:
-            at = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}[self.against]
-            notes.append(
-                f"difference to {self.baseline}: mean{at} over pairs of runs with the same seed, and its 95% interval"
-                " (paired t-test); if the interval does not contain 0, the difference is significant at the 5% level."
-            )
-            if len(self.differences) > 1:
-                notes.append(
-                    "Each interval is for one comparison: of many comparisons, some are significant by chance."
-                )
-        if "fit" in self.table:
-            notes.append(
-                "fit: accuracy on the training labels in the last epoch"
-                + (", and the fraction of the wrong labels that are predicted (memorised)." if self._has_wrong else ".")
-            )
-        if "gradients" in self.table:
-            notes.append("gradients: gradient evaluations of a run, its cost (--against cost compares at equal cost).")
-        return [*notes, *self._missing_costs()]
+    def terms(self) -> list[tuple[str, str]]:
+        """The terms that the tables use, and what each means."""
+        return [] if self.table.empty else sentences.define_terms(self)
+
+    @cached_property
+    def remarks(self) -> list[str]:
+        """Sentences on what a reader of the tables has to know."""
+        return [] if self.table.empty else sentences.write_remarks(self)
 
     @property
-    def _has_wrong(self) -> bool:
-        return "train/memorised" in self.runs
-
-    def _missing_costs(self) -> list[str]:
-        """Return a sentence for a comparison at equal cost that cannot be made."""
-        if not self.against or self.baseline is None:
-            return []
-        costs, name = mean_costs(self.runs, self.against), COSTS[self.against]
-        unknown = int(self.runs[name].isna().sum())
-        if unknown:
-            return [f"{unknown} of {len(self.runs)} runs have no {name} in result.json: an earlier version made them."]
-        others = [group for group in self.labels if not self.baseline.contains(self.rows[group])]
-        found = find_baselines(self.groups[self.settings], self.baseline, costs)
-        return [
-            f"{self.labels[group]} has no baseline of equal cost ({costs[group]:,.0f} {name.replace('_', ' ')}): train"
-            f" {self.baseline} with another number of epochs."
-            for group in others
-            if group not in found
-        ]
+    def notes(self) -> list[str]:
+        """The remarks and the terms, a sentence each."""
+        return [*self.remarks, *(f"{term}: {meaning}." for term, meaning in self.terms)]
 
     @cached_property
     def findings(self) -> list[str]:
-        """What the runs show: the metric of each chosen group, and whether it beats the baseline.
-
-        Without a search these are the groups that have a baseline, if they are few, otherwise the best group.
-        """
-        if self.runs.empty:
-            return []
-        differences = self.choice_differences or self.differences
-        chosen = {choice.group: choice for choice in self.choices}
-        bases = {base for base, _ in differences.values()}
-        compared = list(differences) if len(differences) <= MAX_FINDINGS else []
-        groups = [group for group in (chosen or compared or sorted(self.best)) if group not in bases]
-        return [self._describe_group(group, chosen.get(group), differences.get(group)) for group in groups]
-
-    def _describe_group(self, group: int, choice: Choice | None, compared: tuple[int, Difference] | None) -> str:
-        text = self.labels[group]
-        if choice is not None and choice.num_values > 1:
-            names = " and ".join(map(column_title, self.searched[0]))
-            optimistic = ", which is optimistic" if choice.is_optimistic else ""
-            text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic})"
-        text += f": {self.metric} {self._mean(group)}"
-        edge = ""
-        if choice is not None and choice.at_edge:
-            names = " and ".join(map(column_title, choice.at_edge))
-            edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
-        if compared is None:
-            return f"{text}.{edge}"
-        base, difference = compared
-        return f"{text}; {self.labels[base]}: {self._mean(base)}. {self._judge(group, base, difference)}{edge}"
-
-    def _mean(self, group: int) -> str:
-        n, mean, half_width = (self.rows[group][name] for name in ("n", "mean", "half_width"))
-        return f"{mean:.4f}{f' ± {half_width:.4f}' if n > 1 else ''} (n = {n:.0f})"
-
-    def _judge(self, group: int, base: int, difference: Difference) -> str:
-        """Return sentences on a difference: its interval, whether it is significant, and whether a side has fitted."""
-        n, mean, half_width = difference
-        if n == 0:
-            return "They have no seed in common, so the difference is not paired and not tested."
-        text = f"Difference {mean:+.4f}"
-        if difference.contains_zero is None:
-            text += " for one seed: no interval, so significance is unknown; run more seeds."
-        else:
-            text += f", 95% interval {mean - half_width:+.4f} to {mean + half_width:+.4f} (n = {n} pairs)"
-            better = "better" if ranking_sign(self.metric) * mean > 0 else "worse"
-            text += (
-                ": it contains 0, so the difference is not significant."
-                if difference.contains_zero
-                else f": it does not contain 0, so {self.labels[group]} is significantly {better}."
-            )
-        if self.fits[group].is_low and self.fits[base].is_low:
-            meaning = (
-                "the difference may only show which side learns faster"
-                if difference.contains_zero is False
-                else "expect no effect before longer training or a larger network fits them"
-            )
-            text += f" Neither side has fitted its training labels ({self.fits[group]}; {self.fits[base]}): {meaning}."
-        return text
+        """What the runs show, a sentence or more for each chosen or compared group."""
+        return sentences.describe_findings(self)
 
     @cached_property
     def next_commands(self) -> list[tuple[str, str]]:
@@ -400,7 +344,7 @@ class Report:
 
     def to_text(self) -> str:
         """Return the tables as aligned text, with notes, findings, the unfinished runs and the next commands."""
-        parts = [] if self.table.empty else [text_table(self.table), " ".join(self.notes)]
+        parts = [] if self.table.empty else [text_table(self.table), *self.notes]
         parts += self.unfinished
         parts += [f"warning: {text}" for text in self.setup.warnings]
         if not self.choice_table.empty:
@@ -415,7 +359,7 @@ class Report:
         if not self.table.empty:
             parts += map(escape_markdown, self.findings if self.baseline is not None or self.choices else [])
             parts += [] if self.choice_table.empty else [markdown_table(self.choice_table)]
-            parts += [markdown_table(self.table), escape_markdown(" ".join(self.notes))]
+            parts += [markdown_table(self.table), "\n".join(f"- {escape_markdown(note)}" for note in self.notes)]
         for lines in (self.unfinished, self.setup.warnings):
             parts.append("\n".join(f"- {escape_markdown(line)}" for line in lines))
         if self.setup.facts:
@@ -437,34 +381,43 @@ class Report:
         return {column_title(name) for name in self.settings}
 
     def to_csv(self) -> str:
-        """Return one row a run: distinguishing settings, seed, status, metrics with all digits, and folder."""
-        columns = [*self.settings, "seed", "status", *self.metrics, "folder"]
+        """Return one row a run: distinguishing settings, seed, status, metrics with all digits, costs, and folder."""
+        costs = [name for name in COSTS.values() if self.results[name].notna().any()]
+        columns = [*self.settings, "seed", "status", *self.metrics, *costs, "folder"]
         return self.results.to_csv(columns=columns, index=False, lineterminator="\n")
 
     def to_table_csv(self) -> str:
-        """Return one row a group with all digits: settings, n, mean, half_width, and the difference to the baseline."""
-        rows = {
-            group: {
-                "baseline": self.labels[base],
-                "pairs": d.n,
-                "difference": d.mean,
-                "difference_half_width": d.half_width,
-            }
-            for group, (base, d) in self.differences.items()
-        }
-        columns = ["baseline", "pairs", "difference", "difference_half_width"] if self.baseline is not None else []
-        table = self.groups.join(pd.DataFrame.from_dict(rows, orient="index", columns=columns))
-        return table.to_csv(index=False, lineterminator="\n")
+        """Return one row a group with all digits; docs/reports.md lists the columns."""
+        rows = {group: self._table_csv_cells(group) for group in self.rows}
+        columns = pd.DataFrame.from_dict(rows, orient="index").dropna(axis="columns", how="all")
+        return self.groups.join(columns).to_csv(index=False, lineterminator="\n")
+
+    def _table_csv_cells(self, group: int) -> dict[str, Any]:
+        """Return the numbers of a group beside its settings and the metric."""
+        cells: dict[str, Any] = {}
+        for tag in (held_out_metric(self.metric), f"best/{self.metric}"):
+            if tag != self.metric and tag in self.estimates:
+                _, cells[f"{tag} mean"], cells[f"{tag} half_width"] = self.estimates[tag][group]
+        if group in self.differences:
+            base, found = self.differences[group]
+            cells |= {"baseline": self.labels[base], "pairs": found.n, "difference": found.mean}
+            cells |= {"difference_half_width": found.half_width}
+        cells |= {name: self.costs[kind][group] for kind, name in COSTS.items()}
+        return cells | {tag: self.estimates[tag][group].mean for tag in FIT_METRICS if tag in self.estimates}
+
+
+def _estimate(row: Mapping[str, Any]) -> Estimate:
+    return Estimate(int(row["n"]), float(row["mean"]), float(row["half_width"]))
 
 
 def _number(value: float) -> str:
     return "-" if pd.isna(value) else f"{value:.4f}"
 
 
-def _difference(found: Difference | None) -> str:
+def _estimate_text(found: Estimate | None, sign: str = "") -> str:
     if found is None or found.n == 0:
         return "-"
-    return f"{found.mean:+.4f}" + (f" ± {found.half_width:.4f}" if found.n > 1 else "")
+    return f"{found.mean:{sign}.4f}" + (f" ± {found.half_width:.4f}" if found.n > 1 else "")
 
 
 def make_report(
@@ -499,7 +452,8 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
     """Write the report into a folder.
 
     The files are report.html, report.md, report.tex, report.csv (one row a run), report-table.csv (one row a group),
-    and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``.
+    and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a comparison at equal cost or time begin
+    with ``report-cost`` or ``report-seconds``, so that they do not replace the others.
 
     Returns:
         The path of the page.
@@ -508,18 +462,19 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
     from sam_runner.reports.plots import draw_plots
 
     plots = [] if report.runs.empty else draw_plots(report)
+    stem = f"report-{report.against}" if report.against else "report"
     files = {
-        "report.csv": report.to_csv(),
-        "report-table.csv": report.to_table_csv(),
-        "report.md": report.to_markdown(),
-        "report.tex": report.to_latex(),
-        "report.html": render_page(report, title, plots, folder),
+        f"{stem}.csv": report.to_csv(),
+        f"{stem}-table.csv": report.to_table_csv(),
+        f"{stem}.md": report.to_markdown(),
+        f"{stem}.tex": report.to_latex(),
+        f"{stem}.html": render_page(report, title + sentences.AT_COST[report.against], plots, folder),
     }
     contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}
-    contents |= {f"report-{plot.name}.{kind}": content for plot in plots for kind, content in plot.files.items()}
+    contents |= {f"{stem}-{plot.name}.{kind}": content for plot in plots for kind, content in plot.files.items()}
     for name, content in contents.items():
         write_atomically(folder / name, _writer(content))
-    return folder / "report.html"
+    return folder / f"{stem}.html"
 
 
 def _writer(content: bytes) -> Callable[..., object]:

@@ -90,7 +90,7 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
 def _composes(words: Sequence[str], config: ExperimentConfig, config_dir: str | None) -> bool:
     """Return whether words of a command line give the settings of a run, apart from the held-out images."""
     try:
-        composed = compose_experiment([*words, f"seed={config.seed}"], config_dir).with_absolute_paths()
+        composed = compose_experiment([*words, f"seed={config.seed}"], config_dir=config_dir).with_absolute_paths()
     except InputError:  # for example a folder that has been removed
         return False
     data = replace(config.data, val_fraction=0.0, val_labels="clean")

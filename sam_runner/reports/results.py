@@ -6,6 +6,7 @@ All information comes from files in the run folders, so runs of any launcher, ma
 import json
 import os
 import re
+import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 import pandas as pd
 
+from sam_runner.config.allowed_targets import VARIABLE
 from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
@@ -28,6 +30,10 @@ COSTS = ("gradient_evaluations", "images_forward", "images_backward", "training_
 RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", *COSTS, "fingerprint"]
 
 
+UNREADABLE = "unreadable"
+METRIC_SETS = ("train", "validation", "test")  # metrics of these sets have a column at the epoch of early stopping
+
+
 @dataclass(frozen=True)
 class RunRecord:
     """One run, or one job of a sweep that has no run.
@@ -36,8 +42,8 @@ class RunRecord:
         folder: The run folder.
         status: "finished", "running", "died" (the process ended without writing its status), "running or died" (only
             the machine of the run can tell), "failed", "interrupted" or "preempted"; of a job without a run "refused",
-            "failed" or "not run".
-        config: Settings of the run; None for a job without a run.
+            "failed" or "not run"; of a run whose settings cannot be read `UNREADABLE`.
+        config: Settings of the run; None for a job without a run, and where they cannot be read.
         result: Content of result.json; empty before the run has finished.
         status_json: Content of status.json.
         environment: Content of environment.json; empty for a job without a run.
@@ -55,6 +61,12 @@ class RunRecord:
         """Metrics at the end of training, by tag; empty before the run has finished."""
         metrics: Mapping[str, float] = self.result.get("final", {})
         return metrics
+
+    @property
+    def best_metrics(self) -> Mapping[str, float]:
+        """Metrics at the epoch that early stopping would choose; empty without held-out images."""
+        best: Mapping[str, float] = self.result.get("best", {})
+        return best if str(self.result.get("selected_by")).startswith("validation/") else {}
 
     @property
     def error(self) -> str:
@@ -80,10 +92,13 @@ class RunRecord:
 def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
     """Read every run in some folders and the folders below, each folder once, in the order of their names.
 
+    A run whose config.yaml cannot be read has the status `UNREADABLE` and the reason as its error.
+
     Raises:
-        InputError: Where a folder does not exist, or a run's config.yaml is not valid.
+        InputError: Where a folder does not exist, or there are runs and none can be read.
     """
     found: dict[Path, RunRecord] = {}
+    errors: list[InputError] = []
     for base in folders:
         if not base.is_dir():
             raise InputError(f"{base} is not a folder\n  give a sweep's folder, such as outputs/sweeps/<sweep_name>")
@@ -92,17 +107,31 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
             folder = Path(name)
             if SETTINGS in files and "run.log" in files:
                 subfolders.clear()
-                found.setdefault(folder.resolve(), _read_run(folder, read_config(folder)))
+                try:
+                    run = _read_run(folder, read_config(folder))
+                except InputError as error:
+                    errors.append(error)
+                    run = RunRecord(folder, UNREADABLE, None, {}, {"error": _explain_unreadable(error)}, {})
+                found.setdefault(folder.resolve(), run)
             elif folder.parent.name == NOT_STARTED and "status.json" in files:
                 found.setdefault(folder.resolve(), _read_run(folder, None))
+    if errors and all(run.status == UNREADABLE for run in found.values()):
+        raise errors[0]
     return list(found.values())
+
+
+def _explain_unreadable(error: InputError) -> str:
+    """Return the reason in one line; for code of the user's own what makes the run readable."""
+    first, *others = str(error).splitlines()
+    needs_trust = any(VARIABLE in line for line in others)
+    return f"{first}; set {VARIABLE} as for sam-train" if needs_trust else first
 
 
 def read_distinct_runs(folders: Iterable[Path]) -> list[RunRecord]:
     """Read the runs in some folders as `read_runs` does; of runs with the same fingerprint keep the last finished one.
 
     Raises:
-        InputError: Where a folder does not exist, or a run's config.yaml is not valid.
+        InputError: Where a folder does not exist, or there are runs and none can be read.
     """
     runs = read_runs(folders)
     kept = {run.fingerprint: number for number, run in enumerate(runs)}
@@ -155,7 +184,9 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     - the costs ``gradient_evaluations``, ``images_forward``, ``images_backward``, ``training_seconds`` and
       ``peak_memory_bytes``;
     - ``fingerprint``;
-    - the metrics at the end of training, by name; accuracies are fractions in [0, 1].
+    - the metrics at the end of training, by name; accuracies are fractions in [0, 1];
+    - ``best/...``, the metrics of the three sets at the epoch with the best validation accuracy (early stopping), where
+      images were held out.
 
     A run without an entry has NaN or None there: a setting of another option, the metrics of a run that has not
     finished, the costs of a run of an earlier version.
@@ -171,9 +202,14 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     ]  # fmt: skip
     columns = pd.DataFrame(facts, columns=RUN_COLUMNS, dtype=object)
     columns = columns.astype({"seed": "Int64", **dict.fromkeys(COSTS, "float64")})
-    metrics = pd.DataFrame([dict(run.metrics) for run in runs])
+    metrics = pd.DataFrame([_metric_cells(run) for run in runs])
     metrics = metrics[sorted({*map(str, metrics)} - {*settings})]  # lr and rho are also metrics
     return pd.concat([settings, columns, metrics], axis=1)
+
+
+def _metric_cells(run: RunRecord) -> dict[str, float]:
+    best = {f"best/{tag}": value for tag, value in run.best_metrics.items() if tag.split("/")[0] in METRIC_SETS}
+    return {**run.metrics, **best}
 
 
 def setting_columns(results: pd.DataFrame) -> list[str]:
@@ -196,10 +232,16 @@ def load_results(folders: Iterable[Path | str]) -> pd.DataFrame:
         >>> results = load_results(["outputs/sweeps/first"])  # doctest: +SKIP
         >>> results.groupby(["optimizer", "rho"], dropna=False)["test/accuracy"].agg(["mean", "std"])  # doctest: +SKIP
 
+    A run whose settings cannot be read has a row with the status "unreadable", and a warning says why.
+
     Raises:
-        InputError: Where a folder does not exist, or a run's config.yaml is not valid.
+        InputError: Where a folder does not exist, or there are runs and none can be read.
     """
-    return results_frame(read_distinct_runs(map(Path, folders)))
+    runs = read_distinct_runs(map(Path, folders))
+    for run in runs:
+        if run.status == UNREADABLE:
+            warnings.warn(f"left out: {run.error}", stacklevel=2)
+    return results_frame(runs)
 
 
 def read_curve(folder: Path | str, tag: str) -> pd.Series:

@@ -21,6 +21,7 @@ class Choice:
         group: The chosen group.
         num_values: Number of values, or combinations of values, that were searched.
         metric: The metric that chose: a validation metric, or the compared metric where a group has no validation set.
+        is_held_out: Whether `metric` is measured on other images than the compared metric.
         at_edge: The searched settings whose chosen value is the smallest or the largest of at least three numbers.
     """
 
@@ -28,17 +29,24 @@ class Choice:
     group: int
     num_values: int
     metric: str
+    is_held_out: bool
     at_edge: tuple[str, ...] = ()
 
     @property
     def is_optimistic(self) -> bool:
-        """Whether several values were searched and the test set chose."""
-        return self.num_values > 1 and not self.metric.startswith("validation/")
+        """Whether the numbers that are reported chose among several values: the best of them is partly luck."""
+        return self.num_values > 1 and not self.is_held_out
 
 
 def held_out_metric(metric: str) -> str:
-    """Return the metric of the validation set that corresponds to a metric of the test set."""
-    return f"validation/{metric.removeprefix('test/')}" if metric.startswith("test/") else metric
+    """Return the metric of the validation set that corresponds to a metric of the test set.
+
+    That of ``best/test/accuracy``, at the epoch of early stopping, is ``best/validation/accuracy``. A metric of another
+    set has none and is returned as it is.
+    """
+    prefix = "best/" if metric.startswith("best/") else ""
+    name = metric.removeprefix(prefix)
+    return f"{prefix}validation/{name.removeprefix('test/')}" if name.startswith("test/") else metric
 
 
 def split_settings(
@@ -89,13 +97,14 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
     choices = []
     for _, part in parts:
         members = runs[runs["group"].isin(part.index)]
-        has_held_out = held_out in runs and (aggregate(members, held_out)["n"] > 0).all()
-        chosen_by = held_out if has_held_out else metric
+        is_held_out = held_out != metric and held_out in runs and (aggregate(members, held_out)["n"] > 0).all()
+        chosen_by = held_out if is_held_out else metric
         scores = ranking_sign(metric) * aggregate(members, chosen_by)["mean"]
         best = int(scores.index.to_list()[scores.argmax()])
         values = len(part.drop_duplicates(list(select))) if select else 1
         at_edge = tuple(name for name in select if _is_at_edge(part[name], best))
-        choices.append(Choice({name: part.iloc[0][name] for name in by}, best, values, chosen_by, at_edge))
+        settings = {name: part.iloc[0][name] for name in by}
+        choices.append(Choice(settings, best, values, chosen_by, bool(is_held_out), at_edge))
     return choices
 
 

@@ -131,15 +131,20 @@ def _count_wrong_labels(runs: Sequence[RunRecord]) -> str:
     if not any(entry["wrong_labels"] for entry in facts):
         return "no training label is changed"
     rate = sum(entry["wrong_labels"] for entry in facts) / sum(entry["train"] for entry in facts)
-    config = runs[0].config
-    assert config is not None
-    held_out = (
-        f", held-out labels are {config.data.val_labels}" if any("validation" in entry for entry in facts) else ""
-    )
     return (
         f"{_range(entry['wrong_labels'] for entry in facts)} of {_range(entry['train'] for entry in facts)} training"
-        f" labels ({rate:.1%}) are wrong{held_out}, test labels are clean"
+        f" labels ({rate:.1%}) are wrong, {_describe_held_out_labels(runs)}, test labels are clean"
     )
+
+
+def _describe_held_out_labels(runs: Sequence[RunRecord]) -> str:
+    """Say which labels the held-out images have, with numbers of runs where these differ."""
+    kinds = []
+    for run in runs:
+        assert run.config is not None
+        held_out = run.config.data.val_fraction > 0
+        kinds.append(f"held-out labels are {run.config.data.val_labels}" if held_out else "no images are held out")
+    return _join(kinds)
 
 
 def _count_parameters(runs: Sequence[RunRecord]) -> str:

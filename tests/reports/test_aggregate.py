@@ -5,7 +5,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sam_runner.reports.aggregate import aggregate, group_over_seeds, informative_settings, student_t
+from sam_runner.reports.aggregate import aggregate, estimate, group_over_seeds, informative_settings, student_t
 from sam_runner.reports.results import load_results
 from tests.helpers import config_of
 from tests.run_folders import lay, leave
@@ -34,6 +34,19 @@ def test_the_interval_is_that_of_a_t_test():
     assert (mean - half_width, mean + half_width) == pytest.approx((low, high))
     assert list(summary["n"]) == [4, 1, 0]
     assert list(np.isnan(summary["half_width"])) == [False, True, True]
+
+
+def test_an_estimate_leaves_out_missing_values():
+    values = [0.2, -0.1, 0.4]
+    n, mean, half_width = estimate(pd.Series([*values, np.nan]))
+    low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert (n, mean - half_width, mean + half_width) == (3, pytest.approx(low), pytest.approx(high))
+    assert estimate(pd.Series(values)).contains_zero is True
+    assert estimate(pd.Series([1.0, 1.1])).contains_zero is False
+    one, none = estimate(pd.Series([0.3])), estimate(pd.Series([], dtype=float))
+    assert (one.n, one.mean, one.contains_zero) == (1, 0.3, None)
+    assert (none.n, none.contains_zero) == (0, None)
+    assert np.isnan(none.mean)
 
 
 def test_runs_are_grouped_by_all_settings_but_the_seed(sweep):

@@ -11,7 +11,7 @@ from scipy import stats
 
 from sam_runner.reports.aggregate import METHOD_SETTINGS, paired_difference
 from sam_runner.reports.comparison import Baseline, Fit, find_baselines, measure_fit, parse_baseline
-from sam_runner.reports.report import make_report
+from sam_runner.reports.report import make_report, write_report
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 from tests.run_folders import lay, leave
@@ -112,7 +112,10 @@ def test_a_group_without_a_baseline_of_equal_cost_is_named(tmp_path):
         ("colour=red", "colour does not distinguish these runs\n  accepted: optimizer, rho"),
         ("optimizer=adam", "no run has optimizer=adam\n  accepted: optimizer=sgd, optimizer=sam"),
         ("optimizer=sgd,rho=0.1", "no run has all of these settings"),
-        ("optimizer", "no run has optimizer=\n  accepted: optimizer=sgd"),
+        ("optimizer", "optimizer is not of the form key=value\n  accepted: optimizer=sgd, optimizer=sam"),
+        ("sgd", r"--baseline sgd: sgd is not of the form key=value\n  did you mean optimizer=sgd\?"),
+        ("0.1", r"did you mean rho=0\.1\?"),
+        ("none", r"accepted: optimizer=sgd, optimizer=sam, rho=-, rho=0\.1"),
     ],
 )
 def test_a_baseline_that_no_run_has_is_refused(text, message):
@@ -131,12 +134,70 @@ def test_the_fit_is_the_mean_over_seeds(tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("accuracy", "memorised", "is_low"),
-    [(0.99, None, False), (0.9, None, True), (0.6, 0.05, True), (0.9, 0.8, False), (None, None, False)],
+    ("accuracy", "right", "memorised", "is_low", "text"),
+    [
+        (0.99, None, None, False, "99.0%"),
+        (0.9, None, None, True, "90.0%"),
+        (0.6, 0.97, 0.05, True, "60.0% (97% of right, 5% of wrong)"),
+        (0.9, 0.98, 0.8, False, "90.0% (98% of right, 80% of wrong)"),
+        (None, None, None, False, "-"),
+    ],
 )
-def test_a_network_has_fitted_its_labels_and_the_wrong_ones_where_there_are_any(accuracy, memorised, is_low):
-    values = (float("nan") if value is None else value for value in (accuracy, memorised))
-    assert Fit(*values).is_low == is_low
+def test_a_network_has_fitted_its_labels_and_the_wrong_ones_where_there_are_any(
+    accuracy, right, memorised, is_low, text
+):
+    fit = Fit(*(float("nan") if value is None else value for value in (accuracy, right, memorised)))
+    assert fit.is_low == is_low
+    assert str(fit) == text
+
+
+def lay_radii(folder, *, sgd=True):
+    """SAM with two radii and SGD, two seeds each."""
+    arms = [("sam", 0.1), ("sam", 0.2), *([("sgd", 0.0)] if sgd else [])]
+    for (optimizer, rho), seed in itertools.product(arms, range(2)):
+        lay(folder / f"{optimizer}{rho}{seed}", optimizer=optimizer, rho=rho, seed=seed, accuracy=0.5 + rho + seed / 10)
+    return folder
+
+
+def test_a_baseline_that_matches_several_groups_is_refused_with_the_candidates(tmp_path):
+    folder = lay_radii(tmp_path / "runs")
+    with pytest.raises(InputError) as caught:
+        make_report([folder], baseline="optimizer=sam")
+    assert str(caught.value) == (
+        "--baseline optimizer=sam matches several groups\n  accepted: optimizer=sam,rho=0.1; optimizer=sam,rho=0.2"
+    )
+    report = make_report([folder], baseline="optimizer=sam,rho=0.2")
+    sgd = next(group for group, label in report.labels.items() if label == "sgd")
+    assert report.differences[sgd][1].mean == pytest.approx(-0.2)
+
+
+def test_a_default_baseline_that_is_not_one_group_is_said_and_stops_no_report(tmp_path):
+    lay_radii(tmp_path)
+    for seed in range(2):
+        lay(tmp_path / f"zero{seed}", rho=0.0, seed=seed)  # reports name SAM with rho=0 sgd
+    report = make_report([tmp_path])
+    assert report.baseline is None
+    (remark,) = [text for text in report.remarks if "baseline" in text]
+    assert remark == (
+        "No baseline: --baseline optimizer=sgd matches several groups, "
+        "accepted: optimizer=sgd,rho=-; optimizer=sgd,rho=0."
+    )
+    assert len(make_report([tmp_path], baseline="optimizer=sgd,rho=-").differences) == 3
+    with pytest.raises(InputError, match="--against needs a baseline: No baseline: --baseline optimizer=sgd"):
+        make_report([tmp_path], against="cost")
+
+
+def test_the_comparison_at_equal_cost_has_files_of_its_own(tmp_path):
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, result={"gradient_evaluations": 10})
+    assert write_report(make_report([tmp_path]), tmp_path, "x") == tmp_path / "report.html"
+    before = {path: path.read_bytes() for path in tmp_path.glob("report*")}
+    assert write_report(make_report([tmp_path], against="cost"), tmp_path, "x") == tmp_path / "report-cost.html"
+    assert {path: path.read_bytes() for path in before} == before
+    added = {path.name for path in tmp_path.glob("report*")} - {path.name for path in before}
+    assert {"report-cost.csv", "report-cost.tex", "report-cost-differences.svg"} <= added
+    assert all(name.startswith("report-cost") for name in added)
+    assert "<h1>x at equal gradient evaluations</h1>" in (tmp_path / "report-cost.html").read_text()
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Reports of runs: table, plots, the page in a browser, and the commands that write them."""
 
+import io
 import itertools
 import json
 import re
@@ -12,14 +13,15 @@ from urllib.parse import unquote
 import numpy as np
 import pandas as pd
 import pytest
+from markupsafe import escape
 from scipy import stats
 
 from sam_runner.commands import report as report_command
 from sam_runner.reports.page import render_page
 from sam_runner.reports.plots import draw_plots
 from sam_runner.reports.report import make_report, write_report
-from tests.helpers import TINY, invoke
-from tests.run_folders import lay
+from tests.helpers import TINY, config_of, invoke
+from tests.run_folders import lay, leave
 
 
 def html_of(report, title="x", plots=(), folder=Path()):
@@ -62,7 +64,7 @@ def test_validation_accuracy_selects_the_best_where_all_runs_have_it(tmp_path):
         add_metrics(lay(tmp_path / str(rho), rho=rho, accuracy=test), validation_accuracy=validation)
     report = make_report([tmp_path])
     assert list(report.groups.loc[list(report.best), "rho"]) == [0.02]
-    assert "* Best by validation/accuracy." in report.to_text()
+    assert "*: best of 2 by validation/accuracy (mean over seeds)." in report.notes
     assert "optimistic" not in report.to_text()
     lay(tmp_path / "none", rho=0.3)
     assert "Selected on the test set, so optimistic." in make_report([tmp_path]).to_text()
@@ -157,7 +159,7 @@ def test_the_page_answers_the_questions_of_a_reader(tmp_path):
     for text in (html_of(report), report.to_markdown()):
         for answer in (
             "digits: 1,000 training, 300 test images, 10 classes",
-            "398 to 402 of 1,000 training labels (40.0%) are wrong, test labels are clean",
+            "398 to 402 of 1,000 training labels (40.0%) are wrong, no images are held out, test labels are clean",
             "SmallCNN (width 32, batch_norm True, dropout 0): 1,234 parameters",
             "training took 2 min 42 s in all, 40.5 s a run (median)",
             "trained on the CPU: Some CPU, 2 threads",
@@ -170,6 +172,66 @@ def test_the_page_answers_the_questions_of_a_reader(tmp_path):
             assert answer in text, answer
     page = html_of(report)
     assert "sam-train -m optimizer=sgd,sam rho=0.1 seed=0,1 noise=symmetric" in page
+
+
+def test_the_set_up_says_which_labels_the_held_out_images_had(tmp_path):
+    facts = {"train": 900, "validation": 100, "test": 300, "classes": 10, "wrong_labels": 360}
+    for number, labels in enumerate(("noisy", "noisy", "clean")):
+        words = ("noise=symmetric", "noise.rate=0.4", "data.val_fraction=0.1", f"data.val_labels={labels}")
+        leave(tmp_path / str(number), config_of(*words, f"seed={number}"), accuracy=0.5, result={"data": facts})
+    assert (
+        "(40.0%) are wrong, held-out labels are noisy (2 runs); held-out labels are clean (1 run), test labels are clean"
+        in dict(make_report([tmp_path]).setup.facts)["labels"]
+    )
+
+
+def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
+    last, best = {"sgd": (0.6, 0.7), "sam": (0.9, 0.8)}, {"sgd": (0.85, 0.8), "sam": (0.95, 0.9)}
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        result = {
+            "best": {"test/accuracy": best[optimizer][seed], "validation/accuracy": 0.8, "lr": 0.1}, "best_epoch": 2,
+            "selected_by": "validation/accuracy", "training_seconds": 20.0 + seed, "gradient_evaluations": 30,
+        }  # fmt: skip
+        final = {"train/accuracy": 0.6, "train/accuracy_clean": 0.9, "train/memorised": 0.1, "validation/accuracy": 0.7}
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=last[optimizer][seed],
+            final=final, result=result)  # fmt: skip
+    report = make_report([tmp_path])
+    table = report.table.set_index("optimizer")
+    for optimizer, values in best.items():
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert table.loc[optimizer, "early stopping"] == f"{np.mean(values):.4f} ± {(high - low) / 2:.4f}"
+        assert table.loc[optimizer, "seconds"] == "20.5"
+        assert table.loc[optimizer, "gradients"] == "30"
+        assert table.loc[optimizer, "fit"] == "60.0% (90% of right, 10% of wrong)"
+    terms = dict(report.terms)
+    assert {"rho", "early stopping", "fit", "seconds", "gradients", "*", "contains 0"} <= terms.keys()
+    assert "2 pairs" in terms["difference to sgd"]
+    page = html_of(report)
+    for meaning in terms.values():
+        assert str(escape(meaning)) in page
+    csv = pd.read_csv(io.StringIO(report.to_table_csv())).set_index("optimizer")
+    assert csv.loc["sam", "best/test/accuracy mean"] == pytest.approx(0.925)
+    assert csv.loc["sam", "training_seconds"] == pytest.approx(20.5)
+    assert csv.loc["sam", "pairs"] == 2
+    early = make_report([tmp_path], "best/test/accuracy")
+    sam = next(group for group, label in early.labels.items() if label.startswith("sam"))
+    assert early.differences[sam][1].mean == pytest.approx(0.1)
+    assert early.selection[0].metric == "best/validation/accuracy"
+
+
+def test_without_held_out_images_there_is_no_early_stopping(tmp_path):
+    lay(tmp_path / "a", result={"best": {"test/accuracy": 0.9}, "best_epoch": 3, "selected_by": "last epoch"})
+    report = make_report([tmp_path])
+    assert "early stopping" not in report.table
+    assert report.metrics == ["test/accuracy", "test/nll"]
+
+
+def test_runs_whose_metric_is_not_a_number_are_counted(tmp_path):
+    for seed, value in enumerate((0.5, float("nan"), 0.7)):
+        lay(tmp_path / str(seed), seed=seed, accuracy=value)
+    report = make_report([tmp_path])
+    assert list(report.table["n"]) == ["2"]
+    assert "1 of 3 finished runs have no test/accuracy, or NaN: n leaves them out." in report.remarks
 
 
 def test_what_earlier_versions_did_not_record_is_said(sweep):

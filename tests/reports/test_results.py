@@ -10,6 +10,7 @@ import pandas as pd
 import pytest
 from scipy import stats
 
+from sam_runner.reports.report import make_report
 from sam_runner.reports.results import COSTS, load_results, read_curve, read_runs, report_settings
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
@@ -77,6 +78,23 @@ def test_a_damaged_configuration_is_named(text, tmp_path):
     (folder / "config.yaml").write_text(text)
     with pytest.raises(InputError, match=re.escape(str(Path("run") / "config.yaml"))):
         read_runs([tmp_path])
+
+
+def test_what_can_be_read_is_read_and_what_is_left_out_is_said(tmp_path):
+    lay(tmp_path / "good", accuracy=0.7)
+    (lay(tmp_path / "damaged", seed=1) / "config.yaml").write_text("a: [\n")
+    own = lay(tmp_path / "own", seed=2, model={"_target_": "my_models.Mlp", "width": 3})
+    with pytest.warns(UserWarning) as caught:
+        results = load_results([tmp_path])
+    (damaged, trusted) = sorted(str(warning.message) for warning in caught)
+    assert damaged.startswith(f"left out: {tmp_path}/damaged/config.yaml")
+    assert "my_models.Mlp is not in a trusted module; set SAM_RUNNER_TRUSTED as for sam-train" in trusted
+    assert str(own) in trusted and "\n" not in trusted + damaged
+    statuses = {Path(folder).name: status for folder, status in zip(results["folder"], results["status"], strict=True)}
+    assert statuses == {"good": "finished", "damaged": "unreadable", "own": "unreadable"}
+    assert list(results["test/accuracy"].dropna()) == [0.7]
+    text = make_report([tmp_path]).to_text()
+    assert "unreadable: own: " in text and "set SAM_RUNNER_TRUSTED" in text
 
 
 def test_sam_with_rho_0_is_reported_as_sgd():

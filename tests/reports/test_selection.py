@@ -167,7 +167,7 @@ def test_a_command_names_the_folder_of_own_options_that_the_runs_had(tmp_path, m
     elsewhere = final_command(record, [4, 5], "last")
     assert elsewhere == f"sam-train -m --config-dir {tmp_path.resolve()}/mine {end}"
     line = parse_command_line(shlex.split(elsewhere)[1:])
-    assert compose_experiment(line.overrides[:1], line.config_dir).lr == 0.125
+    assert compose_experiment(line.overrides[:1], config_dir=line.config_dir).lr == 0.125
     (tmp_path / "mine" / "experiment" / "own.yaml").unlink()
     assert f"config={folder}" in final_command(record, [4, 5], "last")
 

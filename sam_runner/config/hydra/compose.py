@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from sam_runner.config.experiment import GROUPS, OPTIONAL_GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.saved_config import store_saved_config
@@ -146,21 +147,21 @@ def compose_settings(
         return compose(name, words, return_hydra_config=return_hydra_config)
 
 
-def compose_experiment(overrides: Sequence[str], config_dir: str | None = None) -> ExperimentConfig:
+def compose_experiment(overrides: Sequence[str], *, config_dir: str | None = None) -> ExperimentConfig:
     """Compose and validate the settings of a single run.
 
     Args:
-        overrides: Arguments ``key=value`` and ``group=option``.
+        overrides: The arguments.
         config_dir: Folder of the user's own groups and options.
 
     Raises:
         InputError: For the first invalid setting, or an option that does not exist.
     """
     try:
-        composed = compose_settings(overrides, config_dir=config_dir)
-    except HydraException as error:
-        raise InputError(str(error)) from error
-    return load_experiment(plain_settings(composed), overrides)
+        settings = plain_settings(compose_settings(overrides, config_dir=config_dir))
+    except (HydraException, OmegaConfBaseException, YAMLError) as error:
+        raise InputError(str(error).splitlines()[0]) from error
+    return load_experiment(settings, overrides)
 
 
 def compose_example(overrides: Sequence[str]) -> ExperimentConfig:
