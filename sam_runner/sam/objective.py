@@ -150,6 +150,11 @@ class Objective:
         """Whether every pass needs all ranks, so that they must make the same number of passes."""
         return self.shards.world_size > 1 or (self.context.world_size > 1 and self.statistics.has_synchronised_layers)
 
+    @property
+    def has_random_branches(self) -> bool:
+        """Whether g, from which eps is computed, is not the base optimizer's gradient (Shake-Shake, ShakeDrop)."""
+        return bool(self._random_branches)
+
     def train_parameters(self, params: list[nn.Parameter]) -> None:
         """Let w be the given parameters, in the model's order; those that are not in the model follow.
 

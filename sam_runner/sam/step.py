@@ -94,8 +94,8 @@ class SamStep:
             normalisation layers; always on with a loss scaler.
 
     Raises:
-        ValueError: If the method excludes the groups or the sharding of the weights, or the optimizer's parameters
-            cannot be trained, see `sam_runner.sam.objective.Objective`.
+        ValueError: If the method excludes the groups, the sharding of the weights or the network, or the optimizer's
+            parameters cannot be trained, see `sam_runner.sam.objective.Objective`.
     """
 
     def __init__(
@@ -111,6 +111,11 @@ class SamStep:
         method = Sam() if method is None else method
         if method.sync_perturbation and group_size is not None:
             raise ValueError("sync_perturbation makes one group of the batch: use group_size=None")
+        if method.descends_along_g and objective.has_random_branches:
+            raise ValueError(
+                f"{method.name} descends along g too, and in a network with random branches (Shake-Shake, ShakeDrop) the "
+                "base optimizer's gradient is not g"
+            )
         if objective.shards.world_size > 1 and method.shard_blocker:
             raise ValueError(method.shard_blocker)
         self.objective = objective

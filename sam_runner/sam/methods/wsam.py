@@ -26,6 +26,7 @@ class Wsam(Around):
 
     name = "wsam"
     combines = True
+    descends_along_g = True
 
     def __init__(self, gamma: float = 0.9, *, decoupled: bool = True, around: Method | None = None) -> None:
         super().__init__(around)
