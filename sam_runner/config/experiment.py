@@ -71,8 +71,8 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "N logs the geometry of every N-th step (or the next with a second pass): cosine of g and g_SAM, part of g_SAM orthogonal to g, share of"
-        " ||eps||^2 by layer; null: none",
+        "N logs the geometry of every N-th step (or the next with a second pass): cosine of g and g_SAM, part of"
+        " g_SAM orthogonal to g, share of ||eps||^2 by layer; null: none",
         None,
         range=AT_LEAST_ONE,
         effect="none",

@@ -446,8 +446,8 @@ def build_run(
     step = build_step(config, model, optimizer, dtype, device, total_steps, context)
     if config.telemetry.every is not None and step.objective.has_random_branches:
         raise InputError(
-            "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward passes "
-            "draw other numbers\n  leave telemetry.every out, or use another network"
+            "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "
+            "passes draw other numbers\n  leave telemetry.every out, or use another network"
         )
     _require_possible_parts(config, step, splits.train, len(loader))
     decay = config.ema_decay
