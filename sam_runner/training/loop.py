@@ -95,10 +95,8 @@ def _train_epoch(
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
     if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
         _log_last_row(run, outputs, progress, meter)
-    elif (
-        progress.window_sums.get("num_steps") and progress.step % run.log_every == 0
-    ):  # an earlier max_steps ended here
-        _log_row(run, outputs, progress, meter, last=False)
+    elif progress.window_sums.get("num_steps") and progress.step % run.log_every == 0:
+        _log_row(run, outputs, progress, meter, last=False)  # an earlier max_steps ended here
     run.model.train()
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)

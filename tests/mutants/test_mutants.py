@@ -78,6 +78,10 @@ MUTANTS = {
         ("step: statistics of a non-finite step stay", "SamStep._take", "A.restore(...)", "pass",
          "sam/test_precision.py::any_pass"),
     ],
+    "sam.network.second_derivatives": [
+        ("second order: a term is left out unnoticed", "require_second_derivatives", "nodes += A", "nodes = nodes",
+         "sam/test_awkward_networks.py::refused_by_its_name"),
+    ],
     "sam.methods.second_order": [
         ("second order: dropped", "SecondOrder.accumulate", "A.add_(B)", "A", "sam/test_sam.py::second_order_term"),
         ("second order: doubled", "SecondOrder.accumulate", "A.add_(B)", "A.add_(B, alpha=2)",
