@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -9,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from sam_runner.utils.errors import TrainingError
 
-ONCE = once_differentiable(lambda ctx: None).__code__  # of the backward method of every function that is marked
+ONCE = once_differentiable(print).__code__  # of the backward method of every function that is marked
 
 
 def require_second_derivatives(loss: Tensor, purpose: str, hint: str = "") -> None:
@@ -26,14 +27,14 @@ def require_second_derivatives(loss: Tensor, purpose: str, hint: str = "") -> No
     Raises:
         TrainingError: If there is one; it names the function.
     """
-    nodes, seen = [loss.grad_fn], {None}
+    nodes, seen = [loss.grad_fn], set[Any]()
     while nodes:
         node = nodes.pop()
-        if node in seen or node is None:
+        if node is None or node in seen:
             continue
         seen.add(node)
         function = getattr(type(node), "_forward_cls", None)  # of a torch.autograd.Function
-        if getattr(getattr(function, "backward", None), "__code__", None) is ONCE:
+        if function is not None and getattr(function.backward, "__code__", None) is ONCE:
             raise _error(purpose, f"{function.__name__} is marked once_differentiable", hint)
         nodes += [following for following, _ in node.next_functions]
 
