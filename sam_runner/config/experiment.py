@@ -71,8 +71,8 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "N logs the geometry of every N-th step: cosine of g and g_SAM, part of g_SAM orthogonal to g, share of"
-        " ||eps||^2 by layer; null: none",
+        "N logs the geometry of every N-th step (or the next with a second pass): cosine of g and g_SAM, part of"
+        " g_SAM orthogonal to g, share of ||eps||^2 by layer; null: none",
         None,
         range=AT_LEAST_ONE,
         effect="none",
@@ -130,14 +130,14 @@ class ExperimentConfig:
         "passes over the training set",
         20,
         range=AT_LEAST_ONE,
-        on_resume="the learning rate follows the new number of epochs",
+        on_resume="the schedules of learning rate, rho and method follow the new number of epochs",
         sets_length=True,
     )
     max_steps: int | None = key(
         "stop after this many optimizer steps; null: after the last epoch",
         None,
         range=AT_LEAST_ONE,
-        on_resume="the learning rate follows the new number of steps",
+        on_resume="the schedules of learning rate, rho and method follow the new number of steps",
         sets_length=True,
     )
     batch_size: int = key("images per optimizer step, over all processes", 128, range=AT_LEAST_ONE)

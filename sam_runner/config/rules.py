@@ -213,10 +213,16 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 
 def _check_momentum(config: "ExperimentConfig", _: set[str]) -> None:
     base = config.optimizer.base
-    has_none = isinstance(base, SgdConfig | RMSpropConfig) and base.momentum == 0
-    if isinstance(config.optimizer, MomentumSamConfig) and has_none:
+    if not isinstance(config.optimizer, MomentumSamConfig):
+        return
+    if isinstance(base, SgdConfig | RMSpropConfig) and base.momentum == 0:
         raise InputError(
             "optimizer=momentum_sam needs a base optimizer with momentum\n  use optimizer.base.momentum=0.9"
+        )
+    if isinstance(base, AdamWConfig) and base.betas[:1] == (0.0,):
+        raise InputError(
+            f"optimizer=momentum_sam needs momentum, and optimizer.base.betas={list(base.betas)} has none\n"
+            "  use optimizer.base.betas=[0.9,0.999]"
         )
 
 
@@ -250,13 +256,18 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
 
 def _check_telemetry(config: "ExperimentConfig", typed: set[str]) -> None:
     """Refuse measurements that a run cannot make during training."""
-    options, is_sam = config.telemetry, isinstance(config.optimizer, RadiusConfig)
-    if "telemetry.every" in typed and options.every is not None and not is_sam:
+    options = config.telemetry
+    if "telemetry.every" in typed and options.every is not None and not isinstance(config.optimizer, AscentConfig):
         raise InputError(
             "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
         )
     if options.every is not None and config.compile == "graph":
         raise InputError("telemetry.every does not work with compile=graph\n  use compile=default, or leave it out")
+    if options.curvature_epochs is not None and config.sync_batchnorm:
+        raise InputError(
+            "telemetry.curvature_epochs measures in one process, and sync_batchnorm=true needs all of them\n"
+            "  leave one of them out"
+        )
     if options.curvature_epochs is not None and config.parallel == "fsdp":
         raise InputError(
             "telemetry.curvature_epochs needs all weights in one process\n  use parallel=ddp, or leave it out"

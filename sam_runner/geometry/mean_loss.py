@@ -6,8 +6,7 @@ number of examples.
 """
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -17,10 +16,11 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sam_runner.sam.batch import Batch
-from sam_runner.utils.errors import TrainingError
+from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 
 BatchNormMode = Literal["train", "eval", "reestimate"]
 Loss = Callable[[Any, Tensor], Tensor]
+PRODUCT = "a Hessian-vector product"
 
 
 class Score(NamedTuple):
@@ -207,9 +207,10 @@ class MeanLoss:
         for inputs, targets in self._chunks:
             with (
                 sdpa_kernel(SDPBackend.MATH),
-                _explain_missing_derivative(),
+                explain_missing_derivative(PRODUCT),
             ):
                 loss = self._loss(self._model(inputs), targets) * (len(inputs) / self.num_examples)
+                require_second_derivatives(loss, PRODUCT)
                 found = torch.autograd.grad(loss, self._params, create_graph=True, materialize_grads=True)
                 outputs = [(grad, index) for index, grad in enumerate(found) if grad.requires_grad]
                 for number, (part, result) in enumerate(zip(parts, results, strict=True), 1):
@@ -262,17 +263,3 @@ class MeanLoss:
     def _write(self, weights: Tensor) -> None:
         for param, part in zip(self._params, self.unflatten(weights), strict=True):
             param.copy_(part)
-
-
-@contextmanager
-def _explain_missing_derivative() -> Iterator[None]:
-    """Say in one line why a second derivative does not exist."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrainingError(
-            f"a Hessian-vector product needs second derivatives, which an operation of the network lacks: {reason}"
-        ) from error

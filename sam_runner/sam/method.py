@@ -242,6 +242,8 @@ class Method:
         name: Name of the method in settings and reports.
         combines: Whether the step keeps g beside g_eps and calls `combine`. Costs a copy of the weights in memory, and
             in data-parallel training a message of their size.
+        descends_along_g: Whether the final gradient has a part of g. In networks with random branches (Shake-Shake,
+            ShakeDrop) the base optimizer's gradient is not g, so the method is refused there.
         needs_number: Whether the step's number has to be given.
         data_decide: Whether the data decide how many passes a step makes; `passes` and `cost` are the largest then.
         sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
@@ -251,11 +253,13 @@ class Method:
             computes eps from g needs ``sync_perturbation`` there, since the gradients of shards are means over ranks.
         state: Lists of tensors by name. A list of tensors with the parameters' shapes, made by
             ``[torch.zeros_like(param) for param in params]``, works with sharded parameters too.
-        staged: New values of entries of ``state``, of the same lengths and (local) shapes.
+        staged: New values of entries of ``state``, of the same lengths and (local) shapes. The step is left out if one
+            is not finite.
     """
 
     name: ClassVar[str]
     combines: bool = False
+    descends_along_g: bool = False
     needs_number: bool = False
     data_decide: bool = False
     sync_perturbation: bool = False
@@ -295,10 +299,16 @@ class Method:
         return 3 * self.passes(number)
 
     def accumulate(self, group: Group) -> GroupStats:
-        """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``."""
+        """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``.
+
+        Raises:
+            ValueError: If the network has random branches and there is no second pass, see ``descends_along_g``.
+        """
         first, grads = group.gradient()
         eps = self.perturb(grads, group)
         if eps is None:
+            if group.context.objective.has_random_branches:
+                raise ValueError(f"{self.name} descends along g: set descends_along_g = True")
             group.add_gradient(grads)
             return GroupStats(first, first.loss, group.context.norm(grads), torch.zeros_like(first.loss))
         del grads  # frees the gradient if eps has memory of its own

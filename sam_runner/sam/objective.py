@@ -20,10 +20,15 @@ from sam_runner.sam.batch import Batch, join_outputs, map_tensors
 from sam_runner.sam.batch_statistics import RunningStatistics
 from sam_runner.sam.network.constants import constants_stay
 from sam_runner.sam.network.gradient_memory import own_gradients
+from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
-from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState, find_generators
+
+SECOND_ORDER = (
+    "the second-order term",
+    "use optimizer.second_order=false (in Python: Sam instead of SecondOrder)",
+)
 
 
 class Evaluation(NamedTuple):
@@ -149,6 +154,11 @@ class Objective:
     def communicates_in_passes(self) -> bool:
         """Whether every pass needs all ranks, so that they must make the same number of passes."""
         return self.shards.world_size > 1 or (self.context.world_size > 1 and self.statistics.has_synchronised_layers)
+
+    @property
+    def has_random_branches(self) -> bool:
+        """Whether g, from which eps is computed, is not the base optimizer's gradient (Shake-Shake, ShakeDrop)."""
+        return bool(self._random_branches)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
         """Let w be the given parameters, in the model's order; those that are not in the model follow.
@@ -288,7 +298,8 @@ class Objective:
             total: list[Tensor] = []
 
             def add_gradient(scaled: Tensor) -> None:
-                with _second_derivatives():
+                require_second_derivatives(scaled, *SECOND_ORDER)
+                with explain_missing_derivative(*SECOND_ORDER):
                     found = torch.autograd.grad(scaled, self.params, create_graph=True, materialize_grads=True)
                 grads = [grad if grad.layout == torch.strided else grad.to_dense() for grad in found]
                 total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
@@ -352,7 +363,10 @@ class Objective:
                 param.grad = None
             # autograd.grad would not visit functions marked once_differentiable: it would leave their terms out instead
             # of raising.
-            with _second_derivatives(), self.statistics.recomputing(self.statistics.copy_group_start()):
+            with (
+                explain_missing_derivative(*SECOND_ORDER),
+                self.statistics.recomputing(self.statistics.copy_group_start()),
+            ):
                 torch.autograd.backward(outputs, factors)
             return [param.grad for param in self.params]
         finally:
@@ -440,21 +454,6 @@ class Objective:
         sizes = [len(chunk) for chunk in chunks]
         losses = [part.loss * (size / len(batch)) for part, size in zip(parts, sizes, strict=True)]
         return Evaluation(torch.stack(losses).sum(), join_outputs([part.outputs for part in parts], sizes))
-
-
-@contextmanager
-def _second_derivatives() -> Iterator[None]:
-    """Turn torch's error for a missing second derivative into a `TrainingError`."""
-    try:
-        yield
-    except torch.OutOfMemoryError:
-        raise
-    except RuntimeError as error:
-        reason = str(error).strip().splitlines()[0]
-        raise TrainingError(
-            f"the second-order term needs second derivatives, which an operation of the model lacks: {reason}\n"
-            "  use optimizer.second_order=false (in Python: Sam instead of SecondOrder)"
-        ) from error
 
 
 def _promote(output: Tensor) -> Tensor:

@@ -4,9 +4,12 @@ A fused optimizer decides this on the device: its kernels read a tensor that say
 loss scalers.
 """
 
+import math
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import clip_grads_with_norm_
+from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import to_local
@@ -42,25 +45,29 @@ class OptimizerStep:
         if self._fused and isinstance(self._optimizer, torch.optim.SGD):
             _start_momentum(self._optimizer)
 
-    def __call__(self, finite: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def __call__(self, finite: Tensor, pending: Sequence[Tensor] = ()) -> tuple[Tensor, Tensor, bool]:
         """Step along ``.grad``.
 
         Args:
             finite: Which of the step's other numbers are finite, bool, (k,).
+            pending: What the caller adds to the weights or its state after the step; a number that is not finite there
+                leaves the step out, as one in ``.grad`` does.
 
         Returns:
-            The norm of ``.grad`` before clipping, without the loss scale; `finite` with one more entry, for ``.grad``,
-            (k + 1,); whether the loss scaler skipped the step (a bool on the host, False without a loss scaler).
+            The norm of ``.grad`` before clipping, without the loss scale; `finite` with one more entry, for ``.grad``
+            and `pending`, (k + 1,); whether the loss scaler skipped the step (a bool on the host, False without a loss
+            scaler).
         """
         params = [
             param for group in self._optimizer.param_groups for param in group["params"] if param.grad is not None
         ]
         if not params:
             raise ValueError("the loss depends on no parameter that the optimizer trains")
+        is_pending_finite = self._are_finite(pending, finite)
         if self._scaler.is_enabled():
-            return self._scaled(params, finite)
+            return self._scaled(params, finite, is_pending_finite)
         norm = self._clip(params)
-        finite = torch.cat([finite, norm.isfinite()[None]])
+        finite = torch.cat([finite, (norm.isfinite() & is_pending_finite)[None]])
         if self._fused:
             self._optimizer.found_inf = (~finite.all()).to(torch.float32)  # type: ignore[attr-defined]
             try:
@@ -71,10 +78,19 @@ class OptimizerStep:
             self._optimizer.step()
         return norm, finite, False
 
-    def _scaled(self, params: list[nn.Parameter], finite: Tensor) -> tuple[Tensor, Tensor, bool]:
+    def _are_finite(self, tensors: Sequence[Tensor], like: Tensor) -> Tensor:
+        """Return whether all numbers are finite, bool, 0-dim; `like` is on the device."""
+        tensors = [tensor for tensor in map(to_local, tensors) if tensor.numel() and tensor.is_floating_point()]
+        if not tensors:
+            return torch.ones((), dtype=torch.bool, device=like.device)
+        return self._shards.all_reduce_and(get_total_norm(tensors, math.inf).isfinite())  # the largest cannot overflow
+
+    def _scaled(
+        self, params: list[nn.Parameter], finite: Tensor, is_pending_finite: Tensor
+    ) -> tuple[Tensor, Tensor, bool]:
         """Step with a loss scaler. It checks ``.grad`` only, so NaN is added there if another number is not finite."""
-        zero = finite.new_zeros((), dtype=torch.float32)
-        params[0].grad.add_(zero.masked_fill(~finite.all(), torch.nan))  # type: ignore[union-attr]
+        zero, is_finite = finite.new_zeros((), dtype=torch.float32), finite.all() & is_pending_finite
+        params[0].grad.add_(zero.masked_fill(~is_finite, torch.nan))  # type: ignore[union-attr]
         self._scaler.unscale_(self._optimizer)
         norm = self._clip(params)
         scale = self._scaler.get_scale()

@@ -58,7 +58,9 @@ class StepStats:
             pass. For a step with one pass, the norm of the final gradient.
         eps_norm: ||eps||_2; with groups, their mean.
         outputs: What the model returned for the first pass, in the batch's order; logits (N, C) for a classifier.
-        finite: Which of `CHECKED` are finite, bool, (4,). If one is not, the step changes neither weights nor state.
+        finite: Which of `CHECKED` are finite, bool, (4,). What the method adds to the weights or its state after the
+            base optimizer's step is checked with the final gradient. If a number is not finite, the step changes
+            neither weights nor state.
         skipped: Whether the loss scaler found a non-finite gradient and skipped the step; a bool on the host.
         passes: The passes that the step made; numbers on the host.
     """
@@ -92,8 +94,8 @@ class SamStep:
             normalisation layers; always on with a loss scaler.
 
     Raises:
-        ValueError: If the method excludes the groups or the sharding of the weights, or the optimizer's parameters
-            cannot be trained, see `sam_runner.sam.objective.Objective`.
+        ValueError: If the method excludes the groups, the sharding of the weights or the network, or the optimizer's
+            parameters cannot be trained, see `sam_runner.sam.objective.Objective`.
     """
 
     def __init__(
@@ -109,6 +111,11 @@ class SamStep:
         method = Sam() if method is None else method
         if method.sync_perturbation and group_size is not None:
             raise ValueError("sync_perturbation makes one group of the batch: use group_size=None")
+        if method.descends_along_g and objective.has_random_branches:
+            raise ValueError(
+                f"{method.name} descends along g too, and with random branches (Shake-Shake, ShakeDrop) the base "
+                "optimizer's gradient is not g"
+            )
         if objective.shards.world_size > 1 and method.shard_blocker:
             raise ValueError(method.shard_blocker)
         self.objective = objective
@@ -215,7 +222,8 @@ class SamStep:
         grad_norm = grad_norm / context.loss_scale
         if method.combines:
             self._combine(method, context, gradient_sum)
-        final_norm, finite, skipped = self._optimizer_step(finite)
+        staged = [tensor for tensors in method.staged.values() for tensor in tensors]
+        final_norm, finite, skipped = self._optimizer_step(finite, staged)
         if before is not None:
             objective.statistics.restore(before, where=~finite.all())
         method.commit(finite, context)
@@ -234,8 +242,13 @@ class SamStep:
         """Let the method combine g and g_eps in ``.grad``."""
         if gradient_sum and not method.sync_perturbation:
             self.objective.context.all_reduce_mean(gradient_sum)
-        final = [to_local(torch.zeros_like(p) if p.grad is None else p.grad) for p in self.objective.params]
-        method.combine(final, gradient_sum or None, context)
+        params, shards = self.objective.params, self.objective.shards
+        grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
+        method.combine([to_local(grad) for grad in grads], gradient_sum or None, context)
+        for param, grad in zip(params, grads, strict=True):
+            # A parameter that no pass at w + eps used can have a final gradient now. Otherwise it stays without one.
+            if param.grad is None and shards.all_reduce_sum(to_local(grad).count_nonzero()) > 0:
+                param.grad = grad
 
 
 def _mean_over_groups(parts: list[GroupStats], batches: list[Batch], num_examples: int) -> tuple[Tensor, ...]:

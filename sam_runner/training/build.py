@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
-from sam_runner.config.optimizer import OptimizerConfig
+from sam_runner.config.optimizer import MomentumSamConfig, OptimizerConfig
 from sam_runner.data.image_sets import Images, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.noise import noise_needs
@@ -37,6 +37,7 @@ from sam_runner.models.build import (
 from sam_runner.models.outputs import get_logits
 from sam_runner.sam.batch import Batch, part_sizes
 from sam_runner.sam.cuda_graph import CapturedStep
+from sam_runner.sam.methods.momentum_sam import find_momentum
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.training.build_method import build_method
@@ -177,7 +178,7 @@ def build_optimizer(
         arguments["fused"] = True
     if not compiled:
         avoid_compiler_import(locate(target))  # type: ignore[arg-type]
-    _try_optimizer(target, arguments)
+    _try_optimizer(target, arguments, needs_momentum=isinstance(options, MomentumSamConfig))
     optimizer: torch.optim.Optimizer = call_target(target, arguments, "optimizer.base", params=groups)
     if callable(getattr(optimizer, "train", None)):  # a schedule-free optimizer
         optimizer.train()  # type: ignore[attr-defined]
@@ -207,13 +208,19 @@ def _require_base_optimizer(target: str) -> None:
         )
 
 
-def _try_optimizer(target: str, arguments: Mapping[str, Any]) -> None:
+def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum: bool) -> None:
     """Require that an optimizer that is not torch's own can take a step with nothing but gradients.
 
+    Args:
+        target: Class of the optimizer.
+        arguments: Its arguments.
+        needs_momentum: Whether it must have momentum after the step.
+
     Raises:
-        InputError: If the step fails, for example because it needs a closure or second derivatives.
+        InputError: If the step fails, for example because it needs a closure or second derivatives, or if there is no
+            momentum.
     """
-    if target.startswith("torch.optim."):
+    if target.startswith("torch.optim.") and not needs_momentum:
         return
     param = nn.Parameter(torch.ones(2, 2))
     optimizer = call_target(target, {**arguments}, "optimizer.base", params=[param])
@@ -228,6 +235,11 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any]) -> None:
             f"optimizer.base._target_={target} cannot take a step with nothing but gradients: {reason[0]}\n"
             "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
         ) from error
+    if needs_momentum and find_momentum(optimizer, param) is None:
+        raise InputError(
+            f"optimizer=momentum_sam needs momentum, and optimizer.base._target_={target} has none\n"
+            "  use optimizer/base=sgd or optimizer/base=adamw"
+        )
 
 
 def build_step(
@@ -432,6 +444,11 @@ def build_run(
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     step = build_step(config, model, optimizer, dtype, device, total_steps, context)
+    if config.telemetry.every is not None and step.objective.has_random_branches:
+        raise InputError(
+            "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "
+            "passes draw other numbers\n  leave telemetry.every out, or use another network"
+        )
     _require_possible_parts(config, step, splits.train, len(loader))
     decay = config.ema_decay
     averaged = build_average(model, decay) if decay else None

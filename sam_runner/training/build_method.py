@@ -25,7 +25,7 @@ from sam_runner.config.optimizer import (
     SamOnKeys,
     WsamConfig,
 )
-from sam_runner.config.schedule import DecayConfig
+from sam_runner.config.schedule import DecayConfig, ScheduleConfig, StepDecayConfig
 from sam_runner.sam import methods
 from sam_runner.sam.method import Method
 from sam_runner.utils.errors import InputError
@@ -91,8 +91,8 @@ def _build_perturbation(options: OptimizerConfig | PerturbationConfig, sync: boo
 def _build_around(config: ExperimentConfig, options: AroundConfig, around: Method, total_steps: int) -> Method:
     """Return a method around another one."""
     if isinstance(options, GsamConfig):
-        schedule, lr = config.schedule, options.base.lr
-        lowest = schedule.final_factor * lr if isinstance(schedule, DecayConfig) else 0.0
+        lr = options.base.lr
+        lowest = lr * _final_factor(config.schedule)
         return methods.Gsam(options.alpha, options.rho_min, lr_max=lr, lr_min=lowest, around=around)
     if isinstance(options, GradientNormConfig):
         return methods.GradientNorm(options.alpha, around)
@@ -108,6 +108,13 @@ def _build_around(config: ExperimentConfig, options: AroundConfig, around: Metho
         return methods.AeSam(options.start, options.end, options.decay, total_steps=total_steps, around=around)
     assert isinstance(options, LateConfig)
     return methods.Late(options.fraction, options.part, total_steps=total_steps, around=around)
+
+
+def _final_factor(schedule: ScheduleConfig) -> float:
+    """Return the smallest learning rate relative to the initial one; 0 for a schedule that is constant or a user's."""
+    if isinstance(schedule, DecayConfig):
+        return schedule.final_factor
+    return schedule.gamma ** len(schedule.milestones) if isinstance(schedule, StepDecayConfig) else 0.0
 
 
 def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:

@@ -95,8 +95,8 @@ def _train_epoch(
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
     if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
         _log_last_row(run, outputs, progress, meter)
-    elif progress.window_sums["num_steps"] and progress.step % run.log_every == 0:  # an earlier max_steps ended here
-        _log_row(run, outputs, progress, meter, last=False)
+    elif progress.window_sums.get("num_steps") and progress.step % run.log_every == 0:
+        _log_row(run, outputs, progress, meter, last=False)  # an earlier max_steps ended here
     run.model.train()
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
@@ -106,14 +106,14 @@ def _train_epoch(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
         measured = _train_step(run, meter, next(batches), progress)
+        if measured:  # before the row of the step: a run that ends here can be made longer
+            outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         last = progress.batch == num_batches
         if last:
             stopwatch.lap()
             _log_last_row(run, outputs, progress, meter)
         elif progress.step % run.log_every == 0:
             _log_row(run, outputs, progress, meter, last=False)
-        if measured:
-            outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         signal, due = run.context.all_reduce_max(
             stop.signal_number, not last and save_schedule.should_save(progress.step)
         )
@@ -164,13 +164,13 @@ def _end_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> bool:
     """End an epoch: evaluate and save if it is time to, and log. Returns whether a checkpoint was written."""
-    if not progress.epoch_sums["num_steps"]:
+    if not progress.epoch_sums.get("num_steps"):
         raise TrainingError(
             f"every step of epoch {progress.epoch + 1} was skipped: its loss or gradient was not finite\n"
             "  use precision=bf16 or fp32, or a smaller lr or rho"
         )
     last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
-    values: Metrics = add_prefix("train", train_metrics(progress.epoch_sums, is_perturbed=_is_perturbed(run, progress)))
+    values: Metrics = add_prefix("train", train_metrics(progress.epoch_sums))
     values |= progress.last_hparams
     log_confusion = (lambda image: outputs.loggers.image("test/confusion", image, progress.step)) if last else None
     must_evaluate = last or (progress.epoch + 1) % run.eval_every == 0
@@ -184,7 +184,7 @@ def _end_epoch(
     if run.telemetry.measures_epoch(progress.epoch + 1) and run.context.is_main:
         values |= run.telemetry.lambda_max(run.model)
     progress.epoch, progress.batch = progress.epoch + 1, 0
-    progress.epoch_sums = dict.fromkeys(SUMS, 0.0)
+    progress.epoch_sums = {}
     outputs.loggers.scalars(progress.step, progress.epoch, values)
     has_validation = "validation" in run.evaluations
     is_best = must_evaluate and _record_evaluation(progress, values, has_validation=has_validation)
@@ -208,8 +208,9 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
     weight = run.context.batch_weight(len(examples.labels), examples.global_batch_size)
     batch = Batch(examples.images, examples.targets, weight)
     measured: Metrics = {}
-    if run.telemetry.measures_step(progress.step + 1) and isinstance(run.step, SamStep):
+    if run.telemetry.measures_step(progress.step + 1, progress.measured_step) and isinstance(run.step, SamStep):
         stats, measured = measure_step(run.step, batch, rho, progress.step)
+        progress.measured_step = progress.step + 1 if measured else progress.measured_step
     else:
         stats = run.step(batch, rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
@@ -234,20 +235,15 @@ def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, 
     With `last` nothing is logged, because `_end_epoch` logs the row of the whole epoch.
     """
     sums = meter.read_and_reset()
-    progress.window_sums = dict.fromkeys(SUMS, 0.0)
+    progress.window_sums = {}
     bad = [name for name, key in zip(CHECKED, SUMS[-len(CHECKED) :], strict=True) if sums[key]]
     if bad and not run.skip_nonfinite:
         raise _nonfinite_error(bad[0], f"within the last {run.log_every} steps before step {progress.step}")
     progress.num_nonfinite += round(sums["num_nonfinite"])
-    progress.epoch_sums = {name: progress.epoch_sums[name] + sums[name] for name in SUMS}
+    progress.epoch_sums = {name: progress.epoch_sums.get(name, 0.0) + sums[name] for name in SUMS}
     if not last and sums["num_steps"]:  # the means over skipped steps alone are undefined
-        values = add_prefix("train", train_metrics(sums, is_perturbed=_is_perturbed(run, progress)))
+        values = add_prefix("train", train_metrics(sums))
         outputs.loggers.scalars(progress.step, progress.epoch + 1, values | progress.last_hparams)
-
-
-def _is_perturbed(run: Run, progress: Progress) -> bool:
-    """Return whether steps have a second pass: whether rho > 0 in the latest step or in the last step of training."""
-    return run.rho(max(progress.num_updates - 1, 0)) > 0 or run.rho(run.max_steps - 1) > 0
 
 
 def _require_finite_step(stats: StepStats, step: int) -> None:

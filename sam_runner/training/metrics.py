@@ -9,9 +9,10 @@ from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.sam.step import StepStats
 
 SUMS = (
-    "num_steps", "num_images", "loss", "loss_perturbed", "grad_norm", "eps_norm", "correct",
-    "num_clean", "correct_clean", "num_corrupted", "correct_corrupted", "recovered_corrupted", "num_nonfinite",
-    "nonfinite_loss", "nonfinite_loss_perturbed", "nonfinite_grad", "nonfinite_final",
+    "num_steps", "num_images", "loss", "grad_norm", "num_perturbed", "num_images_perturbed", "loss_unperturbed",
+    "loss_perturbed", "eps_norm", "correct", "num_clean", "correct_clean", "num_corrupted", "correct_corrupted",
+    "recovered_corrupted", "num_nonfinite", "nonfinite_loss", "nonfinite_loss_perturbed", "nonfinite_grad",
+    "nonfinite_final",
 )  # fmt: skip
 
 
@@ -31,11 +32,15 @@ class TrainMeter:
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self._context = context
-        values = [0.0 if initial_sums is None or not context.is_main else initial_sums[name] for name in SUMS]
+        initial_sums = initial_sums if initial_sums and context.is_main else {}
+        values = [initial_sums.get(name, 0.0) for name in SUMS]
         self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor, share: float = 1.0) -> None:
         """Add a step. For a step with a non-finite loss or gradient, add only to the counts of such steps.
+
+        The loss at w + eps and ||eps|| are those of steps with a second pass; the loss at w of these steps is added
+        beside them.
 
         Args:
             stats: Statistics of the step.
@@ -46,10 +51,13 @@ class TrainMeter:
         prediction = stats.outputs.argmax(1)
         correct, corrupted = prediction == labels, labels != clean_labels
         num_images = torch.full_like(stats.loss, len(labels))
+        one = torch.full_like(stats.loss, share)
+        is_perturbed = float(stats.passes.gradient > 1)
+        num_perturbed = num_images * is_perturbed
         values = [
-            torch.full_like(stats.loss, share), num_images,
-            stats.loss * num_images, stats.loss_perturbed * num_images, stats.grad_norm * share, stats.eps_norm * share,
-            correct.sum(), (~corrupted).sum(), (correct & ~corrupted).sum(),
+            one, num_images, stats.loss * num_images, stats.grad_norm * share,
+            one * is_perturbed, num_perturbed, stats.loss * num_perturbed, stats.loss_perturbed * num_perturbed,
+            stats.eps_norm * share * is_perturbed, correct.sum(), (~corrupted).sum(), (correct & ~corrupted).sum(),
             corrupted.sum(), (correct & corrupted).sum(), ((prediction == clean_labels) & corrupted).sum(),
         ]  # fmt: skip
         is_nonfinite = ~stats.finite.all()
@@ -67,16 +75,16 @@ class TrainMeter:
         return sums
 
 
-def train_metrics(sums: Mapping[str, float], *, is_perturbed: bool) -> dict[str, float]:
+def train_metrics(sums: Mapping[str, float]) -> dict[str, float]:
     """Average the sums of a `TrainMeter`.
 
     Args:
         sums: Sums by the names in `SUMS`, over at least one step.
-        is_perturbed: Whether the steps have a second pass; otherwise there is no loss at w + eps.
 
     Returns:
-        ``loss`` at w, ``accuracy`` on the training labels and ``grad_norm``. With a second pass also
-        ``loss_perturbed`` at w + eps, ``loss_gap`` = ``loss_perturbed`` - ``loss`` and ``eps_norm``. With corrupted
+        ``loss`` at w, ``accuracy`` on the training labels and ``grad_norm``. If steps have a second pass, also the
+        means over these steps of the loss at w + eps (``loss_perturbed``), of its difference to their loss at w
+        (``loss_gap``) and of ||eps|| (``eps_norm``). With corrupted
         labels also ``accuracy_clean`` on the uncorrupted examples, and the fractions of the corrupted examples that
         are predicted as their wrong label (``memorised``) and as their true label (``recovered``).
     """
@@ -85,10 +93,10 @@ def train_metrics(sums: Mapping[str, float], *, is_perturbed: bool) -> dict[str,
         "accuracy": sums["correct"] / sums["num_images"],
         "grad_norm": sums["grad_norm"] / sums["num_steps"],
     }
-    if is_perturbed:
-        values["loss_perturbed"] = sums["loss_perturbed"] / sums["num_images"]
-        values["loss_gap"] = values["loss_perturbed"] - values["loss"]
-        values["eps_norm"] = sums["eps_norm"] / sums["num_steps"]
+    if sums["num_perturbed"]:
+        values["loss_perturbed"] = sums["loss_perturbed"] / sums["num_images_perturbed"]
+        values["loss_gap"] = values["loss_perturbed"] - sums["loss_unperturbed"] / sums["num_images_perturbed"]
+        values["eps_norm"] = sums["eps_norm"] / sums["num_perturbed"]
     if sums["num_corrupted"]:
         values["accuracy_clean"] = sums["correct_clean"] / max(sums["num_clean"], 1)
         values["memorised"] = sums["correct_corrupted"] / sums["num_corrupted"]

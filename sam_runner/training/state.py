@@ -15,7 +15,6 @@ from sam_runner.distributed.sharding import full_state, load_full_model_state, l
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.step import SamStep
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.metrics import SUMS
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.schedules import Schedule
 from sam_runner.training.telemetry import OFF, Telemetry
@@ -93,6 +92,7 @@ class Progress:
         batch: Number of completed batches of the current epoch.
         step: Number of completed steps, including the steps that were skipped.
         num_updates: Number of steps except those that the loss scaler skipped; the position in the schedules.
+        measured_step: Number of the last step that telemetry measured, from 1; 0 if there is none.
         num_images: Number of training images seen.
         num_nonfinite: Number of steps skipped because a loss or gradient was not finite. Steps that the loss scaler
             skipped are not included.
@@ -110,8 +110,8 @@ class Progress:
             latest evaluated epoch.
         evaluated_epoch: Number of the latest evaluated epoch, from 1; 0 if there is none.
         best_epoch: Number of the epoch of `best_metrics`, from 1; 0 if there is none.
-        epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row.
-        window_sums: Sums of a `TrainMeter` since the last logged row.
+        epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row; empty before the first.
+        window_sums: Sums of a `TrainMeter` since the last logged row; empty before the next step.
         last_hparams: Learning rate, rho and loss scale of the last step.
         before_end: Where `max_steps` ended the run within an epoch: the progress before that end was counted as the
             end of an epoch, and the states of the loggers then. A run that is made longer continues from there.
@@ -121,6 +121,7 @@ class Progress:
     batch: int = 0
     step: int = 0
     num_updates: int = 0
+    measured_step: int = 0
     num_images: int = 0
     num_nonfinite: int = 0
     gradient_evaluations: float = 0.0
@@ -133,8 +134,8 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_epoch: int = 0
     best_epoch: int = 0
-    epoch_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
-    window_sums: dict[str, float] = field(default_factory=lambda: dict.fromkeys(SUMS, 0.0))
+    epoch_sums: dict[str, float] = field(default_factory=dict)
+    window_sums: dict[str, float] = field(default_factory=dict)
     last_hparams: dict[str, float] = field(default_factory=dict)
     before_end: dict[str, Any] = field(default_factory=dict)
 

@@ -28,7 +28,7 @@ class Telemetry:
     """What a run measures while it trains.
 
     Attributes:
-        every: Number of steps between two measured steps; None: none.
+        every: Number of steps between two measurements of a step; None: none.
         curvature_epochs: Number of epochs between two measurements of the largest eigenvalue; None: none.
         config: Settings of the run.
         subset: Examples of `lambda_max`, or None.
@@ -39,9 +39,17 @@ class Telemetry:
     config: ExperimentConfig | None = None
     subset: Batch | None = None
 
-    def measures_step(self, step: int) -> bool:
-        """Return whether the step with a number from 1 is measured."""
-        return self.every is not None and step % self.every == 0
+    def measures_step(self, step: int, measured: int) -> bool:
+        """Return whether a measurement is due.
+
+        A measurement is due at each multiple of `every` and stays due until a step can be measured: one with a second
+        pass that is not left out.
+
+        Args:
+            step: Number of the step, from 1.
+            measured: Number of the last step that was measured; 0: none.
+        """
+        return self.every is not None and step // self.every > measured // self.every
 
     def measures_epoch(self, epoch: int) -> bool:
         """Return whether the largest eigenvalue is measured after the epoch with a number from 1."""
@@ -83,11 +91,11 @@ def measure_step(step: SamStep, batch: Batch, rho: float, number: int) -> tuple[
         number: See `SamStep`.
 
     Returns:
-        The statistics of the step, and the measurements by tag: none for a step with one pass, or where a number is
-        not finite. ``telemetry/cosine``: cosine of g and g_SAM. ``telemetry/orthogonal``: norm of the part of g_SAM
-        that is orthogonal to g, divided by ||g_SAM||. ``telemetry/eps_share/MODULE``: share of ||eps||^2 in the
-        parameters of a module. g and g_SAM are those of the whole batch over all processes. eps is that of this process
-        and the last ascent step; with groups, the mean of their shares.
+        The statistics of the step, and the measurements by tag: none for a step with one pass, or that is left out.
+        All processes have some or none. ``telemetry/cosine``: cosine of g and g_SAM. ``telemetry/orthogonal``: norm of
+        the part of g_SAM that is orthogonal to g, divided by ||g_SAM||. ``telemetry/eps_share/MODULE``: share of
+        ||eps||^2 in the parameters of a module, if eps is not zero. g and g_SAM are those of the whole batch over all
+        processes. eps is that of this process and the last ascent step; with groups, the mean of their shares.
     """
     step.update_parameters()
     method, radius = step.choose_method(rho, number)
@@ -95,7 +103,7 @@ def measure_step(step: SamStep, batch: Batch, rho: float, number: int) -> tuple[
         return step.take(batch, method, radius, number), {}
     observed = ObservedMethod(method, len(batch))
     stats = step.take(batch, observed, radius, number)
-    return stats, observed.measurements(step.objective)
+    return stats, observed.measurements(step.objective) if stats.finite.all() else {}
 
 
 class ObservedMethod(Method):
@@ -151,12 +159,12 @@ class ObservedMethod(Method):
         if self._products is None or self._squares is None:
             return {}
         g_g, g_s, s_s, r_r, *shares = torch.cat([self._products, self._squares]).tolist()
-        if not (0 < g_g < math.inf and 0 < s_s < math.inf and all(map(math.isfinite, shares))):
+        if not (0 < g_g < math.inf and 0 < s_s < math.inf):  # means over the processes
             return {}
         cosine = max(-1.0, min(1.0, g_s / (g_g * s_s) ** 0.5))
         values = {"telemetry/cosine": cosine, "telemetry/orthogonal": min(1.0, (r_r / s_s) ** 0.5)}
         modules = {id(param): name.rpartition(".")[0] for name, param in objective.model.named_parameters()}
-        for param, share in zip(objective.params, shares, strict=True):
+        for param, share in zip(objective.params, shares, strict=True) if all(map(math.isfinite, shares)) else ():
             tag = f"telemetry/eps_share/{modules.get(id(param), 'loss') or 'network'}"
             values[tag] = values.get(tag, 0.0) + share
         return values

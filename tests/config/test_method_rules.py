@@ -45,12 +45,17 @@ def test_settings_reach_the_method():
     assert (gsam.lr_max, gsam.lr_min, gsam.rho_min) == (0.2, pytest.approx(0.02), 0.01)
     assert [gsam.radius(0.05, 0, lr) for lr in (0.2, 0.02, 0.3)] == pytest.approx([0.05, 0.01, 0.05])
     assert gsam.radius(0.05, 0, 0.11) == pytest.approx(0.03)
+    config = config_of(
+        "optimizer=gsam", "schedule=step", "lr=0.1", "schedule.milestones=[0.5,0.7]", "schedule.gamma=0.1"
+    )
+    assert build_method(config, 10).lr_min == pytest.approx(0.001)
 
 
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
         (["optimizer=momentum_sam", "optimizer.base.momentum=0"], "needs a base optimizer with momentum"),
+        (["optimizer=momentum_sam", "optimizer/base=adamw", "optimizer.base.betas=[0,0.999]"], "needs momentum"),
         (["optimizer=ae_sam", "compile=graph"], "decides on the host"),
         (["optimizer=esam", "compile=graph"], "draws weights anew"),
         (["optimizer=gsam", "optimizer.rho_min=0.5"], "rho_min=0.5 is larger than rho=0.05"),
@@ -75,3 +80,25 @@ def test_a_method_that_does_not_fit_the_network_is_refused_with_a_way_out(monkey
     ) as e:
         build_run(config_of(*TINY, "optimizer=sam_on"))
     assert "use optimizer=sam" in str(e.value)
+
+
+@pytest.mark.parametrize("target", ["torch.optim.Adagrad", "torch.optim.Adadelta"])
+def test_momentum_sam_with_a_base_optimizer_without_momentum_is_refused_before_training(target):
+    words = ["optimizer=momentum_sam", "optimizer/base=torch", f"optimizer.base._target_={target}"]
+    with pytest.raises(InputError, match=f"needs momentum, and optimizer.base._target_={target} has none"):
+        build_run(config_of(*TINY, *words))
+    words[2] = "optimizer.base._target_=torch.optim.NAdam"
+    build_run(config_of(*TINY, *words))
+
+
+@pytest.mark.parametrize("name", ["gsam", "gradient_norm", "wsam", "looksam", "ae_sam"])
+def test_methods_that_descend_along_g_are_refused_with_random_branches(name):
+    shake = ["model=shake_shake26_2x32d", "model.depth=8", "model.width=4"]
+    with pytest.raises(InputError, match=rf"optimizer={name}: {name} descends along g too.*Shake-Shake"):
+        build_run(config_of(*TINY, *shake, f"optimizer={name}"))
+
+
+def test_telemetry_of_steps_is_refused_with_random_branches():
+    shake = ["model=shake_shake26_2x32d", "model.depth=8", "model.width=4"]
+    with pytest.raises(InputError, match=r"telemetry\.every compares g and g_SAM"):
+        build_run(config_of(*TINY, *shake, "optimizer=sam", "telemetry.every=2"))

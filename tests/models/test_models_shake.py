@@ -11,7 +11,7 @@ from sam_runner.models.layers.shake import ShakeDrop, ShakeShake
 from sam_runner.models.pyramidnet import PyramidNet
 from sam_runner.models.shake_shake import ShakeShakeNet
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.methods import KStep, SecondOrder
+from sam_runner.sam.methods import Gsam, Interval, KStep, Late, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.random_branches import true_gradient
 from sam_runner.sam.step import SamStep
@@ -65,12 +65,12 @@ def copy_weights(model):
     return {name: param.detach().clone().requires_grad_() for name, param in model.named_parameters()}
 
 
-def step_gradient(model, batch, rho, **options):
+def step_gradient(model, batch, rho, number=0, **options):
     """Return the gradient that a step of SGD with lr 1 subtracts."""
     before = [param.detach().clone() for param in model.parameters()]
     objective = Objective(model, F.cross_entropy)
     torch.manual_seed(3)
-    SamStep(objective, torch.optim.SGD(model.parameters(), lr=1.0), **options)(batch, rho)
+    SamStep(objective, torch.optim.SGD(model.parameters(), lr=1.0), **options)(batch, rho, number)
     return [old - new for old, new in zip(before, model.parameters(), strict=True)]
 
 
@@ -128,6 +128,26 @@ def test_the_second_order_term_differentiates_the_true_gradient(problem):
     second_order = torch.autograd.grad(eps, list(weights.values()), finals)
     expected = [final + term for final, term in zip(finals, second_order, strict=True)]
     require_close(step_gradient(model, batch, 0.3, method=SecondOrder()), expected)
+
+
+@pytest.mark.parametrize("method", [Interval(2), Late(0.2, total_steps=9)])
+def test_the_steps_with_one_pass_have_the_gradient_of_the_backward_scales(problem, method):
+    model, batch = problem
+    expected = compute_gradient(make_reference(model), batch, copy_weights(model), use_true_gradient=False)
+    require_close(step_gradient(model, batch, 0.3, 1, method=method), expected)
+
+
+class OnePass(KStep):
+    def perturb(self, grads, group):
+        return None
+
+
+def test_a_method_that_descends_along_the_true_gradient_is_refused(problem):
+    model, batch = problem
+    with pytest.raises(ValueError, match="interval descends along g too"):
+        step_gradient(model, batch, 0.3, method=Interval(2, Gsam()))
+    with pytest.raises(ValueError, match="k_step descends along g: set descends_along_g"):
+        step_gradient(model, batch, 0.3, method=OnePass(1))
 
 
 def test_both_passes_have_the_same_forward_scales():

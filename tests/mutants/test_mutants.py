@@ -57,6 +57,8 @@ MUTANTS = {
          "sam/test_sam.py::restored_when_the_second"),
     ],
     "sam.step": [
+        ("step: the true gradient is descended", "SamStep.__init__", "A.descends_along_g and B", "False",
+         "models/test_models_shake.py::descends_along"),
         ("step: a second pass at rho 0", "SamStep.choose_method", "is_zero(A)", "False",
          "sam/test_method.py::rho_zero_is_the_base"),
         ("step: groups are ignored", "SamStep._take", "A.split(B, C)", "A.split(B, None)",
@@ -69,8 +71,16 @@ MUTANTS = {
          "sam/test_random_direction.py::neither_gradient"),
         ("step: the norm keeps the loss scale", "SamStep._take", "A / B.loss_scale", "A",
          "sam/test_precision.py::perturbation_does_not_depend"),
+        ("step: what is added after the step is not checked", "SamStep._take", "self._optimizer_step(A, B)",
+         "self._optimizer_step(A)", "sam/test_family.py::infinite_gradient"),
+        ("step: a part of the final gradient is lost", "SamStep._combine", "param.grad = grad", "pass",
+         "sam/test_family.py::only_the_pass_at_w"),
         ("step: statistics of a non-finite step stay", "SamStep._take", "A.restore(...)", "pass",
          "sam/test_precision.py::any_pass"),
+    ],
+    "sam.network.second_derivatives": [
+        ("second order: a term is left out unnoticed", "require_second_derivatives", "nodes += A", "nodes = nodes",
+         "sam/test_awkward_networks.py::refused_by_its_name"),
     ],
     "sam.methods.second_order": [
         ("second order: dropped", "SecondOrder.accumulate", "A.add_(B)", "A", "sam/test_sam.py::second_order_term"),
@@ -237,7 +247,7 @@ MUTANTS = {
          "sam/test_step.py::not_finite_leaves_weights"),
         ("update: momentum starts uninitialised", "OptimizerStep.prepare", "_start_momentum(A)", "pass",
          "sam/test_step.py::not_finite_leaves_weights"),
-        ("update: the final gradient is not checked", "OptimizerStep.__call__", "[A, B.isfinite()[None]]", "[A, A[:1]]",
+        ("update: the final gradient is not checked", "OptimizerStep.__call__", "B.isfinite() & C", "C",
          "sam/test_step.py::what_is_not_finite"),
     ],
     "sam.batch_statistics": [
@@ -387,6 +397,8 @@ MUTANTS = {
          "(rows.norm() / drawn.norm()).expand(len(rows))", "geometry/test_sharpness.py::filters_of_a_direction"),
     ],
     "training.telemetry": [
+        ("telemetry: a step that is left out is measured never", "Telemetry.measures_step", "A > B",
+         "step % self.every == 0", "training/test_telemetry.py::stays_due"),
         ("telemetry: the cosine of g with itself", "ObservedMethod.combine", "(first, final)", "(first, first)",
          "training/test_telemetry.py::by_hand"),
         ("telemetry: norms instead of squares", "ObservedMethod.accumulate", "A.square()", "A.abs()",
@@ -401,6 +413,8 @@ MUTANTS = {
     "training.metrics": [
         ("ranks: norms count once a rank", "TrainMeter.add", "A.grad_norm * B", "A.grad_norm",
          "distributed/test_distributed.py::sums_of_ranks"),
+        ("metrics: steps with one pass have sharpness 0", "TrainMeter.add", "A.gradient > 1", "A.gradient > 0",
+         "training/test_metrics.py::sharpness_is_that"),
         ("metrics: of equal logits none is first", "evaluation_metrics", "A & is_lower_class", "A",
          "training/test_metrics.py::top_five"),
         ("metrics: a sixth class counts", "evaluation_metrics", "A < 5", "A <= 5",
@@ -452,6 +466,8 @@ MUTANTS = {
          "training/test_loop.py::eval_every"),
         ("loop: the test set chooses", "_record_evaluation", "'validation/accuracy'", "'test/accuracy'",
          "training/test_loop.py::only_the_validation"),
+        ("telemetry: every step is measured", "_train_step", "progress.measured_step = A", "pass",
+         "training/test_telemetry.py::same_bits"),
         ("resume: the place in the epoch", "_train_epoch", "A.epoch(B, start=C)", "A.epoch(B)",
          "training/test_resume.py::stopped_after_any_step and direction"),
         ("resume: sums since the last row", "_train_epoch", "A.window_sums = B", "pass",

@@ -231,6 +231,25 @@ class Single(nn.Module):
         return x + x @ self.weight.double()
 
 
+class SquareOnce(torch.autograd.Function):
+    """x^2, whose backward pass cannot be differentiated."""
+
+    @staticmethod
+    def forward(ctx, x):
+        ctx.save_for_backward(x)
+        return x.square()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return 2 * gradient * ctx.saved_tensors[0]
+
+
+class Once(nn.Module):
+    def forward(self, x):
+        return SquareOnce.apply(x)
+
+
 def batch_norm():
     return nn.BatchNorm1d(WIDTH, dtype=torch.float64)
 
@@ -251,6 +270,22 @@ PARTS = {
     f"{kind} numbers": lambda kind=kind: Drawing(kind)
     for kind in ("torch", "numpy", "python", "own torch", "own numpy", "own python", "listed")
 }  # fmt: skip
+
+
+ONCE = {  # networks that must be refused where second derivatives are needed; after the second, only a linear loss
+    "inside": lambda: nn.Sequential(Linear(), Once(), Linear()),
+    "at the end": lambda: nn.Sequential(Linear(), Once()),
+    "recomputed": lambda: nn.Sequential(Linear(), Recomputed(nn.Sequential(Once(), nn.Tanh()), False), Linear()),
+    "in one branch": lambda: nn.Sequential(Linear(), Sum(Once(), nn.Tanh())),
+}
+
+
+class Sum(nn.ModuleList):
+    def __init__(self, *parts):
+        super().__init__(parts)
+
+    def forward(self, x):
+        return sum(part(x) for part in self)
 
 
 class Network(nn.Module):

@@ -11,12 +11,15 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.nn import functional as F
 
+from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.sam import methods as family
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import KStep
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from sam_runner.utils.errors import TrainingError
 from tests.oracles.awkward_networks import (
+    ONCE,
     PARTS,
     WIDTH,
     Network,
@@ -185,3 +188,22 @@ def test_state_and_evaluations_leave_a_network_as_a_plain_step_does(make, name):
         assert torch.allclose(
             buffer, dict(plain.named_buffers())[name], rtol=0, atol=0.2 if make is family.Esam else 1e-9
         )
+
+
+@pytest.mark.parametrize("name", ONCE)
+def test_a_function_that_can_be_differentiated_once_is_refused_by_its_name(name):
+    """At the end of a network with a linear loss, torch would leave its second derivative out without a word."""
+    model, (inputs, labels) = ONCE[name](), batches(1)[0]
+    before = copy.deepcopy(model.state_dict())
+    step = SamStep(
+        Objective(model, lambda outputs, _: outputs.mean()),
+        torch.optim.SGD(model.parameters(), lr=LR),
+        family.SecondOrder(),
+    )
+    with pytest.raises(TrainingError, match=r"second-order term needs .*SquareOnce is marked.*\n  use optimizer"):
+        step(Batch(inputs, labels), 0.5)
+    assert all(map(torch.equal, before.values(), model.state_dict().values()))
+    loss = MeanLoss(model, lambda outputs, _: outputs.mean(), Batch(inputs, labels), chunk_size=5, dtype=torch.float64)
+    with pytest.raises(TrainingError, match="Hessian-vector product needs .*SquareOnce is marked once_differentiable"):
+        loss.hessian_products([loss.weights])
+    assert SamStep(step.objective, step.optimizer)(Batch(inputs, labels), 0.5).finite.all()

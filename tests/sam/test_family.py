@@ -436,6 +436,71 @@ def test_the_loss_scale_cancels_and_a_step_that_is_skipped_changes_nothing(name)
         assert torch.allclose(vector(step.method.state[key]), vector(values), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.parametrize("fused", [True, False])
+@pytest.mark.parametrize("number_of_pass", [1, 2])
+@pytest.mark.parametrize("name", METHODS)
+def test_an_infinite_gradient_in_one_pass_changes_neither_weights_nor_state(name, number_of_pass, fused):
+    """Also where the base optimizer's gradient is finite, and something else is added to the weights or the state."""
+    step, passes = build(METHODS[name](), momentum=0.9, fused=fused), []
+    follow(step, last=2)
+
+    def forward(inputs):
+        passes.append(1)
+        outputs = step.objective.model(inputs)
+        if len(passes) == number_of_pass and outputs.requires_grad:
+            outputs.register_hook(lambda grad: grad * torch.inf)
+        return outputs
+
+    model, state = step.objective.model, copy.deepcopy(step.method.state_dict())
+    parts = copy.deepcopy((model.state_dict(), step.optimizer.state_dict()["state"]))
+    step.objective._forward = forward
+    stats = step(tensors(*batches()[2]), RHO, 2)
+    if number_of_pass > len(passes) or (number_of_pass == 2 and name == "esam"):  # evaluated without gradient
+        return
+    assert not stats.finite.all()
+    assert all(map(torch.equal, parts[0].values(), model.state_dict().values()))
+    for before, after in zip(parts[1].values(), step.optimizer.state_dict()["state"].values(), strict=True):
+        assert torch.equal(before["momentum_buffer"], after["momentum_buffer"])
+    for before, after in zip(state.values(), step.method.state_dict().values(), strict=True):
+        assert all(map(torch.equal, before, after))
+
+
+def test_a_state_that_overflows_leaves_the_step_out():
+    """The gradient is finite, but the square of its norm in the state of AE-SAM is not."""
+    step = build(family.AeSam(**T), model=mlp().float())
+    moments = step.method.state["moments"][0].clone()
+    batch = tensors(*batches()[0])
+    batch = Batch(batch.inputs.float(), batch.targets)
+    step.objective._loss = lambda outputs, targets: F.cross_entropy(outputs, targets) * 1e15
+    before = vector(step.objective.params)
+    assert step(batch, RHO, 0).finite.tolist() == [True, True, True, False]
+    assert torch.equal(vector(step.objective.params), before)
+    assert torch.equal(step.method.state["moments"][0], moments)
+
+
+class FirstPassOnly(nn.Module):
+    """y = w x + b at w <= 1 and w x above, so the pass at w + eps does not use b."""
+
+    def __init__(self):
+        super().__init__()
+        self.w, self.b = (nn.Parameter(torch.ones(1, dtype=torch.float64)) for _ in range(2))
+
+    def forward(self, x):
+        return self.w * x + (self.b if float(self.w.detach()) <= 1 else 0)
+
+
+@pytest.mark.parametrize(
+    ("method", "of_b"),
+    [(family.GradientNorm(0.8), 0.2), (family.Wsam(0.75, decoupled=False), -2.0), (family.Gsam(0.4), -0.4), (Sam(), 0)],
+)
+def test_a_parameter_that_only_the_pass_at_w_uses_has_its_part_of_the_final_gradient(method, of_b):
+    """g = (1, 1) and g_eps = (1, 0)."""
+    step = build(method, model=FirstPassOnly())
+    step.objective._loss = lambda outputs, targets: outputs.mean()
+    step(Batch(torch.ones(3, 1, dtype=torch.float64), torch.zeros(3)), RHO, 0)
+    assert float(step.objective.model.b.detach()) == pytest.approx(1 - RATES[0] * of_b, abs=1e-12)
+
+
 @pytest.mark.parametrize("name", METHODS)
 def test_micro_batches_are_those_of_the_whole_batch(name):
     expected = follow(build(METHODS[name](), momentum=0.9))
@@ -490,6 +555,11 @@ def test_momentum_sam_needs_momentum():
     step.optimizer.state[step.objective.params[0]]["other"] = torch.zeros(())
     with pytest.raises(ValueError, match="needs a base optimizer with momentum: SGD has none"):
         follow(step)
+
+
+def test_momentum_sam_with_momentum_0_is_refused():
+    with pytest.raises(ValueError, match="needs a base optimizer with momentum: SGD has none"):
+        follow(build(family.MomentumSam(), momentum=0.0), last=1)
 
 
 def test_adams_first_moment_is_its_momentum():

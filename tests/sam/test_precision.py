@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.methods import KStep, RandomDirection, Sam, SecondOrder
+from sam_runner.sam.methods import KStep, RandomDirection, Sam, SecondOrder, Wsam
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 
@@ -63,6 +63,7 @@ def poison(step, number_of_pass, value):
 @pytest.mark.parametrize(
     ("number_of_pass", "rho", "options"),
     [(1, 0.1, {}), (2, 0.1, {}), (1, 0.0, {}), (3, 0.1, {"group_size": 8}), (2, 0.1, {"method": KStep(2)}),
+     (2, 0.1, {"method": Wsam()}), (2, 0.1, {"method": Wsam(0.999), "grad_clip": 1.0}),
      (1, 0.1, {"method": Sam(1)}), (1, 0.1, {"method": Sam(float("inf"))}),
      (2, 0.1, {"method": SecondOrder()}), (1, 0.1, {"grad_clip": 1.0})],
 )  # fmt: skip

@@ -237,11 +237,11 @@ def test_sam_eval_refuses_a_config_that_names_untrusted_code(tmp_path, monkeypat
 def test_skipped_steps_leave_the_schedule_where_it_was(tmp_path, monkeypatch):
     original, calls = OptimizerStep.__call__, []
 
-    def overflow_at_three(self, finite):
+    def overflow_at_three(self, *arguments):
         calls.append(1)
         if len(calls) == 3:
             self._optimizer.param_groups[0]["params"][0].grad.fill_(float("inf"))
-        return original(self, finite)
+        return original(self, *arguments)
 
     monkeypatch.setattr(OptimizerStep, "__call__", overflow_at_three)
     folder = train_tiny(tmp_path / "run", "optimizer=sam", "precision=fp16", "log_every=1")

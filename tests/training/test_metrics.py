@@ -49,10 +49,10 @@ def two_class_logits(confidence, count):
     return torch.tensor([[math.log(confidence), math.log(1 - confidence)]] * count, dtype=torch.float64)
 
 
-def stats(logits, **values):
+def stats(logits, passes=2, **values):
     numbers = {"loss": 0.0, "loss_perturbed": 0.0, "grad_norm": 0.0, "eps_norm": 0.0} | values
     scalars = {name: torch.tensor(value, dtype=torch.float32) for name, value in numbers.items()}
-    finite, passes = torch.ones(4, dtype=torch.bool), Passes(2, 2, 2)
+    finite, passes = torch.ones(4, dtype=torch.bool), Passes(passes, passes, passes)
     return StepStats(**scalars, outputs=logits, finite=finite, skipped=False, passes=passes)
 
 
@@ -197,12 +197,14 @@ def test_train_meter_sums_equal_numpy(batch_sizes, seed):
         logits = random.normal(size=(size, 4)).astype(np.float32)
         labels, clean = random.integers(0, 4, size), random.integers(0, 4, size)
         loss, perturbed, grad_norm, eps_norm = random.random(4, dtype=np.float32)
+        perturbs = int(random.integers(0, 2))
         step = stats(
             torch.from_numpy(logits),
             loss=float(loss),
             loss_perturbed=float(perturbed),
             grad_norm=float(grad_norm),
             eps_norm=float(eps_norm),
+            passes=1 + perturbs,
         )
         meter.add(step, torch.from_numpy(labels), torch.from_numpy(clean))
         prediction, corrupted = logits.argmax(1), labels != clean
@@ -210,9 +212,12 @@ def test_train_meter_sums_equal_numpy(batch_sizes, seed):
             "num_steps": 1,
             "num_images": size,
             "loss": size * float(loss),
-            "loss_perturbed": size * float(perturbed),
             "grad_norm": float(grad_norm),
-            "eps_norm": float(eps_norm),
+            "num_perturbed": perturbs,
+            "num_images_perturbed": size * perturbs,
+            "loss_unperturbed": size * float(loss) * perturbs,
+            "loss_perturbed": size * float(perturbed) * perturbs,
+            "eps_norm": float(eps_norm) * perturbs,
             "correct": (prediction == labels).sum(),
             "num_clean": (~corrupted).sum(),
             "correct_clean": (prediction == labels)[~corrupted].sum(),
@@ -269,7 +274,7 @@ def test_train_metrics_split_clean_memorised_and_recovered():
     prediction = [0, 0, 2, 3, 0, 2, 3, 1]  # two clean right; two memorised, two recovered, one neither
     meter = TrainMeter(CPU)
     meter.add(stats(predicting(prediction)), labels, clean)
-    values = train_metrics(meter.read_and_reset(), is_perturbed=False)
+    values = train_metrics(meter.read_and_reset())
     assert values["accuracy"] == 4 / 8
     assert values["accuracy_clean"] == pytest.approx(2 / 3, abs=1e-12)
     assert values["memorised"] == pytest.approx(2 / 5, abs=1e-12)
@@ -282,20 +287,31 @@ def test_train_metrics_average_losses_over_images_and_norms_over_steps():
         labels = torch.zeros(size, dtype=torch.int64)
         step = stats(predicting([0] * size), loss=loss, loss_perturbed=2 * loss, grad_norm=norm, eps_norm=norm / 4)
         meter.add(step, labels, labels)
-    values = train_metrics(meter.read_and_reset(), is_perturbed=True)
+    values = train_metrics(meter.read_and_reset())
     assert values == {
         "loss": 1.5, "accuracy": 1.0, "grad_norm": 3.0, "loss_perturbed": 3.0, "loss_gap": 1.5, "eps_norm": 0.75,
     }  # fmt: skip
 
 
+def test_sharpness_is_that_of_the_steps_with_a_second_pass():
+    meter, labels = TrainMeter(CPU), torch.tensor([0])
+    for passes, loss, perturbed, eps_norm in ((1, 5.0, 5.0, 0.0), (2, 2.0, 2.5, 0.1), (1.5, 1.0, 1.25, 0.3)):
+        step = stats(predicting([0]), passes, loss=loss, loss_perturbed=perturbed, eps_norm=eps_norm)
+        meter.add(step, labels, labels)
+    values = train_metrics(meter.read_and_reset())
+    assert values["loss"] == pytest.approx(8 / 3)
+    assert (values["loss_perturbed"], values["loss_gap"]) == (1.875, 0.375)
+    assert values["eps_norm"] == pytest.approx(0.2)
+
+
 def test_train_metrics_of_one_pass_without_noise_have_no_metrics_of_either():
     meter = TrainMeter(CPU)
-    meter.add(stats(predicting([0]), loss=3.0), torch.tensor([0]), torch.tensor([0]))
-    assert set(train_metrics(meter.read_and_reset(), is_perturbed=False)) == {"loss", "accuracy", "grad_norm"}
+    meter.add(stats(predicting([0]), passes=1, loss=3.0), torch.tensor([0]), torch.tensor([0]))
+    assert set(train_metrics(meter.read_and_reset())) == {"loss", "accuracy", "grad_norm"}
 
 
 def test_train_metrics_where_every_label_is_corrupted():
     meter = TrainMeter(CPU)
     meter.add(stats(predicting([1, 2])), torch.tensor([1, 1]), torch.tensor([0, 2]))
-    values = train_metrics(meter.read_and_reset(), is_perturbed=False)
+    values = train_metrics(meter.read_and_reset())
     assert (values["accuracy_clean"], values["memorised"], values["recovered"]) == (0.0, 0.5, 0.5)

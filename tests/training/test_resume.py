@@ -260,7 +260,7 @@ def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path, monke
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
-        ("epochs=4", "the learning rate follows"),
+        ("epochs=4", "the schedules of learning rate, rho and method follow"),
         pytest.param("compile=default", "bits", marks=pytest.mark.slow),
         ("on_nonfinite=skip", "stop -> skip"),
         ("eval_every=2", "1 -> 2: other epochs are evaluated"),
@@ -276,6 +276,15 @@ def test_accepted_changes_are_logged_and_the_run_continues(changed, message, tmp
     assert message in done.stdout
     assert f"{changed.partition('=')[0]} changed" in done.stdout
     assert "after step 5, in epoch 1" in done.stdout
+
+
+def test_a_method_follows_the_new_number_of_steps(tmp_path):
+    """6 steps, of which 3 are SAM's, and then 6 more; of 12 steps the last 6 are SAM's."""
+    options = ["optimizer=late", "optimizer.fraction=0.5", "schedule=constant"]
+    folder = train_tiny(tmp_path / "run", *options, "epochs=1")
+    assert json.loads((folder / "result.json").read_text())["gradient_evaluations"] == 6 + 3
+    train_tiny(folder, *options)
+    assert json.loads((folder / "result.json").read_text())["gradient_evaluations"] == 12 + 3 + 6
 
 
 def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):

@@ -56,6 +56,47 @@ def test_a_run_has_the_same_bits_with_and_without(tmp_path, overrides):
     assert kept == results[0]["final"]
 
 
+@pytest.mark.parametrize(
+    ("every", "measurable", "expected"),
+    [
+        (2, {1, 2, 3, 4, 5, 6, 7}, [2, 4, 6]),
+        (2, {1, 3, 5, 7}, [3, 5, 7]),  # every second step has one pass
+        (3, {1, 2, 5, 9, 10}, [5, 9]),  # steps 3 and 4, 6 to 8 are left out; one measurement stands for 6
+        (4, {11, 12}, [11, 12]),
+    ],
+)
+def test_a_measurement_stays_due_until_a_step_can_be_measured(every, measurable, expected):
+    telemetry, measured, found = Telemetry(every=every), 0, []
+    for step in range(1, 13):
+        if telemetry.measures_step(step, measured) and step in measurable:
+            measured = step
+            found.append(step)
+    assert found == expected
+
+
+INTERVAL = ("optimizer=interval", "optimizer.interval=4", "telemetry.every=2", "log_every=1")
+
+
+def test_steps_with_one_pass_are_neither_measured_nor_part_of_the_sharpness(tmp_path):
+    """Steps 1, 5 and 9 have a second pass."""
+    train_tiny(tmp_path / "run", *INTERVAL)
+    assert [row["step"] for row in rows(tmp_path / "run", "telemetry/cosine")] == [5, 9]
+    logged = [row for row in rows(tmp_path / "run", "train/loss_gap") if "train/accuracy" in row]
+    assert [row["step"] for row in logged] == [1, 5, 6, 9, 12]  # 6 and 12 end epochs
+    assert logged[2]["train/loss_gap"] == pytest.approx((logged[0]["train/loss_gap"] + logged[1]["train/loss_gap"]) / 2)
+    assert all(row["train/eps_norm"] == pytest.approx(0.05, rel=1e-5) for row in logged)
+
+
+@pytest.mark.parametrize("end", [2, 5, 6, 8])
+def test_a_run_that_is_made_longer_has_the_rows_of_a_long_one(tmp_path, end):
+    """Its end can be at a measured step, within an epoch, and where a measurement is due."""
+    constant = ("schedule=constant", *INTERVAL)
+    train_tiny(tmp_path / "long", *constant)
+    train_tiny(tmp_path / "run", *constant, f"max_steps={end}")
+    train_tiny(tmp_path / "run", *constant)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (tmp_path / "long" / "metrics.jsonl").read_bytes()
+
+
 @pytest.mark.parametrize("m", [None, 2])
 def test_measurements_equal_a_computation_by_hand(m):
     """Least squares in float64: g, eps and g_SAM of each group in closed form."""
@@ -105,9 +146,15 @@ def test_shares_of_modules_are_those_of_eps():
     assert found["telemetry/eps_share/1"] == pytest.approx(4 / 13, rel=1e-12)
 
 
-def test_what_cannot_be_measured_is_refused():
+def test_what_cannot_be_measured_is_refused(monkeypatch):
     with pytest.raises(InputError, match="one pass"):
         config_of("optimizer=sgd", "telemetry.every=5")
+    with pytest.raises(InputError, match="one pass"):
+        config_of("optimizer=momentum_sam", "telemetry.every=5")
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match=r"telemetry.curvature_epochs measures in one process.*sync_batchnorm"):
+        config_of("optimizer=sam", "telemetry.curvature_epochs=1", "sync_batchnorm=true")
     with pytest.raises(InputError, match="does not work with compile=graph"):
         config_of("optimizer=sam", "telemetry.every=5", "compile=graph")
 

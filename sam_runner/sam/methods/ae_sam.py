@@ -32,6 +32,7 @@ class AeSam(Around):
     """
 
     name = "ae_sam"
+    descends_along_g = True
     needs_number = True
     data_decide = True
     capture_blocker = "the norm of the gradient decides on the host whether there is a second pass"

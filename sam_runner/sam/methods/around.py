@@ -29,6 +29,7 @@ class Around(Method):
         if isinstance(around, Around) and around.inner_blocker:
             raise ValueError(f"{self.name} cannot be around {around.name}: {around.inner_blocker}")
         self.combines = self.combines or around.combines
+        self.descends_along_g = self.descends_along_g or around.descends_along_g
         self.needs_number = self.needs_number or around.needs_number
         self.data_decide = self.data_decide or around.data_decide
         self.sync_perturbation = around.sync_perturbation

@@ -20,6 +20,7 @@ class GradientNorm(Around):
 
     name = "gradient_norm"
     combines = True
+    descends_along_g = True
 
     def __init__(self, alpha: float = 0.8, around: Method | None = None) -> None:
         super().__init__(around)

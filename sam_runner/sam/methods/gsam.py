@@ -28,6 +28,7 @@ class Gsam(Around):
 
     name = "gsam"
     combines = True
+    descends_along_g = True
 
     def __init__(
         self,

@@ -26,6 +26,7 @@ class LookSam(Around):
 
     name = "looksam"
     combines = True
+    descends_along_g = True
     needs_number = True
     inner_blocker = "its steps with one pass combine gradients, too"
 

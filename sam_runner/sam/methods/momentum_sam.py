@@ -2,7 +2,8 @@
 
 from dataclasses import replace
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
 from sam_runner.distributed.sharding import to_local
 from sam_runner.sam.method import Group, GroupStats, Method, StepContext
@@ -24,7 +25,7 @@ class MomentumSam(Method):
     the default network reaches 96.6% on the digits instead of 99.4%.
 
     Raises:
-        ValueError: In the second step, if the base optimizer has no momentum.
+        ValueError: In the first or second step, if the base optimizer has no momentum or momentum 0.
     """
 
     name = "momentum_sam"
@@ -44,12 +45,17 @@ class MomentumSam(Method):
 
 def _momentum(context: StepContext) -> list[Tensor]:
     """Return v, one tensor per parameter; zeros for a parameter that the optimizer has not changed yet."""
-    buffers = []
-    for param in context.params:
-        state = context.optimizer.state.get(param, {})
-        found = [state[name] for name in BUFFERS if state.get(name) is not None]
-        if state and not found:
-            kind = type(context.optimizer).__name__
-            raise ValueError(f"momentum_sam needs a base optimizer with momentum: {kind} has none")
-        buffers.append(to_local(found[0] if found else param.detach().new_zeros(param.shape)))
-    return buffers
+    optimizer = context.optimizer
+    found = [find_momentum(optimizer, param) for param in context.params]
+    if any(group.get("momentum") == 0 for group in optimizer.param_groups) or any(
+        momentum is None and optimizer.state.get(param) for param, momentum in zip(context.params, found, strict=True)
+    ):
+        raise ValueError(f"momentum_sam needs a base optimizer with momentum: {type(optimizer).__name__} has none")
+    pairs = zip(context.params, found, strict=True)
+    return [to_local(param.detach().new_zeros(param.shape) if v is None else v) for param, v in pairs]
+
+
+def find_momentum(optimizer: torch.optim.Optimizer, param: nn.Parameter) -> Tensor | None:
+    """Return the momentum of a parameter, or None if the optimizer has none (before its first step, or at all)."""
+    state = optimizer.state.get(param, {})
+    return next((state[name] for name in BUFFERS if state.get(name) is not None), None)

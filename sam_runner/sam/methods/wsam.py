@@ -26,15 +26,15 @@ class Wsam(Around):
 
     name = "wsam"
     combines = True
+    descends_along_g = True
 
     def __init__(self, gamma: float = 0.9, *, decoupled: bool = True, around: Method | None = None) -> None:
         super().__init__(around)
         self.weight = gamma / (1 - gamma)
         self.decoupled = decoupled
-        self._sharpness: list[Tensor] = []
 
     def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
-        """Combine both gradients, or keep c (g_eps - g) for `commit`."""
+        """Combine both gradients, or stage c (g_eps - g) for `commit`."""
         super().combine(final, first, context)
         if first is None:
             return
@@ -43,18 +43,18 @@ class Wsam(Around):
                 target.mul_(self.weight).add_(grad, alpha=1 - self.weight)
             return
         factor = self.weight / context.loss_scale
-        self._sharpness = [(target - grad) * factor for target, grad in zip(final, first, strict=True)]
+        self.staged["sharpness"] = [(target - grad) * factor for target, grad in zip(final, first, strict=True)]
         for target, grad in zip(final, first, strict=True):
             target.copy_(grad)
 
     def commit(self, finite: Tensor, context: StepContext) -> None:
         """Step along the sharpness, if the step is finite, after the base optimizer's step."""
+        sharpness = self.staged.pop("sharpness", [])  # no state
         super().commit(finite, context)
-        if not self._sharpness:
+        if not sharpness:
             return
         rates = {id(param): group["lr"] for group in context.optimizer.param_groups for param in group["params"]}
         skip = ~finite.all()
         with torch.no_grad():
-            for param, part in zip(context.params, self._sharpness, strict=True):
+            for param, part in zip(context.params, sharpness, strict=True):
                 to_local(param).sub_((part * rates[id(param)]).masked_fill_(skip, 0.0))
-        self._sharpness = []

@@ -1,0 +1,57 @@
+"""Operations that cannot be differentiated twice: they are named instead of leaving their terms out."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from sam_runner.utils.errors import TrainingError
+
+ONCE = once_differentiable(print).__code__  # of the backward method of every function that is marked
+
+
+def require_second_derivatives(loss: Tensor, purpose: str, hint: str = "") -> None:
+    """Require that no function in the graph of a loss is marked ``once_differentiable``.
+
+    The backward pass of such a function raises only if the gradient that reaches it depends on a weight. Otherwise, for
+    example in the last layer before a linear loss, torch would leave the function's second derivative out.
+
+    Args:
+        loss: A tensor with a graph, 0-dim.
+        purpose: What needs second derivatives, for the message.
+        hint: What to do instead, for the message.
+
+    Raises:
+        TrainingError: If there is one; it names the function.
+    """
+    nodes, seen = [loss.grad_fn], set[Any]()
+    while nodes:
+        node = nodes.pop()
+        if node is None or node in seen:
+            continue
+        seen.add(node)
+        function = getattr(type(node), "_forward_cls", None)  # of a torch.autograd.Function
+        if function is not None and getattr(function.backward, "__code__", None) is ONCE:
+            raise _error(purpose, f"{function.__name__} is marked once_differentiable", hint)
+        nodes += [following for following, _ in node.next_functions]
+
+
+@contextmanager
+def explain_missing_derivative(purpose: str, hint: str = "") -> Iterator[None]:
+    """Turn torch's error for an operation without a second derivative into a `TrainingError`; see above."""
+    try:
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except RuntimeError as error:
+        raise _error(purpose, str(error).strip().splitlines()[0], hint) from error
+
+
+def _error(purpose: str, reason: str, hint: str) -> TrainingError:
+    advice = f"\n  {hint}" if hint else ""
+    return TrainingError(
+        f"{purpose} needs second derivatives, which an operation of the network lacks: {reason}{advice}"
+    )
