@@ -4,9 +4,8 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-import pandas as pd
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
@@ -15,7 +14,6 @@ from sam_runner.config.data import ImageFolderConfig
 from sam_runner.data.image_sets import Images, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.inference.image_files import IMAGES_PER_CHUNK, UNKNOWN, FoundFiles, decode_files, make_reader
-from sam_runner.reports.tables import printable
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.load import load_network, restore_run
 from sam_runner.runs.model_facts import read_model_facts
@@ -23,6 +21,9 @@ from sam_runner.training.build import build_data
 from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    import pandas
 
 Split = Literal["train", "validation", "test"]
 MAX_LISTED = 12  # unreadable files in a message
@@ -146,7 +147,7 @@ def predict_split(folders: Sequence[Path], split: Split, which: str, device: str
     logits: dict[Path, Tensor] = {}
     for folder in folders:
         images = read_split(folder, split)
-        own = _describe(images)
+        own = describe_examples(images)
         if examples is not None and (fault := difference(examples, own)):
             raise InputError(
                 f"the {split} sets of {folders[0]} and {folder} differ: {fault}\n"
@@ -194,7 +195,8 @@ def difference(one: Examples, other: Examples) -> str:
     return "" if torch.equal(one.labels, other.labels) else "other labels (label noise)"
 
 
-def _describe(images: Images) -> Examples:
+def describe_examples(images: Images) -> Examples:
+    """Return names and labels of a set."""
     names = images.names or tuple(map(str, range(len(images))))
     kind: Literal["path", "index"] = "index" if all(name.isdecimal() for name in names) else "path"
     return Examples(kind, names, images.classes, images.labels, images.clean_labels)
@@ -232,13 +234,15 @@ def _logits(
     return predict(model, loader, autocast_dtype)[0].cpu()
 
 
-def predictions_table(predictions: Predictions) -> pd.DataFrame:
+def predictions_table(predictions: Predictions) -> "pandas.DataFrame":
     """Return one row for each example.
 
     The columns are ``path`` or ``index``; ``label``, empty where it is not known; ``clean_label``, if label noise has
     changed a label of the set; ``predicted``; ``confidence``, the probability of the predicted class; and the
     probability of each class, ``p_<class>``.
     """
+    import pandas  # takes a second
+
     examples, classes = predictions.examples, predictions.examples.classes
     probabilities = predictions.log_probabilities.exp()
     confidence, predicted = probabilities.max(1)
@@ -251,7 +255,7 @@ def predictions_table(predictions: Predictions) -> pd.DataFrame:
         columns["clean_label"] = column(examples.clean_labels)
     columns |= {"predicted": column(predicted), "confidence": confidence.numpy()}
     columns |= {f"p_{name}": probabilities[:, label].numpy() for label, name in enumerate(classes)}
-    return pd.DataFrame(columns)
+    return pandas.DataFrame(columns)
 
 
 def summarise(predictions: Predictions) -> str:
@@ -269,7 +273,7 @@ def summarise(predictions: Predictions) -> str:
     return ", ".join(parts)
 
 
-def write_table(path: Path, table: pd.DataFrame) -> None:
+def write_table(path: Path, table: "pandas.DataFrame") -> None:
     """Write a table as CSV, atomically; create its folder.
 
     Raises:
@@ -287,8 +291,8 @@ def describe_unreadable(faults: Sequence[str]) -> str:
     """Return a message about files that cannot be read; the first ones are listed."""
     more = [f"and {len(faults) - MAX_LISTED:,} more"] if len(faults) > MAX_LISTED else []
     lines = [f"  {line}" for line in [*faults[:MAX_LISTED], *more]]
-    return "\n".join([f"{len(faults):,} files cannot be read as images", *lines])
+    return "\n".join([f"images that cannot be read: {len(faults):,}", *lines])
 
 
 def _short_name(folder: Path) -> str:
-    return printable(folder.resolve().name)[:40]
+    return folder.resolve().name[:40]

@@ -26,16 +26,11 @@ from sam_runner.training.build import (
     resolve_precision,
 )
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.evaluation import evaluate, evaluation_weights, predict
+from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.training.state import Run, restore_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 from sam_runner.utils.hardware import configure_torch
-
-
-def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
-    """Return the metrics of a checkpoint by tag; see `restore_run` for arguments and errors."""
-    return evaluate(restore_run(folder, which, device))
 
 
 def write_predictions(run: Run, path: Path) -> int:
