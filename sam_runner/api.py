@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import pandas
     from torch import nn
 
+    from sam_runner.runs.model_facts import ModelFacts
+
 
 @dataclass(frozen=True)
 class RunResult:
@@ -43,6 +45,17 @@ class RunResult:
         return metrics
 
     @cached_property
+    def model_facts(self) -> "ModelFacts":
+        """Names of the classes, shape of the input, mean and standard deviation: ``model.json``.
+
+        Raises:
+            InputError: Where the run has not begun to train.
+        """
+        from sam_runner.runs.model_facts import read_model_facts
+
+        return read_model_facts(self.folder)
+
+    @cached_property
     def metrics(self) -> "pandas.DataFrame":
         """metrics.jsonl: one row a logged step, with the columns ``step``, ``epoch`` and the tags.
 
@@ -59,7 +72,9 @@ class RunResult:
         return pandas.read_json(path, lines=True)
 
     def model(self, checkpoint: str = "last", device: str = "cpu") -> "nn.Module":
-        """Build the network and load the weights of a checkpoint; the data are read to know channels and classes.
+        """Build the network and load the weights of a checkpoint; the data are not read.
+
+        `model_facts` says which inputs it needs and which classes its outputs are.
 
         Args:
             checkpoint: "last" or "best".
@@ -69,15 +84,11 @@ class RunResult:
             The network in evaluation mode.
 
         Raises:
-            InputError: Where `checkpoint` is another word, there is no good checkpoint, or the data cannot be read.
+            InputError: Where `checkpoint` is another word, or there is no good checkpoint.
         """
-        from sam_runner.runs.load import restore_run
+        from sam_runner.runs.load import load_network
 
-        run = restore_run(self.folder, checkpoint, device)
-        to_evaluation = getattr(run.step.optimizer, "eval", None)
-        if callable(to_evaluation):  # a schedule-free optimizer trains other weights than it evaluates
-            to_evaluation()
-        return run.model.eval()
+        return load_network(self.folder, checkpoint, device).model
 
 
 def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> RunResult:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import require_writable
 
 
 class Parser(argparse.ArgumentParser):
@@ -125,6 +126,53 @@ def add_measurement_options(
         type=path,
         help="folder of the table and the plots (default: the folder analysis of the first run)",
     )
+
+
+def add_run_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options of the commands that apply the models of some runs."""
+    parser.add_argument("runs", type=run_folder, nargs="+", metavar="RUN", help="run folders, or folders of runs")
+    add_model_options(parser)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+    """Add the options that choose a checkpoint and a device."""
+    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="default: last")
+    parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
+
+
+def add_output_options(parser: argparse.ArgumentParser, default: str, suffix: str) -> None:
+    """Add the options that name the file to write.
+
+    Args:
+        parser: The parser.
+        default: The file without ``--out``, in words or as a name.
+        suffix: Placeholder of the name in the usage, e.g. ``FILE.csv``.
+    """
+    parser.add_argument("--out", type=path, metavar=suffix, help=f"file to write (default: {default})")
+    parser.add_argument("--overwrite", action="store_true", help="replace the file if it exists")
+
+
+def require_output(file: Path, suffixes: Sequence[str], *, overwrite: bool) -> Path:
+    """Return the file to write, before any work is done.
+
+    Args:
+        file: The file.
+        suffixes: Accepted suffixes, such as ``.csv``.
+        overwrite: Whether an existing file is replaced.
+
+    Raises:
+        InputError: If the file exists and is not to be replaced, has another suffix, or its folder cannot be written
+            to.
+    """
+    if file.suffix not in suffixes:
+        example = file.with_suffix(suffixes[0])
+        raise InputError(f"--out {file} is no name of a {' or '.join(suffixes)} file\n  give --out {example}")
+    if file.is_dir():
+        raise InputError(f"--out {file} is a folder\n  give the name of a file")
+    if file.exists() and not overwrite:
+        raise InputError(f"{file} exists already\n  give another file with --out, or --overwrite to replace it")
+    require_writable(file.parent)
+    return file
 
 
 def require_runs(given: argparse.Namespace) -> list[Path]:

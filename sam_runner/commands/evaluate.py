@@ -1,21 +1,26 @@
-"""`sam-eval`: metrics of a run's checkpoint."""
+"""`sam-eval`: metrics of checkpoints."""
 
-from sam_runner.commands.arguments import Parser, path, run_folder
+from sam_runner.commands.arguments import Parser, add_run_options, path, require_runs
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.utils.errors import InputError
 
 
 def main() -> int:
-    """Run `sam-eval RUN [--checkpoint last|best] [--device D] [--relabel FILE.npy]`. Returns the exit code."""
+    """Run `sam-eval RUN... [--data FOLDER] [--checkpoint last|best] [--relabel FILE.npy]`. Returns the exit code."""
     return run_command(evaluate)
 
 
 def evaluate(arguments: list[str]) -> int:
-    """Print the metrics of a checkpoint, or write its predictions for the training images."""
-    parser = Parser("sam-eval", "Evaluate a checkpoint of a run on the run's own data.")
-    parser.add_argument("run", type=run_folder, help="run folder, also as run_dir=FOLDER")
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="default: last")
-    parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
+    """Print the metrics of checkpoints, or write the predictions of one for the training images."""
+    parser = Parser(
+        "sam-eval",
+        "Evaluate checkpoints on the run's own data or on other images. Several runs give a table with a line for each"
+        " run, and one for the mean of their probabilities (ensemble).",
+    )
+    add_run_options(parser)
+    parser.add_argument(
+        "--data", type=path, metavar="FOLDER", help="evaluate on the images below FOLDER/<class>/ instead of the run's"
+    )
     parser.add_argument(
         "--relabel",
         type=path,
@@ -25,16 +30,27 @@ def evaluate(arguments: list[str]) -> int:
     given = parser.parse(arguments)
     if given.relabel is not None and given.relabel.suffix != ".npy":
         raise InputError(f"--relabel {given.relabel} is no name of a .npy file\n  give --relabel labels.npy")
-    from sam_runner.runs.folder import read_config
-
-    read_config(given.run)  # refuse a folder without a run before torch is imported, which takes seconds
-    from sam_runner.runs.load import evaluate_folder, restore_run, write_predictions
-
+    folders = require_runs(given)
     if given.relabel is not None:
-        run = restore_run(given.run, given.checkpoint, given.device, plain_training_set=True)
+        if len(folders) > 1 or given.data is not None:
+            reason = f"{len(folders)} runs" if len(folders) > 1 else "--data"
+            raise InputError(f"--relabel labels the training images of one run, with {reason} it has no effect")
+        from sam_runner.runs.load import restore_run, write_predictions
+
+        run = restore_run(folders[0], given.checkpoint, given.device, plain_training_set=True)
         changed = write_predictions(run, given.relabel)
         print(f"{given.relabel}: {changed:,} of {run.train.num_examples:,} training labels changed")
         return DONE
-    for tag, value in evaluate_folder(given.run, given.checkpoint, given.device).items():
+    from sam_runner.inference.evaluation import evaluate_on_folder, evaluate_runs, metrics_table
+
+    note = ""
+    if given.data is not None:
+        rows = evaluate_on_folder(folders, given.data, given.checkpoint, given.device)
+    else:
+        rows, note = evaluate_runs(folders, given.checkpoint, given.device)
+    if len(folders) > 1:
+        print("\n".join(filter(None, [metrics_table(rows), note])))
+        return DONE
+    for tag, value in rows[str(folders[0])].items():
         print(f"{tag} {value:.6f}")
     return DONE

@@ -26,6 +26,17 @@ EXAMPLES = (
     ("optimizer=sam model=resnet110 dry_run=true", "print parameters, FLOPs and steps; train nothing"),
 )
 
+COMMANDS = (
+    ("sam-status", "how far a sweep or a run is"),
+    ("sam-report", "compare runs: tables, plots, report.html"),
+    ("sam-eval", "metrics of checkpoints, also on other data"),
+    ("sam-predict", "class and probabilities of each image, as CSV"),
+    ("sam-curvature", "Hessian eigenvalues, trace and density"),
+    ("sam-sharpness", "sharpness of runs against generalisation"),
+    ("sam-landscape", "slices of the loss"),
+    ("sam-verify", "check that checkpoints are intact"),
+)
+
 
 def list_options(conf: Path) -> dict[str, list[str]]:
     """Return the sorted names of the options of each group, by the group's path, e.g. ``optimizer/base``."""
@@ -103,7 +114,8 @@ def help_text(conf: Path) -> str:
         "  hydra/launcher=submitit_slurm  one Slurm job for each job of the sweep",
         "  hydra/sweeper=optuna           search rho, lr and optimizer.m for the best held-out accuracy",
         "",
-        "other commands: sam-status (how far a sweep or a run is), sam-eval, sam-report, sam-verify",
+        "other commands (each has --help)",
+        *(f"  {name:<20}{meaning}" for name, meaning in COMMANDS),
         "",
         "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 Ctrl-C",
     ]

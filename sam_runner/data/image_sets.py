@@ -18,12 +18,15 @@ class ImageSet:
         labels: Labels to learn, after noise: int64, (N,), in [0, len(classes)).
         classes: Names of the classes.
         clean_labels: Labels before noise, int64, (N,); equal to `labels` without noise.
+        names: Name of each image: the path of its file below the folder of the data, or its position in the data set
+            (from 0, before images are held out or left out); None for images without a name.
     """
 
     images_NCHW: Tensor
     labels: Tensor
     classes: tuple[str, ...]
     clean_labels: Tensor
+    names: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -35,6 +38,7 @@ class ImageSet:
             images_NCHW=self.images_NCHW[indices],
             labels=self.labels[indices],
             clean_labels=self.clean_labels[indices],
+            names=None if self.names is None else tuple(self.names[index] for index in indices.tolist()),
         )
 
     def with_labels(self, labels: Tensor) -> "ImageSet":
@@ -92,6 +96,11 @@ class ImageFiles:
         return replace(self, labels=labels)
 
     @property
+    def names(self) -> tuple[str, ...]:
+        """Name of each image: its path."""
+        return self.paths
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """(C, H, W)."""
         return 3, self.image_size, self.image_size
@@ -104,8 +113,10 @@ class ImageFiles:
 Images = ImageSet | ImageFiles
 
 
-def make_image_set(images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...]) -> ImageSet:
-    """Check images and labels and build an `ImageSet` without noise.
+def make_image_set(
+    images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...], names: tuple[str, ...] | None = None
+) -> ImageSet:
+    """Check images and labels and build an `ImageSet` without noise; the default names are positions.
 
     Raises:
         InputError: If there are no images, a label is out of range, or a shape or dtype differs from `ImageSet`'s.
@@ -123,4 +134,4 @@ def make_image_set(images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...]
         index = int(invalid[0])
         raise InputError(f"example {index} has label {int(labels[index])}; classes are 0 to {len(classes) - 1}")
     labels = labels.long()
-    return ImageSet(images_NCHW, labels, classes, labels)
+    return ImageSet(images_NCHW, labels, classes, labels, names or tuple(map(str, range(len(labels)))))

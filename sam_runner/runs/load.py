@@ -1,26 +1,36 @@
-"""Restore a run from its folder: build the run from config.yaml and load a checkpoint."""
+"""Restore a run, or its network alone, from its folder: build it from config.yaml and load a checkpoint."""
 
-from dataclasses import replace
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from sam_runner.config.data import AugmentConfig
-from sam_runner.config.experiment import load_experiment
+from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.data.normalisation import read_normalisation
+from sam_runner.distributed.sharding import load_full_model_state, load_full_optimizer_state
+from sam_runner.models.build import weights_dtype
 from sam_runner.runs.folder import read_config
-from sam_runner.training.build import build_run
+from sam_runner.runs.model_facts import ModelFacts, read_model_facts
+from sam_runner.training.build import (
+    AUTOCAST_DTYPES,
+    build_network,
+    build_optimizer,
+    build_run,
+    resolve_device,
+    resolve_precision,
+)
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.evaluation import evaluate, evaluation_weights, predict
+from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.training.state import Run, restore_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
-
-
-def evaluate_folder(folder: Path, which: str, device: str | None = None) -> dict[str, float]:
-    """Return the metrics of a checkpoint by tag; see `restore_run` for arguments and errors."""
-    return evaluate(restore_run(folder, which, device))
+from sam_runner.utils.hardware import configure_torch
 
 
 def write_predictions(run: Run, path: Path) -> int:
@@ -86,6 +96,81 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
         InputError: If `which` is another word, the folder holds no run or no intact checkpoint, or the data cannot be
             read.
     """
+    config, state = _load_checkpoint(folder, which, device)
+    normalisation = read_normalisation(folder)
+    if normalisation is not None:  # its source may be the weights that are not loaded here
+        config = replace(config, data=replace(config.data, normalisation="set"))
+    if plain_training_set:
+        config = replace(config, augment=AugmentConfig(), data=replace(config.data, drop_last=False))
+    config = load_experiment(config.to_dict())  # the device is the user's
+    with _explain_misfit(f"{folder}/config.yaml does not fit this version"):
+        run = build_run(config, normalisation=normalisation)
+    with _explain_misfit(f"the checkpoint does not fit {folder}/config.yaml"):
+        restore_state(run, state)
+    return run
+
+
+@dataclass(frozen=True)
+class TrainedNetwork:
+    """The network of a run with the weights of a checkpoint, usable without the data of the run.
+
+    Attributes:
+        model: The network in evaluation mode, with the weights that evaluations use.
+        facts: Its classes, the shape of its input and the normalisation.
+        config: Settings of the run.
+        autocast_dtype: dtype of autocast in evaluations, None for no autocast.
+        format_options: Arguments with which an `ImageLoader` makes the inputs of the network.
+    """
+
+    model: nn.Module
+    facts: ModelFacts
+    config: ExperimentConfig
+    autocast_dtype: torch.dtype | None
+    format_options: Mapping[str, Any]
+
+
+def load_network(folder: Path, which: str, device: str | None = None) -> TrainedNetwork:
+    """Build the network of the run in a folder, with the weights of a checkpoint; the data are not read.
+
+    Args:
+        folder: The run folder.
+        which: "last" or "best", as in `restore_run`.
+        device: Device to use instead of the device in the run's settings, or None.
+
+    Raises:
+        InputError: If `which` is another word, or the folder holds no run, no ``model.json`` or no intact checkpoint.
+    """
+    config, state = _load_checkpoint(folder, which, device)
+    facts = read_model_facts(folder)
+    config = load_experiment(config.to_dict())  # the device is the user's
+    chosen = resolve_device(config.device)
+    precision, _ = resolve_precision(config.precision, chosen)
+    configure_torch(chosen, tf32=precision == "tf32", deterministic=config.deterministic)
+    with _explain_misfit(f"{folder}/config.yaml does not fit this version"):
+        num_classes = len(facts.classes)
+        model, channels_last = build_network(config, num_classes, facts.input_shape, chosen)
+        optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr)
+    with _explain_misfit(f"the checkpoint does not fit {folder}/config.yaml"):
+        load_full_model_state(model, state["model"])
+        to_evaluation = getattr(optimizer, "eval", None)
+        if callable(to_evaluation):  # a schedule-free optimizer trains other weights than it evaluates
+            load_full_optimizer_state(optimizer, state["optimizer"])
+            to_evaluation()
+    options = {
+        "normalisation": facts.normalisation,
+        "device": chosen,
+        "dtype": weights_dtype(config.precision),
+        "channels_last": channels_last,
+    }
+    return TrainedNetwork(model.eval(), facts, config, AUTOCAST_DTYPES[precision], options)
+
+
+def _load_checkpoint(folder: Path, which: str, device: str | None) -> tuple[ExperimentConfig, dict[str, Any]]:
+    """Return the settings of a run for one process, with `device` if it is given, and the state of a checkpoint.
+
+    Raises:
+        InputError: See `restore_run`.
+    """
     if which not in ("last", "best") and not which.startswith("step-"):
         raise InputError(f"checkpoint {which!r} is not known\n  accepted: last, best")
     config = read_config(folder)
@@ -108,18 +193,14 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
         parallel="ddp",
         world_size=1,
     )
-    normalisation = read_normalisation(folder)
-    if normalisation is not None:  # its source may be the weights that are not loaded here
-        config = replace(config, data=replace(config.data, normalisation="set"))
-    if plain_training_set:
-        config = replace(config, augment=AugmentConfig(), data=replace(config.data, drop_last=False))
-    config = load_experiment(config.to_dict())  # the device is the user's
+    return config, state
+
+
+@contextmanager
+def _explain_misfit(fault: str) -> Iterator[None]:
+    """Turn the errors of settings and checkpoints that do not fit into an `InputError`."""
     try:
-        run = build_run(config, normalisation=normalisation)
+        yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        raise InputError(f"{folder}/config.yaml does not fit this version: {str(error).splitlines()[0]}") from error
-    try:
-        restore_state(run, state)
-    except (KeyError, ValueError, RuntimeError) as error:
-        raise InputError(f"the checkpoint does not fit {folder}/config.yaml: {str(error).splitlines()[0]}") from error
-    return run
+        reason = (str(error) or type(error).__name__).splitlines()[0]
+        raise InputError(f"{fault}: {reason}") from error

@@ -24,6 +24,7 @@ from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, wri
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
+from sam_runner.runs.model_facts import write_model_facts
 from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.result import read_finished_result, summarise_result, write_result
 from sam_runner.runs.status import read_status, write_status
@@ -198,7 +199,7 @@ def _train(
             log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
         write_config(folder, config)
         write_environment(folder, device, precision)
-        run.train.normalisation.write(folder)
+        write_model_facts(folder, run)
         write_status(folder, "running", from_epoch=progress.epoch)
         num_bytes = logger_states.get("jsonl", 0)
         loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])

@@ -388,6 +388,35 @@ def build_telemetry(
     return Telemetry(options.every, options.curvature_epochs, config, subset)
 
 
+def build_network(
+    config: ExperimentConfig, num_classes: int, shape: tuple[int, int, int], device: torch.device
+) -> tuple[nn.Module, bool]:
+    """Build the network of a run on its device.
+
+    Args:
+        config: The settings.
+        num_classes: Number of outputs.
+        shape: (C, H, W) of the images.
+        device: The device.
+
+    Returns:
+        The network, and whether it has the memory layout channels_last.
+
+    Raises:
+        InputError: If the network cannot be built, or does not fit the images or the weights.
+    """
+    model = build_model(
+        config.model,
+        num_classes,
+        shape,
+        seed=config.seed,
+        sync_batchnorm=config.sync_batchnorm,
+        freeze_batchnorm_stats=config.freeze_batchnorm_stats,
+    )
+    channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
+    return place_model(model, device, weights_dtype(config.precision), channels_last=channels_last), channels_last
+
+
 def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
     return context.world_size > 1 and config.parallel == "fsdp"
 
@@ -427,16 +456,7 @@ def build_run(
     splits = build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
     num_classes = len(splits.train.classes)
-    model = build_model(
-        config.model,
-        num_classes,
-        splits.train.shape,
-        seed=config.seed,
-        sync_batchnorm=config.sync_batchnorm,
-        freeze_batchnorm_stats=config.freeze_batchnorm_stats,
-    )
-    channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
-    model = place_model(model, device, weights_dtype(config.precision), channels_last=channels_last)
+    model, channels_last = build_network(config, num_classes, splits.train.shape, device)
     if _uses_shards(config, context):
         shard_model(model)
     compiled = config.compile != "off"

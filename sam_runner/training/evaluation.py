@@ -97,7 +97,10 @@ def _gather_logits(parts: list[tuple[Tensor, Tensor]], loader: ImageLoader) -> T
 
 
 def evaluate(
-    run: Run, log_confusion: Callable[[Tensor], None] | None = None, stop: StopRequest | None = None
+    run: Run,
+    log_confusion: Callable[[Tensor], None] | None = None,
+    stop: StopRequest | None = None,
+    log_outputs: Callable[[str, Tensor, Tensor], None] | None = None,
 ) -> Metrics:
     """Return the metrics of all evaluated sets by tag, e.g. ``test/accuracy``; ``test_ema/accuracy`` of the average.
 
@@ -105,6 +108,7 @@ def evaluate(
         run: The run to evaluate.
         log_confusion: Function that is called with a picture of the confusion matrix of the test set, or None.
         stop: Stop request that is checked after every batch, or None.
+        log_outputs: Function that is called with the name, the logits and the labels of each set, or None.
 
     Raises:
         RunInterrupt: If a rank received a stop request.
@@ -115,6 +119,8 @@ def evaluate(
         for name, loader in run.evaluations.items():
             logits, labels = predict(run.model, loader, dtype, stop, run.context)
             values |= add_prefix(name, evaluation_metrics(logits, labels))
+            if log_outputs is not None:
+                log_outputs(name, logits, labels)
             if run.ema is not None:
                 averaged, _ = predict(run.ema.module, loader, dtype, stop, run.context)
                 values |= add_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))

@@ -11,8 +11,9 @@ from safetensors.torch import save_file
 
 from sam_runner.models.pretrained import find_head
 from sam_runner.models.torchvision_timm import torchvision_model
-from sam_runner.runs.load import evaluate_folder
+from sam_runner.runs.load import restore_run
 from sam_runner.training.build import build_run
+from sam_runner.training.evaluation import evaluate
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, config_of, train_tiny
 from tests.models.test_models_finetune import make_model
@@ -102,7 +103,7 @@ def test_training_starts_from_an_intact_checkpoint_and_evaluation_needs_no_file(
     start.write_bytes(checkpoint.read_bytes())
     second = train_tiny(tmp_path / "second", "epochs=1", f"model.weights={start}")
     start.unlink()
-    assert "test/accuracy" in evaluate_folder(second, "last")
+    assert "test/accuracy" in evaluate(restore_run(second, "last"))
     content = bytearray(checkpoint.read_bytes())
     content[len(content) // 2] ^= 1
     checkpoint.write_bytes(content)

@@ -78,7 +78,7 @@ def test_a_run_leaves_the_documented_files(sam_run):
     names = {path.name for path in sam_run.iterdir() if not path.name.startswith(("events", ".lock"))}
     assert names == {
         "config.yaml", "metrics.jsonl", "timing.jsonl", "checkpoints", "result.json", "status.json", "run.log",
-        "environment.json", "normalisation.json",
+        "environment.json", "model.json", "normalisation.json",
     }  # fmt: skip
     assert len(list(sam_run.glob("events*"))) == 1
     assert json.loads((sam_run / "status.json").read_text())["status"] == "finished"

@@ -104,6 +104,19 @@ def find_layout(root: str) -> Layout:
     return Layout(classes, train, validation, test, left_out)
 
 
+def list_images(folder: str) -> tuple[list[str], LeftOut]:
+    """Return the paths of all images below a folder, relative to it and in natural order, and what is left out.
+
+    Args:
+        folder: Path of an existing folder.
+
+    Raises:
+        InputError: If a folder cannot be read.
+    """
+    left_out = LeftOut()
+    return sorted(_find_images(folder, folder, left_out), key=natural_key), left_out
+
+
 def count_suffixes(layout: Layout) -> str:
     """Return the number of image files of each suffix, e.g. "40 .png, 10 .tif, 10 without a suffix"."""
     parts = [part for part in (layout.train, layout.validation, layout.test) if part is not None]

@@ -86,7 +86,7 @@ def image_folder(
 
         def make_images(part: Part) -> Images:
             images = _decode_all([Path(base, path) for path in part.paths], decode, workers)
-            return make_image_set(images, torch.tensor(part.labels), layout.classes)
+            return make_image_set(images, torch.tensor(part.labels), layout.classes, tuple(part.paths))
 
     images = make_images(layout.train)
     if layout.test is None:

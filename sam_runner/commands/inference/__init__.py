@@ -1,0 +1,1 @@
+"""The commands that use the models of finished runs: sam-predict, sam-export and sam-suspects."""

@@ -1,0 +1,120 @@
+"""Metrics of runs on their own sets or on other images, and of the mean of their probabilities."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from torch import Tensor
+
+from sam_runner.inference.image_files import find_labelled_files
+from sam_runner.inference.predictions import (
+    Examples,
+    Split,
+    describe_examples,
+    describe_unreadable,
+    difference,
+    mean_log_probabilities,
+    predict_files,
+    read_split,
+    require_same_classes,
+)
+from sam_runner.runs.load import restore_run
+from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
+from sam_runner.training.metrics import evaluation_metrics
+from sam_runner.utils.errors import InputError
+
+ENSEMBLE = "ensemble"  # row of the mean of the probabilities
+EVALUATED: tuple[Split, ...] = ("test", "validation")
+
+
+def evaluate_runs(folders: Sequence[Path], which: str, device: str | None = None) -> tuple[dict[str, Metrics], str]:
+    """Evaluate runs on their own test and validation sets.
+
+    Args:
+        folders: Run folders.
+        which: Checkpoint, "last" or "best".
+        device: Device to use instead of the device in the runs' settings, or None.
+
+    Returns:
+        The metrics by tag of each run, by its folder, and of the ensemble; and why a set has no ensemble, or "". The
+        ensemble is the mean of the probabilities of several runs with the same images and labels.
+
+    Raises:
+        InputError: If a run cannot be used.
+    """
+    rows: dict[str, Metrics] = {}
+    outputs: dict[str, list[tuple[Tensor, Tensor]]] = {}
+
+    def keep(name: str, logits: Tensor, labels: Tensor) -> None:
+        outputs.setdefault(name, []).append((logits.cpu(), labels.cpu()))
+
+    for folder in folders:
+        rows[str(folder)] = evaluate(restore_run(folder, which, device), log_outputs=keep)
+    if len(folders) == 1:
+        return rows, ""
+    ensemble: Metrics = {}
+    for name in EVALUATED:
+        found = outputs.get(name, [])
+        if len(found) != len(folders):
+            continue
+        if fault := _find_difference(folders, name):
+            return rows, fault
+        ensemble |= add_prefix(name, _mean_metrics([logits for logits, _ in found], found[0][1]))
+    return {**rows, ENSEMBLE: ensemble}, ""
+
+
+def evaluate_on_folder(
+    folders: Sequence[Path], data: Path, which: str, device: str | None = None
+) -> dict[str, Metrics]:
+    """Evaluate runs on the images of a folder that has one folder for each class.
+
+    Args:
+        folders: Run folders with the same classes; their own data are not needed.
+        data: The folder.
+        which: Checkpoint, "last" or "best".
+        device: Device to use instead of the device in the runs' settings, or None.
+
+    Returns:
+        The metrics by tag, ``data/accuracy`` and alike, of each run by its folder, and of the ensemble of several.
+
+    Raises:
+        InputError: If a run cannot be used, or an image has no label or cannot be read.
+    """
+    classes = require_same_classes(folders)
+    predictions, faults = predict_files(folders, find_labelled_files(data, classes), which, device)
+    if faults:
+        raise InputError(describe_unreadable(faults))
+    labels = predictions.examples.labels
+    rows = {
+        str(folder): add_prefix("data", evaluation_metrics(logits, labels))
+        for folder, logits in predictions.logits.items()
+    }
+    if len(folders) > 1:
+        rows[ENSEMBLE] = add_prefix("data", _mean_metrics(list(predictions.logits.values()), labels))
+    return rows
+
+
+def metrics_table(rows: Mapping[str, Metrics]) -> str:
+    """Return metrics as a table of text with a line for each row; a metric that a row does not have is "-"."""
+    import pandas  # takes a second
+
+    from sam_runner.reports.tables import printable, text_table
+
+    table = pandas.DataFrame.from_dict(dict(rows), orient="index")
+    shown = table.map(lambda value: "-" if pandas.isna(value) else f"{value:.6f}")
+    shown.insert(0, "run", [printable(name) for name in rows])
+    return text_table(shown)
+
+
+def _mean_metrics(logits: Sequence[Tensor], labels: Tensor) -> Metrics:
+    return evaluation_metrics(mean_log_probabilities(logits), labels)  # softmax(log p) = p
+
+
+def _find_difference(folders: Sequence[Path], name: Split) -> str:
+    """Return in what the sets of some runs differ, "" if they are the same."""
+    first: Examples | None = None
+    for folder in folders:
+        own = describe_examples(read_split(folder, name))
+        if first is not None and (fault := difference(first, own)):
+            return f"no ensemble: the {name} sets of {folders[0]} and {folder} differ: {fault}"
+        first = first or own
+    return ""

@@ -1,0 +1,38 @@
+"""The commands of docs/predict.md run, in their order and in one folder."""
+
+import re
+import shlex
+from pathlib import Path
+from pkgutil import resolve_name
+
+import numpy as np
+from PIL import Image
+
+from tests.helpers import invoke
+from tests.test_docs import ROOT, join_lines
+
+PAGE = ROOT / "docs/predict.md"
+SCRIPTS = dict(re.findall(r'^(sam-\w+) = "(.*)"$', (ROOT / "pyproject.toml").read_text(), re.M))
+
+
+def write_digits(folder):
+    """Three grey images of each of two digits."""
+    draws = np.random.default_rng(0)
+    for name in ("3", "7"):
+        (folder / name).mkdir(parents=True)
+        for index in range(3):
+            Image.fromarray(draws.integers(0, 256, (8, 8)).astype(np.uint8)).save(folder / name / f"{index}.png")
+
+
+def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
+    write_digits(tmp_path / "photos")
+    blocks = re.findall(r"^```\n(.*?)^```", PAGE.read_text(), re.M | re.S)
+    lines = [line for block in blocks for line in join_lines(block.splitlines())]
+    assert len(lines) > 5
+    for line in lines:
+        program, *words = shlex.split(line)
+        module, _, name = SCRIPTS[program].partition(":")
+        done = invoke(monkeypatch, capsys, tmp_path, *words, entry=getattr(resolve_name(module), name))
+        assert done.returncode == 0, (line, done.stderr)
+        for file in re.findall(r"--out (\S+)", line):
+            assert Path(tmp_path, file).is_file(), line
