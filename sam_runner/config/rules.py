@@ -49,10 +49,6 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
             "  give another run_dir"
         )
     if multirun:
-        if "run_dir" in typed:
-            raise InputError(
-                "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
-            )
         return
     if "rho" in typed and not isinstance(config.optimizer, RadiusConfig):
         raise InputError(

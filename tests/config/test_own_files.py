@@ -1,5 +1,6 @@
 """Files of one's own, names that look like numbers, and config.yaml of a run: each hint is typed, and works."""
 
+import shlex
 import textwrap
 
 import pytest
@@ -105,6 +106,48 @@ def test_a_mistake_in_a_file_is_answered_by_what_to_write(text, words, tmp_path,
 def test_infinity_may_be_written_as_on_the_command_line(tmp_path):
     write_experiment(tmp_path, HEAD + "defaults:\n  - override /optimizer: sam\noptimizer:\n  p: inf\n")
     assert settings_of_experiment(tmp_path)["optimizer.p"] == float("inf")
+
+
+OWN_METHOD = """defaults:
+  - /hydra/settings/optimizer/own@_here_
+  - /hydra/settings/rho/sam@_global_
+  - base: sgd
+  - _self_
+_target_: my.Method
+name: own
+rho: ${rho}
+alpha: 1
+"""
+
+
+def test_the_keys_of_an_own_option_are_known_where_one_is_misspelt(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "own.yaml").write_text(OWN_METHOD)
+    (tmp_path / "mine" / "optimizer" / "own2.yaml").write_text("defaults:\n  - own\nbeta: 2\n")
+    for option, wrong, right in (("own", "alhpa", "alpha"), ("own2", "alhpa", "alpha"), ("own2", "betta", "beta")):
+        words = ["--config-dir", "mine", f"optimizer={option}", f"optimizer.{wrong}=3"]
+        done = invoke(monkeypatch, capsys, tmp_path, *words)
+        assert (done.returncode, f"did you mean optimizer.{right}?" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_key_of_one_swept_option_is_answered_by_a_command_for_each(tmp_path, monkeypatch, capsys):
+    words = ["-m", "optimizer=sgd,asam", "optimizer.eta=0.1", "dry_run=true", "seed=0,1", *TINY]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 2
+    commands = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("  sam-train")]
+    plans = []
+    for command in commands:
+        typed = [word.replace("NAME", "both") for word in command[1:]]
+        done = invoke(monkeypatch, capsys, tmp_path, *typed)
+        assert done.returncode == 0, done.stderr
+        plans += [done.stdout.count("asam with rho 0.5"), done.stdout.count("plan (dry run")]
+    assert plans == [2, 2, 0, 2]
+
+
+def test_a_text_may_be_made_of_another_setting(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=${seed}")
+    assert (done.returncode, "'run_dir=text-${...}'" in done.stderr) == (2, True)
+    assert config_of("run_dir=text-${seed}", "seed=3").run_dir == "text-3"
 
 
 @pytest.mark.parametrize("name", ["2026_11_25", "1e3", "007", "true", "inf"])

@@ -110,9 +110,8 @@ def require_single_values(overrides: Sequence[str]) -> None:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name = override.key_or_group
         if name in OF_WHOLE_SWEEP and override.is_sweep_override():
-            text = f"\n  a name with a comma is quoted twice: '{name}=\"...\"'" if name == "sweep_name" else ""
             raise InputError(
-                f"{override.input_line} gives several values, and the whole sweep has one\n  give one value{text}"
+                f"{override.input_line} gives several values, and the whole sweep has one\n  give one value"
             )
 
 
