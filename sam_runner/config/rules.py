@@ -17,6 +17,7 @@ from sam_runner.config.optimizer import (
     GsamConfig,
     MomentumSamConfig,
     OptimizerConfig,
+    OwnMethodConfig,
     RadiusConfig,
     RMSpropConfig,
     SamConfig,
@@ -203,8 +204,23 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError(
             "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n  use linear or cosine"
         )
+    _check_foreign_radius(optimizer, typed)
     if isinstance(optimizer, GsamConfig) and optimizer.rho_min > optimizer.rho > 0:
         raise InputError(f"optimizer.rho_min={optimizer.rho_min:g} is larger than rho={optimizer.rho:g}")
+
+
+def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
+    """Refuse the rho of a file for a method that was typed and measures rho in another unit than SAM.
+
+    The files of the group experiment have SAM's rho; the defaults of ASAM and others are up to ten times as large.
+    """
+    default = type(optimizer)().rho if not isinstance(optimizer, OwnMethodConfig) else SamConfig.rho
+    is_of_file = "optimizer" in typed and not {"rho", "optimizer.rho"} & typed and optimizer.rho not in (0, default)
+    if is_of_file and default != SamConfig.rho:
+        raise InputError(
+            f"a file sets rho={optimizer.rho:g}, which need not suit optimizer={optimizer.name}: its default is"
+            f" {default:g}\n  give the value: rho={default:g}, or rho={optimizer.rho:g} to keep that of the file"
+        )
 
 
 def _check_momentum(config: "ExperimentConfig", _: set[str]) -> None:

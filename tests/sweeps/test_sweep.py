@@ -459,4 +459,14 @@ def test_jobs_at_once_are_as_many_as_gpus_or_cores(device, given, gpus, at_once,
     assert sweep._choose_jobs_at_once(config, has_launcher=False) == at_once
     search = compose(sweeper=OPTUNA | {"n_jobs": 2})
     search.update({"device": device, "sweep": {"jobs": given}})
-    assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)
+    if given == 9:
+        with pytest.raises(InputError, match=r"hydra\.sweeper\.n_jobs=9"):
+            sweep._choose_jobs_at_once(search, has_launcher=False)
+    elif given == "auto":
+        assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)
+
+
+def test_the_launcher_of_joblib_is_answered_by_the_setting_in_its_place():
+    target = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    with pytest.raises(InputError, match=r"sweep\.jobs=8"):
+        hydra_guard.check(compose(launcher={"_target_": target, "n_jobs": 4, "backend": None}))
