@@ -10,14 +10,15 @@ from typing import TYPE_CHECKING
 from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
 from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import (
+    METHODS,
     AdamWConfig,
     AeSamConfig,
+    AroundConfig,
     AscentConfig,
     EsamConfig,
     GsamConfig,
     MomentumSamConfig,
     OptimizerConfig,
-    OwnMethodConfig,
     RadiusConfig,
     RMSpropConfig,
     SamConfig,
@@ -214,12 +215,16 @@ def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
 
     The files of the group experiment have SAM's rho; the defaults of ASAM and others are up to ten times as large.
     """
-    default = type(optimizer)().rho if not isinstance(optimizer, OwnMethodConfig) else SamConfig.rho
-    is_of_file = "optimizer" in typed and not {"rho", "optimizer.rho"} & typed and optimizer.rho not in (0, default)
-    if is_of_file and default != SamConfig.rho:
+    if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
+        return
+    around = optimizer.around.name if isinstance(optimizer, AroundConfig) else "sam"
+    name, option = (optimizer.name, "optimizer") if around == "sam" else (around, "optimizer/around")
+    defaults = {kind.name: kind.rho for kind in METHODS if issubclass(kind, RadiusConfig)}
+    default = defaults.get(name, SamConfig.rho)
+    if optimizer.rho not in (0, default) and default != SamConfig.rho:
         raise InputError(
-            f"a file sets rho={optimizer.rho:g}, which need not suit optimizer={optimizer.name}: its default is"
-            f" {default:g}\n  give the value: rho={default:g}, or rho={optimizer.rho:g} to keep that of the file"
+            f"a file sets rho={optimizer.rho:g}, which need not suit {option}={name}: its default is {default:g}\n"
+            f"  give the value: rho={default:g}, or rho={optimizer.rho:g} to keep that of the file"
         )
 
 

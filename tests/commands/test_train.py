@@ -331,7 +331,7 @@ def test_dry_run_prints_the_plan_and_writes_nothing(tmp_path, monkeypatch, capsy
 def test_the_plan_says_where_the_data_decide_the_passes(tmp_path, monkeypatch, capsys):
     words = [*TINY, "epochs=1", "optimizer=ae_sam", "optimizer/around=fisher_sam", "dry_run=true"]
     done = invoke(monkeypatch, capsys, tmp_path, *words)
-    assert "ae_sam around fisher_sam with rho 0.05, torch.optim.SGD, at most 2 passes per step\n" in done.stdout
+    assert "ae_sam around fisher_sam with rho 0.1, torch.optim.SGD, at most 2 passes per step\n" in done.stdout
     assert re.search(r"6 in all, 6 per epoch, 1 epoch\n  compute    at most [\d.e+]+ FLOPs", done.stdout)
 
 

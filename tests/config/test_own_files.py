@@ -159,8 +159,9 @@ RHO_OF_SAM = HEAD + "defaults:\n  - override /optimizer: sam\nrho: 0.02\n"
 
 @pytest.mark.parametrize(
     ("method", "default"),
-    [("asam", "0.5"), ("fisher_sam", "0.1"), ("friendly_sam", "0.2"), ("sam_on", "0.5"), ("momentum_sam", "0.3")],
-)
+    [("asam", "0.5"), ("fisher_sam", "0.1"), ("friendly_sam", "0.2"), ("sam_on", "0.5"), ("momentum_sam", "0.3"),
+     ("layerwise_sam", "0.01")],
+)  # fmt: skip
 def test_the_rho_of_a_file_is_refused_for_a_method_with_another_unit(method, default, tmp_path, monkeypatch, capsys):
     write_experiment(tmp_path, RHO_OF_SAM)
     words = ["--config-dir", "mine", "experiment=own", f"optimizer={method}", "dry_run=true", *TINY]
@@ -172,12 +173,20 @@ def test_the_rho_of_a_file_is_refused_for_a_method_with_another_unit(method, def
         assert f"{method} with rho {typed.removeprefix('rho=')}, " in done.stdout
 
 
+def test_the_rho_of_a_file_is_refused_around_a_method_with_another_unit(tmp_path, monkeypatch, capsys):
+    write_experiment(tmp_path, RHO_OF_SAM)
+    words = ["--config-dir", "mine", "experiment=own", "optimizer=gsam", "optimizer/around=asam", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert (done.returncode, "suit optimizer/around=asam: its default is 0.5" in done.stderr) == (2, True)
+
+
 @pytest.mark.parametrize(
     ("text", "words", "rho"),
     [
         (RHO_OF_SAM, [], 0.02),
         (RHO_OF_SAM, ["optimizer=sam"], 0.02),
         (RHO_OF_SAM, ["optimizer=gsam"], 0.02),
+        (HEAD + "lr: 0.1\n", ["optimizer=gsam", "optimizer/around=asam"], 0.5),
         (RHO_OF_SAM, ["optimizer=asam", "rho=0.02"], 0.02),
         (RHO_OF_SAM.replace("0.02", "0.5"), ["optimizer=asam"], 0.5),
         (RHO_OF_SAM.replace(": sam", ": asam"), [], 0.02),
