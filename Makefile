@@ -63,6 +63,11 @@ gpu-table4: $(VENV)/.dev ## run the paper's Table 4 on a GPU, nine minutes per c
 evidence-smoke: $(VENV)/.dev ## run a few steps of every arm of a study on small made-up images
 	$(BIN)/python -W ignore scripts/evidence.py human_noise --scale smoke --jobs 2 --out outputs/evidence-smoke
 
+# before the environment is made: without images the studies for a GPU cannot begin
+ifneq ($(and $(filter gpu-evidence,$(MAKECMDGOALS)),$(filter-out cpu,$(DEVICE))),)
+$(if $(and $(DATA),$(wildcard $(DATA)/)),,$(error DATA=$(DATA) is no folder: make gpu-evidence DATA=FOLDER, with CIFAR-10 images in it (DEVICE=cpu needs none)))
+endif
+
 gpu-evidence: $(VENV)/.dev ## run the studies for a GPU, nine minutes per call (DATA=FOLDER with CIFAR-10 images); DEVICE=cpu: a few steps
 	$(BIN)/python -W ignore scripts/evidence.py gpu_resnet18 --jobs 3 \
 		$(if $(filter cpu,$(DEVICE)),--scale smoke --out outputs/evidence-smoke,--device $(DEVICE) --minutes 9 --folder cifar10=$(DATA))

@@ -6,7 +6,7 @@ from typing import Any
 
 from sam_runner.commands.arguments import Parser, path
 from sam_runner.commands.exit_codes import DONE, run_command
-from sam_runner.runs.folder import SETTINGS
+from sam_runner.runs.folder import NOT_STARTED, SETTINGS
 from sam_runner.runs.plan import PLAN
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
@@ -24,7 +24,8 @@ def status(arguments: list[str]) -> int:
     parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
     parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="folders of sweeps or runs")
     for folder in parser.parse(arguments).folders:
-        lines = describe_sweep(folder) if (folder / PLAN).is_file() else describe_run(folder)
+        is_sweep = (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
+        lines = describe_sweep(folder) if is_sweep else describe_run(folder)
         for line in lines:
             print(line)
     return DONE
@@ -42,8 +43,12 @@ def describe_sweep(folder: Path) -> Iterator[str]:
     for job in progress.states:
         if job.state not in ("waiting", "finished"):
             yield f"  {_describe(job)}"
-    if progress.count("finished") < len(progress.states) and not progress.count("running"):
+    if progress.count("running") or progress.count("finished") == len(progress.states):
+        return
+    if progress.count("finished", "refused") < len(progress.states):
         yield f"  nothing is running; the same command with sweep_name={folder.name} continues the sweep"
+    else:
+        yield "  nothing is running; refused jobs need other settings"
 
 
 def describe_run(folder: Path) -> Iterator[str]:

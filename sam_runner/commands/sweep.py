@@ -70,6 +70,10 @@ class SweepCall:
             return
         if is_distributed() and launchers.in_subprocesses(config.hydra):
             raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
+        if "run_dir" in self._typed:
+            raise InputError(
+                "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
+            )
         for name in sorted({*self._typed, *hydra_guard.OF_WHOLE_SWEEP}):  # swept settings are checked in their jobs
             if name in config or "." in name:
                 check_setting(name, OmegaConf.select(config, name))

@@ -50,24 +50,30 @@ def list_options(conf: Path) -> dict[str, list[str]]:
 
 def list_default_options(conf: Path) -> dict[str, str]:
     """Return the default option of each group, by the group's path."""
-    chosen = _read_choices(conf / "config.yaml")
+    chosen = read_choices(conf / "config.yaml")
     for group, option in list(chosen.items()):
-        inner = _read_choices(conf / group / f"{option}.yaml")
+        inner = read_choices(conf / group / f"{option}.yaml")
         chosen |= {f"{group}/{name}": inner_option for name, inner_option in inner.items()}
     return chosen
 
 
-def _read_choices(path: Path) -> dict[str, str]:
+def read_choices(path: Path) -> dict[str, str]:
     """Return the options that the defaults list of a file chooses, by group."""
-    entries = yaml.safe_load(path.read_text(encoding="utf-8")).get("defaults", [])
+    entries = (yaml.safe_load(path.read_text(encoding="utf-8")) or {}).get("defaults", [])
     choices = {group: option for entry in entries if isinstance(entry, dict) for group, option in entry.items()}
     return {group: option for group, option in choices.items() if option and not group.startswith("override")}
 
 
-def list_keys(folder: Path, option: str) -> set[str]:
-    """Return the keys of an option, including those of the options and settings classes in its defaults list."""
+def list_keys(folder: Path, option: str, shared: Path | None = None) -> set[str]:
+    """Return the keys of an option, including those of the options and settings classes in its defaults list.
+
+    Args:
+        folder: Folder of the group with the option.
+        option: Name of the option.
+        shared: Folder of the group in conf/, for an option of the user's own folder.
+    """
     content = yaml.safe_load((folder / f"{option}.yaml").read_text(encoding="utf-8")) or {}
-    keys = {key for key in content if key != "defaults"}
+    keys = {str(key) for key in content if key != "defaults"}
     for entry in content.get("defaults", []):
         if not isinstance(entry, str):
             continue
@@ -75,9 +81,11 @@ def list_keys(folder: Path, option: str) -> set[str]:
             continue
         if entry.startswith("/hydra/settings/"):
             name = entry.removeprefix("/hydra/settings/").partition("@")[0]
-            keys |= {field.name for field in fields(settings_classes()[name]) if "key" in field.metadata}
-        elif (folder / f"{entry}.yaml").is_file():
-            keys |= list_keys(folder, entry)
+            if name in settings_classes():
+                keys |= {field.name for field in fields(settings_classes()[name]) if "key" in field.metadata}
+        else:
+            files = [found for found in (folder, shared) if found and (found / f"{entry}.yaml").is_file()]
+            keys |= list_keys(files[0], entry, shared) if files and entry != option else set()
     return keys
 
 

@@ -10,8 +10,10 @@ from typing import TYPE_CHECKING
 from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
 from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import (
+    METHODS,
     AdamWConfig,
     AeSamConfig,
+    AroundConfig,
     AscentConfig,
     EsamConfig,
     GsamConfig,
@@ -49,10 +51,6 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
             "  give another run_dir"
         )
     if multirun:
-        if "run_dir" in typed:
-            raise InputError(
-                "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
-            )
         return
     if "rho" in typed and not isinstance(config.optimizer, RadiusConfig):
         raise InputError(
@@ -207,8 +205,27 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError(
             "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n  use linear or cosine"
         )
+    _check_foreign_radius(optimizer, typed)
     if isinstance(optimizer, GsamConfig) and optimizer.rho_min > optimizer.rho > 0:
         raise InputError(f"optimizer.rho_min={optimizer.rho_min:g} is larger than rho={optimizer.rho:g}")
+
+
+def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
+    """Refuse the rho of a file for a method that was typed and measures rho in another unit than SAM.
+
+    The files of the group experiment have SAM's rho; the defaults of ASAM and others are up to ten times as large.
+    """
+    if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
+        return
+    around = optimizer.around.name if isinstance(optimizer, AroundConfig) else "sam"
+    name, option = (optimizer.name, "optimizer") if around == "sam" else (around, "optimizer/around")
+    defaults = {kind.name: kind.rho for kind in METHODS if issubclass(kind, RadiusConfig)}
+    default = defaults.get(name, SamConfig.rho)
+    if optimizer.rho not in (0, default) and default != SamConfig.rho:
+        raise InputError(
+            f"a file sets rho={optimizer.rho:g}, which need not suit {option}={name}: its default is {default:g}\n"
+            f"  give the value: rho={default:g}, or rho={optimizer.rho:g} to keep that of the file"
+        )
 
 
 def _check_momentum(config: "ExperimentConfig", _: set[str]) -> None:

@@ -5,7 +5,8 @@ import re
 import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
-from difflib import get_close_matches
+from difflib import SequenceMatcher, get_close_matches
+from itertools import takewhile
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sam_runner.config.keys import REQUIRED, Key
@@ -138,7 +139,9 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
 def _suggest(value: Any, annotation: type, name: str) -> str:
     """Return a further line of the message for a value of the wrong type, "" if there is nothing to say."""
     if annotation is str:
-        return f"\n  in a file, write it in quotes: {name.rpartition('.')[2]}: '...'"
+        lines = [f"in a file, write it in quotes: {name.rpartition('.')[2]}: '...'"]
+        lines += [f"to name it after another setting, add a text: '{name}=text-${{...}}'"]
+        return "".join(f"\n  {line}" for line in lines)
     several = value.split(",") if isinstance(value, str) else value if isinstance(value, list | tuple) else []
     if len(several) > 1 and all(isinstance(entry, str | int | float) for entry in several):
         return f"\n  for a run of each: sam-train -m {name}={','.join(str(entry).strip() for entry in several)}"
@@ -155,7 +158,7 @@ def _convert_choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
         if given == entry and isinstance(given, bool) == isinstance(entry, bool):
             return entry
     words = [str(entry).lower() if isinstance(entry, bool) else str(entry) for entry in accepted]
-    close = get_close_matches(str(value), words, 1)
+    close = find_close(str(value), words)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(f"{name}={_format_value(value)} is not known\n  accepted: {', '.join(words)}{hint}")
 
@@ -182,6 +185,26 @@ def _make_immutable(value: Any) -> Any:
     return tuple(_make_immutable(entry) for entry in value) if isinstance(value, list) else value
 
 
+def find_close(word: str, accepted: Sequence[str]) -> list[str]:
+    """Return the most similar of some words, empty if none is similar.
+
+    Of equally similar words, one with a longer common beginning and then a closer number is chosen: resnet20 for
+    resnet21.
+    """
+
+    def distance(other: str) -> tuple[float, int, int, str]:
+        ratio = SequenceMatcher(None, word, other).ratio()
+        common = len(list(takewhile(lambda pair: pair[0] == pair[1], zip(word, other, strict=False))))
+        return -round(ratio, 2), -common, abs(_number(word) - _number(other)), other
+
+    return sorted(get_close_matches(word, accepted, len(accepted) or 1), key=distance)[:1]
+
+
+def _number(word: str) -> int:
+    digits = re.search(r"\d+", word)
+    return int(digits[0][:9]) if digits else 0
+
+
 def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") -> str:
     """Return the message for a key that does not exist.
 
@@ -193,8 +216,8 @@ def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") 
         value: The key's value, for the lines of a file.
     """
     parent, _, name = key.rpartition(".")
-    names = [entry for entry in accepted if not entry.endswith("_target_")]
-    same = [entry for entry in names if entry.rpartition(".")[2] == name and entry != key]
+    names = [entry for entry in accepted if not entry.endswith("_target_") and entry != key]
+    same = [entry for entry in names if entry.rpartition(".")[2] == name]
     if same:
         found = min(same, key=len)
         return f"unknown key {key}\n  did you mean {found}?\n  in a file:\n{format_nested(found, value)}"
@@ -202,7 +225,7 @@ def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") 
     for candidates in (siblings, names):
         by_name = {entry.rpartition(".")[2]: entry for entry in candidates}
         close = [entry for entry in by_name if entry.lower() == name.lower()]
-        close = close or get_close_matches(name, list(by_name), 1)
+        close = close or find_close(name, list(by_name))
         if close:
             return f"unknown key {key}\n  did you mean {by_name[close[0]]}?"
     return f"unknown key {key}\n  keys: {', '.join(sorted(set(siblings or names)))}"

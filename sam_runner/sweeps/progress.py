@@ -110,11 +110,12 @@ class SweepProgress:
 
     Args:
         sweep_folder: Folder of the sweep.
-        entries: Returns the jobs; by default those of the plan.
+        entries: Returns the jobs; by default those of the plan, and the jobs that were refused.
     """
 
     def __init__(self, sweep_folder: Path, entries: Callable[[], Sequence[PlanEntry]] | None = None) -> None:
         self._folder, self._entries = sweep_folder, entries or (lambda: read_plan(sweep_folder))
+        self._shows_refused = entries is None
         self._finished: dict[str, JobState] = {}
         self.states: list[JobState] = []
 
@@ -129,6 +130,15 @@ class SweepProgress:
                 if state.state == "finished":
                     self._finished[entry.fingerprint] = state
             self.states.append(state)
+        if self._shows_refused:
+            self.states += self._read_refused()
+
+    def _read_refused(self) -> list[JobState]:
+        """Return the jobs whose settings were refused, which no plan has."""
+        planned = {entry.name.rpartition("-")[2] for entry in self.states}
+        folders = sorted(path.parent for path in self._folder.glob(f"{NOT_STARTED}/*/status.json"))
+        found = [read_state(folder, 0) for folder in folders if folder.name.rpartition("-")[2] not in planned]
+        return [entry for entry in found if entry.state == "refused"]
 
     def count(self, *states: str) -> int:
         """Return the number of jobs in some states."""
@@ -148,7 +158,7 @@ class SweepProgress:
         """Return the progress in a line: "job 5 of 24, 4 finished, about 12 min left"."""
         total, finished = len(self.states), self.count("finished")
         if finished == total:
-            return f"all {total} jobs finished" if total != 1 else "the job has finished"
+            return "no jobs" if not total else f"all {total} jobs finished" if total != 1 else "the job has finished"
         started = total - self.count("waiting", "not run")
         parts = [f"job {started} of {total}" if started else format_count(total, "job"), f"{finished} finished"]
         failed = {name: self.count(name) for name in ENDED_EARLY}

@@ -189,6 +189,13 @@ def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:
         InputError: If a number is given where it has no effect.
     """
     given = config.sweep.jobs
+    if launchers.is_search(config.hydra):  # the sweeper hands over as many jobs as it can run at once
+        at_once = int(config.hydra.sweeper.n_jobs)
+        if given not in ("auto", at_once):
+            raise InputError(
+                f"sweep.jobs={given} has no effect with hydra/sweeper=optuna: it starts {at_once} at once\n"
+                f"  use hydra.sweeper.n_jobs={given}, or leave sweep.jobs out"
+            )
     if is_distributed() or has_launcher:
         if given not in ("auto", 1 if is_distributed() else "auto"):
             reason = "torchrun runs one job at a time" if is_distributed() else "a launcher decides how many jobs run"

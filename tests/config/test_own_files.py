@@ -1,9 +1,14 @@
 """Files of one's own, names that look like numbers, and config.yaml of a run: each hint is typed, and works."""
 
+import re
+import shlex
+import sys
 import textwrap
 
 import pytest
+from hydra.core.global_hydra import GlobalHydra
 
+from sam_runner.commands import train
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import compose_settings, plain_settings
 from sam_runner.config.hydra.text_values import quote_text_values
@@ -105,6 +110,115 @@ def test_a_mistake_in_a_file_is_answered_by_what_to_write(text, words, tmp_path,
 def test_infinity_may_be_written_as_on_the_command_line(tmp_path):
     write_experiment(tmp_path, HEAD + "defaults:\n  - override /optimizer: sam\noptimizer:\n  p: inf\n")
     assert settings_of_experiment(tmp_path)["optimizer.p"] == float("inf")
+
+
+OWN_METHOD = """defaults:
+  - /hydra/settings/optimizer/own@_here_
+  - /hydra/settings/rho/sam@_global_
+  - base: sgd
+  - _self_
+_target_: my.Method
+name: own
+rho: ${rho}
+alpha: 1
+"""
+
+
+def test_the_keys_of_an_own_option_are_known_where_one_is_misspelt(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "optimizer").mkdir(parents=True)
+    (tmp_path / "mine" / "optimizer" / "own.yaml").write_text(OWN_METHOD)
+    (tmp_path / "mine" / "optimizer" / "own2.yaml").write_text("defaults:\n  - own\nbeta: 2\n")
+    for option, wrong, right in (("own", "alhpa", "alpha"), ("own2", "alhpa", "alpha"), ("own2", "betta", "beta")):
+        words = ["--config-dir", "mine", f"optimizer={option}", f"optimizer.{wrong}=3"]
+        done = invoke(monkeypatch, capsys, tmp_path, *words)
+        assert (done.returncode, f"did you mean optimizer.{right}?" in done.stderr) == (2, True), done.stderr
+
+
+def test_a_key_of_one_swept_option_is_answered_by_a_command_for_each(tmp_path, monkeypatch, capsys):
+    words = ["-m", "optimizer=sgd,asam", "optimizer.eta=0.1", "dry_run=true", "seed=0,1", *TINY]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 2
+    commands = [shlex.split(line) for line in done.stderr.splitlines() if line.startswith("  sam-train")]
+    plans = []
+    for command in commands:
+        typed = [word.replace("NAME", "both") for word in command[1:]]
+        done = invoke(monkeypatch, capsys, tmp_path, *typed)
+        assert done.returncode == 0, done.stderr
+        plans += [done.stdout.count("asam with rho 0.5"), done.stdout.count("plan (dry run")]
+    assert plans == [2, 2, 0, 2]
+
+
+def test_a_text_may_be_made_of_another_setting(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "run_dir=${seed}")
+    assert (done.returncode, "'run_dir=text-${...}'" in done.stderr) == (2, True)
+    assert config_of("run_dir=text-${seed}", "seed=3").run_dir == "text-3"
+
+
+RHO_OF_SAM = HEAD + "defaults:\n  - override /optimizer: sam\nrho: 0.02\n"
+
+
+@pytest.mark.parametrize(
+    ("method", "default"),
+    [("asam", "0.5"), ("fisher_sam", "0.1"), ("friendly_sam", "0.2"), ("sam_on", "0.5"), ("momentum_sam", "0.3"),
+     ("layerwise_sam", "0.01")],
+)  # fmt: skip
+def test_the_rho_of_a_file_is_refused_for_a_method_with_another_unit(method, default, tmp_path, monkeypatch, capsys):
+    write_experiment(tmp_path, RHO_OF_SAM)
+    words = ["--config-dir", "mine", "experiment=own", f"optimizer={method}", "dry_run=true", *TINY]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    message = f"error: a file sets rho=0.02, which need not suit optimizer={method}: its default is {default}\n"
+    assert (done.returncode, done.stderr.startswith(message)) == (2, True), done.stderr
+    for typed in re.findall(r"rho=[\d.]+", done.stderr.partition("give the value: ")[2]):
+        done = invoke(monkeypatch, capsys, tmp_path, *words, typed)
+        assert f"{method} with rho {typed.removeprefix('rho=')}, " in done.stdout
+
+
+def test_the_rho_of_a_file_is_refused_around_a_method_with_another_unit(tmp_path, monkeypatch, capsys):
+    write_experiment(tmp_path, RHO_OF_SAM)
+    words = ["--config-dir", "mine", "experiment=own", "optimizer=gsam", "optimizer/around=asam", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert (done.returncode, "suit optimizer/around=asam: its default is 0.5" in done.stderr) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("text", "words", "rho"),
+    [
+        (RHO_OF_SAM, [], 0.02),
+        (RHO_OF_SAM, ["optimizer=sam"], 0.02),
+        (RHO_OF_SAM, ["optimizer=gsam"], 0.02),
+        (HEAD + "lr: 0.1\n", ["optimizer=gsam", "optimizer/around=asam"], 0.5),
+        (RHO_OF_SAM, ["optimizer=asam", "rho=0.02"], 0.02),
+        (RHO_OF_SAM.replace("0.02", "0.5"), ["optimizer=asam"], 0.5),
+        (RHO_OF_SAM.replace(": sam", ": asam"), [], 0.02),
+        (HEAD + "lr: 0.1\n", ["optimizer=asam"], 0.5),
+    ],
+)
+def test_the_rho_of_a_file_holds_for_its_own_method_and_those_with_sams_unit(text, words, rho, tmp_path):
+    write_experiment(tmp_path, text)
+    composed = compose_settings(["experiment=own", *words], config_dir=str(tmp_path / "mine"))
+    assert load_experiment(plain_settings(composed), ["experiment=own", *words]).optimizer.rho == rho
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("sweep: {jobs: many}\n", "sweep.jobs=many has the wrong type"),
+        ("sweep: {jobs: 0}\n", "sweep.jobs=0 is out of range"),
+        ("sweep: {on_error: go}\n", "sweep.on_error=go is not known"),
+        ("sweep_name: 2026_11_25\n", "in quotes: sweep_name: '...'"),
+        ("dry_run: 3\n", "dry_run=3 has the wrong type"),
+        ("hydra: {sweeper: {params: {sweep.jobs: '1,2'}}}\n", "sweep.jobs=1,2 gives several values"),
+    ],
+)
+def test_settings_of_a_sweep_in_a_file_are_checked_before_it_begins(text, words, tmp_path, monkeypatch, capsys):
+    write_experiment(tmp_path, HEAD + text)
+    sweep = ["-m", "--config-dir", "mine", "experiment=own", "seed=0,1"]
+    GlobalHydra.instance().clear()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["sam-train", *sweep])
+    assert train.main() == 2
+    assert words in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 
 
 @pytest.mark.parametrize("name", ["2026_11_25", "1e3", "007", "true", "inf"])

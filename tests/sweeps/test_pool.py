@@ -53,7 +53,7 @@ def test_jobs_at_once_have_the_results_of_jobs_one_after_the_other(tmp_path, mon
     done = command("-m", *words, "sweep_name=x", "sweep.jobs=2", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "4 jobs, 3 of them distinct: equal jobs run once\n2 jobs at once (sweep.jobs)" in done.stdout
-    assert done.stdout.splitlines()[-1].startswith("next: open outputs/sweeps/x/report.html")
+    assert done.stdout.splitlines()[-1] == "next: tensorboard --logdir outputs/sweeps/x"
     assert re.search(r"^\[2\] epoch 2/2 ", done.stdout, re.MULTILINE)
     environments = [json.loads(path.read_text()) for path in sweep_folder(tmp_path).glob("*/environment.json")]
     assert [found["threads"] for found in environments] == [1, 1, 1]
@@ -78,7 +78,9 @@ def test_a_process_that_is_killed_ends_its_own_job_only(tmp_path):
     assert "a process of the sweep was ended by SIGKILL" in output
     assert errors.count("error: died: ") == 1
     assert "Traceback" not in errors
-    assert output.splitlines()[-1].startswith("next: the same command runs what is missing")
+    again, status = output.splitlines()[-2:]
+    assert again.startswith("next: python -m sam_runner -m data=synthetic") and again.endswith("sweep.jobs=2")
+    assert status == "next: sam-status outputs/sweeps/x"
     assert not list(sweep_folder(tmp_path).glob(".stop*"))
 
 

@@ -100,6 +100,36 @@ def test_sam_status_tells_of_a_sweep_what_runs_and_what_failed(tmp_path, monkeyp
     assert len(lines) == 3
 
 
+def test_sam_status_tells_of_jobs_that_were_refused(tmp_path, monkeypatch, capsys):
+    for value in ("-1", "-2"):
+        folder = tmp_path / "first" / "not_started" / f"rho={value}-{value[1] * 12}"
+        folder.mkdir(parents=True)
+        write_status(folder, "refused", error=f"rho={value} is out of range\n  accepted: [0, inf)")
+    done = invoke(monkeypatch, capsys, tmp_path, "first", entry=status_command.main)
+    lines = [
+        "first: job 2 of 2, 0 finished, 2 refused",
+        "  refused     rho=-1-111111111111, rho=-1 is out of range",
+        "  refused     rho=-2-222222222222, rho=-2 is out of range",
+    ]
+    assert done.stdout.splitlines() == [*lines, "  nothing is running; refused jobs need other settings"]
+    lay_job(tmp_path / "first", "a", "finished", 4)
+    lay_job(tmp_path / "first", "b")
+    done = invoke(monkeypatch, capsys, tmp_path, "first", entry=status_command.main)
+    assert done.stdout.splitlines()[0] == "first: job 3 of 4, 1 finished, 2 refused"
+    assert done.stdout.splitlines()[-1].endswith("the same command with sweep_name=first continues the sweep")
+
+
+def test_jobs_that_were_not_run_are_told_apart_from_those_that_failed_or_died(tmp_path):
+    lay_job(tmp_path, "a", "failed", 1)
+    lay_job(tmp_path, "b", "running", 1)
+    (tmp_path / "b" / ".lock").write_text("")
+    lay_job(tmp_path, "c")
+    (tmp_path / "not_started" / "c-c").mkdir(parents=True)
+    (tmp_path / "c").mkdir()
+    write_status(tmp_path / "c", "not run")
+    assert progress_of(tmp_path).line() == "job 2 of 3, 0 finished, 1 failed, 1 died, 1 not run"
+
+
 def test_sam_status_says_how_to_continue_what_nothing_runs(tmp_path, monkeypatch, capsys):
     lay_job(tmp_path / "first", "a", "preempted", 2)
     done = invoke(monkeypatch, capsys, tmp_path, "first", entry=status_command.main)

@@ -437,9 +437,9 @@ def test_every_job_has_the_precision_that_the_sweep_began_with(tmp_path, monkeyp
     single = invoke(monkeypatch, capsys, tmp_path, *TINY, "max_steps=1", "run_dir=run")
     assert single.returncode == 0, single.stderr
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["resolved_precision"] == own
-    assert single.stdout.splitlines()[-1].startswith(
-        "next: sam-eval run, tensorboard --logdir run, sam-train config=run"
-    )
+    assert single.stdout.splitlines()[-3:] == [
+        "next: sam-eval run", "next: tensorboard --logdir run", "next: sam-train config=run seed=1",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -459,4 +459,14 @@ def test_jobs_at_once_are_as_many_as_gpus_or_cores(device, given, gpus, at_once,
     assert sweep._choose_jobs_at_once(config, has_launcher=False) == at_once
     search = compose(sweeper=OPTUNA | {"n_jobs": 2})
     search.update({"device": device, "sweep": {"jobs": given}})
-    assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)
+    if given == 9:
+        with pytest.raises(InputError, match=r"hydra\.sweeper\.n_jobs=9"):
+            sweep._choose_jobs_at_once(search, has_launcher=False)
+    elif given == "auto":
+        assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)
+
+
+def test_the_launcher_of_joblib_is_answered_by_the_setting_in_its_place():
+    target = "hydra_plugins.hydra_joblib_launcher.joblib_launcher.JoblibLauncher"
+    with pytest.raises(InputError, match=r"sweep\.jobs=8"):
+        hydra_guard.check(compose(launcher={"_target_": target, "n_jobs": 4, "backend": None}))

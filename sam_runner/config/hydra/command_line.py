@@ -3,6 +3,8 @@
 import os
 from typing import NamedTuple
 
+from sam_runner.config.experiment import GROUPS, ExperimentConfig
+from sam_runner.config.validation import find_close
 from sam_runner.utils.errors import InputError
 
 FLAGS = frozenset(
@@ -83,7 +85,7 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
 
 
 def _require_accepted(argument: str) -> None:
-    key, equals, _ = argument.partition("=")
+    key = argument.partition("=")[0]
     if key.startswith("--e") and "--experimental-rerun".startswith(key):
         raise InputError("--experimental-rerun reads a pickle: refused\n  give the settings themselves")
     if key.lstrip("+~") == "hydra.mode":
@@ -91,10 +93,19 @@ def _require_accepted(argument: str) -> None:
     if key.lstrip("+") == "search" and "," in argument:
         raise InputError(f"{argument[:200]} names two searches\n  run one after the other, each as a sweep of its own")
     if argument.startswith("-") and key not in FLAGS:
-        word = argument.lstrip("-")
-        raise InputError(
-            f"{argument[:200]} is not a flag\n  settings have no dashes: {word[:200]}{'' if equals else '=...'}"
-        )
+        raise InputError(f"{argument[:200]} is not a flag\n  {_suggest(argument)}")
+
+
+def _suggest(argument: str) -> str:
+    """Return what to type instead of a word that begins with a dash and is no flag."""
+    name, _, value = argument.lstrip("-").partition("=")
+    settings = ExperimentConfig().flat()
+    name = name.replace("-", "_") if name not in settings and name.replace("-", "_") in settings else name
+    close = find_close(argument.partition("=")[0], [flag for flag in FLAGS if len(flag) > 3])
+    if name not in settings and close and name not in ("config", *GROUPS):
+        return f"did you mean {close[0]}?"
+    value = value or ("true" if isinstance(settings.get(name), bool) else "...")
+    return f"settings have no dashes: {name[:200]}={value[:200]}"
 
 
 def _expand_home(argument: str) -> str:

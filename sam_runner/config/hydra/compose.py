@@ -20,6 +20,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from sam_runner.config.experiment import GROUPS, OPTIONAL_GROUPS, ExperimentConfig, load_experiment, settings_classes
+from sam_runner.config.hydra.messages import describe_interpolation
 from sam_runner.config.hydra.saved_config import store_saved_config
 from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
@@ -77,12 +78,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     try:
         container = OmegaConf.to_container(own, resolve=True)
     except OmegaConfBaseException as error:
-        lines = str(error).splitlines()
-        reason = next((line for line in lines if line.strip()), type(error).__name__)
-        raise InputError(
-            f"{error.full_key or 'a setting'} cannot be resolved: {reason}\n"
-            "  ${key} stands for the value of another key, ${group.key} for one of a group"
-        ) from error
+        raise InputError(describe_interpolation(error, str(error.full_key or ""))) from error
     assert isinstance(container, dict)
     return {str(key): value for key, value in container.items()}
 
@@ -92,7 +88,7 @@ def _select(config: DictConfig, key: str) -> Any:
     try:
         return OmegaConf.select(config, key, throw_on_missing=False)
     except OmegaConfBaseException as error:
-        raise InputError(f"{key} cannot be resolved: {str(error).splitlines()[0]}") from error
+        raise InputError(describe_interpolation(error, key)) from error
 
 
 def _require_setting(key: str, config: DictConfig) -> None:

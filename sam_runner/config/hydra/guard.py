@@ -17,7 +17,7 @@ from hydra.core.override_parser.types import Glob
 from omegaconf import DictConfig, OmegaConf
 
 from sam_runner.config.help import list_options
-from sam_runner.config.hydra.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search
+from sam_runner.config.hydra.launchers import COMPUTED, JOBS_FOLDER, STORAGE, is_ray, is_search, refuse_joblib
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
@@ -30,7 +30,6 @@ FIXED: dict[str, tuple[Any, ...]] = {  # key: accepted values
     "sweep.subdir": (".",),
     "job_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
     "hydra_logging": ({"version": 1, "root": None, "disable_existing_loggers": False},),
-    "launcher.temp_folder": (None,),
     "launcher.submitit_folder": (None, JOBS_FOLDER),
     "launcher.setup": (None,),  # shell commands; not needed, since a batch script inherits the environment of sam-train
     "launcher.additional_parameters": (None, {}),
@@ -45,8 +44,7 @@ COMMANDS = "hydra_plugins.hydra_ray_launcher.ray_aws_launcher."
 PLUGINS = ("hydra._internal.core_plugins.", "hydra_plugins.", "optuna.samplers.")
 KEYS = {  # accepted keys of the plugins; submitit passes other keys to sbatch and srun, where some name programs
     "launcher": {
-        "_target_", "n_jobs", "backend", "prefer", "require", "verbose", "timeout", "pre_dispatch", "batch_size",
-        "temp_folder", "max_nbytes", "mmap_mode", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
+        "_target_", "submitit_folder", "timeout_min", "cpus_per_task", "gpus_per_node",
         "tasks_per_node", "mem_gb", "nodes", "name", "stderr_to_stdout", "partition", "qos", "comment", "constraint",
         "exclude", "gres", "cpus_per_gpu", "gpus_per_task", "mem_per_gpu", "mem_per_cpu", "account", "signal_delay_s",
         "max_num_timeout", "additional_parameters", "array_parallelism", "setup", "ray",
@@ -110,9 +108,8 @@ def require_single_values(overrides: Sequence[str]) -> None:
     for override in OverridesParser.create().parse_overrides(list(overrides)):
         name = override.key_or_group
         if name in OF_WHOLE_SWEEP and override.is_sweep_override():
-            text = f"\n  a name with a comma is quoted twice: '{name}=\"...\"'" if name == "sweep_name" else ""
             raise InputError(
-                f"{override.input_line} gives several values, and the whole sweep has one\n  give one value{text}"
+                f"{override.input_line} gives several values, and the whole sweep has one\n  give one value"
             )
 
 
@@ -126,6 +123,7 @@ def check(config: DictConfig) -> None:
         InputError: If a value is not accepted; the message names its key.
     """
     hydra = OmegaConf.to_container(config.hydra, resolve=False)
+    refuse_joblib(config.hydra)
     for key, accepted in (FIXED | (RAY if is_ray(config.hydra) else {})).items():
         if _get_value(hydra, key) not in accepted:
             raise InputError(

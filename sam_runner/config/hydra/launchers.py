@@ -105,7 +105,7 @@ def _make_folder(folder: str) -> str:
 def prepare(hydra: DictConfig) -> None:
     """Set Ray's environment variables before a sweep, and require that a job fits into Ray's resources.
 
-    Other launchers need no preparation; that of joblib is refused, since jobs run at once without it.
+    Other launchers need no preparation.
 
     Args:
         hydra: Hydra's own settings.
@@ -113,8 +113,6 @@ def prepare(hydra: DictConfig) -> None:
     Raises:
         InputError: If a job needs more cores or GPUs than Ray has. Ray would wait for them forever.
     """
-    if str(hydra.launcher._target_).endswith(".JoblibLauncher"):
-        raise InputError(JOBLIB)
     if not is_ray(hydra):
         return
     for name, value in RAY.items():
@@ -127,6 +125,12 @@ def prepare(hydra: DictConfig) -> None:
                 f"there are {available.get(key) or 0} {kind} for all jobs together\n"
                 f"  use a smaller value, or set hydra.launcher.ray.init.{key} to a larger one"
             )
+
+
+def refuse_joblib(hydra: DictConfig) -> None:
+    """Raise InputError for the launcher of joblib: jobs run at once without it."""
+    if str(hydra.launcher._target_).endswith(".JoblibLauncher"):
+        raise InputError(JOBLIB)
 
 
 def is_ray(hydra: DictConfig) -> bool:

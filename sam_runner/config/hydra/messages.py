@@ -1,17 +1,19 @@
 """Rewrite errors of Hydra and OmegaConf: what was given, what is accepted and how to correct it."""
 
+import contextlib
 import re
-from difflib import get_close_matches
+import shlex
 from pathlib import Path
 
 from hydra.errors import MissingConfigException, OverrideParseException
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.config.help import list_default_options, list_keys, list_options
+from sam_runner.config.help import list_default_options, list_keys, list_options, read_choices
 from sam_runner.config.hydra.launchers import EXTRAS, JOBLIB
-from sam_runner.config.validation import describe_unknown_key
+from sam_runner.config.validation import describe_unknown_key, find_close
+from sam_runner.utils.errors import InputError
 
 
 def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str | None = None) -> str:
@@ -42,10 +44,12 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
     if existing:
         return f"+{existing[1]} adds a key, but {existing[1]} exists\n  leave out the +: {existing[1]}=..."
     cause = error.__cause__ if isinstance(error.__cause__, OmegaConfBaseException) else error
+    if isinstance(cause, InterpolationResolutionError):
+        return describe_interpolation(cause, str(getattr(cause, "full_key", "") or ""))
     if re.search(r"not in struct|not in '|Could not override|not found", f"{text}\n{cause}"):
         name = _find_overridden(text) or str(getattr(cause, "full_key", "") or "")
         if name:
-            return _describe_unknown_key(name, conf, arguments)
+            return _describe_unknown_key(name, conf, arguments, config_dir)
     lines = [line.strip() for line in text.splitlines()[:8] if line.strip()] or ["a value with ${ cannot be read"]
     return "\n  ".join([*lines, f"given: {' '.join(arguments)[:300]}"])
 
@@ -105,7 +109,7 @@ def _describe_wrong_defaults(text: str, conf: Path, config_dir: str | None) -> s
             option = _read_chosen_option(relative[1], group, config_dir)
             return _suggest_defaults(f"{group} lacks its slash in the defaults of {relative[1]}", group, option)
         if group not in groups:
-            close = get_close_matches(group, list(groups), 1)
+            close = find_close(group, list(groups))
             hint = f"did you mean {close[0]}?" if close else f"groups: {', '.join(groups)}"
             return f"there is no group {group}\n  {hint}"
     if "defaults must be a list" in text:
@@ -130,6 +134,20 @@ def _read_chosen_option(file: str, group: str, config_dir: str | None) -> str:
     text = path.read_text(encoding="utf-8", errors="replace") if path.is_file() else ""
     found = re.search(rf"override +{re.escape(group)} *: *([\w./-]+)", text)
     return found[1] if found else "NAME"
+
+
+def describe_interpolation(error: OmegaConfBaseException, key: str) -> str:
+    """Return the message for a value with ``${...}`` that cannot be resolved.
+
+    Args:
+        error: The error of OmegaConf.
+        key: Dotted name of the setting, "" if it is not known.
+    """
+    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+    return (
+        f"{key or 'a setting'} cannot be resolved: {reason}\n"
+        "  ${key} stands for the value of another key, ${group.key} for one of a group"
+    )
 
 
 def _find_overridden(text: str) -> str:
@@ -166,7 +184,7 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
         )
     known = sorted(error.options or groups.get(group, []))  # Hydra's list has those of --config-dir too
     if not known:
-        close = get_close_matches(group or missing, list(groups), 1)
+        close = find_close(group or missing, list(groups))
         hint = f"did you mean {close[0]}?\n  " if close else ""
         return f"there is no group {group or missing}\n  {hint}groups: {', '.join(groups)}"
     if missing == "hydra/launcher/joblib":
@@ -174,7 +192,7 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     if missing in EXTRAS:
         return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
     lines = [f"{group}={name}: there is no such option"]
-    close = get_close_matches(name, known, 1)
+    close = find_close(name, known)
     lines += [f"did you mean {group}={close[0]}?"] if close else []
     chosen_by_files = group in ("experiment", "search", "debug")
     elsewhere = [other for other, names in groups.items() if name in names and other != group and chosen_by_files]
@@ -184,31 +202,78 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     return "\n  ".join(lines)
 
 
-def _describe_unknown_key(key: str, conf: Path, arguments: list[str]) -> str:
+def _describe_unknown_key(key: str, conf: Path, arguments: list[str], config_dir: str | None) -> str:
     """Return the message for a key that the chosen options do not have, with the options that have it."""
-    groups = list_options(conf)
+    key = key.replace("/", ".")
     parent, _, name = key.rpartition(".")
-    parent = parent.replace(".", "/")
-    if parent in groups:
-        others = [f"{parent}={option}" for option in groups[parent] if name in list_keys(conf / parent, option)]
-        if others:
-            chosen = [entry for entry in arguments if entry.startswith(f"{parent}=")] or [f"the default {parent}"]
-            swept = chosen[0].partition("=")[2].split(",")
-            if len(swept) > 1 and {f"{parent}={option}" for option in swept} <= set(others):
-                value = next(entry for entry in arguments if entry.startswith(f"{key}=")).partition("=")[2]
-                return f"Hydra reads {key} before it knows {parent}, which is swept\n  write '{key}=choice({value})'"
-            return f"{key} has no effect with {chosen[0]}\n  it goes with {', '.join(others)}"
-    return describe_unknown_key(key, [*sorted(_list_known_keys(conf, arguments)), *groups])
+    group = parent.replace(".", "/")
+    options = list_options(conf).get(group, [])
+    others = [f"{group}={option}" for option in options if name in _list_keys(group, option, conf, config_dir)]
+    if others:
+        typed = {word.lstrip("+").partition("=")[0]: word.partition("=")[2] for word in arguments}
+        chosen = f"{group}={typed[group]}" if group in typed else f"the default {group}"
+        swept = typed.get(group, "").split(",")
+        having = [option for option in swept if name in _list_keys(group, option, conf, config_dir)]
+        if key in typed and len(swept) > 1 and having:
+            return _describe_swept_group(key, group, having, swept, arguments, config_dir)
+        shown = key if name not in _list_inner_groups(group, conf) else key.replace(".", "/")
+        return f"{shown} has no effect with {chosen}\n  it goes with {', '.join(others)}"
+    return describe_unknown_key(key, [*sorted(_list_known_keys(conf, arguments, config_dir)), *list_options(conf)])
 
 
-def _list_known_keys(conf: Path, arguments: list[str]) -> set[str]:
+def _describe_swept_group(
+    key: str, group: str, having: list[str], swept: list[str], arguments: list[str], config_dir: str | None
+) -> str:
+    """Return the message for a key that some or all of a group's swept options have.
+
+    Args:
+        key: The dotted key.
+        group: The group.
+        having: Options of the sweep that have the key.
+        swept: All options of the sweep.
+        arguments: The command line.
+        config_dir: Folder of the user's own groups and options.
+    """
+    value = next(word.partition("=")[2] for word in arguments if word.lstrip("+").partition("=")[0] == key)
+    word = f"{key}={value}" if len(having) == 1 or "," in value else f"{key}=choice({value})"
+    others = [option for option in swept if option not in having]
+    if not others:
+        return f"Hydra reads {key} before it knows {group}, which is swept\n  write {shlex.quote(word)}"
+    rest = [found for found in arguments if found.lstrip("+").partition("=")[0] not in (group, key)]
+    rest += [] if any(found.startswith("sweep_name=") for found in rest) else ["sweep_name=NAME"]
+    start = ["sam-train", "-m", *(["--config-dir", config_dir] if config_dir else [])]
+    lines = [
+        f"{key} goes with {group}={','.join(having)}, and has no effect with {group}={','.join(others)}",
+        "give each its command; the same sweep_name makes one sweep of them:",
+        shlex.join([*start, f"{group}={','.join(having)}", word, *rest]),
+        shlex.join([*start, f"{group}={','.join(others)}", *rest]),
+    ]
+    return "\n  ".join(lines)
+
+
+def _list_keys(group: str, option: str, conf: Path, config_dir: str | None) -> set[str]:
+    """Return the keys and inner groups of an option of conf/ or of the user's own folder, none if it does not exist."""
+    folders = [folder / group for folder in (Path(config_dir or conf), conf)]
+    folder = next((found for found in folders if (found / f"{option}.yaml").is_file()), None)
+    if folder is None:
+        return set()
+    with contextlib.suppress(InputError, AttributeError, TypeError):  # the file of a stranger
+        return list_keys(folder, option, conf / group) | read_choices(folder / f"{option}.yaml").keys()
+    return set()
+
+
+def _list_inner_groups(group: str, conf: Path) -> set[str]:
+    return {name.rpartition("/")[2] for name in list_options(conf) if name.rpartition("/")[0] == group}
+
+
+def _list_known_keys(conf: Path, arguments: list[str], config_dir: str | None) -> set[str]:
     """Return all dotted keys of the options that `arguments` choose."""
     groups, chosen = list_options(conf), list_default_options(conf)
     for argument in arguments:
-        group, _, option = argument.partition("=")
-        if option in groups.get(group, []):
+        group, _, option = argument.lstrip("+").partition("=")
+        if group in groups and _list_keys(group, option, conf, config_dir):
             chosen[group] = option
     keys = set(ExperimentConfig().flat())
     for group, option in chosen.items():
-        keys |= {f"{group.replace('/', '.')}.{name}" for name in list_keys(conf / group, option)}
+        keys |= {f"{group.replace('/', '.')}.{name}" for name in _list_keys(group, option, conf, config_dir)}
     return {key for key in keys if key.partition(".")[0] not in groups or key.partition(".")[0] in chosen}

@@ -31,6 +31,12 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
     """
     path = Path(file).expanduser()
     path = path / "config.yaml" if path.is_dir() else path
+    if not file or not path.is_file():
+        reason = f"{path} does not exist" if file else "it has no value"
+        raise InputError(
+            f"config={file} names no run: {reason}\n"
+            "  give the folder of a run or its config.yaml, for example config=outputs/runs/NAME"
+        )
     for word in overrides:
         group = word.lstrip("+~").partition("=")[0]
         if group in list_options(CONF):

@@ -1,0 +1,50 @@
+"""The commands that sam-train prints at its end: a shell reads them as they are meant."""
+
+import shlex
+import shutil
+from pathlib import Path
+
+import pytest
+
+from sam_runner.commands import next_step
+from sam_runner.config.hydra.command_line import parse_command_line
+from sam_runner.runs.environment import record_command
+
+FOLDERS = ["outputs/runs/a", "with a space/run", "it's", "-dash", "$HOME/*", "näïve"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_the_commands_after_a_run_name_its_folder(name):
+    evaluate, curves, again = map(shlex.split, next_step.after_run(Path(name)))
+    assert [evaluate[0], curves[:2], again[0]] == ["sam-eval", ["tensorboard", "--logdir"], "sam-train"]
+    assert Path(evaluate[1]) == Path(curves[2]) == Path(name)
+    assert not evaluate[1].startswith("-")
+    line = parse_command_line(again[1:])
+    assert (line.config_file, line.overrides) == (name, ["seed=1"])
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+@pytest.mark.parametrize(("platform", "program"), [("linux", "xdg-open"), ("darwin", "open")])
+def test_the_report_is_opened_by_the_program_of_the_system(name, platform, program, monkeypatch):
+    monkeypatch.setattr(next_step.sys, "platform", platform)
+    monkeypatch.setattr(shutil, "which", lambda asked: asked)
+    page, curves = map(shlex.split, next_step.after_sweep(Path(name), 0, is_named=True))
+    assert (page[0], Path(page[1])) == (program, Path(name) / "report.html")
+    assert curves[0] == "tensorboard"
+    monkeypatch.setattr(shutil, "which", lambda _: None)  # no desktop: the line "report: ..." names the page
+    assert len(next_step.after_sweep(Path(name), 0, is_named=True)) == 1
+
+
+def test_a_sweep_that_is_not_complete_is_continued_by_the_printed_command(monkeypatch):
+    typed = ["-m", "--config-dir", "my files", "rho=choice(0.1,0.2)", "seed=0,1"]
+    monkeypatch.setenv("SAM_RUNNER_COMMAND", "")
+    record_command(["/usr/bin/sam-train", *typed])
+    again, status = next_step.after_sweep(Path("outputs/sweeps/2026 x"), 1, is_named=False)
+    assert shlex.split(again) == ["sam-train", *typed, "sweep_name=2026 x"]
+    assert shlex.split(status) == ["sam-status", "outputs/sweeps/2026 x"]
+    assert shlex.split(next_step.after_sweep(Path("x"), 75, is_named=True)[0]) == ["sam-train", *typed]
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert (
+        next_step.after_sweep(Path("x"), 1, is_named=False)[0]
+        == "the same command with sweep_name=x runs what is missing"
+    )
