@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import torch
 from bench_step import MODELS, SGD
-from measuring import Report, arguments, median, ratio, spread, take_turns
+from measuring import Report, make_parser, median, ratio, spread, take_turns
 from torch.nn import functional as F
 
 from sam_runner.sam import methods
@@ -84,7 +84,7 @@ def measure(report: Report, model: str, size: int, channels: int, rounds: int, d
 
 def main() -> int:
     """Measure and write the report."""
-    options = arguments((__doc__ or "").splitlines()[0]).parse_args()
+    options = make_parser((__doc__ or "").splitlines()[0]).parse_args()
     device = torch.device(options.device)
     configure_torch(device)
     report = Report("The methods", device)

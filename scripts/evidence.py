@@ -5,13 +5,16 @@
 A study is a YAML file: settings of every run, blocks (settings that the arms of a block share), arms with their numbers
 of seeds, and for an arm that has a `search` the values to try. The search runs first, on a seed of its own; the value
 with the best validation metric is used in the arm's final runs. The same command continues: runs that are finished
-here, or in the CSV file with the same command, are kept; interrupted runs go on from their last checkpoint. Beside the
+here, or in the CSV file with the same command, are kept; interrupted runs go on from their last checkpoint, failed ones
+are tried again. Rows of another plan or scale stay in the file and count for nothing. Beside the
 CSV file, docs/results/<study>/ has the config.yaml and the evaluations of every finished run. `--scale smoke` runs a
 few steps of every arm on small made-up images. scripts/results_page.py makes docs/results.md from the CSV files.
 """
 
 import argparse
 import csv
+import hashlib
+import math
 import os
 import signal
 import subprocess
@@ -34,13 +37,14 @@ from sam_runner.utils.files import read_json
 STUDIES = Path(__file__).with_name("evidence")
 RESULTS = Path(__file__).resolve().parent.parent / "docs" / "results"
 COLUMNS = (
-    "study", "block", "arm", "role", "value", "seed", "status", "steps", "gradient_evaluations", "images_per_second",
-    "commit", "changed_files", "torch", "machine", "date", "command",
+    "study", "block", "arm", "role", "value", "seed", "status", "steps", "gradient_evaluations", "training_seconds",
+    "images_per_second", "commit", "changed_files", "torch", "machine", "date", "command",
 )  # fmt: skip
 METRICS = (
     "train/loss", "train/accuracy", "train/accuracy_clean", "train/memorised", "train/recovered", "validation/accuracy",
     "validation/nll", "test/accuracy", "test/nll", "test/calibration_error",
 )  # fmt: skip
+FAILED = ("failed", "died")  # statuses of runs that ended without a result; others that are not finished go on
 METRIC_COLUMNS = tuple(f"{kind}/{tag}" for kind in ("final", "best") for tag in METRICS)
 
 
@@ -66,8 +70,13 @@ class Job:
 
     @property
     def name(self) -> str:
-        """Name of the run folder."""
+        """Name of the run, also of the files that are kept of it."""
         return name_run(self.block, self.arm, self.value, self.role, self.seed)
+
+    @property
+    def folder_name(self) -> str:
+        """Name of the run folder, which belongs to one command: a run of another plan or scale has another folder."""
+        return f"{self.name}-{hashlib.sha256(self.command.encode()).hexdigest()[:6]}"
 
     @property
     def command(self) -> str:
@@ -76,7 +85,7 @@ class Job:
 
 
 def name_run(block: str, arm: str, value: str, role: str, seed: int) -> str:
-    """Return the name of a run, also of the files that are kept of it."""
+    """Return the name of a run."""
     searched = f"-{value.replace('=', '')}" if value else ""
     return f"{block}-{arm}{searched}-{role}-seed{seed}"
 
@@ -124,6 +133,28 @@ class Study:
         runs += [(part.block, arm, "", seed) for part in self.parts() for arm, seed in part.finals]
         return list(dict.fromkeys(runs))
 
+    def planned_commands(self) -> list[str]:
+        """The commands of the plan's runs in its order, searches first; without final runs whose value is open."""
+        parts = list(self.parts())
+        commands = [job.command for part in parts for job in part.searches]
+        for part in parts:
+            finals = [(arm, seed) for arm, seed in part.finals if self.is_chosen(part.block, arm)]
+            commands += [self.final_job(part.block, arm, seed).command for arm, seed in finals]
+        return list(dict.fromkeys(commands))
+
+    def planned_rows(self) -> list[dict[str, Any]]:
+        """The rows of the plan's runs; rows of another plan or scale are left out."""
+        return [self.rows[command] for command in self.planned_commands() if command in self.rows]
+
+    def count_runs(self) -> dict[str, int]:
+        """How many runs the plan has, and how many are finished, have failed or died, or are open.
+
+        The last three add up to the first.
+        """
+        planned, statuses = len(self.planned()), [row["status"] for row in self.planned_rows()]
+        finished, failed = statuses.count("finished"), sum(status in FAILED for status in statuses)
+        return {"planned": planned, "finished": finished, "failed": failed, "open": planned - finished - failed}
+
     def words(self) -> list[str]:
         """The arguments of all runs, with names of folders in braces."""
         parts = (self.content["data"], *self.content["blocks"].values())
@@ -141,15 +172,19 @@ class Study:
         return self._job(block, arm, "final", self.choice(block, arm), seed)
 
     def is_chosen(self, block: str, arm: str) -> bool:
-        """Whether all runs of an arm's search are finished."""
-        return all(self.is_finished(job) for job in self.search_jobs(block, arm))
+        """Whether all runs of an arm's search are finished, and at least one has not diverged."""
+        jobs = self.search_jobs(block, arm)
+        return all(map(self.is_finished, jobs)) and not (jobs and all(math.isnan(self._score(job)) for job in jobs))
+
+    def _score(self, job: Job) -> float:
+        """The metric that chooses, of a finished run; NaN where it is missing."""
+        return float(self.rows[job.command][f"final/{self.content['chosen_by']}"] or "nan")
 
     def choice(self, block: str, arm: str) -> str:
         """The searched value with the best validation metric at the last epoch; "" without a search."""
-        jobs = self.search_jobs(block, arm)
-        column = f"final/{self.content['chosen_by']}"
-        best = max(jobs, key=lambda job: float(self.rows[job.command][column]), default=None)
-        return best.value if best else ""
+        scores = {job.value: self._score(job) for job in self.search_jobs(block, arm)}
+        known = {value: score for value, score in scores.items() if not math.isnan(score)}  # NaN: the run diverged
+        return max(known, key=known.__getitem__, default="")
 
     def is_finished(self, job: Job) -> bool:
         """Whether a run is finished."""
@@ -170,24 +205,25 @@ class Study:
         last = {word.partition("=")[0]: word for word in words}  # a later word replaces an earlier one
         return Job(block, arm, role, value, seed, tuple(last.values()))
 
-    def add(self, job: Job, folder: Path, folders: Mapping[str, str]) -> None:
+    def add(self, job: Job, folder: Path, folders: Mapping[str, str], code: int = 0) -> None:
         """Add the run in `folder` to the CSV file, and copy its settings and metrics beside the file.
 
         Args:
             job: The run.
-            folder: Its run folder. A run that has written nothing is not added.
+            folder: Its run folder.
             folders: Folders of the user by name; the copy of the settings has the names.
+            code: Exit code of the run.
         """
-        status = read_status(folder)
-        if not status:
-            return
-        environment, result = read_json(folder / "environment.json") or {}, read_finished_result(folder) or {}
-        steps = result.get("step", 0)
-        evaluations = result.get("gradient_evaluations", steps * (2 if "optimizer=sam" in job.words else 1))
+        status, environment = read_status(folder), read_json(folder / "environment.json") or {}
+        result = read_finished_result(folder) or {} if code == 0 else {}
+        state = "finished" if result else str(status.get("status", "failed"))
+        if state in ("running", "finished") and not result:  # the process has ended without saying so
+            state = "died"
         row = {
             "study": self.name, "block": job.block, "arm": job.arm, "role": job.role, "value": job.value,
-            "seed": job.seed, "status": status.get("status"), "steps": steps or "",
-            "gradient_evaluations": evaluations or "",
+            "seed": job.seed, "status": state, "steps": result.get("step", ""),
+            "gradient_evaluations": result.get("gradient_evaluations", ""),
+            "training_seconds": round(result["training_seconds"], 1) if "training_seconds" in result else "",
             "images_per_second": round(result["images_per_second"], 1) if result else "",
             "commit": environment.get("git_commit"), "changed_files": environment.get("git_changes"),
             "torch": environment.get("packages", {}).get("torch"), "machine": environment.get("processor"),
@@ -209,18 +245,14 @@ class Study:
 
     def _write(self) -> None:
         """Write the CSV file: first the searches, then the final runs, in the plan's order."""
-        order = [job.command for part in self.parts() for job in part.searches]
-        for part in self.parts():
-            for arm, seed in part.finals:
-                if self.is_chosen(part.block, arm):
-                    order.append(self.final_job(part.block, arm, seed).command)
-        others = [command for command in self.rows if command not in order]  # of an earlier plan: nothing is lost
+        order = self.planned_commands()
+        others = [command for command in self.rows if command not in order]  # of another plan: nothing is lost
         self.table.parent.mkdir(parents=True, exist_ok=True)
         temporary = self.table.with_name(f".{self.table.name}")
         with temporary.open("w", newline="", encoding="utf-8") as handle:
             writer = csv.DictWriter(handle, [*COLUMNS, *METRIC_COLUMNS, "best_epoch"], lineterminator="\n")
             writer.writeheader()
-            writer.writerows(self.rows[command] for command in dict.fromkeys(order + others) if command in self.rows)
+            writer.writerows(self.rows[command] for command in order + others if command in self.rows)
         temporary.replace(self.table)
 
 
@@ -250,7 +282,7 @@ class Runner:
         if left <= 0:
             return None
         self.out.mkdir(parents=True, exist_ok=True)
-        folder = self.out / job.name
+        folder = self.out / job.folder_name
         words = [word.format(**self.folders) for word in job.words]
         command = [
             str(Path(sys.executable).with_name("sam-train")),
@@ -259,7 +291,7 @@ class Runner:
             f"run_dir={folder}",
         ]
         threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
-        with (self.out / f"{job.name}.log").open("a") as log:
+        with (self.out / f"{job.folder_name}.log").open("a") as log:
             process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
             try:
                 return process.wait(None if left == float("inf") else left)
@@ -277,7 +309,7 @@ class Runner:
                 if code is None:
                     continue
                 failed += code not in (0, PREEMPTED)
-                self.study.add(job, self.out / job.name, self.folders)
+                self.study.add(job, self.out / job.folder_name, self.folders, code)
                 accuracy = self.study.rows.get(job.command, {}).get("final/test/accuracy")
                 print(
                     f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
@@ -328,7 +360,8 @@ def main() -> int:
     for part in study.parts():
         print(f"{part.block}: {len(part.searches)} runs of searches, {len(part.finals)} final runs", flush=True)
         failed += runner.run_part(part)
-    print(f"results: {study.table}; {failed} runs failed")
+    counts = study.count_runs()
+    print(f"results: {study.table}; {', '.join(f'{n} {name}' for name, n in counts.items())}; {failed} failed now")
     return int(failed > 0)
 
 

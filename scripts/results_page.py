@@ -1,7 +1,7 @@
 """Make docs/results.md, its figures and docs/results/<study>.md from the CSV files that scripts/evidence.py writes.
 
     python scripts/results_page.py            # write the pages and figures
-    python scripts/results_page.py --check    # exit with 1 if the pages are not what the CSV files say
+    python scripts/results_page.py --check    # exit with 1 if the pages are not what the CSV files say; write nothing
 
 Every number of the pages is computed here. The text around them is scripts/evidence/results.md.j2.
 """
@@ -9,17 +9,18 @@ Every number of the pages is computed here. The text around them is scripts/evid
 import argparse
 import re
 import sys
-from dataclasses import dataclass
+import tempfile
 from pathlib import Path
 from typing import Any
 
 import jinja2
 import pandas as pd
-from evidence import METRIC_COLUMNS, RESULTS, STUDIES, Study, name_run
+from evidence import COLUMNS, FAILED, METRIC_COLUMNS, RESULTS, STUDIES, Study, name_run
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 
-from sam_runner.reports.aggregate import student_t
+from sam_runner.reports.aggregate import Estimate, estimate
+from sam_runner.reports.comparison import FITTED_ACCURACY, FITTED_WRONG_LABELS, Fit
 
 plt.switch_backend("Agg")
 DOCS = RESULTS.parent
@@ -28,49 +29,20 @@ OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = "os^DvP*X<>"  # of the blocks
 
 
-@dataclass(frozen=True)
-class Estimate:
-    """Mean over seeds with a 95% interval (Student's t).
-
-    Attributes:
-        n: Number of seeds.
-        mean: NaN for n = 0.
-        half_width: Half the width of the interval; NaN for n < 2.
-    """
-
-    n: int
-    mean: float
-    half_width: float
-
-    @property
-    def excludes_zero(self) -> bool:
-        """Whether 0 lies outside of the interval; False without an interval."""
-        return abs(self.mean) > self.half_width
-
-
-def estimate(values: pd.Series) -> Estimate:
-    """Return mean and interval of one value per seed; missing values do not count."""
-    values = values.dropna()
-    quantile = float(student_t(pd.Series([len(values) - 1])).iloc[0])
-    half_width = quantile * values.std() / len(values) ** 0.5 if len(values) > 1 else float("nan")
-    return Estimate(len(values), float(values.mean()), float(half_width))
-
-
 class Block:
     """The finished final runs of one block of a study.
 
     Args:
         study: The study.
         name: The block.
-        rows: Rows of the study's CSV file that belong to the block.
+        rows: Rows of the plan that belong to the block.
     """
 
     def __init__(self, study: Study, name: str, rows: pd.DataFrame) -> None:
         self.study, self.name, self.title = study, name, study.content["block_titles"][name]
         self.searches = rows[rows["role"] == "search"]
-        chosen = [study.choice(name, arm) if study.is_chosen(name, arm) else None for arm in rows["arm"]]
-        is_final = (rows["role"] == "final") & (rows["value"] == chosen)
-        self.finals = rows[is_final & (rows["status"] == "finished")]
+        self.searches = self.searches[self.searches["status"] == "finished"]
+        self.finals = rows[(rows["role"] == "final") & (rows["status"] == "finished")]
         self.arms = [arm for arm in study.content["arms"] if arm in set(self.finals["arm"])]
 
     def column(self, arm: str, metric: str) -> pd.Series:
@@ -94,15 +66,20 @@ class Block:
         return next(iter(self.finals.loc[self.finals["arm"] == arm, "value"]), "")
 
     def cost(self, arm: str) -> float:
-        """Return the gradient evaluations of a run over those of its baseline."""
+        """Return the gradient evaluations of a run over those of its baseline; NaN where one is not recorded."""
         evaluations = self.finals.groupby("arm")["gradient_evaluations"].mean()
         return float(evaluations[arm] / evaluations.get(self.baseline(arm), float("nan")))
+
+    def fit(self, arm: str, seeds: pd.Index) -> Fit:
+        """Return how far the arm's runs of some seeds have fitted their training labels."""
+        tags = ("final/train/accuracy", "final/train/accuracy_clean", "final/train/memorised")
+        return Fit(*(float(self.column(arm, tag).reindex(seeds).mean()) for tag in tags))
 
 
 def read_blocks(study: Study) -> list[Block]:
     """Return the blocks of a study that have finished final runs."""
-    rows = pd.DataFrame(study.rows.values())
-    numbers = ["seed", "gradient_evaluations", *METRIC_COLUMNS]
+    rows = pd.DataFrame(study.planned_rows(), columns=[*COLUMNS, *METRIC_COLUMNS])
+    numbers = ["seed", "gradient_evaluations", "training_seconds", *METRIC_COLUMNS]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
     blocks = [Block(study, name, rows[rows["block"] == name]) for name in study.content["blocks"]]
     return [block for block in blocks if len(block.searches) or block.arms]
@@ -117,30 +94,24 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
     return text if found.n < 2 else f"{text} ± {found.half_width * scale:.{digits}f}"
 
 
+def format_mean(found: Estimate) -> str:
+    """Return the mean without digits after the point; a dash without a value."""
+    return f"{found.mean:,.0f}" if found.n else "-"
+
+
 def make_anchor(heading: str) -> str:
     """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
 
 
-def count_runs(study: Study) -> dict[str, int]:
-    """Return how many runs the plan has, and how many are finished, ended otherwise, or not run yet."""
-    planned = len(study.planned())
-    statuses = [row["status"] for row in study.rows.values()]
-    finished = statuses.count("finished")
-    return {
-        "planned": planned,
-        "finished": finished,
-        "failed": len(statuses) - finished,
-        "open": planned - len(statuses),
-    }
-
-
 def list_runs(study: Study) -> list[dict[str, Any]]:
     """Return the rows of a study with the name of each run, and whether its settings are kept."""
-    runs = []
+    runs, planned = [], set(study.planned_commands())
     for row in study.rows.values():
         name = name_run(row["block"], row["arm"], row["value"], row["role"], int(row["seed"]))
-        runs.append({**row, "name": name, "is_kept": (study.kept / f"{name}.yaml").is_file()})
+        is_planned = row["command"] in planned
+        is_kept = is_planned and (study.kept / f"{name}.yaml").is_file()
+        runs.append({**row, "name": name, "is_kept": is_kept, "is_planned": is_planned})
     return runs
 
 
@@ -196,11 +167,10 @@ def draw_benefit(blocks: list[Block], folder: Path) -> str | None:
         for arm in [name for name in block.arms if name.partition("-")[0] == "sam"]:
             baseline = block.baseline(arm)
             gain = (block.column(arm, "final/test/accuracy") - block.column(baseline, "final/test/accuracy")).dropna()
-            fitted = block.column(baseline, "final/train/accuracy").reindex(gain.index)
             memorised = block.column(baseline, "final/train/memorised").reindex(gain.index).fillna(0.0)
             axes.plot(
                 100 * memorised, 100 * gain, MARKERS[number % len(MARKERS)], alpha=0.8,
-                color=colour(block.study, arm), mfc="none" if fitted.mean() < 0.99 else None,
+                color=colour(block.study, arm), mfc="none" if block.fit(baseline, gain.index).is_low else None,
                 label=f"{block.title}, {arm}",
             )  # fmt: skip
     if not axes.lines:
@@ -233,13 +203,16 @@ def make_pages(docs: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(STUDIES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"estimate": format_estimate, "anchor": make_anchor}
+    environment.filters |= {"estimate": format_estimate, "mean": format_mean, "anchor": make_anchor}
     figures = {study.name: draw_study(study, blocks[study.name], docs / "img") for study in studies}
     figures["benefit"] = draw_benefit([block for found in blocks.values() for block in found], docs / "img")
-    is_open = any(count_runs(study)["open"] for study in studies)
+    is_open = any(study.count_runs()["open"] for study in studies)
     page = environment.get_template("results.md.j2").render(
-        studies=studies, blocks=blocks, figures=figures, count=count_runs, is_open=is_open
-    )
+        studies=studies, blocks=blocks, figures=figures, is_open=is_open,
+        failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
+                for study in studies},
+        fitted_accuracy=FITTED_ACCURACY, fitted_wrong_labels=FITTED_WRONG_LABELS,
+    )  # fmt: skip
     (docs / "results.md").write_text(page, encoding="utf-8")
     for study in studies:
         runs = environment.get_template("runs.md.j2").render(study=study, runs=list_runs(study))
@@ -247,17 +220,27 @@ def make_pages(docs: Path) -> None:
         (docs / "results" / f"{study.name}.md").write_text(runs, encoding="utf-8")
 
 
+def find_differences(docs: Path = DOCS) -> list[str]:
+    """Return the pages in `docs` that are not what the CSV files say, by name; also those that no study has."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_pages(Path(folder))
+        expected = {
+            path.relative_to(folder): path.read_text(encoding="utf-8") for path in sorted(Path(folder).rglob("*.md"))
+        }
+    found = {Path("results.md"), *(path.relative_to(docs) for path in (docs / "results").glob("*.md"))}
+    texts = {page: (docs / page).read_text(encoding="utf-8") for page in found if (docs / page).is_file()}
+    return [str(page) for page in sorted({*expected, *texts}) if expected.get(page) != texts.get(page)]
+
+
 def main() -> int:
     """Write or check the pages."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--check", type=Path, metavar="FOLDER", help="write into FOLDER, compare with docs/")
-    folder = parser.parse_args().check
-    make_pages(folder or DOCS)
-    if folder is None:
+    parser.add_argument("--check", action="store_true", help="compare the pages with the CSV files, write nothing")
+    if not parser.parse_args().check:
+        make_pages(DOCS)
         return 0
-    pages = [path.relative_to(folder) for path in folder.rglob("*.md")]
-    wrong = [str(page) for page in pages if (folder / page).read_text() != (DOCS / page).read_text()]
-    print(f"{len(pages)} pages; not what the CSV files say: {', '.join(wrong) or 'none'}")
+    wrong = find_differences()
+    print(f"pages that are not what the CSV files say: {', '.join(wrong) or 'none'}")
     return int(bool(wrong))
 
 

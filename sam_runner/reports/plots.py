@@ -86,10 +86,8 @@ def draw_plots(report: Report) -> list[Plot]:
         bars = [group for group, (_, difference) in report.differences.items() if difference.n > 0][:MAX_BARS]
         if len(bars) > 0 and report.baseline is not None:
             pairs = _count_seeds(pd.Series([report.differences[group][1].n for group in bars]))
-            caption = (
-                f"Points: mean difference of pairs with the same seed; bars: 95% interval, {pairs} pairs. One that"
-            )
-            caption += " does not cross 0 is significant at the 5% level."
+            caption = f"Points: mean difference of pairs with the same seed; bars: 95% interval, {pairs} pairs."
+            caption += " An interval that does not cross 0 is significant at the 5% level."
             title = f"{report.metric}: difference to {report.baseline}"
             plots.append(_draw("differences", title, caption, partial(_plot_differences, report=report, groups=bars)))
         order = (ranking_sign(report.metric) * groups["mean"]).sort_values(ascending=False, kind="stable").index

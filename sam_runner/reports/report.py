@@ -208,7 +208,8 @@ class Report:
     @cached_property
     def costs(self) -> dict[str, dict[int, float]]:
         """The mean cost of each group by a choice of --against; NaN where a run has not recorded it."""
-        return {kind: {int(g): float(v) for g, v in mean_costs(self.runs, kind).items()} for kind in COSTS}
+        means = {kind: mean_costs(self.runs, kind) for kind in COSTS}
+        return {kind: {group: float(mean[group]) for group in self.labels} for kind, mean in means.items()}
 
     @cached_property
     def fits(self) -> dict[int, Fit]:

@@ -84,7 +84,7 @@ def test_what_can_be_read_is_read_and_what_is_left_out_is_said(tmp_path):
     lay(tmp_path / "good", accuracy=0.7)
     (lay(tmp_path / "damaged", seed=1) / "config.yaml").write_text("a: [\n")
     own = lay(tmp_path / "own", seed=2, model={"_target_": "my_models.Mlp", "width": 3})
-    with pytest.warns(UserWarning) as caught:
+    with pytest.warns(UserWarning, match="left out: ") as caught:
         results = load_results([tmp_path])
     (damaged, trusted) = sorted(str(warning.message) for warning in caught)
     assert damaged.startswith(f"left out: {tmp_path}/damaged/config.yaml")
