@@ -11,6 +11,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.optimizer import AroundConfig, RadiusConfig, SamConfig
+from sam_runner.models.outputs import get_logits
 from sam_runner.paper.rows import describe_target
 from sam_runner.runs.result import count_examples
 from sam_runner.sam.method import Method
@@ -29,6 +30,18 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> 
         model: The network.
         image_shape: Channels, height and width of the image.
     """
+    return _count_flops(model, image_shape, backward=False)
+
+
+def count_backward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+    """Count those of the backward pass: gradients of the trained weights, and of the activations that they need.
+
+    It is about twice the forward pass, less the gradient of the image, and less what frozen layers do not need.
+    """
+    return _count_flops(model, image_shape, backward=True) - count_forward_flops(model, image_shape)
+
+
+def _count_flops(model: nn.Module, image_shape: tuple[int, int, int], *, backward: bool) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
     was_training, had_fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
@@ -38,9 +51,12 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> 
     # The counter knows matrix products and convolutions, and not every fused attention kernel.
     torch.backends.mha.set_fastpath_enabled(False)
     try:
-        with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+        with counter, torch.set_grad_enabled(backward), sdpa_kernel(SDPBackend.MATH):
+            outputs = model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+            if backward:
+                get_logits(outputs).sum().backward()
     finally:
+        model.zero_grad(set_to_none=True)
         torch.backends.mha.set_fastpath_enabled(had_fast_path)
         model.train(was_training)
     return int(counter.get_total_flops())
@@ -65,12 +81,12 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
         overrides: Settings as the user typed them, to name the differences from the paper's experiment.
     """
     options, objective = config.optimizer, run.step.objective
-    flops = count_forward_flops(run.model, run.train.shape)
+    forward, backward = (count(run.model, run.train.shape) for count in (count_forward_flops, count_backward_flops))
     method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
-    passes, cost = _mean_cost(method, run.max_steps)
+    passes, num_forward, num_backward = _mean_cost(method, run.max_steps)
     at_most = "at most " if method.data_decide else ""
     num_passes = f"{at_most}{passes:.3g} {'pass' if passes == 1 else 'passes'} per step"
-    total_flops = cost * flops * config.batch_size * run.max_steps
+    total_flops = (num_forward * forward + num_backward * backward) * config.batch_size * run.max_steps
     batch = format_count(config.batch_size, "image")
     batch += f" in groups of {options.m}" if options.m else ""
     batch += f", at most {-(-config.batch_size // config.accumulate)} per pass" if config.accumulate > 1 else ""
@@ -79,7 +95,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
-        "model": f"{config.model.target}: {num_parameters:,} parameters, {flops / 1e6:,.1f} MFLOPs forward per image",
+        "model": f"{config.model.target}: {num_parameters:,} parameters, {forward / 1e6:,.1f} MFLOPs forward per image",
         "optimizer": f"{describe_method(config)}{options.base.target}, {num_passes}",
         "batch": batch,
         "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}",
@@ -93,15 +109,16 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])
 
 
-def _mean_cost(method: Method, num_steps: int) -> tuple[float, float]:
-    """Return the mean number of gradients of a step, and its mean cost in forward passes; see `Method`.
+def _mean_cost(method: Method, num_steps: int) -> tuple[float, float, float]:
+    """Return the mean numbers of gradients, forward passes and backward passes of a step; see `Method`.
 
     Of more than `MAX_COUNTED_STEPS` steps that many are drawn.
     """
     numbers: Sequence[int] = range(num_steps)
     if num_steps > MAX_COUNTED_STEPS:
         numbers = random.Random(0).sample(numbers, MAX_COUNTED_STEPS)
-    return fmean(map(method.passes, numbers)), fmean(map(method.cost, numbers))
+    forward, backward = zip(*map(method.cost, numbers), strict=True)
+    return fmean(map(method.passes, numbers)), fmean(forward), fmean(backward)
 
 
 def describe_method(config: ExperimentConfig) -> str:

@@ -291,12 +291,9 @@ class Method:
         """Return how many gradients step `number` evaluates at rho > 0; if the data decide, the largest number."""
         return 2
 
-    def cost(self, number: int) -> float:
-        """Return the cost of step `number` at rho > 0 in forward passes of its batch.
-
-        A gradient costs three of them, because a backward pass does twice the work of a forward pass.
-        """
-        return 3 * self.passes(number)
+    def cost(self, number: int) -> tuple[float, float]:
+        """Return the work of step `number` at rho > 0, in forward and in backward passes of its batch."""
+        return self.passes(number), self.passes(number)
 
     def accumulate(self, group: Group) -> GroupStats:
         """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``.

@@ -587,6 +587,10 @@ MUTANTS = {
         ("TensorBoard: hparams of training", "TensorboardLogger.hparams", "A.startswith(EVALUATED_SETS)", "True",
          "runs/test_logging.py::hparams_are_in"),
     ],
+    "runs.dry_run": [
+        ("plan: a backward pass is two forward passes", "describe_run", "A * B + C * D", "A * B + C * 2 * B",
+         "runs/test_flops.py::what_is_trained"),
+    ],
     "runs.lock": [
         ("sweep: a run that was killed is still running", "", "return False", "return True",
          "sweeps/test_sweep.py::killed_run"),

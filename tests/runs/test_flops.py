@@ -5,11 +5,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from torchvision import models
 
-from sam_runner.runs.dry_run import count_forward_flops
+from sam_runner.runs.dry_run import count_backward_flops, count_forward_flops, describe_run
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import KStep, Plain, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from sam_runner.training.build import build_run
+from tests.helpers import TINY, config_of
 
 HE = "He et al., CVPR 2016, arXiv 1512.03385: Table 1, and Figure 3 for VGG-19"
 XIE = "Xie et al., CVPR 2017, arXiv 1611.05431, Table 1"
@@ -51,9 +53,44 @@ def test_the_cost_of_a_step_is_the_flops_that_it_makes(method, kind):
     model = torch.nn.Sequential(*layers)
     with FlopCounterMode(display=False) as forward, torch.no_grad():
         model.train()(inputs)
+    num_forward, num_backward = method.cost(0)
     objective = Objective(model, lambda outputs, _: outputs.square().mean())
     step = SamStep(objective, torch.optim.SGD(model.parameters(), lr=1e-6), method)
     with FlopCounterMode(display=False) as whole:
         step(Batch(inputs, None), 0.1)
-    expected = method.cost(0) * forward.get_total_flops()
+    expected = (num_forward + 2 * num_backward) * forward.get_total_flops()
     assert whole.get_total_flops() == pytest.approx(expected, rel=0.06)
+
+
+# Convolutions of 3 x 3 on 8 x 8 pixels, from 1 to 4 and to 2 channels, and a head for 10 classes; a multiply-add is 2.
+FIRST, SECOND, HEAD = 2 * 64 * 9 * 1 * 4, 2 * 64 * 9 * 4 * 2, 2 * 2 * 10
+
+
+@pytest.mark.parametrize(
+    ("frozen", "backward"),
+    [
+        ((), FIRST + 2 * SECOND + 2 * HEAD),  # of all weights and activations; the image needs none
+        ((0,), SECOND + 2 * HEAD),
+        ((0, 1), HEAD),  # the head alone
+        ((1,), FIRST + SECOND + 2 * HEAD),  # the gradient passes through the frozen layer
+        ((1, 4), FIRST + SECOND + HEAD),
+    ],
+)
+def test_the_backward_pass_of_frozen_layers_is_counted_by_hand(frozen, backward):
+    layers = torch.nn.Conv2d(1, 4, 3, padding=1), torch.nn.Conv2d(4, 2, 3, padding=1)
+    model = torch.nn.Sequential(*layers, torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(2, 10))
+    for index in frozen:
+        model[index].requires_grad_(False)
+    assert count_forward_flops(model, (1, 8, 8)) == FIRST + SECOND + HEAD
+    assert count_backward_flops(model, (1, 8, 8)) == backward
+    assert all(param.grad is None for param in model.parameters())
+
+
+def test_the_plan_counts_what_is_trained(tmp_path):
+    """12 steps of 16 images."""
+    run = build_run(config := config_of(*TINY, "optimizer=esam"))
+    for param in list(run.model.parameters())[:-2]:
+        param.requires_grad_(False)
+    forward, head = count_forward_flops(run.model, run.train.shape), list(run.model.modules())[-1]
+    expected = (2.5 * forward + 1.5 * 2 * head.in_features * head.out_features) * 12 * 16
+    assert f"compute    {expected:.3g} FLOPs" in describe_run(config, run, tmp_path, [])

@@ -204,6 +204,6 @@ def test_a_function_that_can_be_differentiated_once_is_refused_by_its_name(name)
         step(Batch(inputs, labels), 0.5)
     assert all(map(torch.equal, before.values(), model.state_dict().values()))
     loss = MeanLoss(model, lambda outputs, _: outputs.mean(), Batch(inputs, labels), chunk_size=5, dtype=torch.float64)
-    with pytest.raises(TrainingError, match="Hessian-vector product needs .*SquareOnce is marked once_differentiable"):
+    with pytest.raises(TrainingError, match=r"Hessian-vector product needs .*SquareOnce is marked once_differentiable"):
         loss.hessian_products([loss.weights])
     assert SamStep(step.objective, step.optimizer)(Batch(inputs, labels), 0.5).finite.all()

@@ -49,7 +49,7 @@ class Around(Method):
         """Return the other method's number of gradients."""
         return self.around.passes(number)
 
-    def cost(self, number: int) -> float:
+    def cost(self, number: int) -> tuple[float, float]:
         """Return the other method's cost."""
         return self.around.cost(number)
 
@@ -95,6 +95,6 @@ class SomeSteps(Around):
         """Return the other method's number of gradients in a chosen step, otherwise 1."""
         return self.around.passes(number) if self.is_chosen(number) else 1
 
-    def cost(self, number: int) -> float:
+    def cost(self, number: int) -> tuple[float, float]:
         """Return the other method's cost in a chosen step, otherwise that of one gradient."""
-        return self.around.cost(number) if self.is_chosen(number) else 3
+        return self.around.cost(number) if self.is_chosen(number) else (1, 1)

@@ -43,9 +43,9 @@ class Esam(Method):
         elif not sync_perturbation:
             self.shard_blocker = "sharded weights need sync_perturbation=True"
 
-    def cost(self, number: int) -> float:
-        """Return 4 + 3 gamma: a gradient, the forward pass at w + eps, and gamma gradients; 6 for gamma = 1."""
-        return 6 if self.gamma == 1 else 4 + 3 * self.gamma
+    def cost(self, number: int) -> tuple[float, float]:
+        """Return 1 + gamma gradients and, unless gamma = 1, a forward pass."""
+        return 1 + self.gamma + (self.gamma < 1), 1 + self.gamma
 
     def perturb(self, grads: list[Tensor], group: Group) -> Perturbation:
         """Return eps."""

@@ -48,9 +48,9 @@ class LookSam(Around):
         """Return the number of gradients of SAM in every k-th step, 1 in the others."""
         return self.around.passes(number) if number % self.interval == 0 else 1
 
-    def cost(self, number: int) -> float:
+    def cost(self, number: int) -> tuple[float, float]:
         """Return the cost of SAM in every k-th step, that of one gradient in the others."""
-        return self.around.cost(number) if number % self.interval == 0 else 3
+        return self.around.cost(number) if number % self.interval == 0 else (1, 1)
 
     def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
         """Keep u, or add it."""

@@ -51,7 +51,5 @@ def explain_missing_derivative(purpose: str, hint: str = "") -> Iterator[None]:
 
 
 def _error(purpose: str, reason: str, hint: str) -> TrainingError:
-    advice = f"\n  {hint}" if hint else ""
-    return TrainingError(
-        f"{purpose} needs second derivatives, which an operation of the network lacks: {reason}{advice}"
-    )
+    message = f"{purpose} needs second derivatives, which an operation of the network lacks: {reason}"
+    return TrainingError("\n  ".join(filter(None, [message, hint])))
