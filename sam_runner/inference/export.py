@@ -15,7 +15,6 @@ from sam_runner.models.outputs import get_logits
 from sam_runner.runs.load import TrainedNetwork, load_network
 from sam_runner.training.build import build_network
 from sam_runner.utils.errors import InputError, TrainingError
-from sam_runner.utils.files import write_atomically
 from sam_runner.utils.seeding import make_generator
 
 Format = Literal["safetensors", "torch-export", "onnx"]
@@ -135,19 +134,6 @@ def describe_network(network: TrainedNetwork, *, normalised_inside: bool) -> dic
         "model": network.config.to_dict()["model"],
     }
     return {name: json.dumps(value) for name, value in values.items()}
-
-
-def write_export(path: Path, content: bytes) -> None:
-    """Write an exported file atomically; create its folder.
-
-    Raises:
-        InputError: If it cannot be written.
-    """
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda handle: handle.write(content))
-    except OSError as error:
-        raise InputError(f"--out {path} cannot be written: {error.strerror}\n  give another file") from error
 
 
 Runner = Callable[[Tensor], Tensor]

@@ -41,12 +41,13 @@ def export(arguments: list[str]) -> int:
     read_config(given.run)  # refuse a folder without a run before torch is imported, which takes seconds
     suffix = SUFFIXES[given.format]
     out = require_output(given.out or given.run / f"model{suffix}", [suffix], overwrite=given.overwrite)
-    from sam_runner.inference.export import export_network, require_packages, write_export
+    from sam_runner.inference.export import export_network, require_packages
+    from sam_runner.inference.predictions import write_file
 
     require_packages(given.format)
     inside = given.normalisation == "inside"
     found = export_network(given.run, given.format, given.checkpoint, normalised_inside=inside)
-    write_export(out, found.content)
+    write_file(out, found.content)
     print(
         f"{out}: {given.format}, {len(found.content):,} bytes; largest difference of a logit {found.difference:.3g}"
         f" (tolerance {found.tolerance:.3g})"
