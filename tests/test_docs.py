@@ -37,6 +37,8 @@ COMMANDS = {
     "sam-sharpness": "sharpness",
     "sam-landscape": "landscape",
     "sam-predict": "inference/predict",
+    "sam-export": "inference/export",
+    "sam-suspects": "inference/suspects",
 }
 TORCHRUN = {"--nproc-per-node", "--nnodes", "--rdzv-backend", "--rdzv-endpoint", "--max-restarts"}
 
@@ -119,7 +121,7 @@ def test_commands_and_their_flags_exist(path):
             assert all(f'"{flag}"' in source for flag in flags), code
         elif "torchrun" in code or "sam-train" in code:
             assert set(flags) <= FLAGS | TORCHRUN, code
-        elif command := re.match(r"sam-(eval|verify|report|status|curvature|sharpness|landscape|predict)\b", code):
+        elif command := re.match(rf"({'|'.join(COMMANDS)})\b", code):
             files = (f"{COMMANDS[command[0]]}.py", "arguments.py")
             source = "".join((ROOT / "sam_runner/commands" / file).read_text(encoding="utf-8") for file in files)
             assert all(f'"{flag}"' in source for flag in flags), code

@@ -134,10 +134,11 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
     add_model_options(parser)
 
 
-def add_model_options(parser: argparse.ArgumentParser) -> None:
-    """Add the options that choose a checkpoint and a device."""
+def add_model_options(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
+    """Add the options that choose a checkpoint and, if the command uses one, a device."""
     parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="default: last")
-    parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
+    if device:
+        parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
 
 
 def add_output_options(parser: argparse.ArgumentParser, default: str, suffix: str) -> None:

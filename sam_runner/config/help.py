@@ -31,6 +31,8 @@ COMMANDS = (
     ("sam-report", "compare runs: tables, plots, report.html"),
     ("sam-eval", "metrics of checkpoints, also on other data"),
     ("sam-predict", "class and probabilities of each image, as CSV"),
+    ("sam-suspects", "training images whose labels the runs doubt"),
+    ("sam-export", "the model as safetensors, torch program or ONNX"),
     ("sam-curvature", "Hessian eigenvalues, trace and density"),
     ("sam-sharpness", "sharpness of runs against generalisation"),
     ("sam-landscape", "slices of the loss"),

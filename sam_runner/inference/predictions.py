@@ -274,15 +274,19 @@ def summarise(predictions: Predictions) -> str:
 
 
 def write_table(path: Path, table: "pandas.DataFrame") -> None:
-    """Write a table as CSV, atomically; create its folder.
+    """Write a table as CSV; see `write_file`."""
+    write_file(path, table.to_csv(index=False, float_format="%.6g").encode("utf-8", "surrogateescape"))
+
+
+def write_file(path: Path, content: bytes) -> None:
+    """Write a file atomically; create its folder.
 
     Raises:
         InputError: If the file cannot be written.
     """
-    text = table.to_csv(index=False, float_format="%.6g")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "surrogateescape")))
+        write_atomically(path, lambda handle: handle.write(content))
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror}\n  give another file") from error
 

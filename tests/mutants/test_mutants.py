@@ -583,6 +583,28 @@ MUTANTS = {
         ("reports: the test set chooses", "choose", "held_out if A else B", "B",
          "reports/test_selection.py::largest_mean"),
     ],
+    "inference.predictions": [
+        ("ensemble: the sum of the probabilities", "mean_log_probabilities", "A - math.log(B)", "A",
+         "inference/test_predictions.py::mean_is_of_probabilities"),
+        ("ensemble: logits are averaged", "mean_log_probabilities", "A.double().log_softmax(1)", "A.double()",
+         "inference/test_predictions.py::mean_is_of_probabilities"),
+    ],
+    "inference.image_files": [
+        ("grey: red and blue exchanged", "make_reader", "GREY[:, None, None]", "GREY.flip(0)[:, None, None]",
+         "commands/test_predict.py::grey_levels"),
+    ],
+    "inference.suspects": [
+        ("suspects: equal scores are in some order", "average_precision", "A.diff() != 0", "A.diff() == A.diff()",
+         "inference/test_suspects.py::scikit_learn"),
+        ("suspects: precision of one image too many", "average_precision", "A / (B + 1)", "A / (B + 2)",
+         "inference/test_suspects.py::scikit_learn"),
+        ("suspects: the most certain label first", "find_suspects", "A.argsort(stable=True)",
+         "A.argsort(stable=True, descending=True)", "commands/test_suspects.py::ranked_by"),
+    ],
+    "inference.export": [
+        ("export: NaN is within the tolerance", "export_network", "not A <= B", "A > B",
+         "commands/test_export.py::differs"),
+    ],
     "runs.logging.tensorboard": [
         ("TensorBoard: hparams of training", "TensorboardLogger.hparams", "A.startswith(EVALUATED_SETS)", "True",
          "runs/test_logging.py::hparams_are_in"),

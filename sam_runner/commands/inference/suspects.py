@@ -1,0 +1,53 @@
+"""`sam-suspects`: training images whose labels the runs doubt."""
+
+from pathlib import Path
+
+from sam_runner.commands.arguments import (
+    Parser,
+    add_output_options,
+    add_run_options,
+    require_output,
+    require_runs,
+)
+from sam_runner.commands.exit_codes import DONE, run_command
+
+
+def main() -> int:
+    """Run `sam-suspects RUN... [--checkpoint last|best] [--out FILE.csv]`. Returns the exit code."""
+    return run_command(suspects)
+
+
+def suspects(arguments: list[str]) -> int:
+    """Write the ranking as CSV and its first images as a page, and print a line about them."""
+    parser = Parser(
+        "sam-suspects",
+        "Rank the training images by the probability that the runs give to their labels, the smallest first. Use runs"
+        " that have not memorised their labels: SAM with a large rho, or few epochs. The first 50 images are shown on a"
+        " page beside the table.",
+    )
+    add_run_options(parser)
+    add_output_options(parser, "suspects.csv", "FILE.csv")
+    given = parser.parse(arguments)
+    folders = require_runs(given)
+    out = require_output(given.out or Path("suspects.csv"), [".csv"], overwrite=given.overwrite)
+    page = require_output(out.with_suffix(".html"), [".html"], overwrite=given.overwrite)
+    from sam_runner.inference.contact_sheet import NUM_IMAGES, render_contact_sheet
+    from sam_runner.inference.predictions import read_split, write_file, write_table
+    from sam_runner.inference.suspects import describe_ranking, find_suspects, list_memorised, suspects_table
+
+    found = find_suspects(folders, given.checkpoint, given.device)
+    quality = describe_ranking(found)
+    memorised = [
+        f"warning: {folder} predicts {accuracy:.1%} of its training labels; it does not doubt wrong labels that it has"
+        " memorised. Train with fewer epochs, or SAM with a larger rho"
+        for folder, accuracy in list_memorised(found.predictions).items()
+    ]
+    note = f"First {NUM_IMAGES} of {len(found.order):,} training images, by the probability of the label (in brackets)."
+    title = "Suspicious labels: " + ", ".join(folder.resolve().name for folder in folders)
+    write_table(out, suspects_table(found))
+    content = render_contact_sheet(found, read_split(folders[0], "train"), title, " ".join([note, quality]).strip())
+    write_file(page, content.encode())
+    for line in filter(None, [*memorised, quality]):
+        print(line)
+    print(f"{out}: {len(found.order):,} training images; the first {NUM_IMAGES}: {page}")
+    return DONE
