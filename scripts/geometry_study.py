@@ -21,9 +21,10 @@ import pandas as pd
 import yaml
 from small_data import write_small_data
 
-from sam_runner.analysis.curvature import CurvatureOptions, measure_curvature
-from sam_runner.analysis.sharpness import SharpnessOptions, measure_sharpness
-from sam_runner.analysis.subject import Measurement, find_subjects
+from sam_runner.analysis.curvature import measure_curvature
+from sam_runner.analysis.options import CurvatureOptions, Measurement, SharpnessOptions
+from sam_runner.analysis.sharpness import measure_sharpness
+from sam_runner.analysis.subject import find_subjects
 from sam_runner.api import load_run, train
 from sam_runner.utils.errors import RunInterrupt
 from sam_runner.utils.files import read_json, write_atomically
