@@ -1,14 +1,18 @@
 """Results on disk beside a run. A command that was stopped continues from them, and a finished one repeats them.
 
 A file of answers holds one entry for each combination of settings, so no answer replaces another one. Hessian-vector
-products, which take most of the time, are stored until the answer that needs them is finished.
+products, which take most of the time, are stored until the answer that needs them is finished. Only one process at a
+time computes the answers of a file, under `hold_lock`.
 """
 
+import fcntl
 import hashlib
 import json
+import logging
 import os
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +23,7 @@ from torch import Tensor
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json, write_json
 
+log = logging.getLogger("sam_runner")
 KEY_BYTES = 16
 
 
@@ -43,8 +48,32 @@ def settings_digest(settings: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:8]
 
 
+@contextmanager
+def hold_lock(path: Path) -> Iterator[None]:
+    """Wait until no other process computes the results of a file, then keep others out inside the body.
+
+    The operating system releases the lock when the process ends, however it ends.
+
+    Args:
+        path: The file of results. The lock is a hidden file beside it.
+    """
+    with path.with_name(f".{path.name}.lock").open("a+") as handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            handle.seek(0)
+            log.info("%s: waiting for process %s, which writes this file", path, handle.read(20).strip())
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle.truncate(0)
+        handle.write(str(os.getpid()))
+        handle.flush()
+        for leftover in path.parent.glob(f"{path.name}.tmp.*"):
+            leftover.unlink()  # its process was killed: it would hold the lock otherwise
+        yield
+
+
 class Answer:
-    """One entry of a file of answers.
+    """One entry of a file of answers. Hold the lock of the file from reading to the last `save`.
 
     Args:
         path: The JSON file.

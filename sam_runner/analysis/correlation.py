@@ -1,12 +1,18 @@
 """Whether sharpness predicts generalisation over some runs: rank correlations and a sentence."""
 
-from dataclasses import dataclass
+import itertools
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 
+import numpy as np
 import pandas as pd
 from scipy import stats
 
-MIN_RUNS = 5  # with fewer, even a perfect order has a p-value above 0.05
+MIN_RUNS = 5  # with 4, even a perfect order has p = 2/24, above `LEVEL`
 LEVEL = 0.05
+MAX_PERMUTATIONS = 9_999  # all orders of up to 7 runs, else as many random ones
+ROUNDING = 1e-12  # of a correlation
 
 
 @dataclass(frozen=True)
@@ -16,9 +22,11 @@ class Correlation:
     Attributes:
         measure: Name of the measure.
         gap: Name of the gap.
-        rho: Spearman's correlation in [-1, 1]; NaN where one of them does not vary.
-        p: Two-sided p-value by Holm's correction for all correlations of the table; NaN where `rho` is.
-        n: Number of runs.
+        rho: Spearman's correlation in [-1, 1]; NaN where one of them does not vary, or with fewer than 3 runs.
+        p: Two-sided p-value of a permutation test, by Holm's correction for all correlations of the table; NaN where
+            `rho` is.
+        n: Number of runs that have both values.
+        left_out: Names of the runs that lack one of them.
     """
 
     measure: str
@@ -26,13 +34,15 @@ class Correlation:
     rho: float
     p: float
     n: int
+    left_out: tuple[str, ...] = ()
 
 
 def correlate(table: pd.DataFrame, measures: list[str], gaps: list[str]) -> list[Correlation]:
     """Return the rank correlation of every measure with every gap.
 
     Args:
-        table: One row for each run, with the columns `measures` and `gaps`.
+        table: One row for each run, with the columns ``run`` (its name), `measures` and `gaps`. NaN in a row leaves
+            the run out of the correlation.
         measures: Columns of sharpness.
         gaps: Columns of gaps, larger ones worse.
     """
@@ -40,36 +50,70 @@ def correlate(table: pd.DataFrame, measures: list[str], gaps: list[str]) -> list
     for gap in gaps:
         for measure in measures:
             pair = table[[measure, gap]].dropna()
+            left_out = tuple(table.loc[table.index.difference(pair.index), "run"])
             varies = len(pair) > 2 and bool((pair.nunique() > 1).all())
-            result = stats.spearmanr(pair[measure], pair[gap]) if varies else None
-            rho, p = (float(result.statistic), float(result.pvalue)) if result else (float("nan"), float("nan"))
-            found.append(Correlation(measure, gap, rho, p, len(pair)))
-    return _holm(found)
+            rho, p = permutation_test(pair[measure], pair[gap]) if varies else (math.nan, math.nan)
+            found.append(Correlation(measure, gap, rho, p, len(pair), left_out))
+    return _correct(found)
 
 
-def _holm(found: list[Correlation]) -> list[Correlation]:
+def permutation_test(first: Iterable[float], second: Iterable[float]) -> tuple[float, float]:
+    """Return Spearman's rank correlation and its two-sided p-value.
+
+    The p-value is the share of the orders of one sample whose |correlation| is at least the observed one: of all n!
+    orders, or of `MAX_PERMUTATIONS` random ones with a fixed seed, the observed one included (Phipson and Smyth, 2010).
+    It is right for few runs and for ties, where the usual p-value by Student's t is an approximation.
+
+    Args:
+        first: n values, not all equal.
+        second: n values, not all equal.
+    """
+    x, y = (ranks - ranks.mean() for ranks in map(stats.rankdata, (list(first), list(second))))
+    x, y = x / np.linalg.norm(x), y / np.linalg.norm(y)
+    n, observed = len(x), float(x @ y)
+    if math.factorial(n) <= MAX_PERMUTATIONS:
+        found = np.abs(x[list(itertools.permutations(range(n)))] @ y)
+    else:
+        orders = np.random.default_rng(0).permuted(np.tile(x, (MAX_PERMUTATIONS, 1)), axis=1)
+        found = np.append(np.abs(orders @ y), abs(observed))
+    return observed, float((found >= abs(observed) - ROUNDING).mean())
+
+
+def _correct(found: list[Correlation]) -> list[Correlation]:
     """Return the correlations with p-values by Holm's step-down correction for their number."""
     tested = sorted((entry for entry in found if entry.p == entry.p), key=lambda entry: entry.p)
     corrected, largest = {}, 0.0
     for number, entry in enumerate(tested):
         largest = max(largest, min(1.0, entry.p * (len(tested) - number)))
         corrected[entry.measure, entry.gap] = largest
-    return [Correlation(e.measure, e.gap, e.rho, corrected.get((e.measure, e.gap), float("nan")), e.n) for e in found]
+    return [replace(entry, p=corrected.get((entry.measure, entry.gap), math.nan)) for entry in found]
 
 
 def conclusion(found: list[Correlation], gap: str) -> str:
-    """Say in one or two sentences whether sharpness predicts a gap.
+    """Say in a few sentences whether sharpness predicts a gap, and which runs were left out.
 
     Args:
         found: Correlations of `correlate`.
         gap: Name of the gap.
     """
-    entries = [entry for entry in found if entry.gap == gap and entry.p == entry.p]
-    n = max((entry.n for entry in found), default=0)
+    own = [entry for entry in found if entry.gap == gap]
+    left_out = list(dict.fromkeys(name for entry in own for name in entry.left_out))
+    told = f" Not finite, so left out: {', '.join(left_out)}." if left_out else ""
+    return _say(own, gap, sum(entry.p == entry.p for entry in found)) + told
+
+
+def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
+    entries = [entry for entry in own if entry.p == entry.p]
+    n = max((entry.n for entry in own), default=0)
     if n < MIN_RUNS:
-        return f"{n} runs are too few to say whether sharpness predicts the {gap}: give at least {MIN_RUNS}."
+        return f"{n} runs say nothing about whether sharpness predicts the {gap}: give at least {MIN_RUNS}."
     if not entries:
         return f"The {gap} or the sharpness does not vary over the {n} runs, so nothing can be said."
+    if 2 / math.factorial(n) * num_tests >= LEVEL:
+        return (
+            f"{n} runs say nothing about whether sharpness predicts the {gap}: by chance one of {num_tests} "
+            "correlations can be perfect. Give more runs, or fewer radii and values of m."
+        )
     significant = [entry for entry in entries if entry.p < LEVEL]
     best = max(entries, key=lambda entry: abs(entry.rho))
     if not significant:

@@ -12,38 +12,20 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from sam_runner.analysis.answers import Answer, StoredProducts, require_folder, settings_digest
-from sam_runner.analysis.subject import Measurement, Subject
+from sam_runner.analysis.answers import Answer, StoredProducts, hold_lock, require_folder, settings_digest
+from sam_runner.analysis.options import CurvatureOptions, Measurement
+from sam_runner.analysis.subject import Subject
 from sam_runner.geometry.density import Density, density_of_probes
 from sam_runner.geometry.lanczos import MAX_BASIS, largest_eigenvalues
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.trace import estimate_trace, random_signs
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.files import write_atomically
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
 TOLERANCE = 1e-3  # of the residuals of the eigenvalues, relative to the largest one
 MAX_PRODUCTS = 300
-
-
-@dataclass(frozen=True)
-class CurvatureOptions:
-    """What is computed.
-
-    Attributes:
-        k: Number of largest eigenvalues.
-        trace_products: Products for the trace; 0: no trace.
-        density_probes: Random vectors for the density; 0: no density.
-        density_steps: Products for each of them.
-        seed: Seed of all random vectors.
-    """
-
-    k: int = 5
-    trace_products: int = 30
-    density_probes: int = 2
-    density_steps: int = 30
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -93,11 +75,17 @@ def measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpti
 
     Raises:
         InputError: If there are fewer weights than eigenvalues, or the results cannot be written.
-        TrainingError: If an operation of the network has no second derivative.
+        TrainingError: If an operation of the network has no second derivative, or the loss is not finite.
     """
     require_folder(subject.files)
+    path = subject.files / f"curvature-{subject.checkpoint}.json"
+    with hold_lock(path):
+        return _measure_curvature(subject, how, options, path)
+
+
+def _measure_curvature(subject: Subject, how: Measurement, options: CurvatureOptions, path: Path) -> Curvature:
     settings = {**asdict(how), **asdict(options), "sha256": subject.digest}
-    answer = Answer(subject.files / f"curvature-{subject.checkpoint}.json", settings)
+    answer = Answer(path, settings)
     wanted = {"eigenvalues", *(["trace"] * (options.trace_products > 0)), *(["nodes"] * (options.density_probes > 0))}
     if wanted <= answer.values.keys():
         log.info("%s %s: from %s", subject.label, subject.checkpoint, answer.path)
@@ -106,7 +94,7 @@ def measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpti
     if options.k > len(loss):
         raise InputError(f"--k {options.k} eigenvalues of {len(loss)} weights\n  accepted: 1 to {len(loss)}")
     log.info("%s", describe(subject, loss, how))
-    answer.save(**_facts(loss))
+    answer.save(**_facts(subject, loss))
     total = 4 * options.k + 6 + options.trace_products + options.density_probes * options.density_steps
     with tqdm(total=total, desc="products", disable=None, leave=False) as bar:
         store = StoredProducts(
@@ -148,11 +136,17 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
     answer.save(seconds=answer.values.get("seconds", 0.0) + time.perf_counter() - started)
 
 
-def _facts(loss: MeanLoss) -> dict[str, Any]:
+def _facts(subject: Subject, loss: MeanLoss) -> dict[str, Any]:
     value, gradient = loss.gradient(loss.weights)
+    norm = float(gradient.double().norm())
+    if not (math.isfinite(value) and math.isfinite(norm)):
+        raise TrainingError(
+            f"{subject.folder} {subject.checkpoint} has no curvature: its training loss is {value:g}, the norm of the "
+            f"gradient {norm:g}\n  leave this run out"
+        )
     return {
         "loss": value,
-        "gradient_norm": float(gradient.double().norm()),
+        "gradient_norm": norm,
         "num_weights": len(loss),
         "num_examples": loss.num_examples,
         "num_chunks": loss.num_chunks,
@@ -183,20 +177,24 @@ def describe(subject: Subject, loss: MeanLoss, how: Measurement) -> str:
 
 
 def curvature_table(found: Sequence[Curvature]) -> pd.DataFrame:
-    """Return one row for each checkpoint: label, folder, checkpoint, step, eigenvalues, trace, ratio, loss."""
-    rows = []
+    """Return one row for each checkpoint: label, step, eigenvalues, ratio, loss, folder.
+
+    The columns ``trace``, ``trace_error`` and ``lambda_min`` are there if they were computed.
+    """
+    rows: list[dict[str, Any]] = []
     for entry in found:
         values, k = entry.values, len(entry.values["eigenvalues"])
+        last = {f"lambda_{k}": values["eigenvalues"][-1], f"lambda_max/lambda_{k}": entry.ratio} if k > 1 else {}
+        trace = {name: values[name] for name in ("trace", "trace_error") if name in values}
+        lambda_min = {"lambda_min": min(values["nodes"])} if "nodes" in values else {}
         rows.append(
             {
                 "run": entry.subject.label,
                 "step": entry.subject.step,
                 "lambda_max": entry.lambda_max,
-                f"lambda_{k}": values["eigenvalues"][-1],
-                f"lambda_max/lambda_{k}": entry.ratio,
-                "trace": values.get("trace", math.nan),
-                "trace_error": values.get("trace_error", math.nan),
-                "lambda_min": min(values["nodes"]) if "nodes" in values else math.nan,
+                **last,
+                **trace,
+                **lambda_min,
                 "loss": values["loss"],
                 "gradient_norm": values["gradient_norm"],
                 "converged": values["converged"],

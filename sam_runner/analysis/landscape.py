@@ -18,8 +18,9 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
-from sam_runner.analysis.answers import require_folder, settings_digest
-from sam_runner.analysis.subject import Measurement, Subject
+from sam_runner.analysis.answers import hold_lock, require_folder, settings_digest
+from sam_runner.analysis.options import GridOptions, Measurement
+from sam_runner.analysis.subject import Subject
 from sam_runner.geometry.directions import Plane, filter_normalised, plane_through
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.sam.batch import Batch
@@ -27,6 +28,7 @@ from sam_runner.utils.errors import InputError
 
 log = logging.getLogger("sam_runner")
 MARGIN = 0.25  # of the extent of the points, around a path or a plane through checkpoints
+Point = tuple[float, float]
 COLUMNS = ["a", "b", "train_loss", "train_accuracy", "test_loss", "test_accuracy"]
 
 
@@ -49,12 +51,46 @@ class Slice:
     marks: list[tuple[str, float, float]]
 
     @property
-    def points(self) -> list[tuple[float, float]]:
+    def points(self) -> list[Point]:
         """All coordinates, the first one changing fastest."""
         return [(a, b) for b in self.b for a in self.a]
 
 
-def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options: "GridOptions") -> list[Slice]:
+def path_coordinates(num_points: int) -> list[float]:
+    """Return equidistant coordinates from about -`MARGIN` to 1 + `MARGIN` that contain 0 and 1 exactly.
+
+    Args:
+        num_points: Their number, at least 3.
+    """
+    inside = round((num_points - 1) / (1 + 2 * MARGIN))  # intervals between 0 and 1
+    inside += (num_points - 1 - inside) % 2  # as many points on either side
+    before = (num_points - 1 - inside) // 2
+    return [(number - before) / inside for number in range(num_points)]
+
+
+def centred_coordinates(extent: float, num_points: int) -> list[float]:
+    """Return equidistant coordinates from -`extent` to `extent` that contain 0 exactly, if their number is odd."""
+    return [extent * (2 * number - num_points + 1) / (num_points - 1) for number in range(num_points)]
+
+
+def plane_coordinates(places: Sequence[float], num_points: int) -> list[float]:
+    """Return coordinates around some places; the nearest ones are moved to the places, so that they are contained.
+
+    Args:
+        places: Coordinates of the checkpoints along one axis.
+        num_points: Number of coordinates.
+    """
+    low, high = min(places), max(places)
+    margin = MARGIN * (high - low)
+    axis = np.linspace(low - margin, high + margin, num_points)
+    is_moved = np.zeros(num_points, dtype=bool)
+    for place in sorted(set(places)):
+        nearest = np.where(is_moved, np.inf, np.abs(axis - place)).argmin()
+        axis[nearest], is_moved[nearest] = place, True
+    return sorted(float(value) for value in axis)
+
+
+def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options: GridOptions) -> list[Slice]:
     """Return the slices for one, two or three checkpoints of the same network.
 
     Args:
@@ -76,46 +112,25 @@ def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options
     labels = [subject.label for subject in subjects]
     if len(subjects) == 1:
         first, second = (filter_normalised(loss, number, options.seed) for number in (0, 1))
-        line = np.linspace(-options.extent, options.extent, options.line_points).tolist()
-        grid = np.linspace(-options.extent, options.extent, options.points).tolist()
+        line = centred_coordinates(options.extent, options.line_points)
+        grid = centred_coordinates(options.extent, options.points)
         marks = [(labels[0], 0.0, 0.0)]
         return [
             Slice("line", Plane(weights[0], first, None), line, [0.0], marks),
             Slice("surface", Plane(weights[0], first, second), grid, grid, marks),
         ]
     if len(subjects) == 2:
-        line = np.linspace(-MARGIN, 1 + MARGIN, options.line_points).tolist()
+        line = path_coordinates(options.line_points)
         marks = [(labels[0], 0.0, 0.0), (labels[1], 1.0, 0.0)]
         return [Slice("path", Plane(weights[0], weights[1] - weights[0], None), line, [0.0], marks)]
     try:
         plane, places = plane_through(*weights)
     except ValueError as error:
         raise InputError(f"{error}\n  give three different checkpoints") from error
-    axes = []
-    for axis in (0, 1):
-        low, high = min(place[axis] for place in places), max(place[axis] for place in places)
-        margin = MARGIN * (high - low)
-        axes.append(np.linspace(low - margin, high + margin, options.points).tolist())
+    axes = [plane_coordinates([place[axis] for place in places], options.points) for axis in (0, 1)]
     return [
         Slice("plane", plane, axes[0], axes[1], [(label, *place) for label, place in zip(labels, places, strict=True)])
     ]
-
-
-@dataclass(frozen=True)
-class GridOptions:
-    """Sizes of the slices.
-
-    Attributes:
-        points: Points of each side of a grid.
-        line_points: Points of a line or a path.
-        extent: Largest coordinate of filter-normalised directions; 1 moves a filter by its own norm.
-        seed: Seed of the random directions.
-    """
-
-    points: int = 25
-    line_points: int = 51
-    extent: float = 1.0
-    seed: int = 0
 
 
 def evaluate_slice(part: Slice, loss: MeanLoss, test: Batch, path: Path, *, num_threads: int) -> pd.DataFrame:
@@ -131,14 +146,26 @@ def evaluate_slice(part: Slice, loss: MeanLoss, test: Batch, path: Path, *, num_
     Returns:
         One row for each point, with `COLUMNS`.
     """
-    known = dict(_read_points(path))
-    missing = [point for point in part.points if point not in known]
-    if not missing:
-        log.info("%s: from %s", part.kind, path)
+    with hold_lock(path):
+        known = dict(_read_points(path))
+        missing = [point for point in part.points if point not in known]
+        if missing:
+            known |= _evaluate_points(missing, part, loss, test, path, num_threads)
+        else:
+            log.info("%s: from %s", part.kind, path)
+    rows = [[*point, *known[point]] for point in part.points]
+    return pd.DataFrame(rows, columns=COLUMNS)
+
+
+def _evaluate_points(
+    points: Sequence[Point], part: Slice, loss: MeanLoss, test: Batch, path: Path, num_threads: int
+) -> dict[Point, list[float]]:
+    """Return the scores of points; each is appended to the file when it is found."""
+    found: dict[Point, list[float]] = {}
     local, lock = threading.local(), threading.Lock()
     before = torch.get_num_threads()
 
-    def evaluate(point: tuple[float, float]) -> tuple[tuple[float, float], list[float]]:
+    def evaluate(point: Point) -> tuple[Point, list[float]]:
         if not hasattr(local, "loss"):
             if num_threads > 1:
                 torch.set_num_threads(1)
@@ -149,8 +176,8 @@ def evaluate_slice(part: Slice, loss: MeanLoss, test: Batch, path: Path, *, num_
 
     with path.open("a", encoding="utf-8") as handle, ThreadPoolExecutor(num_threads) as pool:
         try:
-            for point, values in tqdm(pool.map(evaluate, missing), part.kind, len(missing), disable=None, leave=False):
-                known[point] = values
+            for point, values in tqdm(pool.map(evaluate, points), part.kind, len(points), disable=None, leave=False):
+                found[point] = values
                 handle.write(json.dumps([*point, *values]) + "\n")
                 handle.flush()
         except BaseException:
@@ -158,11 +185,10 @@ def evaluate_slice(part: Slice, loss: MeanLoss, test: Batch, path: Path, *, num_
             raise
         finally:
             torch.set_num_threads(before)
-    rows = [[*point, *known[point]] for point in part.points]
-    return pd.DataFrame(rows, columns=COLUMNS)
+    return found
 
 
-def _read_points(path: Path) -> Iterator[tuple[tuple[float, float], list[float]]]:
+def _read_points(path: Path) -> Iterator[tuple[Point, list[float]]]:
     """Yield the finished points of a file; an incomplete last line is ignored and ended."""
     if not path.is_file():
         return

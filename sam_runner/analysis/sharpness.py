@@ -1,46 +1,25 @@
 """The sharpness of a checkpoint by several measures, and its generalisation gap, stored as they are found."""
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
 from tqdm import tqdm
 
-from sam_runner.analysis.answers import Answer, require_folder
+from sam_runner.analysis.answers import Answer, hold_lock, require_folder
 from sam_runner.analysis.curvature import describe
-from sam_runner.analysis.subject import Measurement, Subject
+from sam_runner.analysis.options import Measurement, SharpnessOptions
+from sam_runner.analysis.subject import Subject
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.sharpness import Average, average_case, m_sharpness, worst_case
+from sam_runner.utils.errors import InputError
 
 log = logging.getLogger("sam_runner")
 GAPS = ("loss gap", "accuracy gap")
-
-
-@dataclass(frozen=True)
-class SharpnessOptions:
-    """What is computed.
-
-    Attributes:
-        radii: Radii of the ball for worst case, average and m-sharpness.
-        adaptive_radii: Radii for the adaptive measures, whose ball is scaled by |w|.
-        group_sizes: Values of m.
-        num_steps: Gradients of each ascent.
-        num_restarts: Further ascents from random starts.
-        num_directions: Pairs of random directions of an average.
-        max_groups: Largest number of groups of m-sharpness.
-        seed: Seed of all random vectors.
-    """
-
-    radii: tuple[float, ...] = (0.05, 0.1)
-    adaptive_radii: tuple[float, ...] = (0.5,)
-    group_sizes: tuple[int, ...] = (16, 128)
-    num_steps: int = 10
-    num_restarts: int = 1
-    num_directions: int = 10
-    max_groups: int = 16
-    seed: int = 0
 
 
 @dataclass(frozen=True)
@@ -49,12 +28,12 @@ class Sharpness:
 
     Attributes:
         subject: The checkpoint.
-        values: Content of the answer: a value for each measure by name, ``<name> error`` for those that are means, and
-            ``train_accuracy``, ``train_nll``, ``test_accuracy``, ``test_nll``.
+        values: A value for each measure by name, ``<name> error`` for those that are means, and ``train_accuracy``,
+            ``train_nll``, ``test_accuracy``, ``test_nll``; NaN where the loss is not finite.
     """
 
     subject: Subject
-    values: dict[str, Any]
+    values: dict[str, float]
 
     @property
     def gaps(self) -> dict[str, float]:
@@ -64,8 +43,8 @@ class Sharpness:
         return dict(zip(GAPS, gaps, strict=True))
 
 
-def measures(options: SharpnessOptions, num_examples: int) -> dict[str, Callable[[MeanLoss], float | Average]]:
-    """Return the measures by name; a value of m above the number of examples is left out."""
+def measures(options: SharpnessOptions) -> dict[str, Callable[[MeanLoss], float | Average]]:
+    """Return the measures by name."""
     found: dict[str, Callable[[MeanLoss], float | Average]] = {}
 
     def add(name: str, rho: float, *, adaptive: bool) -> None:
@@ -104,34 +83,73 @@ def measures(options: SharpnessOptions, num_examples: int) -> dict[str, Callable
         add("adaptive ", rho, adaptive=True)
     for m in options.group_sizes:
         for rho in options.radii:
-            if m <= num_examples:
-                add_groups(m, rho)
+            add_groups(m, rho)
     return found
 
 
+def describe_groups(m: int, num_examples: int, options: SharpnessOptions) -> str:
+    """Say how many groups of m examples are measured, and how many examples are in no group.
+
+    Raises:
+        InputError: If there are fewer than m examples.
+    """
+    num_groups, rest = divmod(num_examples, m)
+    if not num_groups:
+        raise InputError(
+            f"--m {m} is larger than the number of images, {num_examples}\n  give a smaller --m, or more --examples"
+        )
+    measured = min(num_groups, options.max_groups)
+    text = f"m {m}: {measured} of {num_groups} groups" if measured < num_groups else f"m {m}: {num_groups} groups"
+    return f"{text}, {rest} images are in no group" if rest else text
+
+
 def measure_sharpness(subject: Subject, how: Measurement, options: SharpnessOptions) -> Sharpness:
-    """Compute all measures of a checkpoint, or read them from the answers beside the run; each is saved when found."""
+    """Compute all measures of a checkpoint, or read them from the answers beside the run; each is saved when found.
+
+    Raises:
+        InputError: If a value of m is larger than the number of examples, or the results cannot be written.
+    """
     require_folder(subject.files)
+    path = subject.files / f"sharpness-{subject.checkpoint}.json"
+    with hold_lock(path):
+        values = _measure(subject, how, options, path)
+    found = {name: math.nan if value is None else value for name, value in values.items()}
+    unknown = [name for name in measures(options) if math.isnan(found[name])]
+    if unknown:
+        log.warning(
+            "%s %s: the loss is not finite near the weights: no %s", subject.label, subject.checkpoint,
+            "; ".join(unknown),
+        )  # fmt: skip
+    return Sharpness(subject, found)
+
+
+def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path: Path) -> dict[str, float | None]:
+    """Return the content of the answer; None stands for a number that is not finite, which JSON does not have."""
     settings = {**asdict(how), "sha256": subject.digest}
     kept = ("num_steps", "num_restarts", "num_directions", "max_groups", "seed")
     settings |= {name: value for name, value in asdict(options).items() if name in kept}
-    answer = Answer(subject.files / f"sharpness-{subject.checkpoint}.json", settings)
-    wanted = measures(options, min(how.examples, len(subject.train)))
+    answer, wanted = Answer(path, settings), measures(options)
     missing = [name for name in wanted if name not in answer.values]
-    if "test_nll" not in answer.values:
-        answer.save(**subject.generalisation())
-    if not missing:
+    if not missing and "test_nll" in answer.values:
         log.info("%s %s: from %s", subject.label, subject.checkpoint, answer.path)
-        return Sharpness(subject, answer.values)
+        return answer.values
     loss = subject.loss(how)
+    groups = [describe_groups(m, loss.num_examples, options) for m in options.group_sizes]
     log.info("%s", describe(subject, loss, how))
+    log.info("m-sharpness: %s", "; ".join(groups))
+    if "test_nll" not in answer.values:
+        answer.save(**{name: _finite(value) for name, value in subject.generalisation().items()})
     for name in tqdm(missing, "measures", disable=None, leave=False):
         found = wanted[name](loss)
         if isinstance(found, Average):
-            answer.save(**{name: found.value, f"{name} error": found.standard_error})
+            answer.save(**{name: _finite(found.value), f"{name} error": _finite(found.standard_error)})
         else:
-            answer.save(**{name: found})
-    return Sharpness(subject, answer.values)
+            answer.save(**{name: _finite(found)})
+    return answer.values
+
+
+def _finite(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def sharpness_table(found: Sequence[Sharpness], names: Sequence[str]) -> pd.DataFrame:

@@ -1,16 +1,17 @@
 """A checkpoint of a run and the fixed examples that it is measured on."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 
 import torch
 
+from sam_runner.analysis.options import Measurement
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.data.image_sets import Images
 from sam_runner.data.loader import ImageLoader
-from sam_runner.geometry.mean_loss import BatchNormMode, MeanLoss
+from sam_runner.data.splits import Splits
+from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.reports.results import report_settings
 from sam_runner.reports.tables import settings_label
 from sam_runner.runs.folder import read_config
@@ -25,21 +26,6 @@ from sam_runner.utils.files import read_json
 
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FOLDER = "analysis"  # in the run folder
-
-
-@dataclass(frozen=True)
-class Measurement:
-    """How the loss of a checkpoint is evaluated.
-
-    Attributes:
-        examples: Number of training examples.
-        batchnorm: See `sam_runner.geometry.mean_loss.MeanLoss`.
-        dtype: "float32" or "float64".
-    """
-
-    examples: int
-    batchnorm: BatchNormMode
-    dtype: str = "float32"
 
 
 class Subject:
@@ -74,14 +60,24 @@ class Subject:
         return restore_run(self.folder, self.checkpoint, self._device)
 
     @cached_property
+    def splits(self) -> Splits:
+        """The data of the run. Files are read once for consecutive runs with the same ones, see `build_data`."""
+        return build_data(self.config.data, self.config.noise, self.config.seed)
+
+    @property
     def train(self) -> Images:
         """Training set, with the labels that the run was trained with."""
-        return build_data(self.config.data, self.config.noise, self.config.seed).train
+        return self.splits.train
 
-    @cached_property
+    @property
     def test(self) -> Images:
         """Test set."""
-        return build_data(self.config.data, self.config.noise, self.config.seed).test
+        return self.splits.test
+
+    def release(self) -> None:
+        """Free the memory of the restored run and its data; they are restored if they are needed again."""
+        for name in ("run", "splits"):
+            self.__dict__.pop(name, None)
 
     def examples(self, images: Images, how: Measurement) -> Batch:
         """Return fixed examples of the training set or the test set."""

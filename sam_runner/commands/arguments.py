@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 from typing import NoReturn
 
+from sam_runner.analysis.options import Measurement
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import require_writable
 
@@ -93,13 +94,12 @@ def positive_integers(text: str) -> tuple[int, ...]:
 def add_measurement_options(
     parser: argparse.ArgumentParser,
     *,
-    examples: int,
     checkpoints: Sequence[str] = ("last", "best", "all"),
     batchnorm: Sequence[str] = ("train", "eval"),
 ) -> None:
     """Add the options that the commands of the analysis share; the first of several words is the default."""
     meanings = {
-        "train": "train: by the statistics of chunks as large as a training batch",
+        "train": "train: by the statistics of chunks of at most as many images as a pass of training",
         "eval": "eval: by the running statistics",
         "reestimate": "reestimate: by statistics of the training images at each point",
     }
@@ -108,8 +108,8 @@ def add_measurement_options(
     parser.add_argument(
         "--examples",
         type=integer(2),
-        default=examples,
-        help=f"number of training images, without augmentation (default: {examples})",
+        default=Measurement.examples,
+        help=f"number of training images, without augmentation (default: {Measurement.examples})",
     )
     words = "; ".join(meanings[word] for word in batchnorm)
     parser.add_argument(
@@ -118,7 +118,9 @@ def add_measurement_options(
         default=batchnorm[0],
         help=f"how batch norm normalises. {words} (default: {batchnorm[0]})",
     )
-    parser.add_argument("--dtype", choices=("float32", "float64"), default="float32", help="default: float32")
+    parser.add_argument(
+        "--dtype", choices=("float32", "float64"), default=Measurement.dtype, help=f"default: {Measurement.dtype}"
+    )
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of the random vectors (default: 0)")
     parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
     parser.add_argument(

@@ -1,9 +1,12 @@
 """`sam-landscape`: slices of the loss around a checkpoint, between two, and through three."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_runner.analysis.options import GridOptions, Measurement
 from sam_runner.commands.arguments import Parser, add_measurement_options, integer, positive_numbers, require_runs
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.utils.errors import InputError
@@ -17,21 +20,7 @@ def main() -> int:
 
 def landscape(arguments: list[str]) -> int:
     """Evaluate the slices; write CSV, PNG, SVG and a page, and print a line for each slice."""
-    parser = Parser(
-        "sam-landscape",
-        "Slices of the loss. One run: a line and a surface along filter-normalised random directions. Two runs: the "
-        "path between them. Three runs: the plane through them. Finished points are stored beside the first run.",
-    )
-    add_measurement_options(
-        parser, examples=1000, checkpoints=("last", "best"), batchnorm=("reestimate", "train", "eval")
-    )
-    parser.add_argument("--points", type=integer(3), help="points of each side of a surface (default: 25)")
-    parser.add_argument("--line-points", type=integer(3), help="points of a line or a path (default: 51)")
-    parser.add_argument("--extent", type=positive_numbers, help="largest step along a random direction, in norms of "
-                        "the filters (default: 1)")  # fmt: skip
-    parser.add_argument("--jobs", type=integer(1), help="points evaluated at once (default: one for each core; 1 on "
-                        "a GPU)")  # fmt: skip
-    given = parser.parse(arguments)
+    given = _parse(arguments)
     folders = require_runs(given)
     if len(folders) > 3:
         raise InputError(f"{len(folders)} runs do not fit in a plane\n  accepted: one, two or three runs")
@@ -39,12 +28,10 @@ def landscape(arguments: list[str]) -> int:
     from sam_runner.analysis import landscape as slices
     from sam_runner.analysis.answers import require_folder
     from sam_runner.analysis.curvature import describe, write_csv
-    from sam_runner.analysis.subject import FOLDER, Measurement, find_subjects
+    from sam_runner.analysis.subject import FOLDER, find_subjects
 
     how = Measurement(given.examples, given.batchnorm, given.dtype)
-    options = slices.GridOptions(
-        given.points or 25, given.line_points or 51, given.extent[0] if given.extent else 1.0, given.seed
-    )
+    options = _grid_options(given)
     subjects = find_subjects(folders, given.checkpoint, given.device)
     out = given.out or folders[0] / FOLDER
     require_folder(out)
@@ -64,6 +51,35 @@ def landscape(arguments: list[str]) -> int:
     return DONE
 
 
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options; sizes that were not given are None.
+
+    Raises:
+        InputError: For the first mistake.
+    """
+    parser = Parser(
+        "sam-landscape",
+        "Slices of the loss. One run: a line and a surface along filter-normalised random directions. Two runs: the "
+        "path between them. Three runs: the plane through them. Finished points are stored beside the first run.",
+    )
+    default = GridOptions()
+    add_measurement_options(parser, checkpoints=("last", "best"), batchnorm=("reestimate", "train", "eval"))
+    parser.add_argument("--points", type=integer(3), help="points of each side of a surface (default: "
+                        f"{default.points})")  # fmt: skip
+    parser.add_argument("--line-points", type=integer(3), help="points of a line or a path (default: "
+                        f"{default.line_points})")  # fmt: skip
+    parser.add_argument("--extent", type=positive_numbers, help="largest step along a random direction, in norms of "
+                        f"the filters (default: {default.extent:g})")  # fmt: skip
+    parser.add_argument("--jobs", type=integer(1), help="points evaluated at once (default: one for each core; 1 on "
+                        "a GPU)")  # fmt: skip
+    return parser.parse(arguments)
+
+
+def _grid_options(given: argparse.Namespace) -> GridOptions:
+    sizes = {"points": given.points, "line_points": given.line_points, "extent": given.extent and given.extent[0]}
+    return GridOptions(**{name: value for name, value in sizes.items() if value is not None}, seed=given.seed)
+
+
 def _require_effect(given: Any, num_runs: int) -> None:
     """Refuse options that have no effect with this number of runs.
 
@@ -77,6 +93,11 @@ def _require_effect(given: Any, num_runs: int) -> None:
             raise InputError(f"{option} has no effect with {num_runs} runs\n  leave it out")
     if given.extent is not None and len(given.extent) > 1:
         raise InputError("--extent takes one number\n  give --extent 1")
+    for name in ("points", "line_points") if num_runs == 1 else ():
+        size = getattr(given, name)
+        if size is not None and size % 2 == 0:
+            option = f"--{name.replace('_', '-')}"
+            raise InputError(f"{option} {size} has no point at the checkpoint itself\n  give {option} {size + 1}")
 
 
 def _summary(part: Any, table: Any) -> str:
@@ -85,7 +106,7 @@ def _summary(part: Any, table: Any) -> str:
     if part.kind != "path":
         return f"training loss from {column.min():.4g} to {column.max():.4g}"
     inside = table[(table["a"] >= 0) & (table["a"] <= 1)]
-    ends = table.iloc[[(table["a"] - end).abs().argmin() for end in (0, 1)]]["train_loss"].max()
+    ends = table[table["a"].isin([0, 1])]["train_loss"].max()
     top = inside["train_loss"].max()
     where = inside.loc[inside["train_loss"].idxmax(), "a"]
     return f"highest training loss between the checkpoints {top:.4g} at {where:.2f}, at the worse end {ends:.4g}"
@@ -125,3 +146,7 @@ def _draw_both(figure: Any, axes: Sequence[Any], part: Any, table: Any) -> None:
 
     plots.draw_surface(figure, axes[0], table, part.marks, "train_loss", "training loss")
     plots.draw_surface(figure, axes[1], table, part.marks, "test_loss", "test loss")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,9 +1,12 @@
 """`sam-sharpness`: how much the loss rises around checkpoints, and whether that predicts generalisation."""
 
+import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from sam_runner.analysis.options import Measurement, SharpnessOptions
 from sam_runner.commands.arguments import (
     Parser,
     add_measurement_options,
@@ -13,6 +16,7 @@ from sam_runner.commands.arguments import (
     require_runs,
 )
 from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.utils.errors import InputError
 
 MAX_PANELS = 4
 
@@ -24,32 +28,13 @@ def main() -> int:
 
 def sharpness(arguments: list[str]) -> int:
     """Print the sharpness of every checkpoint, its generalisation gap and their rank correlation over the runs."""
-    parser = Parser(
-        "sam-sharpness",
-        "Rise of the training loss in a ball around the weights: worst case, average, adaptive and m-sharpness, with "
-        "the gap between test and training. Results are stored in the folder analysis of each run.",
-    )
-    add_measurement_options(parser, examples=1000)
-    parser.add_argument("--rho", type=positive_numbers, default=(0.05, 0.1), metavar="R,R", help="radii of worst "
-                        "case, average and m-sharpness (default: 0.05,0.1)")  # fmt: skip
-    parser.add_argument("--adaptive-rho", type=positive_numbers, default=(0.5,), metavar="R,R", help="radii of the "
-                        "adaptive measures (default: 0.5)")  # fmt: skip
-    parser.add_argument("--m", type=positive_integers, default=(16, 128), metavar="M,M", help="examples of a group of "
-                        "m-sharpness (default: 16,128)")  # fmt: skip
-    parser.add_argument("--steps", type=integer(1), default=10, help="gradients of each ascent (default: 10)")
-    parser.add_argument("--restarts", type=integer(0), default=1, help="further ascents of the worst case from random "
-                        "starts (default: 1)")  # fmt: skip
-    parser.add_argument("--directions", type=integer(1), default=10, help="pairs of random directions of an average "
-                        "(default: 10)")  # fmt: skip
-    parser.add_argument("--groups", type=integer(1), default=16, help="largest number of groups of m-sharpness "
-                        "(default: 16)")  # fmt: skip
-    given = parser.parse(arguments)
+    given = _parse(arguments)
     folders = require_runs(given)
     from sam_runner.analysis.answers import require_folder
     from sam_runner.analysis.correlation import MIN_RUNS, conclusion, correlate
     from sam_runner.analysis.curvature import write_csv
-    from sam_runner.analysis.sharpness import GAPS, SharpnessOptions, measure_sharpness, measures, sharpness_table
-    from sam_runner.analysis.subject import FOLDER, Measurement, find_subjects
+    from sam_runner.analysis.sharpness import GAPS, measures, sharpness_table
+    from sam_runner.analysis.subject import FOLDER, find_subjects
 
     how = Measurement(given.examples, given.batchnorm, given.dtype)
     options = SharpnessOptions(
@@ -58,9 +43,8 @@ def sharpness(arguments: list[str]) -> int:
     subjects = find_subjects(folders, given.checkpoint, given.device)
     out = given.out or folders[0] / FOLDER
     require_folder(out)
-    found = [measure_sharpness(subject, how, options) for subject in subjects]
-    names = [name for name in measures(options, given.examples) if all(name in entry.values for entry in found)]
-    table = sharpness_table(found, names)
+    names = list(measures(options))
+    table = sharpness_table(_measure(subjects, how, options), names)
     write_csv(out / "sharpness.csv", table)
     correlations = correlate(table.drop_duplicates("folder", keep="last"), names, list(GAPS))
     files = [out / "sharpness.csv", *_draw(table, names, options, out / "sharpness")]
@@ -71,6 +55,56 @@ def sharpness(arguments: list[str]) -> int:
     for gap in GAPS if len(folders) > 1 else ():
         print(conclusion(correlations, gap))
     return DONE
+
+
+def _parse(arguments: list[str]) -> argparse.Namespace:
+    """Return the options; `m` without the default values that the number of images has no room for.
+
+    Raises:
+        InputError: For the first mistake.
+    """
+    parser = Parser(
+        "sam-sharpness",
+        "Rise of the training loss in a ball around the weights: worst case, average, adaptive and m-sharpness, with "
+        "the gap between test and training. Results are stored in the folder analysis of each run.",
+    )
+    default = SharpnessOptions()
+    lists = {key: ",".join(map(str, getattr(default, key))) for key in ("radii", "adaptive_radii", "group_sizes")}
+    add_measurement_options(parser)
+    parser.add_argument("--rho", type=positive_numbers, default=default.radii, metavar="R,R", help="radii of worst "
+                        f"case, average and m-sharpness (default: {lists['radii']})")  # fmt: skip
+    parser.add_argument("--adaptive-rho", type=positive_numbers, default=default.adaptive_radii, metavar="R,R",
+                        help=f"radii of the adaptive measures (default: {lists['adaptive_radii']})")  # fmt: skip
+    parser.add_argument("--m", type=positive_integers, metavar="M,M", help="images of a group of m-sharpness "
+                        f"(default: {lists['group_sizes']}, or those that are not above --examples)")  # fmt: skip
+    parser.add_argument("--steps", type=integer(1), default=default.num_steps, help="gradients of each ascent "
+                        f"(default: {default.num_steps})")  # fmt: skip
+    parser.add_argument("--restarts", type=integer(0), default=default.num_restarts, help="further ascents of the "
+                        f"worst case from random starts (default: {default.num_restarts})")  # fmt: skip
+    parser.add_argument("--directions", type=integer(1), default=default.num_directions, help="pairs of random "
+                        f"directions of an average (default: {default.num_directions})")  # fmt: skip
+    parser.add_argument("--groups", type=integer(1), default=default.max_groups, help="largest number of groups of "
+                        f"m-sharpness (default: {default.max_groups})")  # fmt: skip
+    given = parser.parse(arguments)
+    if given.m is None:
+        given.m = tuple(m for m in default.group_sizes if m <= given.examples)
+    elif max(given.m) > given.examples:
+        raise InputError(
+            f"--m {max(given.m)} is larger than --examples {given.examples}\n"
+            f"  give --m of at most {given.examples}, or more --examples"
+        )
+    return given
+
+
+def _measure(subjects: Sequence[Any], how: Measurement, options: SharpnessOptions) -> list[Any]:
+    """Return the sharpness of every checkpoint."""
+    from sam_runner.analysis.sharpness import measure_sharpness
+
+    found = []
+    for subject in subjects:
+        found.append(measure_sharpness(subject, how, options))
+        subject.release()
+    return found
 
 
 def _text(table: Any, names: Sequence[str]) -> str:
@@ -118,3 +152,7 @@ def _draw(table: Any, names: Sequence[str], options: Any, file: Path) -> list[Pa
         plots.add_legend(figure, axes[0])
 
     return plots.save_figure(file, (3.6 * (1 + len(panels)), 3.2), 1 + len(panels), draw)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

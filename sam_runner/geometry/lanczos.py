@@ -65,43 +65,105 @@ def largest_eigenvalues(
     n = len(start)
     if not 1 <= k <= n:
         raise ValueError(f"k={k} eigenvalues of {n} weights: accepted are 1 to {n}")
-    size = min(n, max(max_basis, k + 2))
-    basis = torch.empty(size, n, dtype=start.dtype, device=start.device)
-    projected = torch.zeros(size, size, dtype=torch.float64)
-    basis[0] = start / start.norm()
+    krylov = _Krylov(start, size=min(n, max(max_basis, k + 2)))
     generator = make_generator(seed, "lanczos")
-    count, num_products, is_replaced = 1, 0, False
+    num_products, is_replaced = 0, False
     while True:
-        direction = product(basis[count - 1])
+        ritz = krylov.multiply(product)
         num_products += 1
-        column, direction = _orthogonalise(direction, basis[:count])
-        projected[:count, count - 1] = projected[count - 1, :count] = column
-        values, vectors = torch.linalg.eigh(projected[:count, :count])
-        scale, beta = float(values.abs().max()), float(direction.double().norm())
-        if beta <= BREAKDOWN * scale or scale == 0:
-            beta = 0.0
-        residuals = (beta * vectors[-1]).abs()
-        top = range(count - 1, max(count - 1 - k, -1), -1)
-        if beta > 0:
-            is_complete = all(float(residuals[i]) <= tolerance * scale for i in top)
-        else:
-            # An invariant subspace may lack copies of an eigenvalue. But if a random vector is an eigenvector, so is
-            # every vector that is orthogonal to the basis.
-            is_complete = is_replaced and float(values[top[-1]]) >= float(column[-1]) - BREAKDOWN * scale
-        converged = count == n or (count >= k and is_complete)
+        top = range(krylov.count - 1, max(krylov.count - 1 - k, -1), -1)
+        is_complete = krylov.count >= k and _are_complete(ritz, top, tolerance, is_replaced=is_replaced)
+        converged = krylov.count == n or is_complete
         if converged or num_products >= max_products:
-            return Eigenvalues(
-                [float(values[i]) for i in top], [float(residuals[i]) for i in top], num_products, converged
-            )
-        if count == size:
-            kept = min(k + (size - k) // 2, size - 1)
-            basis[:kept] = vectors[:, -kept:].T.to(basis) @ basis
-            projected.zero_()
-            projected[range(kept), range(kept)] = values[-kept:]
-            count = kept
-        is_replaced = beta == 0
-        basis[count] = _next_vector(direction, beta, basis[:count], generator)
-        count += 1
+            values, residuals = ([float(part[i]) for i in top] for part in (ritz.values, ritz.residuals))
+            return Eigenvalues(values, residuals, num_products, converged)
+        if krylov.count == krylov.size:
+            krylov.restart(ritz, min(k + (krylov.size - k) // 2, krylov.size - 1))
+        is_replaced = ritz.beta == 0
+        krylov.append(_next_vector(ritz.direction, ritz.beta, krylov.vectors, generator))
+
+
+@dataclass(frozen=True)
+class _Ritz:
+    """Eigenvalues of the operator projected on a basis of m vectors.
+
+    Attributes:
+        values: Ascending, float64, (m,).
+        coefficients: Eigenvectors in the basis, float64, (m, m), in columns.
+        newest: v^T A v of the newest basis vector v.
+        direction: The part of A v that is orthogonal to the basis, (n,).
+        beta: Norm of `direction`, 0 where it is rounding.
+    """
+
+    values: Tensor
+    coefficients: Tensor
+    newest: float
+    direction: Tensor
+    beta: float
+
+    @property
+    def scale(self) -> float:
+        """The largest absolute eigenvalue."""
+        return float(self.values.abs().max())
+
+    @property
+    def residuals(self) -> Tensor:
+        """||A y - theta y|| of each eigenvector y, float64, (m,)."""
+        return (self.beta * self.coefficients[-1]).abs()
+
+
+class _Krylov:
+    """An orthonormal basis that grows by products of an operator, and the operator projected on it.
+
+    Args:
+        start: First vector, (n,), not normalised.
+        size: Largest number of vectors.
+
+    Attributes:
+        count: Number of vectors.
+    """
+
+    def __init__(self, start: Tensor, size: int) -> None:
+        self.size, self.count = size, 1
+        self._basis = torch.empty(size, len(start), dtype=start.dtype, device=start.device)
+        self._projected = torch.zeros(size, size, dtype=torch.float64)
+        self._basis[0] = start / start.norm()
+
+    @property
+    def vectors(self) -> Tensor:
+        """The basis, (count, n)."""
+        return self._basis[: self.count]
+
+    def multiply(self, product: Product) -> _Ritz:
+        """Multiply the newest vector by the operator; returns the eigenvalues on the basis."""
+        newest, count = self.count - 1, self.count
+        column, direction = _orthogonalise(product(self._basis[newest]), self.vectors)
+        self._projected[:count, newest] = self._projected[newest, :count] = column
+        values, coefficients = torch.linalg.eigh(self._projected[:count, :count])
+        scale, beta = float(values.abs().max()), float(direction.double().norm())
+        is_rounding = beta <= BREAKDOWN * scale or scale == 0
+        return _Ritz(values, coefficients, float(column[-1]), direction, 0.0 if is_rounding else beta)
+
+    def restart(self, ritz: _Ritz, kept: int) -> None:
+        """Replace the basis by the eigenvectors of the `kept` largest eigenvalues."""
+        self._basis[:kept] = ritz.coefficients[:, -kept:].T.to(self._basis) @ self._basis
+        self._projected.zero_()
+        self._projected[range(kept), range(kept)] = ritz.values[-kept:]
+        self.count = kept
+
+    def append(self, vector: Tensor) -> None:
+        """Append a unit vector that is orthogonal to the basis."""
+        self._basis[self.count] = vector
+        self.count += 1
+
+
+def _are_complete(ritz: _Ritz, top: range, tolerance: float, *, is_replaced: bool) -> bool:
+    """Return whether the eigenvalues at the positions `top` are the largest ones of the operator, and exact enough."""
+    if ritz.beta > 0:
+        return all(float(ritz.residuals[i]) <= tolerance * ritz.scale for i in top)
+    # An invariant subspace may lack copies of an eigenvalue. But if a random vector is an eigenvector, so is every
+    # vector that is orthogonal to the basis.
+    return is_replaced and float(ritz.values[top[-1]]) >= ritz.newest - BREAKDOWN * ritz.scale
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:

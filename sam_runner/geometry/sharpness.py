@@ -10,6 +10,7 @@ it does not change if the weights of a ReLU network are rescaled without a chang
 (Foret et al., arXiv 2010.01412, section 4.1) is the mean over groups of m examples of the worst case of each group.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -50,7 +51,7 @@ def worst_case(
 
     With u = e / c, a step is u <- P(u + step rho g_u / ||g_u||), where g_u = c g is the gradient by u and P projects on
     the ball. The first start is the solution of eq. 2, u = rho g_u / ||g_u||; a step that lowers the loss halves the
-    length of the further ones.
+    length of the further ones. The result is NaN if a loss or a gradient on the way is not finite.
 
     Args:
         gradient: w -> (L(w), gradient (n,)).
@@ -63,31 +64,33 @@ def worst_case(
     """
     c = torch.ones_like(weights) if scale is None else scale
     base, at_w = gradient(weights)
-    generator, best = make_generator(seed, "worst case"), 0.0
+    generator, rises = make_generator(seed, "worst case"), [0.0]
     for restart in range(num_restarts + 1):
         u = c * at_w
         if restart or not float(u.norm()):
             u = _random_direction(weights, generator)
-        best = max(best, _ascend(gradient, weights, c, u * (rho / u.norm()), rho, num_steps) - base)
-    return best
+        rises.append(_ascend(gradient, weights, c, u * (rho / u.norm()), rho, num_steps) - base)
+    return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)
 
 
 def _ascend(gradient: Gradient, weights: Tensor, c: Tensor, u: Tensor, rho: float, num_steps: int) -> float:
-    """Return the largest loss on the path of one ascent from the point w + c u."""
+    """Return the largest loss on the path of one ascent from the point w + c u; NaN if one of them is not finite."""
     step, (loss, grad) = 1.0, gradient(weights + c * u)
     for _ in range(num_steps - 1):
         direction = c * grad
         norm = float(direction.norm())
-        if not norm > 0 or step < MIN_STEP:
+        if not math.isfinite(loss) or not math.isfinite(norm):
+            return math.nan
+        if norm == 0 or step < MIN_STEP:
             break
         moved = u + direction * (step * rho / norm)
         moved = moved * min(1.0, rho / float(moved.norm()))
         new_loss, new_grad = gradient(weights + c * moved)
-        if new_loss > loss:
+        if new_loss > loss or not math.isfinite(new_loss):
             u, loss, grad = moved, new_loss, new_grad
         else:
             step /= 2
-    return loss
+    return loss if math.isfinite(loss) else math.nan
 
 
 def average_case(

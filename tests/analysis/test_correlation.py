@@ -1,16 +1,19 @@
 """Whether sharpness predicts generalisation: rank correlations with Holm's correction, and what is said about them."""
 
+import itertools
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
 
-from sam_runner.analysis.correlation import Correlation, conclusion, correlate
+from sam_runner.analysis.correlation import Correlation, conclusion, correlate, permutation_test
 
 N = 8
 TABLE = pd.DataFrame(
     {
+        "run": [f"run {i}" for i in range(N)],
         "up": [2.0**i for i in range(N)],
         "down": [-float(i) for i in range(N)],
         "noise": [3, 1, 2, 4, 1.5, 3.5, 2.5, 0.5],
@@ -24,9 +27,52 @@ def test_correlations_are_of_ranks_and_corrected_for_their_number():
     found = {entry.measure: entry for entry in correlate(TABLE, ["up", "down", "noise", "same"], ["gap"])}
     assert found["up"].rho == pytest.approx(1) and found["down"].rho == pytest.approx(-1)
     assert math.isnan(found["same"].rho) and found["up"].n == N
-    single = [stats.spearmanr(TABLE[name], TABLE["gap"]) for name in ("up", "noise")]
-    assert found["noise"].p == pytest.approx(float(single[1].pvalue))  # the largest of three is not changed
-    assert found["up"].p == pytest.approx(min(1, 3 * float(single[0].pvalue)), abs=1e-12)
+    single = [permutation_test(TABLE[name], TABLE["gap"])[1] for name in ("up", "noise")]
+    assert found["noise"].p == single[1]  # the largest of three is not changed
+    assert found["up"].p == found["down"].p == pytest.approx(3 * single[0])
+
+
+@pytest.mark.parametrize("n", [3, 5, 7])
+@pytest.mark.parametrize("ties", [False, True])
+def test_p_values_of_few_runs_are_those_of_all_orders(n, ties):
+    """Oracle: the ranks' correlation by scipy in each of the n! orders."""
+    draw = np.random.default_rng(n).normal(size=(2, n))
+    first, second = (draw.round(0) if ties else draw) + np.linspace(0, 1, n).round(0)
+    rho, p = permutation_test(first, second)
+    assert rho == pytest.approx(stats.spearmanr(first, second).statistic)
+    orders = [abs(stats.spearmanr(order, second).statistic) for order in itertools.permutations(first)]
+    assert p == pytest.approx(np.mean(np.array(orders) >= abs(rho) - 1e-9), abs=1e-12)
+
+
+def test_p_values_of_more_runs_agree_with_scipy():
+    """Of random orders: within 4 standard errors of a difference of two such tests."""
+    first, second = np.random.default_rng(4).normal(size=(2, 12)) + np.linspace(0, 1.5, 12)
+    rho, p = permutation_test(first, second)
+    other = stats.permutation_test(
+        (first,), lambda order: stats.spearmanr(order, second).statistic, permutation_type="pairings", n_resamples=3000
+    ).pvalue
+    assert 0.01 < p < 0.5 and abs(p - other) < 4 * (p * (1 - p) * (1 / 3000 + 1 / 9999)) ** 0.5
+    assert permutation_test(first, second) == (rho, p)
+    assert permutation_test(range(30), range(30))[1] == pytest.approx(1e-4)
+
+
+def test_runs_without_a_finite_sharpness_are_left_out_by_name():
+    table = TABLE.assign(worst=TABLE["up"])
+    table.loc[[2, 5], "worst"] = math.nan
+    found = correlate(table, ["worst", "up"], ["gap"])
+    assert [entry.n for entry in found] == [6, 8] and found[0].rho == pytest.approx(1)
+    assert found[0].left_out == ("run 2", "run 5") and found[1].left_out == ()
+    assert conclusion(found, "gap").endswith("Not finite, so left out: run 2, run 5.")
+    few = correlate(table.iloc[:4], ["worst"], ["gap"])
+    assert "3 runs say nothing" in conclusion(few, "gap") and "left out: run 2." in conclusion(few, "gap")
+
+
+def test_five_runs_say_nothing_about_many_measures():
+    """The smallest p-value of 5 runs is 2/120; with 3 tests it cannot be below 0.05."""
+    two = correlate(TABLE.iloc[:5], ["up", "noise"], ["gap"])
+    assert "Sharper runs" in conclusion(two, "gap") and two[0].p == pytest.approx(2 * 2 / 120)
+    three = correlate(TABLE.iloc[:5], ["up", "down", "noise"], ["gap"])
+    assert "by chance one of 3 correlations" in conclusion(three, "gap")
 
 
 def entry(measure, rho, p, n=N):
@@ -41,5 +87,5 @@ def test_the_conclusion_says_what_the_numbers_say():
     assert "Against expectation" in against and "1 of 2 measures show no relation" in against
     nothing = conclusion([entry("up", 0.4, 0.3), entry("flat", 0.1, 0.8)], "gap")
     assert "No measure of sharpness predicts the gap" in nothing and "of up, is +0.40" in nothing
-    assert conclusion([entry("up", 1.0, 0.01, n=4)], "gap").startswith("4 runs are too few")
+    assert conclusion([entry("up", 1.0, 0.01, n=4)], "gap").startswith("4 runs say nothing")
     assert "does not vary" in conclusion([entry("up", math.nan, math.nan)], "gap")

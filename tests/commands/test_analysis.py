@@ -2,6 +2,9 @@
 
 import json
 import re
+import shutil
+import subprocess
+import sys
 
 import pandas as pd
 import pytest
@@ -11,8 +14,12 @@ from torch.nn import functional as F
 
 from sam_runner.analysis.subject import find_subjects
 from sam_runner.commands import curvature, landscape, sharpness
+from sam_runner.data.datasets import image_folder
 from sam_runner.runs.load import restore_run
-from tests.helpers import invoke, train_tiny
+from sam_runner.runs.start import start_run
+from sam_runner.training import build
+from sam_runner.utils.manifest import write_manifest
+from tests.helpers import config_of, invoke, train_tiny, write_image_folder
 
 LINE = r"lambda_max (\S+), trace \S+ \+- \S+, lambda_max/lambda_5 \S+"
 SMALL = ("--examples", "40")
@@ -116,11 +123,91 @@ def test_sharpness_of_several_runs(runs, call, tmp_path):
         assert 0 < row["worst case, rho 0.05"] < row["worst case, rho 0.1"]
         assert row["average, rho 0.05"] < row["worst case, rho 0.05"]
         assert row["m-sharpness, m 8, rho 0.1"] > row["worst case, rho 0.1"] * 0.5
-    assert "3 runs are too few to say whether sharpness predicts the loss gap" in done.stdout
+    assert "3 runs say nothing about whether sharpness predicts the loss gap" in done.stdout
     more = call(sharpness, runs["sam"], *SMALL, *words[:5], "4", *words[6:])
     assert more.returncode == 0
     entries = json.loads(next((runs["sam"] / "analysis").glob("sharpness-*.json")).read_text())["answers"]
     assert len(entries) == 2  # ascents of another length are another answer
+    assert "m 8: 3 of 5 groups" in more.stdout and "in no group" not in more.stdout
+    rest = call(sharpness, runs["sam"], *SMALL, *words[:3], "12,7", *words[4:])
+    assert "m 12: 3 groups, 4 images are in no group; m 7: 3 of 5 groups, 5 images are in no group" in rest.stdout
+
+
+def test_default_values_of_m_fit_the_images(runs, call, tmp_path):
+    words = ("--steps", "1", "--directions", "1", "--groups", "1", "--restarts", "0", "--out", tmp_path)
+    assert call(sharpness, runs["sam"], *SMALL, *words).returncode == 0
+    names = [name for name in pd.read_csv(tmp_path / "sharpness.csv") if "m-sharpness" in name]
+    assert names and all("m 16" in name for name in names)
+    assert call(sharpness, runs["sam"], "--examples", "8", *words).returncode == 0
+    assert not [name for name in pd.read_csv(tmp_path / "sharpness.csv") if "m-sharpness" in name]
+
+
+def test_only_what_was_computed_is_in_the_table(runs, call, tmp_path):
+    done = call(curvature, runs["sgd"], runs["other"], *SMALL, "--trace", "0", "--density", "0", "--k", "1", "--out",
+                tmp_path)  # fmt: skip
+    assert done.returncode == 0 and "nan" not in done.stdout.lower()
+    table = pd.read_csv(tmp_path / "curvature.csv")
+    assert not table.isna().any().any() and not {"trace", "lambda_min", "lambda_1"} & set(table)
+
+
+@pytest.fixture
+def diverged(runs, tmp_path):
+    """A run whose weights are so large that its loss is not finite."""
+    folder = tmp_path / "diverged"
+    shutil.copytree(runs["other"], folder, ignore=shutil.ignore_patterns("analysis"))
+    (path,) = (folder / "checkpoints").glob("*.pt")
+    state = torch.load(path, weights_only=True)
+    state["model"] = {key: value * 1e30 if value.ndim > 1 else value for key, value in state["model"].items()}
+    torch.save(state, path)
+    write_manifest(path, is_best=True, is_kept=False)
+    return folder
+
+
+def test_a_diverged_run_is_named_and_the_others_are_measured(runs, call, diverged, tmp_path):
+    done = call(curvature, diverged, runs["sgd"], *SMALL, "--trace", "0", "--density", "0", "--out", tmp_path)
+    assert done.returncode == 1 and f"error: {diverged} step-" in done.stderr and "leave this run out" in done.stderr
+    assert len(pd.read_csv(tmp_path / "curvature.csv")) == 1
+    assert call(curvature, diverged, *SMALL).returncode == 1
+    words = ("--m", "8", "--rho", "0.1", "--steps", "1", "--directions", "1", "--groups", "1", "--out", tmp_path)
+    done = call(sharpness, diverged, *runs.values(), *SMALL, *words)
+    assert done.returncode == 0, done.stderr
+    table = pd.read_csv(tmp_path / "sharpness.csv").set_index("folder")
+    assert table.loc[str(diverged), ["worst case, rho 0.1", "m-sharpness, m 8, rho 0.1"]].isna().all()
+    assert table.drop(str(diverged))["worst case, rho 0.1"].notna().all()
+    name = table.loc[str(diverged), "run"]
+    assert "loss is not finite near the weights: no worst case, rho 0.1;" in done.stdout + done.stderr
+    assert f"Not finite, so left out: {name}." in done.stdout
+
+
+def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_path, monkeypatch):
+    write_image_folder(tmp_path / "images")
+    words = ("data=image_folder", f"data.root={tmp_path}/images", "model.width=4", "batch_size=16", "epochs=2",
+             "device=cpu", "checkpoint.min_interval=0", "data.val_fraction=0.25")  # fmt: skip
+    for seed in (0, 1):
+        start_run(config_of(*words, f"seed={seed}", f"run_dir={tmp_path}/{seed}"), ())
+    build._read_data.cache_clear()
+    reads = []
+    monkeypatch.setattr(
+        image_folder, "_decode_all", lambda *args, own=image_folder._decode_all: reads.append(1) or own(*args)
+    )
+    done = call(
+        curvature, tmp_path / "0", tmp_path / "1", "--checkpoint", "all", *SMALL, "--trace", "0", "--density", "0"
+    )
+    assert done.returncode == 0 and len(reads) == 2  # training and test images
+
+
+def test_two_calls_at_once_give_the_same_answer_once(runs, tmp_path):
+    """The second call waits for the first one and repeats its answer."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs["sgd"], folder, ignore=shutil.ignore_patterns("analysis"))
+    words = [sys.executable, "-m", "sam_runner.commands.curvature", folder, *SMALL, *FEW]
+    calls = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    printed = [call.communicate(timeout=120) for call in calls]
+    assert [call.returncode for call in calls] == [0, 0], printed
+    assert len({out.splitlines()[-1] for out, _ in printed}) == 1
+    assert sum("from " in out and "curvature-step" in out for out, _ in printed) == 1
+    (path,) = (folder / "analysis").glob("curvature-*.json")
+    assert len(json.loads(path.read_text())["answers"]) == 1 and not list((folder / "analysis").glob("products-*"))
 
 
 @pytest.mark.parametrize("names", [("sam",), ("sam", "sgd"), ("sam", "sgd", "other")], ids=len)
@@ -139,8 +226,7 @@ def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
     for kind in kinds:
         table = pd.read_csv(tmp_path / f"landscape-{kind}.csv")
         own = table.iloc[(table["a"].abs() + table["b"].abs()).argmin()]
-        if kind != "plane":  # a grid through three checkpoints does not contain them exactly
-            assert own["train_loss"] == pytest.approx(exact, rel=1e-5) and own["a"] == pytest.approx(0, abs=1e-9)
+        assert own["train_loss"] == pytest.approx(exact, rel=1e-5) and (own["a"], own["b"]) == (0, 0)
         assert (tmp_path / f"landscape-{kind}.svg").is_file() and (tmp_path / f"landscape-{kind}.png").is_file()
         if kind in ("surface", "plane"):
             page = (tmp_path / f"landscape-{kind}.html").read_text()
@@ -171,7 +257,11 @@ def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
         (curvature, ("SAM", "--batch-norm", "eval"), "did you mean --batchnorm"),
         (sharpness, ("SAM", "--rho", "0"), "positive numbers"),
         (sharpness, ("SAM", "--m", "0"), "at least 1"),
+        (sharpness, ("SAM", "--m", "8,64", "--examples", "40"), "--m 64 is larger than --examples 40"),
+        (sharpness, ("SAM", "--m", "500"), "--m 500 is larger than the number of images, 96"),
         (landscape, ("SAM", "SGD", "--points", "9"), "has no effect with 2 runs"),
+        (landscape, ("SAM", "--points", "10"), "give --points 11"),
+        (landscape, ("SAM", "--line-points", "50"), "give --line-points 51"),
         (landscape, ("SAM", "SGD", "OTHER", "SGD2"), "is not a folder"),
         (landscape, ("SAM", "--checkpoint", "all"), "invalid choice"),
     ],

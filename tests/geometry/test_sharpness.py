@@ -46,6 +46,22 @@ def test_restarts_find_a_higher_maximum():
     assert worst_case(wave, at, 1.0, num_steps=30, num_restarts=5) == pytest.approx(0.9, abs=1e-3)
 
 
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+def test_a_loss_that_is_not_finite_in_the_ball_has_no_worst_case(bad):
+    """At w it is finite, and on one side of it; max() of Python would ignore a NaN."""
+
+    def wall(w):
+        return (bad if float(w[0]) > 3.2 else float(w[0])), torch.tensor([1.0, 0.0]).double()
+
+    def cliff(w):
+        return float(w[0]), torch.tensor([bad if float(w[0]) > 3.2 else 1.0, 0.0]).double()
+
+    assert worst_case(wall, W, 0.1) == pytest.approx(0.1)
+    for function in (wall, cliff):
+        assert worst_case(function, W, 0.5, num_steps=3) != worst_case(function, W, 0.5, num_steps=3)
+    assert torch.tensor(average_case(lambda w: wall(w)[0], W, 0.5).value).isfinite().logical_not()
+
+
 def test_average_case_of_a_quadratic_is_half_rho_squared_times_the_mean_eigenvalue():
     found = average_case(lambda w: quadratic(w)[0], W, 0.5, num_directions=4000)
     assert abs(found.value - 0.5**2 * 2.5 / 2) < 4 * found.standard_error < 0.02
