@@ -385,6 +385,12 @@ MUTANTS = {
         ("directions: by layer instead of filter", "filter_normalised", "rows.norm(dim=1) / drawn.norm(dim=1)",
          "(rows.norm() / drawn.norm()).expand(len(rows))", "geometry/test_sharpness.py::filters_of_a_direction"),
     ],
+    "training.state": [
+        ("early stopping: the run has its last weights", "Run.final_metrics", "self.patience is None", "True",
+         "training/test_early_stopping.py::ends_by_the_rule"),
+        ("early stopping: one evaluation late", "Run.stops_early", "A >= self.patience", "A > self.patience",
+         "training/test_early_stopping.py::ends_by_the_rule"),
+    ],
     "training.telemetry": [
         ("telemetry: the cosine of g with itself", "ObservedMethod.combine", "(first, final)", "(first, first)",
          "training/test_telemetry.py::by_hand"),
@@ -443,6 +449,10 @@ MUTANTS = {
          "data/augment/test_mixing.py::cutmix_is_exact"),
     ],
     "training.loop": [
+        ("early stopping: an equal accuracy is better", "_record_evaluation", "A <= progress.best_metrics[B]",
+         "A < progress.best_metrics[B]", "training/test_early_stopping.py::evaluations_are_counted or ends_by_the_rule"),
+        ("early stopping: the best does not start the count anew", "_record_evaluation",
+         "progress.evaluations_since_best = 0", "pass", "training/test_early_stopping.py::ends_by_the_rule"),
         ("mixing: the loss takes the labels", "_train_step", "A.targets", "A.labels",
          "data/augment/test_mixing.py::trainer_learns"),
         ("loop: the number of a step within its epoch", "_train_step", "run.step(A, B, progress.step)",
