@@ -365,7 +365,7 @@ def _with_absolute_paths(settings: Any) -> Any:
         value = getattr(settings, entry.name)
         if is_dataclass(value):
             changed[entry.name] = _with_absolute_paths(value)
-        elif "key" in entry.metadata and entry.metadata["key"].path and value not in (None, REQUIRED):
+        elif "key" in entry.metadata and entry.metadata["key"].path and isinstance(value, str) and value != REQUIRED:
             published = value.partition(":")[0] in PUBLISHED_WEIGHTS
             changed[entry.name] = value if published else os.path.abspath(os.path.expanduser(value))
     return replace(settings, **changed)

@@ -147,7 +147,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
 def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
     if config.early_stopping.patience is not None and splits.validation is None:
         raise InputError(
-            "early_stopping.patience needs held-out images, by which the best epoch is chosen\n  add data.val_fraction=0.1"
+            "early_stopping.patience needs held-out images, which choose the best epoch\n  add data.val_fraction=0.1"
         )
 
 

@@ -11,6 +11,7 @@ from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.runs.load import restore_run
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.training.state import Progress
 from tests.helpers import TINY, config_of, invoke, train_tiny
 from tests.training.test_loop import equal_values, load_state, read_rows
 
@@ -36,6 +37,15 @@ def epoch_rows(folder):
 
 def read_result(folder):
     return json.loads((folder / "result.json").read_text())
+
+
+def test_evaluations_are_counted_since_the_first_of_the_best():
+    progress, counts = Progress(), []
+    for epoch, accuracy in enumerate((0.5, 0.4, 0.6, 0.6, 0.55, 0.7, 0.7, 0.1), 1):
+        progress.epoch = epoch
+        loop._record_evaluation(progress, {"validation/accuracy": accuracy}, has_validation=True)
+        counts.append((progress.evaluations_since_best, progress.best_epoch))
+    assert counts == [(0, 1), (1, 1), (0, 3), (1, 3), (2, 3), (0, 6), (1, 6), (2, 6)]
 
 
 @pytest.fixture(scope="module")
@@ -121,7 +131,9 @@ def test_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(where, stopped,
 
 def test_more_patience_continues_to_the_bits_of_the_whole_run(stopped, whole, tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", *HARD, f"early_stopping.patience={PATIENCE}")
-    again = invoke(monkeypatch, capsys, tmp_path, *TINY, *HARD, f"early_stopping.patience={PATIENCE}", f"run_dir={folder}")
+    again = invoke(
+        monkeypatch, capsys, tmp_path, *TINY, *HARD, f"early_stopping.patience={PATIENCE}", f"run_dir={folder}"
+    )
     assert "already finished" in again.stdout
     more = invoke(monkeypatch, capsys, tmp_path, *TINY, *HARD, "early_stopping.patience=100", f"run_dir={folder}")
     assert more.returncode == 0, more.stderr
@@ -154,9 +166,10 @@ def test_without_held_out_images_it_is_refused(tmp_path, monkeypatch, capsys):
 
 def test_the_plan_says_that_the_run_may_end_early(tmp_path, monkeypatch, capsys):
     words = [*TINY, "data.val_fraction=0.25", "early_stopping.patience=4", "dry_run=true"]
-    assert "ends after 4 evaluations without a higher validation accuracy" in invoke(
-        monkeypatch, capsys, tmp_path, *words
-    ).stdout
+    assert (
+        "ends after 4 evaluations without a higher validation accuracy"
+        in invoke(monkeypatch, capsys, tmp_path, *words).stdout
+    )
 
 
 def test_a_run_without_early_stopping_has_the_fingerprint_of_earlier_versions():
