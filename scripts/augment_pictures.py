@@ -55,12 +55,12 @@ def main() -> None:
     parser.add_argument("--out", default=Path(__file__).parent.parent / "docs" / "img", type=Path)
     arguments = parser.parse_args()
     arguments.out.mkdir(parents=True, exist_ok=True)
-    test = image_folder(root=arguments.folder, image_size=32).test
+    test = image_folder(root=arguments.folder, image_size=32).read().test
     chosen = test.subset((torch.arange(IMAGES) + 0.5).mul(len(test) / IMAGES).long())
     for name, augmentation in AUGMENTATIONS.items():
         draw(chosen, augmentation, arguments.out / f"augment_{name}.png")
     if arguments.large:
-        large = image_folder(root=arguments.large, image_size=56, storage="disk", eval_crop_ratio=0.875).train
+        large = image_folder(root=arguments.large, image_size=56, storage="disk", eval_crop_ratio=0.875).read().train
         inception = AugmentConfig(flip=True, crop_scale_min=0.08)
         draw(large.subset(torch.arange(IMAGES)), inception, arguments.out / "augment_inception.png")
 

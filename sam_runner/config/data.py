@@ -119,6 +119,13 @@ class ImageFolderConfig(DataConfig):
     test_fraction: float = key(
         "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
     )
+    cache: Literal[True, False] | str = key(
+        "folder that keeps decoded images and the list of the files for the next run; true: ~/.cache/sam_runner",
+        False,
+        effect="none",
+        in_reports=False,
+        path=True,
+    )
     num_workers: int | None = key(
         "threads that decode into memory; processes that decode from disk or apply augment.policy; null: chosen from"
         " the number of cores",

@@ -55,7 +55,7 @@ class CheckpointConfig:
     )
     min_interval: float = key(
         "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last epoch,"
-        " the best on the validation set or in keep_epochs",
+        " the best on the validation set, or kept by keep_epochs or every_epochs",
         1.0,
         range=NOT_NEGATIVE,
         effect="none",
@@ -63,6 +63,24 @@ class CheckpointConfig:
     keep: int = key("number of the latest checkpoints that are kept beside the best", 2, range=Range(2), effect="none")
     keep_epochs: tuple[int, ...] = key(
         "epochs whose last checkpoint is kept, e.g. [50,100]", (), range=AT_LEAST_ONE, effect="none"
+    )
+    every_epochs: int | None = key(
+        "N keeps the last checkpoint of every N-th epoch; null: none", None, range=AT_LEAST_ONE, effect="none"
+    )
+
+
+@dataclass(frozen=True)
+class EarlyStoppingConfig:
+    """Settings of the group early_stopping."""
+
+    patience: int | None = key(
+        "N ends the run after N evaluations without a higher accuracy on the validation set; its weights are then those"
+        " of the best epoch, also if it ends with the last epoch; null: off",
+        None,
+        range=AT_LEAST_ONE,
+        on_resume="the run ends by the new patience",
+        sets_length=True,
+        added_later=True,
     )
 
 
@@ -227,6 +245,7 @@ class ExperimentConfig:
         in_reports=False,
     )
     telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    early_stopping: EarlyStoppingConfig = field(default_factory=EarlyStoppingConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
     run_dir: str | None = key(
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
@@ -273,7 +292,12 @@ class ExperimentConfig:
         Settings without an effect on the numbers, such as `run_dir`, are left out. So equal runs in different folders
         have the same fingerprint.
         """
-        values = {name: value for name, facts, value in walk(self) if facts.effect != "none"}
+        defaults = {name: value for name, facts, value in walk(ExperimentConfig()) if facts.added_later}
+        values = {
+            name: value
+            for name, facts, value in walk(self)
+            if facts.effect != "none" and not (facts.added_later and value == defaults[name])
+        }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
 
 
@@ -341,7 +365,7 @@ def _with_absolute_paths(settings: Any) -> Any:
         value = getattr(settings, entry.name)
         if is_dataclass(value):
             changed[entry.name] = _with_absolute_paths(value)
-        elif "key" in entry.metadata and entry.metadata["key"].path and value not in (None, REQUIRED):
+        elif "key" in entry.metadata and entry.metadata["key"].path and isinstance(value, str) and value != REQUIRED:
             published = value.partition(":")[0] in PUBLISHED_WEIGHTS
             changed[entry.name] = value if published else os.path.abspath(os.path.expanduser(value))
     return replace(settings, **changed)

@@ -61,6 +61,8 @@ class Key:
         argument: Whether the setting is passed to the function that the option's ``_target_`` names.
         path: Whether the value is a path. A run stores it as an absolute path.
         alias: Dotted name of a group's setting that has this setting's value by default: ``optimizer.rho`` for ``rho``.
+        added_later: Whether runs were made before the setting existed. A stored run may lack it, and its default is not
+            part of the fingerprint, so that these runs can be continued.
     """
 
     meaning: str
@@ -73,6 +75,7 @@ class Key:
     argument: bool = True
     path: bool = False
     alias: str = ""
+    added_later: bool = False
 
     @property
     def changes_run(self) -> bool:

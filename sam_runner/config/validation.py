@@ -107,13 +107,13 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     Raises:
         InputError: If the value has another type.
     """
-    words: list[str] = []
+    words: list[Any] = []
     if get_origin(annotation) in (Union, types.UnionType):
         options = get_args(annotation)
         if value is None and type(None) in options:
             return None
         words = [word for entry in options if get_origin(entry) is Literal for word in get_args(entry)]
-        if value in words:
+        if any(value == word and isinstance(value, bool) == isinstance(word, bool) for word in words):
             return value
         (annotation,) = (entry for entry in options if entry is not type(None) and get_origin(entry) is not Literal)
     if value is None:
@@ -132,7 +132,8 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
-    accepted = ", or ".join([WORDS[annotation], *words]) + _suggest(value, annotation, name)
+    texts = [str(word).lower() if isinstance(word, bool) else word for word in words]
+    accepted = ", or ".join([WORDS[annotation], *texts]) + _suggest(value, annotation, name)
     raise InputError(f"{name}={_format_value(value)} has the wrong type\n  accepted: {accepted}")
 
 

@@ -50,6 +50,16 @@ def read_image(path: str | Path) -> Tensor:
             return _decode_rgb(opened, content)
 
 
+def read_size(path: str | Path) -> tuple[int, int]:
+    """Return height and width of an image file from its header.
+
+    Raises:
+        InputError: If the file does not begin like an image; the message has its path.
+    """
+    with _report_unreadable(path), Image.open(path, formats=FORMATS) as opened:
+        return opened.height, opened.width
+
+
 def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size: int) -> Tensor:
     """Decode a part of an image file and resize it to a square; see `read_image` and `crop_and_resize`.
 

@@ -110,6 +110,20 @@ class ImageFiles:
         return "\0".join(self.paths).encode("utf-8", "surrogateescape")
 
 
+@dataclass(frozen=True)
+class UnreadImages(ImageFiles):
+    """Image files that `splits.prepare_splits` decodes into memory, once it is known which of them a run uses.
+
+    Attributes:
+        image_size: As in `ImageFiles`; 0 keeps the images unchanged, which must then all have one size.
+        num_workers: Number of threads that decode.
+        cache: Value of ``data.cache``.
+    """
+
+    num_workers: int = 1
+    cache: bool | str = False
+
+
 Images = ImageSet | ImageFiles
 
 

@@ -12,8 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.image_sets import Images, ImageSet, UnreadImages
 from sam_runner.data.noise import NoiseNeeds
+from sam_runner.data.reading import read_sets
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed, make_generator
 
@@ -32,6 +33,11 @@ class Splits:
     def with_train_labels(self, labels: Tensor) -> "Splits":
         """Return the same sets with other labels to learn in the training set."""
         return replace(self, train=self.train.with_labels(labels))
+
+    def read(self) -> "Splits":
+        """Return the same sets, with the images decoded that are to be in memory; see `reading.read_sets`."""
+        parts = {name: part for name, part in vars(self).items() if isinstance(part, UnreadImages)}
+        return replace(self, **dict(zip(parts, read_sets(tuple(parts.values())), strict=True)))
 
     def digest(self) -> str:
         """Return the hex sha256 of shapes, classes, images (of files: their paths) and labels."""
@@ -54,7 +60,7 @@ def prepare_splits(
     train_fraction: float = 1.0,
     val_labels: str = "clean",
 ) -> Splits:
-    """Hold out validation images, subsample the training set and apply label noise.
+    """Hold out validation images, subsample the training set, read what is left into memory and apply label noise.
 
     Noise that needs the whole set is applied first, so that each image keeps its label for every fraction. Other noise
     is applied to the images that are trained on, so that its rate is exact for them.
@@ -69,7 +75,8 @@ def prepare_splits(
         val_labels: "clean", or "noisy" to apply the noise to the validation labels too.
 
     Raises:
-        InputError: If a set would be empty, or the noise model needs images that are not in memory.
+        InputError: If a set would be empty, image files cannot be read, or the noise model needs images that are not in
+            memory.
     """
     num_classes = len(splits.train.classes)
 
@@ -87,6 +94,7 @@ def prepare_splits(
     if needs == "whole_set":
         splits = splits.with_train_labels(corrupt(splits.train, seed))
     splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
+    splits = splits.read()
     _log_missing_classes(splits)
     if needs == "whole_set":
         return splits

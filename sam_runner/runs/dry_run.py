@@ -93,12 +93,15 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision, _ = resolve_precision(config.precision, objective.device)
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
+    steps = f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}"
+    if run.patience is not None:
+        steps += f"; ends after {run.patience} evaluations without a higher validation accuracy"
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {forward / 1e6:,.1f} MFLOPs forward per image",
         "optimizer": f"{describe_method(config)}{options.base.target}, {num_passes}",
         "batch": batch,
-        "steps": f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}",
+        "steps": steps,
         "compute": f"{at_most}{total_flops:.3g} FLOPs for training",
         "device": f"{objective.device}, {precision}{compiled}",
         "folder": str(folder),

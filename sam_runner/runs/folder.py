@@ -116,7 +116,11 @@ def read_config(folder: Path) -> ExperimentConfig:
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration")
-    needed = {name.partition(".")[0] for name, facts, _ in walk(ExperimentConfig()) if facts.changes_run}
+    needed = {
+        name.partition(".")[0]
+        for name, facts, _ in walk(ExperimentConfig())
+        if facts.changes_run and not facts.added_later
+    }
     missing = [entry.name for entry in fields(ExperimentConfig) if entry.name in needed - settings.keys()]
     if missing:
         names = ", ".join(missing[:8])

@@ -17,6 +17,7 @@ from sam_runner.distributed.sharding import load_full_model_state, load_full_opt
 from sam_runner.models.build import weights_dtype
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.model_facts import ModelFacts, read_model_facts
+from sam_runner.runs.result import read_finished_result
 from sam_runner.training.build import (
     AUTOCAST_DTYPES,
     build_network,
@@ -63,17 +64,23 @@ def checkpoint_names(folder: Path, which: str) -> list[str]:
 
     Args:
         folder: The run folder.
-        which: "last", "best", or "all" for every checkpoint in the folder.
+        which: "last", "best", or "all" for every checkpoint in the folder; see `restore_run`.
 
     Raises:
         InputError: If there is no such checkpoint.
     """
-    checkpoints = CheckpointFolder(folder / "checkpoints")
+    checkpoints, which = CheckpointFolder(folder / "checkpoints"), _resolve_last(folder, which)
     names = checkpoints.list_names(which)
     if not names:
         checkpoints.load_latest() if which != "best" else checkpoints.load_best()  # says what is damaged
         raise _no_checkpoint(folder)
     return names
+
+
+def _resolve_last(folder: Path, which: str) -> str:
+    """Return "best" for the last weights of a finished run with early stopping, otherwise `which`."""
+    has_best_weights = read_config(folder).early_stopping.patience is not None and read_finished_result(folder)
+    return "best" if which == "last" and has_best_weights else which
 
 
 def _no_checkpoint(folder: Path) -> InputError:
@@ -88,7 +95,8 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
     Args:
         folder: The run folder.
         which: "last", or "best" for the highest validation accuracy; without a validation set "best" is the checkpoint
-            of the latest evaluated epoch; or a name from `checkpoint_names`.
+            of the latest evaluated epoch; or a name from `checkpoint_names`. A finished run with early stopping has the
+            weights of its best epoch, so "last" is its best checkpoint.
         device: Device to use instead of the device in the run's settings, or None.
         plain_training_set: Load every training image, without augmentation.
 
@@ -173,7 +181,7 @@ def _load_checkpoint(folder: Path, which: str, device: str | None) -> tuple[Expe
     """
     if which not in ("last", "best") and not which.startswith("step-"):
         raise InputError(f"checkpoint {which!r} is not known\n  accepted: last, best")
-    config = read_config(folder)
+    config, which = read_config(folder), _resolve_last(folder, which)
     checkpoints = CheckpointFolder(folder / "checkpoints")
     if which == "last":
         state = checkpoints.load_latest()

@@ -173,7 +173,7 @@ def _train(
 ) -> None:
     """Train a run in its folder, which this process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
-    checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs)
+    checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs, options.every_epochs)
     state = run.context.on_main(checkpoints.load_latest)
     progress = Progress() if state is None else restore_state(run, state)
     logger_states = {} if state is None else state["loggers"]
@@ -210,7 +210,7 @@ def _train(
     schedule = CheckpointSchedule(options.every_steps, options.every_seconds, options.min_interval)
     try:
         fit(run, Outputs(loggers, checkpoints), progress, stop, schedule)
-        loggers.hparams(chosen_settings(config, overrides), progress.last_metrics, swept_settings(read_command()))
+        loggers.hparams(chosen_settings(config, overrides), run.final_metrics(progress), swept_settings(read_command()))
     finally:
         loggers.close()
     if not run.context.is_main:

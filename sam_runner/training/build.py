@@ -145,6 +145,13 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
         )
 
 
+def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
+    if config.early_stopping.patience is not None and splits.validation is None:
+        raise InputError(
+            "early_stopping.patience needs held-out images, which choose the best epoch\n  add data.val_fraction=0.1"
+        )
+
+
 def build_optimizer(
     options: OptimizerConfig,
     model: nn.Module,
@@ -455,6 +462,7 @@ def build_run(
     dtype = AUTOCAST_DTYPES[precision]
     splits = build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
+    _require_held_out_images(config, splits)
     num_classes = len(splits.train.classes)
     model, channels_last = build_network(config, num_classes, splits.train.shape, device)
     if _uses_shards(config, context):
@@ -485,6 +493,7 @@ def build_run(
         max_steps=total_steps,
         log_every=config.log_every,
         eval_every=config.eval_every,
+        patience=config.early_stopping.patience,
         ema=averaged,
         skip_nonfinite=config.on_nonfinite == "skip",
         data_digest=splits.digest(),

@@ -57,11 +57,14 @@ class CheckpointFolder:
         folder: The folder ``checkpoints`` in the run folder; it is created when the first checkpoint is saved.
         keep: Number of the latest checkpoints to keep, at least 2. The best checkpoint is kept too.
         keep_epochs: Numbers of epochs, from 1, whose last checkpoint is never deleted.
+        every_epochs: N never deletes the last checkpoint of every N-th epoch; None: no further ones.
     """
 
-    def __init__(self, folder: Path, keep: int = 2, keep_epochs: Collection[int] = ()) -> None:
+    def __init__(
+        self, folder: Path, keep: int = 2, keep_epochs: Collection[int] = (), every_epochs: int | None = None
+    ) -> None:
         self.folder = folder
-        self._keep, self._keep_epochs = keep, frozenset(keep_epochs)
+        self._keep, self._keep_epochs, self._every_epochs = keep, frozenset(keep_epochs), every_epochs
 
     def save(self, step: int, state: Mapping[str, Any], *, is_best: bool = False, epoch: int | None = None) -> Path:
         """Write a checkpoint, then its manifest, then delete the checkpoints that are not kept.
@@ -82,13 +85,13 @@ class CheckpointFolder:
         path = self.folder / f"step-{step:08d}{'-within' if epoch is None else ''}.pt"
         # With a file handle the bytes do not depend on the file's name, and an OSError keeps its errno.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))
-        write_manifest(path, is_best=is_best, is_kept=epoch in self._keep_epochs)
+        write_manifest(path, is_best=is_best, is_kept=epoch is not None and self.keeps_epoch(epoch))
         self._delete_old()
         return path
 
     def keeps_epoch(self, epoch: int) -> bool:
         """Return whether the last checkpoint of `epoch` is never deleted."""
-        return epoch in self._keep_epochs
+        return epoch in self._keep_epochs or (self._every_epochs is not None and epoch % self._every_epochs == 0)
 
     def load_latest(self) -> dict[str, Any] | None:
         """Load the newest intact checkpoint; log a warning for every damaged one that is newer.
@@ -156,7 +159,7 @@ class CheckpointFolder:
         return None
 
     def _delete_old(self) -> None:
-        """Delete all files but the latest checkpoints, the best one and those of `keep_epochs`.
+        """Delete all files but the latest checkpoints, the best one and those of kept epochs.
 
         This includes checkpoints without a manifest, which a crash left behind.
         """

@@ -62,7 +62,7 @@ def fit(
         if bool((run.train.labels != run.train.clean_labels).any()):
             outputs.loggers.image("train/label_transition", _draw_label_transition(run), 0)
     try:
-        while progress.epoch < run.epochs and (progress.batch or progress.step < run.max_steps):
+        while progress.epoch < run.epochs and (progress.batch or not _is_over(run, progress)):
             _train_epoch(run, outputs, progress, stop, save_schedule)
             if _end_epoch(run, outputs, progress, stop, save_schedule):
                 saved_step = progress.step
@@ -76,7 +76,17 @@ def fit(
             save_checkpoint(run, outputs, progress, at_epoch_end=progress.batch == 0)
         log.info("%s: stopped after step %d and saved a checkpoint", stopped.reason, progress.step)
         raise
+    if run.stops_early(progress):
+        log.info(
+            "early_stopping.patience=%d: ended after epoch %d, the validation accuracy was best after epoch %d",
+            run.patience, progress.epoch, progress.best_epoch,
+        )  # fmt: skip
     return progress
+
+
+def _is_over(run: Run, progress: Progress) -> bool:
+    """Return whether no further epoch begins though `epochs` are not done."""
+    return progress.step >= run.max_steps or run.stops_early(progress)
 
 
 def _draw_label_transition(run: Run) -> Tensor:
@@ -170,12 +180,13 @@ def _end_epoch(
             "  use precision=bf16 or fp32, or a smaller lr or rho"
         )
     last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
+    pictures: list[Tensor] = []
     values: Metrics = add_prefix("train", train_metrics(progress.epoch_sums))
     values |= progress.last_hparams
-    log_confusion = (lambda image: outputs.loggers.image("test/confusion", image, progress.step)) if last else None
+    may_end = last or (run.patience is not None and progress.evaluations_since_best + 1 >= run.patience)
     must_evaluate = last or (progress.epoch + 1) % run.eval_every == 0
     if must_evaluate:
-        values |= evaluate(run, log_confusion, stop)
+        values |= evaluate(run, pictures.append if may_end else None, stop)
     else:
         weights = [param.detach().sum() for param in run.model.parameters() if not is_sharded(param)]
         values["weights"] = float(torch.stack(weights).sum()) if weights else 0.0
@@ -189,6 +200,9 @@ def _end_epoch(
     has_validation = "validation" in run.evaluations
     is_best = must_evaluate and _record_evaluation(progress, values, has_validation=has_validation)
     log.info("%s", _format_epoch(run, progress, values))
+    last = last or run.stops_early(progress)
+    for picture in pictures if last else ():
+        outputs.loggers.image("test/confusion", picture, progress.step)
     must_save = last or (is_best and has_validation) or outputs.checkpoints.keeps_epoch(progress.epoch)
     if must_save or run.context.all_reduce_max(save_schedule.should_save_at_epoch_end())[0]:
         save_checkpoint(run, outputs, progress, is_best=is_best, at_epoch_end=True)
@@ -275,7 +289,9 @@ def _record_evaluation(progress: Progress, values: dict[str, float], *, has_vali
     progress.last_metrics, progress.evaluated_epoch = dict(values), progress.epoch
     tag = "validation/accuracy"
     if has_validation and progress.best_metrics and values[tag] <= progress.best_metrics[tag]:
+        progress.evaluations_since_best += 1
         return False
+    progress.evaluations_since_best = 0
     progress.best_metrics, progress.best_epoch = dict(values), progress.epoch
     return True
 

@@ -39,6 +39,8 @@ class Run:
         max_steps: Number of steps after which training ends, also within an epoch.
         log_every: Number of steps between two rows of training metrics.
         eval_every: Number of epochs between two evaluations; the last epoch is always evaluated.
+        patience: Number of evaluations without a higher validation accuracy after which training ends, or None. With
+            it the run has the weights of its best epoch.
         ema: Exponential moving average of the weights, or None.
         skip_nonfinite: Whether a step whose loss or gradient is not finite is skipped and counted; otherwise it ends
             the run.
@@ -58,11 +60,22 @@ class Run:
     max_steps: int
     log_every: int
     eval_every: int = 1
+    patience: int | None = None
     ema: AveragedModel | None = None
     skip_nonfinite: bool = False
     data_digest: str = ""
     context: DistributedContext = SINGLE_PROCESS
     telemetry: Telemetry = OFF
+
+    def final_metrics(self, progress: "Progress") -> dict[str, float]:
+        """Return the metrics of the weights that the run has at its end, by tag."""
+        return progress.last_metrics if self.patience is None else progress.best_metrics
+
+    def stops_early(self, progress: "Progress") -> bool:
+        """Return whether the patience is at its end; all ranks call it together and agree."""
+        if self.patience is None:
+            return False
+        return bool(self.context.all_reduce_max(progress.evaluations_since_best >= self.patience)[0])
 
     @property
     def networks(self) -> list[nn.Module]:
@@ -110,6 +123,7 @@ class Progress:
             latest evaluated epoch.
         evaluated_epoch: Number of the latest evaluated epoch, from 1; 0 if there is none.
         best_epoch: Number of the epoch of `best_metrics`, from 1; 0 if there is none.
+        evaluations_since_best: Number of evaluations after that of `best_epoch`.
         epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row; empty before the first.
         window_sums: Sums of a `TrainMeter` since the last logged row; empty before the next step.
         last_hparams: Learning rate, rho and loss scale of the last step.
@@ -134,6 +148,7 @@ class Progress:
     best_metrics: dict[str, float] = field(default_factory=dict)
     evaluated_epoch: int = 0
     best_epoch: int = 0
+    evaluations_since_best: int = 0
     epoch_sums: dict[str, float] = field(default_factory=dict)
     window_sums: dict[str, float] = field(default_factory=dict)
     last_hparams: dict[str, float] = field(default_factory=dict)

@@ -44,7 +44,7 @@ def photos(tmp_path):
 @pytest.mark.parametrize("crop_ratio", [1.0, 0.6])
 def test_images_on_disk_are_normalised_as_in_memory(photos, crop_ratio):
     memory, disk = (
-        image_folder(root=photos, image_size=8, eval_crop_ratio=crop_ratio, storage=storage).train
+        image_folder(root=photos, image_size=8, eval_crop_ratio=crop_ratio, storage=storage).read().train
         for storage in ("memory", "disk")
     )
     result = Normalisation.from_set(disk)
@@ -57,7 +57,7 @@ def test_images_on_disk_are_normalised_as_in_memory(photos, crop_ratio):
 def test_a_large_set_is_represented_by_the_same_sample_wherever_it_is(photos, monkeypatch):
     monkeypatch.setattr(normalisation, "MAX_STATISTICS_BYTES", 69 * 3 * 8 * 8)
     monkeypatch.setattr(normalisation, "SAMPLE_SIZE", 10)
-    memory, disk = (image_folder(root=photos, image_size=8, storage=name).train for name in ("memory", "disk"))
+    memory, disk = (image_folder(root=photos, image_size=8, storage=name).read().train for name in ("memory", "disk"))
     sample = Normalisation.from_set(disk)
     assert sample == Normalisation.from_set(memory)
     assert sample != Normalisation.from_images(memory.images_NCHW)

@@ -42,7 +42,7 @@ def root(tmp_path_factory):
 
 
 def load_splits(root, storage):
-    return image_folder(root=str(root), image_size=12, storage=storage)
+    return image_folder(root=str(root), image_size=12, storage=storage).read()
 
 
 def make_loader(data, **options):
@@ -125,7 +125,7 @@ def damaged(tmp_path):
         (tmp_path / name).mkdir()
         for index in range(4):
             Image.fromarray(smooth_pixels(12, 12)).save(tmp_path / name / f"{index}.jpg")
-    splits = image_folder(root=str(tmp_path), image_size=8, storage="disk", test_fraction=0.25)
+    splits = image_folder(root=str(tmp_path), image_size=8, storage="disk", test_fraction=0.25).read()
     broken = splits.train.root / splits.train.paths[2]
     broken.write_bytes(broken.read_bytes()[:200])
     return splits, broken
@@ -180,7 +180,7 @@ def test_workers_of_an_open_epoch_end_with_the_program(root):
 
 def test_disk_needs_a_size(root):
     with pytest.raises(InputError, match=r"data\.image_size"):
-        image_folder(root=str(root), storage="disk")
+        image_folder(root=str(root), storage="disk").read()
 
 
 @pytest.mark.parametrize(("limit", "kind"), [(16 * 3 * 144, ImageSet), (16 * 3 * 144 - 1, ImageFiles)])

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 
 from tests.helpers import TINY, command
+from tests.training.test_early_stopping import HARD, find_end
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
 SAM = (*TINY, "optimizer=sam", "rho=0.1", "precision=fp64")
@@ -118,6 +119,18 @@ def test_shards_equal_one_process_and_go_on_to_the_bit(tmp_path):
     assert command(*arguments, "run_dir=one", cwd=tmp_path).returncode == 0
     assert_same_weights(tmp_path / "cut", tmp_path / "one")
     assert read_last_row(tmp_path / "cut") == pytest.approx(read_last_row(tmp_path / "one"), rel=1e-9)
+
+
+def test_two_ranks_stop_early_at_the_same_epoch(tmp_path):
+    arguments = (*TINY, *HARD, "early_stopping.patience=3", "run_dir=run")
+    code, output = run_torchrun(2, *arguments, cwd=tmp_path)
+    assert code == 0, output
+    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    accuracies = [row["validation/accuracy"] for row in rows if "validation/accuracy" in row]
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    assert (result["epoch"], result["best_epoch"]) == find_end(accuracies, 3)
+    assert result["stopped_early"]
+    assert result["epoch"] == len(accuracies) < 30
 
 
 def test_second_order_and_clipping_on_two_ranks_equal_one_process(tmp_path):

@@ -459,6 +459,10 @@ MUTANTS = {
          "data/augment/test_mixing.py::cutmix_is_exact"),
     ],
     "training.loop": [
+        ("early stopping: an equal accuracy is better", "_record_evaluation", "A <= progress.best_metrics[B]",
+         "A < progress.best_metrics[B]", "training/test_early_stopping.py::counted_since"),
+        ("early stopping: the best does not start the count anew", "_record_evaluation",
+         "progress.evaluations_since_best = 0", "pass", "training/test_early_stopping.py::counted_since"),
         ("mixing: the loss takes the labels", "_train_step", "A.targets", "A.labels",
          "data/augment/test_mixing.py::trainer_learns"),
         ("loop: the number of a step within its epoch", "_train_step", "run.step(A, B, progress.step)",
@@ -524,6 +528,10 @@ MUTANTS = {
          "training/test_compiler_free_optimizers.py::gradients"),
     ],
     "training.state": [
+        ("early stopping: the run has its last weights", "Run.final_metrics", "self.patience is None", "True",
+         "training/test_early_stopping.py::ends_by_the_rule"),
+        ("early stopping: one evaluation late", "Run.stops_early", "A >= self.patience", "A > self.patience",
+         "training/test_early_stopping.py::ends_by_the_rule"),
         ("resume: the generator", "restore_state", "A.restore(B, C)", "pass",
          "training/test_resume.py::stopped_after_any_step and direction"),
         ("resume: the optimizer", "restore_state", "load_full_optimizer_state(...)", "pass",

@@ -72,6 +72,11 @@ class Layout:
     test: Part | None
     left_out: LeftOut
 
+    @property
+    def parts(self) -> list[Part]:
+        """The parts that exist: train, validation, test."""
+        return [part for part in (self.train, self.validation, self.test) if part is not None]
+
 
 def find_layout(root: str) -> Layout:
     """Read the names of the files below a folder, without decoding images.
@@ -119,8 +124,7 @@ def list_images(folder: str) -> tuple[list[str], LeftOut]:
 
 def count_suffixes(layout: Layout) -> str:
     """Return the number of image files of each suffix, e.g. "40 .png, 10 .tif, 10 without a suffix"."""
-    parts = [part for part in (layout.train, layout.validation, layout.test) if part is not None]
-    counts = Counter(_suffix(path) or "without a suffix" for part in parts for path in part.paths)
+    counts = Counter(suffix_of(path) or "without a suffix" for part in layout.parts for path in part.paths)
     return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
 
 
@@ -272,7 +276,8 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
 
 
 def _require_images(train: Part, classes: tuple[str, ...]) -> None:
-    empty = [name for label, name in enumerate(classes) if label not in set(train.labels)]
+    found = set(train.labels)
+    empty = [name for label, name in enumerate(classes) if label not in found]
     if empty or not classes:
         names = ", ".join(empty[:MAX_LISTED]) or "no class folders"
         raise InputError(
@@ -306,15 +311,16 @@ def _find_images(folder: str, root: str, left_out: LeftOut, above: tuple[str, ..
         elif _is_image(entry):
             yield path
         else:
-            left_out.add(f"{_suffix(entry.name) or 'without a suffix'}: no accepted image format", path)
+            left_out.add(f"{suffix_of(entry.name) or 'without a suffix'}: no accepted image format", path)
 
 
 def _is_image(entry: "os.DirEntry[str]") -> bool:
-    suffix = _suffix(entry.name)
+    suffix = suffix_of(entry.name)
     return suffix in SUFFIXES or (suffix not in NEVER_IMAGES and is_image_file(entry.path))
 
 
-def _suffix(name: str) -> str:
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file's name in lower case, e.g. ``.jpg``; "" without one."""
     return os.path.splitext(name)[1].lower()
 
 

@@ -72,7 +72,7 @@ def test_names_of_the_split_folders(tmp_path, train, test):
 def test_val_beside_test_is_the_validation_set(tmp_path, val):
     for part in ("train", val, "test"):
         write_classes(tmp_path / part)
-    splits = image_folder(root=str(tmp_path))
+    splits = image_folder(root=str(tmp_path)).read()
     assert [len(part) for part in (splits.train, splits.validation, splits.test)] == [4, 4, 4]
     assert layout_of(tmp_path)[0]["validation"] == [f"{val}/{name}/{file}.png" for name in "ab" for file in "12"]
 
@@ -214,7 +214,7 @@ def test_classes_named_by_numbers_keep_their_labels(tmp_path):
 def test_names_that_are_no_utf8_are_read(tmp_path):
     name = os.fsdecode(b"kl\xe4sse")
     write_classes(tmp_path, ["a", name])
-    splits = image_folder(root=str(tmp_path), test_fraction=0.5)
+    splits = image_folder(root=str(tmp_path), test_fraction=0.5).read()
     assert splits.train.classes == ("a", name)
     assert splits.digest() == splits.digest()
 

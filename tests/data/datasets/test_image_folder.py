@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from sam_runner.data.datasets import image_folder as folder
+from sam_runner.data import reading
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import Normalisation
@@ -40,14 +40,14 @@ def nhwc_pixels(part):
 
 def error_message(root, **options):
     with pytest.raises(InputError) as caught:
-        image_folder(root=str(root), **options)
+        image_folder(root=str(root), **options).read()
     return str(caught.value)
 
 
 def test_train_and_test_folders_in_alphabetical_order(tmp_path):
     train = write_classes(tmp_path / "train", {"zebra": 2, "ant": 3})
     test = write_classes(tmp_path / "test", {"ant": 1, "zebra": 2}, start=50)
-    splits = image_folder(root=str(tmp_path))
+    splits = image_folder(root=str(tmp_path)).read()
     assert splits.train.classes == splits.test.classes == ("ant", "zebra")
     assert splits.train.labels.tolist() == [0, 0, 0, 1, 1]
     assert splits.test.labels.tolist() == [0, 1, 1]
@@ -60,7 +60,7 @@ def test_train_and_test_folders_in_alphabetical_order(tmp_path):
 def test_order_does_not_depend_on_the_number_of_threads(tmp_path, num_workers):
     pixels = write_classes(tmp_path / "train", {"a": 20, "b": 20})
     write_classes(tmp_path / "test", {"a": 1, "b": 1})
-    splits = image_folder(root=str(tmp_path), num_workers=num_workers)
+    splits = image_folder(root=str(tmp_path), num_workers=num_workers).read()
     assert np.array_equal(nhwc_pixels(splits.train), np.stack(pixels["a"] + pixels["b"]))
 
 
@@ -70,20 +70,22 @@ def test_images_are_in_the_order_of_their_numbers(tmp_path):
         for number in range(1, 13):
             write_image(tmp_path / "train" / name / f"{number}.png", np.full((4, 4, 3), number, np.uint8))
     write_classes(tmp_path / "test", {"a": 1, "b": 1})
-    images = image_folder(root=str(tmp_path), image_size=4).train.images_NCHW
+    images = image_folder(root=str(tmp_path), image_size=4).read().train.images_NCHW
     assert images[:, 0, 0, 0].tolist() == [*range(1, 13), *range(1, 13)]
 
 
 def test_val_folder_is_the_test_set(tmp_path):
     write_classes(tmp_path / "train", {"a": 2, "b": 2})
     pixels = write_classes(tmp_path / "val", {"a": 1, "b": 1}, start=70)
-    assert np.array_equal(nhwc_pixels(image_folder(root=str(tmp_path)).test), np.stack(pixels["a"] + pixels["b"]))
+    assert np.array_equal(
+        nhwc_pixels(image_folder(root=str(tmp_path)).read().test), np.stack(pixels["a"] + pixels["b"])
+    )
 
 
 @pytest.mark.parametrize("below", ["", "train"])
 def test_split_takes_the_fraction_of_each_class(tmp_path, below):
     pixels = write_classes(tmp_path / below, {"a": 10, "b": 20, "c": 5})
-    splits = image_folder(root=str(tmp_path), test_fraction=0.2)
+    splits = image_folder(root=str(tmp_path), test_fraction=0.2).read()
     assert splits.test.labels.bincount().tolist() == [2, 4, 1]
     assert splits.train.labels.bincount().tolist() == [8, 16, 4]
     both = sorted(image.tobytes() for part in (splits.train, splits.test) for image in nhwc_pixels(part))
@@ -94,12 +96,12 @@ def test_a_test_set_taken_from_the_training_images_is_logged(tmp_path, caplog, m
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     write_classes(tmp_path / "train", {"a": 10, "b": 10})
     with caplog.at_level("INFO", logger="sam_runner"):
-        image_folder(root=str(tmp_path), test_fraction=0.2)
+        image_folder(root=str(tmp_path), test_fraction=0.2).read()
     assert f"{tmp_path} has no test or val folder: 0.2 of its images are used for testing" in caplog.messages
     write_classes(tmp_path / "val", {"a": 2, "b": 2})
     caplog.clear()
     with caplog.at_level("INFO", logger="sam_runner"):
-        image_folder(root=str(tmp_path))
+        image_folder(root=str(tmp_path)).read()
     splits = f"train set {tmp_path}/train, test set {tmp_path}/val"
     assert set(caplog.messages) == {"reading 24 images into memory", splits}  # no message about a test set
 
@@ -107,9 +109,9 @@ def test_a_test_set_taken_from_the_training_images_is_logged(tmp_path, caplog, m
 def test_split_is_the_same_for_every_call(tmp_path):
     write_classes(tmp_path, {"a": 20, "b": 20})
     torch.manual_seed(0)
-    first = image_folder(root=str(tmp_path), test_fraction=0.5)
+    first = image_folder(root=str(tmp_path), test_fraction=0.5).read()
     torch.manual_seed(1)
-    again = image_folder(root=str(tmp_path), test_fraction=0.5)
+    again = image_folder(root=str(tmp_path), test_fraction=0.5).read()
     assert torch.equal(first.test.images_NCHW, again.test.images_NCHW)
 
 
@@ -118,7 +120,7 @@ def test_files_that_are_no_images_and_hidden_folders_are_passed_over(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("not an image")
     (tmp_path / "README.md").write_text("about the set")
     (tmp_path / ".cache").mkdir()
-    splits = image_folder(root=str(tmp_path))
+    splits = image_folder(root=str(tmp_path)).read()
     assert splits.train.classes == ("a", "b")
     assert len(splits.train) + len(splits.test) == 10
 
@@ -130,7 +132,7 @@ def test_lossless_formats_keep_their_pixels(tmp_path, suffix):
             path = tmp_path / name / f"{index}.{suffix}"
             path.parent.mkdir(exist_ok=True)
             Image.fromarray(random_pixels(index)).save(path, lossless=True)
-    splits = image_folder(root=str(tmp_path), test_fraction=0.5)
+    splits = image_folder(root=str(tmp_path), test_fraction=0.5).read()
     images = {image.tobytes() for part in (splits.train, splits.test) for image in nhwc_pixels(part)}
     assert images == {random_pixels(0).tobytes(), random_pixels(1).tobytes()}
 
@@ -140,7 +142,7 @@ def test_grey_images_are_read_as_rgb(tmp_path):
     for name in "ab":
         for index in range(2):
             write_image(tmp_path / name / f"{index}.png", grey)
-    images = image_folder(root=str(tmp_path), test_fraction=0.5).train.images_NCHW
+    images = image_folder(root=str(tmp_path), test_fraction=0.5).read().train.images_NCHW
     assert images.shape == (2, 3, 6, 5)
     assert np.array_equal(images[0].numpy(), np.stack([grey] * 3))
 
@@ -150,7 +152,7 @@ def test_sixteen_bit_grey_images_are_scaled_to_eight_bits(tmp_path):
     for name in "ab":
         for index in range(2):
             write_image(tmp_path / name / f"{index}.png", levels)
-    images = image_folder(root=str(tmp_path), test_fraction=0.5).train.images_NCHW
+    images = image_folder(root=str(tmp_path), test_fraction=0.5).read().train.images_NCHW
     assert np.abs(images[0, 0].numpy() - levels / 65535 * 255).max() <= 1
 
 
@@ -159,7 +161,7 @@ def test_image_size_scales_the_shorter_side_and_cuts_out_the_middle(tmp_path):
     for name in "ab":
         write_image(tmp_path / name / "wide.png", ramp)
         write_image(tmp_path / name / "tall.png", ramp.transpose(1, 0, 2).copy())
-    splits = image_folder(root=str(tmp_path), image_size=8, test_fraction=0.5)
+    splits = image_folder(root=str(tmp_path), image_size=8, test_fraction=0.5).read()
     images = np.concatenate([nhwc_pixels(splits.train), nhwc_pixels(splits.test)]).astype(np.int64)
     expected = np.repeat(np.tile(8 * np.arange(4, 12) + 2, (8, 1))[:, :, None], 3, 2)  # means of neighbouring columns
     wide = [image for image in images if abs(image - expected).max() <= 1]
@@ -172,7 +174,7 @@ def test_image_size_gives_every_image_that_size(tmp_path, height, width):
     for name in "ab":
         write_image(tmp_path / name / "first.png", random_pixels(0, 12, 12))
         write_image(tmp_path / name / "second.png", np.full((height, width, 3), 77, np.uint8))
-    splits = image_folder(root=str(tmp_path), image_size=12, test_fraction=0.5)
+    splits = image_folder(root=str(tmp_path), image_size=12, test_fraction=0.5).read()
     images = np.concatenate([nhwc_pixels(splits.train), nhwc_pixels(splits.test)])
     assert images.shape == (4, 12, 12, 3)
     assert {image.tobytes() for image in images} == {random_pixels(0, 12, 12).tobytes(), bytes([77]) * (12 * 12 * 3)}
@@ -244,14 +246,14 @@ def test_fraction_that_leaves_a_part_empty_is_refused(tmp_path):
 
 def test_set_too_large_for_memory_is_refused_before_it_is_decoded(tmp_path, monkeypatch):
     write_classes(tmp_path, {"a": 2, "b": 2})
-    monkeypatch.setattr(folder, "MAX_BYTES", 4 * 6 * 5 * 3 - 1)
+    monkeypatch.setattr(reading, "MAX_BYTES", 4 * 6 * 5 * 3 - 1)
     assert "data.image_size" in error_message(tmp_path)
 
 
 def test_classes_too_small_to_split_are_split_together(tmp_path):
     """ImageNet's samples have one image a class."""
     pixels = write_classes(tmp_path / "train", {f"n{number:08d}": 1 for number in range(10)})
-    splits = image_folder(root=str(tmp_path), test_fraction=0.2)
+    splits = image_folder(root=str(tmp_path), test_fraction=0.2).read()
     assert (len(splits.train), len(splits.test)) == (8, 2)
     both = sorted(image.tobytes() for part in (splits.train, splits.test) for image in nhwc_pixels(part))
     assert both == sorted(image.tobytes() for images in pixels.values() for image in images)
@@ -261,7 +263,9 @@ def test_a_test_folder_without_classes_is_passed_over_beside_a_val_folder(tmp_pa
     write_classes(tmp_path / "train", {"a": 2, "b": 2})
     pixels = write_classes(tmp_path / "val", {"a": 1, "b": 1}, start=70)
     write_image(tmp_path / "test" / "loose.png", random_pixels(0))
-    assert np.array_equal(nhwc_pixels(image_folder(root=str(tmp_path)).test), np.stack(pixels["a"] + pixels["b"]))
+    assert np.array_equal(
+        nhwc_pixels(image_folder(root=str(tmp_path)).read().test), np.stack(pixels["a"] + pixels["b"])
+    )
 
 
 def test_a_val_folder_without_classes_alone_is_refused(tmp_path):
@@ -277,11 +281,13 @@ def test_centre_is_the_middle_of_the_shorter_side(tmp_path, storage):
     for name in "ab":
         for index in range(2):
             write_image(tmp_path / name / f"{index}.png", frame)
-    splits = image_folder(root=str(tmp_path), image_size=10, eval_crop_ratio=0.5, storage=storage, test_fraction=0.5)
+    splits = image_folder(
+        root=str(tmp_path), image_size=10, eval_crop_ratio=0.5, storage=storage, test_fraction=0.5
+    ).read()
     plain = Normalisation((0.0, 0.0, 0.0), (1.0, 1.0, 1.0))
     loader = ImageLoader(splits.test, batch_size=2, normalisation=plain, device=torch.device("cpu"))
     torch.testing.assert_close(next(loader.epoch()).images, torch.full((2, 3, 10, 10), 200 / 255))
-    whole = image_folder(root=str(tmp_path), image_size=10, storage=storage, test_fraction=0.5)
+    whole = image_folder(root=str(tmp_path), image_size=10, storage=storage, test_fraction=0.5).read()
     loader = ImageLoader(whole.test, batch_size=2, normalisation=plain, device=torch.device("cpu"))
     assert float(next(loader.epoch()).images.min()) == 0
 

@@ -1,0 +1,215 @@
+"""Decode image files into memory, in parallel, with all files that cannot be used in one message."""
+
+import contextlib
+import logging
+import math
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from functools import lru_cache, partial
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from sam_runner.data.decode import centre_crop_box, read_crop, read_image, read_size
+from sam_runner.data.file_cache import choose_cache
+from sam_runner.data.image_sets import ImageSet, UnreadImages, make_image_set
+from sam_runner.utils.console import is_main_process
+from sam_runner.utils.errors import InputError
+
+log = logging.getLogger("sam_runner")
+SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
+IMAGES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
+MAX_BYTES = 8 << 30  # pixels kept in memory
+MAX_LISTED = 10  # faults in a message; the log has all of them
+CACHE_FORMAT = 1  # to be raised when the same files are decoded to other pixels
+Request = tuple[Path, tuple[str, ...], int, float]  # root, paths, image_size, eval_crop_ratio
+
+
+def read_sets(parts: tuple[UnreadImages, ...]) -> list[ImageSet]:
+    """Decode image files, or take their pixels from the cache.
+
+    Args:
+        parts: Sets of files with the same `num_workers` and `cache`.
+
+    Returns:
+        The sets in memory.
+
+    Raises:
+        InputError: If files cannot be decoded, a set has images of several sizes, or the images need too much memory.
+            The message has the first ten of these files, the log all of them.
+    """
+    if not parts:
+        return []
+    requests = tuple((part.root, part.paths, part.image_size, part.eval_crop_ratio) for part in parts)
+    images = _read_all(requests, parts[0].num_workers, parts[0].cache)
+    sets = [
+        make_image_set(pixels, part.clean_labels, part.classes, part.names)
+        for pixels, part in zip(images, parts, strict=True)
+    ]
+    return [found.with_labels(part.labels) for found, part in zip(sets, parts, strict=True)]
+
+
+@lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
+def _read_all(requests: tuple[Request, ...], num_workers: int, cache: bool | str) -> tuple[Tensor, ...]:
+    """Return the pixels of each set, uint8, (N, 3, H, W)."""
+    store = choose_cache(cache)
+    entries = [None if store is None else store.path("images", _cache_key(request)) for request in requests]
+    found = [
+        None if store is None or entry is None else _fitting(store.read(entry), request)
+        for entry, request in zip(entries, requests, strict=True)
+    ]
+    missing = [request for request, images in zip(requests, found, strict=True) if images is None]
+    _require_memory(requests)
+    if store is not None and not missing:
+        log.info("%s images from data.cache", f"{sum(len(paths) for _, paths, *_ in requests):,}")
+    decoded = iter(_decode_sets(missing, num_workers))
+    for number, (entry, images) in enumerate(zip(entries, found, strict=True)):
+        if images is None:
+            found[number] = images = next(decoded)
+            if store is not None and entry is not None:
+                store.write(entry, {"images": images})
+    return tuple(images for images in found if images is not None)
+
+
+def _cache_key(request: Request) -> Iterator[Any]:
+    """Yield what the pixels depend on: names, sizes and times of the files, how they are cropped, and the decoders."""
+    root, paths, *options = request
+    yield [CACHE_FORMAT, *(version(name) for name in ("torch", "torchvision", "pillow"))]
+    yield [str(root.resolve()), options]
+    for path in paths:
+        try:
+            facts = (root / path).stat()
+        except OSError:  # it is reported when it is decoded
+            yield [path]
+        else:
+            yield [path, facts.st_size, facts.st_mtime_ns]
+
+
+def _fitting(content: dict[str, Any] | None, request: Request) -> Tensor | None:
+    images = None if content is None else content.get("images")
+    if not isinstance(images, Tensor) or images.dtype != torch.uint8 or images.ndim != 4:
+        return None
+    return images if len(images) == len(request[1]) else None
+
+
+def _require_memory(requests: tuple[Request, ...]) -> None:
+    """Refuse sets that are too large for memory, before they are decoded."""
+    num_images = sum(len(paths) for _, paths, *_ in requests)
+    root, paths, size, _ = requests[0]
+    height, width = (size, size) if size else _first_size(root, paths)
+    num_bytes = num_images * math.prod((3, height, width))
+    if num_bytes > MAX_BYTES:
+        raise InputError(
+            f"{num_images} images of {width}x{height} need {num_bytes / 2**30:.0f} GiB; at most "
+            f"{MAX_BYTES >> 30} GiB are kept in memory\n"
+            "  set a smaller data.image_size, or data.storage=disk with a data.image_size"
+        )
+
+
+def _first_size(root: Path, paths: tuple[str, ...]) -> tuple[int, int]:
+    """Return height and width of the first image whose header can be read, (0, 0) if there is none."""
+    for name in paths:
+        with contextlib.suppress(InputError):  # `_decode_sets` reports it
+            return read_size(root / name)
+    return 0, 0
+
+
+def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
+    """Decode sets of files; the error names the files of all sets that cannot be used."""
+    num_images = sum(len(paths) for _, paths, *_ in requests)
+    if not num_images:
+        return []
+    log.info("reading %s images into memory", f"{num_images:,}")
+    first = requests[0][0] / requests[0][1][0]
+    is_small = first.is_file() and first.stat().st_size < SMALL_FILE_BYTES
+    workers = 1 if is_small else max(num_workers, 1)
+    faults: dict[Path, str] = {}
+    if not is_small:  # headers cost a hundredth of decoding, so most faults are known long before the end
+        _for_each(
+            [root / name for root, paths, *_ in requests for name in paths], read_size, workers, "headers", faults
+        )
+        if faults:
+            log.warning(
+                "%d images have no header that can be read; decoding the others to find all faults", len(faults)
+            )
+    images = [_decode_set(request, workers, faults) for request in requests]
+    if faults:
+        raise _describe_faults(list(faults.values()), num_images)
+    return images
+
+
+def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tensor:
+    """Decode a set to (N, 3, H, W); files that cannot be used are added to `faults`, and those in it are left out."""
+    root, paths, size, fraction = request
+    read = partial(read_crop, choose_box=partial(centre_crop_box, fraction=fraction), size=size) if size else read_image
+    files = [path for name in paths if (path := root / name) not in faults]
+    reference = next(_readable(files, read, faults), None)
+    if reference is None:
+        return torch.empty(0)
+    first, (_, height, width) = reference
+    images = np.empty((len(paths), height, width, 3), np.uint8)
+    position = {root / name: index for index, name in enumerate(paths)}
+
+    def decode(path: Path) -> None:
+        image = read(path)
+        if image.shape[1:] != (height, width):
+            raise InputError(
+                f"{path} is {image.shape[2]}x{image.shape[1]} pixels, {first.name} is {width}x{height}\n"
+                "  set data.image_size to resize all images to one size"
+            )
+        images[position[path]] = image.permute(1, 2, 0).numpy()
+
+    _for_each(files, decode, workers, "images", faults)
+    return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _readable(files: list[Path], read: Callable[[Path], Tensor], faults: dict[Path, str]) -> Iterator[Any]:
+    """Yield (path, shape) of the files that can be decoded; add the others to `faults`."""
+    for path in files:
+        try:
+            yield path, read(path).shape
+        except InputError as error:
+            faults[path] = str(error)
+
+
+def _for_each(
+    files: list[Path], call: Callable[[Path], object], workers: int, title: str, faults: dict[Path, str]
+) -> None:
+    """Call a function with each file that has no fault, in threads and with a bar; add its `InputError` to `faults`."""
+
+    def work(part: list[Path]) -> int:
+        for path in part:
+            if path not in faults:
+                try:
+                    call(path)
+                except InputError as error:
+                    faults[path] = str(error)
+        return len(part)
+
+    pool = ThreadPoolExecutor(workers)
+    hide_bar = None if is_main_process() else True  # None shows the bar on a terminal only
+    try:
+        parts = [files[start : start + IMAGES_PER_TASK] for start in range(0, len(files), IMAGES_PER_TASK)]
+        with tqdm(total=len(files), desc=title, leave=False, disable=hide_bar) as bar:
+            for future in as_completed([pool.submit(work, part) for part in parts]):
+                bar.update(future.result())
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+def _describe_faults(messages: list[str], num_images: int) -> InputError:
+    """Return one error for all faults: the whole message of a single one, the first lines of several."""
+    if len(messages) == 1:
+        return InputError(messages[0])
+    hints = dict.fromkeys(line for message in messages for line in message.splitlines()[1:])
+    lines = [f"  {message.splitlines()[0]}" for message in messages[:MAX_LISTED]]
+    if len(messages) > MAX_LISTED:
+        for message in messages:
+            log.warning("%s", message.splitlines()[0])
+        lines.append(f"  and {len(messages) - MAX_LISTED} more; the lines above name all of them")
+    return InputError("\n".join([f"{len(messages)} of {num_images:,} images cannot be used:", *lines, *hints]))

@@ -1,0 +1,194 @@
+"""Early stopping by the validation accuracy: where a run ends, with which weights, and how it continues."""
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+
+from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.runs.load import restore_run
+from sam_runner.training import loop
+from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.training.state import Progress
+from tests.helpers import TINY, config_of, invoke, train_tiny
+from tests.training.test_loop import equal_values, load_state, read_rows
+
+HARD = (
+    "optimizer=sam", "rho=0.1", "noise=symmetric", "noise.rate=0.6", "data.val_fraction=0.5", "epochs=30", "lr=0.3",
+    "precision=fp32", "model.dropout=0.3",
+)  # fmt: skip
+PATIENCE = 3
+
+
+def find_end(accuracies, patience):
+    """(last epoch, best epoch) by the rule, from the accuracies of all epochs of a run without early stopping."""
+    for epoch in range(1, len(accuracies) + 1):
+        best = accuracies.index(max(accuracies[:epoch])) + 1
+        if epoch - best == patience:
+            return epoch, best
+    return len(accuracies), accuracies.index(max(accuracies)) + 1
+
+
+def epoch_rows(folder):
+    return [row for row in read_rows(folder) if "validation/accuracy" in row]
+
+
+def read_result(folder):
+    return json.loads((folder / "result.json").read_text())
+
+
+def test_evaluations_are_counted_since_the_first_of_the_best():
+    progress, counts = Progress(), []
+    for epoch, accuracy in enumerate((0.5, 0.4, 0.6, 0.6, 0.55, 0.7, 0.7, 0.1), 1):
+        progress.epoch = epoch
+        loop._record_evaluation(progress, {"validation/accuracy": accuracy}, has_validation=True)
+        counts.append((progress.evaluations_since_best, progress.best_epoch))
+    assert counts == [(0, 1), (1, 1), (0, 3), (1, 3), (2, 3), (0, 6), (1, 6), (2, 6)]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("runs") / "whole", *HARD)
+
+
+@pytest.fixture(scope="module")
+def stopped(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("runs") / "stopped", *HARD, f"early_stopping.patience={PATIENCE}")
+
+
+def test_a_run_ends_by_the_rule_and_its_rows_are_those_of_the_whole_run(whole, stopped):
+    accuracies = [row["validation/accuracy"] for row in epoch_rows(whole)]
+    last, best = find_end(accuracies, PATIENCE)
+    assert 1 < best < last < 30  # otherwise the problem shows nothing
+    result = read_result(stopped)
+    assert (result["epoch"], result["best_epoch"], result["stopped_early"]) == (last, best, True)
+    rows = read_rows(stopped)
+    assert rows == read_rows(whole)[: len(rows)]
+    assert rows[-1]["epoch"] == last
+    assert result["final"] == result["best"]
+    expected = epoch_rows(whole)[best - 1]
+    assert result["final"] == {name: value for name, value in expected.items() if name not in ("step", "epoch")}
+    assert read_result(whole)["stopped_early"] is False
+
+
+def test_the_weights_of_an_ended_run_are_the_best(stopped, tmp_path, monkeypatch, capsys):
+    best = CheckpointFolder(stopped / "checkpoints").load_best()
+    assert best["progress"]["epoch"] == read_result(stopped)["best_epoch"] < load_state(stopped)["progress"]["epoch"]
+    model = restore_run(stopped, "last").model.state_dict()
+    assert all(torch.equal(model[name], best["model"][name]) for name in model)
+    printed = invoke(monkeypatch, capsys, tmp_path, stopped, entry=evaluate_command.main).stdout
+    assert f"validation/accuracy {read_result(stopped)['final']['validation/accuracy']:.6f}\n" in printed
+
+
+@pytest.mark.parametrize("where", ["step", "epoch", "last epoch", "result"])
+def test_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(where, stopped, tmp_path, monkeypatch, capsys):
+    words = [*TINY, *HARD, f"early_stopping.patience={PATIENCE}", f"run_dir={tmp_path / 'run'}"]
+    last = read_result(stopped)["epoch"]
+
+    def kill(*_, **__):
+        raise KeyboardInterrupt  # nothing is saved, as with SIGKILL
+
+    with monkeypatch.context() as patch:
+        if where == "step":
+            original, taken = loop._train_step, []
+
+            def step(*arguments):
+                taken.append(1)
+                if len(taken) == 3 * last - 1:
+                    os.kill(os.getpid(), signal.SIGTERM)
+                return original(*arguments)
+
+            patch.setattr(loop, "_train_step", step)
+        elif where == "result":
+            patch.setattr("sam_runner.runs.start.write_result", kill)
+        else:
+            evaluate, count = loop.evaluate, []
+            wanted = last if where == "last epoch" else last - 1
+
+            def evaluate_or_die(*arguments):
+                count.append(1)
+                return kill() if len(count) == wanted else evaluate(*arguments)
+
+            patch.setattr(loop, "evaluate", evaluate_or_die)
+        cut = invoke(patch, capsys, tmp_path, *words)
+    assert cut.returncode in (75, 130)
+    assert not (tmp_path / "run" / "result.json").exists()
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    best = read_result(stopped)["best_epoch"]
+    assert f"ended after epoch {last}, the validation accuracy was best after epoch {best}\n" in done.stdout
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
+    result, expected = read_result(tmp_path / "run"), read_result(stopped)
+    for name in ("epoch", "step", "final", "best", "best_epoch", "stopped_early", "fingerprint"):
+        assert result[name] == expected[name]
+    for which in ("load_latest", "load_best"):
+        first, second = (getattr(CheckpointFolder(run / "checkpoints"), which)() for run in (tmp_path / "run", stopped))
+        assert equal_values(first["model"], second["model"])
+        assert equal_values(first["optimizer"], second["optimizer"])
+
+
+def test_more_patience_continues_to_the_bits_of_the_whole_run(stopped, whole, tmp_path, monkeypatch, capsys):
+    folder = train_tiny(tmp_path / "run", *HARD, f"early_stopping.patience={PATIENCE}")
+    again = invoke(
+        monkeypatch, capsys, tmp_path, *TINY, *HARD, f"early_stopping.patience={PATIENCE}", f"run_dir={folder}"
+    )
+    assert "already finished" in again.stdout
+    more = invoke(monkeypatch, capsys, tmp_path, *TINY, *HARD, "early_stopping.patience=100", f"run_dir={folder}")
+    assert more.returncode == 0, more.stderr
+    assert f"early_stopping.patience changed, {PATIENCE} -> 100: the run ends by the new patience" in more.stdout
+    assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    result, accuracies = read_result(folder), [row["validation/accuracy"] for row in epoch_rows(whole)]
+    assert (result["epoch"], result["stopped_early"]) == (30, False)
+    assert result["best_epoch"] == find_end(accuracies, 100)[1]
+    assert result["final"] == result["best"]  # also where the last epoch ended the run
+
+
+def test_evaluations_are_counted_and_not_epochs(whole, tmp_path):
+    folder = train_tiny(tmp_path / "run", *HARD, "eval_every=2", "early_stopping.patience=2")
+    accuracies = [row["validation/accuracy"] for row in epoch_rows(whole)][1::2]
+    last, best = find_end(accuracies, 2)
+    result = read_result(folder)
+    assert (result["epoch"], result["best_epoch"]) == (2 * last, 2 * best)
+
+
+def test_without_held_out_images_it_is_refused(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, "early_stopping.patience=2", "run_dir=run")
+    assert done.returncode == 2
+    assert "early_stopping.patience needs held-out images" in done.stderr
+    assert not (tmp_path / "run").exists()
+    for wrong in ("0", "soon"):
+        done = invoke(monkeypatch, capsys, tmp_path, *TINY, f"early_stopping.patience={wrong}")
+        assert done.returncode == 2
+        assert "early_stopping.patience" in done.stderr
+
+
+def test_the_plan_says_that_the_run_may_end_early(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "data.val_fraction=0.25", "early_stopping.patience=4", "dry_run=true"]
+    assert (
+        "ends after 4 evaluations without a higher validation accuracy"
+        in invoke(monkeypatch, capsys, tmp_path, *words).stdout
+    )
+
+
+def test_a_run_without_early_stopping_has_the_fingerprint_of_earlier_versions():
+    assert config_of("early_stopping.patience=null").fingerprint() == config_of().fingerprint() == "e3cb61d0fa6b"
+    assert config_of("early_stopping.patience=5").fingerprint() != config_of().fingerprint()
+
+
+def test_a_run_of_an_earlier_version_can_be_continued(tmp_path, monkeypatch, capsys):
+    folder = train_tiny(tmp_path / "run", "optimizer=sam")
+    config = (folder / "config.yaml").read_text()
+    older = config.replace("early_stopping:\n  patience: null\n", "")
+    assert older != config
+    (folder / "config.yaml").write_text(older)
+    longer = invoke(monkeypatch, capsys, tmp_path, *TINY, "optimizer=sam", "epochs=3", f"run_dir={folder}")
+    assert longer.returncode == 0, longer.stderr
+    assert read_result(folder)["epoch"] == 3
+
+
+def test_every_nth_epoch_is_kept(tmp_path):
+    folder = train_tiny(tmp_path / "run", "epochs=7", "checkpoint.every_epochs=3", "checkpoint.min_interval=1000")
+    names = sorted(path.stem for path in (folder / "checkpoints").glob("*.json"))
+    assert names == ["step-00000018", "step-00000036", "step-00000042"]  # epochs 3 and 6, and the last
