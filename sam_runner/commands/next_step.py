@@ -3,6 +3,8 @@
 import shlex
 from pathlib import Path
 
+from sam_runner.config.allowed_targets import trust_prefix
+from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.utils.console import is_main_process
 
 
@@ -12,14 +14,21 @@ def print_next_step(text: str) -> None:
         print(f"next: {text}", flush=True)
 
 
-def after_run(folder: Path) -> str:
+def after_run(folder: Path, config: ExperimentConfig) -> str:
     """Return the commands for a finished run.
 
     Args:
         folder: The run folder.
+        config: Its settings.
     """
-    name = shlex.quote(str(folder))
-    commands = [f"sam-eval {name}", f"tensorboard --logdir {name}", f"sam-train config={name} seed=1 (another seed)"]
+    name, trust = shlex.quote(str(folder)), trust_prefix(config.to_dict())
+    longer = f"epochs={2 * config.epochs}" if config.max_steps is None else f"max_steps={2 * config.max_steps}"
+    commands = [
+        f"{trust}sam-eval {name}",
+        f"tensorboard --logdir {name}",
+        f"{trust}sam-train config={name} seed={config.seed + 1} (another seed)",
+        f"{trust}sam-train resume={name} {longer} (longer)",
+    ]
     return ", ".join(commands)
 
 

@@ -94,7 +94,7 @@ def compose_single(line: CommandLine) -> Any:
     yaml_guard.install()
     if line.config_dir is not None and not os.path.isdir(line.config_dir):
         raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
-    hydra_guard.refuse_sweep_settings(line.overrides)
+    hydra_guard.refuse_sweep_settings(line.words)
     config = _explain_errors(
         lambda: compose_settings(
             line.overrides, return_hydra_config=True, config_dir=line.config_dir, config_file=line.config_file
@@ -102,7 +102,7 @@ def compose_single(line: CommandLine) -> Any:
         line,
     )
     hydra_guard.check(config)
-    hydra_guard.refuse_sweep_files(config, line.overrides)
+    hydra_guard.refuse_sweep_files(config, line.words)
     return config
 
 
@@ -118,9 +118,12 @@ def _run_hydra(line: CommandLine, codes: list[int]) -> int:
     """
     import hydra
 
-    from sam_runner.config.hydra.saved_config import store_saved_config
+    from sam_runner.config.hydra.own_file import store_config_file
 
-    name = "config" if line.config_file is None else store_saved_config(line.config_file, line.overrides)
+    name = "config"
+    if line.config_file is not None:
+        name, words = _explain_errors(lambda: store_config_file(str(line.config_file), line.overrides), line)
+        sys.argv[1:] = [*line.flags, *words]
     entry = hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(lambda cfg: _job(cfg, codes))
     try:
         _explain_errors(entry, line)
@@ -150,7 +153,7 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
     ) as error:
         from sam_runner.config.hydra.messages import explain
 
-        raise InputError(explain(error, CONF, line.overrides, line.config_dir)) from error
+        raise InputError(explain(error, CONF, line.words, line.config_dir)) from error
 
 
 def _run_sweep(line: CommandLine) -> int:
@@ -262,7 +265,7 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
 
         folder = start_run(config, overrides)
         if folder is not None:
-            print_next_step(after_run(folder))
+            print_next_step(after_run(folder, config))
     except BrokenPipeError:
         raise
     except RankError as error:

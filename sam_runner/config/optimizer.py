@@ -20,7 +20,7 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class BaseOptimizerConfig(Component):
-    """Settings of every base optimizer. With ``optimizer/base=torch`` the class gets further keys."""
+    """Settings of every base optimizer. A class that ``optimizer.base._target_`` names gets further keys."""
 
     schema: ClassVar[str] = ""
     lr: float = key("initial learning rate; set with lr=", 0.05, range=POSITIVE, short="lr")
@@ -61,7 +61,7 @@ class RMSpropConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of optimizer=sgd, the base optimizer alone. Every method has them."""
+    """Settings of optimizer=sgd, SGD alone. Every method has them."""
 
     schema: ClassVar[str] = "optimizer/sgd"
     name: str = key("name of the method", "sgd", short="optimizer")
@@ -77,6 +77,14 @@ class OptimizerConfig:
         False,
     )
     base: BaseOptimizerConfig = field(default_factory=lambda: SgdConfig(_target_="torch.optim.SGD"))
+
+
+@dataclass(frozen=True)
+class NoMethodConfig(OptimizerConfig):
+    """Settings of optimizer=none, the base optimizer alone, and of optimizer=adamw and optimizer=rmsprop."""
+
+    schema: ClassVar[str] = "optimizer/none"
+    name: str = key("name of the method", "none", short="optimizer")
 
 
 def _radius(meaning: str, default: float) -> float:
@@ -405,6 +413,7 @@ AROUND: tuple[type[PerturbationConfig], ...] = (
 )
 METHODS: tuple[type[OptimizerConfig], ...] = (
     OptimizerConfig,
+    NoMethodConfig,
     SamConfig,
     AsamConfig,
     FisherSamConfig,
