@@ -3,8 +3,8 @@
 import os
 from typing import NamedTuple
 
-from sam_runner.config.own_options import complete_own_options, list_typed_targets
 from sam_runner.config.allowed_targets import trust_typed_targets
+from sam_runner.config.own_options import complete_own_options, list_typed_targets
 from sam_runner.utils.errors import InputError
 
 FLAGS = frozenset(

@@ -121,7 +121,9 @@ def call_target(target: str, arguments: Mapping[str, Any], group: str, **context
     refusals = (Exception,) if is_own(target) else (TypeError, ValueError, IndexError)
     try:
         return function(**{**supplied, **arguments})
-    except InputError:
+    except InputError as error:
+        if is_own(target) and find_line(error):
+            raise InputError(f"{error}\n  in {find_line(error)}") from error
         raise
     except refusals as error:
         if find_line(error):  # in the user's own code

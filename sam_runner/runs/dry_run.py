@@ -21,12 +21,13 @@ from sam_runner.training.state import Run
 MAX_COUNTED_STEPS = 10_000
 
 
-def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_forward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
     """Count the floating-point operations of the forward pass of one image; a multiply-add counts as two.
 
     Args:
         model: The network.
-        image_shape: Channels, height and width of the image.
+        image_shape: Channels, height and width of the image, or the shape of another input.
+        dtype: Type of the input; None: of the parameters.
     """
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
@@ -38,7 +39,7 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> 
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with counter, torch.no_grad(), sdpa_kernel(SDPBackend.MATH):
-            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+            model(torch.zeros(1, *image_shape, device=parameter.device, dtype=dtype or parameter.dtype))
     finally:
         torch.backends.mha.set_fastpath_enabled(had_fast_path)
         model.train(was_training)
@@ -64,7 +65,7 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
         overrides: Settings as the user typed them, to name the differences from the paper's experiment.
     """
     options, objective = config.optimizer, run.step.objective
-    flops = count_forward_flops(run.model, run.train.shape)
+    flops = count_forward_flops(run.model, run.train.shape, run.train.blank(1, run.train.dtype).dtype)
     method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
     passes, cost = _mean_cost(method, run.max_steps)
     num_passes = f"{passes:.3g} pass per step" if passes == 1 else f"{passes:.3g} passes per step"

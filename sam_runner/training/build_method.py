@@ -132,6 +132,6 @@ def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
     if options.name not in (OwnMethodConfig.name, method.name):
         raise InputError(
             f"optimizer.name={options.name}, but {options.target} is named {method.name}\n"
-            f"  write name: {method.name} into its file, or name = \"{options.name}\" into the class"
+            f'  write name: {method.name} into its file, or name = "{options.name}" into the class'
         )
     return method
