@@ -52,6 +52,7 @@ def train(arguments: list[str]) -> int:
     line = parse_command_line(arguments)
     if not line.is_sweep and not line.names & HYDRA_COMMANDS:
         return _run_single(line)
+    _require_config_dir(line)
     line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
     yaml_guard.install()
     register_settings()
@@ -62,6 +63,23 @@ def train(arguments: list[str]) -> int:
     hydra_guard.install()
     codes: list[int] = []
     return max([_run_hydra(line, codes), *codes])
+
+
+def _require_config_dir(line: CommandLine) -> None:
+    """Refuse a ``--config-dir`` that is no folder, or has an option of this program's, which Hydra would prefer."""
+    from sam_runner.config.help import list_options
+
+    if line.config_dir is None:
+        return
+    if not os.path.isdir(line.config_dir):
+        raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
+    for group, names in list_options(CONF).items():
+        for name in names:
+            if (Path(line.config_dir) / group / f"{name}.yaml").is_file():
+                raise InputError(
+                    f"{group}={name} is an option of sam_runner, and {line.config_dir}/{group}/{name}.yaml another\n"
+                    "  give your file another name"
+                )
 
 
 def name_call(name: str) -> None:
@@ -92,8 +110,7 @@ def compose_single(line: CommandLine) -> Any:
     from sam_runner.config.hydra.compose import compose_settings
 
     yaml_guard.install()
-    if line.config_dir is not None and not os.path.isdir(line.config_dir):
-        raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
+    _require_config_dir(line)
     hydra_guard.refuse_sweep_settings(line.words)
     config = _explain_errors(
         lambda: compose_settings(
