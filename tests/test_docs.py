@@ -22,10 +22,17 @@ SETTINGS = {name for name, _, _ in walk(ExperimentConfig())} | {
 SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep", "telemetry")
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
-EXAMPLES = {"model/mlp", "data/waves", "noise/next_class", "optimizer/mine", "hydra/launcher/ray_aws"}  # of own files; a launcher named as refused
+EXAMPLES = {
+    "model/mlp",
+    "data/waves",
+    "noise/next_class",
+    "optimizer/mine",
+    "hydra/launcher/ray_aws",
+}  # of own files; a launcher named as refused
 # "key=value", "group=option"; arguments of own classes; folders of scripts/evidence.py
 EXAMPLE_SETTINGS = {
-    "key", "group", "optimizer.base.eps", "optimizer.last", "data.length", "noise.part", "cifar10", "cifar10n", "lite0", "fashion",
+    "key", "group", "optimizer.base.eps", "optimizer.last", "data.length", "noise.part", "cifar10", "cifar10n",
+    "lite0", "fashion",
 }  # fmt: skip
 COMMANDS = {
     "sam-train": "train",

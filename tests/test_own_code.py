@@ -103,7 +103,9 @@ def nothing():
 def not_finite():
     return from_dataset((np.array([[1.0], [np.nan]]), [0, 1]), (np.zeros((2, 1)), [0, 1]), 2)
 """
-OPTIM = "import torch\n\n\nclass Broken(torch.optim.SGD):\n    def step(self, closure=None):\n        raise OSError('no')\n"
+OPTIM = (
+    "import torch\n\n\nclass Broken(torch.optim.SGD):\n    def step(self, closure=None):\n        raise OSError('no')\n"
+)
 TINY = ("epochs=1", "max_steps=2", "device=cpu", "run_dir=run")
 
 
@@ -132,7 +134,9 @@ def test_a_target_in_a_file_needs_the_variable_that_the_message_names(own, monke
     (own / "mine.yaml").write_text("model:\n  _target_: my_models.tiny\n  width: 3\nmax_steps: 2\n")
     done = invoke(monkeypatch, capsys, own, "config=mine.yaml", "run_dir=run")
     assert done.returncode == 2
-    assert done.stderr.splitlines()[-1].endswith(": SAM_RUNNER_TRUSTED=my_models sam-train config=mine.yaml run_dir=run")
+    assert done.stderr.splitlines()[-1].endswith(
+        ": SAM_RUNNER_TRUSTED=my_models sam-train config=mine.yaml run_dir=run"
+    )
     assert "my_models" not in sys.modules
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_models")
     assert invoke(monkeypatch, capsys, own, "config=mine.yaml", "run_dir=run").returncode == 0
@@ -161,7 +165,7 @@ def test_a_file_of_the_working_folder_does_not_make_another_module_trusted(name,
         (["model._target_=my_models.fails"], "KeyError: 'size'", "my_models.py:31, in fails"),
         (["model._target_=my_broken.tiny"], "importing my_broken fails: ModuleNotFoundError", "my_broken.py:2"),
         (["model._target_=my_typo.tiny"], "importing my_typo fails: SyntaxError", "my_typo.py:1"),
-        (["data._target_=my_data.load", "data.item=third_crashes"], "item 3 cannot be read: KeyError", "my_data.py:27"),
+        (["data._target_=my_data.load", "data.item=third_crashes"], "item 3 cannot be read: KeyError", "my_data.py:26"),
         (["data._target_=my_data.load", "data.item=third_is_text"], "item 3 has an input of type str", "my_data.py:22"),
         (["data._target_=my_data.load", "data.item=third_is_single"], "item 3 is a Tensor", "my_data.py:22, in load"),
         (["data._target_=my_data.load", "data.item=third_is_longer"], "input of shape (4,)", "my_data.py:22, in load"),
@@ -189,7 +193,8 @@ def test_a_mistake_is_one_message_with_its_line(words, message, place, own, monk
 def test_words_of_own_options_are_completed():
     words = ["model._target_=a.b", "model.width=3", "data.val_fraction=0.1", "lr=0.1", "model.weights=w.pt"]
     assert complete_own_options(words) == [
-        "model=own", "model._target_=a.b", "++model.width=3", "++data.val_fraction=0.1", "lr=0.1", "++model.weights=w.pt",
+        "model=own", "model._target_=a.b", "++model.width=3", "++data.val_fraction=0.1", "lr=0.1",
+        "++model.weights=w.pt",
     ]  # fmt: skip
     assert complete_own_options(["model=mlp", "model._target_=a.b"]) == ["model=mlp", "model._target_=a.b"]
 
@@ -198,7 +203,8 @@ def test_held_out_data_of_a_file_without_the_keys(own, monkeypatch, capsys):
     (own / "mine" / "data").mkdir(parents=True)
     (own / "mine" / "data" / "waves.yaml").write_text("_target_: my_data.load\n")
     (own / "my_models.py").write_text(
-        "from torch import nn\n\n\ndef line(num_classes, in_features):\n    return nn.Linear(in_features, num_classes)\n"
+        "from torch import nn\n\n\ndef line(num_classes, in_features):\n"
+        "    return nn.Linear(in_features, num_classes)\n"
     )
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_data")
     words = ("--config-dir", "mine", "data=waves", "data.val_fraction=0.25", "batch_size=5", "optimizer=sam")

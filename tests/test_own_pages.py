@@ -58,12 +58,12 @@ def test_the_commands_of_a_page_work_in_an_empty_folder(name, count, folder, mon
     for trusted, (command, *words) in commands:
         monkeypatch.setenv("SAM_RUNNER_TRUSTED", trusted)
         is_short = command != "sam-train" or any("epochs=" in word or "config=" in word for word in words)
-        done = invoke(
-            monkeypatch, capsys, folder, *words, *([] if is_short else ["epochs=1"]), entry=ENTRIES[command]
-        )
+        done = invoke(monkeypatch, capsys, folder, *words, *([] if is_short else ["epochs=1"]), entry=ENTRIES[command])
         assert done.returncode == 0, (words, done.stderr)
     results = sorted(folder.rglob("result.json"))
-    assert len(results) >= sum(command == "sam-train" and "resume" not in " ".join(words) for _, (command, *words) in commands)
+    assert len(results) >= sum(
+        command == "sam-train" and "resume" not in " ".join(words) for _, (command, *words) in commands
+    )
 
 
 def test_the_noise_model_of_the_page_changes_dark_images(folder):

@@ -313,10 +313,8 @@ def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
         return
     if not config.data.val_fraction:
         raise InputError("data.val_labels=noisy has no effect without held-out images\n  add data.val_fraction=0.1")
-    has_own_noise = (
-        isinstance(config.data, ImageListConfig)
-        or (config.data.target not in DataConfig.targets
-        and type(config.data) is DataConfig)
+    has_own_noise = isinstance(config.data, ImageListConfig) or (
+        config.data.target not in DataConfig.targets and type(config.data) is DataConfig
     )
     if config.noise.target == "sam_runner.data.noise.none" and not has_own_noise:
         raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")

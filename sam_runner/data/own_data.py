@@ -37,14 +37,12 @@ def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validat
     names = tuple(f"class {number}" for number in range(classes)) if isinstance(classes, int) else tuple(classes)
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
     sets = {name: _make_set(part, tuple(map(str, names)), name) for name, part in parts.items()}
+    first = sets["train"]
     for name, part in sets.items():
-        first = sets["train"]
-        if type(part) is not type(first) or part.shape != first.shape:
-            raise InputError(
-                f"{name}: inputs have shape {part.shape}, those of train {first.shape}"
-                if part.shape != first.shape
-                else f"{name}: inputs are {_describe(part)}, those of train {_describe(first)}"
-            )
+        if part.shape != first.shape:
+            raise InputError(f"{name}: inputs have shape {part.shape}, those of train {first.shape}")
+        if _describe(part) != _describe(first):
+            raise InputError(f"{name}: inputs are {_describe(part)}, those of train {_describe(first)}")
     return Splits(**sets)
 
 

@@ -70,13 +70,17 @@ def _compose_node(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _set(node: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set the value at a dotted key of nested dictionaries; a dictionary is merged with the one that is there."""
     for part in parts[:-1]:
         node = node.setdefault(part, {})
         if not isinstance(node, dict):
-            raise InputError(f"{'.'.join(parts)} and {part} exclude each other in the file\n  leave one out")
-    if isinstance(value, dict) and isinstance(node.get(parts[-1]), dict):
+            break
+    known = node.get(parts[-1]) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or (parts[-1] in node and not (isinstance(known, dict) and isinstance(value, dict))):
+        raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
+    if isinstance(known, dict):
         for name, entry in value.items():
-            _set(node[parts[-1]], [str(name)], entry)
+            _set(known, [str(name)], entry)
     else:
         node[parts[-1]] = value
 

@@ -53,6 +53,10 @@ def image_list(
         raise InputError("data.storage=disk needs one size for all images\n  set data.image_size")
     rows = _read_rows(path)
     classes = tuple(sorted({row[name] for row in rows for name in ("label", "clean_label")}, key=natural_key))
+    if not any(row["split"] == "train" for row in rows):
+        raise InputError(f"{path} lists no training images\n  write train into the column split, or leave it out")
+    if len(classes) < 2:
+        raise InputError(f"{path} has {len(classes)} classes\n  accepted: at least 2")
 
     def make(split: str) -> Images | None:
         chosen = [row for row in rows if row["split"] == split]
@@ -71,8 +75,7 @@ def image_list(
         return made if split == "train" else made.with_labels(clean)
 
     train, validation, test = make("train"), make("validation"), make("test")
-    if train is None:
-        raise InputError(f"{path} lists no training images\n  write train into the column split, or leave it out")
+    assert train is not None
     if test is None and validation is None:
         splits = _split_test_set(train, test_fraction)
         return replace(splits, test=splits.test.with_labels(splits.test.clean_labels))
