@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from sam_runner.api import RunResult, load_results, load_run, train
     from sam_runner.config.experiment import ExperimentConfig, load_experiment
+    from sam_runner.data.own_data import from_dataset
     from sam_runner.sam.batch import Batch
     from sam_runner.sam.objective import Objective
     from sam_runner.sam.perturbation import epsilon
@@ -22,6 +23,7 @@ __all__ = [
     "RunResult",
     "SamStep",
     "epsilon",
+    "from_dataset",
     "load_experiment",
     "load_results",
     "load_run",
@@ -34,6 +36,7 @@ _MODULES = {
     "RunResult": "sam_runner.api",
     "SamStep": "sam_runner.sam.step",
     "epsilon": "sam_runner.sam.perturbation",
+    "from_dataset": "sam_runner.data.own_data",
     "load_experiment": "sam_runner.config.experiment",
     "load_results": "sam_runner.api",
     "load_run": "sam_runner.api",

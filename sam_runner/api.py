@@ -112,6 +112,7 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
     from sam_runner.config.hydra.compose import plain_settings, typed_overrides
 
     line = parse_command_line(list(overrides))
+    line.trust_targets()
     if line.flags:
         raise InputError(f"{line.flags[0]} is a flag of sam-train\n  give key=value and group=option, and config_dir")
     if config_dir is not None:

@@ -6,6 +6,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
+from sam_runner.config.allowed_targets import trust_prefix
+from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.runs.environment import format_command, read_command
 from sam_runner.utils.console import is_distributed, is_main_process
 
@@ -16,14 +18,21 @@ def print_next_step(commands: Sequence[str]) -> None:
         print(f"next: {command}", flush=True)
 
 
-def after_run(folder: Path) -> list[str]:
-    """Return the commands for a finished run: its metrics, its curves, and another seed.
+def after_run(folder: Path, config: ExperimentConfig) -> list[str]:
+    """Return the commands for a finished run: its metrics, its curves, another seed, and the run made longer.
 
     Args:
         folder: The run folder.
+        config: Its settings.
     """
-    name = _quote(folder)
-    return [f"sam-eval {name}", f"tensorboard --logdir {name}", f"sam-train {_quote(f'config={folder}')} seed=1"]
+    name, trust = _quote(folder), trust_prefix(config.to_dict())
+    longer = f"epochs={2 * config.epochs}" if config.max_steps is None else f"max_steps={2 * config.max_steps}"
+    return [
+        f"{trust}sam-eval {name}",
+        f"tensorboard --logdir {name}",
+        f"{trust}sam-train {_quote(f'config={folder}')} seed={config.seed + 1}",
+        f"{trust}sam-train {_quote(f'resume={folder}')} {longer}",
+    ]
 
 
 def after_sweep(folder: Path, code: int, *, is_named: bool) -> list[str]:

@@ -49,9 +49,10 @@ def train(arguments: list[str]) -> int:
     name_call(os.environ.get("SAM_RUNNER_STARTED") or new_call_name())
     record_command([sys.argv[0], *arguments])
     line = parse_command_line(arguments)
-    _require_config_dir(line)
+    line.trust_targets()
     if not line.is_sweep and not line.names & HYDRA_COMMANDS:
         return _run_single(line)
+    _require_config_dir(line)
     line = line._replace(overrides=quote_text_values(line.overrides, is_sweep=line.is_sweep))
     yaml_guard.install()
     register_settings()
@@ -67,8 +68,20 @@ def train(arguments: list[str]) -> int:
 
 
 def _require_config_dir(line: CommandLine) -> None:
-    if line.config_dir is not None and not os.path.isdir(line.config_dir):
+    """Refuse a ``--config-dir`` that is no folder, or has an option of this program's, which Hydra would prefer."""
+    from sam_runner.config.help import list_options
+
+    if line.config_dir is None:
+        return
+    if not os.path.isdir(line.config_dir):
         raise InputError(f"--config-dir {line.config_dir} is not a folder\n  give the folder of your own groups")
+    for group, names in list_options(CONF).items():
+        for name in names:
+            if os.path.isfile(os.path.join(line.config_dir, group, f"{name}.yaml")):
+                raise InputError(
+                    f"{group}={name} is an option of sam_runner, and {line.config_dir}/{group}/{name}.yaml another\n"
+                    "  give your file another name"
+                )
 
 
 def name_call(name: str) -> None:
@@ -100,7 +113,7 @@ def compose_single(line: CommandLine) -> Any:
 
     yaml_guard.install()
     _require_config_dir(line)
-    hydra_guard.refuse_sweep_settings(line.overrides)
+    hydra_guard.refuse_sweep_settings(line.words)
     config = _explain_errors(
         lambda: compose_settings(
             line.overrides, return_hydra_config=True, config_dir=line.config_dir, config_file=line.config_file
@@ -108,7 +121,7 @@ def compose_single(line: CommandLine) -> Any:
         line,
     )
     hydra_guard.check(config)
-    hydra_guard.refuse_sweep_files(config, line.overrides)
+    hydra_guard.refuse_sweep_files(config, line.words)
     return config
 
 
@@ -124,9 +137,12 @@ def _run_hydra(line: CommandLine, codes: list[int]) -> int:
     """
     import hydra
 
-    from sam_runner.config.hydra.saved_config import store_saved_config
+    from sam_runner.config.hydra.own_file import store_config_file
 
-    name = "config" if line.config_file is None else store_saved_config(line.config_file, line.overrides)
+    name = "config"
+    if line.config_file is not None:
+        name, words = _explain_errors(lambda: store_config_file(str(line.config_file), line.overrides), line)
+        sys.argv[1:] = [*line.flags, *words]
     entry = hydra.main(config_path=str(CONF), config_name=name, version_base="1.3")(lambda cfg: _job(cfg, codes))
     try:
         _explain_errors(entry, line)
@@ -156,7 +172,7 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
     ) as error:
         from sam_runner.config.hydra.messages import explain
 
-        raise InputError(explain(error, CONF, line.overrides, line.config_dir)) from error
+        raise InputError(explain(error, CONF, line.words, line.config_dir)) from error
 
 
 def _job(cfg: Any, codes: list[int]) -> None:
@@ -189,7 +205,7 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
 
         folder = start_run(config, overrides)
         if folder is not None:
-            print_next_step(after_run(folder))
+            print_next_step(after_run(folder, config))
     except BrokenPipeError:
         raise
     except RankError as error:

@@ -41,7 +41,8 @@ class DataConfig(Component):
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
         "images whose mean and std all images are normalised with; set: the training set; imagenet: ImageNet; weights:"
-        " the images that model.weights were trained on; auto: weights if their mean and std are known, else set",
+        " the images that model.weights were trained on; auto: weights if their mean and std are known, else set;"
+        " inputs that are no images: none",
         "auto",
         argument=False,
     )
@@ -133,6 +134,56 @@ class ImageFolderConfig(DataConfig):
         range=NOT_NEGATIVE,
         effect="none",
         in_reports=False,
+    )
+
+
+@dataclass(frozen=True)
+class ImageListConfig(DataConfig):
+    """Settings of data=image_list."""
+
+    schema: ClassVar[str] = "data/image_list"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.image_list.image_list",)
+    file: str = key(
+        "CSV file with the columns path and label, and optionally split and clean_label; paths are relative to its"
+        " folder",
+        on_resume="",
+        path=True,
+    )
+    image_size: int | None = key(
+        "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
+        None,
+        range=Range(4),
+    )
+    storage: Literal["memory", "disk"] = key("memory: decode once; disk: decode in every epoch", "memory")
+    test_fraction: float = key(
+        "part of each class that becomes the test set if the file names no test images", 0.2, range=OPEN_UNIT
+    )
+    num_workers: int | None = key(
+        "processes that decode from disk or apply augment.policy; null: chosen from the number of cores",
+        None,
+        range=NOT_NEGATIVE,
+        effect="none",
+        in_reports=False,
+        argument=False,
+    )
+
+
+@dataclass(frozen=True)
+class HuggingFaceConfig(DataConfig):
+    """Settings of data=hugging_face."""
+
+    schema: ClassVar[str] = "data/hugging_face"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.hugging_face.hugging_face",)
+    root: str = key("folder that datasets saved (save_to_disk), or of parquet files", on_resume="", path=True)
+    inputs: str | None = key("column of the inputs; null: the column of images, or the only one beside labels", None)
+    labels: str | None = key("column of the labels; null: the column of type ClassLabel, or label or labels", None)
+    image_size: int | None = key(
+        "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
+        None,
+        range=Range(4),
+    )
+    test_fraction: float = key(
+        "part of each class that becomes the test set if there is no split test or validation", 0.2, range=OPEN_UNIT
     )
 
 
@@ -233,7 +284,15 @@ class AugmentConfig:
     )
 
 
-DATA_SETS: tuple[type[DataConfig], ...] = (DataConfig, SyntheticConfig, ArchiveConfig, SvhnConfig, ImageFolderConfig)
+DATA_SETS: tuple[type[DataConfig], ...] = (
+    DataConfig,
+    SyntheticConfig,
+    ArchiveConfig,
+    SvhnConfig,
+    ImageFolderConfig,
+    ImageListConfig,
+    HuggingFaceConfig,
+)
 NOISES: tuple[type[NoiseConfig], ...] = (
     NoiseConfig,
     RateNoiseConfig,

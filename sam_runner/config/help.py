@@ -12,7 +12,7 @@ from sam_runner.config.keys import Key, walk
 
 EXAMPLES = (
     ("optimizer=sam rho=0.05", "SAM on scikit-learn's digits; takes seconds on a CPU"),
-    ("optimizer=sgd", "the same without SAM"),
+    ("optimizer=sgd", "the same without SAM; optimizer=adamw: AdamW without SAM"),
     ("-m optimizer=sgd,sam seed=0,1,2", "a sweep: one run per combination, as many at once as there are cores or GPUs"),
     (
         "-m optimizer=sam rho=0.02,0.05,0.1 sweep_name=rho",
@@ -110,7 +110,10 @@ def help_text(conf: Path) -> str:
             lines += _format_setting(name, facts, value)
     lines += [
         "",
-        "the settings of an earlier run again: sam-train config=RUN/config.yaml run_dir=NEW [key=value]...",
+        "files and runs",
+        "  config=FILE.yaml    settings of a file, one line key: value for each word of a command",
+        "  config=RUN          the settings of an earlier run again, in a new folder",
+        "  resume=RUN          continue a run in its folder, e.g. with epochs=40",
         "",
         "flags",
         "  -m, --multirun      run a sweep: one job per combination of the comma-separated values",

@@ -4,25 +4,39 @@ No other module calls a function by a name in a configuration.
 """
 
 import inspect
+import os
+import sys
 from collections.abc import Callable, Mapping
+from importlib import import_module
 from pkgutil import resolve_name
 from typing import Any
 
-from sam_runner.config.allowed_targets import ALLOWED, list_trusted_prefixes, require_trusted_name
+from sam_runner.config.allowed_targets import (
+    ALLOWED,
+    add_working_folder,
+    list_trusted_prefixes,
+    require_trusted_name,
+    trusting_command,
+)
 from sam_runner.config.component import Component
 from sam_runner.config.validation import describe_unknown_key
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.user_code import describe_error, find_definition, find_line
 
 
 def locate(target: str) -> Callable[..., Any]:
     """Return the function or class of a dotted name, if a trusted module defines it.
 
     The prefix is not sufficient: ``sam_runner.data.datasets.digits.gzip.open`` has a trusted one, but belongs to gzip.
+    A module of the user's own is also looked for in the working folder.
 
     Raises:
-        InputError: If the name is not trusted or does not exist.
+        InputError: If the name is not trusted or does not exist, or importing its module fails.
     """
     require_trusted_name(target)
+    if is_own(target):
+        add_working_folder()
+        _import_own(target)
     try:
         found = resolve_name(target)
     except Exception as error:
@@ -34,10 +48,44 @@ def locate(target: str) -> Callable[..., Any]:
         hint = describe_unknown_key(name, known).splitlines()[-1].strip()[:300]
         raise InputError(f"_target_={target} does not exist\n  {hint}") from error
     home = f"{getattr(found, '__module__', None)}."
-    if not (inspect.isclass(found) or inspect.isfunction(found)) or not home.startswith(list_trusted_prefixes()):
-        raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]})")
+    if not (inspect.isclass(found) or inspect.isfunction(found)):
+        kind = type(found).__name__
+        hint = f"\n  name a function or class of it: _target_={target}.NAME" if kind == "module" else ""
+        raise InputError(f"_target_={target} is a {kind}, no function or class of a trusted module{hint}")
+    if not home.startswith(list_trusted_prefixes()):
+        way = f"\n  trust that module too: {trusting_command([home[:-1]], sys.argv)}" if is_own(target) else ""
+        raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]}){way}")
     function: Callable[..., Any] = found
     return function
+
+
+def is_own(target: str) -> bool:
+    """Return whether a target is a user's own code."""
+    return not f"{target}.".startswith(ALLOWED)
+
+
+def _import_own(target: str) -> None:
+    """Import the module of a target, as many parts of its name as are modules.
+
+    Raises:
+        InputError: If there is no such module, or it raises an error.
+    """
+    parts = target.split(".")
+    for number in range(1, len(parts)):
+        name = ".".join(parts[:number])
+        try:
+            import_module(name)
+        except ModuleNotFoundError as error:
+            if error.name == name and number > 1:  # a class, whose method the target names
+                return
+            if error.name == name:
+                raise InputError(
+                    f"_target_={target}: there is no module {name}\n"
+                    f"  looked in the working folder {os.getcwd()} and among the installed modules"
+                ) from error
+            raise InputError(f"_target_={target}: importing {name} fails: {describe_error(error)}") from error
+        except Exception as error:
+            raise InputError(f"_target_={target}: importing {name} fails: {describe_error(error)}") from error
 
 
 def instantiate(component: Component, group: str, **context: Any) -> Any:
@@ -67,10 +115,18 @@ def call_target(target: str, arguments: Mapping[str, Any], group: str, **context
     try:
         inspect.signature(function).bind(**{**supplied, **arguments})
     except TypeError as error:
-        raise InputError(f"{group} ({target}): {error}\n  given: {', '.join(arguments) or 'no keys'}") from error
-    refusals = (TypeError, ValueError, IndexError) if f"{target}.".startswith(ALLOWED) else (ValueError,)
+        given = ", ".join([*supplied, *arguments]) or "no keys"
+        place = f"\n  in {find_definition(function)}" if is_own(target) else ""
+        raise InputError(f"{group} ({target}): {error}\n  given: {given}{place}") from error
+    refusals = (Exception,) if is_own(target) else (TypeError, ValueError, IndexError)
     try:
         return function(**{**supplied, **arguments})
-    except refusals as error:  # other errors of a user's own code keep their traceback
+    except InputError as error:
+        if is_own(target) and find_line(error):
+            raise InputError(f"{error}\n  in {find_line(error)}") from error
+        raise
+    except refusals as error:
+        if find_line(error):  # in the user's own code
+            raise InputError(f"{group} ({target}) fails: {describe_error(error)}") from error
         message = f"{group} ({target}) refuses its settings: {error}\n  given: {dict(arguments)}"
         raise InputError(message) from error

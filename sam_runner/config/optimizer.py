@@ -20,7 +20,7 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class BaseOptimizerConfig(Component):
-    """Settings of every base optimizer. With ``optimizer/base=torch`` the class gets further keys."""
+    """Settings of every base optimizer. A class that ``optimizer.base._target_`` names gets further keys."""
 
     schema: ClassVar[str] = ""
     lr: float = key("initial learning rate; set with lr=", 0.05, range=POSITIVE, short="lr")
@@ -61,7 +61,7 @@ class RMSpropConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of optimizer=sgd, the base optimizer alone. Every method has them."""
+    """Settings of optimizer=sgd, SGD alone. Every method has them."""
 
     schema: ClassVar[str] = "optimizer/sgd"
     name: str = key("name of the method", "sgd", short="optimizer")
@@ -82,6 +82,14 @@ class OptimizerConfig:
     def mean_cost(self) -> float:
         """Mean cost of a step in gradients of its batch, to estimate how long a run takes."""
         return 1.0
+
+
+@dataclass(frozen=True)
+class NoMethodConfig(OptimizerConfig):
+    """Settings of optimizer=none, the base optimizer alone, and of optimizer=adamw and optimizer=rmsprop."""
+
+    schema: ClassVar[str] = "optimizer/none"
+    name: str = key("name of the method", "none", short="optimizer")
 
 
 def _radius(meaning: str, default: float) -> float:
@@ -466,6 +474,7 @@ AROUND: tuple[type[PerturbationConfig], ...] = (
 )
 METHODS: tuple[type[OptimizerConfig], ...] = (
     OptimizerConfig,
+    NoMethodConfig,
     SamConfig,
     AsamConfig,
     FisherSamConfig,

@@ -7,7 +7,15 @@ from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam_runner.config.data import ArchiveConfig, DataConfig, HumanNoiseConfig, ImageFolderConfig, LabelFileConfig
+from sam_runner.config.data import (
+    ArchiveConfig,
+    DataConfig,
+    HuggingFaceConfig,
+    HumanNoiseConfig,
+    ImageFolderConfig,
+    ImageListConfig,
+    LabelFileConfig,
+)
 from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import (
     METHODS,
@@ -308,7 +316,8 @@ def _check_device(config: "ExperimentConfig", _: set[str]) -> None:
 
 def _check_image_files(config: "ExperimentConfig", _: set[str]) -> None:
     own_data = type(config.data) is DataConfig and config.data.target not in DataConfig.targets
-    if config.augment.crop_scale_min is not None and not (isinstance(config.data, ImageFolderConfig) or own_data):
+    has_files = isinstance(config.data, ImageFolderConfig | ImageListConfig) or own_data
+    if config.augment.crop_scale_min is not None and not has_files:
         raise InputError(
             "augment.crop_scale_min needs image files: it crops them while they are decoded\n"
             "  use data=image_folder data.storage=disk, or another augment than inception"
@@ -332,7 +341,10 @@ def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
         return
     if not config.data.val_fraction:
         raise InputError("data.val_labels=noisy has no effect without held-out images\n  add data.val_fraction=0.1")
-    if config.noise.target == "sam_runner.data.noise.none":
+    has_own_noise = isinstance(config.data, ImageListConfig) or (
+        config.data.target not in DataConfig.targets and type(config.data) is DataConfig
+    )
+    if config.noise.target == "sam_runner.data.noise.none" and not has_own_noise:
         raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")
     if isinstance(config.noise, LabelFileConfig):
         raise InputError(
@@ -355,10 +367,16 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Raise InputError for a missing folder of images or file of labels, before torch is imported."""
+    """Raise InputError for a missing folder of images or file of paths or labels, before torch is imported."""
     if isinstance(config.data, ImageFolderConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
         raise InputError(
             f"data.root={config.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike"
+        )
+    if isinstance(config.data, HuggingFaceConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
+        raise InputError(f"data.root={config.data.root} is not a folder\n  give the folder of the data set")
+    if isinstance(config.data, ImageListConfig) and not Path(os.path.expanduser(config.data.file)).is_file():
+        raise InputError(
+            f"data.file={config.data.file} is not a file\n  expected: a CSV file with the columns path and label"
         )
     if isinstance(config.noise, LabelFileConfig | HumanNoiseConfig):
         file = config.noise.file

@@ -1,4 +1,4 @@
-"""Labelled images of one split: in memory as one uint8 tensor, or as files that are decoded in every epoch."""
+"""Labelled examples of one split: images in memory, image files that are decoded in every epoch, or other inputs."""
 
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -56,6 +56,10 @@ class ImageSet:
         view: memoryview = self.images_NCHW.contiguous().numpy().data
         return view
 
+    def blank(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return `count` images of zeros, (count, C, H, W)."""
+        return torch.zeros(count, *self.shape, dtype=dtype)
+
 
 @dataclass(frozen=True)
 class ImageFiles:
@@ -109,6 +113,10 @@ class ImageFiles:
         """Return the paths, for `Splits.digest`; reading all images would take as long as training."""
         return "\0".join(self.paths).encode("utf-8", "surrogateescape")
 
+    def blank(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return `count` images of zeros, (count, C, H, W)."""
+        return torch.zeros(count, *self.shape, dtype=dtype)
+
 
 @dataclass(frozen=True)
 class UnreadImages(ImageFiles):
@@ -124,7 +132,57 @@ class UnreadImages(ImageFiles):
     cache: bool | str = False
 
 
-Images = ImageSet | ImageFiles
+@dataclass(frozen=True)
+class ArraySet:
+    """Inputs in memory, of any shape, and their labels. They are not augmented, and not normalised unless asked for.
+
+    Attributes:
+        inputs: float32 or int64, (N, ...).
+        labels: Labels to learn, after noise: int64, (N,), in [0, len(classes)).
+        classes: Names of the classes.
+        clean_labels: Labels before noise, int64, (N,).
+        names: Name of each input: its position in the data set.
+    """
+
+    inputs: Tensor
+    labels: Tensor
+    classes: tuple[str, ...]
+    clean_labels: Tensor
+    names: tuple[str, ...]
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def subset(self, indices: Tensor) -> "ArraySet":
+        """Return the examples at `indices`, in that order."""
+        return replace(
+            self,
+            inputs=self.inputs[indices],
+            labels=self.labels[indices],
+            clean_labels=self.clean_labels[indices],
+            names=tuple(self.names[index] for index in indices.tolist()),
+        )
+
+    def with_labels(self, labels: Tensor) -> "ArraySet":
+        """Return the same inputs with other labels to learn."""
+        return replace(self, labels=labels)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Shape of one input."""
+        return tuple(self.inputs.shape[1:])
+
+    def digest_bytes(self) -> bytes | memoryview:
+        """Return the bytes of the inputs, for `Splits.digest`."""
+        view: memoryview = self.inputs.contiguous().numpy().data
+        return view
+
+    def blank(self, count: int, dtype: torch.dtype) -> Tensor:
+        """Return `count` inputs of zeros; `dtype` is that of inputs that are not integers."""
+        return torch.zeros(count, *self.shape, dtype=dtype if self.inputs.dtype.is_floating_point else torch.int64)
+
+
+Images = ImageSet | ImageFiles | ArraySet
 
 
 def make_image_set(

@@ -18,7 +18,7 @@ from sam_runner.data.augment.augmentation import (
     unfold_crops,
 )
 from sam_runner.data.augment.mixing import mix_batch
-from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.image_sets import ArraySet, Images, ImageSet
 from sam_runner.data.normalisation import Normalisation
 from sam_runner.data.worker_stream import WorkerStream
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
@@ -30,7 +30,7 @@ class ImageBatch:
     """A batch of images on the device, with labels and targets.
 
     Attributes:
-        images: (B, C, H, W), normalised.
+        images: (B, C, H, W), normalised; inputs that are no images: (B, ...).
         labels: Labels to learn, after noise, int64, (B,).
         targets: Targets of the loss: `labels`, or class probabilities (B, K) after mixup or CutMix.
         clean_labels: Labels before noise, int64, (B,).
@@ -83,7 +83,7 @@ class ImageLoader:
         num_workers: int = 0,
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
-        self.num_examples, self.shape = len(data), data.shape
+        self.num_examples, self.shape, self.blank = len(data), data.shape, data.blank
         self.context, self.normalisation = context, normalisation
         self.batch_size, self.dtype = batch_size, dtype
         self.labels, self.clean_labels = data.labels.to(device), data.clean_labels.to(device)
@@ -92,9 +92,16 @@ class ImageLoader:
         self._is_training = augmentation is not None
         self._augmentation = augmentation or AugmentConfig()
         self._num_classes = len(data.classes)
-        self._format = torch.channels_last if channels_last else torch.contiguous_format
-        if isinstance(data, ImageSet) and self._augmentation.policy == "none":
-            self._crops, self._stream = self._unfold_crops(data.images_NCHW.to(device)), None
+        self.is_image = len(self.shape) == 3
+        self.input_type = str(data.inputs.dtype).removeprefix("torch.") if isinstance(data, ArraySet) else "image"
+        self._format = torch.channels_last if channels_last and self.is_image else torch.contiguous_format
+        self._crops, self._stream, self._inputs = None, None, None
+        if isinstance(data, ArraySet):
+            self._inputs = data.inputs.to(device)
+            if self.is_image and data.inputs.dtype.is_floating_point:
+                self._crops, self._inputs = self._unfold_crops(self._inputs), None
+        elif isinstance(data, ImageSet) and self._augmentation.policy == "none":
+            self._crops = self._unfold_crops(data.images_NCHW.to(device))
         else:
             self._stream = WorkerStream(
                 data,
@@ -107,8 +114,10 @@ class ImageLoader:
         if self._augmentation.policy != "none":  # crop and flip come before the policy, so the workers apply them
             self._augmentation = replace(self._augmentation, pad=0, flip=False)
         mean, std = (torch.tensor(values, dtype=torch.float64) for values in (normalisation.mean, normalisation.std))
-        self._scale = (1 / (255 * std)).to(device, dtype)[:, None, None]
-        self._offset = (-mean / std).to(device, dtype)[:, None, None]
+        self._levels = 1 if isinstance(data, ArraySet) else 255  # value of the input that stands for 1
+        by_channel = (-1, *(1 for _ in self.shape[1:]))
+        self._scale = (1 / (self._levels * std)).to(device, dtype).view(by_channel)
+        self._offset = (-mean / std).to(device, dtype).view(by_channel)
 
     def __len__(self) -> int:
         """Number of batches in an epoch over all ranks; training drops a last batch with fewer images than ranks."""
@@ -134,12 +143,14 @@ class ImageLoader:
         for number, ((cpu_indices, global_batch_size), (indices, _), images_NCHW) in enumerate(batches, start):
             draws = table[indices] if self._is_training else table.expand(len(indices), -1)
             key, labels = (self._seed, epoch, number), self.labels[indices]
-            if images_NCHW is None:
-                crops, rows = self._crops, indices
+            if self._inputs is not None:
+                images = self._normalise(self._inputs[indices])
+            elif images_NCHW is None:
+                assert self._crops is not None
+                images = self._augment(self._crops, indices, draws, key)
             else:
                 crops = self._unfold_crops(images_NCHW.to(self._device, non_blocking=True))
-                rows = torch.arange(len(indices), device=self._device)
-            images = self._augment(crops, rows, draws, key)
+                images = self._augment(crops, torch.arange(len(indices), device=self._device), draws, key)
             images, targets = mix_batch(images, labels, self._num_classes, self._augmentation, key)
             images = images.contiguous(memory_format=self._format)
             yield ImageBatch(images, labels, targets, self.clean_labels[indices], cpu_indices, global_batch_size)
@@ -158,9 +169,15 @@ class ImageLoader:
     def _augment(self, crops: Tensor, indices: Tensor, draws: Tensor, key: tuple[int, int, int]) -> Tensor:
         """Crop, flip, normalise, cut out and erase."""
         images = crop_and_flip(crops, indices, draws, self._augmentation)
-        images = torch.addcmul(self._offset, images.to(self._scale.dtype), self._scale)
+        images = self._normalise(images)
         centre = draw_batch_centre(*key).to(images.device) if self._augmentation.cutout_per_batch else None
         return cutout_and_erase(images, draws, self._augmentation, centre)
+
+    def _normalise(self, inputs: Tensor) -> Tensor:
+        """Normalise images and floats; integers that are no images, such as tokens, stay as they are."""
+        if inputs.dtype == torch.int64:
+            return inputs
+        return torch.addcmul(self._offset, inputs.to(self._scale.dtype), self._scale)
 
     def format_options(self) -> dict[str, Any]:
         """Return the arguments with which another loader makes images of the same kind, on the same device."""
@@ -174,7 +191,7 @@ class ImageLoader:
 
     def denormalise(self, images: Tensor) -> Tensor:
         """Return pixel values in [0, 1], float32, of normalised images."""
-        return ((images - self._offset) / (255 * self._scale)).float().clamp(0, 1)
+        return ((images - self._offset) / (self._levels * self._scale)).float().clamp(0, 1)
 
 
 def _prefetch(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:

@@ -12,14 +12,14 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.decode import centre_crop_box, read_crop
-from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.image_sets import ArraySet, Images, ImageSet
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
 from sam_runner.utils.hardware import count_usable_cores
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
-Source = Literal["set", "imagenet", "weights"]
+Source = Literal["set", "imagenet", "weights", "none"]
 MAX_STATISTICS_BYTES = 2 << 30  # of pixels; up to here all training images are used, whether in memory or on disk
 SAMPLE_SIZE = 4096  # images of a larger set; the mean's standard error is then about 0.002
 IMAGES_PER_TASK = 64
@@ -27,12 +27,12 @@ IMAGES_PER_TASK = 64
 
 @dataclass(frozen=True)
 class Normalisation:
-    """Mean and standard deviation of each channel, for pixel values in [0, 1].
+    """Mean and standard deviation of each channel, for pixel values in [0, 1], or for the values of other inputs.
 
     Attributes:
         mean: Mean of each channel.
         std: Standard deviation of each channel.
-        source: "set" (the training set), "imagenet", or "weights" (the images that the weights were trained on).
+        source: "set" (the training set), "imagenet", "weights" (the images that the weights were trained on), "none".
     """
 
     mean: tuple[float, ...]
@@ -61,6 +61,14 @@ class Normalisation:
         return Normalisation(tuple(means), tuple(deviations))
 
     @staticmethod
+    def from_arrays(inputs: Tensor) -> "Normalisation":
+        """Compute both in float64 for each entry of the second axis of (N, C, ...); a constant one has std 1."""
+        values = inputs.double().movedim(1, 0).flatten(1)
+        std = values.std(1, correction=0)
+        std = torch.where(values.amax(1) == values.amin(1), 1.0, std)
+        return Normalisation(tuple(values.mean(1).tolist()), tuple(std.tolist()))
+
+    @staticmethod
     def from_set(train: Images) -> "Normalisation":
         """Compute both over a training set, the same for images in memory and on disk.
 
@@ -69,6 +77,8 @@ class Normalisation:
         Raises:
             InputError: If an image cannot be read; the message has its path.
         """
+        if isinstance(train, ArraySet):
+            return Normalisation.from_arrays(train.inputs)
         channels, height, width = train.shape
         if len(train) * channels * height * width > MAX_STATISTICS_BYTES:
             order = torch.randperm(len(train), generator=make_generator(0, "normalisation"))
@@ -110,6 +120,10 @@ def choose_normalisation(
     Raises:
         InputError: If the chosen mean and standard deviation are unknown, or have another number of channels.
     """
+    if isinstance(train, ArraySet) and (source == "auto" or not train.inputs.dtype.is_floating_point):
+        if source != "auto":
+            raise InputError(f"data.normalisation={source} is for floats, the inputs are integers\n  leave it out")
+        return Normalisation((0.0,) * train.shape[0], (1.0,) * train.shape[0], "none")
     if source == "imagenet":
         chosen = IMAGENET_NORMALISATION
     elif source == "set" or weights is None:

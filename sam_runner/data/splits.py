@@ -85,8 +85,8 @@ def prepare_splits(
         if needs == "images":
             if not isinstance(part, ImageSet):
                 raise InputError(
-                    "the noise model needs the images in memory, but data.storage=disk does not keep them there\n"
-                    "  set data.storage=memory"
+                    "the noise model needs images in memory\n"
+                    "  set data.storage=memory, or use another noise for inputs that are no images"
                 )
             images["images_NCHW"] = part.images_NCHW
         return noise(labels=part.labels, num_classes=num_classes, seed=noise_seed, **images)

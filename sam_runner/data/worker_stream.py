@@ -55,7 +55,9 @@ class _PreparedImages(Dataset[Tensor]):
     def _read_batch(self, epoch: int, indices: list[int]) -> Tensor:
         if isinstance(self._data, ImageSet):
             return self._data.images_NCHW[indices]
-        return torch.stack([self._read_file(self._data, epoch, index) for index in indices])
+        files = self._data
+        assert isinstance(files, ImageFiles)  # other inputs need no worker
+        return torch.stack([self._read_file(files, epoch, index) for index in indices])
 
     def _read_file(self, files: ImageFiles, epoch: int, index: int) -> Tensor:
         crop_scale_min = self._augmentation.crop_scale_min

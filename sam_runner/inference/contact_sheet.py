@@ -25,7 +25,7 @@ def render_contact_sheet(suspects: Suspects, images: Images, title: str, note: s
 
     Args:
         suspects: The ranking; the first `NUM_IMAGES` images are shown.
-        images: The training set that it ranks.
+        images: The training set that it ranks; inputs that are no images have no pictures.
         title: Heading.
         note: A sentence below it.
     """
@@ -33,7 +33,7 @@ def render_contact_sheet(suspects: Suspects, images: Images, title: str, note: s
     cards = []
     for row, position in zip(rows, suspects.order.tolist(), strict=False):
         name = row.get("path", row.get("index"))
-        picture = _encode(_pixels(images, position))
+        picture = "" if isinstance(images, ArraySet) else _encode(_pixels(images, position))
         clean = row.get("clean_label", row["label"])
         cards.append(
             {
@@ -55,7 +55,7 @@ def render_contact_sheet(suspects: Suspects, images: Images, title: str, note: s
     return template.render(title=printable(title), note=printable(note), cards=cards)
 
 
-def _pixels(images: Images, position: int) -> Tensor:
+def _pixels(images: ImageSet | ImageFiles, position: int) -> Tensor:
     """Return one image of a set, uint8, (C, H, W)."""
     if isinstance(images, ImageSet):
         return images.images_NCHW[position]

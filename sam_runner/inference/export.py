@@ -96,6 +96,7 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
         TrainingError: If the logits differ by more than the tolerance.
     """
     network = load_network(folder, which, "cpu")
+    network.facts.require_images(folder)
     network.model.to(memory_format=torch.contiguous_format)
     model = LogitsModel(network, normalised_inside=normalised_inside).eval()
     metadata = describe_network(network, normalised_inside=normalised_inside)
@@ -144,7 +145,7 @@ def _write_safetensors(_: LogitsModel, network: TrainedNetwork, metadata: Mappin
     state = {name: value.detach().clone().contiguous() for name, value in network.model.state_dict().items()}
     content = safetensors.torch.save(state, dict(metadata))
     facts = network.facts
-    again = build_network(network.config, len(facts.classes), facts.input_shape, torch.device("cpu"))[0]
+    again = build_network(network.config, len(facts.classes), facts.blank(2), torch.device("cpu"))[0]
     again.load_state_dict(safetensors.torch.load(content))
     again.to(memory_format=torch.contiguous_format).eval()
     return content, lambda images: get_logits(again(images))

@@ -92,7 +92,7 @@ def _label(name: str, classes: Sequence[str]) -> int:
     return next((classes.index(part) for part in name.split("/")[:-1] if part in classes), UNKNOWN)
 
 
-def make_reader(shape: tuple[int, int, int], eval_crop_ratio: float) -> Callable[[Path], Tensor]:
+def make_reader(shape: tuple[int, ...], eval_crop_ratio: float) -> Callable[[Path], Tensor]:
     """Return the function that reads an image file for a network.
 
     The centre crop of an image is resized to the network's size, as folders of images are read for evaluation. A

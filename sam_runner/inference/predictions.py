@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from sam_runner.config.data import ImageFolderConfig
-from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.inference.image_files import IMAGES_PER_CHUNK, UNKNOWN, FoundFiles, decode_files, make_reader
 from sam_runner.runs.folder import read_config
@@ -114,6 +114,7 @@ def predict_files(
     faults: list[str] = []
     for folder in folders:
         network = load_network(folder, which, device)
+        network.facts.require_images(folder)
         data = network.config.data
         ratio = data.eval_crop_ratio if isinstance(data, ImageFolderConfig) else 1.0
         read = make_reader(network.facts.input_shape, ratio)
@@ -123,7 +124,9 @@ def predict_files(
                 readable += positions
                 faults += [str(error).splitlines()[0] for error in errors]
                 if positions:
-                    parts.append(_logits(network.model, images, network.autocast_dtype, network.format_options))
+                    parts.append(
+                        _logits(network.model, _without_labels(images), network.autocast_dtype, network.format_options)
+                    )
                 bar.update(len(positions) + len(errors))
         logits[folder] = torch.cat([part.to(parts[-1].dtype) for part in parts])
     labels = torch.tensor(files.labels)[readable].long()
@@ -202,35 +205,40 @@ def describe_examples(images: Images) -> Examples:
     return Examples(kind, names, images.classes, images.labels, images.clean_labels)
 
 
-def _chunks(images: Images) -> Iterable[Tensor]:
-    """Yield the pixels of a set, uint8, (n, C, H, W).
+def _chunks(images: Images) -> Iterable[ImageSet | ArraySet]:
+    """Yield the inputs of a set in parts that are in memory; their labels are not used.
 
     Raises:
         InputError: If a file cannot be read.
     """
-    if isinstance(images, ImageSet):
-        yield from images.images_NCHW.split(IMAGES_PER_CHUNK)
+    if not isinstance(images, ImageFiles):
+        for positions in torch.arange(len(images)).split(IMAGES_PER_CHUNK):
+            yield images.subset(positions)
         return
     read = make_reader(images.shape, images.eval_crop_ratio)
     for chunk, _, errors in decode_files([images.root / path for path in images.paths], read):
         if errors:
             raise errors[0]
-        yield chunk
+        yield _without_labels(chunk)
+
+
+def _without_labels(images_NCHW: Tensor) -> ImageSet:
+    labels = torch.zeros(len(images_NCHW), dtype=torch.int64)
+    return ImageSet(images_NCHW, labels, ("",), labels)
 
 
 def _logits(
-    model: nn.Module, images_NCHW: Tensor, autocast_dtype: torch.dtype | None, options: Mapping[str, Any]
+    model: nn.Module, inputs: ImageSet | ArraySet, autocast_dtype: torch.dtype | None, options: Mapping[str, Any]
 ) -> Tensor:
-    """Return the logits of images, (n, C), on the CPU.
+    """Return the logits of images or other inputs, (n, C), on the CPU.
 
     Args:
         model: The network.
-        images_NCHW: Pixels, uint8, (n, C, H, W).
+        inputs: The inputs.
         autocast_dtype: dtype of autocast, or None.
         options: Arguments of `ImageLoader`: normalisation, device, dtype, channels_last.
     """
-    labels = torch.zeros(len(images_NCHW), dtype=torch.int64)
-    loader = ImageLoader(ImageSet(images_NCHW, labels, ("",), labels), batch_size=IMAGES_PER_CHUNK, **options)
+    loader = ImageLoader(inputs, batch_size=IMAGES_PER_CHUNK, **options)
     return predict(model, loader, autocast_dtype)[0].cpu()
 
 

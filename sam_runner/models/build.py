@@ -2,6 +2,7 @@
 
 import inspect
 import logging
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from sam_runner.config.instantiate import call_target, locate
+from sam_runner.config.instantiate import call_target, is_own, locate
 from sam_runner.config.model import ModelConfig
 from sam_runner.models.frozen_batchnorm import freeze_batchnorm
+from sam_runner.models.outputs import get_logits
 from sam_runner.models.pretrained import (
     Statistics,
     download_torchvision_weights,
@@ -26,6 +28,7 @@ from sam_runner.models.pretrained import (
 )
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
+from sam_runner.utils.user_code import describe_error, find_definition
 
 log = logging.getLogger("sam_runner")
 
@@ -33,7 +36,7 @@ log = logging.getLogger("sam_runner")
 def build_model(
     config: ModelConfig,
     num_classes: int,
-    shape: tuple[int, int, int],
+    examples: Tensor,
     *,
     seed: int,
     sync_batchnorm: bool = False,
@@ -44,7 +47,7 @@ def build_model(
     Args:
         config: Settings of the network.
         num_classes: Number of outputs.
-        shape: (C, H, W) of the images.
+        examples: Two images or other inputs of zeros, (2, C, H, W) or (2, ...), float32 or int64.
         seed: Seed of the run.
         sync_batchnorm: Make batch norm use the images of all processes.
         freeze_batchnorm_stats: Keep the running statistics of batch norm.
@@ -52,21 +55,28 @@ def build_model(
     Raises:
         InputError: If the network cannot be built, or does not fit the images or the weights.
     """
-    channels, height, width = shape
+    shape = tuple(examples.shape[1:])
     parameters = inspect.signature(locate(config.target)).parameters
     arguments = config.arguments()
     if "num_classes" not in parameters and any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
         arguments = {"num_classes": num_classes, **arguments}
-    context = {"num_classes": num_classes, "in_channels": channels}
-    if height == width and "image_size" not in arguments:
-        context["image_size"] = height
+    context = {
+        "num_classes": num_classes,
+        "in_channels": shape[0],
+        "in_features": math.prod(shape),
+        "input_shape": shape,
+    }
+    if len(shape) == 3 and shape[1] == shape[2] and "image_size" not in arguments:
+        context["image_size"] = shape[1]
     seed_everything(seed, "initialisation")
     model = call_target(config.target, arguments, "model", **context)
     if not isinstance(model, nn.Module):
         raise InputError(f"model {config.target} gives a {type(model).__name__}, not a torch.nn.Module")
     is_lazy_model = any(is_lazy(param) for param in [*model.parameters(), *model.buffers()])
-    if is_lazy_model or ("in_channels" not in parameters and channels != 3):
-        _try_images(model, config.target, shape)
+    if is_own(config.target):
+        _try_own(model, config.target, examples, num_classes)
+    elif is_lazy_model or len(shape) != 3 or ("in_channels" not in parameters and shape[0] != 3):
+        _try_images(model, config.target, examples)
     names = [name for name, param in model.named_parameters() if param.is_complex()]
     if names:
         raise InputError(
@@ -86,17 +96,56 @@ def build_model(
     return built
 
 
-def _try_images(model: nn.Module, target: str, shape: tuple[int, int, int]) -> None:
+def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) -> None:
+    """Evaluate two examples with a user's own network, which initialises lazy layers. Its buffers do not change.
+
+    Raises:
+        InputError: If the network does not accept the inputs or returns no logits of the classes.
+    """
+    was_training, before = model.training, {name: value for name, value in model.named_buffers() if not is_lazy(value)}
+    saved = {name: value.clone() for name, value in before.items()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            outputs = model(examples)
+        logits = get_logits(outputs)
+    except InputError as error:
+        raise InputError(f"model {target}: {error}\n  in {find_definition(type(model).forward)}") from error
+    except Exception as error:
+        raise InputError(
+            f"model {target} does not accept inputs of shape {tuple(examples.shape[1:])}: {describe_error(error)}\n"
+            "  a function gets num_classes, in_channels, image_size, in_features and input_shape if it has them"
+        ) from error
+    finally:
+        model.train(was_training)
+    for name, value in saved.items():
+        model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = before[name].copy_(value)
+    if tuple(logits.shape) != (len(examples), num_classes):
+        place = find_definition(locate(target))
+        raise InputError(
+            f"model {target} returns outputs of shape {tuple(logits.shape)} for {len(examples)} inputs, and the data "
+            f"have {num_classes} classes\n  accepted: ({len(examples)}, {num_classes}); the argument num_classes gets "
+            f"the number of classes{chr(10) + '  in ' + place if place else ''}"
+        )
+
+
+def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
     """Evaluate two images, which initialises lazy layers.
 
     Raises:
         InputError: If the network does not accept images of the shape.
     """
-    reason = _find_refusal(model, shape)
+    reason = _find_refusal(model, examples)
     if reason is None:
         return
+    shape = tuple(examples.shape[1:])
+    if len(shape) != 3:
+        raise InputError(
+            f"model {target} does not accept inputs of shape {shape}: {reason}\n"
+            "  use a model of your own: model._target_=my_models.tiny (docs/extending.md)"
+        )
     channels, height, width = shape
-    if channels != 3 and _find_refusal(model, (3, height, width)) is None:
+    if channels != 3 and _find_refusal(model, torch.zeros(2, 3, height, width)) is None:
         raise InputError(
             f"model {target} is for 3 channels, the images have {channels}\n  use another model or other data"
         )
@@ -106,13 +155,13 @@ def _try_images(model: nn.Module, target: str, shape: tuple[int, int, int]) -> N
     )
 
 
-def _find_refusal(model: nn.Module, shape: tuple[int, int, int]) -> str | None:
-    """Return the error of evaluating two images, or None."""
+def _find_refusal(model: nn.Module, examples: Tensor) -> str | None:
+    """Return the error of evaluating examples, or None."""
     was_training = model.training
     model.eval()
     try:
         with torch.no_grad():
-            model(torch.zeros(2, *shape))
+            model(examples)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     finally:
@@ -160,7 +209,7 @@ def weights_dtype(precision: str) -> torch.dtype:
     return torch.float64 if precision == "fp64" else torch.float32
 
 
-def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Mapping[str, int]) -> dict[str, Tensor]:
+def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Mapping[str, Any]) -> dict[str, Tensor]:
     """Return the weights that `model.weights` names."""
     library, _, which = source.partition(":")
     name = arguments.get("name", target.rpartition(".")[2])

@@ -23,25 +23,27 @@ from sam_runner.utils.console import format_count
 MAX_COUNTED_STEPS = 10_000
 
 
-def count_forward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_forward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
     """Count the floating-point operations of the forward pass of one image; a multiply-add counts as two.
 
     Args:
         model: The network.
-        image_shape: Channels, height and width of the image.
+        image_shape: Channels, height and width of the image, or the shape of another input.
+        dtype: Type of the input; None: of the parameters.
     """
-    return _count_flops(model, image_shape, backward=False)
+    return _count_flops(model, image_shape, dtype, backward=False)
 
 
-def count_backward_flops(model: nn.Module, image_shape: tuple[int, int, int]) -> int:
+def count_backward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
     """Count those of the backward pass: gradients of the trained weights, and of the activations that they need.
 
     It is about twice the forward pass, less the gradient of the image, and less what frozen layers do not need.
     """
-    return _count_flops(model, image_shape, backward=True) - count_forward_flops(model, image_shape)
+    forward = count_forward_flops(model, image_shape, dtype)
+    return _count_flops(model, image_shape, dtype, backward=True) - forward
 
 
-def _count_flops(model: nn.Module, image_shape: tuple[int, int, int], *, backward: bool) -> int:
+def _count_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None, *, backward: bool) -> int:
     from torch.utils.flop_counter import FlopCounterMode  # imports Triton
 
     was_training, had_fast_path = model.training, torch.backends.mha.get_fastpath_enabled()
@@ -52,7 +54,7 @@ def _count_flops(model: nn.Module, image_shape: tuple[int, int, int], *, backwar
     torch.backends.mha.set_fastpath_enabled(False)
     try:
         with counter, torch.set_grad_enabled(backward), sdpa_kernel(SDPBackend.MATH):
-            outputs = model(torch.zeros(1, *image_shape, device=parameter.device, dtype=parameter.dtype))
+            outputs = model(torch.zeros(1, *image_shape, device=parameter.device, dtype=dtype or parameter.dtype))
             if backward:
                 get_logits(outputs).sum().backward()
     finally:
@@ -81,7 +83,8 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
         overrides: Settings as the user typed them, to name the differences from the paper's experiment.
     """
     options, objective = config.optimizer, run.step.objective
-    forward, backward = (count(run.model, run.train.shape) for count in (count_forward_flops, count_backward_flops))
+    shape, dtype = run.train.shape, run.train.blank(1, run.train.dtype).dtype
+    forward, backward = (count(run.model, shape, dtype) for count in (count_forward_flops, count_backward_flops))
     method = run.step.method if max(run.rho(0), run.rho(run.max_steps - 1)) > 0 else Plain()
     passes, num_forward, num_backward = _mean_cost(method, run.max_steps)
     at_most = "at most " if method.data_decide else ""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import yaml
 
+from sam_runner.config.allowed_targets import UntrustedError
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.keys import walk
 from sam_runner.runs.status import call_name
@@ -127,6 +128,8 @@ def read_config(folder: Path) -> ExperimentConfig:
         raise InputError(f"{path} is incomplete: it lacks {names}\n  use the config.yaml that sam-train wrote")
     try:
         return load_experiment(settings)
+    except UntrustedError:
+        raise
     except InputError as error:
         raise InputError(f"{path} does not fit this version: {error}") from error
 

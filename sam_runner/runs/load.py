@@ -156,7 +156,7 @@ def load_network(folder: Path, which: str, device: str | None = None) -> Trained
     configure_torch(chosen, tf32=precision == "tf32", deterministic=config.deterministic)
     with _explain_misfit(f"{folder}/config.yaml does not fit this version"):
         num_classes = len(facts.classes)
-        model, channels_last = build_network(config, num_classes, facts.input_shape, chosen)
+        model, channels_last = build_network(config, num_classes, facts.blank(2), chosen)
         optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr)
     with _explain_misfit(f"the checkpoint does not fit {folder}/config.yaml"):
         load_full_model_state(model, state["model"])

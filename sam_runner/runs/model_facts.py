@@ -7,6 +7,9 @@ without the data that it was trained on.
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
+from torch import Tensor
+
 from sam_runner.data.normalisation import Normalisation, read_normalisation
 from sam_runner.runs.folder import read_config
 from sam_runner.training.state import Run
@@ -14,6 +17,7 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json, write_json
 
 MODEL_FILE = "model.json"
+INPUT_TYPES = ("image", "float32", "int64")
 
 
 @dataclass(frozen=True)
@@ -22,18 +26,33 @@ class ModelFacts:
 
     Attributes:
         classes: Name of the class of each output.
-        input_shape: (C, H, W) of the images.
+        input_shape: (C, H, W) of the images, or the shape of another input.
+        input_type: "image" (pixel values in [0, 1]), "float32" or "int64".
         normalisation: Mean and standard deviation of the inputs by channel.
     """
 
     classes: tuple[str, ...]
-    input_shape: tuple[int, int, int]
+    input_shape: tuple[int, ...]
+    input_type: str
     normalisation: Normalisation
+
+    def blank(self, count: int) -> Tensor:
+        """Return `count` inputs of zeros, (count, ...)."""
+        return torch.zeros(count, *self.input_shape, dtype=torch.int64 if self.input_type == "int64" else torch.float32)
+
+    def require_images(self, folder: Path) -> None:
+        """Raise InputError if the inputs of the run in a folder are no images."""
+        if self.input_type != "image":
+            raise InputError(
+                f"the inputs of {folder} are {self.input_type} of shape {self.input_shape}, no images\n"
+                "  sam-predict can read the sets of the run: --split test"
+            )
 
 
 def write_model_facts(folder: Path, run: Run) -> None:
     """Write ``model.json`` and ``normalisation.json`` into a run folder."""
-    write_json(folder / MODEL_FILE, {"classes": list(run.classes), "input_shape": list(run.train.shape)})
+    facts = {"classes": list(run.classes), "input_shape": list(run.train.shape), "input_type": run.train.input_type}
+    write_json(folder / MODEL_FILE, facts)
     run.train.normalisation.write(folder)
 
 
@@ -53,11 +72,12 @@ def read_model_facts(folder: Path) -> ModelFacts:
     stored = read_json(path)
     try:
         classes = tuple(map(str, stored["classes"]))
-        channels, height, width = map(int, stored["input_shape"])
-        if len(classes) < 2 or min(channels, height, width) < 1 or len(normalisation.mean) != channels:
+        shape, input_type = tuple(map(int, stored["input_shape"])), str(stored["input_type"])
+        if len(classes) < 2 or min(shape) < 1 or len(normalisation.mean) != shape[0] or input_type not in INPUT_TYPES:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} holds no classes and input_shape\n  train the run again: sam-train config={folder} run_dir=NEW"
+            f"{path} holds no classes, input_shape and input_type\n"
+            f"  train the run again: sam-train config={folder} run_dir=NEW"
         ) from error
-    return ModelFacts(classes, (channels, height, width), normalisation)
+    return ModelFacts(classes, shape, input_type, normalisation)

@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import os
+import shlex
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -12,6 +13,7 @@ from pathlib import Path
 
 import torch
 
+from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
@@ -79,7 +81,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
         # The main process prepares the folder; an error there is raised in all processes.
         context.on_main(lambda: _prepare_folder(folder, config, changes, stack, is_job=job_folder is not None))
         try:
-            _train(run, folder, config, stop, overrides, precision, reason)
+            _train(run, folder, config, stop, overrides, precision, reason, is_job=job_folder is not None)
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
@@ -156,7 +158,7 @@ def _prepare_folder(
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
         write_config(folder, config)
-    stack.enter_context(_record_end(folder, is_job=is_job))
+    stack.enter_context(_record_end(folder, config, is_job=is_job))
     facts = {name: entry for name, entry, _ in walk(config)}
     for name, change in changes.items():
         log.warning("%s", ": ".join(filter(None, [f"{name} changed, {change}", facts[name].on_resume])))
@@ -170,6 +172,8 @@ def _train(
     overrides: Sequence[str],
     precision: str,
     reason: str,
+    *,
+    is_job: bool,
 ) -> None:
     """Train a run in its folder, which this process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
@@ -180,7 +184,7 @@ def _train(
     if progress.before_end and run.max_steps > progress.step:  # the run was made longer
         logger_states = progress.return_to_before_end() or logger_states
     if state is None:
-        log.info("run folder %s", folder)
+        log.info("run folder %s%s", folder, "" if is_job else f"  (to continue it: {_continuation(folder, config)})")
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     log.info("data: %s", describe_data(run))
@@ -219,6 +223,12 @@ def _train(
     log.info("finished: %s  %s", folder, summarise_result(result))
 
 
+def _continuation(folder: Path, config: ExperimentConfig) -> str:
+    """Return the command that continues a single run."""
+    command = "sam-train" if config.world_size == 1 else f"torchrun --nproc-per-node {config.world_size} -m sam_runner"
+    return f"{trust_prefix(config.to_dict())}{command} resume={shlex.quote(str(folder))}"
+
+
 class _LogFile(logging.FileHandler):
     """A log file that ignores its own errors: the run reports a full disk once."""
 
@@ -227,11 +237,12 @@ class _LogFile(logging.FileHandler):
 
 
 @contextmanager
-def _record_end(folder: Path, *, is_job: bool) -> Iterator[None]:
+def _record_end(folder: Path, config: ExperimentConfig, *, is_job: bool) -> Iterator[None]:
     """Write the log of the body to run.log, and how the body ended to status.json.
 
     Args:
         folder: The run folder.
+        config: The settings.
         is_job: Whether the run is a job of a sweep.
     """
     began = time.monotonic()
@@ -243,8 +254,10 @@ def _record_end(folder: Path, *, is_job: bool) -> Iterator[None]:
         from_epoch = read_status(folder).get("from_epoch", 0)
         write_status(folder, "finished", exit_code=0, from_epoch=from_epoch, seconds=time.monotonic() - began)
     except RunInterrupt as stopped:
-        setting = f"sweep_name={folder.parent.name}" if is_job else f"run_dir={folder}"
-        log.info("the same command with %s continues the run", setting)
+        if is_job:
+            log.info("the same command with sweep_name=%s continues the run", folder.parent.name)
+        else:
+            log.info("to continue the run: %s", _continuation(folder, config))
         state = "interrupted" if stopped.code == INTERRUPTED else "preempted"
         write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)
         raise

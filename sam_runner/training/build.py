@@ -7,18 +7,19 @@ import inspect
 import json
 import os
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import lru_cache, partial
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
 from sam_runner.config.optimizer import MomentumSamConfig, OptimizerConfig
-from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.image_sets import ArraySet, ImageFiles, Images
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.normalisation import Normalisation, choose_normalisation
@@ -100,7 +101,12 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
 @lru_cache(maxsize=1)
 def _read_data(target: str, arguments: str) -> Splits:
     """Call the function `target` with `arguments`, a JSON object; the jobs of a sweep mostly share one data set."""
-    splits: Splits = call_target(target, json.loads(arguments), "data")
+    splits = call_target(target, json.loads(arguments), "data")
+    if not isinstance(splits, Splits):
+        raise InputError(
+            f"data ({target}) returns a {type(splits).__name__}\n"
+            "  return from_dataset(train, test, classes) of sam_runner (docs/own_data.md)"
+        )
     return splits
 
 
@@ -129,8 +135,10 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
             f"batch_size={config.batch_size} is larger than the training set of {len(train)} images, and "
             "data.drop_last=true leaves incomplete batches out\n  use a smaller batch_size or data.drop_last=false"
         )
-    side = min(train.shape[1:])
-    if augment.crop_scale_min is not None and isinstance(train, ImageSet):
+    if isinstance(train, ArraySet):
+        _require_augmentable(augment, train)
+    side = min(train.shape[1:], default=1)
+    if augment.crop_scale_min is not None and not isinstance(train, ImageFiles):
         raise InputError(
             "augment.crop_scale_min needs image files, but the images are in memory\n  set data.storage=disk"
         )
@@ -150,6 +158,21 @@ def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
         raise InputError(
             "early_stopping.patience needs held-out images, which choose the best epoch\n  add data.val_fraction=0.1"
         )
+
+
+def _require_augmentable(augment: AugmentConfig, train: ArraySet) -> None:
+    """Refuse augmentations that the inputs do not permit: floats can be mixed, those (C, H, W) moved too."""
+    accepted = {"mixup"} if train.inputs.dtype.is_floating_point else set()
+    if accepted and len(train.shape) == 3:
+        accepted |= {"pad", "pad_mode", "flip", "cutout", "cutout_per_batch", "erasing", "cutmix"}
+    for entry in fields(augment):
+        value = getattr(augment, entry.name)
+        if value != entry.default and entry.name not in accepted:
+            kind = str(train.inputs.dtype).removeprefix("torch.")
+            raise InputError(
+                f"augment.{entry.name}={value} is not for inputs of shape {train.shape}, {kind}\n"
+                f"  accepted: {', '.join(f'augment.{name}' for name in sorted(accepted)) or 'augment=none'}"
+            )
 
 
 def build_optimizer(
@@ -331,7 +354,7 @@ def _require_possible_parts(
             )
     if not any(1 in parts(size, 1) for size in sizes):
         return
-    image = torch.zeros(1, *train.shape, device=objective.device, dtype=weights_dtype(config.precision))
+    image = train.blank(1, weights_dtype(config.precision)).to(objective.device)
     if objective.accepts_one_example(Batch(image, None)):
         return
     for size in sizes:
@@ -396,14 +419,14 @@ def build_telemetry(
 
 
 def build_network(
-    config: ExperimentConfig, num_classes: int, shape: tuple[int, int, int], device: torch.device
+    config: ExperimentConfig, num_classes: int, examples: Tensor, device: torch.device
 ) -> tuple[nn.Module, bool]:
     """Build the network of a run on its device.
 
     Args:
         config: The settings.
         num_classes: Number of outputs.
-        shape: (C, H, W) of the images.
+        examples: Two images or other inputs of zeros, as in `build_model`.
         device: The device.
 
     Returns:
@@ -415,7 +438,7 @@ def build_network(
     model = build_model(
         config.model,
         num_classes,
-        shape,
+        examples,
         seed=config.seed,
         sync_batchnorm=config.sync_batchnorm,
         freeze_batchnorm_stats=config.freeze_batchnorm_stats,
@@ -464,7 +487,7 @@ def build_run(
     require_fitting_data(config, splits.train)
     _require_held_out_images(config, splits)
     num_classes = len(splits.train.classes)
-    model, channels_last = build_network(config, num_classes, splits.train.shape, device)
+    model, channels_last = build_network(config, num_classes, splits.train.blank(2, torch.float32), device)
     if _uses_shards(config, context):
         shard_model(model)
     compiled = config.compile != "off"

@@ -136,4 +136,9 @@ def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
             f"optimizer._target_={options.target} makes a {type(method).__name__}\n"
             "  it must be a subclass of sam_runner.sam.method.Method (docs/own_method.md)"
         )
+    if options.name not in (OwnMethodConfig.name, method.name):
+        raise InputError(
+            f"optimizer.name={options.name}, but {options.target} is named {method.name}\n"
+            f'  write name: {method.name} into its file, or name = "{options.name}" into the class'
+        )
     return method

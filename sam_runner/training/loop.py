@@ -58,7 +58,8 @@ def fit(
     saved_step = progress.step
     if progress.step == 0:
         first = next(run.train.epoch(0))
-        outputs.loggers.image("train/images", draw_image_grid(run.train.denormalise(first.images[:32])), 0)
+        if run.train.is_image:
+            outputs.loggers.image("train/images", draw_image_grid(run.train.denormalise(first.images[:32])), 0)
         if bool((run.train.labels != run.train.clean_labels).any()):
             outputs.loggers.image("train/label_transition", _draw_label_transition(run), 0)
     try:

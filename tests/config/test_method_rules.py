@@ -12,11 +12,17 @@ from tests.helpers import TINY, config_of
 RHO = {"asam": 0.5, "fisher_sam": 0.1, "friendly_sam": 0.2, "sam_on": 0.5, "layerwise_sam": 0.01, "momentum_sam": 0.3}
 
 
-@pytest.mark.parametrize("name", list_options(CONF)["optimizer"])
+PLAIN = {"sgd": "SGD", "none": "SGD", "adamw": "AdamW", "rmsprop": "RMSprop"}  # option: base optimizer
+
+
+@pytest.mark.parametrize("name", [name for name in list_options(CONF)["optimizer"] if name != "own"])
 def test_an_option_builds_its_method_with_its_rho(name):
     config = config_of(f"optimizer={name}")
-    assert build_method(config, 100).name == ("plain" if name == "sgd" else name)
-    if name != "sgd":
+    assert build_method(config, 100).name == ("plain" if name in PLAIN else name)
+    if name in PLAIN:
+        assert config.optimizer.base.target == f"torch.optim.{PLAIN[name]}"
+        assert config.optimizer.name == ("sgd" if name == "sgd" else "none")
+    else:
         assert config.optimizer.rho == config.rho == RHO.get(name, 0.05)
         assert config_of(f"optimizer={name}", "rho=0.07").optimizer.rho == 0.07
 

@@ -3,7 +3,9 @@
 import os
 from typing import NamedTuple
 
+from sam_runner.config.allowed_targets import trust_typed_targets
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
+from sam_runner.config.own_options import complete_own_options, list_typed_targets
 from sam_runner.config.validation import find_close
 from sam_runner.utils.errors import InputError
 
@@ -30,12 +32,22 @@ class CommandLine(NamedTuple):
     Attributes:
         flags: Flags with their values, before the settings as Hydra wants them.
         overrides: Settings, ``key=value`` and ``group=option``.
-        config_file: A run's config.yaml whose settings are run again (``config=FILE``), or None.
+        config_file: A run whose settings are used again (``config=RUN``, ``resume=RUN``), a file of the user's
+            settings (``config=FILE``), or None.
     """
 
     flags: list[str]
     overrides: list[str]
     config_file: str | None = None
+
+    def trust_targets(self) -> None:
+        """Trust the modules of the typed targets. Only for what the user types, not for a command read from a file."""
+        trust_typed_targets([target for word in self.overrides for target in list_typed_targets(word)])
+
+    @property
+    def words(self) -> list[str]:
+        """The settings as they were typed, with ``config=``."""
+        return [*([] if self.config_file is None else [f"config={self.config_file}"]), *self.overrides]
 
     @property
     def names(self) -> set[str]:
@@ -66,7 +78,7 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
     """
     for argument in arguments:
         _require_accepted(argument)
-    flags, overrides, waiting, config_file = [], [], list(arguments), None
+    flags, overrides, waiting, config_file, resumed = [], [], list(arguments), None, list[str]()
     while waiting:
         word = waiting.pop(0)
         if word in WITH_VALUE:
@@ -77,11 +89,38 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
             flags.append(word)
             if word in HYDRA_COMMANDS - {"--resolve", "--hydra-help", "--run", "-r"} and "=" not in word and waiting:
                 flags.append(waiting.pop(0))
-        elif word.startswith("config="):
+        elif word.startswith(("config=", "resume=")):
+            if config_file is not None:
+                raise InputError(f"{word} names a second run or file\n  give one of config= and resume=, once")
             config_file = word.partition("=")[2].strip("'\"")
+            resumed += [config_file] if word.startswith("resume=") else []
         else:
             overrides.append(_expand_home(word))
-    return CommandLine(flags, overrides, config_file)
+    if resumed:
+        overrides.append(_continue_run(resumed[0], flags, overrides))
+    return CommandLine(flags, overrides if config_file else complete_own_options(overrides), config_file)
+
+
+def _continue_run(name: str, flags: list[str], overrides: list[str]) -> str:
+    """Return the override with which a run continues in its own folder."""
+    folder = os.path.expanduser(name).rstrip("/") or "/"
+    if os.path.basename(folder) == "config.yaml":
+        folder = os.path.dirname(folder) or "."
+    if not os.path.isfile(os.path.join(folder, "config.yaml")):
+        raise InputError(f"resume={name} is no run folder: there is no config.yaml in it\n  give resume=RUN")
+    if {"-m", "--multirun"} & {*flags}:
+        raise InputError(
+            "resume continues a single run, and -m makes several\n"
+            "  a sweep continues by its own command, with its sweep_name"
+        )
+    for word in overrides:
+        if word.lstrip("+~").startswith("run_dir="):
+            raise InputError(
+                f"{word}: resume={name} continues the run in its own folder\n"
+                f"  for a new run with the same settings: config={name} {word}"
+            )
+    quoted = folder.replace("'", "\\'")
+    return f"run_dir='{quoted}'"
 
 
 def _require_accepted(argument: str) -> None:

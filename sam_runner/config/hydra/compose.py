@@ -21,7 +21,7 @@ from yaml import YAMLError
 
 from sam_runner.config.experiment import GROUPS, OPTIONAL_GROUPS, ExperimentConfig, load_experiment, settings_classes
 from sam_runner.config.hydra.messages import describe_interpolation
-from sam_runner.config.hydra.saved_config import store_saved_config
+from sam_runner.config.hydra.own_file import store_config_file
 from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
 from sam_runner.config.optimizer import METHODS
@@ -131,10 +131,12 @@ def compose_settings(
         overrides: The arguments.
         return_hydra_config: Include Hydra's own settings under ``hydra``.
         config_dir: Folder of the user's own groups and options.
-        config_file: A run's config.yaml in place of conf/, or None.
+        config_file: A run's config.yaml in place of conf/, a file of the user's settings, or None.
     """
     register_settings()
-    name = "config" if config_file is None else store_saved_config(config_file, overrides)
+    name = "config"
+    if config_file is not None:
+        name, overrides = store_config_file(config_file, overrides)
     GlobalHydra.instance().clear()
     words = quote_text_values(overrides)
     if config_dir is not None:

@@ -6,6 +6,7 @@ from typing import Any
 
 from hydra.core.config_store import ConfigStore
 
+from sam_runner.config.allowed_targets import UntrustedError
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.help import list_options
 from sam_runner.config.keys import walk
@@ -41,7 +42,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
         group = word.lstrip("+~").partition("=")[0]
         if group in list_options(CONF):
             raise InputError(
-                f"{word} chooses an option, and config={file} holds the settings of all groups\n"
+                f"{word} chooses an option, and {file} holds the settings of all groups\n"
                 "  change single settings by their keys, or leave config= out"
             )
     settings = read_yaml(path)
@@ -49,6 +50,8 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
         raise InputError(f"{path} is not a configuration\n  give config=RUN/config.yaml with the folder of a run")
     try:
         config = load_experiment({**settings, "dry_run": False})
+    except UntrustedError:
+        raise
     except InputError as error:
         raise InputError(f"{path} does not fit this version: {error}") from error
     base, node, values = read_yaml(CONF / "config.yaml"), _escape(config.to_dict()), config.flat()

@@ -1,0 +1,92 @@
+"""Settings in a file of the user, ``config=mine.yaml``: one line for each word of a command line."""
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import OmegaConf
+
+from sam_runner.config.experiment import GROUPS
+from sam_runner.config.help import list_options
+from sam_runner.config.hydra.saved_config import store_saved_config
+from sam_runner.config.own_options import OPTIONS
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import CONF
+
+
+def store_config_file(file: str, overrides: Sequence[str]) -> tuple[str, list[str]]:
+    """Store the settings of a file in Hydra's ConfigStore: of a run, or of a file of the user.
+
+    Args:
+        file: Value of ``config=``: a run folder, its config.yaml, or a file of the user.
+        overrides: Overrides that the user typed.
+
+    Returns:
+        The name of Hydra's primary configuration, and the overrides with the choice of the user's file.
+
+    Raises:
+        InputError: If the file cannot be used.
+    """
+    path = Path(file).expanduser()
+    if path.is_dir():
+        return store_saved_config(file, overrides), list(overrides)
+    if not path.is_file():
+        raise InputError(f"config={file} is neither a file nor a run folder\n  give config=FILE.yaml or config=RUN")
+    settings = OmegaConf.to_container(OmegaConf.load(path))
+    if not isinstance(settings, dict):
+        raise InputError(f"{path} is not a configuration\n  write one line for each setting: key: value")
+    if all(isinstance(settings.get(group), dict) for group in GROUPS if "." not in group):
+        return store_saved_config(file, overrides), list(overrides)
+    name = os.path.relpath(path) if path.is_absolute() else str(path)  # Hydra looks it up by this name
+    group, _, option = f"config/{name}".rpartition("/")
+    node = _compose_node({str(key): value for key, value in settings.items()})
+    ConfigStore.instance().store(group=group, name=option, node=node, package="_global_")
+    word = name if re.fullmatch(r"[\w./-]+", name) else "'" + name.replace("'", "\\'") + "'"
+    return "config", [f"config={word}", *overrides]
+
+
+def _compose_node(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the settings of a file in Hydra's form: options in the defaults list, keys of groups nested."""
+    node: dict[str, Any] = {}
+    choices: dict[str, Any] = {}
+    for key, value in settings.items():
+        group = key.replace(".", "/")
+        if group in list_options(CONF) and not isinstance(value, dict) and value is not None:
+            choices[group] = value
+        elif key != "defaults":
+            _set(node, key.split("."), value)
+    defaults = list(settings.get("defaults") or ["_self_"])
+    listed = {str(name).removeprefix("override ").strip(" /") for entry in defaults if isinstance(entry, dict)
+              for name in entry}  # fmt: skip
+    for group, option in OPTIONS.items():
+        own, _, name = option.partition("=")
+        if own not in {*choices, *listed} and "_target_" in _get(node, group.split(".")):
+            choices[own] = name
+    node["defaults"] = [*defaults, *({f"override /{group}": option} for group, option in choices.items())]
+    return node
+
+
+def _set(node: dict[str, Any], parts: Sequence[str], value: Any) -> None:
+    """Set the value at a dotted key of nested dictionaries; a dictionary is merged with the one that is there."""
+    for part in parts[:-1]:
+        below: Any = node.setdefault(part, {})
+        node = below
+        if not isinstance(node, dict):
+            break
+    known = node.get(parts[-1]) if isinstance(node, dict) else None
+    if not isinstance(node, dict) or (parts[-1] in node and not (isinstance(known, dict) and isinstance(value, dict))):
+        raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
+    if isinstance(known, dict):
+        for name, entry in value.items():
+            _set(known, [str(name)], entry)
+    else:
+        node[parts[-1]] = value
+
+
+def _get(node: Any, parts: Sequence[str]) -> Mapping[str, Any]:
+    for part in parts:
+        node = node.get(part) if isinstance(node, dict) else None
+    return node if isinstance(node, dict) else {}

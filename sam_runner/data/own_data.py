@@ -1,0 +1,172 @@
+"""`from_dataset`: the sets of a run from a user's own arrays or torch datasets."""
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sam_runner.data.image_sets import ArraySet, ImageSet, make_image_set
+from sam_runner.data.splits import Splits
+from sam_runner.utils.errors import InputError
+from sam_runner.utils.user_code import describe_error
+
+
+def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validation: Any = None) -> Splits:
+    """Make the sets of a run from a user's own data; a function for ``data._target_`` returns them.
+
+    Each of `train`, `test` and `validation` is a pair (inputs, labels) of arrays or tensors, or a torch ``Dataset``
+    with a length, whose items are pairs (input, label). All items are read once, so random transformations of a
+    dataset are drawn once too; use the settings of ``augment`` instead.
+
+    uint8 inputs (N, C, H, W), (N, H, W, C) or (N, H, W) with one or three channels, and PIL images, are images: they
+    are normalised and can be augmented. Other inputs (float of any shape, integers such as tokens) are passed to the
+    model as they are, as float32 or int64.
+
+    Args:
+        train: Training set.
+        test: Test set.
+        classes: Names of the classes, or their number. Labels are 0 to the number of classes minus 1.
+        validation: Validation set, or None: ``data.val_fraction`` can hold out training examples.
+
+    Raises:
+        InputError: If a set is empty, its inputs differ in shape, or a label is no class; the message names the item.
+    """
+    names = tuple(f"class {number}" for number in range(classes)) if isinstance(classes, int) else tuple(classes)
+    parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
+    sets = {name: _make_set(part, tuple(map(str, names)), name) for name, part in parts.items()}
+    first = sets["train"]
+    for name, part in sets.items():
+        if part.shape != first.shape:
+            raise InputError(f"{name}: inputs have shape {part.shape}, those of train {first.shape}")
+        if _describe(part) != _describe(first):
+            raise InputError(f"{name}: inputs are {_describe(part)}, those of train {_describe(first)}")
+    return Splits(**sets)
+
+
+def _describe(part: ImageSet | ArraySet) -> str:
+    return "images (uint8)" if isinstance(part, ImageSet) else str(part.inputs.dtype).removeprefix("torch.")
+
+
+def _make_set(part: Any, classes: tuple[str, ...], name: str) -> ImageSet | ArraySet:
+    if isinstance(part, ImageSet | ArraySet):
+        return part
+    if isinstance(part, tuple | list) and len(part) == 2 and hasattr(part[0], "shape"):
+        inputs, labels = (_to_tensor(entry, name) for entry in part)
+    else:
+        inputs, labels = _read_items(part, name)
+    if len(inputs) != len(labels) or labels.ndim != 1 or not len(labels):
+        raise InputError(
+            f"{name}: found {len(inputs)} inputs and labels of shape {tuple(labels.shape)}\n"
+            "  accepted: one label for each input, at least one"
+        )
+    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
+        if not torch.equal(labels.long().to(labels.dtype), labels):
+            raise InputError(f"{name}: labels are {labels.dtype}, not whole numbers\n  accepted: classes 0, 1, ...")
+        labels = labels.long()
+    if inputs.dtype == torch.uint8 and inputs.ndim in (3, 4):
+        return _label_errors(name, lambda: make_image_set(_to_channels_first(inputs, name), labels, classes))
+    if inputs.ndim < 2:
+        raise InputError(f"{name}: inputs have shape {tuple(inputs.shape)}\n  accepted: (examples, features) or more")
+    if inputs.dtype.is_complex:
+        raise InputError(f"{name}: inputs are complex\n  give their real and imaginary parts: torch.view_as_real")
+    inputs = inputs.float() if inputs.dtype.is_floating_point else inputs.long()
+    if inputs.dtype == torch.float32:
+        bad = (~inputs.flatten(1).isfinite().all(1)).nonzero().flatten()
+        if len(bad):
+            raise InputError(f"{name}: input {int(bad[0])} holds a value that is not finite\n  remove or replace it")
+    # The checks of labels and classes are those of images.
+    checked = _label_errors(name, lambda: make_image_set(torch.zeros(len(labels), 1, 1, 1).byte(), labels, classes))
+    return ArraySet(
+        inputs.contiguous(), checked.labels, classes, checked.clean_labels, tuple(map(str, range(len(labels))))
+    )
+
+
+def _label_errors(name: str, make: Any) -> ImageSet:
+    """Return what `make` returns; an `InputError` gets the name of the set."""
+    try:
+        made: ImageSet = make()
+    except InputError as error:
+        raise InputError(f"{name}: {error}") from error
+    return made
+
+
+def _to_tensor(value: Any, name: str) -> Tensor:
+    """Return an array, a tensor or a list of numbers as a tensor on the CPU."""
+    try:
+        return value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
+    except (TypeError, ValueError) as error:
+        raise InputError(
+            f"{name}: a {type(value).__name__} is no array of numbers: {str(error).splitlines()[0]}\n"
+            "  accepted: tensors, numpy arrays, lists of numbers"
+        ) from error
+
+
+def _read_items(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Return the inputs and labels of all items of a torch ``Dataset``."""
+    if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        raise InputError(
+            f"{name} is a {type(dataset).__name__}\n"
+            "  accepted: a torch Dataset with a length, or a pair (inputs, labels) of arrays"
+        )
+    inputs, labels = list[Tensor](), list[int]()
+    for index in range(len(dataset)):
+        try:
+            item = dataset[index]
+        except InputError:
+            raise
+        except Exception as error:
+            raise InputError(f"{name}: item {index} cannot be read: {describe_error(error)}") from error
+        if not isinstance(item, tuple | list) or len(item) != 2:
+            size = f" of {len(item)} entries" if isinstance(item, tuple | list) else ""
+            raise InputError(
+                f"{name}: item {index} is a {type(item).__name__}{size}\n  accepted: a pair (input, label)"
+            )
+        inputs.append(_to_input(item[0], f"{name}: item {index}"))
+        labels.append(_to_label(item[1], f"{name}: item {index}"))
+        if inputs[-1].shape != inputs[0].shape or inputs[-1].dtype != inputs[0].dtype:
+            raise InputError(
+                f"{name}: item {index} has an input of shape {tuple(inputs[-1].shape)}, {inputs[-1].dtype}, item 0 of "
+                f"{tuple(inputs[0].shape)}, {inputs[0].dtype}\n  give all inputs one shape and type"
+            )
+    if not inputs:
+        raise InputError(f"{name} has no items\n  accepted: at least one")
+    return torch.stack(inputs), torch.tensor(labels)
+
+
+def _to_input(value: Any, place: str) -> Tensor:
+    from PIL import Image
+
+    if isinstance(value, Image.Image):
+        value = np.asarray(value.convert("L" if value.mode in ("1", "L", "I;16") else "RGB"))
+    if not isinstance(value, Tensor | np.ndarray | list | tuple | int | float):
+        raise InputError(
+            f"{place} has an input of type {type(value).__name__}\n  accepted: a tensor, an array, numbers, a PIL image"
+        )
+    return _to_tensor(value, place)
+
+
+def _to_label(value: Any, place: str) -> int:
+    is_array = isinstance(value, Tensor | np.generic | np.ndarray)
+    label = value.item() if is_array and math.prod(value.shape) == 1 else value
+    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
+        raise InputError(
+            f"{place} has the label {str(value)[:80]!r} of type {type(value).__name__}\n"
+            "  accepted: the number of a class, 0, 1, ..."
+        )
+    return int(label)
+
+
+def _to_channels_first(images: Tensor, name: str) -> Tensor:
+    """Return uint8 images (N, H, W), (N, C, H, W) or (N, H, W, C) as (N, C, H, W)."""
+    if images.ndim == 3:
+        return images[:, None]
+    if images.shape[1] in (1, 3):
+        return images
+    if images.shape[3] in (1, 3):
+        return images.permute(0, 3, 1, 2).contiguous()
+    if images.shape[3] == 4:
+        raise InputError(f"{name}: images have four channels\n  convert them to RGB, or give floats")
+    return images

@@ -1,0 +1,76 @@
+"""data=hugging_face: folders that the library has written, compared with what was put in."""
+
+import importlib.util
+import sys
+
+import pytest
+
+from sam_runner.data.datasets.hugging_face import hugging_face
+from sam_runner.utils.errors import InputError
+
+needs_library = pytest.mark.skipif(
+    importlib.util.find_spec("datasets") is None, reason="needs pip install 'sam-runner[hugging_face]'"
+)
+
+
+@pytest.fixture
+def library(tmp_path, monkeypatch):
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "cache"))
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    return datasets
+
+
+@needs_library
+def test_images_of_a_saved_folder(library, tmp_path):
+    from PIL import Image
+
+    kinds = library.Features(
+        {"image": library.Image(), "id": library.Value("int64"), "label": library.ClassLabel(names=["b", "a"])}
+    )
+    images = [Image.new("RGB", (6, 4), (number, 0, 0)) for number in range(20)]
+    labels = [number % 2 for number in range(20)]
+    saved = library.Dataset.from_dict({"image": images, "id": range(20), "label": labels}, features=kinds)
+    parts = {"train": saved, "validation": saved.select(range(4)), "test": saved.select(range(6))}
+    library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    splits = hugging_face(root=str(tmp_path / "saved"))
+    assert splits.train.images_NCHW[:, 0, 0, 0].tolist() == list(range(20))
+    assert (splits.train.labels.tolist(), splits.train.classes, splits.train.shape) == (labels, ("b", "a"), (3, 4, 6))
+    assert (len(splits.validation), len(splits.test)) == (4, 6)
+    assert hugging_face(root=str(tmp_path / "saved"), image_size=3).train.shape == (3, 3, 3)
+    saved.save_to_disk(str(tmp_path / "single"))
+    single = hugging_face(root=str(tmp_path / "single"), test_fraction=0.5)
+    assert (len(single.train), single.test.labels.bincount().tolist()) == (10, [5, 5])
+
+
+@needs_library
+def test_numbers_of_parquet_files(library, tmp_path):
+    rows = {"x": [[float(number), 1.0] for number in range(12)], "kind": ["u", "v", "w"] * 4}
+    for name in ("train-00000-of-00001", "test-00000-of-00001"):
+        library.Dataset.from_dict(rows).to_parquet(str(tmp_path / "files" / f"{name}.parquet"))
+    with pytest.raises(InputError, match="which column holds the labels"):
+        hugging_face(root=str(tmp_path / "files"))
+    splits = hugging_face(root=str(tmp_path / "files"), labels="kind")
+    assert splits.train.inputs.tolist() == rows["x"]
+    assert (splits.train.labels.tolist(), splits.test.classes) == ([0, 1, 2] * 4, ("u", "v", "w"))
+    with pytest.raises(InputError, match="has no column nothing"):
+        hugging_face(root=str(tmp_path / "files"), labels="kind", inputs="nothing")
+
+
+@needs_library
+def test_folders_that_cannot_be_used_are_named(library, tmp_path):
+    with pytest.raises(InputError, match="holds no data set"):
+        hugging_face(root=str(tmp_path))
+    library.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(str(tmp_path / "texts"))
+    with pytest.raises(InputError, match="tokenise them first"):
+        hugging_face(root=str(tmp_path / "texts"))
+    library.Dataset.from_dict({"x": [1, 2], "y": [1, 2], "label": [0, 1]}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(InputError, match="to one of x, y"):
+        hugging_face(root=str(tmp_path / "two"))
+
+
+def test_without_the_library_the_command_is_named(tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(InputError, match=r"pip install 'sam-runner\[hugging_face\]'"):
+        hugging_face(root=str(tmp_path))

@@ -1,0 +1,78 @@
+"""data=image_list: a CSV file of paths and labels, compared with what was written."""
+
+import pytest
+import torch
+from PIL import Image
+
+from sam_runner.data.datasets.image_list import image_list
+from sam_runner.utils.errors import InputError
+from tests.helpers import config_of
+
+
+def write(folder, lines, size=(6, 6)):
+    (folder / "photos").mkdir(exist_ok=True)
+    for number in range(12):
+        Image.new("RGB", size, (number * 20, 0, 0)).save(folder / "photos" / f"{number}.png")
+    (folder / "labels.csv").write_text("\n".join(lines) + "\n", encoding="utf-8")
+    return str(folder / "labels.csv")
+
+
+def reds(part):
+    return (part.images_NCHW[:, 0, 0, 0] // 20).tolist()
+
+
+def test_rows_become_sets_with_both_labels(tmp_path):
+    names, parts = ["dog", "cat"] * 6, ["train"] * 4 + ["val"] + ["Train"] * 3 + ["test"] * 4
+    rows = [f"photos/{number}.png,{names[number]},{parts[number]},cat" for number in range(12)]
+    splits = image_list(file=write(tmp_path, ["path,label,split,clean_label", *rows]))
+    assert splits.train.classes == ("cat", "dog")
+    assert reds(splits.train) == [0, 1, 2, 3, 5, 6, 7]
+    assert splits.train.labels.tolist() == [1, 0, 1, 0, 0, 1, 0]
+    assert splits.train.clean_labels.tolist() == [0] * 7
+    assert (reds(splits.validation), reds(splits.test)) == ([4], [8, 9, 10, 11])
+    assert splits.test.labels.tolist() == [0] * 4  # clean labels are judged by
+
+
+@pytest.mark.parametrize("separator", [",", ";", "\t"])
+def test_two_columns_are_enough(separator, tmp_path):
+    rows = [separator.join((f"photos/{number}.png", str(10 if number % 2 else 2))) for number in range(12)]
+    splits = image_list(file=write(tmp_path, [f"path{separator}label", *rows]), test_fraction=0.5)
+    assert splits.train.classes == ("2", "10")
+    assert sorted(reds(splits.train) + reds(splits.test)) == list(range(12))
+    assert torch.bincount(splits.test.labels).tolist() == [3, 3]
+    assert all(label == number % 2 for label, number in zip(splits.test.labels, reds(splits.test), strict=True))
+
+
+def test_images_on_disk_have_the_same_labels(tmp_path):
+    rows = [f"photos/{number}.png,{number % 2}" for number in range(12)]
+    file = write(tmp_path, ["path,label", *rows], size=(9, 6))
+    memory, disk = (image_list(file=file, image_size=4, storage=storage) for storage in ("memory", "disk"))
+    assert torch.equal(memory.train.labels, disk.train.labels)
+    assert [int(path.split("/")[1][:-4]) for path in disk.train.paths] == reds(memory.train)
+    assert memory.train.shape == disk.train.shape == (3, 4, 4)
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (["file,label", "a,b"], "has an unknown column file"),
+        (["path", "photos/1.png"], "no column path or no column label"),
+        (["path,label", "photos/1.png,"], "line 2: 2 values are expected"),
+        (["path,label", "photos/1.png,a,b"], "line 2: 2 values are expected"),
+        (["path,label", "photos/1.png,a", "photos/99.png,a"], "line 3: there is no file"),
+        (["path,label,split", "photos/1.png,a,holdout"], "line 2: split holdout is not known"),
+        (["path,label,split", "photos/1.png,a,test"], "lists no training images"),
+        (["path,label", "labels.csv,a", "labels.csv,b"], "cannot be read as an image"),
+    ],
+)
+def test_a_list_that_cannot_be_used_is_named(lines, message, tmp_path):
+    with pytest.raises(InputError, match=message):
+        image_list(file=write(tmp_path, lines))
+
+
+def test_noisy_validation_labels_need_no_noise_model(tmp_path):
+    file = write(tmp_path, ["path,label", *[f"photos/{number}.png,{number % 2}" for number in range(12)]])
+    words = ["data=image_list", f"data.file={file}", "data.val_fraction=0.2", "data.val_labels=noisy"]
+    assert config_of(*words).data.val_labels == "noisy"
+    with pytest.raises(InputError, match="has no effect with noise=none"):
+        config_of("data.val_fraction=0.2", "data.val_labels=noisy")

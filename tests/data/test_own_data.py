@@ -1,0 +1,176 @@
+"""`from_dataset`: arrays and torch datasets of any shape, as the model gets them."""
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.utils.data import Dataset, TensorDataset
+
+from sam_runner import from_dataset
+from sam_runner.config.data import AugmentConfig
+from sam_runner.data.image_sets import ArraySet, ImageSet
+from sam_runner.data.loader import ImageLoader
+from sam_runner.data.normalisation import Normalisation, choose_normalisation
+from sam_runner.data.splits import prepare_splits
+from sam_runner.training.build import _require_augmentable
+from sam_runner.utils.errors import InputError
+
+DRAWS = np.random.default_rng(0)
+LABELS = np.arange(12) % 3
+
+
+def sets_of(inputs, labels=LABELS, classes=3):
+    return from_dataset((inputs, labels), (inputs, labels), classes)
+
+
+def batches(part, normalisation="auto", augmentation=None, dtype=torch.float32):
+    chosen = choose_normalisation(normalisation, part, None, lambda: None)
+    options = {"normalisation": chosen, "device": torch.device("cpu"), "augmentation": augmentation, "dtype": dtype}
+    return list(ImageLoader(part, batch_size=5, **options).epoch())
+
+
+@pytest.mark.parametrize("shape", [(4,), (2, 7), (3, 5, 6), (2, 3, 4, 5)])
+@pytest.mark.parametrize("kind", [np.float64, np.float32, np.float16])
+def test_floats_reach_the_model_as_they_are(shape, kind):
+    values = DRAWS.normal(size=(12, *shape)).astype(kind)
+    train = sets_of(values).train
+    found = torch.cat([batch.images for batch in batches(train)])
+    assert (type(train), train.shape) == (ArraySet, shape)
+    assert torch.equal(found, torch.from_numpy(values).float())
+    assert torch.equal(torch.cat([batch.labels for batch in batches(train)]), torch.from_numpy(LABELS))
+
+
+@pytest.mark.parametrize("shape", [(4,), (3, 5), (2, 5, 6)])
+def test_normalisation_by_the_set_gives_each_entry_of_the_first_axis_mean_0_and_std_1(shape):
+    values = DRAWS.normal(3, 5, size=(12, *shape))
+    values[:, 0] = 7.0  # constant
+    train = sets_of(values).train
+    found = torch.cat([batch.images for batch in batches(train, "set", dtype=torch.float64)]).numpy()
+    single = values.astype(np.float32).astype(np.float64)
+    axes = (0, *range(2, single.ndim))
+    std = single.std(axes, keepdims=True)
+    expected = (single - single.mean(axes, keepdims=True)) / np.where(std == 0, 1, std)
+    np.testing.assert_allclose(found, expected, atol=1e-12)
+
+
+def test_integers_stay_integers():
+    tokens = DRAWS.integers(0, 1000, size=(12, 9))
+    train = sets_of(tokens).train
+    assert torch.equal(torch.cat([batch.images for batch in batches(train)]), torch.from_numpy(tokens))
+    with pytest.raises(InputError, match=r"data\.normalisation=set is for floats"):
+        batches(train, "set")
+
+
+@pytest.mark.parametrize("layout", ["NCHW", "NHWC", "NHW"])
+def test_uint8_images_are_images_in_each_layout(layout):
+    images = DRAWS.integers(0, 256, size=(12, 1 if layout == "NHW" else 3, 6, 7), dtype=np.uint8)
+    given = {"NCHW": images, "NHWC": images.transpose(0, 2, 3, 1), "NHW": images[:, 0]}[layout]
+    train = sets_of(given).train
+    assert isinstance(train, ImageSet)
+    assert torch.equal(train.images_NCHW, torch.from_numpy(images))
+
+
+class Items(Dataset):
+    def __init__(self, items):
+        self.items = items
+
+    def __len__(self):
+        return len(self.items)
+
+    def __getitem__(self, index):
+        return self.items[index]
+
+
+def test_a_dataset_gives_the_same_sets_as_its_arrays():
+    values = torch.from_numpy(DRAWS.normal(size=(12, 2, 4))).float()
+    labels = torch.from_numpy(LABELS)
+    expected = sets_of(values)
+    for items in (
+        TensorDataset(values, labels),
+        Items([(value.numpy(), int(label)) for value, label in zip(values, labels, strict=True)]),
+    ):
+        found = from_dataset(items, items, ["class 0", "class 1", "class 2"])
+        assert found.digest() == expected.digest()
+
+
+def test_pil_images_of_a_dataset_are_images():
+    images = [Image.new("RGB", (5, 4), (number, 0, 9)) for number in range(12)]
+    train = from_dataset(
+        Items(list(zip(images, LABELS, strict=True))), Items(list(zip(images, LABELS, strict=True))), 3
+    ).train
+    assert train.shape == (3, 4, 5)
+    assert train.images_NCHW[:, 0, 0, 0].tolist() == list(range(12))
+
+
+def test_hold_out_noise_and_order_are_those_of_images():
+    values = DRAWS.normal(size=(12, 4))
+    images = sets_of(np.zeros((12, 4, 4), np.uint8))
+    options = {"needs": "labels", "seed": 3, "val_fraction": 0.25, "train_fraction": 0.5}
+
+    def shift(labels, num_classes, seed):
+        return (labels + 1) % num_classes
+
+    arrays, plain = (prepare_splits(sets, shift, **options) for sets in (sets_of(values), images))
+    assert torch.equal(arrays.train.labels, plain.train.labels)
+    assert torch.equal(arrays.train.clean_labels, plain.train.clean_labels)
+    assert len(arrays.validation) == 3
+    kept = torch.isin(torch.from_numpy(values).float(), arrays.train.inputs).all(1)
+    assert torch.equal(torch.from_numpy(LABELS)[kept], arrays.train.clean_labels)
+
+
+def test_floats_with_height_and_width_are_flipped_as_images_are():
+    images = DRAWS.integers(0, 256, size=(12, 3, 6, 6), dtype=np.uint8)
+    flip = AugmentConfig(flip=True, pad=2)
+    found, expected = (
+        batches(sets_of(given).train, "set", flip, torch.float64) for given in (images.astype(np.float32), images)
+    )
+    for left, right in zip(found, expected, strict=True):
+        torch.testing.assert_close(left.images, right.images, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize(
+    ("shape", "kind", "augment", "accepted"),
+    [
+        ((4,), float, {"mixup": 0.2}, True), ((4,), float, {"flip": True}, False),
+        ((4,), int, {"mixup": 0.2}, False), ((4,), int, {}, True), ((2, 4), float, {"cutout": 2}, False),
+        ((3, 4, 4), float, {"flip": True, "pad": 1, "cutmix": 1.0}, True),
+        ((3, 4, 4), float, {"policy": "svhn"}, False), ((3, 4, 4), float, {"crop_scale_min": 0.1}, False),
+    ],
+)  # fmt: skip
+def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepted):
+    train = sets_of(np.ones((12, *shape), kind)).train
+    if accepted:
+        _require_augmentable(AugmentConfig(**augment), train)
+        return
+    with pytest.raises(InputError, match=f"augment.{next(iter(augment))}=.* is not for inputs of shape"):
+        _require_augmentable(AugmentConfig(**augment), train)
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        ((np.zeros((12, 4)), LABELS[:5]), "found 12 inputs and labels of shape"),
+        ((np.zeros((12, 4)), LABELS + 1), "example 2 has label 3; classes are 0 to 2"),
+        ((np.zeros((12, 4)), LABELS + 0.5), "not whole numbers"),
+        ((np.zeros(12), LABELS), r"inputs have shape \(12,\)"),
+        ((np.zeros((12, 4), complex), LABELS), "inputs are complex"),
+        ((np.full((12, 4), np.inf), LABELS), "input 0 holds a value that is not finite"),
+        ((np.full((12, 2), "x"), LABELS), "no array of numbers"),
+        ((np.zeros((12, 5)), LABELS), r"test: inputs have shape \(4,\), those of train \(5,\)"),
+        ((np.zeros((12, 4), int), LABELS), "test: inputs are float32, those of train int64"),
+        (Items([]), "train has no items"),
+        (Items([(np.zeros(4), 0, 1)]), "item 0 is a tuple of 3 entries"),
+        (Items([(np.zeros(4), True)]), "item 0 has the label 'True' of type bool"),
+        (3, "train is a int"),
+    ],
+)
+def test_data_that_cannot_be_used_are_named(train, message):
+    with pytest.raises(InputError, match=message):
+        from_dataset(train, (np.zeros((12, 4)), LABELS), 3)
+
+
+def test_the_identity_keeps_the_bits():
+    values = torch.randn(64, 7) * 10.0 ** torch.randint(-30, 30, (64, 7))
+    train = from_dataset((values, torch.zeros(64)), (values, torch.zeros(64)), 2).train
+    assert choose_normalisation("auto", train, None, lambda: None) == Normalisation((0.0,) * 7, (1.0,) * 7, "none")
+    assert torch.equal(torch.cat([batch.images for batch in batches(train)]), values)

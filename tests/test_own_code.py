@@ -1,0 +1,232 @@
+"""A user's own code from the command line: what is trusted, what it gets, and how its mistakes are answered."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+from sam_runner.commands import evaluate
+from sam_runner.config.own_options import complete_own_options
+from tests.helpers import invoke
+from tests.test_own_pages import folder  # noqa: F401 - a fixture
+
+MODELS = """\
+from torch import nn
+
+
+def tiny(num_classes, in_channels, image_size, *, width=4):
+    return nn.Sequential(nn.Flatten(), nn.Linear(in_channels * image_size**2, width), nn.Linear(width, num_classes))
+
+
+def few(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))
+
+
+class Volume(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.layer = nn.Linear(64, num_classes)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))[..., None]
+
+
+class Crash(Volume):
+    def forward(self, images):
+        return self.layer(images)
+
+
+def needs(num_classes, height):
+    return None
+
+
+def fails(num_classes):
+    raise KeyError("size")
+
+
+number = 3
+"""
+DATA = """\
+import numpy as np
+import torch
+from sam_runner import from_dataset
+
+
+class Items(torch.utils.data.Dataset):
+    def __init__(self, item):
+        self.item = item
+
+    def __len__(self):
+        return 20
+
+    def __getitem__(self, index):
+        return self.item(index)
+
+
+def good(index):
+    return torch.full((3,), float(index)), index % 2
+
+
+def load(*, item="good"):
+    return from_dataset(Items(globals()[item]), Items(good), ["a", "b"])
+
+
+def third_crashes(index):
+    return good(index) if index != 3 else {}["x"]
+
+
+def third_is_text(index):
+    return good(index) if index != 3 else ("text", 0)
+
+
+def third_is_single(index):
+    return good(index) if index != 3 else good(index)[0]
+
+
+def third_is_longer(index):
+    return good(index) if index != 3 else (torch.zeros(4), 0)
+
+
+def third_has_class_7(index):
+    return good(index)[0], 7 if index == 3 else 0
+
+
+def third_has_a_name(index):
+    return good(index)[0], "cat" if index == 3 else 0
+
+
+def nothing():
+    return [1, 2]
+
+
+def not_finite():
+    return from_dataset((np.array([[1.0], [np.nan]]), [0, 1]), (np.zeros((2, 1)), [0, 1]), 2)
+"""
+OPTIM = (
+    "import torch\n\n\nclass Broken(torch.optim.SGD):\n    def step(self, closure=None):\n        raise OSError('no')\n"
+)
+TINY = ("epochs=1", "max_steps=2", "device=cpu", "run_dir=run")
+
+
+@pytest.fixture
+def own(folder):  # noqa: F811
+    (folder / "my_models.py").write_text(MODELS)
+    (folder / "my_data.py").write_text(DATA)
+    (folder / "my_optim.py").write_text(OPTIM)
+    return folder
+
+
+def test_a_typed_target_of_the_working_folder_trains_alone(own, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, own, "model._target_=my_models.tiny", "model.width=5", *TINY)
+    assert done.returncode == 0, done.stderr
+    saved = torch.load(next((own / "run/checkpoints").glob("*.pt")), weights_only=True)
+    shapes = [tuple(value.shape) for value in saved["model"].values() if value.ndim == 2]
+    assert shapes == [(5, 64), (10, 5)]
+    assert "SAM_RUNNER_TRUSTED=my_models sam-eval run" in done.stdout
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "")
+    refused = invoke(monkeypatch, capsys, own, "run", entry=evaluate.main)
+    assert refused.returncode == 2
+    assert "SAM_RUNNER_TRUSTED=my_models sam-train run" in refused.stderr  # invoke calls every command sam-train
+
+
+def test_a_target_in_a_file_needs_the_variable_that_the_message_names(own, monkeypatch, capsys):
+    (own / "mine.yaml").write_text("model:\n  _target_: my_models.tiny\n  width: 3\nmax_steps: 2\n")
+    done = invoke(monkeypatch, capsys, own, "config=mine.yaml", "run_dir=run")
+    assert done.returncode == 2
+    assert done.stderr.splitlines()[-1].endswith(
+        ": SAM_RUNNER_TRUSTED=my_models sam-train config=mine.yaml run_dir=run"
+    )
+    assert "my_models" not in sys.modules
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_models")
+    assert invoke(monkeypatch, capsys, own, "config=mine.yaml", "run_dir=run").returncode == 0
+
+
+@pytest.mark.parametrize("name", ["os", "json", "torch", "yaml", "nowhere"])
+def test_a_file_of_the_working_folder_does_not_make_another_module_trusted(name, own, monkeypatch, capsys):
+    if name != "nowhere":
+        (own / f"{name}.py").write_text("open('ran', 'w')\n")
+    done = invoke(monkeypatch, capsys, own, f"model._target_={name}.load", *TINY)
+    assert (done.returncode, "is not in a trusted module" in done.stderr) == (2, True)
+    assert not (own / "ran").exists()
+
+
+@pytest.mark.parametrize(
+    ("words", "message", "place"),
+    [
+        (["model._target_=my_models.tinny"], "did you mean tiny?", ""),
+        (["model._target_=my_models"], "name a function or class of it: _target_=my_models.NAME", ""),
+        (["model._target_=my_models.number"], "my_models.number is a int", ""),
+        (["model._target_=my_models.tiny", "model.wdth=3"], "did you mean model.width?", ""),
+        (["model._target_=my_models.few"], "returns outputs of shape (2, 3) for 2 inputs", "my_models.py:8, in few"),
+        (["model._target_=my_models.Volume"], "a tensor of shape (2, 10, 1)", "my_models.py:17, in forward"),
+        (["model._target_=my_models.Crash"], "mat1 and mat2 shapes", "my_models.py:23, in forward"),
+        (["model._target_=my_models.needs"], "missing a required argument: 'height'", "my_models.py:26, in needs"),
+        (["model._target_=my_models.fails"], "KeyError: 'size'", "my_models.py:31, in fails"),
+        (["model._target_=my_broken.tiny"], "importing my_broken fails: ModuleNotFoundError", "my_broken.py:2"),
+        (["model._target_=my_typo.tiny"], "importing my_typo fails: SyntaxError", "my_typo.py:1"),
+        (["data._target_=my_data.load", "data.item=third_crashes"], "item 3 cannot be read: KeyError", "my_data.py:26"),
+        (["data._target_=my_data.load", "data.item=third_is_text"], "item 3 has an input of type str", "my_data.py:22"),
+        (["data._target_=my_data.load", "data.item=third_is_single"], "item 3 is a Tensor", "my_data.py:22, in load"),
+        (["data._target_=my_data.load", "data.item=third_is_longer"], "input of shape (4,)", "my_data.py:22, in load"),
+        (["data._target_=my_data.load", "data.item=third_has_class_7"], "example 3 has label 7", "my_data.py:22"),
+        (["data._target_=my_data.load", "data.item=third_has_a_name"], "item 3 has the label 'cat'", "my_data.py:22"),
+        (["data._target_=my_data.nothing"], "returns a list", "from_dataset"),
+        (["data._target_=my_data.not_finite"], "input 1 holds a value that is not finite", "my_data.py:54"),
+        (["data._target_=my_data.load"], "SmallCNN does not accept inputs of shape (3,)", "model._target_"),
+        (["optimizer.base._target_=my_optim.Broken"], "cannot take a step with nothing but gradients: no", ""),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_mistake_is_one_message_with_its_line(words, message, place, own, monkeypatch, capsys):
+    (own / "my_broken.py").write_text("import json\nimport nowhere\n")
+    (own / "my_typo.py").write_text("def tiny(:\n")
+    batch = ["batch_size=10"] if any("my_data" in word for word in words) else []
+    done = invoke(monkeypatch, capsys, own, *words, *batch, *TINY)
+    assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
+    assert message in done.stderr
+    assert place in done.stderr
+    assert len(done.stderr.splitlines()) <= 6
+    assert not (own / "run").exists()
+
+
+def test_words_of_own_options_are_completed():
+    words = ["model._target_=a.b", "model.width=3", "data.val_fraction=0.1", "lr=0.1", "model.weights=w.pt"]
+    assert complete_own_options(words) == [
+        "model=own", "model._target_=a.b", "++model.width=3", "++data.val_fraction=0.1", "lr=0.1",
+        "++model.weights=w.pt",
+    ]  # fmt: skip
+    assert complete_own_options(["model=mlp", "model._target_=a.b"]) == ["model=mlp", "model._target_=a.b"]
+
+
+def test_held_out_data_of_a_file_without_the_keys(own, monkeypatch, capsys):
+    (own / "mine" / "data").mkdir(parents=True)
+    (own / "mine" / "data" / "waves.yaml").write_text("_target_: my_data.load\n")
+    (own / "my_models.py").write_text(
+        "from torch import nn\n\n\ndef line(num_classes, in_features):\n"
+        "    return nn.Linear(in_features, num_classes)\n"
+    )
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_data")
+    words = ("--config-dir", "mine", "data=waves", "data.val_fraction=0.25", "batch_size=5", "optimizer=sam")
+    done = invoke(monkeypatch, capsys, own, *words, "model._target_=my_models.line", "epochs=1", "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert "data: 15 train, 20 test, 5 validation" in done.stdout
+
+
+def test_a_method_whose_name_differs_from_its_file_is_refused(own, monkeypatch, capsys):
+    (own / "my_method.py").write_text(
+        "from sam_runner.sam.methods import Sam\n\n\nclass Mine(Sam):\n    name = 'mine'\n"
+    )
+    done = invoke(monkeypatch, capsys, own, "optimizer._target_=my_method.Mine", "optimizer.name=other", *TINY)
+    assert (done.returncode, "my_method.Mine is named mine" in done.stderr) == (2, True)
+    done = invoke(monkeypatch, capsys, own, "optimizer._target_=my_method.Mine", *TINY)
+    assert done.returncode == 0, done.stderr
+    assert json.loads((own / "run/result.json").read_text())["gradient_evaluations"] == 4
+
+
+def test_an_own_option_does_not_lose_to_one_of_the_same_name(own, monkeypatch, capsys):
+    (own / "mine" / "data").mkdir(parents=True)
+    (own / "mine" / "data" / "digits.yaml").write_text("_target_: my_data.load\n")
+    for flags in ([], ["-m"]):
+        done = invoke(monkeypatch, capsys, own, *flags, "--config-dir", "mine", "data=digits", "epochs=1")
+        assert (done.returncode, "give your file another name" in done.stderr) == (2, True)
