@@ -8,12 +8,14 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
 ROOT_PAGES = {"README.md": "index.md", "CONTRIBUTING.md": "CONTRIBUTING.md", "SECURITY.md": "SECURITY.md"}
 ROOT_PAGES["CHANGELOG.md"] = "CHANGELOG.md"
+WIDTH = 118  # characters of a line of code on the page of the commands
 MARKER = "<!-- the help of every command -->"
 
 
@@ -45,13 +47,21 @@ def read_help(name: str, module: str) -> str:
     program = f"import sys; from {module} import main; sys.argv = [{name!r}, '--help']; sys.exit(main())"
     environment = os.environ | {"COLUMNS": "100", "PYTHONPATH": str(ROOT), "NO_COLOR": "1"}
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, env=environment, check=True)
-    return done.stdout.strip()
+    return "\n".join(wrap_line(line) for line in done.stdout.strip().splitlines())
+
+
+def wrap_line(line: str) -> str:
+    """Return a line of a help text on lines of at most 118 characters, further ones below its second column."""
+    column = re.match(r"\s*\S+(?: \S+)*\s{2,}|\s*", line)
+    indent = " " * len(column[0]) if column else ""
+    return textwrap.fill(line, WIDTH, subsequent_indent=indent, replace_whitespace=False, break_on_hyphens=False)
 
 
 def commands_page(text: str) -> str:
-    """Return the page of the commands, with a section for each command."""
+    """Return the page of the commands, with links to a section for each command."""
+    links = ", ".join(f"[{name}](#{name})" for name in list_commands())
     sections = [f"## {name}\n\n```text\n{read_help(name, module)}\n```" for name, module in list_commands().items()]
-    return text.replace(MARKER, "\n\n".join(sections))
+    return text.replace(MARKER, "\n\n".join([links, *sections]))
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -65,7 +75,10 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """Fill in the commands and move links."""
+    """Fill in the commands, move links, and leave the lists of all runs of a study out of the search."""
+    if page.file.src_uri.startswith("results/"):
+        page.meta["search"] = {"exclude": True}
     if page.file.src_uri == "reference/commands.md":
+        page.meta["hide"] = ["toc"]  # the texts are wide
         return commands_page(markdown)
     return move_links(markdown, page.file.src_uri)

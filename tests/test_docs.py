@@ -14,18 +14,19 @@ from sam_runner.config.keys import walk
 from scripts import architecture_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TEXTS = [path for path in [*PAGES, *sorted(ROOT.glob("conf/**/*.yaml"))] if path.name != "CHANGELOG.md"]
+OWN = {name for path in PAGES for name in re.findall(r"^# mine/(.*)\.yaml", path.read_text(encoding="utf-8"), re.M)}
 SETTINGS = {name for name, _, _ in walk(ExperimentConfig())} | {
     f"{group}.{entry.name}" for group, classes in GROUPS.items() for found in classes for entry in fields(found)
 }
 SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep", "telemetry")
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
-EXAMPLES = {"model/mlp", "optimizer/mine", "hydra/launcher/ray_aws"}  # of own files; a launcher named as refused
+EXAMPLES = OWN | {"hydra/launcher/ray_aws"}  # files that pages write; a launcher named as refused
 # "key=value", "group=option"; arguments of own classes; folders of scripts/evidence.py
 EXAMPLE_SETTINGS = {
-    "key", "group", "optimizer.base.eps", "optimizer.last", "cifar10", "cifar10n", "lite0", "fashion",
+    "key", "group", "optimizer.base.eps", "optimizer.last", "data.path", "cifar10", "cifar10n", "lite0", "fashion",
 }  # fmt: skip
 COMMANDS = {
     "sam-train": "train",
