@@ -74,7 +74,7 @@ def on_files(files: Any, config: Any) -> Any:
     return files
 
 
-def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
+def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
     """Fill in the commands, move links, and leave the lists of all runs of a study out of the search."""
     if page.file.src_uri.startswith("results/"):
         page.meta["search"] = {"exclude": True}

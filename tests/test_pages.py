@@ -2,7 +2,8 @@
 folder of its own.
 
 A block without a language has commands, a block ``text`` after it what they print. A block ``python`` or ``yaml`` that
-begins with ``# path`` is that file; any other block ``python`` is executed. Commands of this program run in this process.
+begins with ``# path`` is that file; any other block ``python`` is executed. Commands of this program run in this
+process.
 """
 
 import contextlib
@@ -11,7 +12,6 @@ import io
 import re
 import shlex
 import sys
-from pathlib import Path
 
 import numpy
 import pytest
@@ -26,6 +26,7 @@ COMMANDS = list_commands()
 SHORT = ["epochs=1", "max_steps=3", "batch_size=16"]  # in place of what a page trains, where its numbers are not shown
 NOT_RUN = {  # beginnings of commands that need more than this machine; tests/test_docs.py checks them all the same
     "pip ": "installs",
+    "docker ": "needs docker",
     "sam-train -m hydra/launcher=submitit_slurm": "needs a cluster",
     "sam-train -m hydra/launcher=ray": "needs the extra ray",
     "sam-train -m hydra/launcher=submitit_local": "tests/sweeps/test_launchers.py runs the launcher",
