@@ -8,7 +8,7 @@ DATA ?=
 FASHION ?= /usr/share/datasets
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all mutants lint format smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
+.PHONY: help run test test-all mutants lint format docs smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -33,6 +33,9 @@ lint: $(VENV)/.dev ## check style (ruff) and types (mypy --strict)
 format: $(VENV)/.dev ## format all files (ruff)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+docs: $(VENV)/.docs ## build the site into site/ (open site/index.html); a warning or a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 smoke: $(VENV)/.run ## run a few steps of every shipped option through the command line
 	sh scripts/smoke.sh $(BIN)
@@ -76,7 +79,7 @@ reproduce-smoke: $(VENV)/.dev ## run three steps of every row of the paper's tab
 	$(BIN)/python scripts/reproduce.py --table all --scale smoke --out outputs/reproduce
 
 clean: ## remove the environment and caches; outputs/ is kept
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -87,4 +90,8 @@ $(VENV)/.run: pyproject.toml | $(VENV)/bin/python
 
 $(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
 	$(BIN)/python -m pip install --quiet -e ".[dev]"
+	touch $@ $(VENV)/.run
+
+$(VENV)/.docs: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/python -m pip install --quiet -e ".[docs]"
 	touch $@ $(VENV)/.run

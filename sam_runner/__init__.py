@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from sam_runner.sam.perturbation import epsilon
     from sam_runner.sam.step import SamStep
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 __all__ = [
     "Batch",
     "ExperimentConfig",

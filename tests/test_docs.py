@@ -6,7 +6,9 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import yaml
 
+import sam_runner
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.hydra.command_line import FLAGS
 from sam_runner.config.hydra.launchers import DEFAULTS
@@ -14,25 +16,21 @@ from sam_runner.config.keys import walk
 from scripts import architecture_picture
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md")])
+PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 TEXTS = [path for path in [*PAGES, *sorted(ROOT.glob("conf/**/*.yaml"))] if path.name != "CHANGELOG.md"]
+OWN = {name for path in PAGES for name in re.findall(r"^# mine/(.*)\.yaml", path.read_text(encoding="utf-8"), re.M)}
 SETTINGS = {name for name, _, _ in walk(ExperimentConfig())} | {
     f"{group}.{entry.name}" for group, classes in GROUPS.items() for found in classes for entry in fields(found)
 }
 SETTING_GROUPS = ("data", "noise", "augment", "model", "optimizer", "schedule", "checkpoint", "sweep", "telemetry")
 OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path in ROOT.glob("conf/*/**/*.yaml")}
 OPTIONS |= set(DEFAULTS)
-EXAMPLES = {
-    "model/mlp",
-    "data/waves",
-    "noise/next_class",
-    "optimizer/mine",
-    "hydra/launcher/ray_aws",
-}  # of own files; a launcher named as refused
+# Files that pages write; a launcher named as refused.
+EXAMPLES = OWN | {"model/mlp", "data/waves", "noise/next_class", "optimizer/mine", "hydra/launcher/ray_aws"}
 # "key=value", "group=option"; arguments of own classes; folders of scripts/evidence.py
 EXAMPLE_SETTINGS = {
-    "key", "group", "optimizer.base.eps", "optimizer.last", "data.length", "noise.part", "cifar10", "cifar10n",
-    "lite0", "fashion",
+    "key", "group", "optimizer.base.eps", "optimizer.last", "data.length", "noise.part", "data.path", "cifar10",
+    "cifar10n", "lite0", "fashion",
 }  # fmt: skip
 COMMANDS = {
     "sam-train": "train",
@@ -119,7 +117,8 @@ def is_defined(name):
 @parametrize(TEXTS)
 def test_commands_and_their_flags_exist(path):
     targets = re.findall(r"^([a-z][a-z0-9-]*):", (ROOT / "Makefile").read_text(), re.M)
-    for code in shell_code(path):
+    for line in shell_code(path):
+        code = re.sub(r"^docker run .* sam-runner(:\w+)? (?=sam-)", "", line)
         flags = re.findall(r"(?<!\S)(--[a-z-]+)", code)
         if make := re.match(r"make ([a-z0-9-]+)", code):
             assert make[1] in targets, code
@@ -157,6 +156,14 @@ def test_paragraphs_and_lines_are_short(path):
         lines = paragraph.strip().splitlines()
         if lines and not lines[0].startswith(("|", "!", "#")):
             assert len(lines) <= 4 and max(map(len, lines)) <= 120, paragraph
+
+
+def test_the_version_is_the_same_everywhere():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text(encoding="utf-8"))
+    heading = re.search(r"^## \[(.*?)\] - (.*)$", (ROOT / "CHANGELOG.md").read_text(encoding="utf-8"), re.M)
+    assert (citation["version"], citation["date-released"]) == heading.groups()
+    assert citation["version"] == sam_runner.__version__
+    assert citation["authors"][0]["name"] in (ROOT / "LICENSE").read_text(encoding="utf-8")
 
 
 def test_the_picture_of_the_architecture_is_up_to_date():

@@ -10,7 +10,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from PIL import Image
 from torch import Tensor
 
-from sam_runner.data.image_sets import Images, ImageSet
+from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet
 from sam_runner.inference.image_files import make_reader
 from sam_runner.inference.suspects import Suspects, suspects_table
 from sam_runner.reports.tables import printable

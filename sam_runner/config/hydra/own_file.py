@@ -71,19 +71,19 @@ def _compose_node(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _set(node: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     """Set the value at a dotted key of nested dictionaries; a dictionary is merged with the one that is there."""
+    below: Any = node
     for part in parts[:-1]:
-        below: Any = node.setdefault(part, {})
-        node = below
-        if not isinstance(node, dict):
-            break
-    known = node.get(parts[-1]) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or (parts[-1] in node and not (isinstance(known, dict) and isinstance(value, dict))):
+        below = below.setdefault(part, {}) if isinstance(below, dict) else None
+    known = below.get(parts[-1]) if isinstance(below, dict) else None
+    if not isinstance(below, dict) or (
+        parts[-1] in below and not (isinstance(known, dict) and isinstance(value, dict))
+    ):
         raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
     if isinstance(known, dict):
         for name, entry in value.items():
             _set(known, [str(name)], entry)
     else:
-        node[parts[-1]] = value
+        below[parts[-1]] = value
 
 
 def _get(node: Any, parts: Sequence[str]) -> Mapping[str, Any]:
