@@ -6,14 +6,13 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
 from sam_runner.commands.exit_codes import DONE, FAILED
 from sam_runner.commands.next_step import after_sweep, print_next_step
 from sam_runner.config.experiment import check_setting
 from sam_runner.config.hydra import guard as hydra_guard
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.command_line import CommandLine
+from sam_runner.config.hydra.compose import select_value
 from sam_runner.config.hydra.handover import take_jobs
 from sam_runner.sweeps import outcomes, signals
 from sam_runner.sweeps.outcomes import JobOutcome
@@ -76,7 +75,7 @@ class SweepCall:
             )
         for name in sorted({*self._typed, *hydra_guard.OF_WHOLE_SWEEP}):  # swept settings are checked in their jobs
             if name in config or "." in name:
-                check_setting(name, OmegaConf.select(config, name))
+                check_setting(name, select_value(config, name))
         launchers.prepare(config.hydra)
         if not config.dry_run:
             require_writable(Path(config.hydra.sweep.dir))

@@ -70,7 +70,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
         if key != "hydra":
             _require_setting(str(key), config)
     for group in GROUPS:
-        node = _select(config, group)
+        node = select_value(config, group)
         if not isinstance(node, DictConfig) and not (node is None and group in OPTIONAL_GROUPS):
             raise InputError(describe_missing_option(group, node))
     own = OmegaConf.masked_copy(config, [str(key) for key in config if key != "hydra"])
@@ -83,7 +83,7 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
     return {str(key): value for key, value in container.items()}
 
 
-def _select(config: DictConfig, key: str) -> Any:
+def select_value(config: DictConfig, key: str) -> Any:
     """Return the value at a dotted key, or None; raise InputError for an interpolation that cannot be resolved."""
     try:
         return OmegaConf.select(config, key, throw_on_missing=False)
