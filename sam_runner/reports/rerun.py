@@ -7,6 +7,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from sam_runner.config.allowed_targets import ALLOWED, VARIABLE
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.config.keys import walk
@@ -65,7 +66,14 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
         f"seed={','.join(map(str, seeds))}",
         f"sweep_name={sweep_name}",
     ]
-    return printable(" ".join(["sam-train -m", *map(shlex.quote, words)]))
+    return printable(" ".join([*_trust(record.config), "sam-train -m", *map(shlex.quote, words)]))
+
+
+def _trust(config: ExperimentConfig) -> list[str]:
+    """Return the setting of SAM_RUNNER_TRUSTED that a run with code of the user's own needs."""
+    targets = [str(value) for name, value in config.flat().items() if name.rpartition(".")[2] == "_target_"]
+    is_own = any(not f"{target}.".startswith(("sam_runner.", *ALLOWED)) for target in targets if target != "None")
+    return [f"{VARIABLE}={shlex.quote(os.environ.get(VARIABLE, ''))}"] if is_own else []
 
 
 def _candidates(record: RunRecord) -> Iterator[list[str]]:
