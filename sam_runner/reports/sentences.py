@@ -122,8 +122,8 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
     if "right" in columns:
         terms.append(("right", "the same on the training images whose labels are right"))
     if "memorised" in columns:
-        counts = f"(fitted: {FITTED_WRONG_LABELS:.0%} or more)"
-        terms.append(("memorised", f"fraction of the wrong training labels that the network predicts {counts}"))
+        fitted = f"(fitted: {FITTED_WRONG_LABELS:.0%} or more)"
+        terms.append(("memorised", f"fraction of the wrong training labels that the network predicts {fitted}"))
     return terms
 
 
