@@ -88,7 +88,7 @@ def main() -> int:
     device = torch.device(options.device)
     configure_torch(device)
     report = Report("The methods", device)
-    rounds = 7 if options.quick else 21
+    rounds = 3 if options.quick else 21
     measure(report, "small CNN", 8, 1, rounds, device)
     if not options.quick:
         measure(report, "thin ResNet-32", 16, 3, rounds // 3, device)
