@@ -2,11 +2,16 @@
 
 import json
 import re
+import shlex
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.config.instantiate import locate
+from sam_runner.reports.report import make_report
+from sam_runner.reports.rerun import final_command
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, invoke
 
@@ -48,6 +53,29 @@ def test_the_files_of_the_page_train_a_run_that_continues(own, monkeypatch, caps
     longer = invoke(monkeypatch, capsys, own, *COMMAND, "epochs=3")
     assert longer.returncode == 0, longer.stderr
     assert json.loads((own / "run" / "result.json").read_text())["step"] == 18
+
+
+@pytest.mark.filterwarnings("ignore:provider=hydra.searchpath")  # /elsewhere/mine does not exist
+def test_a_sweep_with_the_method_ends_with_its_report_and_names_commands_that_work(own, monkeypatch, capsys):
+    words = [*COMMAND[:2], "optimizer=sgd,mine", "rho=0.05,0.1", *TINY, "max_steps=1", "data.val_fraction=0.1"]
+    done = invoke(monkeypatch, capsys, own, "-m", *words, "sweep_name=own", "sweep.jobs=1")
+    assert done.returncode == 0, done.stderr
+    assert (own / "outputs" / "sweeps" / "own" / "report.html").is_file()
+    report = make_report([own / "outputs"])
+    assert set(report.table["optimizer"]) == {"sgd", "shrinking"}
+    records = {record.config.optimizer.name: record for record in report.records}
+    for name, option in (("sgd", "sgd"), ("shrinking", "mine")):
+        record = replace(records[name], environment={"command": ["sam-train", "-m", *words], "folder": str(own)})
+        command = final_command(record, [0], "own-final")
+        trust = "SAM_RUNNER_TRUSTED=my_method " if option == "mine" else ""
+        assert command.startswith(f"{trust}sam-train -m --config-dir mine optimizer={option} ")
+        composed = compose_experiment(
+            [word for word in shlex.split(command)[len(trust.split()) + 4 :] if "sweep_name" not in word],
+            config_dir="mine",
+        )
+        assert (composed.optimizer.name, composed.data.val_fraction) == (name, 0)
+    elsewhere = replace(record, environment=dict(record.environment, folder="/elsewhere"))
+    assert " --config-dir /elsewhere/mine config=" in final_command(elsewhere, [0], "own-final")
 
 
 @pytest.mark.parametrize(

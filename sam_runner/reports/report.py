@@ -48,7 +48,8 @@ from sam_runner.reports.tables import (
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
-LEFT_ALIGNED = {"seeds", "chosen by", "contains 0", "fit"}
+LEFT_ALIGNED = {"seeds", "chosen by", "contains 0"}
+FIT_COLUMNS = {"fit": "accuracy", "right": "right", "memorised": "memorised"}  # title: attribute of `Fit`
 MIN_SEEDS = 3  # of the final runs, so that they have an interval
 
 
@@ -281,8 +282,10 @@ class Report:
             if any(not pd.isna(value) for value in cost.values()):
                 digits = 1 if kind == "seconds" and max(cost.values()) < 100 else 0
                 cells[title] = "-" if pd.isna(cost[group]) else f"{cost[group]:,.{digits}f}"
-        if any(str(fit) != "-" for fit in self.fits.values()):
-            cells["fit"] = str(self.fits[group])
+        for title, name in FIT_COLUMNS.items():
+            if any(not pd.isna(getattr(fit, name)) for fit in self.fits.values()):
+                value = getattr(self.fits[group], name)
+                cells[title] = "-" if pd.isna(value) else f"{value:.1%}"
         return cells
 
     @property

@@ -6,6 +6,7 @@ import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 
+from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.hydra.command_line import CommandLine, parse_command_line
 from sam_runner.config.hydra.compose import compose_experiment
@@ -48,7 +49,8 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
     elif config_dir is not None:
         words = ["--config-dir", config_dir, *words]
     words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={sweep_name}"]
-    return printable(" ".join(["sam-train -m", *map(shlex.quote, words)]))
+    trust = trust_prefix(record.config.to_dict())
+    return printable(f"{trust}sam-train -m {shlex.join(words)}")
 
 
 def _read_command_line(record: RunRecord) -> CommandLine:

@@ -27,6 +27,7 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json
 
 COSTS = ("gradient_evaluations", "images_forward", "images_backward", "training_seconds", "peak_memory_bytes")
+NUMBERS = (*COSTS, "step", "num_parameters")  # entries of result.json that reports read as numbers
 RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", *COSTS, "fingerprint"]
 
 
@@ -42,7 +43,7 @@ class RunRecord:
         folder: The run folder.
         status: "finished", "running", "died" (the process ended without writing its status), "running or died" (only
             the machine of the run can tell), "failed", "interrupted" or "preempted"; of a job without a run "refused",
-            "failed" or "not run"; of a run whose settings cannot be read `UNREADABLE`.
+            "failed" or "not run"; of a run whose settings or result cannot be read `UNREADABLE`.
         config: Settings of the run; None for a job without a run, and where they cannot be read.
         result: Content of result.json; empty before the run has finished.
         status_json: Content of status.json.
@@ -59,14 +60,13 @@ class RunRecord:
     @property
     def metrics(self) -> Mapping[str, float]:
         """Metrics at the end of training, by tag; empty before the run has finished."""
-        metrics: Mapping[str, float] = self.result.get("final", {})
-        return metrics
+        return _numbers(self.result.get("final"))
 
     @property
     def best_metrics(self) -> Mapping[str, float]:
         """Metrics at the epoch that early stopping would choose; empty without held-out images."""
-        best: Mapping[str, float] = self.result.get("best", {})
-        return best if str(self.result.get("selected_by")).startswith("validation/") else {}
+        is_selected = str(self.result.get("selected_by")).startswith("validation/")
+        return _numbers(self.result.get("best")) if is_selected else {}
 
     @property
     def error(self) -> str:
@@ -147,7 +147,27 @@ def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
     elif state == "running":
         locked = is_locked(folder, str(status.get("host")))
         state = {True: "running", False: "died", None: "running or died"}[locked]
-    return RunRecord(folder, state, config, result or {}, status, environment)
+    elif state == "finished":
+        state = UNREADABLE
+        reason = f"{folder / 'result.json'} is missing or damaged; the same command again writes it"
+        status = {**status, "error": reason}
+    return RunRecord(folder, state, config, _check_result(result or {}), status, environment)
+
+
+def _numbers(entry: Any) -> dict[str, float]:
+    """Return the numbers in an entry of result.json; other values, of a file that was changed, are left out."""
+    values = entry.items() if isinstance(entry, dict) else ()
+    return {str(name): value for name, value in values if isinstance(value, int | float)}
+
+
+def _check_result(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the content of result.json without numbers that are none and counts that are incomplete."""
+    checked = {name: value for name, value in result.items() if name not in NUMBERS}
+    checked |= _numbers({name: result.get(name) for name in NUMBERS})
+    checked["data"] = _numbers(result.get("data"))
+    if not {"train", "classes", "wrong_labels"} <= checked["data"].keys():
+        del checked["data"]
+    return checked
 
 
 def _read_environment(folder: Path) -> dict[str, Any]:
@@ -256,6 +276,6 @@ def read_curve(folder: Path | str, tag: str) -> pd.Series:
             row = json.loads(line)
         except ValueError:  # the last line of a run that is being written
             break
-        if tag in row and "test/nll" in row:
+        if isinstance(row, dict) and "test/nll" in row and {tag, "epoch"} <= _numbers(row).keys():
             values[int(row["epoch"])] = row[tag]
     return pd.Series(values, dtype=float)

@@ -2,8 +2,6 @@
 
 from typing import TYPE_CHECKING
 
-import pandas as pd
-
 from sam_runner.reports.aggregate import Estimate, ranking_sign
 from sam_runner.reports.comparison import COSTS, FITTED_ACCURACY, FITTED_WRONG_LABELS, find_baselines, mean_costs
 from sam_runner.reports.selection import Choice
@@ -105,7 +103,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         )
     if report.baseline is not None:
         pairs = sorted({difference.n for _, difference in report.differences.values()})
-        counted = f"; {' or '.join(map(str, pairs))} pairs" if pairs else ""
+        counted = f"; n = {' or '.join(map(str, pairs))} pairs" if pairs else ""
         at = AT_COST[report.against]
         terms.append(
             (
@@ -119,16 +117,13 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
     if "seconds" in columns:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:
-        has_wrong = any(not pd.isna(fit.memorised) for fit in report.fits.values())
-        terms.append(
-            (
-                "fit",
-                "accuracy on the training labels in the last epoch"
-                + ("; of right: on images with right labels; of wrong: wrong labels predicted (memorised)" * has_wrong)
-                + f"; fitted: {FITTED_WRONG_LABELS:.0%} of the wrong labels or more" * has_wrong
-                + f"; fitted: {FITTED_ACCURACY:.0%} or more" * (not has_wrong),
-            )
-        )
+        fitted = f"{FITTED_ACCURACY:.0%} or more" if "memorised" not in columns else "see memorised"
+        terms.append(("fit", f"accuracy on the training labels in the last epoch (fitted: {fitted})"))
+    if "right" in columns:
+        terms.append(("right", "the same on the training images whose labels are right"))
+    if "memorised" in columns:
+        fitted = f"(fitted: {FITTED_WRONG_LABELS:.0%} or more)"
+        terms.append(("memorised", f"fraction of the wrong training labels that the network predicts {fitted}"))
     return terms
 
 

@@ -1,5 +1,6 @@
 """Format tables as aligned text, Markdown and LaTeX, and settings as table cells."""
 
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,5 +73,5 @@ def latex_table(table: pd.DataFrame, numeric: set[str]) -> str:
         numeric: Columns that are aligned to the right.
     """
     columns = "".join("r" if name in numeric else "l" for name in table.columns)
-    text = table.to_latex(index=False, escape=True, column_format=columns)
-    return text.replace("±", r"$\pm$")
+    text = table.to_latex(index=False, escape=True, column_format=columns).replace("±", r"$\pm$")
+    return re.sub(r"(?<=& )-(?=[\d.])", r"$-$", text)  # a minus, not a hyphen

@@ -20,6 +20,7 @@ from sam_runner.commands import report as report_command
 from sam_runner.reports.page import render_page
 from sam_runner.reports.plots import draw_plots
 from sam_runner.reports.report import make_report, write_report
+from sam_runner.reports.tables import latex_table
 from tests.helpers import TINY, config_of, invoke
 from tests.run_folders import lay, leave
 
@@ -200,10 +201,20 @@ def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
         assert table.loc[optimizer, "early stopping"] == f"{np.mean(values):.4f} ± {(high - low) / 2:.4f}"
         assert table.loc[optimizer, "seconds"] == "20.5"
         assert table.loc[optimizer, "gradients"] == "30"
-        assert table.loc[optimizer, "fit"] == "60.0% (90% of right, 10% of wrong)"
+        assert table.loc[optimizer, ["fit", "right", "memorised"]].to_list() == ["60.0%", "90.0%", "10.0%"]
     terms = dict(report.terms)
-    assert {"rho", "early stopping", "fit", "seconds", "gradients", "*", "contains 0"} <= terms.keys()
-    assert "2 pairs" in terms["difference to sgd"]
+    assert {
+        "rho",
+        "early stopping",
+        "fit",
+        "right",
+        "memorised",
+        "seconds",
+        "gradients",
+        "*",
+        "contains 0",
+    } <= terms.keys()
+    assert "n = 2 pairs" in terms["difference to sgd"]
     page = html_of(report)
     for meaning in terms.values():
         assert str(escape(meaning)) in page
@@ -230,6 +241,42 @@ def test_runs_whose_metric_is_not_a_number_are_counted(tmp_path):
     report = make_report([tmp_path])
     assert list(report.table["n"]) == ["2"]
     assert "1 of 3 finished runs have no test/accuracy, or NaN: n leaves them out." in report.remarks
+
+
+DAMAGED = [
+    {"final": None}, {"final": {"test/accuracy": "high"}}, {"data": {"train": 3}}, {"training_seconds": "long"},
+    {"data": [1], "best": 3, "step": None}, {"final": {"test/accuracy": float("inf")}},
+]  # fmt: skip
+
+
+def test_files_that_were_damaged_stop_no_report(tmp_path):
+    for seed, entries in enumerate(DAMAGED):
+        folder = lay(tmp_path / str(seed), seed=seed)
+        result = json.loads((folder / "result.json").read_text())
+        (folder / "result.json").write_text(json.dumps(result | entries))
+    (lay(tmp_path / "text", seed=10) / "result.json").write_text("{")
+    folder = lay(tmp_path / "files", seed=11, accuracy=0.9)
+    (folder / "metrics.jsonl").write_text('3\n[1]\n{"test/nll": 1, "test/accuracy": "x", "epoch": 1}\n')
+    (folder / "environment.json").write_text('{"command": 3, "packages": [], "git_commit": 4}')
+    (folder / "status.json").write_text("[]")
+    (lay(tmp_path / "good", seed=12, accuracy=0.7))
+    report = make_report([tmp_path])
+    write_report(report, tmp_path, "x")
+    (line,) = report.unfinished
+    assert line.startswith("unreadable: text: ") and line.endswith(
+        "text/result.json is missing or damaged; the same command again writes it"
+    )
+    assert dict(report.setup.facts)["runs"] == "8 finished, 1 unreadable"
+
+
+def test_data_sets_that_are_mixed_are_compared_within_themselves(tmp_path):
+    for data, optimizer, seed in itertools.product(("digits", "synthetic"), ("sgd", "sam"), range(2)):
+        accuracy = {"digits": 0.9, "synthetic": 0.5}[data] + 0.01 * seed + 0.02 * (optimizer == "sam")
+        words = (f"data={data}", f"optimizer={optimizer}", f"seed={seed}")
+        leave(tmp_path / f"{data}{optimizer}{seed}", config_of(*words), accuracy=accuracy)
+    report = make_report([tmp_path])
+    assert [found.mean for _, found in report.differences.values()] == pytest.approx([0.02, 0.02])
+    assert "digits" in dict(report.setup.facts)["data"] and "synthetic" in dict(report.setup.facts)["data"]
 
 
 def test_what_earlier_versions_did_not_record_is_said(sweep):
@@ -262,6 +309,15 @@ def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_
     signatures = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
     for name, (suffix, start) in itertools.product(("rho", "differences", "curves", "gap"), signatures.items()):
         assert (tmp_path / f"report-{name}.{suffix}").read_bytes().startswith(start)
+
+
+def test_latex_has_minus_signs_and_no_character_that_breaks_it():
+    table = pd.DataFrame({"a_b": ["x%$#&{}~^\\", "-"], "c": ["-0.1 ± 0.2", "+0.3"]})
+    body = latex_table(table, {"c"}).partition("\\midrule\n")[2]
+    first, second = body.splitlines()[:2]
+    assert first.endswith(r"& $-$0.1 $\pm$ 0.2 \\")
+    assert second == r"- & +0.3 \\"
+    assert not re.search(r"(?<!\\)[%#{}]", re.sub(r"\\text\w+(\{\})?|\{\}", "", first).replace("\\ ", ""))
 
 
 @pytest.mark.slow
