@@ -358,7 +358,7 @@ class GradientNormConfig(AroundConfig):
 
     schema: ClassVar[str] = "optimizer/gradient_norm"
     name: str = key("name of the method", "gradient_norm", short="optimizer")
-    alpha: float = key("weight of the gradient at w + eps (Zhao et al., 2022)", 0.8, range=CLOSED_UNIT)
+    alpha: float = key("weight of the gradient at w + eps (the authors' recipe)", 0.8, range=CLOSED_UNIT)
 
 
 @dataclass(frozen=True)

@@ -14,9 +14,10 @@ class Gsam(Around):
     the fraction in [0, 1].
 
     Disagreement: in data-parallel training the authors' code (juntang-zhuang/GSAM) decomposes the gradients of each
-    process and adds them up; here the means are decomposed. Its rho in the example is constant, with ASAM's scaling.
-    Sources of the defaults: alpha 0.4 is that of pytorch-optimizer; the authors' CIFAR-10 example has 0.2. rho_min 0 is
-    ours. The paper's table of values has not been compared.
+    process and adds them up; here the means are decomposed. Their JAX code (big_vision) does not bound the fraction, so
+    that the radius is below rho_min while the learning rate warms up. Sources of the defaults: alpha 0.4 is that of
+    pytorch-optimizer, between the authors' examples: 0.2 for CIFAR-10 (rho constant, with ASAM's scaling) and 0.6 for
+    ViT-B/32 (rho from 0.6 to 0.1). rho_min 0 is ours.
 
     Args:
         alpha: Weight of the surrogate gap, >= 0. alpha = 0 with a constant radius is SAM.

@@ -10,8 +10,8 @@ from sam_runner.utils.seeding import make_generator
 class RandomSam(SomeSteps):
     """Step t is SAM's with probability p_t = start + (end - start) t / (T - 1), drawn from (seed, t).
 
-    All processes draw alike and a resumed run repeats the draws. Source of the default: p = 0.5 in all steps is one of
-    the paper's constant schedules; start 0 and end 1 is its linear one. Values not compared with the paper's text.
+    All processes draw alike and a resumed run repeats the draws. Source of the default: p = 0.5 in all steps makes 1.5
+    passes a step, the mean with which the paper's abstract reports SAM's accuracy; its schedules were not checked.
 
     Args:
         start: Probability in the first step, in [0, 1].
