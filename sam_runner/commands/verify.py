@@ -17,7 +17,9 @@ def main() -> int:
 def verify(arguments: list[str]) -> int:
     """Print a line for each checkpoint."""
     parser = Parser("sam-verify", "Check the size and SHA-256 of checkpoints. Exit code 2 if one is damaged.")
-    parser.add_argument("paths", type=path, nargs="+", metavar="PATH", help="run folders, folders of checkpoints, or checkpoints")
+    parser.add_argument(
+        "paths", type=path, nargs="+", metavar="PATH", help="run folders, folders of checkpoints, or checkpoints"
+    )
     faults = 0
     for file, fault in verdicts(parser.parse(arguments).paths):
         print(f"good     {file}" if fault is None else f"damaged  {file}: {fault}")
