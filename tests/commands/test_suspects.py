@@ -14,7 +14,7 @@ from sklearn.metrics import average_precision_score
 import sam_runner
 from sam_runner.commands.inference import suspects
 from sam_runner.data.datasets.digits import digits
-from tests.helpers import invoke
+from tests.helpers import invoke, write_image_folder
 
 
 @pytest.fixture(scope="module")
@@ -70,6 +70,22 @@ def test_the_page_has_the_pixels_of_the_first_images(runs, call, tmp_path):
     for index, picture in zip(table["index"], pictures, strict=False):
         pixels = np.array(Image.open(io.BytesIO(base64.b64decode(picture))))
         assert (pixels == digits().train.images_NCHW[index, 0].numpy()).all()
+
+
+def test_images_on_disk_are_ranked_by_path(call, tmp_path):
+    root = write_image_folder(tmp_path / "photos")
+    words = ("data=image_folder", f"data.root={root}", "data.image_size=8", "data.storage=disk", "data.num_workers=0")
+    sam_runner.train(
+        [*words, "model.width=4", "epochs=1", "batch_size=16", "device=cpu", f"run_dir={tmp_path / 'run'}"]
+    )
+    assert call(tmp_path / "run").returncode == 0
+    table = pd.read_csv(tmp_path / "suspects.csv")
+    assert set(table["path"]) == {f"train/{name}/{index}.png" for name in "ab" for index in range(32)}
+    assert all(path.split("/")[1] == label for path, label in zip(table["path"], table["label"], strict=True))
+    pictures = re.findall(r"base64,([^\"]+)\"", (tmp_path / "suspects.html").read_text())
+    for path, picture in zip(table["path"], pictures, strict=False):
+        shown = np.array(Image.open(io.BytesIO(base64.b64decode(picture))))
+        assert (shown == np.array(Image.open(root / path))).all()
 
 
 def test_a_run_that_has_memorised_its_labels_is_told(call, tmp_path):

@@ -43,9 +43,10 @@ def suspects(arguments: list[str]) -> int:
         for folder, accuracy in list_memorised(found.predictions).items()
     ]
     note = f"First {NUM_IMAGES} of {len(found.order):,} training images, by the probability of the label (in brackets)."
+    known = f"Clean labels are known: {quality}." if quality else ""
     title = "Suspicious labels: " + ", ".join(folder.resolve().name for folder in folders)
     write_table(out, suspects_table(found))
-    content = render_contact_sheet(found, read_split(folders[0], "train"), title, " ".join([note, quality]).strip())
+    content = render_contact_sheet(found, read_split(folders[0], "train"), title, f"{note} {known}".strip())
     write_file(page, content.encode())
     for line in filter(None, [*memorised, quality]):
         print(line)
