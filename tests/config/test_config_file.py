@@ -69,7 +69,8 @@ def test_other_forms_of_a_file(text, words, tmp_path, monkeypatch):
     [
         ("- lr\n", "write one line for each setting"), ("lr: 0.1\nlr: 0.2\n", "write each key once"),
         ("lrr: 0.1\n", "did you mean lr?"), ("model: resnet21\n", "there is no such option"),
-        ("lr.x: 1\nlr: 2\n", "lr is set twice"), ("lr: 1\nlr.x: 2\n", "lr.x is set twice"), ("epochs: x\n", "wrong type"),
+        ("lr.x: 1\nlr: 2\n", "lr is set twice"), ("lr: 1\nlr.x: 2\n", "lr.x is set twice"),
+        ("epochs: x\n", "wrong type"),
         ("model:\n  _target_: os.system\n", "is not in a trusted module"), ("hydra.mode: MULTIRUN\n", "-m is missing"),
         ("hydra.job.env_set:\n  SAM_RUNNER_TRUSTED: os\n", "hydra.job.env_set cannot be changed"),
         ("lr: &a 0.1\nrho: *a\n", "aliases are not accepted"),

@@ -71,18 +71,17 @@ def _compose_node(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 def _set(node: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     """Set the value at a dotted key of nested dictionaries; a dictionary is merged with the one that is there."""
+    below: Any = node
     for part in parts[:-1]:
-        node = node.setdefault(part, {})
-        if not isinstance(node, dict):
-            break
-    known = node.get(parts[-1]) if isinstance(node, dict) else None
-    if not isinstance(node, dict) or (parts[-1] in node and not (isinstance(known, dict) and isinstance(value, dict))):
-        raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
-    if isinstance(known, dict):
+        below = below.setdefault(part, {}) if isinstance(below, dict) else None
+    known = below.get(parts[-1]) if isinstance(below, dict) else None
+    if isinstance(known, dict) and isinstance(value, dict):
         for name, entry in value.items():
             _set(known, [str(name)], entry)
+    elif isinstance(below, dict) and parts[-1] not in below:
+        below[parts[-1]] = value
     else:
-        node[parts[-1]] = value
+        raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
 
 
 def _get(node: Any, parts: Sequence[str]) -> Mapping[str, Any]:
