@@ -75,15 +75,13 @@ def _set(node: dict[str, Any], parts: Sequence[str], value: Any) -> None:
     for part in parts[:-1]:
         below = below.setdefault(part, {}) if isinstance(below, dict) else None
     known = below.get(parts[-1]) if isinstance(below, dict) else None
-    if not isinstance(below, dict) or (
-        parts[-1] in below and not (isinstance(known, dict) and isinstance(value, dict))
-    ):
-        raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
-    if isinstance(known, dict):
+    if isinstance(known, dict) and isinstance(value, dict):
         for name, entry in value.items():
             _set(known, [str(name)], entry)
-    else:
+    elif isinstance(below, dict) and parts[-1] not in below:
         below[parts[-1]] = value
+    else:
+        raise InputError(f"{'.'.join(parts)} is set twice in the file\n  write each key once")
 
 
 def _get(node: Any, parts: Sequence[str]) -> Mapping[str, Any]:
