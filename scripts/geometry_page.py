@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 from geometry_study import PLAN, RESULTS, Study, read_plan
 from matplotlib import pyplot as plt
+from matplotlib.ticker import LogLocator
 from results_page import Estimate, estimate, format_estimate, save
 
 from sam_runner.analysis.correlation import Correlation, conclusion, correlate
@@ -148,6 +149,9 @@ def draw_over_time(results: Results, folder: Path) -> str:
         frame.set(xlabel="epoch", ylabel=label)
         if is_logarithmic:
             frame.set_yscale("log")
+            frame.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+            frame.yaxis.set_major_formatter("{x:g}")
+            frame.minorticks_off()
         frame.grid(alpha=0.3)
         frame.spines[["top", "right"]].set_visible(False)
     figure.legend(*axes[0, 0].get_legend_handles_labels(), loc="outside lower center", ncols=4, frameon=False)
