@@ -96,9 +96,16 @@ class Answer:
 
     def _read(self) -> list[dict[str, Any]]:
         content = read_json(self.path)
-        if self.path.is_file() and not (isinstance(content, dict) and isinstance(content.get("answers"), list)):
+        if not self.path.is_file():
+            return []
+        entries = content.get("answers") if isinstance(content, dict) else None
+        if not isinstance(entries, list) or not all(_is_entry(entry) for entry in entries):
             raise InputError(f"{self.path} is not a file of answers\n  move it away")
-        return content["answers"] if content else []
+        return entries
+
+
+def _is_entry(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(key), dict) for key in ("settings", "values"))
 
 
 class StoredProducts:

@@ -185,7 +185,7 @@ def curvature_table(found: Sequence[Curvature]) -> pd.DataFrame:
     for entry in found:
         values, k = entry.values, len(entry.values["eigenvalues"])
         last = {f"lambda_{k}": values["eigenvalues"][-1], f"lambda_max/lambda_{k}": entry.ratio} if k > 1 else {}
-        trace: dict[str, Any] = {name: values[name] for name in ("trace", "trace_error") if name in values}
+        trace: dict[str, float] = {name: values[name] for name in ("trace", "trace_error") if name in values}
         lambda_min = {"lambda_min": min(values["nodes"])} if "nodes" in values else {}
         rows.append(
             {

@@ -1,5 +1,6 @@
 """A checkpoint of a run and the fixed examples that it is measured on."""
 
+import logging
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import torch
 
 from sam_runner.analysis.options import Measurement
-from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.data.image_sets import Images
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.splits import Splits
@@ -17,13 +18,14 @@ from sam_runner.reports.tables import settings_label
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.load import checkpoint_names, restore_run
 from sam_runner.sam.batch import Batch
-from sam_runner.training.build import build_data
+from sam_runner.training.build import build_data, resolve_device
 from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.training.metrics import evaluation_metrics
 from sam_runner.training.state import Run
 from sam_runner.training.subset import fixed_subset, subset_loss
 from sam_runner.utils.files import read_json
 
+log = logging.getLogger("sam_runner")
 DTYPES = {"float32": torch.float32, "float64": torch.float64}
 FOLDER = "analysis"  # in the run folder
 
@@ -113,9 +115,19 @@ def find_subjects(folders: Sequence[Path], which: str, device: str | None = None
         device: See `Subject`.
 
     Raises:
-        InputError: If a folder has no run or no intact checkpoint.
+        InputError: If a folder has no run or no intact checkpoint, or the device does not exist.
     """
+    if device is not None:
+        resolve_device(load_experiment(read_config(folders[0]).to_dict() | {"device": device}).device)
     found = [(folder, name) for folder in folders for name in checkpoint_names(folder, which)]
+    if which == "all":
+        for folder in folders:
+            names = {name for own, name in found if own == folder}
+            damaged = sorted(
+                path.stem for path in (folder / "checkpoints").glob("step-*.json") if path.stem not in names
+            )
+            if damaged:
+                log.warning("%s: left out, since they are damaged or missing: %s", folder, ", ".join(damaged))
     labels = dict(zip(folders, run_labels(folders), strict=True))
     return [Subject(folder, name, labels[folder], device) for folder, name in found]
 

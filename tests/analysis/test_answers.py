@@ -22,9 +22,10 @@ def test_answers_to_other_settings_stay(tmp_path):
     assert answer.values == {"value": 1.0, "more": [3.0]}
     assert Answer(path, {"k": 2}).values == {"value": 2.0} and Answer(path, {"k": 3}).values == {}
     assert settings_digest({"a": 1, "b": 2}) == settings_digest({"b": 2, "a": 1}) != settings_digest({"a": 1, "b": 3})
-    path.write_text("not JSON")
-    with pytest.raises(InputError, match="move it away"):
-        Answer(path, {"k": 1})
+    for content in ("not JSON", "[]", '{"answers": [1]}', '{"answers": [{"settings": {}}]}'):
+        path.write_text(content)
+        with pytest.raises(InputError, match="move it away"):
+            Answer(path, {"k": 1})
 
 
 def test_processes_that_answer_at_once_lose_nothing(tmp_path):

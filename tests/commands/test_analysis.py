@@ -110,6 +110,15 @@ def test_curvature_of_several_checkpoints_is_one_table_and_one_plot(runs, call, 
     assert {path.suffix for path in (tmp_path / "out").iterdir()} == {".csv", ".png", ".svg"}
 
 
+def test_a_missing_checkpoint_is_told(runs, call, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(runs["sgd"], folder, ignore=shutil.ignore_patterns("analysis"))
+    (folder / "checkpoints/step-00000006.pt").unlink()
+    done = call(curvature, folder, *SMALL, "--checkpoint", "all", "--trace", "0", "--density", "0")
+    assert done.returncode == 0 and len(pd.read_csv(folder / "analysis/curvature.csv")) == 1
+    assert "left out, since they are damaged or missing: step-00000006" in done.stdout + done.stderr
+
+
 def test_sharpness_of_several_runs(runs, call, tmp_path):
     words = ("--rho", "0.05,0.1", "--m", "8", "--steps", "2", "--directions", "2", "--groups", "3")
     done = call(sharpness, *runs.values(), *SMALL, *words, "--out", tmp_path)
@@ -255,6 +264,7 @@ def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
         (curvature, ("SAM", "--k", "1000000"), "accepted: 1 to"),
         (curvature, ("SAM", "--trace", "3"), "accepted: 0, or at least 6"),
         (curvature, ("SAM", "--batch-norm", "eval"), "did you mean --batchnorm"),
+        (curvature, ("SAM", "--device", "nonsense"), "nonsense"),
         (sharpness, ("SAM", "--rho", "0"), "positive numbers"),
         (sharpness, ("SAM", "--m", "0"), "at least 1"),
         (sharpness, ("SAM", "--m", "8,64", "--examples", "40"), "--m 64 is larger than --examples 40"),
