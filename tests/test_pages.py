@@ -156,9 +156,11 @@ def write_photos(folder):
             Image.fromarray(pixels).save(folder / name / f"{number}.jpg")
 
 
+LONG = (pytest.mark.slow, pytest.mark.timeout(1800))  # the tutorial trains nineteen networks
+
+
 @pytest.mark.parametrize(
-    "path",
-    [pytest.param(path, marks=pytest.mark.slow if path.stem in SLOW else [], id=path.stem) for path in PAGES],
+    "path", [pytest.param(path, marks=LONG if path.stem in SLOW else (), id=path.stem) for path in PAGES]
 )
 def test_a_page_runs_as_it_is_written(path, tmp_path, monkeypatch):
     reader = Reader(tmp_path, monkeypatch, is_short=path.stem not in (*WHOLE, "tutorial"))
