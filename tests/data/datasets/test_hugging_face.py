@@ -1,16 +1,11 @@
 """data=hugging_face: folders that the library has written, compared with what was put in."""
 
-import importlib.util
 import sys
 
 import pytest
 
 from sam_runner.data.datasets.hugging_face import hugging_face
 from sam_runner.utils.errors import InputError
-
-needs_library = pytest.mark.skipif(
-    importlib.util.find_spec("datasets") is None, reason="needs pip install 'sam-runner[hugging_face]'"
-)
 
 
 @pytest.fixture
@@ -22,7 +17,6 @@ def library(tmp_path, monkeypatch):
     return datasets
 
 
-@needs_library
 def test_images_of_a_saved_folder(library, tmp_path):
     from PIL import Image
 
@@ -44,7 +38,6 @@ def test_images_of_a_saved_folder(library, tmp_path):
     assert (len(single.train), single.test.labels.bincount().tolist()) == (10, [5, 5])
 
 
-@needs_library
 def test_numbers_of_parquet_files(library, tmp_path):
     rows = {"x": [[float(number), 1.0] for number in range(12)], "kind": ["u", "v", "w"] * 4}
     for name in ("train-00000-of-00001", "test-00000-of-00001"):
@@ -58,7 +51,6 @@ def test_numbers_of_parquet_files(library, tmp_path):
         hugging_face(root=str(tmp_path / "files"), labels="kind", inputs="nothing")
 
 
-@needs_library
 def test_folders_that_cannot_be_used_are_named(library, tmp_path):
     with pytest.raises(InputError, match="holds no data set"):
         hugging_face(root=str(tmp_path))
