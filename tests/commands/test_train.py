@@ -408,9 +408,10 @@ def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "named"),
     [
-        (["nowhere"], "no config.yaml"),
+        (["nowhere"], "nowhere is not a folder"),
+        (["."], "no config.yaml"),
         (["--chekpoint", "best", "."], "did you mean --checkpoint?"),
-        (["--checkpoint", "best"], "required: run"),
+        (["--checkpoint", "best"], "required: RUN"),
         (["x", "--checkpoint", "first"], "choose from"),
     ],
 )
