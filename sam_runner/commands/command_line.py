@@ -4,7 +4,7 @@ import os
 from typing import NamedTuple
 
 from sam_runner.config.allowed_targets import trust_typed_targets
-from sam_runner.config.own_options import complete_own_options, list_typed_targets
+from sam_runner.config.hydra.own_options import complete_own_options, list_typed_targets
 from sam_runner.utils.errors import InputError
 
 FLAGS = frozenset(
