@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from sam_runner.commands import evaluate
-from sam_runner.config.own_options import complete_own_options
+from sam_runner.config.hydra.own_options import complete_own_options
 from tests.helpers import invoke
 from tests.test_own_pages import folder  # noqa: F401 - a fixture
 

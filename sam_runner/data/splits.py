@@ -85,7 +85,7 @@ def prepare_splits(
         if needs == "images":
             if not isinstance(part, ImageSet):
                 raise InputError(
-                    "the noise model needs images in memory\n"
+                    "the noise model needs the images in memory\n"
                     "  set data.storage=memory, or use another noise for inputs that are no images"
                 )
             images["images_NCHW"] = part.images_NCHW

@@ -112,6 +112,7 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
     except InputError as error:
         raise InputError(f"model {target}: {error}\n  in {find_definition(type(model).forward)}") from error
     except Exception as error:
+        _require_fitting_channels(model, target, tuple(examples.shape[1:]))
         raise InputError(
             f"model {target} does not accept inputs of shape {tuple(examples.shape[1:])}: {describe_error(error)}\n"
             "  a function gets num_classes, in_channels, image_size, in_features and input_shape if it has them"
@@ -145,14 +146,19 @@ def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
             "  use a model of your own: model._target_=my_models.tiny (docs/extending.md)"
         )
     channels, height, width = shape
-    if channels != 3 and _find_refusal(model, torch.zeros(2, 3, height, width)) is None:
-        raise InputError(
-            f"model {target} is for 3 channels, the images have {channels}\n  use another model or other data"
-        )
+    _require_fitting_channels(model, target, shape)
     raise InputError(
         f"model {target} does not accept images of {channels} x {height} x {width}: {reason}\n"
         "  use another model or other data; a function with the argument in_channels gets the number of channels"
     )
+
+
+def _require_fitting_channels(model: nn.Module, target: str, shape: tuple[int, ...]) -> None:
+    """Raise InputError if the model refuses the images only because they do not have three channels."""
+    if len(shape) == 3 and shape[0] != 3 and _find_refusal(model, torch.zeros(2, 3, *shape[1:])) is None:
+        raise InputError(
+            f"model {target} is for 3 channels, the images have {shape[0]}\n  use another model or other data"
+        )
 
 
 def _find_refusal(model: nn.Module, examples: Tensor) -> str | None:

@@ -195,7 +195,7 @@ def test_old_weight_norm_has_a_moving_average():
     ("model", "message"),
     [
         ("coloured", "is for 3 channels, the images have 1"),
-        ("too_small", "does not accept images of 1 x 8 x 8: .*shapes cannot be multiplied"),
+        ("too_small", r"does not accept inputs of shape \(1, 8, 8\): .*shapes cannot be multiplied"),
         ("complex_weights", r"complex weights \(phase\)"),
         ("frozen", "no parameter that requires a gradient"),
     ],

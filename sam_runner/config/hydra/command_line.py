@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 from sam_runner.config.allowed_targets import trust_typed_targets
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
-from sam_runner.config.own_options import complete_own_options, list_typed_targets
+from sam_runner.config.hydra.own_options import complete_own_options, list_typed_targets
 from sam_runner.config.validation import find_close
 from sam_runner.utils.errors import InputError
 

@@ -11,8 +11,8 @@ from omegaconf import OmegaConf
 
 from sam_runner.config.experiment import GROUPS
 from sam_runner.config.help import list_options
+from sam_runner.config.hydra.own_options import OPTIONS
 from sam_runner.config.hydra.saved_config import store_saved_config
-from sam_runner.config.own_options import OPTIONS
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
