@@ -41,12 +41,16 @@ def test_the_table_has_what_was_measured_and_the_same_command_repeats_it(tmp_pat
     for row in rows.to_dict("records"):
         analysis = tmp_path / "runs" / row["run"] / "analysis"
         name = f"step-{row['step']:08d}.json"
-        (answer,) = json.loads((analysis / f"curvature-{name}").read_text())["answers"]
+        answers = json.loads((analysis / f"curvature-{name}").read_text())["answers"]
+        answer, *whole = sorted(answers, key=lambda one: one["settings"]["examples"])
         eigenvalues = answer["values"]["eigenvalues"]
         assert row["lambda_max"] == pytest.approx(eigenvalues[0])
         assert row["ratio"] == pytest.approx(eigenvalues[0] / eigenvalues[4])
         assert answer["settings"]["batchnorm"] == row["batchnorm"] == "train"
-        if row["epoch"] == 2:
+        assert len(whole) == (row["epoch"] == 2)
+        if whole:
+            assert row["whole/lambda_max"] == pytest.approx(whole[0]["values"]["eigenvalues"][0])
+            assert whole[0]["settings"]["examples"] == row["whole/examples"] == 64 > answer["settings"]["examples"]
             (answer,) = json.loads((analysis / f"sharpness-{name}").read_text())["answers"]
             key = "worst case, rho 0.1"
             assert row[f"sharpness/{key}"] == pytest.approx(answer["values"][key])
