@@ -27,6 +27,7 @@ from sam_runner.analysis.sharpness import GAPS
 
 DOCS = RESULTS.parent.parent
 PREFIX = "sharpness/"
+FITTED = 0.99  # training accuracy above which a run counts as fitted
 MARKERS = "osD^v"  # of the learning rates
 
 
@@ -50,6 +51,7 @@ class Results:
         self.last = table[table["epoch"] == self.last_epoch]
         is_measured = self.last["parts"].str.contains("sweep") & self.last["loss gap"].notna()
         self.sweep = self.last[is_measured].rename(columns=lambda name: name.removeprefix(PREFIX))
+        self.fitted = self.sweep[self.sweep["train/accuracy"] > FITTED]
 
     @property
     def has_whole(self) -> bool:
@@ -108,9 +110,9 @@ class Results:
         names = [name.removeprefix(PREFIX) for name in self.table if name.startswith(PREFIX)]
         return [name for name in names if name not in known and not name.endswith(" error")]
 
-    def correlations(self) -> list[Correlation]:
-        """Return the rank correlations of every measure with every gap over the sweep."""
-        return correlate(self.sweep, self.measures, list(GAPS))
+    def correlations(self, *, only_fitted: bool = False) -> list[Correlation]:
+        """Return the rank correlations of every measure with every gap over the sweep, or over its fitted runs."""
+        return correlate(self.fitted if only_fitted else self.sweep, self.measures, list(GAPS))
 
     def predictors(self, gap: str) -> str:
         """Return the measures with a significant rank correlation with a gap, or that there is none."""
@@ -221,6 +223,7 @@ def render(results: Results, figures: dict[str, str | None]) -> str:
     return environment.get_template("page.md.j2").render(
         results=results, plan=results.content, figures=figures, name=name_method, gaps=GAPS,
         correlations={(entry.measure, entry.gap): entry for entry in results.correlations()},
+        fitted={(entry.measure, entry.gap): entry for entry in results.correlations(only_fitted=True)},
     )  # fmt: skip
 
 

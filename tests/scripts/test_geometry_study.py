@@ -70,6 +70,7 @@ def made_up():
                     {"run": f"{rho} {seed}", "parts": "over_time sweep", "rho": rho, "lr": 0.1, "seed": seed,
                      "epoch": epoch, "lambda_max": values["lambda_max"] + 5 * (rho == 0), "ratio": values["ratio"],
                      "sharpness/worst": values["worst"], "sharpness/worst error": 0.0, "loss gap": values["loss gap"],
+                     "train/accuracy": 0.5 if seed == 2 else 1.0,
                      "accuracy gap": values["loss gap"] ** 2}
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -94,6 +95,9 @@ def test_means_intervals_and_correlations_are_those_of_scipy():
     assert results.measures == ["worst"] and results.finished("over_time") == results.finished("sweep") == 6
     rho = scipy.stats.spearmanr(last["sharpness/worst"], last["loss gap"]).statistic
     assert [entry.rho for entry in results.correlations()] == pytest.approx([rho, rho])
+    fitted = last[last["seed"] < 2]
+    rho = scipy.stats.spearmanr(fitted["sharpness/worst"], fitted["loss gap"]).statistic
+    assert [entry.rho for entry in results.correlations(only_fitted=True)] == pytest.approx([rho, rho])
 
 
 def test_the_page_is_what_the_table_says(tmp_path):
