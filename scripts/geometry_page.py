@@ -21,12 +21,13 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 from results_page import Estimate, estimate, format_estimate, save
 
-from sam_runner.analysis.correlation import Correlation, conclusion, correlate
+from sam_runner.analysis.correlation import LEVEL, Correlation, conclusion, correlate
 from sam_runner.analysis.plots import colour
 from sam_runner.analysis.sharpness import GAPS
 
 DOCS = RESULTS.parent.parent
 PREFIX = "sharpness/"
+FITTED = 0.99  # training accuracy above which a run counts as fitted
 MARKERS = "osD^v"  # of the learning rates
 
 
@@ -39,7 +40,8 @@ class Results:
     """
 
     def __init__(self, table: pd.DataFrame, content: dict[str, Any]) -> None:
-        missing = [name for name in ("lambda_max", "ratio", *GAPS) if name not in table]  # not measured yet
+        known = ("lambda_max", "ratio", "whole/lambda_max", "whole/ratio", "whole/loss", *GAPS)
+        missing = [name for name in known if name not in table]  # not measured yet
         table = table.reindex(columns=[*table, *missing])
         self.content, self.table = content, table
         self.planned = Study(content, Path(), Path(), {}).jobs()
@@ -49,6 +51,13 @@ class Results:
         self.last = table[table["epoch"] == self.last_epoch]
         is_measured = self.last["parts"].str.contains("sweep") & self.last["loss gap"].notna()
         self.sweep = self.last[is_measured].rename(columns=lambda name: name.removeprefix(PREFIX))
+        self.fitted = self.sweep[self.sweep["train/accuracy"] > FITTED]
+
+    @property
+    def has_whole(self) -> bool:
+        """Whether the eigenvalues on all training images are known for every run over time."""
+        rows = self.over_time[self.over_time["epoch"] == self.last_epoch]
+        return bool(rows["whole/lambda_max"].notna().all()) and len(rows) == self.num_planned("over_time")
 
     @property
     def rhos(self) -> list[float]:
@@ -73,12 +82,12 @@ class Results:
         """Return mean and interval of the paired differences SAM minus SGD at the last epoch."""
         return estimate((self.column(rho, name) - self.column(0, name)).dropna())
 
-    def factor(self, rho: float, name: str) -> tuple[float, float, float]:
-        """Return by which factor SAM's value is below SGD's at the last epoch, and its 95% interval.
+    def factor(self, rho: float, name: str, epoch: int | None = None) -> tuple[float, float, float]:
+        """Return by which factor SAM's value is below SGD's at an epoch (default: the last one), and its 95% interval.
 
         It is the geometric mean over seeds of SGD's value divided by SAM's, with Student's t for its logarithm.
         """
-        found = estimate(np.log(self.column(0, name) / self.column(rho, name)).dropna())
+        found = estimate(np.log(self.column(0, name, epoch) / self.column(rho, name, epoch)).dropna())
         low, middle, high = np.exp([found.mean - found.half_width, found.mean, found.mean + found.half_width]).tolist()
         return middle, low, high
 
@@ -90,6 +99,10 @@ class Results:
         text = f"SGD's is {middle:.2f} times as large, interval {low:.2f} to {high:.2f}"
         return f"not clearly different: {text}" if low <= 1 <= high else text
 
+    def lower_epochs(self, rho: float, name: str) -> list[int]:
+        """Return the epochs at which SAM's value is lower and the interval of the factor excludes 1."""
+        return [epoch for epoch in self.epochs if self.factor(rho, name, epoch)[1] > 1]
+
     @property
     def measures(self) -> list[str]:
         """The measures of sharpness of the sweep."""
@@ -97,9 +110,18 @@ class Results:
         names = [name.removeprefix(PREFIX) for name in self.table if name.startswith(PREFIX)]
         return [name for name in names if name not in known and not name.endswith(" error")]
 
-    def correlations(self) -> list[Correlation]:
-        """Return the rank correlations of every measure with every gap over the sweep."""
-        return correlate(self.sweep, self.measures, list(GAPS))
+    def correlations(self, *, only_fitted: bool = False) -> list[Correlation]:
+        """Return the rank correlations of every measure with every gap over the sweep, or over its fitted runs."""
+        return correlate(self.fitted if only_fitted else self.sweep, self.measures, list(GAPS))
+
+    def predictors(self, gap: str) -> str:
+        """Return the measures with a significant rank correlation with a gap, or that there is none."""
+        entries = [entry for entry in self.correlations() if entry.gap == gap and entry.p == entry.p]
+        found = [f"{entry.measure} ({entry.rho:+.2f})" for entry in entries if entry.p < LEVEL]
+        if found:
+            return " and ".join(found)
+        largest = max((entry.rho for entry in entries), key=abs, default=float("nan"))
+        return f"no measure of sharpness (largest rank correlation {largest:+.2f})"
 
     def conclusions(self) -> list[str]:
         """Return a sentence for each gap."""
@@ -201,6 +223,7 @@ def render(results: Results, figures: dict[str, str | None]) -> str:
     return environment.get_template("page.md.j2").render(
         results=results, plan=results.content, figures=figures, name=name_method, gaps=GAPS,
         correlations={(entry.measure, entry.gap): entry for entry in results.correlations()},
+        fitted={(entry.measure, entry.gap): entry for entry in results.correlations(only_fitted=True)},
     )  # fmt: skip
 
 

@@ -13,7 +13,7 @@ import argparse
 import itertools
 import sys
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +97,7 @@ class Study:
         return jobs
 
     def run(self) -> None:
-        """Train and measure what is missing: the runs over time and their curvature first, then the sweep."""
+        """Train and measure what is missing: the runs over time and their curvature, the sweep, then `whole`."""
         jobs = self.jobs()
         over_time = [job for job in jobs if "over_time" in job.parts]
         for job in over_time:
@@ -107,6 +107,8 @@ class Study:
         for job in [job for job in jobs if "sweep" in job.parts]:
             self._train(job)
             self._measure_sharpness(job)
+        for job in over_time:
+            self._measure_curvature_of_all_images(job)
 
     def _train(self, job: Job) -> None:
         words = [word.format(**self.folders) for word in job.words]
@@ -129,6 +131,14 @@ class Study:
                 }
             )
             self.write()
+
+    def _measure_curvature_of_all_images(self, job: Job) -> None:
+        (subject,) = find_subjects([self.out / job.name], "last")
+        found = measure_curvature(subject, replace(self.how, examples=self.content["whole"]), self.curvature)
+        own = self._measured.setdefault((job.name, subject.step), {})
+        own.update({"whole/loss": found.values["loss"], "whole/lambda_max": found.lambda_max})
+        own.update({"whole/ratio": found.ratio, "whole/examples": found.values["num_examples"]})
+        self.write()
 
     def _measure_sharpness(self, job: Job) -> None:
         (subject,) = find_subjects([self.out / job.name], "last")

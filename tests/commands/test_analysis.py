@@ -12,12 +12,13 @@ import torch
 from matplotlib.figure import Figure
 from torch.nn import functional as F
 
+from sam_runner.analysis.options import Measurement
 from sam_runner.analysis.subject import find_subjects
 from sam_runner.commands import curvature, landscape, sharpness
 from sam_runner.data.datasets import image_folder
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
-from sam_runner.training import build
+from sam_runner.training import build, subset
 from sam_runner.utils.manifest import write_manifest
 from tests.helpers import config_of, invoke, train_tiny, write_image_folder
 
@@ -97,6 +98,7 @@ def test_telemetry_logs_the_lambda_max_of_the_command(runs, call):
     logged = [row["telemetry/lambda_max"] for row in rows if "telemetry/lambda_max" in row]
     done = call(curvature, runs["sam"], "--k", "1", "--trace", "0", "--density", "0")
     found = re.fullmatch(r"lambda_max (\S+)", done.stdout.splitlines()[-1])
+    assert Measurement.examples == subset.NUM_EXAMPLES
     assert len(logged) == 2 and float(found[1]) == pytest.approx(logged[-1], rel=1e-3)
 
 

@@ -41,12 +41,16 @@ def test_the_table_has_what_was_measured_and_the_same_command_repeats_it(tmp_pat
     for row in rows.to_dict("records"):
         analysis = tmp_path / "runs" / row["run"] / "analysis"
         name = f"step-{row['step']:08d}.json"
-        (answer,) = json.loads((analysis / f"curvature-{name}").read_text())["answers"]
+        answers = json.loads((analysis / f"curvature-{name}").read_text())["answers"]
+        answer, *whole = sorted(answers, key=lambda one: one["settings"]["examples"])
         eigenvalues = answer["values"]["eigenvalues"]
         assert row["lambda_max"] == pytest.approx(eigenvalues[0])
         assert row["ratio"] == pytest.approx(eigenvalues[0] / eigenvalues[4])
         assert answer["settings"]["batchnorm"] == row["batchnorm"] == "train"
-        if row["epoch"] == 2:
+        assert len(whole) == (row["epoch"] == 2)
+        if whole:
+            assert row["whole/lambda_max"] == pytest.approx(whole[0]["values"]["eigenvalues"][0])
+            assert whole[0]["settings"]["examples"] == row["whole/examples"] == 64 > answer["settings"]["examples"]
             (answer,) = json.loads((analysis / f"sharpness-{name}").read_text())["answers"]
             key = "worst case, rho 0.1"
             assert row[f"sharpness/{key}"] == pytest.approx(answer["values"][key])
@@ -66,6 +70,7 @@ def made_up():
                     {"run": f"{rho} {seed}", "parts": "over_time sweep", "rho": rho, "lr": 0.1, "seed": seed,
                      "epoch": epoch, "lambda_max": values["lambda_max"] + 5 * (rho == 0), "ratio": values["ratio"],
                      "sharpness/worst": values["worst"], "sharpness/worst error": 0.0, "loss gap": values["loss gap"],
+                     "train/accuracy": 0.5 if seed == 2 else 1.0,
                      "accuracy gap": values["loss gap"] ** 2}
                 )  # fmt: skip
     return pd.DataFrame(rows)
@@ -90,6 +95,9 @@ def test_means_intervals_and_correlations_are_those_of_scipy():
     assert results.measures == ["worst"] and results.finished("over_time") == results.finished("sweep") == 6
     rho = scipy.stats.spearmanr(last["sharpness/worst"], last["loss gap"]).statistic
     assert [entry.rho for entry in results.correlations()] == pytest.approx([rho, rho])
+    fitted = last[last["seed"] < 2]
+    rho = scipy.stats.spearmanr(fitted["sharpness/worst"], fitted["loss gap"]).statistic
+    assert [entry.rho for entry in results.correlations(only_fitted=True)] == pytest.approx([rho, rho])
 
 
 def test_the_page_is_what_the_table_says(tmp_path):
