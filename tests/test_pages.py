@@ -11,6 +11,7 @@ import importlib
 import io
 import re
 import shlex
+import subprocess
 import sys
 
 import numpy
@@ -70,7 +71,7 @@ class Reader:
                 with contextlib.redirect_stdout(io.StringIO()) as printed:
                     exec(compile(text, str(path), "exec"), self.scope)
                 self.printed, self.codes = printed.getvalue(), []
-            elif language == "text" and self.codes is not None:
+            elif language == "text":
                 self.compare(text)
             elif not language:
                 self.printed, self.codes = "", []
@@ -83,8 +84,7 @@ class Reader:
         if self.printed:
             printed = {without_numbers(line) for line in self.printed.splitlines()}
             wanted = [line for line in text.splitlines() if line.strip() not in ("", "...")]
-            if not self.is_short:
-                assert not [line for line in wanted if without_numbers(line) not in printed], self.printed
+            assert not [line for line in wanted if without_numbers(line) not in printed], self.printed
         if text.startswith("error:"):
             assert self.codes[-1] != 0
             self.codes.pop()
@@ -106,11 +106,15 @@ class Reader:
         if program == "ls":
             self.printed += "\n".join(sorted(path.name for path in (self.folder / arguments[0]).iterdir()))
             self.codes.append(0)
-        elif program in ("python", "torchrun"):
-            done = run_other(program, arguments, self.folder)
-            self.printed, self.codes = self.printed + done.stdout + done.stderr, [*self.codes, done.returncode]
+        elif program == "torchrun":
+            words = {"cwd": self.folder, "module": "torch.distributed.run", "env": {"PYTHONPATH": str(ROOT)}}
+            self.note(command(*arguments, **words))
         else:
             self.call(program, arguments)
+
+    def note(self, done):
+        self.printed += done.stdout + done.stderr
+        self.codes.append(done.returncode)
 
     def set(self, name, value):
         self.monkeypatch.setenv(name, value)
@@ -120,30 +124,23 @@ class Reader:
     def call(self, program, arguments):
         """Run a command of this program in this process."""
         if program == "sam-train" and self.is_short:
-            arguments = [*arguments, *SHORT]
-        if "-m" in arguments:
-            arguments = [*arguments, "sweep.jobs=1"]
+            arguments = [*arguments, *SHORT, *(["sweep.jobs=1"] if "-m" in arguments else [])]
+        elif "-m" in arguments:
+            self.note(command(*arguments, cwd=self.folder, timeout=1700, env={"PYTHONPATH": str(ROOT)}))
+            return
         GlobalHydra.instance().clear()
         self.monkeypatch.setattr(sys, "argv", [program, *arguments])
         self.monkeypatch.setenv("SAM_RUNNER_STARTED", f"call{next(CALLS)}")
         self.monkeypatch.setenv("HYDRA_FULL_ERROR", "1")
         with contextlib.redirect_stdout(io.StringIO()) as out, contextlib.redirect_stderr(io.StringIO()) as errors:
             code = importlib.import_module(COMMANDS[program]).main()
-        self.printed += out.getvalue() + errors.getvalue()
-        self.codes.append(code)
+        self.note(subprocess.CompletedProcess(arguments, code, out.getvalue(), errors.getvalue()))
 
 
 def without_numbers(line):
     """A line without its numbers, names of folders that have the time in them, and runs of spaces and dashes."""
     line = re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "N", line)
     return re.sub(r"[\s-]+", " ", line).strip()
-
-
-def run_other(program, arguments, folder):
-    """Run ``python ...`` or ``torchrun ...`` as a process of its own."""
-    if program == "torchrun":
-        return command(*arguments, cwd=folder, module="torch.distributed.run", env={"PYTHONPATH": str(ROOT)})
-    raise AssertionError(f"{program} {arguments}: not known here")
 
 
 def write_photos(folder):
