@@ -19,8 +19,8 @@ def after_run(folder: Path) -> str:
         folder: The run folder.
     """
     name = shlex.quote(str(folder))
-    commands = [f"sam-eval {name}", f"tensorboard --logdir {name}", f"sam-train config={name} seed=1 (another seed)"]
-    return ", ".join(commands)
+    board = [f"tensorboard --logdir {name}"] if any(folder.glob("events.*")) else []  # not with logger=csv
+    return ", ".join([f"sam-eval {name}", *board, f"sam-train config={name} seed=1 (another seed)"])
 
 
 def after_sweep(folder: Path, code: int, is_named: bool) -> str:
@@ -35,4 +35,5 @@ def after_sweep(folder: Path, code: int, is_named: bool) -> str:
     again = "the same command" if is_named else f"the same command with sweep_name={shlex.quote(folder.name)}"
     if code:
         return f"{again} runs what is missing, sam-status {name} tells how far the sweep is"
-    return f"open {name}/report.html, tensorboard --logdir {name}, {again} with more values runs only the new jobs"
+    board = f"tensorboard --logdir {name}, " if any(folder.glob("*/events.*")) else ""
+    return f"open {name}/report.html, {board}{again} with more values runs only the new jobs"
