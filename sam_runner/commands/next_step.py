@@ -29,7 +29,7 @@ def after_run(folder: Path, config: ExperimentConfig) -> list[str]:
     longer = f"epochs={2 * config.epochs}" if config.max_steps is None else f"max_steps={2 * config.max_steps}"
     return [
         f"{trust}sam-eval {name}",
-        f"tensorboard --logdir {name}",
+        *_board(folder, "events.*"),
         f"{trust}sam-train {_quote(f'config={folder}')} seed={config.seed + 1}",
         f"{trust}sam-train {_quote(f'resume={folder}')} {longer}",
     ]
@@ -45,7 +45,7 @@ def after_sweep(folder: Path, code: int, *, is_named: bool) -> list[str]:
     """
     if code:
         return [f"{_repeat(folder, is_named=is_named)}", f"sam-status {_quote(folder)}"]
-    return [*_open(folder / "report.html"), f"tensorboard --logdir {_quote(folder)}"]
+    return [*_open(folder / "report.html"), *_board(folder, "*/events.*")]
 
 
 def _repeat(folder: Path, *, is_named: bool) -> str:
@@ -60,6 +60,11 @@ def _open(page: Path) -> list[str]:
     """Return the command that shows a page in a browser, none on a machine without one."""
     programs = ("open",) if sys.platform == "darwin" else ("xdg-open",)
     return [f"{program} {_quote(page)}" for program in programs if shutil.which(program)]
+
+
+def _board(folder: Path, events: str) -> list[str]:
+    """Return the command that shows the curves, none without files of TensorBoard."""
+    return [f"tensorboard --logdir {_quote(folder)}"] if any(folder.glob(events)) else []
 
 
 def _quote(path: Path | str) -> str:

@@ -234,6 +234,13 @@ class ExperimentConfig:
         "stop",
         on_resume="",
     )
+    logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = key(
+        "where metrics go beside metrics.jsonl, as logger=csv,wandb or [csv,wandb]; [] for no other place; csv:"
+        " metrics.csv; wandb and mlflow are configured by their own environment variables",
+        ("tensorboard",),
+        effect="none",
+        in_reports=False,
+    )
     log_every: int = key(
         "steps between two rows of training metrics", 50, range=AT_LEAST_ONE, effect="none", in_reports=False
     )
@@ -264,7 +271,18 @@ class ExperimentConfig:
         in_reports=False,
     )
     dry_run: bool = key(
-        "print the plan (parameters, FLOPs, steps) and train nothing", False, effect="none", in_reports=False
+        "print the plan (parameters, FLOPs, steps, memory) and train nothing; data that are not there are replaced by"
+        " their published sizes",
+        False,
+        effect="none",
+        in_reports=False,
+    )
+    dry_run_tflops: float | None = key(
+        "TFLOP/s that the device reaches in training, for the time in the plan",
+        None,
+        range=POSITIVE,
+        effect="none",
+        in_reports=False,
     )
     data: DataConfig = field(default_factory=lambda: DataConfig(_target_=DataConfig.targets[0]))
     noise: NoiseConfig = field(default_factory=lambda: NoiseConfig(_target_=NoiseConfig.targets[0]))
@@ -335,7 +353,8 @@ def load_experiment(
     """
     require_allowed_targets(settings)
     try:
-        config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS)
+        is_plan = settings.get("dry_run") is True  # made without data and weights too
+        config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS, missing_paths=is_plan)
     except UnknownKeyError as error:  # the key may be another group's
         others = {*ExperimentConfig().flat(), *list_names(settings)} - {error.key}
         raise InputError(describe_unknown_key(error.key, [*error.accepted, *others], error.value)) from error

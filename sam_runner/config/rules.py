@@ -1,5 +1,6 @@
 """Rules across settings: which exclude each other, need each other, or have no effect."""
 
+import importlib.util
 import os
 import re
 from collections.abc import Callable
@@ -69,6 +70,8 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
     if "search" in typed:
         raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
+    if "dry_run_tflops" in typed and not config.dry_run:
+        raise InputError("dry_run_tflops has no effect without dry_run=true\n  leave it out")
     for name in ("sweep.on_error", "sweep.jobs"):
         if name in typed:
             raise InputError(f"{name} has no effect without -m\n  leave it out")
@@ -367,8 +370,15 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Raise InputError for a missing folder of images or file of paths or labels, before torch is imported."""
-    if isinstance(config.data, ImageFolderConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
+    """Raise InputError for a missing folder of images, file of paths or labels, or package, before torch is imported."""
+    for name in config.logger:
+        if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
+            raise InputError(f"logger={name} needs the package {name}\n  pip install {name}")
+    if (
+        isinstance(config.data, ImageFolderConfig)
+        and not config.dry_run
+        and not Path(os.path.expanduser(config.data.root)).is_dir()
+    ):
         raise InputError(
             f"data.root={config.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike"
         )

@@ -32,7 +32,7 @@ class UnknownKeyError(InputError):
 Groups = Mapping[str, Sequence[type[Any]]]
 
 
-def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
+def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_paths: bool = False) -> Any:
     """Build a settings dataclass from plain values.
 
     Args:
@@ -40,6 +40,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
         values: Values by name; absent settings get their defaults.
         path: Dotted name of the group, "" for the top level.
         groups: Settings classes of the groups with options, by dotted name. The values choose one of the classes.
+        missing_paths: Accept that a required path was not given; its value is then `REQUIRED`.
 
     Raises:
         InputError: If a name is unknown, a required value is missing, or a value has the wrong type or range.
@@ -63,10 +64,15 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups) -> Any:
     for name, entry in known.items():
         if is_dataclass(hints[name]):
             if name in values:
-                arguments[name] = build(hints[name], values[name], f"{prefix}{name}", groups)
+                arguments[name] = build(
+                    hints[name], values[name], f"{prefix}{name}", groups, missing_paths=missing_paths
+                )
             continue
         value = values.get(name, entry.default)
         if isinstance(value, str) and value == REQUIRED:
+            if missing_paths and entry.metadata["key"].path:
+                arguments[name] = REQUIRED
+                continue
             raise InputError(f"{prefix}{name} has to be given: {prefix}{name}=...")
         arguments[name] = convert(value, hints[name], f"{prefix}{name}")
         require_in_range(arguments[name], entry.metadata["key"], f"{prefix}{name}")
@@ -121,6 +127,8 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     if get_origin(annotation) is Literal:
         return _convert_choice(value, get_args(annotation), name)
     if get_origin(annotation) is tuple:
+        if isinstance(value, str) and get_origin(get_args(annotation)[0]) is Literal:
+            value = [word.strip() for word in value.split(",")]
         if not isinstance(value, list | tuple):
             raise InputError(f"{name}={value} has the wrong type\n  accepted: a list, like {name}=[1,2]")
         return tuple(convert(entry, get_args(annotation)[0], name) for entry in value)

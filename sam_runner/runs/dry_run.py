@@ -1,24 +1,34 @@
 """The plan of a run, which ``dry_run=true`` prints: data, network, passes, steps and cost."""
 
+import inspect
 import random
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
-from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.experiment import ExperimentConfig, TelemetryConfig
+from sam_runner.config.instantiate import locate
+from sam_runner.config.keys import REQUIRED
 from sam_runner.config.optimizer import AroundConfig, RadiusConfig, SamConfig
+from sam_runner.data.datasets.published_sizes import find_published_size, make_published_splits
+from sam_runner.data.noise import noise_needs
+from sam_runner.data.normalisation import Normalisation
+from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.models.outputs import get_logits
 from sam_runner.paper.rows import describe_target
 from sam_runner.runs.result import count_examples
 from sam_runner.sam.method import Method
 from sam_runner.sam.methods import Plain
-from sam_runner.training.build import resolve_precision
+from sam_runner.training.build import build_data, build_run, resolve_precision
 from sam_runner.training.state import Run
 from sam_runner.utils.console import format_count
+from sam_runner.utils.errors import MissingDataError
 
 MAX_COUNTED_STEPS = 10_000
 
@@ -73,15 +83,43 @@ def describe_data(run: Run) -> str:
     return f"{sets} images, {classes} classes{noise}"
 
 
-def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str]) -> str:
-    """Return the plan of a run, with one line for each fact.
+def plan_run(
+    config: ExperimentConfig, folder: Path, overrides: Sequence[str], context: DistributedContext = SINGLE_PROCESS
+) -> str:
+    """Return the plan of a run, with one line for each fact. Data that are not there get their published size.
 
     Args:
         config: The settings.
-        run: The run, before training.
         folder: The run folder that training would use.
         overrides: Settings as the user typed them, to name the differences from the paper's experiment.
+        context: The processes that train together.
+
+    Raises:
+        InputError: If the settings cannot be used, or the data are not there and no size is published.
     """
+    if config.model.weights == REQUIRED:
+        config = replace(config, model=replace(config.model, weights=None))
+    if getattr(config.data, "download", False):
+        config = replace(config, data=replace(config.data, download=False))  # type: ignore[call-arg]
+    try:
+        return _describe_run(config, build_run(config, context), folder, overrides, "")
+    except MissingDataError:
+        size = find_published_size(config.data, config.paper)
+        if size is None:
+            raise
+    whole = make_published_splits(size, getattr(config.data, "image_size", None))
+    noise = config.noise if noise_needs(locate(config.noise.target)) == "labels" else ExperimentConfig().noise
+    splits = build_data(config.data, noise, config.seed, whole)
+    normalisation = Normalisation((0.5,) * size.channels, (0.5,) * size.channels)
+    # Nothing but the number and the shape of the images is known, and weights change nothing in a plan.
+    config = replace(config, telemetry=TelemetryConfig(), model=replace(config.model, weights=None))
+    run = build_run(config, context, normalisation, splits)
+    return _describe_run(
+        config, run, folder, overrides, f" (data: not read, published sizes of {size.title}: {size.source})"
+    )
+
+
+def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str], remark: str) -> str:
     options, objective = config.optimizer, run.step.objective
     shape, dtype = run.train.shape, run.train.blank(1, run.train.dtype).dtype
     forward, backward = (count(run.model, shape, dtype) for count in (count_forward_flops, count_backward_flops))
@@ -100,12 +138,16 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     if run.patience is not None:
         steps += f"; ends after {run.patience} evaluations without a higher validation accuracy"
     rows = {
-        "data": f"{config.data.target}: {describe_data(run)}",
+        "data": f"{config.data.target}: {describe_data(run)}{remark}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {forward / 1e6:,.1f} MFLOPs forward per image",
         "optimizer": f"{describe_method(config)}{options.base.target}, {num_passes}",
         "batch": batch,
         "steps": steps,
         "compute": f"{at_most}{total_flops:.3g} FLOPs for training",
+        "time": describe_time(total_flops, config.dry_run_tflops),
+        "memory": describe_memory(
+            run, [-(-config.batch_size // config.world_size), run.step.objective.chunk_size, options.m]
+        ),
         "device": f"{objective.device}, {precision}{compiled}",
         "folder": str(folder),
     }
@@ -113,6 +155,79 @@ def describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Se
     rows |= {"paper": paper} if paper else {}
     head = "plan (dry run: nothing is trained or written)"
     return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])
+
+
+def describe_time(flops: float, tflops: float | None) -> str:
+    """Return the time of training at a rate of `tflops` 10^12 FLOPs per second, or how to give the rate."""
+    if tflops is None:
+        return "add dry_run_tflops=N for the time at N TFLOP/s"
+    hours = flops / (tflops * 1e12) / 3600
+    unit, size = next(
+        (unit, size)
+        for unit, size in (("days", 24), ("hours", 1), ("minutes", 1 / 60))
+        if hours >= size or unit == "minutes"
+    )
+    return f"{hours / size:.3g} {unit} at {tflops:g} TFLOP/s, without data, evaluation and checkpoints"
+
+
+def describe_memory(run: Run, sizes: Sequence[int | None]) -> str:
+    """Return an estimate of the memory of one process on its device: weights and what belongs to them, activations.
+
+    Args:
+        run: The run.
+        sizes: Numbers of images of a process's batch, a micro-batch and a group, or None.
+    """
+    objective = run.step.objective
+    num_bytes = sum(param.numel() * param.element_size() for param in run.model.parameters())
+    copies = 2 + count_state_copies(run.step.optimizer) + (run.rho(0) > 0) + (run.ema is not None)
+    images = min(size for size in sizes if size)
+    blank = run.train.blank(2, run.train.dtype).to(objective.device)
+    activations = images * count_activation_bytes(run.model, blank, objective.autocast_dtype)
+    total = (copies * num_bytes + activations) / 2**30
+    return (
+        f"about {total:,.1f} GiB: {copies * num_bytes / 2**30:,.1f} for {copies} times the weights (gradients, optimizer "
+        f"and w + eps), {activations / 2**30:,.1f} for the activations of {images} images in a pass; without the data"
+    )
+
+
+def count_state_copies(optimizer: torch.optim.Optimizer) -> int:
+    """Return how many tensors as large as a parameter the optimizer keeps for it, e.g. 1 for SGD with momentum."""
+    param = nn.Parameter(torch.ones(2, 3))
+    param.grad = torch.ones_like(param)
+    own: Any = type(optimizer)
+    accepted = inspect.signature(own).parameters.keys() - {"fused"}
+    twin = own([param], **{name: value for name, value in optimizer.defaults.items() if name in accepted})
+    if callable(getattr(twin, "train", None)):  # a schedule-free optimizer
+        twin.train()
+    twin.step()
+    return sum(isinstance(value, torch.Tensor) and value.shape == param.shape for value in twin.state[param].values())
+
+
+def count_activation_bytes(model: nn.Module, images: torch.Tensor, autocast_dtype: torch.dtype | None = None) -> float:
+    """Count the bytes that a forward pass keeps for the backward pass, for each image of a batch of two.
+
+    The pass changes the running statistics of batch norm.
+
+    Args:
+        model: The network, in training mode.
+        images: Two images, or two other inputs.
+        autocast_dtype: dtype of autocast; None: no autocast.
+    """
+    weights = {param.untyped_storage().data_ptr() for param in [*model.parameters(), *model.buffers()]}
+    kept: dict[int, torch.UntypedStorage] = {}  # holds the memory, so that no address comes twice
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in weights:
+            kept[storage.data_ptr()] = storage
+        return tensor
+
+    autocast = torch.autocast(images.device.type, dtype=autocast_dtype, enabled=autocast_dtype is not None)
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor), autocast:
+        outputs = model(images)
+    total = sum(storage.nbytes() for storage in kept.values()) / 2
+    del outputs
+    return total
 
 
 def _mean_cost(method: Method, num_steps: int) -> tuple[float, float, float]:

@@ -20,12 +20,11 @@ from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
-from sam_runner.runs.dry_run import describe_data, describe_method, describe_run
+from sam_runner.runs.dry_run import describe_data, describe_method, plan_run
 from sam_runner.runs.environment import compare_environment, read_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
 from sam_runner.runs.lock import lock_folder
-from sam_runner.runs.logging.jsonl import JsonlLogger
-from sam_runner.runs.logging.tensorboard import TensorboardLogger
+from sam_runner.runs.logging.choice import open_loggers
 from sam_runner.runs.model_facts import write_model_facts
 from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.result import read_finished_result, summarise_result, write_result
@@ -61,7 +60,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
     context = join_process_group(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
     folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
     if config.dry_run:
-        plan = context.on_all(lambda: describe_run(config, build_run(config, context), folder, overrides))
+        plan = context.on_all(lambda: plan_run(config, folder, overrides, context))
         if context.is_main:
             print(plan)
         return None
@@ -205,8 +204,7 @@ def _train(
         write_environment(folder, device, precision)
         write_model_facts(folder, run)
         write_status(folder, "running", from_epoch=progress.epoch)
-        num_bytes = logger_states.get("jsonl", 0)
-        loggers = MetricsLoggers([JsonlLogger(folder, num_bytes), TensorboardLogger(folder, progress.step)])
+        loggers = open_loggers(config.logger, folder, progress.step, logger_states)
         if state is None:
             loggers.text("run", describe_facts(run, config, folder, overrides))
 

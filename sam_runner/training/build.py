@@ -110,10 +110,17 @@ def _read_data(target: str, arguments: str) -> Splits:
     return splits
 
 
-def build_data(data: DataConfig, noise: NoiseConfig, seed: int) -> Splits:
-    """Return the training set with its label noise, the held-out set and the test set."""
+def build_data(data: DataConfig, noise: NoiseConfig, seed: int, whole: Splits | None = None) -> Splits:
+    """Return the training set with its label noise, the held-out set and the test set.
+
+    Args:
+        data: Settings of the data set.
+        noise: Settings of the label noise.
+        seed: Seed of the label noise.
+        whole: The sets before anything is held out; None calls the function of the data set.
+    """
     return prepare_splits(
-        _read_data(data.target, json.dumps(data.arguments(), sort_keys=True)),
+        whole or _read_data(data.target, json.dumps(data.arguments(), sort_keys=True)),
         partial(instantiate, noise, "noise"),
         needs=noise_needs(locate(noise.target)),
         seed=seed,
@@ -468,6 +475,7 @@ def build_run(
     config: ExperimentConfig,
     context: DistributedContext = SINGLE_PROCESS,
     normalisation: Normalisation | None = None,
+    splits: Splits | None = None,
 ) -> Run:
     """Build a run: data, network, optimizer step, loaders and schedules.
 
@@ -475,6 +483,7 @@ def build_run(
         config: The settings.
         context: The processes that train together; each of them builds the run.
         normalisation: Mean and standard deviation stored in the run folder; None: see `build_loaders`.
+        splits: The sets; None reads those of the settings.
 
     Raises:
         InputError: If the settings cannot be used.
@@ -483,7 +492,7 @@ def build_run(
     precision, _ = resolve_precision(config.precision, device)
     configure_torch(device, tf32=precision == "tf32", deterministic=config.deterministic)
     dtype = AUTOCAST_DTYPES[precision]
-    splits = build_data(config.data, config.noise, config.seed)
+    splits = splits or build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
     _require_held_out_images(config, splits)
     num_classes = len(splits.train.classes)

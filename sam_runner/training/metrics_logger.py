@@ -1,9 +1,12 @@
 """The interface of a metrics logger, and a list of loggers with the same interface."""
 
-from collections.abc import Collection, Mapping, Sequence
+import logging
+from collections.abc import Callable, Collection, Mapping, Sequence
 from typing import Any, Protocol
 
 from torch import Tensor
+
+log = logging.getLogger("sam_runner")
 
 
 class MetricsLogger(Protocol):
@@ -11,9 +14,11 @@ class MetricsLogger(Protocol):
 
     Attributes:
         name: Key of the logger's state in checkpoints.
+        required: Whether an error of the logger ends the run.
     """
 
     name: str
+    required: bool
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Log reproducible metrics by tag, such as ``train/loss``."""
@@ -40,6 +45,8 @@ class MetricsLogger(Protocol):
 class MetricsLoggers:
     """A list of loggers. In data-parallel training it is empty on all processes but the main one.
 
+    If a logger that is not required raises an error, the error is logged, and the run goes on without the logger.
+
     Args:
         loggers: Loggers with different names.
     """
@@ -49,34 +56,41 @@ class MetricsLoggers:
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """See `MetricsLogger.scalars`."""
-        for logger in self._loggers:
-            logger.scalars(step, epoch, values)
+        self._for_each(lambda logger: logger.scalars(step, epoch, values))
 
     def timing(self, step: int, values: Mapping[str, float]) -> None:
         """See `MetricsLogger.timing`."""
-        for logger in self._loggers:
-            logger.timing(step, values)
+        self._for_each(lambda logger: logger.timing(step, values))
 
     def image(self, tag: str, picture: Tensor, step: int) -> None:
         """See `MetricsLogger.image`."""
-        for logger in self._loggers:
-            logger.image(tag, picture, step)
+        self._for_each(lambda logger: logger.image(tag, picture, step))
 
     def text(self, tag: str, facts: Mapping[str, str]) -> None:
         """See `MetricsLogger.text`."""
-        for logger in self._loggers:
-            logger.text(tag, facts)
+        self._for_each(lambda logger: logger.text(tag, facts))
 
     def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
         """See `MetricsLogger.hparams`."""
-        for logger in self._loggers:
-            logger.hparams(settings, final, swept)
+        self._for_each(lambda logger: logger.hparams(settings, final, swept))
 
     def flush(self) -> dict[str, Any]:
         """Flush all loggers; return their states by name."""
-        return {logger.name: logger.flush() for logger in self._loggers}
+        states: dict[str, Any] = {}
+        self._for_each(lambda logger: states.update({logger.name: logger.flush()}))
+        return states
 
     def close(self) -> None:
         """Close all loggers."""
-        for logger in self._loggers:
-            logger.close()
+        self._for_each(lambda logger: logger.close())
+
+    def _for_each(self, call: Callable[[MetricsLogger], object]) -> None:
+        for logger in list(self._loggers):
+            try:
+                call(logger)
+            except Exception as error:
+                if logger.required:
+                    raise
+                self._loggers.remove(logger)
+                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                log.warning("logger=%s failed, the run goes on without it: %s", logger.name, reason)

@@ -10,6 +10,10 @@ class InputError(Exception):
     """
 
 
+class MissingDataError(InputError):
+    """The files of a data set are not there."""
+
+
 class FolderInUseError(InputError):
     """Another process writes into the run folder."""
 

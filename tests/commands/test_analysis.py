@@ -15,7 +15,6 @@ from torch.nn import functional as F
 from sam_runner.analysis.options import Measurement
 from sam_runner.analysis.subject import find_subjects
 from sam_runner.commands import curvature, landscape, sharpness
-from sam_runner.data.datasets import image_folder
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
 from sam_runner.training import build, subset
@@ -198,9 +197,7 @@ def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_p
         start_run(config_of(*words, f"seed={seed}", f"run_dir={tmp_path}/{seed}"), ())
     build._read_data.cache_clear()
     reads = []
-    monkeypatch.setattr(
-        image_folder, "_decode_all", lambda *args, own=image_folder._decode_all: reads.append(1) or own(*args)
-    )
+    monkeypatch.setattr(reading, "_decode", lambda *args, own=reading._decode: reads.append(1) or own(*args))
     done = call(
         curvature, tmp_path / "0", tmp_path / "1", "--checkpoint", "all", *SMALL, "--trace", "0", "--density", "0"
     )

@@ -9,23 +9,34 @@ import pytest
 from sam_runner.commands import next_step
 from sam_runner.config.hydra.command_line import parse_command_line
 from sam_runner.runs.environment import record_command
+from tests.helpers import config_of
 
 FOLDERS = ["outputs/runs/a", "with a space/run", "it's", "-dash", "$HOME/*", "näïve"]
 
 
 @pytest.mark.parametrize("name", FOLDERS)
-def test_the_commands_after_a_run_name_its_folder(name):
-    evaluate, curves, again = map(shlex.split, next_step.after_run(Path(name)))
+def test_the_commands_after_a_run_name_its_folder(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    Path(name).mkdir(parents=True)
+    assert len(next_step.after_run(Path(name), config_of())) == 3  # without logger=tensorboard there are no curves
+    (Path(name) / "events.out.1").touch()
+    evaluate, curves, again, longer = map(shlex.split, next_step.after_run(Path(name), config_of("epochs=3")))
     assert [evaluate[0], curves[:2], again[0]] == ["sam-eval", ["tensorboard", "--logdir"], "sam-train"]
     assert Path(evaluate[1]) == Path(curves[2]) == Path(name)
     assert not evaluate[1].startswith("-")
     line = parse_command_line(again[1:])
     assert (line.config_file, line.overrides) == (name, ["seed=1"])
+    (Path(name) / "config.yaml").touch()
+    line = parse_command_line(longer[1:])
+    assert (line.config_file, line.overrides[0]) == (name, "epochs=6")
 
 
 @pytest.mark.parametrize("name", FOLDERS)
 @pytest.mark.parametrize(("platform", "program"), [("linux", "xdg-open"), ("darwin", "open")])
-def test_the_report_is_opened_by_the_program_of_the_system(name, platform, program, monkeypatch):
+def test_the_report_is_opened_by_the_program_of_the_system(name, platform, program, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (Path(name) / "job").mkdir(parents=True)
+    (Path(name) / "job" / "events.out.1").touch()
     monkeypatch.setattr(next_step.sys, "platform", platform)
     monkeypatch.setattr(shutil, "which", lambda asked: asked)
     page, curves = map(shlex.split, next_step.after_sweep(Path(name), 0, is_named=True))

@@ -43,7 +43,7 @@ BAD_INPUT = [
     (["optimizer=sam", "optimizer/around=asam"], "optimizer/around has no effect with optimizer=sam", "optimizer=gsam"),
     (["optimizer.around=asam"], "optimizer/around has no effect with the default optimizer", "optimizer=gsam"),
     (["optimizer=sam", "optimizer/around="], "optimizer/around has no effect with optimizer=sam", "optimizer=gsam"),
-    (["config=outputs/nope"], "config=outputs/nope names no run", "config=outputs/runs/NAME"),
+    (["config=outputs/nope"], "config=outputs/nope is neither a file nor a run", "config=RUN"),
     (["config="], "it has no value", "config=outputs/runs/NAME"),
     (["lr=${nope}"], "lr cannot be resolved: Interpolation key 'nope' not found", "${group.key}"),
     (["-m", "seed=0,1", "sweep.jobs=${nope}"], "sweep.jobs cannot be resolved", "${group.key}"),

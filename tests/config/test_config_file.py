@@ -100,7 +100,7 @@ def test_the_printed_line_continues_an_unnamed_run(tmp_path, monkeypatch, capsys
     assert whole.returncode == 0, whole.stderr
     first = invoke(monkeypatch, capsys, tmp_path, *words, "epochs=2", "schedule=constant")
     line = re.search(r"to continue it: sam-train (resume=\S+)\)", first.stdout)[1]
-    longer = re.search(r"sam-train (resume=\S+ epochs=4) \(longer\)", first.stdout)[1].split()
+    longer = re.search(r"next: sam-train (resume=\S+ epochs=4)\n", first.stdout)[1].split()
     assert longer[0] == line
     again = invoke(monkeypatch, capsys, tmp_path, line)
     assert (again.returncode, "already finished" in again.stdout) == (0, True)

@@ -286,4 +286,4 @@ def test_ctrl_c_names_the_way_to_continue(tmp_path):
     process.send_signal(signal.SIGINT)
     printed, _ = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert "the same command with run_dir=run continues" in printed
+    assert "to continue the run: sam-train resume=run" in printed

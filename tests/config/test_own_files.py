@@ -126,9 +126,13 @@ alpha: 1
 
 def test_the_keys_of_an_own_option_are_known_where_one_is_misspelt(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine" / "optimizer").mkdir(parents=True)
-    (tmp_path / "mine" / "optimizer" / "own.yaml").write_text(OWN_METHOD)
-    (tmp_path / "mine" / "optimizer" / "own2.yaml").write_text("defaults:\n  - own\nbeta: 2\n")
-    for option, wrong, right in (("own", "alhpa", "alpha"), ("own2", "alhpa", "alpha"), ("own2", "betta", "beta")):
+    (tmp_path / "mine" / "optimizer" / "first.yaml").write_text(OWN_METHOD)
+    (tmp_path / "mine" / "optimizer" / "second.yaml").write_text("defaults:\n  - first\nbeta: 2\n")
+    for option, wrong, right in (
+        ("first", "alhpa", "alpha"),
+        ("second", "alhpa", "alpha"),
+        ("second", "betta", "beta"),
+    ):
         words = ["--config-dir", "mine", f"optimizer={option}", f"optimizer.{wrong}=3"]
         done = invoke(monkeypatch, capsys, tmp_path, *words)
         assert (done.returncode, f"did you mean optimizer.{right}?" in done.stderr) == (2, True), done.stderr

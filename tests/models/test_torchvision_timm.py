@@ -18,7 +18,7 @@ IMAGES = ("data=synthetic", "data.num_train=8", "data.num_test=8", "data.image_s
 NAMED = sorted(
     path.stem
     for path in (CONF / "model").glob("*.yaml")
-    if "torchvision" in yaml.safe_load(path.read_text())["defaults"]
+    if "torchvision" in yaml.safe_load(path.read_text()).get("defaults", ())
 )
 
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Sequence
 from functools import cache
 from types import NoneType
-from typing import Any, get_args, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
@@ -37,6 +37,8 @@ def _quote_word(word: str, is_sweep: bool) -> str:
     name = key.lstrip("+").partition("@")[0]
     if not equals or "${" in value or value[:1] in ("", "'", '"') or key.startswith("~"):
         return word
+    if name in _word_lists():
+        return word if value[0] == "[" else f"{key}={_quote(value)}"  # also with -m: they are no several values
     if name not in _text_settings() and name not in list_options(CONF) and not (name in GROUPS and value[0] == "["):
         return word
     override = _parse(word)
@@ -84,6 +86,15 @@ def _text_settings() -> frozenset[str]:
                 name = f"{path}.{entry}".lstrip(".")
                 is_text[name] = _is_text_type(hint) and is_text.get(name, True)
     return frozenset(name for name, text in is_text.items() if text)
+
+
+@cache
+def _word_lists() -> frozenset[str]:
+    """Return the names of the top-level settings that are lists of fixed words, such as `logger`."""
+    hints = get_type_hints(ExperimentConfig)
+    return frozenset(
+        name for name, hint in hints.items() if get_origin(hint) is tuple and get_origin(get_args(hint)[0]) is Literal
+    )
 
 
 def _is_text_type(hint: Any) -> bool:

@@ -20,7 +20,7 @@ from sam_runner.data.datasets.download import download_file
 from sam_runner.data.datasets.restricted_pickle import load_pickle
 from sam_runner.data.image_sets import ImageSet, make_image_set
 from sam_runner.data.splits import Splits
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, MissingDataError
 
 SITE = "https://www.cs.toronto.edu/~kriz"
 NUM_PIXELS = 3 * 32 * 32  # values of one image
@@ -119,7 +119,7 @@ def _find_and_read(
         location = _find(base, versions)
     if location is None:
         candidates = ", ".join(f"{version.folder}/ or {version.archive}" for version in versions)
-        raise InputError(
+        raise MissingDataError(
             f"{name} is not in data.root={root}\n"
             f"  looked for: {candidates}\n"
             f"  to get it:  add data.download=true, or download {SITE}/{versions[0].archive}\n"

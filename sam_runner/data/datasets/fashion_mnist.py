@@ -12,7 +12,7 @@ from torch import Tensor
 from sam_runner.data.datasets.download import download_file
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.splits import Splits
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, MissingDataError
 
 CLASSES = ("T-shirt", "trouser", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
 SITE = "http://fashion-mnist.s3-website.eu-central-1.amazonaws.com"
@@ -41,7 +41,7 @@ def fashion_mnist(*, root: str, download: bool = False, url: str = SITE) -> Spli
                 download_file(f"{url}/{name}", base / "fashion-mnist" / name, md5)
         folder = base / "fashion-mnist"
     if folder is None:
-        raise InputError(
+        raise MissingDataError(
             f"Fashion-MNIST is not in data.root={root}\n"
             "  looked for: train-images-idx3-ubyte(.gz) in it, in fashion-mnist/ and in FashionMNIST/raw/\n"
             "  to get it:  apt-get install dataset-fashion-mnist, then data.root=/usr/share/datasets;\n"

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from sam_runner.data.decode import SUFFIXES, is_image_file
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, MissingDataError
 
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
 SPLIT_NAMES = {  # folder names of a split, in upper or lower case; also as a word of a longer name: training_set
@@ -93,7 +93,7 @@ def find_layout(root: str) -> Layout:
         InputError: If the folder does not exist, a class has no image, or the layout is not clear.
     """
     if not os.path.isdir(root):
-        raise InputError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
+        raise MissingDataError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
     left_out = LeftOut()
     folders = _find_splits(root, left_out)
     train_folder = folders.get("train", root)

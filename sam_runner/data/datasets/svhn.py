@@ -9,7 +9,7 @@ import torch
 from sam_runner.data.datasets.download import download_file
 from sam_runner.data.image_sets import ImageSet, make_image_set
 from sam_runner.data.splits import Splits
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, MissingDataError
 
 SITE = "http://ufldl.stanford.edu/housenumbers"
 MD5 = {  # digests of the published files, from torchvision
@@ -40,7 +40,7 @@ def svhn(*, root: str, download: bool = False, extra: bool = False, url: str = S
     for name in names:
         if not (folder / name).is_file():
             if not download:
-                raise InputError(
+                raise MissingDataError(
                     f"SVHN is not in data.root={root}: no {name}\n"
                     f"  looked for: {', '.join(names)} in it and in svhn/\n"
                     f"  to get it:  add data.download=true, or download {SITE}/{name}"

@@ -1,4 +1,6 @@
-"""The loggers of a run: JSON lines and TensorBoard. Their interface is `training.metrics_logger.MetricsLogger`.
+"""The loggers of a run, one file each, and their choice by the setting ``logger``.
+
+Their interface is `training.metrics_logger.MetricsLogger`.
 
 May import: utils, training
 """

@@ -17,7 +17,7 @@ class JsonlLogger:
         num_bytes: Length of metrics.jsonl at the checkpoint that the run continues from; later rows are deleted.
     """
 
-    name = "jsonl"
+    name, required = "jsonl", True
 
     def __init__(self, folder: Path, num_bytes: int = 0) -> None:
         self._metrics = (folder / "metrics.jsonl").open("ab")

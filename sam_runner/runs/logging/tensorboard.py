@@ -44,7 +44,7 @@ class TensorboardLogger:
         start_step: Number of completed steps; TensorBoard ignores what an interrupted run logged after them.
     """
 
-    name = "tensorboard"
+    name, required = "tensorboard", False
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         with _name_after(folder):

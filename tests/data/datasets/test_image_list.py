@@ -17,6 +17,11 @@ def write(folder, lines, size=(6, 6)):
     return str(folder / "labels.csv")
 
 
+def read(**arguments):
+    """The sets, with the images decoded that are to be in memory."""
+    return image_list(**arguments).read()
+
+
 def reds(part):
     return (part.images_NCHW[:, 0, 0, 0] // 20).tolist()
 
@@ -24,7 +29,7 @@ def reds(part):
 def test_rows_become_sets_with_both_labels(tmp_path):
     names, parts = ["dog", "cat"] * 6, ["train"] * 4 + ["val"] + ["Train"] * 3 + ["test"] * 4
     rows = [f"photos/{number}.png,{names[number]},{parts[number]},cat" for number in range(12)]
-    splits = image_list(file=write(tmp_path, ["path,label,split,clean_label", *rows]))
+    splits = read(file=write(tmp_path, ["path,label,split,clean_label", *rows]))
     assert splits.train.classes == ("cat", "dog")
     assert reds(splits.train) == [0, 1, 2, 3, 5, 6, 7]
     assert splits.train.labels.tolist() == [1, 0, 1, 0, 0, 1, 0]
@@ -36,7 +41,7 @@ def test_rows_become_sets_with_both_labels(tmp_path):
 @pytest.mark.parametrize("separator", [",", ";", "\t"])
 def test_two_columns_are_enough(separator, tmp_path):
     rows = [separator.join((f"photos/{number}.png", str(10 if number % 2 else 2))) for number in range(12)]
-    splits = image_list(file=write(tmp_path, [f"path{separator}label", *rows]), test_fraction=0.5)
+    splits = read(file=write(tmp_path, [f"path{separator}label", *rows]), test_fraction=0.5)
     assert splits.train.classes == ("2", "10")
     assert sorted(reds(splits.train) + reds(splits.test)) == list(range(12))
     assert torch.bincount(splits.test.labels).tolist() == [3, 3]
@@ -46,7 +51,7 @@ def test_two_columns_are_enough(separator, tmp_path):
 def test_images_on_disk_have_the_same_labels(tmp_path):
     rows = [f"photos/{number}.png,{number % 2}" for number in range(12)]
     file = write(tmp_path, ["path,label", *rows], size=(9, 6))
-    memory, disk = (image_list(file=file, image_size=4, storage=storage) for storage in ("memory", "disk"))
+    memory, disk = (read(file=file, image_size=4, storage=storage) for storage in ("memory", "disk"))
     assert torch.equal(memory.train.labels, disk.train.labels)
     assert [int(path.split("/")[1][:-4]) for path in disk.train.paths] == reds(memory.train)
     assert memory.train.shape == disk.train.shape == (3, 4, 4)
@@ -62,12 +67,15 @@ def test_images_on_disk_have_the_same_labels(tmp_path):
         (["path,label", "photos/1.png,a", "photos/99.png,a"], "line 3: there is no file"),
         (["path,label,split", "photos/1.png,a,holdout"], "line 2: split holdout is not known"),
         (["path,label,split", "photos/1.png,a,test"], "lists no training images"),
-        (["path,label", "labels.csv,a", "labels.csv,b"], "cannot be read as an image"),
+        (
+            ["path,label,split", "labels.csv,a,train", "labels.csv,b,train", "labels.csv,b,test"],
+            "cannot be read as an image",
+        ),
     ],
 )
 def test_a_list_that_cannot_be_used_is_named(lines, message, tmp_path):
     with pytest.raises(InputError, match=message):
-        image_list(file=write(tmp_path, lines))
+        read(file=write(tmp_path, lines))
 
 
 def test_noisy_validation_labels_need_no_noise_model(tmp_path):
