@@ -370,7 +370,7 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Raise InputError for a missing folder of images, file of paths or labels, or package, before torch is imported."""
+    """Raise InputError for a missing folder, file of paths or labels, or package, before torch is imported."""
     for name in config.logger:
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise InputError(f"logger={name} needs the package {name}\n  pip install {name}")

@@ -185,8 +185,8 @@ def describe_memory(run: Run, sizes: Sequence[int | None]) -> str:
     activations = images * count_activation_bytes(run.model, blank, objective.autocast_dtype)
     total = (copies * num_bytes + activations) / 2**30
     return (
-        f"about {total:,.1f} GiB: {copies * num_bytes / 2**30:,.1f} for {copies} times the weights (gradients, optimizer "
-        f"and w + eps), {activations / 2**30:,.1f} for the activations of {images} images in a pass; without the data"
+        f"about {total:,.1f} GiB: {copies * num_bytes / 2**30:,.1f} for {copies} times the weights (gradients, "
+        f"optimizer and w + eps), {activations / 2**30:,.1f} for the activations of {images} images in a pass; without the data"
     )
 
 

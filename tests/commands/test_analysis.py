@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from sam_runner.analysis.options import Measurement
 from sam_runner.analysis.subject import find_subjects
 from sam_runner.commands import curvature, landscape, sharpness
+from sam_runner.data import reading
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
 from sam_runner.training import build, subset
@@ -197,7 +198,7 @@ def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_p
         start_run(config_of(*words, f"seed={seed}", f"run_dir={tmp_path}/{seed}"), ())
     build._read_data.cache_clear()
     reads = []
-    monkeypatch.setattr(reading, "_decode", lambda *args, own=reading._decode: reads.append(1) or own(*args))
+    monkeypatch.setattr(reading, "_decode_set", lambda *args, own=reading._decode_set: reads.append(1) or own(*args))
     done = call(
         curvature, tmp_path / "0", tmp_path / "1", "--checkpoint", "all", *SMALL, "--trace", "0", "--density", "0"
     )
