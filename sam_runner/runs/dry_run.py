@@ -186,7 +186,8 @@ def describe_memory(run: Run, sizes: Sequence[int | None]) -> str:
     total = (copies * num_bytes + activations) / 2**30
     return (
         f"about {total:,.1f} GiB: {copies * num_bytes / 2**30:,.1f} for {copies} times the weights (gradients, "
-        f"optimizer and w + eps), {activations / 2**30:,.1f} for the activations of {images} images in a pass; without the data"
+        f"optimizer and w + eps), {activations / 2**30:,.1f} for the activations of {images} images in a pass; "
+        "without the data"
     )
 
 
