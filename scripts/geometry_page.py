@@ -223,6 +223,7 @@ def render(results: Results, figures: dict[str, str | None]) -> str:
     return environment.get_template("page.md.j2").render(
         results=results, plan=results.content, figures=figures, name=name_method, gaps=GAPS,
         correlations={(entry.measure, entry.gap): entry for entry in results.correlations()},
+        threshold=FITTED,
         fitted={(entry.measure, entry.gap): entry for entry in results.correlations(only_fitted=True)},
     )  # fmt: skip
 
