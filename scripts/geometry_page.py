@@ -7,8 +7,10 @@ Every number of the page is computed here. The text around them is scripts/geome
 """
 
 import argparse
+import re
 import sys
 import tempfile
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -27,6 +29,7 @@ from sam_runner.analysis.sharpness import GAPS
 
 DOCS = RESULTS.parent.parent
 PREFIX = "sharpness/"
+WIDTH = 120  # characters of a line of the page
 FITTED = 0.99  # training accuracy above which a run counts as fitted
 MARKERS = "osD^v"  # of the learning rates
 
@@ -220,11 +223,23 @@ def render(results: Results, figures: dict[str, str | None]) -> str:
         "signed": lambda found, digits=2: number(found, 1, digits, signed=True),
         "signed_percent": lambda found: number(found, signed=True),
     }
-    return environment.get_template("page.md.j2").render(
+    text = environment.get_template("page.md.j2").render(
         results=results, plan=results.content, figures=figures, name=name_method, gaps=GAPS,
         correlations={(entry.measure, entry.gap): entry for entry in results.correlations()},
         threshold=FITTED,
         fitted={(entry.measure, entry.gap): entry for entry in results.correlations(only_fitted=True)},
+    )  # fmt: skip
+    return "".join(map(wrap, re.split(r"(^```.*?^```\n)", text, flags=re.M | re.S)))
+
+
+def wrap(text: str) -> str:
+    """Return text with its long lines wrapped, but for code blocks, tables, headings and pictures."""
+    if text.startswith("```"):
+        return text
+    return "".join(
+        line if line.startswith(("|", "#", "!")) or len(line) <= WIDTH
+        else textwrap.fill(line, WIDTH, subsequent_indent="  " * line.startswith("- "), break_on_hyphens=False) + "\n"
+        for line in text.splitlines(keepends=True)
     )  # fmt: skip
 
 

@@ -74,8 +74,8 @@ def test_a_sweep_with_the_method_ends_with_its_report_and_names_commands_that_wo
             config_dir="mine",
         )
         assert (composed.optimizer.name, composed.data.val_fraction) == (name, 0)
-    elsewhere = replace(record, environment=dict(record.environment, folder="/elsewhere"))
-    assert " --config-dir /elsewhere/mine config=" in final_command(elsewhere, [0], "own-final")
+    elsewhere = replace(record, environment=dict(record.environment, folder="/elsewhere"))  # without the folder mine
+    assert f" config={record.folder} " in final_command(elsewhere, [0], "own-final")
 
 
 @pytest.mark.parametrize(

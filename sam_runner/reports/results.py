@@ -111,7 +111,7 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
                     run = _read_run(folder, read_config(folder))
                 except InputError as error:
                     errors.append(error)
-                    run = RunRecord(folder, UNREADABLE, None, {}, {"error": _explain_unreadable(error)}, {})
+                    run = RunRecord(folder, UNREADABLE, None, {}, {"error": _explain_unreadable(folder, error)}, {})
                 found.setdefault(folder.resolve(), run)
             elif folder.parent.name == NOT_STARTED and "status.json" in files:
                 found.setdefault(folder.resolve(), _read_run(folder, None))
@@ -120,9 +120,10 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
     return list(found.values())
 
 
-def _explain_unreadable(error: InputError) -> str:
+def _explain_unreadable(folder: Path, error: InputError) -> str:
     """Return the reason in one line; for code of the user's own what makes the run readable."""
     first, *others = str(error).splitlines()
+    first = first if str(folder) in first else f"{folder}: {first}"
     needs_trust = any(VARIABLE in line for line in others)
     return f"{first}; set {VARIABLE} as for sam-train" if needs_trust else first
 

@@ -197,12 +197,13 @@ def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_p
     for seed in (0, 1):
         start_run(config_of(*words, f"seed={seed}", f"run_dir={tmp_path}/{seed}"), ())
     build._read_data.cache_clear()
+    reading._read_all.cache_clear()
     reads = []
     monkeypatch.setattr(reading, "_decode_set", lambda *args, own=reading._decode_set: reads.append(1) or own(*args))
     done = call(
         curvature, tmp_path / "0", tmp_path / "1", "--checkpoint", "all", *SMALL, "--trace", "0", "--density", "0"
     )
-    assert done.returncode == 0 and len(reads) == 2  # training and test images
+    assert done.returncode == 0 and len(reads) == 3  # training, validation and test images
 
 
 def test_two_calls_at_once_give_the_same_answer_once(runs, tmp_path):

@@ -635,7 +635,7 @@ MUTANTS = {
          "runs/test_logging.py::hparams_are_in"),
     ],
     "runs.dry_run": [
-        ("plan: a backward pass is two forward passes", "describe_run", "A * B + C * D", "A * B + C * 2 * B",
+        ("plan: a backward pass is two forward passes", "_describe_run", "A * B + C * D", "A * B + C * 2 * B",
          "runs/test_flops.py::what_is_trained"),
     ],
     "runs.lock": [

@@ -43,7 +43,7 @@ def test_the_network_is_built_without_the_data(photos):
     ("content", "message"),
     [
         (None, "has no model.json"),
-        ("{}", "holds no classes and input_shape"),
+        ("{}", "holds no classes, input_shape and input_type"),
         ('{"classes": ["a"], "input_shape": [1, 8, 8]}', "holds no classes"),
         ('{"classes": ["a", "b"], "input_shape": [2, 8, 8]}', "holds no classes"),
         ('{"classes": ["a", "b"], "input_shape": [8, 8]}', "holds no classes"),

@@ -237,7 +237,7 @@ def test_one_interrupt_saves_and_exits_with_130(tmp_path, monkeypatch, capsys):
         done = invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     assert done.returncode == 130
     assert load_state(tmp_path / "run")["step"] == 5
-    assert f"run_dir={tmp_path / 'run'}" in done.stdout
+    assert f"to continue the run: sam-train resume={tmp_path / 'run'}" in done.stdout
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
 
 
