@@ -23,7 +23,7 @@ from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
 from results_page import Estimate, estimate, format_estimate, save
 
-from sam_runner.analysis.correlation import LEVEL, Correlation, conclusion, correlate
+from sam_runner.analysis.correlation import Correlation, conclusion, correlate
 from sam_runner.analysis.plots import colour
 from sam_runner.analysis.sharpness import GAPS
 
@@ -94,6 +94,16 @@ class Results:
         low, middle, high = np.exp([found.mean - found.half_width, found.mean, found.mean + found.half_width]).tolist()
         return middle, low, high
 
+    def verdict(self, name: str) -> str:
+        """Answer in a sentence whether SAM's value is below SGD's at the last epoch."""
+        factors = {name_method(rho): self.factor(rho, name) for rho in self.rhos[1:]}
+        below = [method for method, (_, low, _) in factors.items() if low > 1]
+        others = [method for method in factors if method not in below]
+        parts = [f"shown for {' and '.join(below)}"] if below else []
+        parts += [f"not shown for {' and '.join(others)}, whose interval contains 1"] if others else []
+        title = {"ratio": "lambda_max / lambda_5"}.get(name.rpartition("/")[2], "lambda_max")
+        return f"That SAM's {title} is below SGD's is {', '.join(parts)}."
+
     def compare(self, rho: float, name: str) -> str:
         """Say how SAM's value compares with SGD's at the last epoch."""
         if self.difference(rho, name).n < 2:
@@ -116,15 +126,6 @@ class Results:
     def correlations(self, *, only_fitted: bool = False) -> list[Correlation]:
         """Return the rank correlations of every measure with every gap over the sweep, or over its fitted runs."""
         return correlate(self.fitted if only_fitted else self.sweep, self.measures, list(GAPS))
-
-    def predictors(self, gap: str) -> str:
-        """Return the measures with a significant rank correlation with a gap, or that there is none."""
-        entries = [entry for entry in self.correlations() if entry.gap == gap and entry.p == entry.p]
-        found = [f"{entry.measure} ({entry.rho:+.2f})" for entry in entries if entry.p < LEVEL]
-        if found:
-            return " and ".join(found)
-        largest = max((entry.rho for entry in entries), key=abs, default=float("nan"))
-        return f"no measure of sharpness (largest rank correlation {largest:+.2f})"
 
     def conclusions(self) -> list[str]:
         """Return a sentence for each gap."""

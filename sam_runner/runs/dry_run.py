@@ -179,15 +179,23 @@ def describe_memory(run: Run, sizes: Sequence[int | None]) -> str:
     """
     objective = run.step.objective
     num_bytes = sum(param.numel() * param.element_size() for param in run.model.parameters())
-    copies = 2 + count_state_copies(run.step.optimizer) + (run.rho(0) > 0) + (run.ema is not None)
+    parts = {
+        "weights": 1,
+        "gradient": 1,
+        "optimizer": count_state_copies(run.step.optimizer),
+        "w + eps": int(max(run.rho(0), run.rho(run.max_steps - 1)) > 0),
+        "moving average": int(run.ema is not None),
+    }
+    copies = sum(parts.values())
     images = min(size for size in sizes if size)
     blank = run.train.blank(2, run.train.dtype).to(objective.device)
     activations = images * count_activation_bytes(run.model, blank, objective.autocast_dtype)
-    total = (copies * num_bytes + activations) / 2**30
+    total = copies * num_bytes + activations
+    unit, size = ("GiB", 2**30) if total >= 2**30 else ("MiB", 2**20)
     return (
-        f"about {total:,.1f} GiB: {copies * num_bytes / 2**30:,.1f} for {copies} times the weights (gradients, "
-        f"optimizer and w + eps), {activations / 2**30:,.1f} for the activations of {images} images in a pass; "
-        "without the data"
+        f"about {total / size:,.1f} {unit}: {copies * num_bytes / size:,.1f} for {copies} times the weights "
+        f"({', '.join(name for name, number in parts.items() if number)}), {activations / size:,.1f} for the "
+        f"activations of {format_count(images, 'image')} in a pass; the data set is not counted"
     )
 
 

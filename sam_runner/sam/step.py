@@ -164,7 +164,10 @@ class SamStep:
 
         Raises:
             ValueError: If `rho` is negative or not finite, or the method needs the number of the step and it is None.
+            TypeError: If `batch` is no `Batch`.
         """
+        if not isinstance(batch, Batch):
+            raise TypeError(f"step needs a Batch, not a {type(batch).__name__}: step(Batch(inputs, targets), rho)")
         self.update_parameters()
         return self.take(batch, *self.choose_method(rho, number), number)
 

@@ -241,3 +241,10 @@ def test_rng_state_replays_dropout():
     first = torch.rand(5)
     state.restore(device)
     assert torch.equal(torch.rand(5), first)
+
+
+def test_a_call_without_a_batch_is_answered_with_the_right_one():
+    model = torch.nn.Linear(3, 2)
+    step = SamStep(Objective(model, torch.nn.functional.cross_entropy), torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match=r"not a Tensor: step\(Batch\(inputs, targets\), rho\)"):
+        step(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), 0.05)
