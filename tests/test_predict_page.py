@@ -23,7 +23,9 @@ def write_digits(folder):
     for name in ("3", "7"):
         (folder / name).mkdir(parents=True)
         for index in range(3):
-            Image.fromarray(draws.integers(0, 256, (8 + 6 * index, 8 + 7 * index)).astype(np.uint8)).save(folder / name / f"{index}.png")
+            Image.fromarray(draws.integers(0, 256, (8 + 6 * index, 8 + 7 * index)).astype(np.uint8)).save(
+                folder / name / f"{index}.png"
+            )
 
 
 def test_every_command_of_the_page_runs(tmp_path, monkeypatch, capsys):
