@@ -230,3 +230,11 @@ def test_an_own_option_does_not_lose_to_one_of_the_same_name(own, monkeypatch, c
     for flags in ([], ["-m"]):
         done = invoke(monkeypatch, capsys, own, *flags, "--config-dir", "mine", "data=digits", "epochs=1")
         assert (done.returncode, "give your file another name" in done.stderr) == (2, True)
+
+
+def test_a_function_without_arguments_takes_no_settings(own, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, own, "data._target_=my_data.nothing", "data.image_size=16", *TINY)
+    assert (done.returncode, done.stderr) == (
+        2,
+        "error: unknown key data.image_size\n  my_data.nothing takes no settings\n",
+    )

@@ -138,7 +138,8 @@ class Reader:
 
 
 def without_numbers(line):
-    """A line without its numbers, names of folders that have the time in them, and runs of spaces and dashes."""
+    """A line without its numbers, the machine in a file's name, and runs of spaces and dashes."""
+    line = re.sub(r"tfevents\.\S+", "tfevents", line)
     line = re.sub(r"[-+]?\d[\d.,]*(e[-+]?\d+)?", "N", line)
     return re.sub(r"[\s-]+", " ", line).strip()
 

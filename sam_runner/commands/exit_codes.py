@@ -4,7 +4,7 @@ import os
 import sys
 from collections.abc import Callable
 
-from sam_runner.utils.console import log_to_console, print_error
+from sam_runner.utils.console import is_main_process, log_to_console, print_error, print_line
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2  # those of runs that a signal stopped are in sam_runner.utils.errors
@@ -31,7 +31,9 @@ def run_command(command: Callable[[list[str]], int]) -> int:
         return FAILED
     except RunInterrupt as stopped:
         return stopped.code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stopped:  # a run names what it has kept
+        if is_main_process():
+            print_line(str(stopped) or "interrupted", "stderr")
         return INTERRUPTED
     except SystemExit as stop:  # argparse, after --help
         return stop.code if isinstance(stop.code, int) else DONE

@@ -203,7 +203,10 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
         require_files(config)
         from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
 
-        folder = start_run(config, overrides)
+        try:
+            folder = start_run(config, overrides)
+        except KeyboardInterrupt as stopped:  # a run that has its folder says what is in it
+            raise KeyboardInterrupt(str(stopped) or "interrupted before anything was written") from None
         if folder is not None:
             print_next_step(after_run(folder, config))
     except BrokenPipeError:

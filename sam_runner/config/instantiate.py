@@ -110,6 +110,8 @@ def call_target(target: str, arguments: Mapping[str, Any], group: str, **context
     for name in arguments:
         if name not in parameters and not takes_any:
             known = [f"{group}.{entry}" for entry in parameters if entry not in context]
+            if not known:
+                raise InputError(f"unknown key {group}.{name}\n  {target} takes no settings")
             raise InputError(describe_unknown_key(f"{group}.{name}", known))
     supplied = {name: value for name, value in context.items() if name in parameters}
     try:

@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import math
 import os
 import shlex
 import time
@@ -19,6 +20,7 @@ from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
+from sam_runner.models.pretrained import find_head
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import describe_data, describe_method, plan_run
 from sam_runner.runs.environment import compare_environment, read_command, write_environment
@@ -74,7 +76,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
     run = context.on_all(lambda: build_run(resolved, context, normalisation))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
-        context.on_main(lambda: _require_long_enough(run, folder))
+        context.on_main(lambda: _require_long_enough(run, folder, config))
     with ExitStack() as stack:
         stop = stack.enter_context(catch_stop_signals())
         # The main process prepares the folder; an error there is raised in all processes.
@@ -132,14 +134,17 @@ def _require_same_data(run: Run) -> None:
             raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
 
 
-def _require_long_enough(run: Run, folder: Path) -> None:
+def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> None:
     """Require that a run does not end before the step of its latest checkpoint."""
     state = CheckpointFolder(folder / "checkpoints").load_latest()
     done = 0 if state is None else state["step"]
     if done > run.max_steps:
+        epochs = math.ceil(done / len(run.train))
+        settings = [f"epochs={epochs}"] if config.epochs < epochs else []
+        settings += [f"max_steps={done}"] if config.max_steps is not None and config.max_steps < done else []
         raise InputError(
             f"the run in {folder} has done {done} steps, and {run.max_steps} are asked for\n"
-            f"  give at least max_steps={done} and as many epochs, or another run_dir"
+            f"  give {' '.join(settings)} or more, or another run_dir"
         )
 
 
@@ -190,6 +195,9 @@ def _train(
     if reason:
         hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
         log.info("precision %s: %s%s", precision, reason, hint)
+    if config.head_lr is not None:
+        head = find_head(run.model, len(run.classes))
+        log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
     if describe_method(config):
         log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
     loggers = MetricsLoggers()
@@ -260,9 +268,10 @@ def _record_end(folder: Path, config: ExperimentConfig, *, is_job: bool) -> Iter
         write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)
         raise
     except KeyboardInterrupt:
-        log.info("interrupted immediately; the last checkpoint is intact")
+        message = "interrupted immediately; the last checkpoint is intact"
+        handler.emit(log.makeRecord(log.name, logging.INFO, "", 0, message, (), None))
         write_status(folder, "interrupted", exit_code=INTERRUPTED)
-        raise
+        raise KeyboardInterrupt(message) from None
     except Exception as error:
         handler.emit(log.makeRecord(log.name, logging.ERROR, "", 0, traceback.format_exc(), (), None))
         with contextlib.suppress(OSError):  # the disk may be full

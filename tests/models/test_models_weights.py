@@ -194,6 +194,8 @@ def test_a_run_with_a_rate_for_the_head_continues_to_the_same_bytes(tmp_path):
     part = train_tiny(tmp_path / "part", *options, "max_steps=6")
     train_tiny(part, *options)
     assert (part / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
+    log = (whole / "run.log").read_text()
+    assert f"head head.0: learning rate 0.2, other layers {tiny_settings().lr:g}\n" in log
 
 
 def test_freezing_without_batch_norm_is_refused():

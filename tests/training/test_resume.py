@@ -1,6 +1,7 @@
 """A run that is stopped after any step and continued writes the same bits as an uninterrupted run."""
 
 import json
+import math
 import os
 import signal
 
@@ -8,6 +9,7 @@ import pytest
 import torch
 
 from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.runs import start
 from sam_runner.training import evaluation, loop
 from sam_runner.training.checkpoints import CheckpointFolder
 from tests.helpers import TINY, invoke, train_tiny, write_image_folder
@@ -226,9 +228,21 @@ def test_two_interrupts_end_a_run_immediately_and_keep_the_last_checkpoint(tmp_p
     arguments = arguments_of([*KINDS["sam"], *COMMON], tmp_path / "run")
     with monkeypatch.context() as patch:
         patch.setattr(loop, "_train_step", interrupt_twice)
-        assert invoke(patch, capsys, tmp_path, *arguments).returncode == 130
+        done = invoke(patch, capsys, tmp_path, *arguments)
+    assert (done.returncode, done.stderr) == (130, "interrupted immediately; the last checkpoint is intact\n")
     assert load_state(tmp_path / "run")["step"] == PER_EPOCH
     assert read_status(tmp_path / "run")["status"] == "interrupted"
+
+
+def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(tmp_path, monkeypatch, capsys):
+    def interrupt(*_):
+        os.kill(os.getpid(), signal.SIGINT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(start, "build_run", interrupt)
+        done = invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
+    assert (done.returncode, done.stderr) == (130, "interrupted before anything was written\n")
+    assert not (tmp_path / "run").exists()
 
 
 def test_one_interrupt_saves_and_exits_with_130(tmp_path, monkeypatch, capsys):
@@ -301,7 +315,7 @@ def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):
         monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", "schedule=constant", "epochs=3"], folder)
     )
     assert shorter.returncode == 2
-    assert "has done 24 steps, and 18 are asked for" in shorter.stderr
+    assert "has done 24 steps, and 18 are asked for\n  give epochs=4 or more" in shorter.stderr
 
 
 def test_eval_every_does_not_change_the_weights(references, tmp_path, monkeypatch, capsys):
@@ -335,7 +349,10 @@ def test_fewer_steps_than_completed_are_refused_and_no_file_changes(after, fewer
     assert done.returncode == 2, done.stdout
     asked = PER_EPOCH if fewer == "epochs=1" else fewer.partition("=")[2]
     assert f"the run in run has done {after or STEPS} steps, and {asked} are asked for\n" in done.stderr
-    assert f"max_steps={after or STEPS}" in done.stderr
+    needed = (
+        f"epochs={math.ceil((after or STEPS) / PER_EPOCH)}" if fewer == "epochs=1" else f"max_steps={after or STEPS}"
+    )
+    assert f"  give {needed} or more, or another run_dir\n" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     if after is not None:
         assert invoke(monkeypatch, capsys, tmp_path, *words).returncode == 0
