@@ -35,16 +35,17 @@ def after_run(folder: Path, config: ExperimentConfig) -> list[str]:
     ]
 
 
-def after_sweep(folder: Path, code: int, *, is_named: bool) -> list[str]:
+def after_sweep(folder: Path, code: int, *, is_named: bool, can_repeat: bool = True) -> list[str]:
     """Return the commands for a sweep: its report, or what runs the missing jobs.
 
     Args:
         folder: Folder of the sweep.
         code: Exit code of the command.
         is_named: Whether the user has given the name of the sweep.
+        can_repeat: Whether the same command runs the missing jobs; not where their settings are refused.
     """
     if code:
-        return [f"{_repeat(folder, is_named=is_named)}", f"sam-status {_quote(folder)}"]
+        return [*([_repeat(folder, is_named=is_named)] if can_repeat else []), f"sam-status {_quote(folder)}"]
     return [*_open(folder / "report.html"), *_board(folder, "*/events.*")]
 
 

@@ -135,5 +135,6 @@ class SweepCall:
             print_error(f"{format_count(num_left, 'job')} not run: the processes of the sweep have ended before")
         write_sweep_report(sweep.folder)
         code = stop_code or max(code, outcomes.choose_exit_code(jobs))
-        print_next_step(after_sweep(sweep.folder, code, is_named="sweep_name" in self._typed))
+        can_repeat = not jobs or any(job.state not in ("finished", "refused") for job in jobs)
+        print_next_step(after_sweep(sweep.folder, code, is_named="sweep_name" in self._typed, can_repeat=can_repeat))
         return code

@@ -168,6 +168,60 @@ def compare(
 
 
 @dataclass(frozen=True)
+class MissingBaseline:
+    """A baseline that a comparison at equal cost lacks.
+
+    Attributes:
+        groups: The groups without it, of about equal cost.
+        cost: Mean cost of the first of them.
+        base: The baseline whose cost is nearest; None where there is no baseline with their settings.
+        length: The setting that gives it their cost, and its value, e.g. ``{"epochs": 40}``; empty where none does.
+    """
+
+    groups: Sequence[int]
+    cost: float
+    base: int | None
+    length: Mapping[str, int]
+
+    @property
+    def typed(self) -> str:
+        """The length as a word of a command line."""
+        return " ".join(f"{name}={value}" for name, value in self.length.items())
+
+
+def find_missing_baselines(runs: pd.DataFrame, settings: pd.DataFrame, baseline: Baseline) -> list[MissingBaseline]:
+    """Return the baselines that a comparison at equal cost lacks, each once.
+
+    Args:
+        runs: A table of `group_over_seeds`.
+        settings: The settings of the groups, indexed by group.
+        baseline: The baseline.
+    """
+    rows, costs = rows_by_group(settings), mean_costs(runs, baseline.against)
+    found = find_baselines(settings, baseline, costs)
+    compared = [str(name) for name in settings if name not in baseline.ignored]
+    bases = [group for group, row in rows.items() if baseline.contains(row)]
+    missing: dict[tuple[int | None, float], list[int]] = {}
+    for group in sorted({*rows} - {*bases, *found}, key=lambda group: (costs[group], group)):
+        fitting = [base for base in bases if all(_are_equal(rows[group][name], rows[base][name]) for name in compared)]
+        base = min(fitting, key=lambda base: _cost_distance(costs[group], costs[base]), default=None)
+        near = (key for key in missing if key[0] == base and _cost_distance(costs[group], key[1]) <= COST_TOLERANCE)
+        missing.setdefault(next(near, (base, float(costs[group]))), []).append(group)
+    return [
+        MissingBaseline(groups, cost, base, {} if base is None else _find_length(runs, base, cost / costs[base]))
+        for (base, cost), groups in missing.items()
+    ]
+
+
+def _find_length(runs: pd.DataFrame, base: int, factor: float) -> dict[str, int]:
+    """Return the number of epochs or steps that multiplies the cost of a group by a factor; empty where none does."""
+    run = runs[runs["group"] == base].iloc[0]
+    name = "epochs" if pd.isna(run["max_steps"]) else "max_steps"
+    length = round(run[name] * factor)
+    return {name: length} if length and _cost_distance(run[name] * factor, length) <= COST_TOLERANCE else {}
+
+
+@dataclass(frozen=True)
 class Fit:
     """How far a group has fitted its training labels, in the last epoch, as means over seeds.
 

@@ -4,13 +4,14 @@
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pandas as pd
 
+from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.reports import sentences
 from sam_runner.reports.aggregate import Estimate, aggregate, group_over_seeds, informative_settings, rows_by_group
 from sam_runner.reports.comparison import (
@@ -18,13 +19,15 @@ from sam_runner.reports.comparison import (
     FIT_METRICS,
     Baseline,
     Fit,
+    MissingBaseline,
     compare,
     find_baselines,
+    find_missing_baselines,
     mean_costs,
     measure_fit,
     parse_baseline,
 )
-from sam_runner.reports.rerun import final_command, typed_command
+from sam_runner.reports.rerun import final_command, train_command, typed_command
 from sam_runner.reports.results import (
     UNREADABLE,
     RunRecord,
@@ -136,10 +139,17 @@ class Report:
 
     @cached_property
     def selection(self) -> list[Choice]:
-        """The choices; where no setting is searched, the one among all groups, which has a star in the table."""
-        if self.choices or self.runs.empty:
-            return self.choices
-        return choose(self.runs, self.metric, self.settings, [])
+        """The choices, whose groups have a star in the table; without any, the one among all groups.
+
+        Methods with one candidate each are compared: none of them is selected.
+        """
+        return self.choices or ([] if "optimizer" in self.settings else self.ranking)
+
+    @cached_property
+    def ranking(self) -> list[Choice]:
+        """The choice among all groups; empty where there is one group or none."""
+        choices = [] if self.runs.empty else choose(self.runs, self.metric, self.settings, [])
+        return [choice for choice in choices if choice.num_values > 1]
 
     @property
     def best(self) -> set[int]:
@@ -191,6 +201,13 @@ class Report:
         if self.baseline is None or not self.choices:
             return {}
         return compare(self.runs, self.metric, self._choice_settings, self.baseline)
+
+    @cached_property
+    def missing_baselines(self) -> list[MissingBaseline]:
+        """The baselines that a comparison at equal cost lacks; empty where the cost of a run is unknown."""
+        if self.baseline is None or not self.against or self.runs[COSTS[self.against]].isna().any():
+            return []
+        return find_missing_baselines(self.runs, self.groups[self.settings], self.baseline)
 
     @property
     def _choice_settings(self) -> pd.DataFrame:
@@ -247,7 +264,7 @@ class Report:
                 | {f"chosen {column_title(name)}": format_value(settings[name], name) for name in select}
                 | {
                     "values searched": str(choice.num_values),
-                    "chosen by": choice.metric + warning if choice.num_values > 1 else "-",
+                    "chosen by": choice.metric + warning if choice.num_values > 1 else "one value",
                 }
                 | self._number_cells(choice.group, star=False)
                 | self._difference_cells(choice.group, self.choice_differences)
@@ -322,29 +339,44 @@ class Report:
     def next_commands(self) -> list[tuple[str, str]]:
         """What to type next, as purposes and commands.
 
-        For a group chosen on validation images: its final runs. If a choice was made on the test set: the same search
-        with held-out images.
+        For each group chosen on validation images: its final runs, all in one sweep, so that its report compares them.
+        If a choice was made on the test set: the same search with held-out images. With `against`: longer baselines.
         """
         if self.runs.empty:
             return []
-        finished = {str(record.folder): record for record in self.records}
-        if not self.choices:
-            return []
-        commands = []
-        for choice in self.choices:
-            runs = self.runs[self.runs["group"] == choice.group]
-            record = finished[runs["folder"].iloc[0]]
-            seeds = sorted(map(int, runs["seed"]))
-            seeds += range(seeds[-1] + 1, seeds[-1] + 1 + max(0, MIN_SEEDS - len(seeds)))
-            label = self.labels[choice.group]
-            if choice.metric.startswith("validation/"):
-                name = f"{record.folder.resolve().parent.name}-final"
-                commands.append((f"final runs of {label} on all training images", final_command(record, seeds, name)))
-        optimistic = [choice for choice in self.choices if choice.is_optimistic]
-        if optimistic:
-            command = typed_command(finished[self.runs["folder"].iloc[0]])
+        held_out = [choice for choice in self.choices if choice.metric.startswith("validation/")]
+        commands = self._final_commands([choice.group for choice in held_out]) if held_out else []
+        for missing in self.missing_baselines:
+            if missing.base is not None and missing.length:
+                record, seeds = self._first_record(missing.base), self._list_seeds(missing.groups)
+                purpose = f"{self.baseline} with {missing.typed}, for --against {self.against}"
+                config = replace(cast("ExperimentConfig", record.config), **missing.length)
+                commands.append((purpose, train_command(record, config, seeds, record.folder.resolve().parent.name)))
+        if any(choice.is_optimistic for choice in self.choices):
+            command = typed_command(self._first_record(int(self.runs["group"].iloc[0])))
             commands.append(("choose on held-out images instead", f"{command} data.val_fraction=0.1"))
         return commands
+
+    def _final_commands(self, groups: Sequence[int]) -> list[tuple[str, str]]:
+        seeds = self._list_seeds(groups)
+        num_added = max(0, MIN_SEEDS - len(seeds))
+        seeds += range(seeds[-1] + 1, seeds[-1] + 1 + num_added)
+        why = f", with {MIN_SEEDS} seeds for an interval" if num_added else ""
+        name = f"{self._first_record(groups[0]).folder.resolve().parent.name[-94:]}-final"
+        return [
+            (
+                f"final runs of {self.labels[group]} on all training images{why}",
+                final_command(self._first_record(group), seeds, name),
+            )
+            for group in groups
+        ]
+
+    def _first_record(self, group: int) -> RunRecord:
+        folder = self.runs.loc[self.runs["group"] == group, "folder"].iloc[0]
+        return next(record for record in self.records if str(record.folder) == folder)
+
+    def _list_seeds(self, groups: Sequence[int]) -> list[int]:
+        return sorted({int(seed) for seed in self.runs.loc[self.runs["group"].isin(groups), "seed"]})
 
     def to_text(self) -> str:
         """Return the tables as aligned text, with notes, findings, the unfinished runs and the next commands."""

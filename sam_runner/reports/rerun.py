@@ -1,10 +1,13 @@
-"""Find the command that trains a run's settings again on all training images, without held-out ones."""
+"""Find the command that trains a run's settings again, on all training images or for longer."""
 
 import itertools
+import json
 import os
+import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from typing import Any
 
 from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
@@ -16,9 +19,10 @@ from sam_runner.reports.tables import printable
 from sam_runner.runs.environment import format_command
 from sam_runner.utils.errors import InputError
 
-ALL_IMAGES = "data.val_fraction=0"
 NOT_REPEATED = {"seed", "sweep_name", "run_dir", "search", "dry_run", "data.val_fraction", "data.val_labels"}
 MAX_CANDIDATES = 16  # compositions that are tried
+MAX_ADDED = 6  # settings that are added to the typed words
+SWEPT = re.compile(r",|^(choice|range|interval|tag|shuffle|sort)\(")  # in a value: several values of a sweep
 
 
 def typed_command(record: RunRecord) -> str:
@@ -30,27 +34,42 @@ def typed_command(record: RunRecord) -> str:
 def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> str:
     """Return the command that trains the settings of a run on all training images, once for each seed.
 
-    The words that the user typed are kept where they give the same settings, which is checked by composing them.
-    Otherwise the command reads the settings from the run's config.yaml.
-
     Args:
         record: A run.
         seeds: Seeds of the new runs.
         sweep_name: Name of the new sweep.
     """
     assert record.config is not None
+    data = replace(record.config.data, val_fraction=0.0, val_labels="clean")
+    return train_command(record, replace(record.config, data=data), seeds, sweep_name)
+
+
+def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[int], sweep_name: str) -> str:
+    """Return the command that trains settings which differ from those of a run in some values, once for each seed.
+
+    The words that the user typed are kept, and settings added, where that gives the settings, which is checked by
+    composing them. Otherwise the command reads the settings from the run's config.yaml.
+
+    Args:
+        record: A run.
+        config: The settings, of the same groups as those of the run.
+        seeds: Seeds of the new runs.
+        sweep_name: Name of the new sweep; other characters than those of a sweep's name are replaced.
+    """
+    assert record.config is not None
     line = _read_command_line(record)
     config_dir = None if line.config_dir is None else _find_folder(line.config_dir, record)
     candidates = _candidates(record.config, line.overrides) if line.config_file is None else ()
-    words = next((words for words in candidates if _composes(words, record.config, config_dir)), None)
-    if words is None:  # jobs of one sweep are named by what was typed, so the settings have a sweep of their own
-        words = [f"config={record.folder}", ALL_IMAGES]
-        sweep_name = f"{sweep_name}-{record.fingerprint[:6]}"
-    elif config_dir is not None:
-        words = ["--config-dir", config_dir, *words]
-    words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={sweep_name}"]
-    trust = trust_prefix(record.config.to_dict())
-    return printable(f"{trust}sam-train -m {shlex.join(words)}")
+    completed = [_complete(words, config, config_dir) for words in candidates]
+    found = [(kept, added) for kept, added in filter(None, completed) if _composes([*kept, *added], config, config_dir)]
+    if found:
+        kept, added = min(found, key=lambda words: len(words[1]))
+        words = [*([] if config_dir is None else ["--config-dir", config_dir]), *kept, *added]
+    else:
+        words = [f"config={record.folder}", *(_list_changes(record.config, config) or ())]
+    name = re.sub(r"[^\w.=+ -]", "_", sweep_name, flags=re.ASCII)[-100:]
+    words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={name}"]
+    return printable(f"{trust_prefix(config.to_dict())}sam-train -m {shlex.join(words)}")
 
 
 def _read_command_line(record: RunRecord) -> CommandLine:
@@ -70,7 +89,7 @@ def _find_folder(typed: str, record: RunRecord) -> str:
 
 
 def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list[str]]:
-    """Yield the typed words with the values of the run, without and with `ALL_IMAGES`."""
+    """Yield the typed words with the values of the run, once for each choice of the typed options."""
     values = config.flat()
     aliases = {name: facts.alias for name, facts, _ in walk(config) if facts.alias}
     choices: list[list[str]] = []
@@ -82,18 +101,51 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
         if key.replace("/", ".") in GROUPS or key not in {**values, **aliases}:
             choices.append([f"{word.partition('=')[0]}={option}" for option in value.split(",")])
         elif name in values:  # otherwise the method has no such setting, as optimizer=sgd has no rho
-            swept = "," in value and not isinstance(values[name], list)
-            choices.append([f"{key}={values[name]}" if swept else word])
-    for words in itertools.islice(itertools.product(*choices), MAX_CANDIDATES):
-        yield list(words)
-        yield [*words, ALL_IMAGES]
+            swept = SWEPT.search(value) and not isinstance(values[name], list)
+            choices.append([f"{key}={_format_value(values[name])}" if swept else word])
+    yield from map(list, itertools.islice(itertools.product(*choices), MAX_CANDIDATES))
+
+
+def _complete(
+    words: Sequence[str], config: ExperimentConfig, config_dir: str | None
+) -> tuple[list[str], list[str]] | None:
+    """Return the words to keep and those to add, so that they give some settings; None where they cannot."""
+    composed = _compose(words, config.seed, config_dir)
+    added = None if composed is None else _list_changes(composed, config)
+    if added is None or len(added) > MAX_ADDED:
+        return None
+    keys = {word.partition("=")[0] for word in added}
+    return [word for word in words if word.lstrip("+").partition("=")[0] not in keys], added
+
+
+def _list_changes(before: ExperimentConfig, after: ExperimentConfig) -> list[str] | None:
+    """Return the words that change settings into others; None where the groups have other options."""
+    old, new = ({name: value for name, facts, value in walk(config) if facts.effect != "none"}
+                for config in (before, after))  # fmt: skip
+    changed = [name for name in new if name != "seed" and old.get(name) != new[name]]
+    if old.keys() != new.keys() or any(name.endswith((".name", "._target_")) for name in changed):
+        return None
+    short = {facts.alias: name for name, facts, _ in walk(after) if facts.alias}
+    return [f"{short.get(name, name)}={_format_value(new[name])}" for name in changed]
+
+
+def _format_value(value: Any) -> str:
+    """Return a value as it is typed."""
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
+    return str(value) if isinstance(value, str | float) else json.dumps(value)
 
 
 def _composes(words: Sequence[str], config: ExperimentConfig, config_dir: str | None) -> bool:
-    """Return whether words of a command line give the settings of a run, apart from the held-out images."""
+    composed = _compose(words, config.seed, config_dir)
+    return composed is not None and composed.fingerprint() == config.fingerprint()
+
+
+def _compose(words: Sequence[str], seed: int, config_dir: str | None) -> ExperimentConfig | None:
+    """Return the settings that words of a command line give; None where they are refused."""
+    words = [word for word in words if not word.startswith("sweep.")]  # of the whole sweep, not of a run
     try:
-        composed = compose_experiment([*words, f"seed={config.seed}"], config_dir=config_dir).with_absolute_paths()
+        overrides = parse_command_line([*words, f"seed={seed}"]).overrides
+        return compose_experiment(overrides, config_dir=config_dir).with_absolute_paths()
     except InputError:  # for example a folder that has been removed
-        return False
-    data = replace(config.data, val_fraction=0.0, val_labels="clean")
-    return composed.fingerprint() == replace(config, data=data).fingerprint()
+        return None

@@ -3,9 +3,10 @@
 from typing import TYPE_CHECKING
 
 from sam_runner.reports.aggregate import Estimate, ranking_sign
-from sam_runner.reports.comparison import COSTS, FITTED_ACCURACY, FITTED_WRONG_LABELS, find_baselines, mean_costs
+from sam_runner.reports.comparison import COSTS, FITTED_ACCURACY, FITTED_WRONG_LABELS
 from sam_runner.reports.selection import Choice
 from sam_runner.reports.tables import column_title
+from sam_runner.utils.console import format_count
 
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report
@@ -26,7 +27,9 @@ def describe_findings(report: "Report") -> list[str]:
     chosen = {choice.group: choice for choice in report.choices}
     bases = {base for base, _ in differences.values()}
     compared = list(differences) if len(differences) <= MAX_FINDINGS else []
-    groups = [group for group in (chosen or compared or sorted(report.best)) if group not in bases]
+    groups = [
+        group for group in (chosen or compared or [choice.group for choice in report.ranking]) if group not in bases
+    ]
     return [_describe_group(report, group, chosen.get(group), differences.get(group)) for group in groups]
 
 
@@ -150,15 +153,17 @@ def _describe_missing_costs(report: "Report") -> list[str]:
     """Return a sentence for a comparison at equal cost that cannot be made."""
     if not report.against or report.baseline is None:
         return []
-    costs, name = mean_costs(report.runs, report.against), COSTS[report.against]
+    name = COSTS[report.against]
     unknown = int(report.runs[name].isna().sum())
     if unknown:
         return [f"{unknown} of {len(report.runs)} runs have no {name} in result.json: an earlier version made them."]
-    others = [group for group in report.labels if not report.baseline.contains(report.rows[group])]
-    found = find_baselines(report.groups[report.settings], report.baseline, costs)
-    return [
-        f"{report.labels[group]} has no baseline of equal cost ({costs[group]:,.0f} {name.replace('_', ' ')}): train"
-        f" {report.baseline} with another number of epochs."
-        for group in others
-        if group not in found
-    ]
+    lines = []
+    for missing in report.missing_baselines:
+        first, more = report.labels[missing.groups[0]], len(missing.groups) - 1
+        who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
+        cost = f"{missing.cost:,.0f} {name.replace('_', ' ')}"
+        lines.append(
+            f"{who} no baseline of equal cost ({cost}): train {report.baseline} with"
+            f" {missing.typed or 'another number of epochs'}."
+        )
+    return lines

@@ -54,6 +54,8 @@ def test_a_sweep_that_is_not_complete_is_continued_by_the_printed_command(monkey
     assert shlex.split(again) == ["sam-train", *typed, "sweep_name=2026 x"]
     assert shlex.split(status) == ["sam-status", "outputs/sweeps/2026 x"]
     assert shlex.split(next_step.after_sweep(Path("x"), 75, is_named=True)[0]) == ["sam-train", *typed]
+    refused = next_step.after_sweep(Path("x"), 1, is_named=True, can_repeat=False)  # it would be refused again
+    assert refused == ["sam-status x"]
     monkeypatch.setenv("WORLD_SIZE", "2")
     assert (
         next_step.after_sweep(Path("x"), 1, is_named=False)[0]

@@ -96,14 +96,32 @@ def test_runs_without_a_recorded_cost_are_named(sweep):
 
 
 def test_a_group_without_a_baseline_of_equal_cost_is_named(tmp_path):
-    for optimizer, gradients in (("sgd", 10), ("sam", 20)):
-        lay(tmp_path / optimizer, optimizer=optimizer, result={"gradient_evaluations": gradients})
+    typed = ["sam-train", "-m", "optimizer=sgd,sam", "epochs=3", "rho=0.05,0.1", "seed=4"]
+    for optimizer, rho, gradients in (("sgd", 0.05, 300), ("sam", 0.05, 600), ("sam", 0.1, 599), ("sam", 0.2, 100)):
+        lay(tmp_path / "s" / f"{optimizer}{rho}", optimizer=optimizer, rho=rho, seed=4,
+            result={"gradient_evaluations": gradients}, environment={"command": typed})  # fmt: skip
     report = make_report([tmp_path], against="cost")
     assert report.differences == {}
-    expected = (
-        "sam, rho 0.05 has no baseline of equal cost (20 gradient evaluations): train sgd with another number of "
-    )
-    assert f"{expected}epochs." in report.notes
+    assert [note for note in report.notes if "no baseline" in note] == [
+        "sam, rho 0.2 has no baseline of equal cost (100 gradient evaluations): train sgd with epochs=1.",
+        "sam, rho 0.1 and 1 other group have no baseline of equal cost (599 gradient evaluations): train sgd with"
+        " epochs=6.",
+    ]
+    assert [(purpose, command) for purpose, command in report.next_commands if "--against" in purpose] == [
+        (f"sgd with epochs={epochs}, for --against cost",
+         f"sam-train -m optimizer=sgd epochs={epochs} seed=4 sweep_name=s")
+        for epochs in (1, 6)
+    ]  # fmt: skip
+
+
+def test_a_baseline_of_one_epoch_cannot_be_given_half_of_its_cost(tmp_path):
+    for optimizer, gradients in (("sgd", 100), ("sam", 45)):
+        lay(tmp_path / optimizer, optimizer=optimizer, result={"gradient_evaluations": gradients})
+        path = tmp_path / optimizer / "config.yaml"
+        path.write_text(path.read_text().replace("epochs: 3\n", "epochs: 1\n"))
+    report = make_report([tmp_path], against="cost")
+    assert "train sgd with another number of epochs." in " ".join(report.notes)
+    assert not [purpose for purpose, _ in report.next_commands if "--against" in purpose]
 
 
 @pytest.mark.parametrize(

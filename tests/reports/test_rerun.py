@@ -1,0 +1,96 @@
+"""The commands of further runs that a report prints: typed as they are, they train what they say."""
+
+import itertools
+import shlex
+from dataclasses import replace
+
+import pytest
+
+from sam_runner.config.experiment import load_experiment
+from sam_runner.config.hydra.command_line import parse_command_line
+from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings
+from sam_runner.reports.report import make_report
+from tests.helpers import TINY, invoke
+from tests.run_folders import leave
+
+NOISE = ("noise=symmetric", "noise.rate=0.4")
+READABLE = "sam-train -m optimizer=sam"
+CASES = {  # what was typed beside optimizer=sgd,sam; how the final command for SAM begins
+    "radii": (["rho=choice(0.02,0.1)", *NOISE, "data.val_fraction=0.1"], f"{READABLE} rho=0.1 "),
+    "search": (["search=rho", *NOISE], f"{READABLE} noise=symmetric "),
+    "noisy labels": (["search=rho", *NOISE, "data.val_labels=noisy", "sweep.jobs=1"], f"{READABLE} noise=symmetric "),
+    "own option": (["--config-dir", "mine", "experiment=own", "rho=0.02,0.1"],
+                   "sam-train -m --config-dir mine optimizer=sam experiment=own rho=0.1 "),
+    "file": (["config=own.yaml", "rho=0.02,0.1"], "sam-train -m config=s/sam-0.1-0 data.val_fraction=0 "),
+    "unknown": (None, "sam-train -m config=s/sam-0.1-0 data.val_fraction=0 data.val_labels=clean "),
+}  # fmt: skip
+OWN = "lr: 0.125\nnoise: {rate: 0.4}\ndata: {val_fraction: 0.1, val_labels: noisy}\n"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The working folder, with an option and a file of the user."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    option = "# @package _global_\ndefaults:\n  - override /noise: symmetric\n" + OWN
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(option)
+    (tmp_path / "own.yaml").write_text("lr: 0.125\ndata.val_fraction: 0.1\n")
+    return tmp_path
+
+
+def compose_line(words):
+    line = parse_command_line(words)
+    overrides = [word for word in line.overrides if not word.startswith(("seed=", "sweep"))]
+    settings = compose_settings(overrides, config_dir=line.config_dir, config_file=line.config_file)
+    return load_experiment(plain_settings(settings)).with_absolute_paths()
+
+
+def lay_sweep(folder, typed, seeds=(0, 1)):
+    """SGD and SAM with two radii on some seeds, the larger radius the better; returns the settings of the chosen."""
+    words = typed if typed is not None else [*NOISE, "data.val_fraction=0.1", "data.val_labels=noisy"]
+    environment = {"command": ["sam-train", "-m", "optimizer=sgd,sam", *words, *TINY], "folder": str(folder)}
+    fixed = [word for word in words if not word.startswith("rho=") and not word.startswith("sweep.")]
+    chosen = {}
+    for (name, rho), seed in itertools.product((("sgd", 0.05), ("sam", 0.02), ("sam", 0.1)), seeds):
+        config = compose_line([*fixed, f"optimizer={name}", *([f"rho={rho}"] if name == "sam" else []), *TINY])
+        leave(folder / "s" / f"{name}-{rho}-{seed}", replace(config, seed=seed), accuracy=0.5 + rho,
+              environment=None if typed is None else environment, **{"validation/accuracy": rho})  # fmt: skip
+        chosen[name] = config
+    return chosen
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_final_commands_train_the_chosen_settings_in_one_sweep(case, folder, monkeypatch, capsys):
+    typed, begin = CASES[case]
+    chosen = lay_sweep(folder, typed)
+    commands = [command for _, command in make_report([(folder / "s").relative_to(folder)]).next_commands]
+    assert commands[1].startswith(begin)
+    for name, command in zip(("sgd", "sam"), commands, strict=True):
+        words = shlex.split(command)[1:]
+        assert words[-2:] == ["seed=0,1,2", "sweep_name=s-final"]
+        data = replace(chosen[name].data, val_fraction=0.0, val_labels="clean")
+        assert compose_line(words[1:]).fingerprint() == replace(chosen[name], data=data).fingerprint()
+        done = invoke(monkeypatch, capsys, folder, *(word for word in words if word != "sweep.jobs=1"), "dry_run=true")
+        assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_final_runs_are_compared_and_none_is_selected(folder):
+    for name, seed in itertools.product(("sgd", "sam"), range(3)):
+        config = replace(compose_experiment([f"optimizer={name}"]), seed=seed)
+        leave(folder / f"{name}{seed}", config, accuracy=0.8 + seed / 100)
+    report = make_report([folder])
+    assert (report.best, report.next_commands) == (set(), [])
+    for text in (report.to_text(), report.to_markdown()):
+        assert "*:" not in text
+        assert "Selected" not in text
+        assert "optimistic" not in text
+
+
+def test_seeds_that_are_added_are_explained(folder):
+    lay_sweep(folder, CASES["radii"][0])
+    purposes = [purpose for purpose, _ in make_report([folder / "s"]).next_commands]
+    assert all(purpose.endswith(" on all training images, with 3 seeds for an interval") for purpose in purposes)
+    lay_sweep(folder / "more", CASES["radii"][0], seeds=(0, 7, 9, 8))
+    for purpose, command in make_report([folder / "more" / "s"]).next_commands:
+        assert purpose.endswith(" on all training images")
+        assert " seed=0,7,8,9 " in command
