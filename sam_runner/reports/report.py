@@ -12,7 +12,14 @@ from typing import Any
 import pandas as pd
 
 from sam_runner.reports import sentences
-from sam_runner.reports.aggregate import Estimate, aggregate, group_over_seeds, informative_settings, rows_by_group
+from sam_runner.reports.aggregate import (
+    Estimate,
+    aggregate,
+    group_over_seeds,
+    informative_settings,
+    paired_difference,
+    rows_by_group,
+)
 from sam_runner.reports.comparison import (
     COSTS,
     FIT_METRICS,
@@ -192,6 +199,11 @@ class Report:
             return {}
         return compare(self.runs, self.metric, self._choice_settings, self.baseline)
 
+    def early_difference(self, group: int, base: int) -> Estimate | None:
+        """Return the difference of two groups at the epochs of early stopping; None where no images were held out."""
+        tag = f"best/{self.metric}"
+        return paired_difference(self.runs, tag, group, base) if tag in self.runs else None
+
     @property
     def _choice_settings(self) -> pd.DataFrame:
         return pd.DataFrame([choice.settings for choice in self.choices], [choice.group for choice in self.choices])
@@ -273,10 +285,13 @@ class Report:
         if f"best/{self.metric}" in self.estimates:
             cells["early stopping"] = _estimate_text(self.estimates[f"best/{self.metric}"][group])
         if self.baseline is not None:
-            _, found = differences.get(group, (None, None))
+            base, found = differences.get(group, (None, None))
             is_baseline = self.baseline.contains(self.rows[group])
             cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _estimate_text(found, "+")
             cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
+            if "early stopping" in cells:
+                early = None if base is None else self.early_difference(group, base)
+                cells["difference, early stopping"] = "baseline" if is_baseline else _estimate_text(early, "+")
         for kind, title in (("cost", "gradients"), ("seconds", "seconds")):
             cost = self.costs[kind]
             if any(not pd.isna(value) for value in cost.values()):
