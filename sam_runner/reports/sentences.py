@@ -60,7 +60,8 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
     if choice is not None and choice.at_edge:
         names = " and ".join(map(column_title, choice.at_edge))
         edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
-    text += f": {report.metric} {_describe_mean(report, group, report.metric)}"
+    when = " in the last epoch" if f"best/{report.metric}" in report.estimates else ""
+    text += f": {report.metric}{when} {_describe_mean(report, group, report.metric)}"
     if compared is None:
         return f"{text}.{edge}"
     base, difference = compared
@@ -209,20 +210,23 @@ def _describe_ceiling(report: "Report") -> str:
         record.result["data"]["wrong_labels"] / record.result["data"]["train"]
         for record in report.records
         if record.config is not None
+        and record.config.data.val_fraction > 0
         and record.config.data.val_labels == "noisy"
         and isinstance(record.result.get("data"), dict)
         and record.result["data"]["wrong_labels"]
     ]
     if not rates:
         return ""
-    wrong, right = ([f"{rate:.0%}" for rate in sorted(set(ends))] for ends in (
-        (min(rates), max(rates)), (1 - max(rates), 1 - min(rates))
-    ))  # fmt: skip
-    wrong_text, right_text = (" to ".join(dict.fromkeys(ends)) for ends in (wrong, right))
+    low, high = min(rates), max(rates)
     return (
-        f"; their labels are as noisy as the training labels ({wrong_text} wrong), so about {right_text} is what a"
+        f"; their labels are as noisy as the training labels ({_percent_range(low, high)} wrong), so about"
+        f" {_percent_range(1 - high, 1 - low)} is what a"
         " network reaches that is always right"
     )
+
+
+def _percent_range(low: float, high: float) -> str:
+    return " to ".join(dict.fromkeys((f"{low:.0%}", f"{high:.0%}")))
 
 
 def write_remarks(report: "Report") -> list[str]:

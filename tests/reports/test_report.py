@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -226,6 +227,56 @@ def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
     sam = next(group for group, label in early.labels.items() if label.startswith("sam"))
     assert early.differences[sam][1].mean == pytest.approx(0.1)
     assert early.selection[0].metric == "best/validation/accuracy"
+
+
+def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeypatch):
+    last, best = {"sgd": (0.6, 0.61), "sam": (0.9, 0.92)}, {"sgd": (0.85, 0.8), "sam": (0.86, 0.95)}
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        result = {
+            "best": {"test/accuracy": best[optimizer][seed]}, "selected_by": "validation/accuracy",
+            "training_seconds": 20.0, "gradient_evaluations": {"sgd": 30, "sam": 60}[optimizer],
+        }  # fmt: skip
+        lay(tmp_path / "it's" / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=last[optimizer][seed],
+            result=result)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    report = make_report([tmp_path / "it's"])
+    headline, early, cost = report.findings
+    assert "test/accuracy in the last epoch 0.9100" in headline and "significantly better" in headline
+    found = stats.ttest_rel(best["sam"], best["sgd"]).confidence_interval(0.95)
+    assert f"Difference +0.0800, 95% interval {found.low:+.4f} to {found.high:+.4f} (n = 2 pairs): it contains" in early
+    sam = report.table.set_index("optimizer").loc["sam"]
+    assert sam["difference, early stopping"] == f"+0.0800 ± {(found.high - found.low) / 2:.4f}"
+    assert cost.startswith("sam, rho 0.05 costs 2 times the gradients of sgd. At equal cost: train sgd for 2 times")
+    assert shlex.split(cost.partition("sam-report")[2]) == ["it's", "--against", "cost"]
+    for seed in range(2):
+        result = {"gradient_evaluations": 60}
+        lay(tmp_path / "it's" / f"long{seed}", optimizer="sgd", seed=seed, epochs=6, result=result)
+        config = tmp_path / "it's" / f"long{seed}" / "config.yaml"
+        config.write_text(config.read_text().replace("epochs: 3", "epochs: 6"))
+    (cost,) = [text for text in make_report([tmp_path / "it's"]).findings if "costs" in text]
+    assert cost.endswith("At equal cost: sam-report 'it'\"'\"'s' --against cost")
+    assert not any("costs" in text for text in make_report([tmp_path / "it's"], against="cost").findings)
+
+
+def test_the_definition_of_a_noisy_validation_accuracy_says_its_ceiling(tmp_path):
+    for seed, (labels, wrong) in enumerate((("clean", 300), ("noisy", 360), ("noisy", 180))):
+        data = {"train": 900, "validation": 100, "test": 300, "classes": 10, "wrong_labels": wrong}
+        words = ("noise=symmetric", "noise.rate=0.4", "data.val_fraction=0.1", f"data.val_labels={labels}")
+        config, final = config_of(*words, f"seed={seed}"), {"validation/accuracy": 0.57}
+        leave(tmp_path / str(seed), config, accuracy=0.9, result={"data": data}, **final)
+    assert dict(make_report([tmp_path / "0"]).terms)["validation/accuracy"] == "accuracy on the held-out images"
+    meaning = dict(make_report([tmp_path]).terms)["validation/accuracy"]
+    assert "(20% to 40% wrong), so about 60% to 80% is what" in meaning
+
+
+@pytest.mark.parametrize(("slowest", "is_told"), [(11.9, False), (12.1, True)])
+def test_times_that_differ_between_seeds_are_told(slowest, is_told, tmp_path):
+    for seed, (seconds, gradients) in enumerate(((10.0, 100), (slowest, 100), (20.0, 200))):  # the last ran for longer
+        result = {"training_seconds": seconds, "gradient_evaluations": gradients}
+        lay(tmp_path / str(seed), seed=seed, result=result)
+    told = [text for text in make_report([tmp_path]).remarks if text.startswith("seconds are unreliable")]
+    assert len(told) == is_told
+    assert all("up to 1.2 times as long" in text for text in told)
 
 
 def test_without_held_out_images_there_is_no_early_stopping(tmp_path):
