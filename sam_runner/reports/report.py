@@ -387,12 +387,12 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def to_latex(self) -> str:
-        """Return the tables as LaTeX for the package booktabs; the notes are comments."""
+        """Return the tables, each as wide as the text, as LaTeX for booktabs and graphicx; the notes are comments."""
         tables = [table for table in (self.choice_table, self.table) if not table.empty]
-        notes = "".join(f"% {note}\n" for note in ["\\usepackage{booktabs}", *self.notes])
-        return "\n".join(
-            [notes, *(latex_table(table, {*map(str, table)} - LEFT_ALIGNED - self.text_columns) for table in tables)]
-        )
+        notes = "".join(f"% {note}\n" for note in ["\\usepackage{booktabs,graphicx}", *self.notes])
+        left = LEFT_ALIGNED | self.text_columns
+        texts = [latex_table(table, {*map(str, table)} - left) for table in tables]
+        return "\n".join([notes, *(f"\\noindent\\resizebox{{\\linewidth}}{{!}}{{%\n{text}}}\\par\n" for text in texts)])
 
     @property
     def text_columns(self) -> set[str]:
@@ -470,13 +470,15 @@ def make_report(
 def write_report(report: Report, folder: Path, title: str) -> Path:
     """Write the report into a folder.
 
-    The files are report.html, report.md, report.tex, report.csv (one row a run), report-table.csv (one row a group),
-    and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a comparison at equal cost or time begin
-    with ``report-cost`` or ``report-seconds``, so that they do not replace the others.
+    The files are report.html, report.md, report.tex (for a paper), report-full.tex (all columns), report.csv (one row a
+    run), report-table.csv (one row a group), and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a
+    comparison at equal cost or time begin with ``report-cost`` or ``report-seconds``, so that they do not replace the
+    others.
 
     Returns:
         The path of the page.
     """
+    from sam_runner.reports.latex import write_narrow_table
     from sam_runner.reports.page import render_page
     from sam_runner.reports.plots import draw_plots
 
@@ -486,7 +488,8 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
         f"{stem}.csv": report.to_csv(),
         f"{stem}-table.csv": report.to_table_csv(),
         f"{stem}.md": report.to_markdown(),
-        f"{stem}.tex": report.to_latex(),
+        f"{stem}.tex": write_narrow_table(report),
+        f"{stem}-full.tex": report.to_latex(),
         f"{stem}.html": render_page(report, title + sentences.AT_COST[report.against], plots, folder),
     }
     contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}

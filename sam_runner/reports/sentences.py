@@ -87,9 +87,7 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
         return []
     at_cost = Baseline(report.baseline.settings, "cost")
     try:
-        is_known = group in find_baselines(
-            report.groups[report.settings], at_cost, mean_costs(report.runs, "cost")
-        )
+        is_known = group in find_baselines(report.groups[report.settings], at_cost, mean_costs(report.runs, "cost"))
     except InputError:  # several baselines have this cost
         return [f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."]
     folders = sorted({os.path.abspath(record.folder.parent) for record in report.records})

@@ -18,6 +18,7 @@ from markupsafe import escape
 from scipy import stats
 
 from sam_runner.commands import report as report_command
+from sam_runner.reports.latex import write_narrow_table
 from sam_runner.reports.page import render_page
 from sam_runner.reports.plots import draw_plots
 from sam_runner.reports.report import make_report, write_report
@@ -131,7 +132,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_escapes(tmp_path):
     ]
     assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1 for table in tables)
     assert len(tables) == 2 and not re.search(r"<|(?<!\\)\[|(?<!\\)`(?!``)\w", "\n".join(prose).replace("```", ""))
-    assert not re.search(r"(?<!\\)\$\\frac", report.to_latex())
+    for latex in (report.to_latex(), write_narrow_table(report)):
+        assert not re.search(r"(?<!\\)\$\\frac", re.sub(r"^%.*", "", latex, flags=re.M))
 
 
 def test_bytes_of_a_path_that_are_not_utf8_are_written(tmp_path):
@@ -350,7 +352,7 @@ def test_different_precisions_of_one_table_are_told_everywhere(tmp_path):
 def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_formats(sweep, tmp_path):
     report = make_report([sweep[0]])
     write_report(report, tmp_path, "rho")
-    latex = (tmp_path / "report.tex").read_text()
+    latex = (tmp_path / "report-full.tex").read_text()
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 2
     assert r"95\% interval" in latex and r"$\pm$" in latex
     table = pd.read_csv(tmp_path / "report-table.csv")
@@ -360,6 +362,34 @@ def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_
     signatures = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
     for name, (suffix, start) in itertools.product(("rho", "differences", "curves", "gap"), signatures.items()):
         assert (tmp_path / f"report-{name}.{suffix}").read_bytes().startswith(start)
+
+
+def test_the_table_for_a_paper_is_narrow_in_percent_and_marks_what_is_significant(tmp_path):
+    last, best = {"sgd": (0.6, 0.61), "sam": (0.9, 0.92)}, {"sgd": (0.9, 0.95), "sam": (0.86, 0.8)}
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        result = {
+            "best": {"test/accuracy": best[optimizer][seed]}, "selected_by": "validation/accuracy",
+            "gradient_evaluations": {"sgd": 30, "sam": 60}[optimizer],
+        }  # fmt: skip
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=last[optimizer][seed],
+            result=result)  # fmt: skip
+    latex = write_narrow_table(make_report([tmp_path]))
+    rows = [line.removesuffix(r" \\").split(" & ") for line in latex.splitlines() if " & " in line]
+
+    def percent(values):
+        return (100 * stats.ttest_1samp(values, 0).confidence_interval(0.95).high) - 100 * np.mean(values)
+
+    heads, sgd, sam, _, early = rows
+    assert heads == ["method", r"test accuracy (\%)", "difference", "$n$", "cost"]
+    assert sgd == ["SGD", rf"60.50 $\pm$ {percent(last['sgd']):.2f}", "--", "2", r"1$\times$"]
+    half = percent(np.subtract(last["sam"], last["sgd"]))
+    assert sam[0] == r"SAM, $\rho$ 0.05"
+    assert sam[2:] == [rf"$+$30.50 $\pm$ {half:.2f}$^{{*}}$", "2", r"2$\times$"]
+    assert early[1] == rf"83.00 $\pm$ {percent(best['sam']):.2f}"
+    assert early[2] == rf"$-$9.50 $\pm$ {percent(np.subtract(best['sam'], best['sgd'])):.2f}"
+    assert "% data: digits" in latex and "over $n$ = 2 seeds" in latex
+    loss = write_narrow_table(make_report([tmp_path], "test/nll"))
+    assert "test nll & difference & $n$ & cost" in loss and "$-$0.3050" in loss
 
 
 def test_latex_has_minus_signs_and_no_character_that_breaks_it():
