@@ -152,6 +152,18 @@ def mean_costs(runs: pd.DataFrame, against: str) -> pd.Series:
     return runs.groupby("group")[COSTS[against or "cost"]].agg(lambda costs: costs.mean(skipna=False))
 
 
+def time_spread(runs: pd.DataFrame) -> pd.Series:
+    """Return the slowest through the fastest time of a gradient evaluation of each group, at least 1.
+
+    The time of an evaluation is compared, not that of a run, since early stopping ends runs at different lengths. NaN
+    where a time is unknown.
+    """
+    times = runs["training_seconds"] / runs["gradient_evaluations"]
+    grouped = times.groupby(runs["group"])
+    spread: pd.Series = grouped.max() / grouped.min()
+    return spread
+
+
 def compare(
     runs: pd.DataFrame, metric: str, settings: pd.DataFrame, baseline: Baseline
 ) -> dict[int, tuple[int, Estimate]]:

@@ -13,7 +13,14 @@ import pandas as pd
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.reports import sentences
-from sam_runner.reports.aggregate import Estimate, aggregate, group_over_seeds, informative_settings, rows_by_group
+from sam_runner.reports.aggregate import (
+    Estimate,
+    aggregate,
+    group_over_seeds,
+    informative_settings,
+    paired_difference,
+    rows_by_group,
+)
 from sam_runner.reports.comparison import (
     COSTS,
     FIT_METRICS,
@@ -209,6 +216,11 @@ class Report:
             return []
         return find_missing_baselines(self.runs, self.groups[self.settings], self.baseline)
 
+    def early_difference(self, group: int, base: int) -> Estimate | None:
+        """Return the difference of two groups at the epochs of early stopping; None where no images were held out."""
+        tag = f"best/{self.metric}"
+        return paired_difference(self.runs, tag, group, base) if tag in self.runs else None
+
     @property
     def _choice_settings(self) -> pd.DataFrame:
         return pd.DataFrame([choice.settings for choice in self.choices], [choice.group for choice in self.choices])
@@ -290,10 +302,13 @@ class Report:
         if f"best/{self.metric}" in self.estimates:
             cells["early stopping"] = _estimate_text(self.estimates[f"best/{self.metric}"][group])
         if self.baseline is not None:
-            _, found = differences.get(group, (None, None))
+            base, found = differences.get(group, (None, None))
             is_baseline = self.baseline.contains(self.rows[group])
             cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _estimate_text(found, "+")
             cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
+            if "early stopping" in cells:
+                early = None if base is None else self.early_difference(group, base)
+                cells["difference, early stopping"] = "baseline" if is_baseline else _estimate_text(early, "+")
         for kind, title in (("cost", "gradients"), ("seconds", "seconds")):
             cost = self.costs[kind]
             if any(not pd.isna(value) for value in cost.values()):
@@ -404,12 +419,12 @@ class Report:
         return "\n\n".join(filter(None, parts)) + "\n"
 
     def to_latex(self) -> str:
-        """Return the tables as LaTeX for the package booktabs; the notes are comments."""
+        """Return the tables, each as wide as the text, as LaTeX for booktabs and graphicx; the notes are comments."""
         tables = [table for table in (self.choice_table, self.table) if not table.empty]
-        notes = "".join(f"% {note}\n" for note in ["\\usepackage{booktabs}", *self.notes])
-        return "\n".join(
-            [notes, *(latex_table(table, {*map(str, table)} - LEFT_ALIGNED - self.text_columns) for table in tables)]
-        )
+        notes = "".join(f"% {note}\n" for note in ["\\usepackage{booktabs,graphicx}", *self.notes])
+        left = LEFT_ALIGNED | self.text_columns
+        texts = [latex_table(table, {*map(str, table)} - left) for table in tables]
+        return "\n".join([notes, *(f"\\noindent\\resizebox{{\\linewidth}}{{!}}{{%\n{text}}}\\par\n" for text in texts)])
 
     @property
     def text_columns(self) -> set[str]:
@@ -487,13 +502,15 @@ def make_report(
 def write_report(report: Report, folder: Path, title: str) -> Path:
     """Write the report into a folder.
 
-    The files are report.html, report.md, report.tex, report.csv (one row a run), report-table.csv (one row a group),
-    and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a comparison at equal cost or time begin
-    with ``report-cost`` or ``report-seconds``, so that they do not replace the others.
+    The files are report.html, report.md, report.tex (for a paper), report-full.tex (all columns), report.csv (one row a
+    run), report-table.csv (one row a group), and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a
+    comparison at equal cost or time begin with ``report-cost`` or ``report-seconds``, so that they do not replace the
+    others.
 
     Returns:
         The path of the page.
     """
+    from sam_runner.reports.latex import write_narrow_table
     from sam_runner.reports.page import render_page
     from sam_runner.reports.plots import draw_plots
 
@@ -503,7 +520,8 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
         f"{stem}.csv": report.to_csv(),
         f"{stem}-table.csv": report.to_table_csv(),
         f"{stem}.md": report.to_markdown(),
-        f"{stem}.tex": report.to_latex(),
+        f"{stem}.tex": write_narrow_table(report),
+        f"{stem}-full.tex": report.to_latex(),
         f"{stem}.html": render_page(report, title + sentences.AT_COST[report.against], plots, folder),
     }
     contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}

@@ -1,24 +1,39 @@
 """Say in words what the tables of a report show: findings, definitions of the columns, and remarks."""
 
+import os
+import shlex
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from sam_runner.reports.aggregate import Estimate, ranking_sign
-from sam_runner.reports.comparison import COSTS, FITTED_ACCURACY, FITTED_WRONG_LABELS
+from sam_runner.reports.comparison import (
+    COST_TOLERANCE,
+    COSTS,
+    FITTED_ACCURACY,
+    FITTED_WRONG_LABELS,
+    Baseline,
+    find_baselines,
+    mean_costs,
+    time_spread,
+)
 from sam_runner.reports.selection import Choice
-from sam_runner.reports.tables import column_title
+from sam_runner.reports.tables import column_title, printable
 from sam_runner.utils.console import format_count
+from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report
 
 MAX_FINDINGS = 6  # largest number of compared groups that are described, a sentence each
 AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
+TIME_SPREAD = 1.2  # slowest through fastest run of a group from which a report warns of the times
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
 
 
 def describe_findings(report: "Report") -> list[str]:
     """Return what the runs show: the metric of each chosen group, and whether it beats the baseline.
 
+    Further sentences compare it at the epochs of early stopping, where images were held out, and say what it costs.
     Without a search these are the groups that have a baseline, if they are few, otherwise the best group.
     """
     if report.runs.empty:
@@ -30,7 +45,13 @@ def describe_findings(report: "Report") -> list[str]:
     groups = [
         group for group in (chosen or compared or [choice.group for choice in report.ranking]) if group not in bases
     ]
-    return [_describe_group(report, group, chosen.get(group), differences.get(group)) for group in groups]
+    findings = []
+    for group in groups:
+        findings.append(_describe_group(report, group, chosen.get(group), differences.get(group)))
+        if group in differences:
+            base, _ = differences[group]
+            findings += [*_describe_early_stopping(report, group, base), *_describe_cost(report, group, base)]
+    return findings
 
 
 def _describe_group(report: "Report", group: int, choice: Choice | None, compared: tuple[int, Estimate] | None) -> str:
@@ -42,21 +63,79 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
     if choice is not None and choice.at_edge:
         names = " and ".join(map(column_title, choice.at_edge))
         edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
-    text += f": {report.metric} {_describe_mean(report, group)}"
+    when = " in the last epoch" if f"best/{report.metric}" in report.estimates else ""
+    text += f": {report.metric}{when} {_describe_mean(report, group, report.metric)}"
     if compared is None:
         return f"{text}.{edge}"
     base, difference = compared
     judgement = _judge(report, group, base, difference)
-    return f"{text}; {report.labels[base]}: {_describe_mean(report, base)}. {judgement}{edge}"
+    return f"{text}; {report.labels[base]}: {_describe_mean(report, base, report.metric)}. {judgement}{edge}"
 
 
-def _describe_mean(report: "Report", group: int) -> str:
-    n, mean, half_width = report.estimates[report.metric][group]
+def _describe_early_stopping(report: "Report", group: int, base: int) -> list[str]:
+    """Return a sentence on the difference at the epochs of early stopping; none where no images were held out."""
+    difference = report.early_difference(group, base)
+    if difference is None:
+        return []
+    tag = f"best/{report.metric}"
+    means = [f"{report.labels[arm]}: {_describe_mean(report, arm, tag)}" for arm in (group, base)]
+    judgement = _judge_difference(report, group, difference)
+    return [f"With early stopping (epoch of the best validation/accuracy), {'; '.join(means)}. {judgement}"]
+
+
+def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
+    """Return a sentence on the cost of a group that costs more or less than its baseline, with what to type next."""
+    ratio = report.costs["cost"][group] / report.costs["cost"][base]
+    if report.against or report.baseline is None or not abs(ratio - 1) > COST_TOLERANCE:
+        return []
+    at_cost = Baseline(report.baseline.settings, "cost")
+    try:
+        is_known = group in find_baselines(report.groups[report.settings], at_cost, mean_costs(report.runs, "cost"))
+    except InputError:  # several baselines have this cost
+        return [f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."]
+    folders = sorted({os.path.abspath(record.folder.parent) for record in report.records})
+    words = [
+        *("sam-report", *map(_shorten, folders)),
+        *(("--metric", report.metric) if report.metric != "test/accuracy" else ()),
+        *(("--baseline", report.baseline.typed) if report.baseline_settings is not None else ()),
+        *("--against", "cost"),
+    ]
+    train = "" if is_known else f"train {report.baseline} for {ratio:.3g} times the epochs as well, then "
+    return [
+        f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."
+        f" At equal cost: {train}{printable(shlex.join(words))}"
+    ]
+
+
+def _shorten(folder: str) -> str:
+    """Return a folder below the working folder without the path of that."""
+    path = Path(folder)
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else folder
+
+
+def _describe_mean(report: "Report", group: int, metric: str) -> str:
+    n, mean, half_width = report.estimates[metric][group]
+    if n == 0:
+        return "-"
     return f"{mean:.4f}{f' ± {half_width:.4f}' if n > 1 else ''} (n = {n})"
 
 
 def _judge(report: "Report", group: int, base: int, difference: Estimate) -> str:
     """Return sentences on a difference: its interval, whether it is significant, and whether a side has fitted."""
+    text = _judge_difference(report, group, difference)
+    fits = report.fits
+    if difference.n and fits[group].is_low and fits[base].is_low:
+        meaning = (
+            "the difference may only show which side learns faster"
+            if difference.contains_zero is False
+            else "expect no effect before longer training or a larger network fits them"
+        )
+        text += f" Neither side has fitted its training labels ({fits[group]}; {fits[base]}): {meaning}."
+    return text
+
+
+def _judge_difference(report: "Report", group: int, difference: Estimate) -> str:
+    """Return a difference with its interval, and whether it is significant."""
     n, mean, half_width = difference
     if n == 0:
         return "They have no seed in common, so the difference is not paired and not tested."
@@ -71,14 +150,6 @@ def _judge(report: "Report", group: int, base: int, difference: Estimate) -> str
             if difference.contains_zero
             else f": it does not contain 0, so {report.labels[group]} is significantly {better}."
         )
-    fits = report.fits
-    if fits[group].is_low and fits[base].is_low:
-        meaning = (
-            "the difference may only show which side learns faster"
-            if difference.contains_zero is False
-            else "expect no effect before longer training or a larger network fits them"
-        )
-        text += f" Neither side has fitted its training labels ({fits[group]}; {fits[base]}): {meaning}."
     return text
 
 
@@ -98,6 +169,8 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         counts = sorted({choice.num_values for choice in choices})
         values = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
         terms.append(("*", f"best of {values} by {metrics} (mean over seeds)"))
+    if "validation/accuracy" in columns:
+        terms.append(("validation/accuracy", f"accuracy on the held-out images{_describe_ceiling(report)}"))
     if "rho" in columns:
         terms.append(("rho", f"{RHO}; - is a run without SAM"))
     if "early stopping" in columns:
@@ -114,6 +187,8 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
                 f"mean{at} over pairs of runs with the same seed, ± half its 95% interval (paired t-test){counted}",
             )
         )
+        if "difference, early stopping" in columns:
+            terms.append(("difference, early stopping", "the same of the column early stopping"))
         terms.append(("contains 0", "whether this interval contains 0; if not, the difference is significant (5%)"))
     if "gradients" in columns:
         terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
@@ -128,6 +203,31 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         fitted = f"(fitted: {FITTED_WRONG_LABELS:.0%} or more)"
         terms.append(("memorised", f"fraction of the wrong training labels that the network predicts {fitted}"))
     return terms
+
+
+def _describe_ceiling(report: "Report") -> str:
+    """Say what accuracy wrong held-out labels leave to a network that is always right; "" where they are clean."""
+    rates = [
+        record.result["data"]["wrong_labels"] / record.result["data"]["train"]
+        for record in report.records
+        if record.config is not None
+        and record.config.data.val_fraction > 0
+        and record.config.data.val_labels == "noisy"
+        and isinstance(record.result.get("data"), dict)
+        and record.result["data"]["wrong_labels"]
+    ]
+    if not rates:
+        return ""
+    low, high = min(rates), max(rates)
+    return (
+        f"; their labels are as noisy as the training labels ({_percent_range(low, high)} wrong), so about"
+        f" {_percent_range(1 - high, 1 - low)} is what a"
+        " network reaches that is always right"
+    )
+
+
+def _percent_range(low: float, high: float) -> str:
+    return " to ".join(dict.fromkeys((f"{low:.0%}", f"{high:.0%}")))
 
 
 def write_remarks(report: "Report") -> list[str]:
@@ -146,7 +246,19 @@ def write_remarks(report: "Report") -> list[str]:
         remarks.append(
             f"{missing} of {len(report.runs)} finished runs have no {report.metric}, or NaN: n leaves them out."
         )
-    return [*remarks, *report.no_default_baseline, *_describe_missing_costs(report)]
+    return [*remarks, *_warn_of_times(report), *report.no_default_baseline, *_describe_missing_costs(report)]
+
+
+def _warn_of_times(report: "Report") -> list[str]:
+    """Return a sentence where equal work took different times, so that the column seconds misleads."""
+    spread = time_spread(report.runs).dropna()
+    if spread.empty or spread.max() < TIME_SPREAD:
+        return []
+    return [
+        f"seconds are unreliable: of runs that differ in the seed only, the slowest took up to {spread.max():.1f} times"
+        f" as long for a gradient as the fastest ({report.labels[int(spread.idxmax())]}), as on a machine with other"
+        " work. Compare gradients instead."
+    ]
 
 
 def _describe_missing_costs(report: "Report") -> list[str]:

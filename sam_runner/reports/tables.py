@@ -65,6 +65,14 @@ def markdown_table(table: pd.DataFrame) -> str:
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def escape_latex(text: str) -> str:
+    """Return a text that LaTeX shows as it is."""
+    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special |= {character: f"\\{character}" for character in "&%$#_{}"}
+    special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
+    return text.translate(str.maketrans(special))
+
+
 def latex_table(table: pd.DataFrame, numeric: set[str]) -> str:
     """Return a table of strings as LaTeX for the package booktabs.
 

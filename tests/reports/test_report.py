@@ -4,6 +4,7 @@ import io
 import itertools
 import json
 import re
+import shlex
 import shutil
 import subprocess
 import time
@@ -17,6 +18,7 @@ from markupsafe import escape
 from scipy import stats
 
 from sam_runner.commands import report as report_command
+from sam_runner.reports.latex import write_narrow_table
 from sam_runner.reports.page import render_page
 from sam_runner.reports.plots import draw_plots
 from sam_runner.reports.report import make_report, write_report
@@ -130,7 +132,8 @@ def test_the_page_loads_nothing_from_elsewhere_and_escapes(tmp_path):
     ]
     assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1 for table in tables)
     assert len(tables) == 2 and not re.search(r"<|(?<!\\)\[|(?<!\\)`(?!``)\w", "\n".join(prose).replace("```", ""))
-    assert not re.search(r"(?<!\\)\$\\frac", report.to_latex())
+    for latex in (report.to_latex(), write_narrow_table(report)):
+        assert not re.search(r"(?<!\\)\$\\frac", re.sub(r"^%.*", "", latex, flags=re.M))
 
 
 def test_bytes_of_a_path_that_are_not_utf8_are_written(tmp_path):
@@ -227,6 +230,56 @@ def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
     assert early.ranking[0].metric == "best/validation/accuracy"
 
 
+def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeypatch):
+    last, best = {"sgd": (0.6, 0.61), "sam": (0.9, 0.92)}, {"sgd": (0.85, 0.8), "sam": (0.86, 0.95)}
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        result = {
+            "best": {"test/accuracy": best[optimizer][seed]}, "selected_by": "validation/accuracy",
+            "training_seconds": 20.0, "gradient_evaluations": {"sgd": 30, "sam": 60}[optimizer],
+        }  # fmt: skip
+        lay(tmp_path / "it's" / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=last[optimizer][seed],
+            result=result)  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    report = make_report([tmp_path / "it's"])
+    headline, early, cost = report.findings
+    assert "test/accuracy in the last epoch 0.9100" in headline and "significantly better" in headline
+    found = stats.ttest_rel(best["sam"], best["sgd"]).confidence_interval(0.95)
+    assert f"Difference +0.0800, 95% interval {found.low:+.4f} to {found.high:+.4f} (n = 2 pairs): it contains" in early
+    sam = report.table.set_index("optimizer").loc["sam"]
+    assert sam["difference, early stopping"] == f"+0.0800 ± {(found.high - found.low) / 2:.4f}"
+    assert cost.startswith("sam, rho 0.05 costs 2 times the gradients of sgd. At equal cost: train sgd for 2 times")
+    assert shlex.split(cost.partition("sam-report")[2]) == ["it's", "--against", "cost"]
+    for seed in range(2):
+        result = {"gradient_evaluations": 60}
+        lay(tmp_path / "it's" / f"long{seed}", optimizer="sgd", seed=seed, epochs=6, result=result)
+        config = tmp_path / "it's" / f"long{seed}" / "config.yaml"
+        config.write_text(config.read_text().replace("epochs: 3", "epochs: 6"))
+    (cost,) = [text for text in make_report([tmp_path / "it's"]).findings if "costs" in text]
+    assert cost.endswith("At equal cost: sam-report 'it'\"'\"'s' --against cost")
+    assert not any("costs" in text for text in make_report([tmp_path / "it's"], against="cost").findings)
+
+
+def test_the_definition_of_a_noisy_validation_accuracy_says_its_ceiling(tmp_path):
+    for seed, (labels, wrong) in enumerate((("clean", 300), ("noisy", 360), ("noisy", 180))):
+        data = {"train": 900, "validation": 100, "test": 300, "classes": 10, "wrong_labels": wrong}
+        words = ("noise=symmetric", "noise.rate=0.4", "data.val_fraction=0.1", f"data.val_labels={labels}")
+        config, final = config_of(*words, f"seed={seed}"), {"validation/accuracy": 0.57}
+        leave(tmp_path / str(seed), config, accuracy=0.9, result={"data": data}, **final)
+    assert dict(make_report([tmp_path / "0"]).terms)["validation/accuracy"] == "accuracy on the held-out images"
+    meaning = dict(make_report([tmp_path]).terms)["validation/accuracy"]
+    assert "(20% to 40% wrong), so about 60% to 80% is what" in meaning
+
+
+@pytest.mark.parametrize(("slowest", "is_told"), [(11.9, False), (12.1, True)])
+def test_times_that_differ_between_seeds_are_told(slowest, is_told, tmp_path):
+    for seed, (seconds, gradients) in enumerate(((10.0, 100), (slowest, 100), (20.0, 200))):  # the last ran for longer
+        result = {"training_seconds": seconds, "gradient_evaluations": gradients}
+        lay(tmp_path / str(seed), seed=seed, result=result)
+    told = [text for text in make_report([tmp_path]).remarks if text.startswith("seconds are unreliable")]
+    assert len(told) == is_told
+    assert all("up to 1.2 times as long" in text for text in told)
+
+
 def test_without_held_out_images_there_is_no_early_stopping(tmp_path):
     lay(tmp_path / "a", result={"best": {"test/accuracy": 0.9}, "best_epoch": 3, "selected_by": "last epoch"})
     report = make_report([tmp_path])
@@ -298,7 +351,7 @@ def test_different_precisions_of_one_table_are_told_everywhere(tmp_path):
 def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_formats(sweep, tmp_path):
     report = make_report([sweep[0]])
     write_report(report, tmp_path, "rho")
-    latex = (tmp_path / "report.tex").read_text()
+    latex = (tmp_path / "report-full.tex").read_text()
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 2
     assert r"95\% interval" in latex and r"$\pm$" in latex
     table = pd.read_csv(tmp_path / "report-table.csv")
@@ -308,6 +361,34 @@ def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_
     signatures = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
     for name, (suffix, start) in itertools.product(("rho", "differences", "curves", "gap"), signatures.items()):
         assert (tmp_path / f"report-{name}.{suffix}").read_bytes().startswith(start)
+
+
+def test_the_table_for_a_paper_is_narrow_in_percent_and_marks_what_is_significant(tmp_path):
+    last, best = {"sgd": (0.6, 0.61), "sam": (0.9, 0.92)}, {"sgd": (0.9, 0.95), "sam": (0.86, 0.8)}
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        result = {
+            "best": {"test/accuracy": best[optimizer][seed]}, "selected_by": "validation/accuracy",
+            "gradient_evaluations": {"sgd": 30, "sam": 60}[optimizer],
+        }  # fmt: skip
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=last[optimizer][seed],
+            result=result)  # fmt: skip
+    latex = write_narrow_table(make_report([tmp_path]))
+    rows = [line.removesuffix(r" \\").split(" & ") for line in latex.splitlines() if " & " in line]
+
+    def percent(values):
+        return (100 * stats.ttest_1samp(values, 0).confidence_interval(0.95).high) - 100 * np.mean(values)
+
+    heads, sgd, sam, _, early = rows
+    assert heads == ["method", r"test accuracy (\%)", "difference", "$n$", "cost"]
+    assert sgd == ["SGD", rf"60.50 $\pm$ {percent(last['sgd']):.2f}", "--", "2", r"1$\times$"]
+    half = percent(np.subtract(last["sam"], last["sgd"]))
+    assert sam[0] == r"SAM, $\rho$ 0.05"
+    assert sam[2:] == [rf"$+$30.50 $\pm$ {half:.2f}$^{{*}}$", "2", r"2$\times$"]
+    assert early[1] == rf"83.00 $\pm$ {percent(best['sam']):.2f}"
+    assert early[2] == rf"$-$9.50 $\pm$ {percent(np.subtract(best['sam'], best['sgd'])):.2f}"
+    assert "% data: digits" in latex and "over $n$ = 2 seeds" in latex
+    loss = write_narrow_table(make_report([tmp_path], "test/nll"))
+    assert "test nll & difference & $n$ & cost" in loss and "$-$0.3050" in loss
 
 
 def test_latex_has_minus_signs_and_no_character_that_breaks_it():

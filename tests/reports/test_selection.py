@@ -184,7 +184,8 @@ def test_the_command_line_chooses_and_writes_the_tables(tmp_path, monkeypatch, c
     done = invoke(monkeypatch, capsys, tmp_path, *words, entry=report_command.main)
     assert done.returncode == 0, done.stderr
     assert "chosen rho" in done.stdout
-    assert "validation/accuracy" in (folder / "report.tex").read_text()
+    assert r"$\rho$ has the best validation/accuracy." in (folder / "report.tex").read_text()
+    assert "validation/accuracy" in (folder / "report-full.tex").read_text()
     assert "chosen rho" in (folder / "report.md").read_text()
 
 

@@ -1,0 +1,145 @@
+"""Write report.tex: a narrow table of the compared groups for a paper of one column, with its caption."""
+
+import math
+from collections.abc import Mapping
+
+from sam_runner.reports.aggregate import Estimate
+from sam_runner.reports.report import Report
+from sam_runner.reports.selection import held_out_metric
+from sam_runner.reports.tables import escape_latex, format_value
+
+SYMBOLS = {"rho": r"$\rho$", "optimizer.alpha": r"$\alpha$", "lr": "learning rate", "noise.rate": "noise"}
+INITIALS = {"sgd", "sam", "asam", "esam", "gsam", "wsam"}  # optimizers whose names are initials
+DASH = "--"
+
+
+def write_narrow_table(report: Report) -> str:
+    """Return the chosen groups, or all where no setting is searched, as LaTeX for the packages booktabs and tabularx.
+
+    A row has the method, the metric and the difference to the baseline with 95% intervals, n, and the gradient
+    evaluations relative to the baseline; accuracies are in %. Where images were held out, the same rows follow at the
+    epochs of early stopping. The first column takes the width that is left.
+    """
+    comments = [r"\usepackage{booktabs,tabularx}", *(f"{name}: {text}" for name, text in report.setup.facts)]
+    lines = [f"% {text}" for text in comments]
+    if report.runs.empty:
+        return "\n".join([*lines, ""])
+    differences = report.choice_differences if report.choices else report.differences
+    groups = [choice.group for choice in report.choices] or list(report.rows)
+    has_costs = bool(differences) and all(not math.isnan(report.costs["cost"][group]) for group in groups)
+    heads = ["method", _metric_title(report), "difference", "$n$", "cost"]
+    heads = [head for head in heads if (head != "difference" or differences) and (head != "cost" or has_costs)]
+    early = f"best/{report.metric}"
+    blocks = (
+        {"last epoch": report.metric, "early stopping": early} if early in report.estimates else {"": report.metric}
+    )
+    rows = list[str]()
+    for title, metric in blocks.items():
+        rows += [r"\midrule"] + ([rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{title}}}}} \\"] if title else [])
+        for group in groups:
+            cells = _format_row(report, group, metric, differences)
+            rows.append(" & ".join(cells[head] for head in heads) + r" \\")
+    columns = r">{\raggedright\arraybackslash}X" + "r" * (len(heads) - 1)
+    return "\n".join(
+        [
+            *lines,
+            r"\begin{table}[t]",
+            r"\centering\small",
+            rf"\caption{{{_write_caption(report, bool(differences), has_costs)}}}",
+            r"\label{tab:sam-runner}",
+            rf"\begin{{tabularx}}{{\linewidth}}{{{columns}}}",
+            r"\toprule",
+            " & ".join(heads) + r" \\",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabularx}",
+            r"\end{table}",
+            "",
+        ]
+    )
+
+
+def _format_row(
+    report: Report, group: int, metric: str, differences: Mapping[int, tuple[int, Estimate]]
+) -> dict[str, str]:
+    """Return the cells of a group by the heads of their columns."""
+    base, difference = differences.get(group, (None, None))
+    if base is not None and metric != report.metric:
+        difference = report.early_difference(group, base)
+    is_base = any(group == other for other, _ in differences.values())
+    costs, found = report.costs["cost"], report.estimates[metric][group]
+    ratio = 1.0 if is_base else math.nan if base is None else costs[group] / costs[base]
+    mark = "$^{*}$" if difference is not None and difference.contains_zero is False else ""
+    return {
+        "method": _name_method(report, group),
+        _metric_title(report): _format_estimate(found, _is_fraction(report)),
+        "difference": _format_estimate(difference, _is_fraction(report), sign="+") + mark,
+        "$n$": str(found.n),
+        "cost": DASH if math.isnan(ratio) else rf"{ratio:.3g}$\times$",
+    }
+
+
+def _is_fraction(report: Report) -> bool:
+    return "accuracy" in report.metric
+
+
+def _format_estimate(found: Estimate | None, is_fraction: bool, sign: str = "") -> str:
+    """Return mean and interval, of a fraction in % with two digits behind the point."""
+    if found is None or found.n == 0:
+        return DASH
+    factor, digits = (100, 2) if is_fraction else (1, 4)
+    text = f"{factor * found.mean:{sign}.{digits}f}".replace("-", "$-$").replace("+", "$+$")
+    return text + (rf" $\pm$ {factor * found.half_width:.{digits}f}" if found.n > 1 else "")
+
+
+def _name_method(report: Report, group: int) -> str:
+    """Return the settings that distinguish a group, the optimizer first."""
+    row = report.rows[group]
+    parts = []
+    for name in report.settings:
+        value = format_value(row[name], name, missing="")
+        if not value:
+            continue
+        if name == "optimizer":
+            parts.insert(0, value.upper() if value in INITIALS else escape_latex(value.replace("_", " ")))
+        else:
+            title = SYMBOLS.get(name) or escape_latex(
+                name.removesuffix("._target_").rpartition(".")[2].replace("_", " ")
+            )
+            parts.append(f"{title} {escape_latex(value)}")
+    return ", ".join(parts) or "all runs"
+
+
+def _metric_title(report: Report) -> str:
+    words = escape_latex(report.metric.removeprefix("best/").replace("/", " ").replace("_", " "))
+    return words + (r" (\%)" if _is_fraction(report) else "")
+
+
+def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
+    """Return sentences that define each number of the table."""
+    counts = sorted({found.n for found in report.estimates[report.metric].values()})
+    seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+    metric = _metric_title(report)
+    sentences = [
+        f"{metric[0].upper()}{metric[1:]}: mean over $n$ = {seeds} seeds $\\pm$ half its 95\\% interval"
+        " (Student's $t$)."
+    ]
+    if has_baseline:
+        baseline = str(report.baseline)
+        name = baseline.upper() if baseline in INITIALS else escape_latex(baseline)
+        at = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}[report.against]
+        sentences.append(
+            f"Difference to {name}{at}: mean over runs with the same seed $\\pm$ half its 95\\% interval (paired"
+            " $t$-test); $^{*}$ the interval does not contain 0."
+        )
+        if has_costs:
+            sentences.append(f"Cost: gradient evaluations relative to {name}.")
+    chosen = sorted({choice.metric for choice in report.choices if choice.num_values > 1})
+    if chosen:
+        names = " and ".join(SYMBOLS.get(name) or escape_latex(name) for name in report.searched[0])
+        optimistic = ", which is optimistic" if any(choice.is_optimistic for choice in report.choices) else ""
+        sentences.append(f"{names[0].upper()}{names[1:]} has the best {escape_latex(' or '.join(chosen))}{optimistic}.")
+    if f"best/{report.metric}" in report.estimates or report.metric.startswith("best/"):
+        best = escape_latex(held_out_metric("best/test/accuracy").removeprefix("best/"))
+        sentences.append(f"Early stopping: the epoch of the best {best} of the same run.")
+    return " ".join(sentences)
