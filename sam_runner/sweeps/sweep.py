@@ -73,16 +73,25 @@ class Sweep:
 
         Returns:
             The objective of each job in a search, else None.
+
+        Raises:
+            InputError: If the first jobs are all refused for the same reason, a setting that they share; nothing has
+                been written then.
         """
         valid: list[tuple[Typed, ExperimentConfig]] = []
         positions: list[int] = []
+        refusals: list[tuple[Typed, InputError]] = []
         num_composed = 0
         for position, job in enumerate(composed):
             num_composed += 1
-            config = self._validate(job)
-            if config is not None:
-                valid.append((job.overrides, config))
+            try:
+                valid.append((job.overrides, _validate(job)))
                 positions.append(position)
+            except InputError as error:
+                refusals.append((job.overrides, error))
+        if not valid and not self.jobs and not self._is_search and len({str(error) for _, error in refusals}) == 1:
+            raise refusals[0][1]
+        self._tell_refusals(refusals)
         if len(valid) < num_composed and self._call.stop_on_error and not self._is_dry and is_main_process():
             set_stop_flag(self.folder, "failure")
         if not valid:
@@ -105,18 +114,13 @@ class Sweep:
                 objectives[position] = read_objective(jobs[number])
         return objectives
 
-    def _validate(self, job: ComposedJob) -> ExperimentConfig | None:
-        """Return the settings of a job, None if they are refused, which is recorded."""
-        try:
-            config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
-            require_files(config)
-        except InputError as error:
+    def _tell_refusals(self, refusals: Sequence[tuple[Typed, InputError]]) -> None:
+        """Print and record the jobs whose settings are refused."""
+        for overrides, error in refusals:
             message, _ = report_exception(error)
             self.num_failed_plans += self._is_dry
             if not self._is_dry and is_main_process():
-                record_refusal(self.folder, job.overrides, message)
-            return None
-        return config.with_absolute_paths()
+                record_refusal(self.folder, overrides, message)
 
     def _describe(self, jobs: Sequence[Job]) -> None:
         """Print the plan of each job."""
@@ -180,6 +184,17 @@ class Sweep:
         found = [(job, read_outcome(self.folder, job, self._call.since)) for job in self.jobs]
         outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in found]
         return [*outcomes, *read_refusals(self.folder)]
+
+
+def _validate(job: ComposedJob) -> ExperimentConfig:
+    """Return the settings of a job.
+
+    Raises:
+        InputError: If they are refused.
+    """
+    config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
+    require_files(config)
+    return config.with_absolute_paths()
 
 
 def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:

@@ -84,7 +84,10 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def select_value(config: DictConfig, key: str) -> Any:
-    """Return the value at a dotted key, or None; raise InputError for an interpolation that cannot be resolved."""
+    """Return the value at a dotted key, or None; raise InputError for an interpolation that cannot be resolved.
+
+    A list is a `ListConfig` of OmegaConf.
+    """
     try:
         return OmegaConf.select(config, key, throw_on_missing=False)
     except OmegaConfBaseException as error:
