@@ -6,8 +6,6 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
-from omegaconf import ListConfig
-
 from sam_runner.commands.exit_codes import DONE, FAILED
 from sam_runner.commands.next_step import after_sweep, print_next_step
 from sam_runner.config.experiment import check_setting
@@ -77,8 +75,7 @@ class SweepCall:
             )
         for name in sorted({*self._typed, *hydra_guard.OF_WHOLE_SWEEP}):  # swept settings are checked in their jobs
             if name in config or "." in name:
-                value = select_value(config, name)
-                check_setting(name, list(value) if isinstance(value, ListConfig) else value)
+                check_setting(name, select_value(config, name))
         launchers.prepare(config.hydra)
         if not config.dry_run:
             require_writable(Path(config.hydra.sweep.dir))

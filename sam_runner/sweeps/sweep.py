@@ -13,6 +13,7 @@ from sam_runner.config.hydra.handover import ComposedJob, HandOver
 from sam_runner.config.rules import require_files
 from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
+from sam_runner.sweeps.claims import hold_call
 from sam_runner.sweeps.job import Call, train_jobs
 from sam_runner.sweeps.jobs import Job, Typed, job_cost, plan_jobs
 from sam_runner.sweeps.outcomes import (
@@ -104,7 +105,7 @@ class Sweep:
         if self._is_dry:
             self._describe(jobs)
             return [None] * num_composed
-        with nullcontext() if is_distributed() else self._show_progress():
+        with hold_call(self.folder), nullcontext() if is_distributed() else self._show_progress():
             self._train(jobs, lambda chosen: hand_over([positions[job_of.index(number)] for number in chosen]))
         if read_stop_flag(self.folder) == "failure" and is_main_process():
             self._record_jobs_not_run(jobs)
