@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -124,16 +125,30 @@ class Sweep:
                 record_refusal(self.folder, overrides, message)
 
     def _describe(self, jobs: Sequence[Job]) -> None:
-        """Print the plan of each job."""
-        from sam_runner.runs.start import start_run
+        """Print the different plans of the jobs, and their total. Jobs that differ in the seed alone have one plan."""
+        from sam_runner.runs.dry_run import Plan, describe_total
+        from sam_runner.runs.start import make_plan
 
+        made: dict[str, Plan] = {}
+        plans: list[Plan] = []
+        shown: dict[tuple[str, ...], int] = {}
         for job in jobs:
-            log.info("job %d: %s", job.number, job.folder.name)
+            apart_from_seed = replace(job.config, seed=0).fingerprint()
             try:
-                start_run(job.config, job.overrides, job.folder)
+                if apart_from_seed not in made:
+                    made[apart_from_seed] = make_plan(job.config, job.overrides, job.folder)
             except Exception as error:
+                log.info("job %d: %s", job.number, job.folder.name)
                 report_exception(error)
                 self.num_failed_plans += 1
+                continue
+            plan = made[apart_from_seed]
+            plans.append(plan)
+            first = shown.setdefault(plan.facts, job.number)
+            log.info("job %d: %s%s", job.number, job.folder.name, "" if first == job.number else f": as job {first}")
+            if first == job.number and is_main_process():
+                print(plan)
+        log.info("%s", describe_total(plans))
 
     def _train(self, jobs: Sequence[Job], hand_over: Callable[[Sequence[int]], object]) -> None:
         """Train the jobs that have not finished."""

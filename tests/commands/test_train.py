@@ -363,6 +363,21 @@ def test_a_list_is_one_value_of_all_jobs(tmp_path, monkeypatch, capsys):
     assert "job 2: " in done.stdout
 
 
+def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, monkeypatch, capsys):
+    small = [word for word in TINY if not word.startswith("epochs")]
+    arguments = ["-m", *small, "epochs=1,2", "lr=0.1,0.2", "seed=0,1", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    flops = [float(number) for number in re.findall(r"compute +(\S+) FLOPs", done.stdout)]
+    assert (len(flops), done.stdout.count("plan (dry run")) == (2, 2)
+    assert [done.stdout.count(f": as job {first}\n") for first in (1, 5)] == [3, 3]
+    # 96 images in batches of 16: 6 steps per epoch
+    total = re.search(r"in all: 8 jobs, (\d+) steps, (\S+) FLOPs", done.stdout)
+    assert int(total[1]) == 4 * 6 + 4 * 12
+    assert float(total[2]) == pytest.approx(4 * sum(flops), rel=0.01)
+    assert not list(tmp_path.iterdir())
+
+
 def test_cells_that_differ_only_in_an_unused_rho_are_run_once(tmp_path, monkeypatch, capsys):
     arguments = ["-m", *TINY, "epochs=1", "optimizer=sgd", "rho=0.05,0.1", "sweep_name=one"]
     done = invoke(monkeypatch, capsys, tmp_path, *arguments)
