@@ -41,6 +41,15 @@ def needs(num_classes, height):
     return None
 
 
+class Renamed(nn.Module):
+    def __init__(self, n_classes):
+        super().__init__()
+        self.layer = nn.Linear(64, n_classes)
+
+    def forward(self, images):
+        return self.layer(images.flatten(1))
+
+
 def fails(num_classes):
     raise KeyError("size")
 
@@ -162,7 +171,13 @@ def test_a_file_of_the_working_folder_does_not_make_another_module_trusted(name,
         (["model._target_=my_models.Volume"], "a tensor of shape (2, 10, 1)", "my_models.py:17, in forward"),
         (["model._target_=my_models.Crash"], "mat1 and mat2 shapes", "my_models.py:23, in forward"),
         (["model._target_=my_models.needs"], "missing a required argument: 'height'", "my_models.py:26, in needs"),
-        (["model._target_=my_models.fails"], "KeyError: 'size'", "my_models.py:31, in fails"),
+        (["model._target_=my_models.Renamed"], "num_classes? or give it: model.n_classes=10", "in Renamed"),
+        (["model._target_=my_models.py"], "write it as a module: _target_=my_models.NAME; ", ""),
+        (["model._target_=parts/nets.py:Net"], "write it as a module: model._target_=parts.nets.Net", ""),
+        (["model=parts/nets.py:Net"], "for code of your own: model._target_=parts.nets.Net", ""),
+        (["model=my_models.tiny"], "for code of your own: model._target_=my_models.tiny", ""),
+        (["model._target_=my_models._hidden"], "a name that begins with _ is never called", ""),
+        (["model._target_=my_models.fails"], "KeyError: 'size'", "my_models.py:40, in fails"),
         (["model._target_=my_broken.tiny"], "importing my_broken fails: ModuleNotFoundError", "my_broken.py:2"),
         (["model._target_=my_typo.tiny"], "importing my_typo fails: SyntaxError", "my_typo.py:1"),
         (["data._target_=my_data.load", "data.item=third_crashes"], "item 3 cannot be read: KeyError", "my_data.py:26"),
@@ -181,6 +196,8 @@ def test_a_file_of_the_working_folder_does_not_make_another_module_trusted(name,
 def test_a_mistake_is_one_message_with_its_line(words, message, place, own, monkeypatch, capsys):
     (own / "my_broken.py").write_text("import json\nimport nowhere\n")
     (own / "my_typo.py").write_text("def tiny(:\n")
+    (own / "parts").mkdir()
+    (own / "parts" / "nets.py").write_text(MODELS)
     batch = ["batch_size=10"] if any("my_data" in word for word in words) else []
     done = invoke(monkeypatch, capsys, own, *words, *batch, *TINY)
     assert (done.returncode, "Traceback" in done.stderr) == (2, False), done.stderr
@@ -188,6 +205,18 @@ def test_a_mistake_is_one_message_with_its_line(words, message, place, own, monk
     assert place in done.stderr
     assert len(done.stderr.splitlines()) <= 6
     assert not (own / "run").exists()
+
+
+def test_the_message_gives_the_command_that_trusts_a_module_elsewhere(own, monkeypatch, capsys):
+    (own / "code").mkdir()
+    (own / "code" / "other_nets.py").write_text(MODELS)
+    monkeypatch.syspath_prepend(str(own / "code"))
+    monkeypatch.setenv("PYTHONPATH", "code")
+    done = invoke(monkeypatch, capsys, own, "model._target_=other_nets.tiny", *TINY)
+    words = "model._target_=other_nets.tiny epochs=1 max_steps=2 device=cpu run_dir=run"
+    assert f": PYTHONPATH=code SAM_RUNNER_TRUSTED=other_nets sam-train {words}\n" in done.stderr
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "other_nets")
+    assert invoke(monkeypatch, capsys, own, *words.split()).returncode == 0
 
 
 def test_words_of_own_options_are_completed():

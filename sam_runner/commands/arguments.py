@@ -173,7 +173,7 @@ def require_output(file: Path, suffixes: Sequence[str], *, overwrite: bool) -> P
     if file.is_dir():
         raise InputError(f"--out {file} is a folder\n  give the name of a file")
     if file.exists() and not overwrite:
-        raise InputError(f"{file} exists already\n  give another file with --out, or --overwrite to replace it")
+        raise InputError(f"{file} exists already\n  give --out FILE, or --overwrite to replace it")
     require_writable(file.parent)
     return file
 

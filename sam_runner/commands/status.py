@@ -9,6 +9,7 @@ from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS
 from sam_runner.runs.plan import PLAN
 from sam_runner.runs.result import read_finished_result, summarise_result
+from sam_runner.sweeps.claims import is_call_alive
 from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.yaml import read_yaml
@@ -44,6 +45,9 @@ def describe_sweep(folder: Path) -> Iterator[str]:
         if job.state not in ("waiting", "finished"):
             yield f"  {_describe(job)}"
     if progress.count("running") or progress.count("finished") == len(progress.states):
+        return
+    if is_call_alive(folder):
+        yield "  starting: the command of the sweep is running, and no job yet"
         return
     if progress.count("finished", "refused") < len(progress.states):
         yield f"  nothing is running; the same command with sweep_name={folder.name} continues the sweep"

@@ -7,10 +7,11 @@ module of the working folder.
 
 import importlib.util
 import os
+import re
 import shlex
 import sys
 from collections.abc import Sequence
-from importlib.machinery import PathFinder
+from importlib.machinery import ModuleSpec, PathFinder
 from typing import Any
 
 from sam_runner.config.keys import REQUIRED
@@ -83,14 +84,44 @@ def require_trusted_name(target: str) -> None:
 
 
 def _describe_trust(target: str) -> str:
-    """Return the way to run a user's own code: the command itself if the module is in the working folder."""
+    """Return the way to run a user's own code: the command itself if the module is found."""
     name, _, rest = target.partition(".")
+    key = next((word.partition("=")[0] for word in sys.argv if word.endswith(f"_target_={target}")), "_target_")
+    if from_file := target_of_file(target):
+        return f"write it as a module: {key}={from_file}"
+    if any(part.startswith("_") for part in target.split(".")):
+        return "a name that begins with _ is never called: give it another name"
     if not rest and is_in_working_folder(name):
         return f"name a function or class of the module: _target_={target}.NAME"
     if is_in_working_folder(name):
         return f"if {name} is your own code: {trusting_command([name], sys.argv)}"
-    own = "" if name in sys.stdlib_module_names else f"; there is no {name}.py in {os.getcwd()}"
-    return f"for your own code: {VARIABLE}=your_module sam-train ...{own}"
+    if name in sys.stdlib_module_names or name in {prefix.partition(".")[0] for prefix in ALLOWED}:
+        return f"for your own code: {VARIABLE}=your_module sam-train ..."
+    if name.isidentifier() and (found := importlib.util.find_spec(name)) is not None:
+        command = f"{_repeat_python_path(found)}{trusting_command([name], sys.argv)}"
+        return f"if {name} is your own code: {command}"
+    return f"for your own code: {VARIABLE}=your_module sam-train ...; there is no {name}.py in {os.getcwd()}"
+
+
+def _repeat_python_path(module: ModuleSpec) -> str:
+    """Return ``PYTHONPATH=FOLDERS `` for a command that needs it to find a module, else ""."""
+    value = os.environ.get("PYTHONPATH", "")
+    places = [module.origin, *(module.submodule_search_locations or [])]
+    folders = [f"{os.path.abspath(folder)}/" for folder in value.split(os.pathsep) if folder]
+    is_there = any(str(place).startswith(tuple(folders)) for place in places)
+    return f"PYTHONPATH={shlex.quote(value)} " if is_there else ""
+
+
+def target_of_file(text: str) -> str:
+    """Return the target that a user means by a file: ``models.mine.Net`` for models/mine.py:Net, "" for other texts.
+
+    Args:
+        text: Path of a file in the working folder, and perhaps the name of a function or class in it after a colon.
+    """
+    found = re.fullmatch(r"(?:\./)?(\w+(?:/\w+)*)\.py(?:::?|\.)?(\w*)", text)
+    if found is None or not os.path.isfile(f"{found[1]}.py"):
+        return ""
+    return f"{found[1].replace('/', '.')}.{found[2] or 'NAME'}"
 
 
 def trusting_command(names: Sequence[str], command: Sequence[str]) -> str:

@@ -5,6 +5,7 @@ No other module calls a function by a name in a configuration.
 
 import inspect
 import os
+import re
 import sys
 from collections.abc import Callable, Mapping
 from importlib import import_module
@@ -16,10 +17,11 @@ from sam_runner.config.allowed_targets import (
     add_working_folder,
     list_trusted_prefixes,
     require_trusted_name,
+    target_of_file,
     trusting_command,
 )
 from sam_runner.config.component import Component
-from sam_runner.config.validation import describe_unknown_key
+from sam_runner.config.validation import describe_unknown_key, find_close
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.user_code import describe_error, find_definition, find_line
 
@@ -46,6 +48,8 @@ def locate(target: str) -> Callable[..., Any]:
         except Exception:
             raise InputError(f"_target_={target} does not exist: {error}") from error
         hint = describe_unknown_key(name, known).splitlines()[-1].strip()[:300]
+        if from_file := target_of_file(target):
+            hint = f"write it as a module: _target_={from_file}; {hint}"
         raise InputError(f"_target_={target} does not exist\n  {hint}") from error
     home = f"{getattr(found, '__module__', None)}."
     if not (inspect.isclass(found) or inspect.isfunction(found)):
@@ -102,6 +106,17 @@ def instantiate(component: Component, group: str, **context: Any) -> Any:
     return call_target(component.target, component.arguments(), group, **context)
 
 
+def _suggest_argument(name: str, group: str, context: Mapping[str, Any]) -> str:
+    """Return how a target gets an argument that it needs: under a name that the program passes, or as a setting."""
+    close = find_close(name, list(context))
+    value = context[close[0]] if close and isinstance(context[close[0]], int | str) else "..."
+    setting = f"{group}.{name}={value}"
+    if not context:
+        return f"give it: {setting}"
+    hint = f"did you mean {close[0]}? or " if close else ""
+    return f"the program passes {', '.join(context)}: {hint}give it: {setting}"
+
+
 def call_target(target: str, arguments: Mapping[str, Any], group: str, **context: Any) -> Any:
     """Call the function or class `target` with `arguments`; see `instantiate`."""
     function = locate(target)
@@ -118,6 +133,8 @@ def call_target(target: str, arguments: Mapping[str, Any], group: str, **context
         inspect.signature(function).bind(**{**supplied, **arguments})
     except TypeError as error:
         given = ", ".join([*supplied, *arguments]) or "no keys"
+        names = [name for name in parameters if name in re.findall(r"'(\w+)'", str(error))]
+        given += "".join(f"\n  {_suggest_argument(name, group, context)}" for name in names[:1])
         place = f"\n  in {find_definition(function)}" if is_own(target) else ""
         raise InputError(f"{group} ({target}): {error}\n  given: {given}{place}") from error
     refusals = (Exception,) if is_own(target) else (TypeError, ValueError, IndexError)

@@ -181,7 +181,9 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
             if entry not in facts.range:
                 raise InputError(f"{name} holds {entry}, out of range\n  accepted: {facts.range}")
     elif value not in facts.range:
-        raise InputError(f"{name}={value} is out of range\n  accepted: {facts.range}")
+        is_percent = 1 < value <= 100 and facts.range.high <= 1 and value / 100 in facts.range
+        hint = f"; did you mean {value / 100:g}?" if is_percent else ""
+        raise InputError(f"{name}={value} is out of range\n  accepted: {facts.range}{hint}")
 
 
 def _format_value(value: Any) -> str:
@@ -198,8 +200,11 @@ def find_close(word: str, accepted: Sequence[str]) -> list[str]:
     """Return the most similar of some words, empty if none is similar.
 
     Of equally similar words, one with a longer common beginning and then a closer number is chosen: resnet20 for
-    resnet21.
+    resnet21. A word that differs in upper and lower case only is the most similar one.
     """
+    same = [entry for entry in accepted if entry.lower() == word.lower()]
+    if same:
+        return same[:1]
 
     def distance(other: str) -> tuple[float, int, int, str]:
         ratio = SequenceMatcher(None, word, other).ratio()
@@ -233,8 +238,7 @@ def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") 
     siblings = [entry for entry in names if entry.rpartition(".")[0] == parent]
     for candidates in (siblings, names):
         by_name = {entry.rpartition(".")[2]: entry for entry in candidates}
-        close = [entry for entry in by_name if entry.lower() == name.lower()]
-        close = close or find_close(name, list(by_name))
+        close = find_close(name, list(by_name))
         if close:
             return f"unknown key {key}\n  did you mean {by_name[close[0]]}?"
     return f"unknown key {key}\n  keys: {', '.join(sorted(set(siblings or names)))}"

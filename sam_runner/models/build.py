@@ -143,7 +143,7 @@ def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
     if len(shape) != 3:
         raise InputError(
             f"model {target} does not accept inputs of shape {shape}: {reason}\n"
-            "  use a model of your own: model._target_=my_models.tiny (docs/extending.md)"
+            "  use a model of your own: model._target_=my_models.tiny (docs/own_model.md)"
         )
     channels, height, width = shape
     _require_fitting_channels(model, target, shape)

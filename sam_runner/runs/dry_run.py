@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
@@ -31,6 +31,38 @@ from sam_runner.utils.console import format_count
 from sam_runner.utils.errors import MissingDataError
 
 MAX_COUNTED_STEPS = 10_000
+
+
+class Plan(NamedTuple):
+    """The plan of a run.
+
+    Attributes:
+        rows: Its facts by name, as they are printed.
+        num_steps: Number of optimizer steps.
+        flops: Floating-point operations of training.
+        is_bound: Whether `flops` is an upper bound, since the data decide about passes.
+    """
+
+    rows: dict[str, str]
+    num_steps: int
+    flops: float
+    is_bound: bool
+
+    def __str__(self) -> str:
+        head = "plan (dry run: nothing is trained or written)"
+        return "\n".join([head, *(f"  {name:10} {text}" for name, text in self.rows.items())])
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """The rows without the folder, which are equal for runs of the same cost."""
+        return tuple(text for name, text in self.rows.items() if name != "folder")
+
+
+def describe_total(plans: Sequence[Plan]) -> str:
+    """Return a line: number of jobs, steps and FLOPs of the plans of a sweep."""
+    at_most = "at most " if any(plan.is_bound for plan in plans) else ""
+    steps, flops = sum(plan.num_steps for plan in plans), sum(plan.flops for plan in plans)
+    return f"in all: {format_count(len(plans), 'job')}, {steps:,} steps, {at_most}{flops:.3g} FLOPs for training"
 
 
 def count_forward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
@@ -85,8 +117,8 @@ def describe_data(run: Run) -> str:
 
 def plan_run(
     config: ExperimentConfig, folder: Path, overrides: Sequence[str], context: DistributedContext = SINGLE_PROCESS
-) -> str:
-    """Return the plan of a run, with one line for each fact. Data that are not there get their published size.
+) -> Plan:
+    """Return the plan of a run. Data that are not there get their published size.
 
     Args:
         config: The settings.
@@ -119,7 +151,7 @@ def plan_run(
     )
 
 
-def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str], remark: str) -> str:
+def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: Sequence[str], remark: str) -> Plan:
     options, objective = config.optimizer, run.step.objective
     shape, dtype = run.train.shape, run.train.blank(1, run.train.dtype).dtype
     forward, backward = (count(run.model, shape, dtype) for count in (count_forward_flops, count_backward_flops))
@@ -153,8 +185,7 @@ def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: S
     }
     paper = describe_target(config, overrides)
     rows |= {"paper": paper} if paper else {}
-    head = "plan (dry run: nothing is trained or written)"
-    return "\n".join([head, *(f"  {name:10} {text}" for name, text in rows.items())])
+    return Plan(rows, run.max_steps, total_flops, is_bound=method.data_decide)
 
 
 def describe_time(flops: float, tflops: float | None) -> str:

@@ -22,7 +22,7 @@ from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.models.pretrained import find_head
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
-from sam_runner.runs.dry_run import describe_data, describe_method, plan_run
+from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
 from sam_runner.runs.environment import compare_environment, read_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
 from sam_runner.runs.lock import lock_folder
@@ -58,11 +58,10 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
         InputError: If the settings or the folder cannot be used; nothing has been written then.
         TrainingError: If a loss or gradient is not finite, or the disk is full.
     """
-    config = config.with_absolute_paths()
-    context = join_process_group(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
+    config, context = config.with_absolute_paths(), _join(config)
     folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
     if config.dry_run:
-        plan = context.on_all(lambda: plan_run(config, folder, overrides, context))
+        plan = make_plan(config, overrides, folder)
         if context.is_main:
             print(plan)
         return None
@@ -92,6 +91,16 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
                 raise
             raise context.attribute_error(error) from error
     return folder
+
+
+def make_plan(config: ExperimentConfig, overrides: Sequence[str], folder: Path) -> Plan:
+    """Return the plan of a run; see `plan_run`. All processes that would train it call the function together."""
+    context = _join(config)
+    return context.on_all(lambda: plan_run(config.with_absolute_paths(), folder, overrides, context))
+
+
+def _join(config: ExperimentConfig) -> DistributedContext:
+    return join_process_group(config.rank_timeout, cuda=config.device != "cpu" and torch.cuda.is_available())
 
 
 def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[str, str]]:

@@ -9,6 +9,7 @@ A process that is killed before its run begins leaves nothing in the run folder.
 remains although nobody holds the claim says that the process was killed.
 """
 
+import contextlib
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,6 +17,28 @@ from pathlib import Path
 
 from sam_runner.runs.status import call_name
 from sam_runner.utils.files import read_json, write_json
+
+
+@contextmanager
+def hold_call(sweep_folder: Path) -> Iterator[None]:
+    """Let `is_call_alive` tell other processes that a call of the command runs the sweep, while the body runs.
+
+    A lock on the file ``.call`` says so, which the processes of several calls can hold at once.
+    """
+    with (sweep_folder / ".call").open("a+") as handle:
+        with contextlib.suppress(OSError):  # a file system without locks
+            fcntl.lockf(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        yield
+
+
+def is_call_alive(sweep_folder: Path) -> bool:
+    """Return whether another process is known to be inside `hold_call`."""
+    with contextlib.suppress(OSError), (sweep_folder / ".call").open("r+") as handle:
+        try:
+            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            return True
+    return False
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 import logging
 from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from sam_runner.config.hydra.handover import ComposedJob, HandOver
 from sam_runner.config.rules import require_files
 from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
+from sam_runner.sweeps.claims import hold_call
 from sam_runner.sweeps.job import Call, train_jobs
 from sam_runner.sweeps.jobs import Job, Typed, job_cost, plan_jobs
 from sam_runner.sweeps.outcomes import (
@@ -73,16 +75,25 @@ class Sweep:
 
         Returns:
             The objective of each job in a search, else None.
+
+        Raises:
+            InputError: If the first jobs are all refused for the same reason, a setting that they share; nothing has
+                been written then.
         """
         valid: list[tuple[Typed, ExperimentConfig]] = []
         positions: list[int] = []
+        refusals: list[tuple[Typed, InputError]] = []
         num_composed = 0
         for position, job in enumerate(composed):
             num_composed += 1
-            config = self._validate(job)
-            if config is not None:
-                valid.append((job.overrides, config))
+            try:
+                valid.append((job.overrides, _validate(job)))
                 positions.append(position)
+            except InputError as error:
+                refusals.append((job.overrides, error))
+        if not valid and not self.jobs and not self._is_search and len({str(error) for _, error in refusals}) == 1:
+            raise refusals[0][1]
+        self._tell_refusals(refusals)
         if len(valid) < num_composed and self._call.stop_on_error and not self._is_dry and is_main_process():
             set_stop_flag(self.folder, "failure")
         if not valid:
@@ -95,7 +106,7 @@ class Sweep:
         if self._is_dry:
             self._describe(jobs)
             return [None] * num_composed
-        with nullcontext() if is_distributed() else self._show_progress():
+        with hold_call(self.folder), nullcontext() if is_distributed() else self._show_progress():
             self._train(jobs, lambda chosen: hand_over([positions[job_of.index(number)] for number in chosen]))
         if read_stop_flag(self.folder) == "failure" and is_main_process():
             self._record_jobs_not_run(jobs)
@@ -105,30 +116,39 @@ class Sweep:
                 objectives[position] = read_objective(jobs[number])
         return objectives
 
-    def _validate(self, job: ComposedJob) -> ExperimentConfig | None:
-        """Return the settings of a job, None if they are refused, which is recorded."""
-        try:
-            config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
-            require_files(config)
-        except InputError as error:
+    def _tell_refusals(self, refusals: Sequence[tuple[Typed, InputError]]) -> None:
+        """Print and record the jobs whose settings are refused."""
+        for overrides, error in refusals:
             message, _ = report_exception(error)
             self.num_failed_plans += self._is_dry
             if not self._is_dry and is_main_process():
-                record_refusal(self.folder, job.overrides, message)
-            return None
-        return config.with_absolute_paths()
+                record_refusal(self.folder, overrides, message)
 
     def _describe(self, jobs: Sequence[Job]) -> None:
-        """Print the plan of each job."""
-        from sam_runner.runs.start import start_run
+        """Print the different plans of the jobs, and their total. Jobs that differ in the seed alone have one plan."""
+        from sam_runner.runs.dry_run import Plan, describe_total
+        from sam_runner.runs.start import make_plan
 
+        made: dict[str, Plan] = {}
+        plans: list[Plan] = []
+        shown: dict[tuple[str, ...], int] = {}
         for job in jobs:
-            log.info("job %d: %s", job.number, job.folder.name)
+            apart_from_seed = replace(job.config, seed=0).fingerprint()
             try:
-                start_run(job.config, job.overrides, job.folder)
+                if apart_from_seed not in made:
+                    made[apart_from_seed] = make_plan(job.config, job.overrides, job.folder)
             except Exception as error:
+                log.info("job %d: %s", job.number, job.folder.name)
                 report_exception(error)
                 self.num_failed_plans += 1
+                continue
+            plan = made[apart_from_seed]
+            plans.append(plan)
+            first = shown.setdefault(plan.facts, job.number)
+            log.info("job %d: %s%s", job.number, job.folder.name, "" if first == job.number else f": as job {first}")
+            if first == job.number and is_main_process():
+                print(plan)
+        log.info("%s", describe_total(plans))
 
     def _train(self, jobs: Sequence[Job], hand_over: Callable[[Sequence[int]], object]) -> None:
         """Train the jobs that have not finished."""
@@ -180,6 +200,17 @@ class Sweep:
         found = [(job, read_outcome(self.folder, job, self._call.since)) for job in self.jobs]
         outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in found]
         return [*outcomes, *read_refusals(self.folder)]
+
+
+def _validate(job: ComposedJob) -> ExperimentConfig:
+    """Return the settings of a job.
+
+    Raises:
+        InputError: If they are refused.
+    """
+    config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
+    require_files(config)
+    return config.with_absolute_paths()
 
 
 def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:

@@ -159,6 +159,10 @@ BAD_INPUT = [
     (["optimizer.base._target_=torch.load"], "torch.load", "SAM_RUNNER_TRUSTED"),
     (["+model._partial_=true"], "_partial_", "not supported"),
     (["-m", "run_dir=here", "seed=0,1"], "run_dir", "sweep_name"),
+    (["-m", "noise=symmetric", "noise.rate=40", "seed=0,1,2"], "noise.rate=40.0 is out of range", "did you mean 0.4?"),
+    (["-m", "checkpoint.keep_epochs=[0,2]", "seed=0,1"], "checkpoint.keep_epochs holds 0", "accepted: [1, inf)"),
+    (["optimizer=SAM"], "optimizer=SAM: there is no such option", "did you mean optimizer=sam?"),
+    (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]
@@ -178,6 +182,7 @@ def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, 
     assert not list(tmp_path.iterdir())
     check_message(done, named, way_out)
     assert done.stderr.startswith("error: ")
+    assert done.stderr.count("error: ") == 1
     assert not list(tmp_path.rglob("config.yaml"))
 
 
@@ -349,6 +354,28 @@ def test_a_sweep_survives_a_failing_cell_and_run_again_does_nothing_twice(tmp_pa
     assert again.returncode == 1
     assert again.stdout.count("already finished") == 2
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("result.json")} == before
+
+
+def test_a_list_is_one_value_of_all_jobs(tmp_path, monkeypatch, capsys):
+    arguments = ["-m", *TINY, "checkpoint.keep_epochs=[1,2]", "seed=0,1", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    assert "job 2: " in done.stdout
+
+
+def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, monkeypatch, capsys):
+    small = [word for word in TINY if not word.startswith("epochs")]
+    arguments = ["-m", *small, "epochs=1,2", "lr=0.1,0.2", "seed=0,1", "dry_run=true"]
+    done = invoke(monkeypatch, capsys, tmp_path, *arguments)
+    assert done.returncode == 0, done.stderr
+    flops = [float(number) for number in re.findall(r"compute +(\S+) FLOPs", done.stdout)]
+    assert (len(flops), done.stdout.count("plan (dry run")) == (2, 2)
+    assert [done.stdout.count(f": as job {first}\n") for first in (1, 5)] == [3, 3]
+    # 96 images in batches of 16: 6 steps per epoch
+    total = re.search(r"in all: 8 jobs, (\d+) steps, (\S+) FLOPs", done.stdout)
+    assert int(total[1]) == 4 * 6 + 4 * 12
+    assert float(total[2]) == pytest.approx(4 * sum(flops), rel=0.01)
+    assert not list(tmp_path.iterdir())
 
 
 def test_cells_that_differ_only_in_an_unused_rho_are_run_once(tmp_path, monkeypatch, capsys):

@@ -77,17 +77,17 @@ def test_a_refused_job_runs_once_its_reason_is_gone(tmp_path, monkeypatch, capsy
     (tmp_path / "conf" / "model" / "flat.yaml").write_text("_target_: mine.flat\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     small = [word for word in TINY if not word.startswith("model")]
-    words = ["-m", "--config-dir", "conf", *small, "epochs=1", "model=flat", "sweep_name=x"]
+    words = ["-m", "--config-dir", "conf", *small, "epochs=1", "model=small_cnn,flat", "sweep_name=x"]
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert done.returncode == 1
-    assert read_states(sweep_folder(tmp_path)) == ["refused"]
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "refused"]
     log = next(sweep_folder(tmp_path).glob("not_started/*/run.log")).read_text()
     assert "SAM_RUNNER_TRUSTED" in log
     assert (sweep_folder(tmp_path) / "report.html").read_text().count("<li>refused: ") == 1
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "mine")
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert done.returncode == 0, done.stderr
-    assert read_states(sweep_folder(tmp_path)) == ["finished"]
+    assert read_states(sweep_folder(tmp_path)) == ["finished", "finished"]
     assert not (sweep_folder(tmp_path) / "not_started").exists()
 
 

@@ -11,6 +11,7 @@ import pytest
 from sam_runner.commands import status as status_command
 from sam_runner.runs.plan import PlanEntry, extend_plan
 from sam_runner.runs.status import write_status
+from sam_runner.sweeps.claims import hold_call
 from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
 from tests.helpers import invoke
 from tests.run_folders import lay
@@ -137,6 +138,19 @@ def test_sam_status_says_how_to_continue_what_nothing_runs(tmp_path, monkeypatch
         "  preempted   a, epoch 2 of 4",
         "  nothing is running; the same command with sweep_name=first continues the sweep",
     ]
+
+
+def test_sam_status_tells_that_a_sweep_is_starting(tmp_path):
+    lay_job(tmp_path / "first", "a")
+
+    def tell():
+        code = "from sam_runner.commands.status import main; main()"
+        words = [sys.executable, "-c", code, "first"]
+        return subprocess.run(words, cwd=tmp_path, capture_output=True, text=True, check=True).stdout.splitlines()[1:]
+
+    with hold_call(tmp_path / "first"):
+        assert tell() == ["  starting: the command of the sweep is running, and no job yet"]
+    assert tell() == ["  nothing is running; the same command with sweep_name=first continues the sweep"]
 
 
 def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys):

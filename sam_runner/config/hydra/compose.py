@@ -15,7 +15,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
@@ -84,9 +84,14 @@ def plain_settings(config: DictConfig) -> dict[str, Any]:
 
 
 def select_value(config: DictConfig, key: str) -> Any:
-    """Return the value at a dotted key, or None; raise InputError for an interpolation that cannot be resolved."""
+    """Return the value at a dotted key, or None; a group is a `DictConfig`.
+
+    Raises:
+        InputError: For an interpolation that cannot be resolved.
+    """
     try:
-        return OmegaConf.select(config, key, throw_on_missing=False)
+        value = OmegaConf.select(config, key, throw_on_missing=False)
+        return OmegaConf.to_container(value, resolve=True) if isinstance(value, ListConfig) else value
     except OmegaConfBaseException as error:
         raise InputError(describe_interpolation(error, key)) from error
 

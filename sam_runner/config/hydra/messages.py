@@ -9,9 +9,11 @@ from hydra.errors import MissingConfigException, OverrideParseException
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 from yaml import YAMLError
 
+from sam_runner.config.allowed_targets import is_in_working_folder, target_of_file
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.help import list_default_options, list_keys, list_options, read_choices
 from sam_runner.config.hydra.launchers import EXTRAS, JOBLIB
+from sam_runner.config.hydra.own_options import OPTIONS
 from sam_runner.config.validation import describe_unknown_key, find_close
 from sam_runner.utils.errors import InputError
 
@@ -34,7 +36,7 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
     if in_defaults:
         return in_defaults
     if isinstance(error, MissingConfigException):
-        return _describe_missing_option(error, conf)
+        return _suggest_target(arguments) or _describe_missing_option(error, conf)
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text)
     if several:
         return _describe_several_values(several[1])
@@ -169,6 +171,18 @@ def _describe_unreadable(override: str) -> str:
     if key != key.strip() or value != value.strip():
         return f"{message}\n  leave out the spaces: {key.strip()}={value.strip()}"
     return f"{message}\n  quote a value with spaces or special characters: \"{key}='{value}'\""
+
+
+def _suggest_target(arguments: list[str]) -> str:
+    """Return the message for an option that is a file of code, or a name in one, "" if none is."""
+    for argument in arguments:
+        group, _, value = argument.lstrip("+").partition("=")
+        key = group.replace("/", ".")
+        is_name = re.fullmatch(r"\w+(\.\w+)+", value) is not None and is_in_working_folder(value.partition(".")[0])
+        target = target_of_file(value) or (value if is_name else "")
+        if key in OPTIONS and target:
+            return f"{argument}: an option is no code\n  for code of your own: {key}._target_={target}"
+    return ""
 
 
 def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:

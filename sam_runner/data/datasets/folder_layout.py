@@ -172,9 +172,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
     if folders:
         for name in others:
             left_out.add("folders beside those of the splits", name)
-        for entry in _scan(root):
-            if not _is_hidden(entry.name) and entry.is_file() and _is_image(entry):
-                left_out.add("images outside the class folders", entry.name)
+        _count_outside(root, root, left_out)
         for name in split_names - {os.path.basename(folder) for folder in folders.values()}:
             left_out.add("folders without class folders", name)
     return folders
@@ -268,11 +266,18 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
             f"{folder} has classes that the training set does not have: {', '.join(unknown[:MAX_LISTED])}{hint}\n"
             "  expected: class folders with the same names as in the training set"
         )
-    for entry in _scan(folder):
-        if not _is_hidden(entry.name) and entry.is_file() and _is_image(entry):
-            left_out.add("images outside the class folders", os.path.relpath(entry.path, root))
+    _count_outside(folder, root, left_out)
     by_class = sorted(zip(labels, paths, strict=True), key=lambda found: found[0])  # stable: keeps the order of paths
     return Part(folder, [path for _, path in by_class], [label for label, _ in by_class])
+
+
+def _count_outside(folder: str, root: str, left_out: LeftOut) -> None:
+    """Count what is in a folder of class folders, or of splits, and is not read: images, hidden files and folders."""
+    for entry in _scan(folder):
+        if _is_hidden(entry.name):
+            left_out.add("hidden", os.path.relpath(entry.path, root))
+        elif entry.is_file() and _is_image(entry):
+            left_out.add("images outside the class folders", os.path.relpath(entry.path, root))
 
 
 def _require_images(train: Part, classes: tuple[str, ...]) -> None:

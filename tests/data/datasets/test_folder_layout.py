@@ -149,13 +149,14 @@ def test_images_beside_the_folders_of_the_splits_are_counted(tmp_path):
 
 
 @pytest.mark.parametrize("hidden", [".ipynb_checkpoints", "@eaDir", "__MACOSX", ".thumbnails"])
-@pytest.mark.parametrize("place", ["a", "a/inner", "", "../train", "../test/b"])
+@pytest.mark.parametrize("place", ["a", "a/inner", "", "../train", "../test/b", ".."])
 def test_hidden_folders_are_never_read(tmp_path, hidden, place):
     write_classes(tmp_path / "train")
     write_classes(tmp_path / "test")
     before, _ = layout_of(tmp_path)
     write(tmp_path / "train" / place / hidden / "1-checkpoint.png")
     assert layout_of(tmp_path)[0] == before
+    assert find_layout(str(tmp_path)).left_out.counts == {"hidden": 1}
 
 
 def test_files_of_every_kind_are_read_or_counted_by_reason(tmp_path):
