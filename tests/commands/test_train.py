@@ -249,6 +249,7 @@ def test_cells_without_their_files_are_refused_without_torch(tmp_path):
         )
     folder = tmp_path / "outputs" / "sweeps" / "s"
     assert [path.name for path in folder.iterdir() if path.is_dir()] == ["not_started"]
+    assert re.findall("^next: .*", done.stdout, re.M) == ["next: sam-status outputs/sweeps/s"]
 
 
 def test_answers_in_half_the_time_that_torch_takes_to_be_there(tmp_path):

@@ -599,6 +599,8 @@ MUTANTS = {
          "reports/test_comparison.py::same_settings"),
         ("reports: a baseline of another cost", "find_baselines", "A <= COST_TOLERANCE", "True",
          "reports/test_comparison.py::trained_for_longer"),
+        ("reports: the missing baseline is as long as the others", "_find_length", "round(A * B)", "round(A)",
+         "reports/test_comparison.py::equal_cost_is_named"),
     ],
     "reports.selection": [
         ("reports: the test set chooses", "choose", "held_out if A else B", "B",
