@@ -95,7 +95,7 @@ def _format_estimate(found: Estimate | None, is_fraction: bool, sign: str = "") 
 def _name_method(report: Report, group: int) -> str:
     """Return the settings that distinguish a group, the optimizer first."""
     row = report.rows[group]
-    parts = []
+    parts = list[str]()
     for name in report.settings:
         value = format_value(row[name], name, missing="")
         if not value:
