@@ -8,7 +8,7 @@ from sam_runner.reports.report import Report
 from sam_runner.reports.selection import held_out_metric
 from sam_runner.reports.tables import escape_latex, format_value
 
-SYMBOLS = {"rho": r"$\rho$", "optimizer.alpha": r"$\alpha$", "lr": "learning rate", "noise.rate": "noise"}
+SYMBOLS = {"rho": r"$\rho$", "optimizer.alpha": r"$\alpha$", "lr": "learning rate", "noise.rate": "noise rate"}
 INITIALS = {"sgd", "sam", "asam", "esam", "gsam", "wsam"}  # optimizers whose names are initials
 DASH = "--"
 
@@ -95,7 +95,7 @@ def _format_estimate(found: Estimate | None, is_fraction: bool, sign: str = "") 
 def _name_method(report: Report, group: int) -> str:
     """Return the settings that distinguish a group, the optimizer first."""
     row = report.rows[group]
-    parts = []
+    parts = list[str]()
     for name in report.settings:
         value = format_value(row[name], name, missing="")
         if not value:

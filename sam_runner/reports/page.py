@@ -31,7 +31,9 @@ def render_page(report: Report, title: str, plots: Sequence[Plot], folder: Path)
         lstrip_blocks=True, keep_trailing_newline=True,
     )  # fmt: skip
     environment.filters["inline_svg"] = _inline_svg
-    environment.filters["breakable"] = lambda text: Markup("/<wbr>").join(text.split("/"))
+    environment.filters["breakable"] = _breakable
+    environment.filters["estimate"] = _estimate
+    environment.filters["whole_options"] = _whole_options
     return environment.get_template("report.html").render(
         title=printable(title),
         report=report,
@@ -41,6 +43,26 @@ def render_page(report: Report, title: str, plots: Sequence[Plot], folder: Path)
         left_aligned=LEFT_ALIGNED | report.text_columns,
         runs=[_describe_run(record, folder) for record in report.records],
         plots=plots,
+    )
+
+
+def _breakable(text: str) -> Markup:
+    """Return a text that may break after each slash."""
+    return Markup("/<wbr>").join(text.split("/"))
+
+
+def _estimate(text: str) -> Markup:
+    """Return a cell that may break before ±, where the page is too narrow for the table, but not behind it."""
+    parts = re.split(r" (?=± )", text)
+    return Markup(" ").join(Markup("<span>{}</span>").format(_breakable(part)) for part in parts)
+
+
+def _whole_options(text: str) -> Markup:
+    """Return a text whose options, such as --against, do not break behind a hyphen."""
+    parts = re.split(r"(?<= )(--\w+)", text)  # every second part is an option
+    return Markup("").join(
+        Markup('<span class="whole">{}</span>').format(part) if number % 2 else part
+        for number, part in enumerate(parts)
     )
 
 

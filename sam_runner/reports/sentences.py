@@ -254,9 +254,10 @@ def _warn_of_times(report: "Report") -> list[str]:
     spread = time_spread(report.runs).dropna()
     if spread.empty or spread.max() < TIME_SPREAD:
         return []
+    slowest = spread.index.to_list()[spread.argmax()]
     return [
         f"seconds are unreliable: of runs that differ in the seed only, the slowest took up to {spread.max():.1f} times"
-        f" as long for a gradient as the fastest ({report.labels[int(spread.idxmax())]}), as on a machine with other"
+        f" as long for a gradient as the fastest ({report.labels[slowest]}), as on a machine with other"
         " work. Compare gradients instead."
     ]
 

@@ -11,7 +11,7 @@ from sam_runner.config.component import Component
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.reports.rerun import typed_command
-from sam_runner.reports.results import RunRecord, setting_columns
+from sam_runner.reports.results import RunRecord, report_settings, setting_columns
 from sam_runner.reports.tables import column_title, format_value, printable
 
 NOT_RECORDED = "not recorded (runs of an earlier version)"
@@ -25,13 +25,15 @@ class Setup:
         facts: Name and description of each fact.
         warnings: Sentences on differences between runs that a comparison should not have.
         commands: The distinct commands that started the runs.
-        shared_settings: Name and value of each setting that all runs have in common.
+        changed_settings: Name and value of each setting that all runs have in common and that is not the default.
+        default_settings: The same of those that have the default.
     """
 
     facts: Sequence[tuple[str, str]]
     warnings: Sequence[str]
     commands: Sequence[str]
-    shared_settings: Sequence[tuple[str, str]]
+    changed_settings: Sequence[tuple[str, str]]
+    default_settings: Sequence[tuple[str, str]]
 
 
 def describe_setup(records: Sequence[RunRecord], results: pd.DataFrame) -> Setup:
@@ -54,12 +56,19 @@ def describe_setup(records: Sequence[RunRecord], results: pd.DataFrame) -> Setup
         "time": _describe_time(records),
         "runs": ", ".join(f"{n} {status}" for status, n in Counter(run.status for run in records).items()),
     }
-    shared = [name for name in setting_columns(results) if results[name].nunique(dropna=False) == 1]
+    defaults = {name: format_value(value, name) for name, value in report_settings(ExperimentConfig()).items()}
+    shared = {
+        name: format_value(results[name].iloc[0], name)
+        for name in setting_columns(results)
+        if results[name].nunique(dropna=False) == 1
+    }
+    is_default = {name: value == defaults.get(name) for name, value in shared.items()}
     return Setup(
         facts=[(name, printable(text)) for name, text in facts.items() if text],
         warnings=_warn(runs),
         commands=_distinct(filter(None, map(typed_command, runs))),
-        shared_settings=[(column_title(name), format_value(results[name].iloc[0], name)) for name in shared],
+        changed_settings=[(column_title(name), value) for name, value in shared.items() if not is_default[name]],
+        default_settings=[(column_title(name), value) for name, value in shared.items() if is_default[name]],
     )
 
 

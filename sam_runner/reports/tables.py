@@ -67,7 +67,11 @@ def markdown_table(table: pd.DataFrame) -> str:
 
 def escape_latex(text: str) -> str:
     """Return a text that LaTeX shows as it is."""
-    special = {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
+    special: dict[str, str | int | None] = {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+    }
     special |= {character: f"\\{character}" for character in "&%$#_{}"}
     special |= {"<": r"\textless{}", ">": r"\textgreater{}", "|": r"\textbar{}"}
     return text.translate(str.maketrans(special))

@@ -187,6 +187,19 @@ def test_the_set_up_says_which_labels_the_held_out_images_had(tmp_path):
     assert "(40.0%) are wrong, held-out labels are noisy (2 runs); held-out labels are clean (1 run), test" in labels
 
 
+def test_shared_settings_that_are_not_the_default_come_first_and_the_others_are_folded(tmp_path):
+    for seed in range(2):
+        words = ("epochs=3", "noise=symmetric", "noise.rate=0.3", f"seed={seed}")
+        leave(tmp_path / str(seed), config_of(*words), accuracy=0.5)
+    report = make_report([tmp_path])
+    changed, default = dict(report.setup.changed_settings), dict(report.setup.default_settings)
+    assert (changed["epochs"], changed["noise"], changed["noise.rate"]) == ("3", "symmetric", "0.3")
+    assert default["batch_size"] == "128" and not changed.keys() & default.keys()
+    shown, folded = html_of(report).partition("<h2>Settings that")[2].partition("<details>")[::2]
+    assert "<dt>noise.rate</dt><dd>0.3</dd>" in shown and "batch_size" not in shown
+    assert "<dt>batch_size</dt><dd>128</dd>" in folded.partition("</details>")[0]
+
+
 def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
     last, best = {"sgd": (0.6, 0.7), "sam": (0.9, 0.8)}, {"sgd": (0.85, 0.8), "sam": (0.95, 0.9)}
     for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
