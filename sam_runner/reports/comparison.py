@@ -193,7 +193,7 @@ class MissingBaseline:
     groups: Sequence[int]
     cost: float
     base: int | None
-    length: Mapping[str, int]
+    length: Mapping[str, Any]
 
     @property
     def typed(self) -> str:
@@ -225,7 +225,7 @@ def find_missing_baselines(runs: pd.DataFrame, settings: pd.DataFrame, baseline:
     ]
 
 
-def _find_length(runs: pd.DataFrame, base: int, factor: float) -> dict[str, int]:
+def _find_length(runs: pd.DataFrame, base: int, factor: float) -> dict[str, Any]:
     """Return the number of epochs or steps that multiplies the cost of a group by a factor; empty where none does."""
     run = runs[runs["group"] == base].iloc[0]
     name = "epochs" if pd.isna(run["max_steps"]) else "max_steps"

@@ -64,7 +64,7 @@ def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[i
     found = [(kept, added) for kept, added in filter(None, completed) if _composes([*kept, *added], config, config_dir)]
     if found:
         kept, added = min(found, key=lambda words: len(words[1]))
-        words = [*([] if config_dir is None else ["--config-dir", config_dir]), *kept, *added]
+        words = [*([] if config_dir is None else ["--config-dir", config_dir]), *_join(kept, added)]
     else:
         words = [f"config={record.folder}", *(_list_changes(record.config, config) or ())]
     name = re.sub(r"[^\w.=+ -]", "_", sweep_name, flags=re.ASCII)[-100:]
@@ -116,6 +116,13 @@ def _complete(
         return None
     keys = {word.partition("=")[0] for word in added}
     return [word for word in words if word.lstrip("+").partition("=")[0] not in keys], added
+
+
+def _join(kept: Sequence[str], added: Sequence[str]) -> list[str]:
+    """Return all words; those of the method stand beside its name."""
+    after = next((number for number, word in enumerate(kept, 1) if word.startswith("optimizer=")), len(kept))
+    method = [word for word in added if word.startswith(("rho=", "optimizer."))]
+    return [*kept[:after], *method, *kept[after:], *(word for word in added if word not in method)]
 
 
 def _list_changes(before: ExperimentConfig, after: ExperimentConfig) -> list[str] | None:
