@@ -158,7 +158,7 @@ def time_spread(runs: pd.DataFrame) -> pd.Series:
     The time of an evaluation is compared, not that of a run, since early stopping ends runs at different lengths. NaN
     where a time is unknown.
     """
-    times = runs["training_seconds"] / runs["gradient_evaluations"]
+    times = runs["training_seconds"] / runs["gradient_evaluations"].where(runs["gradient_evaluations"] > 0)
     grouped = times.groupby(runs["group"])
     spread: pd.Series = grouped.max() / grouped.min()
     return spread

@@ -67,8 +67,8 @@ def _format_row(
     if base is not None and metric != report.metric:
         difference = report.early_difference(group, base)
     is_base = any(group == other for other, _ in differences.values())
-    costs, found = report.costs["cost"], report.estimates[metric][group]
-    ratio = 1.0 if is_base else math.nan if base is None else costs[group] / costs[base]
+    found = report.estimates[metric][group]
+    ratio = 1.0 if is_base else math.nan if base is None else report.cost_ratio(group, base)
     mark = "$^{*}$" if difference is not None and difference.contains_zero is False else ""
     return {
         "method": _name_method(report, group),

@@ -3,6 +3,7 @@
 `write_report` writes all of it as HTML, Markdown, LaTeX and CSV with the plots beside it.
 """
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -220,6 +221,11 @@ class Report:
         """Return the difference of two groups at the epochs of early stopping; None where no images were held out."""
         tag = f"best/{self.metric}"
         return paired_difference(self.runs, tag, group, base) if tag in self.runs else None
+
+    def cost_ratio(self, group: int, base: int) -> float:
+        """Return the gradient evaluations of a group relative to another's; NaN where they are unknown."""
+        costs = self.costs["cost"]
+        return costs[group] / costs[base] if costs[base] else math.nan
 
     @property
     def _choice_settings(self) -> pd.DataFrame:

@@ -85,7 +85,7 @@ def _describe_early_stopping(report: "Report", group: int, base: int) -> list[st
 
 def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
     """Return a sentence on the cost of a group that costs more or less than its baseline, with what to type next."""
-    ratio = report.costs["cost"][group] / report.costs["cost"][base]
+    ratio = report.cost_ratio(group, base)
     if report.against or report.baseline is None or not abs(ratio - 1) > COST_TOLERANCE:
         return []
     at_cost = Baseline(report.baseline.settings, "cost")
