@@ -155,6 +155,7 @@ def test_unreadable_files_are_all_told_and_the_others_predicted(photos, call, tm
     done = call(photos / "run", photos / "run", tmp_path / "bad.png", good, tmp_path / "empty.jpg")
     assert done.returncode == 2
     assert "images that cannot be read: 2" in done.stderr
+    assert done.stderr.endswith("  the other images are in predictions.csv\n")
     assert f"{tmp_path}/bad.png cannot be read as an image: its content is no image" in done.stderr
     assert "empty.jpg cannot be read as an image: it is empty" in done.stderr
     assert pd.read_csv(tmp_path / "predictions.csv")["path"].tolist() == [str(good)]

@@ -93,4 +93,4 @@ def test_the_plan_counts_what_is_trained(tmp_path):
         param.requires_grad_(False)
     forward, head = count_forward_flops(run.model, run.train.shape), list(run.model.modules())[-1]
     expected = (2.5 * forward + 1.5 * 2 * head.in_features * head.out_features) * 12 * 16
-    assert f"compute    {expected:.3g} FLOPs" in _describe_run(config, run, tmp_path, [], "")
+    assert f"compute    {expected:.3g} FLOPs" in str(_describe_run(config, run, tmp_path, [], ""))

@@ -55,7 +55,8 @@ def predict(arguments: list[str]) -> int:
         work.write_table(out, work.predictions_table(found))
         print(f"{out}: {work.summarise(found)}")
     if faults:
-        print_error(work.describe_unreadable(faults))
+        rest = f"\n  the other images are in {out}" if found.examples.names else ""
+        print_error(f"{work.describe_unreadable(faults)}{rest}")
         return BAD_INPUT
     return DONE
 
