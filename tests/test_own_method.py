@@ -103,5 +103,5 @@ def test_a_method_that_cannot_be_built_is_refused_before_the_run(own, monkeypatc
 
 def test_a_module_that_is_not_trusted_is_refused(own, monkeypatch):
     monkeypatch.delenv("SAM_RUNNER_TRUSTED")
-    with pytest.raises(InputError, match="SAM_RUNNER_TRUSTED=your_module"):
+    with pytest.raises(InputError, match="SAM_RUNNER_TRUSTED=my_method"):
         locate("my_method.Shrinking")
