@@ -21,7 +21,7 @@ COPY sam_runner /src/sam_runner
 COPY conf /src/conf
 RUN pip install /src
 
-RUN useradd --create-home runner && mkdir /work && chown runner /work
+RUN useradd --create-home runner && mkdir /runs && chown runner /runs
 USER runner
-WORKDIR /work
+WORKDIR /runs
 CMD ["sam-train", "--help"]

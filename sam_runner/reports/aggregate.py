@@ -17,6 +17,7 @@ METHOD_SETTINGS = {  # names in reports of the settings that not every method ha
     for entry in dataclasses.fields(method)
     if f"optimizer.{entry.name}" not in SHARED_OPTIMIZER_KEYS and "key" in entry.metadata
 }
+WITHOUT_SAM = ("sgd", "none")  # names of the methods that are the base optimizer alone
 LOWER_IS_BETTER = ("nll", "loss", "error", "gap")  # ends of metric names
 
 
@@ -62,7 +63,7 @@ def group_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
 def _sortable(column: pd.Series) -> pd.Series:
     if pd.api.types.is_numeric_dtype(column):
         return column
-    return column.map(str, na_action="ignore").replace({"sgd": ""})
+    return column.map(str, na_action="ignore").replace(dict.fromkeys(WITHOUT_SAM, ""))
 
 
 class Estimate(NamedTuple):

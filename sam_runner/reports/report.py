@@ -15,6 +15,7 @@ import pandas as pd
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.reports import sentences
 from sam_runner.reports.aggregate import (
+    WITHOUT_SAM,
     Estimate,
     aggregate,
     group_over_seeds,
@@ -173,18 +174,19 @@ class Report:
         if self._default_baseline is not None and not self.no_default_baseline:
             return self._default_baseline
         if self.against:
-            reason = " ".join(self.no_default_baseline) or "no run has optimizer=sgd"
+            reason = " ".join(self.no_default_baseline) or "no run has optimizer=sgd or optimizer=none"
             raise InputError(f"--against needs a baseline: {reason}\n  give --baseline key=value")
         return None
 
     @cached_property
     def _default_baseline(self) -> Baseline | None:
         names = set(self.groups.get("optimizer", pd.Series(dtype=object)))
-        return Baseline({"optimizer": "sgd"}, self.against) if "sgd" in names and len(names) > 1 else None
+        base = next((name for name in WITHOUT_SAM if name in names), None)
+        return Baseline({"optimizer": base}, self.against) if base is not None and len(names) > 1 else None
 
     @cached_property
     def no_default_baseline(self) -> list[str]:
-        """Why runs with optimizer=sgd are not the baseline though there are some; empty where they are."""
+        """Why runs without SAM are not the baseline though there are some; empty where they are."""
         baseline = self._default_baseline
         if baseline is None or self.baseline_settings is not None:
             return []

@@ -195,3 +195,14 @@ def test_a_loss_is_chosen_by_its_smallest_value(tmp_path):
     report = make_report([tmp_path], "test/nll")
     assert list(report.choice_table["chosen rho"]) == ["0.1"]
     assert list(report.choice_table["chosen by"]) == ["validation/nll"]
+
+
+@pytest.mark.parametrize(("name", "base"), [("adamw", "adamw"), ("none", "sgd")])
+def test_runs_of_the_base_optimizer_alone_are_the_default_baseline(name, base, tmp_path):
+    accuracies = {f"optimizer={name}": (0.5, 0.6), "optimizer=sam": (0.7, 0.9)}
+    for words, values in accuracies.items():
+        for seed, accuracy in enumerate(values):
+            config = replace(config_of(words, f"optimizer/base={base}", "lr=0.01"), seed=seed)
+            leave(tmp_path / f"{words}-{seed}", config, accuracy=accuracy)
+    ((_, difference),) = make_report([tmp_path]).differences.values()
+    assert difference.mean == pytest.approx(0.25)
