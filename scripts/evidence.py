@@ -16,18 +16,17 @@ import csv
 import hashlib
 import math
 import os
-import signal
-import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 from small_data import write_small_data
+from workers import NOT_STARTED, get_answer, open_pool, run_commands
 
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
@@ -82,6 +81,12 @@ class Job:
     def command(self) -> str:
         """The command of the run."""
         return " ".join(["sam-train", *self.words])
+
+
+def name_machine(environment: Mapping[str, Any]) -> str | None:
+    """Return what a run was computed on: the GPU, or the processor."""
+    device = environment.get("device")
+    return environment.get("processor") if device in (None, "cpu") else str(device)
 
 
 def name_run(block: str, arm: str, value: str, role: str, seed: int) -> str:
@@ -226,7 +231,7 @@ class Study:
             "training_seconds": round(result["training_seconds"], 1) if "training_seconds" in result else "",
             "images_per_second": round(result["images_per_second"], 1) if result else "",
             "commit": environment.get("git_commit"), "changed_files": environment.get("git_changes"),
-            "torch": environment.get("packages", {}).get("torch"), "machine": environment.get("processor"),
+            "torch": environment.get("packages", {}).get("torch"), "machine": name_machine(environment),
             "date": status.get("time", ""), "command": job.command,
         }  # fmt: skip
         for kind in ("final", "best"):
@@ -258,76 +263,66 @@ class Study:
 
 @dataclass(frozen=True)
 class Runner:
-    """Trains runs, each in a process of its own.
+    """Trains the runs of a study in the worker processes of a pool.
 
     Attributes:
         study: The study that gets the results.
         out: Folder of the run folders.
         folders: Folders of the user by name.
-        at_once: Number of runs at the same time.
-        device: Of the runs. On a CPU each run has one thread.
-        deadline: Value of `time.monotonic` at which runs are told to save and stop, and none is started any more.
+        pool: The worker processes.
+        words: Arguments of every run that depend on the machine: they are not part of a row's command. Arms do without
+            the words in their list `without`.
     """
 
     study: Study
     out: Path
     folders: Mapping[str, str]
-    at_once: int = 1
-    device: str = "cpu"
-    deadline: float = float("inf")
+    pool: ProcessPoolExecutor
+    words: Sequence[str] = ()
 
-    def run(self, job: Job) -> int | None:
-        """Train one run; returns its exit code, None without a start because the time is up."""
-        left = self.deadline - time.monotonic()
-        if left <= 0:
-            return None
-        self.out.mkdir(parents=True, exist_ok=True)
-        folder = self.out / job.folder_name
+    def command(self, job: Job) -> list[str]:
+        """The command of a run on this machine."""
+        refused = self.study.content["arms"][job.arm].get("without", [])
         words = [word.format(**self.folders) for word in job.words]
-        command = [
-            str(Path(sys.executable).with_name("sam-train")),
-            *words,
-            f"device={self.device}",
-            f"run_dir={folder}",
-        ]
-        threads = {"OMP_NUM_THREADS": "1"} if self.device == "cpu" else {}
-        with (self.out / f"{job.folder_name}.log").open("a") as log:
-            process = subprocess.Popen(command, stdout=log, stderr=log, env={**os.environ, **threads})
-            try:
-                return process.wait(None if left == float("inf") else left)
-            except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGTERM)  # the run saves a checkpoint
-                return process.wait()
+        words += [word for word in self.words if word not in refused]
+        return ["sam-train", *words, f"run_dir={self.out / job.folder_name}"]
 
     def run_together(self, jobs: Sequence[Job]) -> int:
         """Run jobs; write the results after each. Returns how many failed."""
         failed, jobs = 0, [job for job in jobs if not self.study.is_finished(job)]
-        with ThreadPoolExecutor(self.at_once) as pool:
-            futures = {pool.submit(self.run, job): job for job in jobs}
-            for number, future in enumerate(as_completed(futures), 1):
-                job, code = futures[future], future.result()
-                if code is None:
-                    continue
-                failed += code not in (0, PREEMPTED)
-                self.study.add(job, self.out / job.folder_name, self.folders, code)
-                accuracy = self.study.rows.get(job.command, {}).get("final/test/accuracy")
-                print(
-                    f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
-                    f"({number} of {len(futures)} of this part)",
-                    flush=True,
-                )
+        self.out.mkdir(parents=True, exist_ok=True)
+        futures = {self.pool.submit(run_commands, [self.command(job)], number): job for number, job in enumerate(jobs)}
+        for number, future in enumerate(as_completed(futures), 1):
+            job, (code, printed) = futures[future], get_answer(future)
+            if printed == NOT_STARTED:
+                continue
+            with (self.out / f"{job.folder_name}.log").open("a", encoding="utf-8") as log:
+                log.write(printed)
+            failed += code not in (0, PREEMPTED)
+            self.study.add(job, self.out / job.folder_name, self.folders, code)
+            accuracy = self.study.rows.get(job.command, {}).get("final/test/accuracy")
+            print(
+                f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
+                f"({number} of {len(futures)} at once)",
+                flush=True,
+            )
         return failed
 
     def run_part(self, part: Part) -> int:
-        """Run the searches of a part, then its final runs. Returns how many runs failed.
+        """Run the searches of a part and the final runs that need none, then the others. Returns how many runs failed.
 
         The final runs of an arm whose search is not complete are left out.
         """
-        failed = self.run_together(part.searches)
-        chosen = [(arm, seed) for arm, seed in part.finals if self.study.is_chosen(part.block, arm)]
-        for arm in dict.fromkeys(arm for arm, _ in part.finals if (arm, 0) not in chosen):
+        at_once = [*part.searches, *self.chosen_finals(part)]
+        failed = self.run_together(at_once)
+        for arm in dict.fromkeys(arm for arm, _ in part.finals if not self.study.is_chosen(part.block, arm)):
             print(f"{part.block} {arm}: the search is not complete; logs: {self.out}/*.log")
-        return failed + self.run_together([self.study.final_job(part.block, arm, seed) for arm, seed in chosen])
+        return failed + self.run_together([job for job in self.chosen_finals(part) if job not in at_once])
+
+    def chosen_finals(self, part: Part) -> list[Job]:
+        """The final runs of the arms of a part whose searched value is known."""
+        chosen = [(arm, seed) for arm, seed in part.finals if self.study.is_chosen(part.block, arm)]
+        return [self.study.final_job(part.block, arm, seed) for arm, seed in chosen]
 
 
 def main() -> int:
@@ -338,6 +333,9 @@ def main() -> int:
     parser.add_argument("--scale", choices=("full", "smoke"), default="full")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1); on a CPU each has one thread")
     parser.add_argument("--device", default="cpu", help="device of the runs: cpu (default), cuda")
+    parser.add_argument(
+        "--word", action="append", default=[], metavar="KEY=VALUE", help="setting of this machine, as compile=capture"
+    )
     parser.add_argument("--minutes", type=float, default=float("inf"), help="save and stop after this time")
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the CSV files (default: docs/results)")
@@ -355,11 +353,15 @@ def main() -> int:
     except KeyError as error:
         parser.error(f"the folder {error} is not given\n  add --folder NAME=FOLDER")
     deadline = time.monotonic() + 60 * arguments.minutes
-    runner = Runner(study, out, folders, arguments.jobs, arguments.device, deadline)
+    on_gpu = arguments.device != "cpu"
+    if not on_gpu:
+        os.environ["OMP_NUM_THREADS"] = "1"  # the workers inherit it
     failed = 0
-    for part in study.parts():
-        print(f"{part.block}: {len(part.searches)} runs of searches, {len(part.finals)} final runs", flush=True)
-        failed += runner.run_part(part)
+    with open_pool(arguments.jobs, deadline, share_gpu=on_gpu and arguments.jobs > 1) as pool:
+        runner = Runner(study, out, folders, pool, [f"device={arguments.device}", *arguments.word])
+        for part in study.parts():
+            print(f"{part.block}: {len(part.searches)} runs of searches, {len(part.finals)} final runs", flush=True)
+            failed += runner.run_part(part)
     counts = study.count_runs()
     print(f"results: {study.table}; {', '.join(f'{n} {name}' for name, n in counts.items())}; {failed} failed now")
     return int(failed > 0)

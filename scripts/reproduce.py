@@ -12,33 +12,23 @@ otherwise.
 """
 
 import argparse
-import contextlib
-import io
-import multiprocessing
 import os
 import re
 import shlex
-import shutil
-import signal
-import subprocess
 import sys
-import tempfile
-import threading
 import time
 from collections.abc import Iterable, Iterator
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from workers import get_answer, open_pool, run_commands
 
-from sam_runner.commands import evaluate, train
 from sam_runner.commands.report import report
 from sam_runner.paper.rows import Row, load_tables
-from sam_runner.utils.errors import InputError, RunInterrupt
+from sam_runner.utils.errors import InputError
 
-RUNNING = threading.Event()  # this worker process executes a job
-STOPPING = threading.Event()  # this worker process starts no further job
 SCALES = yaml.safe_load(Path(__file__).with_suffix(".yaml").read_text(encoding="utf-8"))
 
 
@@ -69,12 +59,16 @@ class Job:
 
     @property
     def commands(self) -> list[list[str]]:
-        """The commands of the job in order, beginning with those of the teacher."""
+        """The commands of the job in order, beginning with those of the teacher.
+
+        Labels that the run has already used are not made again.
+        """
         own = ["sam-train", *self.overrides, f"run_dir={self.folder}"]
         if self.teacher is None:
             return [own]
         relabel = ["sam-eval", str(self.teacher.folder), "--relabel", str(self.teacher.labels)]
-        return [*self.teacher.commands, relabel, own]
+        started = (self.folder / "config.yaml").is_file()
+        return [*self.teacher.commands, *([] if started else [relabel]), own]
 
 
 def merge_overrides(*sources: Iterable[str]) -> list[str]:
@@ -116,105 +110,6 @@ def make_jobs(table: str, scale: str, seed: int, overrides: list[str], out: Path
             yield Job(f"{row.name}-{optimizer}-seed{seed}", words, out / table, teacher)
 
 
-def run_job(job: Job, number: int) -> tuple[int, str]:
-    """Run a job in this worker process.
-
-    Args:
-        job: The job.
-        number: Position of the job, which chooses one of several GPUs.
-
-    Returns:
-        The exit code, and the last line of the output, or all of it for another code than 0.
-    """
-    if STOPPING.is_set():
-        return 75, "not started"
-    os.environ["SAM_RUNNER_JOB"] = str(number)
-    printed = io.StringIO()
-    RUNNING.set()
-    try:
-        for command in job.commands:
-            if command[0] == "sam-eval" and (job.folder / "config.yaml").is_file():
-                continue  # the run has started, so its labels exist
-            sys.argv = command
-            printed = io.StringIO()
-            with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
-                code = (train if command[0] == "sam-train" else evaluate).main()
-            if code:
-                if code == 130:  # Ctrl-C
-                    STOPPING.set()
-                return code, printed.getvalue()
-    except RunInterrupt:
-        return 75, "stopped"
-    finally:
-        RUNNING.clear()
-    return 0, printed.getvalue().strip().rpartition("\n")[2]
-
-
-def prepare_worker(parent: int, deadline: float) -> None:
-    """Let this worker process save its run and start no other one at the deadline, or when the parent process ends.
-
-    Args:
-        parent: Process id of the parent.
-        deadline: Value of time.monotonic().
-    """
-
-    def receive(*_: object) -> None:
-        """Stop a job that has not begun to train; a run in training has its own handler, which saves."""
-        if RUNNING.is_set():
-            raise RunInterrupt(75, "SIGUSR1")
-
-    def watch() -> None:
-        while os.getppid() == parent and time.monotonic() < deadline:
-            time.sleep(0.5)
-        STOPPING.set()
-        os.kill(os.getpid(), signal.SIGUSR1)
-        while os.getppid() == parent or RUNNING.is_set():
-            time.sleep(0.5)
-        os._exit(75)  # without a parent the worker would wait for jobs for ever
-
-    signal.signal(signal.SIGUSR1, receive)
-    threading.Thread(target=watch, daemon=True).start()
-
-
-@contextlib.contextmanager
-def mps_server(wanted: bool) -> Iterator[dict[str, str]]:
-    """Run an MPS server inside the body, and yield the environment in which processes use it; empty without a server.
-
-    Args:
-        wanted: Whether runs share a GPU; otherwise no server is started.
-    """
-    control = shutil.which("nvidia-cuda-mps-control") if wanted else None
-    if control is None:
-        yield {}
-        return
-    with tempfile.TemporaryDirectory(prefix="mps") as folder:
-        environment = {"CUDA_MPS_PIPE_DIRECTORY": folder, "CUDA_MPS_LOG_DIRECTORY": folder}
-        started = subprocess.run([control, "-d"], env=os.environ | environment, capture_output=True, text=True)
-        if started.returncode:
-            print(f"MPS does not start, runs take turns: {started.stdout} {started.stderr}", flush=True)
-            yield {}
-            return
-        try:
-            answers = reaches_gpu(environment)
-            if not answers:
-                print("MPS does not answer, runs take turns", flush=True)
-            yield environment if answers else {}
-        finally:
-            subprocess.run([control], input="quit\n", text=True, env=os.environ | environment, timeout=60)
-
-
-def reaches_gpu(environment: dict[str, str]) -> bool:
-    """Return whether a process with these environment variables computes on the GPU."""
-    code = "import torch; print(torch.ones(3, device='cuda').sum().item())"
-    try:
-        done = subprocess.run(
-            [sys.executable, "-c", code], env=os.environ | environment, capture_output=True, text=True, timeout=60
-        )
-    except subprocess.TimeoutExpired:
-        return False
-    return done.stdout.strip() == "3.0"
-
-
 def run_all(jobs: list[Job], options: argparse.Namespace) -> dict[str, int]:
     """Run jobs in worker processes; return the exit codes of the jobs that did not finish, by name."""
     deadline = time.monotonic() + 60 * options.minutes
@@ -226,23 +121,13 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> dict[str, int]:
     num_workers = options.jobs or choose_num_parallel_jobs(num_gpus, count_usable_cores())
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cores() // num_workers)))
     codes = {}
-    with mps_server(0 < num_gpus < num_workers) as environment:
-        os.environ.update(environment)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, prepare_worker, (os.getpid(), deadline)) as pool:
-            futures = {pool.submit(run_job, job, number): job for number, job in enumerate(jobs)}
-            try:
-                for number, future in enumerate(as_completed(futures), 1):
-                    name = futures[future].name
-                    try:
-                        code, output = future.result()
-                    except Exception as error:  # a worker was killed, or a command has a fault
-                        code, output = 1, f"{type(error).__name__}: {error}"
-                    print(f"[{number}/{len(jobs)}] {name}: {output if code else output.partition('  ')[2]}", flush=True)
-                    codes |= {name: code} if code else {}
-            except KeyboardInterrupt:  # the workers receive it too, and save
-                pool.shutdown(cancel_futures=True)
-                raise
+    with open_pool(num_workers, deadline, share_gpu=0 < num_gpus < num_workers) as pool:
+        futures = {pool.submit(run_commands, job.commands, number): job for number, job in enumerate(jobs)}
+        for number, future in enumerate(as_completed(futures), 1):
+            name, (code, output) = futures[future].name, get_answer(future)
+            shown = output if code else output.strip().rpartition("\n")[2].partition("  ")[2]
+            print(f"[{number}/{len(jobs)}] {name}: {shown}", flush=True)
+            codes |= {name: code} if code else {}
     return codes
 
 

@@ -201,8 +201,9 @@ class ExperimentConfig:
         effect="rounding",
         on_resume=ROUNDING,
     )
-    compile: Literal["off", "default", "max-autotune", "graph"] = key(
-        "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph",
+    compile: Literal["off", "default", "max-autotune", "graph", "capture"] = key(
+        "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph; capture: the step as one "
+        "CUDA graph without torch.compile",
         "off",
         effect="rounding",
         on_resume=ROUNDING,
@@ -317,6 +318,16 @@ class ExperimentConfig:
             if facts.effect != "none" and not (facts.added_later and value == defaults[name])
         }
         return hashlib.sha256(json.dumps(values, sort_keys=True).encode()).hexdigest()[:12]
+
+    @property
+    def uses_compiler(self) -> bool:
+        """Whether the network is compiled by torch.compile."""
+        return self.compile not in ("off", "capture")
+
+    @property
+    def records_step(self) -> bool:
+        """Whether the step is recorded as a CUDA graph."""
+        return self.compile in ("graph", "capture")
 
 
 GROUPS: dict[str, Sequence[type[Any]]] = {

@@ -198,7 +198,7 @@ def _check_ascent(config: "ExperimentConfig", typed: set[str]) -> None:
         return
     if sam.second_order and sam.ascent_steps > 1:
         raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
-    if sam.second_order and config.compile != "off":
+    if sam.second_order and config.uses_compiler:
         raise InputError(
             "optimizer.second_order=true differentiates twice, which torch.compile cannot\n  use compile=off"
         )
@@ -256,15 +256,17 @@ def _check_momentum(config: "ExperimentConfig", _: set[str]) -> None:
 
 def _check_recording(config: "ExperimentConfig", _: set[str]) -> None:
     """Refuse methods that a CUDA graph cannot record."""
-    if config.compile != "graph":
+    if not config.records_step:
         return
     if isinstance(config.optimizer, AeSamConfig):
         raise InputError(
-            "optimizer=ae_sam decides on the host in each step, which compile=graph cannot\n  use compile=off"
+            f"optimizer=ae_sam decides on the host in each step, which compile={config.compile} cannot\n"
+            "  use compile=off"
         )
     if isinstance(config.optimizer, EsamConfig) and config.optimizer.beta < 1:
         raise InputError(
-            "optimizer=esam draws weights anew in each step, which compile=graph cannot\n  use optimizer.beta=1"
+            f"optimizer=esam draws weights anew in each step, which compile={config.compile} cannot\n"
+            "  use optimizer.beta=1"
         )
 
 
@@ -277,7 +279,7 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
         "optimizer.ascent_steps=1": sam.ascent_steps == 1,
         "optimizer.second_order=false": not sam.second_order,
         "optimizer.sync_perturbation=false (the direction is the same on all processes)": not sam.sync_perturbation,
-        "compile other than graph (it is drawn anew in each step)": config.compile != "graph",
+        "compile other than graph and capture (it is drawn anew in each step)": not config.records_step,
     }
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
@@ -289,8 +291,10 @@ def _check_telemetry(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError(
             "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
         )
-    if options.every is not None and config.compile == "graph":
-        raise InputError("telemetry.every does not work with compile=graph\n  use compile=default, or leave it out")
+    if options.every is not None and config.records_step:
+        raise InputError(
+            f"telemetry.every does not work with compile={config.compile}\n  use compile=default, or leave it out"
+        )
     if options.curvature_epochs is not None and config.sync_batchnorm:
         raise InputError(
             "telemetry.curvature_epochs measures in one process, and sync_batchnorm=true needs all of them\n"

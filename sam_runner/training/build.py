@@ -303,9 +303,8 @@ def build_step(
         InputError: If the method does not work with the network.
     """
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
-    if mode == "graph" and device.type != "cuda":
-        mode = "off"
-    forward: Any = model if mode == "off" else torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False)
+    compiled = config.uses_compiler and not (mode == "graph" and device.type != "cuda")
+    forward: Any = torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False) if compiled else model
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
@@ -329,7 +328,7 @@ def build_step(
         )
     except ValueError as error:
         raise InputError(f"optimizer={options.name}: {error}\n  use optimizer=sam, or another network") from error
-    return CapturedStep(step) if config.compile == "graph" else step
+    return CapturedStep(step) if config.records_step else step
 
 
 def _require_possible_parts(
@@ -499,7 +498,7 @@ def build_run(
     model, channels_last = build_network(config, num_classes, splits.train.blank(2, torch.float32), device)
     if _uses_shards(config, context):
         shard_model(model)
-    compiled = config.compile != "off"
+    compiled = config.uses_compiler
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)

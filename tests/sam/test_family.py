@@ -83,7 +83,8 @@ def follow(step, *, first=0, last=STEPS, rho=RHO):
     for number in range(first, last):
         for group in step.optimizer.param_groups:
             group["lr"] = RATES[number]
-        step(tensors(*batches()[number]), rho, number)
+        batch, device = tensors(*batches()[number]), step.objective.device
+        step(Batch(batch.inputs.to(device), batch.targets.to(device)), rho, number)
         path.append(vector(step.objective.params))
     return path
 

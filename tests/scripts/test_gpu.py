@@ -10,6 +10,7 @@ from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import Normalisation
+from sam_runner.sam import cuda_graph
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.methods import KStep, RandomDirection, Sam
@@ -18,6 +19,7 @@ from sam_runner.sam.step import SamStep
 from tests.helpers import invoke
 from tests.oracles.curves import CURVES, losses
 from tests.sam import test_cuda_graph as capture_tests
+from tests.sam import test_family as family_tests
 from tests.sam.test_precision import SCALE, build, everything, network, poison, same
 
 pytestmark = pytest.mark.gpu
@@ -96,6 +98,26 @@ def test_a_captured_step_follows_the_frozen_curve(name, device):
     assert len(steps[0]._recordings) == 1
 
 
+def family_path(name, device, wrap=lambda step: step):
+    step = wrap(family_tests.build(family_tests.METHODS[name](), model=family_tests.mlp().to(device), momentum=0.9))
+    return torch.stack(family_tests.follow(step)).cpu(), step
+
+
+@pytest.mark.parametrize("name", [name for name in family_tests.METHODS if name not in ("esam", "random_sam")])
+def test_a_method_of_the_family_trains_as_on_a_cpu(name, device):
+    """Esam and random_sam draw numbers on the device, which are others than a CPU's."""
+    assert torch.allclose(family_path(name, device)[0], family_path(name, "cpu")[0], rtol=0, atol=1e-9)
+
+
+@pytest.mark.parametrize("name", family_tests.METHODS)
+def test_a_captured_method_of_the_family_trains_as_an_eager_one(name, device, monkeypatch):
+    monkeypatch.setattr(cuda_graph, "NUM_WARM_UP_STEPS", 1)
+    eager, _ = family_path(name, device)
+    recorded, step = family_path(name, device, lambda step: captured(step, device))
+    assert torch.allclose(recorded, eager, rtol=0, atol=1e-6)
+    assert bool(step._recordings) == (not family_tests.METHODS[name]().capture_blocker)
+
+
 @pytest.mark.parametrize("optimizer", ["SGD", "AdamW"])
 @pytest.mark.parametrize(
     "options", [{}, {"group_size": 8, "grad_clip": 1.0}, {"method": Sam(3.0)}, {"method": KStep(2)}]
@@ -153,7 +175,7 @@ def test_deterministic_runs_repeat_to_the_bit(optimizer, device, tmp_path, monke
     torch.use_deterministic_algorithms(False)
 
 
-@pytest.mark.parametrize("mode", ["default", "graph"])
+@pytest.mark.parametrize("mode", ["default", "graph", "capture"])
 def test_compiled_runs_learn_the_digits(mode, device, tmp_path, monkeypatch, capsys):
     options = [] if device.type == "cuda" else ["max_steps=6", "model.width=4"]
     arguments = ["optimizer=sam", f"compile={mode}", f"device={device.type}", *options, "run_dir=run"]
@@ -161,7 +183,7 @@ def test_compiled_runs_learn_the_digits(mode, device, tmp_path, monkeypatch, cap
     final = json.loads((tmp_path / "run" / "result.json").read_text())["final"]
     assert final["test/accuracy"] >= (0.98 if device.type == "cuda" else 0.0)
     log = (tmp_path / "run" / "run.log").read_text()
-    assert ("cannot be recorded" in log) is (mode == "graph" and device.type != "cuda")
+    assert ("cannot be recorded" in log) is (mode in ("graph", "capture") and device.type != "cuda")
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
