@@ -76,7 +76,8 @@ def permutation_test(first: Iterable[float], second: Iterable[float]) -> tuple[f
     else:
         orders = np.random.default_rng(0).permuted(np.tile(x, (MAX_PERMUTATIONS, 1)), axis=1)
         found = np.append(np.abs(orders @ y), abs(observed))
-    return observed, float((found >= abs(observed) - ROUNDING).mean())
+    correlation = round(observed, 12)  # the same digits on every processor
+    return correlation, float((found >= abs(observed) - ROUNDING).mean())
 
 
 def _correct(found: list[Correlation]) -> list[Correlation]:

@@ -1,12 +1,10 @@
-"""scripts/reproduce.py: the commands of a table's runs, the files they leave, stopping, and the MPS server."""
+"""scripts/reproduce.py: the commands of a table's runs, the files they leave, and stopping."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import pytest
@@ -136,50 +134,3 @@ def test_a_failed_run_is_named_and_stops_no_other(tmp_path):
     assert done.returncode == 1
     assert "failed: fig3-64-sam-seed0" in done.stdout
     assert "fig3-sgd-sgd-seed0: train/accuracy" in done.stdout
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """The script as a module."""
-    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
-    import reproduce
-
-    return reproduce
-
-
-def install_control_program(folder, monkeypatch, code):
-    """Install an nvidia-cuda-mps-control that logs its calls and ends with `code`. Returns the path of the log."""
-    program = folder / "nvidia-cuda-mps-control"
-    program.write_text(
-        f'#!/bin/sh\necho "$* $CUDA_MPS_PIPE_DIRECTORY" $([ "$1" ] || cat) >> {folder}/calls\nexit {code}\n'
-    )
-    program.chmod(0o755)
-    monkeypatch.setenv("PATH", f"{folder}{os.pathsep}{os.environ['PATH']}")
-    return folder / "calls"
-
-
-def test_the_mps_server_is_started_and_ended(script, tmp_path, monkeypatch):
-    calls = install_control_program(tmp_path, monkeypatch, 0)
-    monkeypatch.setattr(script, "reaches_gpu", lambda _: True)
-    with suppress(KeyboardInterrupt), script.mps_server(True) as environment:
-        pipes = environment["CUDA_MPS_PIPE_DIRECTORY"]
-        assert Path(pipes).is_dir()
-        assert calls.read_text() == f"-d {pipes}\n"
-        raise KeyboardInterrupt
-    assert calls.read_text().splitlines()[1] == f" {pipes} quit"
-    assert not Path(pipes).exists()
-
-
-@pytest.mark.parametrize(
-    ("wanted", "code", "answers", "num_calls"), [(True, 1, True, 1), (True, 0, False, 2), (False, 0, True, 0)]
-)
-def test_runs_take_turns_without_a_server(script, tmp_path, monkeypatch, wanted, code, answers, num_calls):
-    calls = install_control_program(tmp_path, monkeypatch, code)
-    monkeypatch.setattr(script, "reaches_gpu", lambda _: answers)
-    with script.mps_server(wanted) as environment:
-        assert environment == {}
-    assert len(calls.read_text().splitlines() if calls.is_file() else []) == num_calls
-
-
-def test_a_server_that_does_not_answer_is_noticed(script):
-    assert not script.reaches_gpu({"CUDA_VISIBLE_DEVICES": "", "CUDA_MPS_PIPE_DIRECTORY": "/nowhere"})
