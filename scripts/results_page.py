@@ -38,9 +38,10 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
 def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environment) -> str:
     """Return the answer of a study, whose text is in its YAML file and whose numbers are computed here.
 
-    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``,
-    ``nll(block, arm)``, ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose difference to the baseline is
-    larger than its interval) and ``low_fit(block, share)`` (those that predict less of their training labels).
+    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``, ``nll(block,
+    arm)``, ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose
+    difference to the baseline is larger than its interval) and ``low_fit(block, share)`` (those that predict less of
+    their training labels).
     """
     known = {block.name: block for block in blocks}
 
@@ -89,8 +90,8 @@ def conclude(blocks: list[Block]) -> str:
     return (
         f"SAM is ahead of its baseline at equal epochs in {ahead} of {len(gains)} comparisons by more than the "
         f"interval, behind in {behind}. Every baseline fits at least {100 * min(fits):.0f}% of its training labels, so "
-        "these studies do not say where SAM begins to help, only that it does where a network fits what it should not. The "
-        "gain is largest where the radius that was chosen keeps the network from memorising wrong labels."
+        "these studies do not say where SAM begins to help, only that it does where a network fits what it should "
+        "not. The gain is largest where the radius that was chosen keeps the network from memorising wrong labels."
     )
 
 
