@@ -17,7 +17,7 @@ from evidence import STUDIES, Study
 from geometry_page import wrap
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from results_page import DOCS, Block, format_estimate, read_blocks, save
+from results_page import DOCS, format_estimate, read_blocks, save
 
 from sam_runner.reports.aggregate import Estimate
 
@@ -40,10 +40,14 @@ class Side:
         (self.block,) = read_blocks(self.study)
         self.methods = [arm for arm in self.study.content["arms"] if arm not in BASELINES and arm in self.block.arms]
         self.methods.sort(key=self.block.cost)  # stable: equal costs stay in the plan's order
+        self.differences: dict[tuple[str, str, str], Estimate] = {}
 
     def difference(self, arm: str, other: str, kind: str = "final") -> Estimate:
         """Return a method's test accuracy minus another arm's; kind "best" is early stopping."""
-        return self.block.difference(arm, other, f"{kind}/test/accuracy")
+        key = (arm, other, kind)
+        if key not in self.differences:  # each takes milliseconds, and the section asks many times
+            self.differences[key] = self.block.difference(arm, other, f"{kind}/test/accuracy")
+        return self.differences[key]
 
     def above(self, other: str, kind: str = "final") -> list[str]:
         """Return the methods whose interval of the difference to another arm is above 0."""
@@ -128,7 +132,7 @@ def draw(sides: dict[str, Side], folder: Path) -> str:
     methods = sides["a"].methods[::-1]
     figure, frames = plt.subplots(1, len(sides), figsize=(9, 6), sharey=True, layout="constrained", dpi=120)
     for axes, (letter, side) in zip(frames, sides.items(), strict=True):
-        plot(axes, side.block, methods)
+        plot(axes, side, methods)
         axes.set_title(f"({letter}) {side.study.content['title']}", loc="left", fontsize=9)
     frames[0].set_xlim(-1, None)
     frames[1].set_xlim(-WIDEST, WIDEST)
@@ -136,11 +140,11 @@ def draw(sides: dict[str, Side], folder: Path) -> str:
     return save(figure, folder, "family")
 
 
-def plot(axes: Axes, block: Block, methods: list[str]) -> None:
+def plot(axes: Axes, side: Side, methods: list[str]) -> None:
     """Draw the differences of one study."""
     for row, arm in enumerate(methods):
         for offset, other, face in ((0.15, "sgd", "#D55E00"), (-0.15, "sgd-2x", "white")):
-            found = block.difference(arm, other, ACCURACY)
+            found = side.difference(arm, other)
             style = {"color": "#D55E00", "mfc": face, "markersize": 6, "capsize": 2}
             axes.errorbar(100 * found.mean, row + offset, xerr=100 * found.half_width, fmt="o", **style)
     axes.axvline(0, color="black", linewidth=0.8)

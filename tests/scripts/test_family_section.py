@@ -10,6 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import family_section  # noqa: E402
 from family_section import Side, name_all  # noqa: E402
+from results_page import Block  # noqa: E402
 
 PLAN = {"sgd": 1.0, "sgd-2x": 2.0, "sam": 2.0, "cheap": 1.2, "dear": 1.9, "late": 1.0, "unsure": 1.5}  # cost by arm
 ACCURACY = {  # by arm, one value for each seed
@@ -42,7 +43,7 @@ def side(monkeypatch):
     arms = {arm: {"seeds": 3} | ({} if arm.startswith("sgd") else search) for arm in PLAN}
     content = {"block_titles": {"only": "x"}, "arms": arms}
     study = type("Study", (), {"content": content, "name": "x"})()
-    block = family_section.Block(study, "only", pd.DataFrame(rows))
+    block = Block(study, "only", pd.DataFrame(rows))
     monkeypatch.setattr(family_section, "Study", lambda name: study)
     monkeypatch.setattr(family_section, "read_blocks", lambda study: [block])
     return Side("x")
