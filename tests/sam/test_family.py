@@ -4,6 +4,7 @@ import copy
 import inspect
 import math
 from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -627,6 +628,16 @@ def test_ae_sam_reaches_its_end_in_the_last_of_two_steps():
     step = build(family.AeSam(3e9, -1e9, total_steps=2))
     batch = tensors(*batches()[0])
     assert [step(batch, RHO, number).passes.gradient for number in (0, 1)] == [1, 2]
+
+
+def test_ae_sam_decides_by_the_mean_over_processes():
+    method = family.AeSam(**T)
+    two = SimpleNamespace(all_reduce_sum=lambda square: square + 15, world_size=2)  # ||g||^2 is 9 here and 15 there
+    objective = SimpleNamespace(context=two, device=torch.device("cpu"))
+    context = SimpleNamespace(objective=objective, number=0, loss_scale=torch.tensor(2.0), norm=lambda grads: 6.0)
+    method.state["moments"] = [torch.zeros(2)]
+    method._decide([], context)
+    torch.testing.assert_close(method.staged["moments"][0], torch.tensor([1.2, 0.1 * 10.8**2]))
 
 
 def test_esam_that_perturbs_all_weights_draws_nothing():
