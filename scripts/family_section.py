@@ -17,7 +17,9 @@ from evidence import STUDIES, Study
 from geometry_page import wrap
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
-from results_page import DOCS, format_estimate, read_blocks, save
+from results_figures import save
+from results_page import DOCS, format_estimate
+from results_tables import read_blocks
 
 from sam_runner.reports.aggregate import Estimate
 

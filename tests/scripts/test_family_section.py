@@ -10,7 +10,7 @@ ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path.insert(0, str(ROOT / "scripts"))
 import family_section  # noqa: E402
 from family_section import Side, name_all  # noqa: E402
-from results_page import Block  # noqa: E402
+from results_tables import Block  # noqa: E402
 
 PLAN = {"sgd": 1.0, "sgd-2x": 2.0, "sam": 2.0, "cheap": 1.2, "dear": 1.9, "late": 1.0, "unsure": 1.5}  # cost by arm
 ACCURACY = {  # by arm, one value for each seed
