@@ -630,6 +630,30 @@ def test_ae_sam_reaches_its_end_in_the_last_of_two_steps():
     assert [step(batch, RHO, number).passes.gradient for number in (0, 1)] == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda asam: family.LookSam(1, around=asam),
+        lambda asam: family.AeSam(-1e9, -1e9, around=asam, **T),
+        lambda asam: family.Interval(1, asam),
+        lambda asam: family.GradientNorm(1.0, asam),
+    ],
+    ids=["looksam", "ae_sam", "interval", "gradient_norm"],
+)
+def test_a_method_around_asam_that_changes_nothing_is_asam(make):
+    path, expected, sam = (follow(build(method))[-1] for method in (make(family.Asam()), family.Asam(), Sam()))
+    torch.testing.assert_close(path, expected)
+    assert not torch.allclose(expected, sam)
+
+
+@pytest.mark.parametrize(
+    "make", [family.Asam, family.FisherSam, family.FriendlySam, family.LayerwiseSam, family.SamOn, Sam]
+)
+def test_sharded_weights_need_one_perturbation_of_all_processes(make):
+    assert make(sync_perturbation=True).shard_blocker == ""
+    assert "sync_perturbation=True" in make().shard_blocker
+
+
 def test_ae_sam_decides_by_the_mean_over_processes():
     method = family.AeSam(**T)
     two = SimpleNamespace(all_reduce_sum=lambda square: square + 15, world_size=2)  # ||g||^2 is 9 here and 15 there
