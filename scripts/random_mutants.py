@@ -32,7 +32,7 @@ FAST = ("-m", "not slow and not gpu and not dist")
 TESTS = {  # arguments of pytest
     "sam": ["sam", "distributed", "models/test_models_shake.py", "training/test_method_state.py", "-k", "not compiled"],
     "data": ["data", "distributed/test_distributed.py"],
-    "training": ["training", "distributed", "runs", "models/test_models_finetune.py"],
+    "training": ["training", "distributed", "runs", "config/test_method_rules.py", "models/test_models_finetune.py"],
 }
 OPERATORS = {
     ast.Add: ast.Sub, ast.Sub: ast.Add, ast.Mult: ast.Div, ast.Div: ast.Mult, ast.FloorDiv: ast.Mult,

@@ -1,7 +1,10 @@
 """The SAM family: formulas, identities, and the promises that the step makes for every method."""
 
 import copy
+import inspect
 import math
+from dataclasses import fields
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,6 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
+from sam_runner.config.experiment import settings_classes
 from sam_runner.sam import cuda_graph
 from sam_runner.sam import methods as family
 from sam_runner.sam.batch import Batch
@@ -47,6 +51,13 @@ METHODS = {
     "late around friendly_sam": lambda: family.Late(0.5, around=family.FriendlySam(), **T),
     "ae_sam around gsam": lambda: family.AeSam(around=family.Gsam(), **T),
     "interval around wsam": lambda: family.Interval(2, family.Wsam()),
+}
+
+NAMED = [found for found in map(family.__dict__.get, family.__all__) if hasattr(found, "name")]
+SETTINGS = {
+    schema.removeprefix("optimizer/"): found
+    for schema, found in settings_classes().items()
+    if schema.startswith("optimizer/")
 }
 
 
@@ -591,6 +602,84 @@ def test_the_other_steps_are_plain_whatever_the_method_inside_combines():
         plain.objective.model.load_state_dict(ours.objective.model.state_dict())
         weights, expected = (follow(step, first=number, last=number + 1)[0] for step in (ours, plain))
         assert torch.equal(weights, expected) == (number % 2 == 1 or number % 3 == 2)  # Drift has radius 0 then
+
+
+@pytest.mark.parametrize(
+    "make",
+    [family.Gsam, family.GradientNorm, family.Wsam, lambda around: family.AeSam(-1e9, -1e9, around=around, **T)],
+    ids=["gsam", "gradient_norm", "wsam", "ae_sam"],
+)
+def test_a_method_around_friendly_sam_updates_its_mean(make):
+    step = build(make(around=family.FriendlySam(decay=0.75)))
+    model, batch = mlp(), tensors(*batches()[0])
+    F.cross_entropy(model(batch.inputs), batch.targets).backward()
+    follow(step, last=1)
+    mean = vector(step.method.state["mean"])
+    torch.testing.assert_close(mean, 0.25 * vector([param.grad for param in model.parameters()]))
+
+
+def test_the_probability_of_random_sam_stays_at_its_end_after_the_last_step():
+    method = family.RandomSam(0.0, 0.5, total_steps=2, seed=0)
+    chosen = [method.is_chosen(number) for number in range(1, 401)]
+    assert 160 < sum(chosen) < 240
+
+
+def test_ae_sam_reaches_its_end_in_the_last_of_two_steps():
+    step = build(family.AeSam(3e9, -1e9, total_steps=2))
+    batch = tensors(*batches()[0])
+    assert [step(batch, RHO, number).passes.gradient for number in (0, 1)] == [1, 2]
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda asam: family.LookSam(1, around=asam),
+        lambda asam: family.AeSam(-1e9, -1e9, around=asam, **T),
+        lambda asam: family.Interval(1, asam),
+        lambda asam: family.GradientNorm(1.0, asam),
+    ],
+    ids=["looksam", "ae_sam", "interval", "gradient_norm"],
+)
+def test_a_method_around_asam_that_changes_nothing_is_asam(make):
+    path, expected, sam = (follow(build(method))[-1] for method in (make(family.Asam()), family.Asam(), Sam()))
+    torch.testing.assert_close(path, expected)
+    assert not torch.allclose(expected, sam)
+
+
+@pytest.mark.parametrize(
+    "make", [family.Asam, family.FisherSam, family.FriendlySam, family.LayerwiseSam, family.SamOn, Sam]
+)
+def test_sharded_weights_need_one_perturbation_of_all_processes(make):
+    assert make(sync_perturbation=True).shard_blocker == ""
+    assert "sync_perturbation=True" in make().shard_blocker
+
+
+def test_ae_sam_decides_by_the_mean_over_processes():
+    method = family.AeSam(**T)
+    two = SimpleNamespace(all_reduce_sum=lambda square: square + 15, world_size=2)  # ||g||^2 is 9 here and 15 there
+    objective = SimpleNamespace(context=two, device=torch.device("cpu"))
+    context = SimpleNamespace(objective=objective, number=0, loss_scale=torch.tensor(2.0), norm=lambda grads: 6.0)
+    method.state["moments"] = [torch.zeros(2)]
+    method._decide([], context)
+    torch.testing.assert_close(method.staged["moments"][0], torch.tensor([1.2, 0.1 * 10.8**2]))
+
+
+def test_esam_that_perturbs_all_weights_draws_nothing():
+    method = family.Esam(1.0, sync_perturbation=True)
+    assert (method.needs_number, method.capture_blocker, method.shard_blocker) == (False, "", "")
+    assert "sync_perturbation" in family.Esam(1.0).shard_blocker
+    assert family.Esam(0.99).needs_number and family.Esam(0.99).capture_blocker and family.Esam(0.99).shard_blocker
+
+
+@pytest.mark.parametrize("name", sorted({found.name for found in NAMED} & SETTINGS.keys()))
+def test_the_defaults_of_a_class_are_those_of_its_settings(name):
+    (method,), settings = [found for found in NAMED if found.name == name], SETTINGS[name]()
+    settings = {entry.name: getattr(settings, entry.name) for entry in fields(settings)}
+    parameters = inspect.signature(method).parameters.values()
+    defaults = {entry.name: entry.default for entry in parameters if entry.default is not entry.empty}
+    shared = (defaults.keys() & settings.keys()) - {"around"}
+    assert {key: defaults[key] for key in shared} == {key: settings[key] for key in shared}
+    assert shared or name == "momentum_sam", "nothing to compare"
 
 
 def test_a_loss_that_has_no_single_examples_is_refused():

@@ -93,3 +93,14 @@ def test_a_step_without_torchs_wrapper_is_not_changed():
     before = Own.step
     avoid_compiler_import(Own)
     assert Own.step is before
+
+
+def test_a_torch_without_the_wrappers_is_left_as_it_is(monkeypatch):
+    def state_dict(self):
+        return {}
+
+    monkeypatch.setattr(torch.optim.Optimizer, "state_dict", state_dict)
+    kind = type("Plain", (torch.optim.Optimizer,), {"step": lambda self: None})
+    step = kind.step
+    avoid_compiler_import(kind)
+    assert kind.step is step and vars(state_dict) == {}

@@ -127,3 +127,20 @@ def test_confusion_picture_writes_counts_up_to_twenty_classes():
 def test_confusion_picture_accepts_long_names():
     picture = draw_confusion_matrix(torch.eye(3, dtype=torch.int64), ["x" * 300, "ὑπερβολή", ""])
     assert picture.shape == draw_confusion_matrix(torch.eye(3, dtype=torch.int64), make_names(3)).shape
+
+
+def test_confusion_picture_writes_a_count_into_its_square():
+    counts = torch.zeros(3, 3, dtype=torch.int64)
+    counts[1, 2] = 8
+    picture = draw_confusion_matrix(counts, make_names(3))
+    rows, columns = find_shaded(picture).nonzero().unbind(1)
+    inside = picture[:, int(rows.min()) : int(rows.max()) + 1, int(columns.min()) : int(columns.max()) + 1]
+    assert inside.shape == (3, 44, 44)
+    ink = (inside[0] > 150).nonzero()  # light on a dark square
+    assert len(ink) > 10
+    assert bool((ink.double().mean(0) - 22).abs().max() < 4)
+
+
+def test_confusion_picture_of_a_single_example_is_as_dark_as_of_many():
+    pictures = [draw_confusion_matrix(count * torch.eye(25, dtype=torch.int64), make_names(25)) for count in (1, 9)]
+    assert torch.equal(*pictures)

@@ -16,8 +16,8 @@ class AeSam(Around):
     running moments, from 0. c_t goes linearly from `start` to `end` over the T steps. The host reads ||g||^2 in every
     step. In data-parallel training the mean of the processes' ||g||^2 decides, with groups that of the first group.
 
-    Sources: formulas by the paper's abstract and an independent description. delta 0.9 and c from 1 to -1, which gives
-    SAM about half of the steps, have not been checked against the paper's text. No published code was found.
+    Sources: the formulas are those of an independent description (junaidaliop/zij). The defaults are ours: c from 1 to
+    -1 gives SAM about half of the steps. Neither the authors' code nor a reliable source of their values was found.
 
     Args:
         start: c in the first step.

@@ -20,7 +20,7 @@ class FriendlySam(Method):
     d = lambda (g - m_(t-1)).
 
     Sources of the defaults: rho 0.2, sigma 1 and lambda 0.95 are those of the authors' script for CIFAR-100. (The
-    defaults of their class are rho 0.05 and lambda 0.9.)
+    defaults of their class are rho 0.05 and lambda 0.9; a log of theirs has lambda 0.6.)
 
     Args:
         sigma: Part of m that is subtracted, in [0, 1]. sigma = 0 is SAM.

@@ -21,7 +21,7 @@ class MomentumSam(Method):
 
     Disagreement: the authors' code (MarlonBecker/MSAM) keeps the weights at w + eps between steps and moves back for
     the evaluation, which is the same; its weight decay is that of w + eps, here it is that of w. Source of the default:
-    rho 0.3 is that of their class for SGD (AdamW: 1). Their commands for CIFAR-100 and ImageNet have rho 3, with which
+    rho 0.3 is that of their class for SGD (AdamW: 1). Their paper and commands for CIFAR-100 have rho 3, with which
     the default network reaches 96.6% on the digits instead of 99.4%.
 
     Raises:
