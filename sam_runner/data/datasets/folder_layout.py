@@ -248,19 +248,20 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
         InputError: If a folder that is not a class of the training set holds images.
     """
     names, unknown = _list_folders(folder), []
+    label_of = {name: label for label, name in enumerate(classes)}
     paths: list[str] = []
     labels: list[int] = []
     for name in names:
         found = sorted(_find_images(f"{folder}/{name}", root, left_out), key=natural_key)
-        if name in classes:
+        if name in label_of:
             paths += found
-            labels += [classes.index(name)] * len(found)
+            labels += [label_of[name]] * len(found)
         elif found:
             unknown.append(name)
         else:
             left_out.add("empty folders", os.path.relpath(f"{folder}/{name}", root))
     if unknown:
-        missing = [name for name in classes if name not in names]
+        missing = sorted(label_of.keys() - {*names}, key=label_of.__getitem__)
         hint = f"; only the training set has: {', '.join(missing[:MAX_LISTED])}" if missing else ""
         raise InputError(
             f"{folder} has classes that the training set does not have: {', '.join(unknown[:MAX_LISTED])}{hint}\n"

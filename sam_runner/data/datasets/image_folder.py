@@ -10,7 +10,7 @@ from torch import Tensor
 from sam_runner.config.data import ImageFolderConfig
 from sam_runner.data.datasets.folder_index import find_layout_once
 from sam_runner.data.datasets.folder_layout import Layout, Part, count_suffixes
-from sam_runner.data.image_sets import ImageFiles, Images, UnreadImages
+from sam_runner.data.image_sets import ImageFiles, Images, UnreadImages, group_by_class
 from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import count_usable_cores
@@ -113,8 +113,7 @@ def _split_test_set(images: Images, test_fraction: float) -> Splits:
 def _split_each_class(labels: Tensor, fraction: float) -> tuple[Tensor, Tensor]:
     """Return ascending indices of a random `fraction` of each class and of the others; the same in every run."""
     chosen = torch.zeros(len(labels), dtype=torch.bool)
-    for label in labels.unique().tolist():
-        members = (labels == label).nonzero().flatten()
+    for label, members in enumerate(group_by_class(labels, int(labels.max()) + 1)):
         order = torch.randperm(len(members), generator=make_generator(0, "test split", label))
         chosen[members[order[: round(fraction * len(members))]]] = True
     if not chosen.any():  # each class is too small to split
