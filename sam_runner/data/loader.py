@@ -136,10 +136,10 @@ class ImageLoader:
             table = draw_table(self._seed, epoch, self.num_examples, erasing=erasing).to(self._device)
         else:
             order, table = torch.arange(self.num_examples), torch.zeros(1, NUM_DRAWS, device=self._device)
-        cpu_batches = self._local_batches(order, start)
         device_batches = self._local_batches(order.to(self._device), start)
-        prepared = self._stream.batches(epoch, [batch for batch, _ in cpu_batches]) if self._stream else repeat(None)
-        batches = zip(cpu_batches, device_batches, prepared, strict=False)
+        indices_ahead = (batch for batch, _ in self._local_batches(order, start))
+        prepared = self._stream.batches(epoch, indices_ahead) if self._stream else repeat(None)
+        batches = zip(self._local_batches(order, start), device_batches, prepared, strict=False)
         for number, ((cpu_indices, global_batch_size), (indices, _), images_NCHW) in enumerate(batches, start):
             draws = table[indices] if self._is_training else table.expand(len(indices), -1)
             key, labels = (self._seed, epoch, number), self.labels[indices]
@@ -155,12 +155,14 @@ class ImageLoader:
             images = images.contiguous(memory_format=self._format)
             yield ImageBatch(images, labels, targets, self.clean_labels[indices], cpu_indices, global_batch_size)
 
-    def _local_batches(self, order: Tensor, start: int) -> list[tuple[Tensor, int]]:
-        """Return this rank's positions in each batch from number `start` on, with the size of the whole batch."""
-        batches = list(order.split(self.batch_size))[start : len(self)]
-        if self._is_training:
-            return [(self.context.local_part(batch), len(batch)) for batch in batches]
-        return [(batch, len(batch)) for batch in batches[self.context.rank :: self.context.world_size]]
+    def _local_batches(self, order: Tensor, start: int) -> Iterator[tuple[Tensor, int]]:
+        """Yield this rank's positions in each batch from number `start` on, with the size of the whole batch."""
+        numbers = range(start, len(self))
+        if not self._is_training:
+            numbers = numbers[self.context.rank :: self.context.world_size]
+        for number in numbers:
+            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
+            yield (self.context.local_part(batch) if self._is_training else batch), len(batch)
 
     def _unfold_crops(self, images_NCHW: Tensor) -> Tensor:
         images_NCHW = images_NCHW.contiguous(memory_format=self._format)

@@ -328,7 +328,7 @@ MUTANTS = {
          "distributed/test_distributed.py::ranks_evaluate"),
         ("order: the same in every epoch", "ImageLoader._batches", "make_generator(A, 'order', B)",
          "make_generator(A, 'order', 0)", "data/test_loader.py::order_is"),
-        ("order: a resumed epoch starts again", "ImageLoader._local_batches", "A[start:B]", "A[0:B]",
+        ("order: a resumed epoch starts again", "ImageLoader._local_batches", "range(start, A)", "range(0, A)",
          "data/test_loader.py::epoch_from_a_start"),
         ("augment: draws by the place in the batch", "ImageLoader._batches", "table[A]", "table[: len(A)]",
          "data/test_loader.py::augmentation_of_an_image"),
