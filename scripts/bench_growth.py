@@ -9,10 +9,9 @@ deleted. The full sizes need 1.4 million inodes and 5 GB of memory. Measurements
 less than the time that has passed.
 """
 
-import argparse
 import json
 import math
-import subprocess
+import multiprocessing
 import sys
 import tempfile
 from collections.abc import Mapping
@@ -20,7 +19,7 @@ from pathlib import Path
 
 import torch
 from growth.data import CLASSES, FILES, IMAGES
-from growth.quantity import Quantity, measure
+from growth.quantity import measure
 from growth.runs import CHECKPOINTS, JOBS, ROWS, RUNS
 from growth.training import RANKS, TENSORS, WEIGHTS
 from matplotlib import pyplot as plt
@@ -42,13 +41,19 @@ Measured = dict[str, dict[str, dict[int, Found]]]  # by quantity, part and size
 
 
 def measure_in_process(name: str, part: str, size: int, folder: Path) -> Found:
-    """Measure a part in a process of its own."""
-    words = [sys.executable, "-W", "ignore", __file__, "--measure", name, part, str(size), str(folder)]
-    done = subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True)
-    found: Found = json.loads(done.stdout.splitlines()[-1])
-    print(
-        f"{name} {size:,}: {part}: {found['wall']:.3g} s, CPU {found['cpu']:.3g} s, {found['mib']:.3g} MiB", flush=True
-    )
+    """Measure a part in a forked process: what this process has imported is there already."""
+    context = multiprocessing.get_context("fork")
+    reader, writer = context.Pipe(duplex=False)
+
+    def work() -> None:
+        writer.send(measure(QUANTITIES[name].parts[part], folder, size))
+
+    process = context.Process(target=work)
+    process.start()
+    writer.close()
+    found: Found = reader.recv()  # an EOFError if the process has failed: its message is above
+    process.join()
+    print(f"{name} {size:,}: {part}: {found['wall']:.3g} s, CPU {found['cpu']:.3g}, {found['mib']:.3g} MiB", flush=True)
     return found
 
 
@@ -58,7 +63,8 @@ def measure_quantity(name: str, *, quick: bool) -> dict[str, dict[int, Found]]:
     found: dict[str, dict[int, Found]] = {part: {} for part in quantity.parts}
     for size in quantity.quick if quick else quantity.sizes:
         with tempfile.TemporaryDirectory(prefix="growth-") as text:
-            quantity.prepare(Path(text), size)
+            if quantity.prepare is not None:
+                quantity.prepare(Path(text), size)
             for part in quantity.parts:
                 found[part][size] = measure_in_process(name, part, size, Path(text))
     return found
@@ -141,13 +147,8 @@ def main() -> int:
     plt.switch_backend("Agg")
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--only", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="default: all")
-    parser.add_argument("--measure", nargs=4, help=argparse.SUPPRESS)  # quantity, part, size, folder
     options = parser.parse_args()
     torch.set_num_threads(1)
-    if options.measure:
-        name, part, size, folder = options.measure
-        print(json.dumps(measure(QUANTITIES[name].parts[part], Path(folder), int(size))))
-        return 0
     options.out.mkdir(parents=True, exist_ok=True)
     kept = options.out / "growth-measured.json"
     for name in options.only:

@@ -10,16 +10,16 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from growth.quantity import Quantity, Work
 from PIL import Image
 
+from growth.quantity import Quantity, Work
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.noise import pair
 from sam_runner.data.normalisation import Normalisation
 from sam_runner.training.metrics import confusion_matrix, evaluation_metrics
-from sam_runner.training.pictures import draw_confusion_matrix
+from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix
 
 IMAGENET = 1_281_167  # training images of ImageNet
 NUM_CLASSES, MAX_LINKS = 1000, 30_000
@@ -131,8 +131,8 @@ def evaluate_classes(folder: Path, count: int) -> Work:  # noqa: ARG001
 def draw_classes(folder: Path, count: int) -> Work:  # noqa: ARG001
     """Draw the confusion matrix of `NUM_EVALUATED` images."""
     logits, labels = torch.randn(NUM_EVALUATED, count), torch.arange(NUM_EVALUATED) % count
-    names = [str(label) for label in range(count)]
-    return lambda: draw_confusion_matrix(confusion_matrix(logits, labels), names)
+    names, merged = [str(label) for label in range(count)], count_classes_per_square(count)
+    return lambda: draw_confusion_matrix(confusion_matrix(logits, labels, merged), names)
 
 
 def make_noise(folder: Path, count: int) -> Work:  # noqa: ARG001
@@ -160,7 +160,7 @@ IMAGES = Quantity(
 )
 CLASSES = Quantity(
     "classes",
-    (10, 100, 1000, 5000, 21_841),
+    (10, 100, 1000, 21_841),
     (10, 100),
     {
         "folder of two images a class listed": list_classes,

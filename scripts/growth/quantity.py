@@ -20,14 +20,14 @@ class Quantity:
         sizes: Numbers that are measured, ascending.
         quick: Smaller numbers, for a check of the script.
         parts: What is measured, by name, in this order; each part in a process of its own.
-        prepare: Makes the files of a size in an empty folder.
+        prepare: Makes the files of a size in an empty folder; None: there are none.
     """
 
     unit: str
     sizes: Sequence[int]
     quick: Sequence[int]
     parts: Mapping[str, Start]
-    prepare: Callable[[Path, int], object] = lambda folder, size: None
+    prepare: Callable[[Path, int], object] | None = None
 
 
 def measure(start: Start, folder: Path, size: int) -> dict[str, float]:

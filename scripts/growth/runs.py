@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 import yaml
-from growth.quantity import Quantity, Work
 
+from growth.quantity import Quantity, Work
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.reports.report import write_sweep_report
@@ -143,19 +143,19 @@ def make_rows(folder: Path, count: int) -> None:
 RUNS = Quantity("runs in a report", (100, 1000, 10_000), (10, 40), {"report written": report_runs}, make_runs)
 JOBS = Quantity(
     "jobs of a sweep",
-    (100, 1000, 10_000),
+    (100, 1000, 4000),
     (10, 40),
     {"planned, half of them again": plan_sweep, "sam-status, nothing begun": read_status},
 )
-CHECKPOINTS = Quantity("checkpoints kept", (10, 100, 1000, 10_000), (10, 40), {"ten more saved": save_with_others})
+CHECKPOINTS = Quantity("checkpoints kept", (10, 100, 1000), (10, 40), {"ten more saved": save_with_others})
 ROWS = Quantity(
     "rows of metrics.jsonl",
-    (1000, 10_000, 100_000, 1_000_000),
+    (10_000, 100_000, 1_000_000),
     (100, 1000),
     {
-        "curve of a report": lambda folder, count: lambda: read_curve(folder, "test/accuracy"),
-        "sam-status": lambda folder, count: lambda: read_state(folder, 10**6),
-        "metrics.csv at the end": lambda folder, count: CsvLogger(folder).close,
+        "curve of a report": lambda folder, _: lambda: read_curve(folder, "test/accuracy"),
+        "sam-status": lambda folder, _: lambda: read_state(folder, 10**6),
+        "metrics.csv at the end": lambda folder, _: CsvLogger(folder).close,
     },
     make_rows,
 )

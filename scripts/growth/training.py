@@ -6,9 +6,9 @@ import sys
 from pathlib import Path
 
 import torch
-from growth.quantity import Quantity, Work
 from torch import nn
 
+from growth.quantity import Quantity, Work
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import Sam
 from sam_runner.sam.objective import Objective
