@@ -1,6 +1,6 @@
 """Batches of an image set on the device, augmented and normalised, in an order that is a function of (seed, epoch)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -156,13 +156,11 @@ class ImageLoader:
             yield ImageBatch(images, labels, targets, self.clean_labels[indices], cpu_indices, global_batch_size)
 
     def _local_batches(self, order: Tensor, start: int) -> Iterator[tuple[Tensor, int]]:
-        """Yield this rank's positions in each batch from number `start` on, with the size of the whole batch."""
+        """Return this rank's positions in each batch from number `start` on, with the size of the whole batch."""
         numbers = range(start, len(self))
-        if not self._is_training:
-            numbers = numbers[self.context.rank :: self.context.world_size]
-        for number in numbers:
-            batch = order[number * self.batch_size : (number + 1) * self.batch_size]
-            yield (self.context.local_part(batch) if self._is_training else batch), len(batch)
+        if self._is_training:
+            return _slice_batches(order, numbers, self.batch_size, self.context.local_part)
+        return _slice_batches(order, numbers[self.context.rank :: self.context.world_size], self.batch_size)
 
     def _unfold_crops(self, images_NCHW: Tensor) -> Tensor:
         images_NCHW = images_NCHW.contiguous(memory_format=self._format)
@@ -194,6 +192,18 @@ class ImageLoader:
     def denormalise(self, images: Tensor) -> Tensor:
         """Return pixel values in [0, 1], float32, of normalised images."""
         return ((images - self._offset) / (self._levels * self._scale)).float().clamp(0, 1)
+
+
+def _slice_batches(
+    order: Tensor, numbers: range, size: int, take_part: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield a part of each batch, and the size of the whole batch.
+
+    It is no method: the stream of batches keeps the iterator, and must not keep its loader alive.
+    """
+    for number in numbers:
+        batch = order[number * size : (number + 1) * size]
+        yield (batch if take_part is None else take_part(batch)), len(batch)
 
 
 def _prefetch(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:
