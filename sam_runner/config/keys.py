@@ -105,7 +105,7 @@ def walk(settings: Any, prefix: str = "") -> Iterator[tuple[str, Key, Any]]:
 
     Arguments of a user's own ``_target_`` have the facts of an ordinary setting.
     """
-    for name, facts in _declared_settings(type(settings)):
+    for name, facts in _declared_settings(type(settings)):  # type: ignore[arg-type]
         value = getattr(settings, name)
         if is_dataclass(value):
             yield from walk(value, f"{prefix}{name}.")

@@ -54,7 +54,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
-    hints = _read_hints(kind)
+    hints = _read_hints(kind)  # type: ignore[arg-type]
     known = {entry.name: entry for entry in fields(kind) if entry.name != "own_arguments"}
     unknown = {str(name): value for name, value in values.items() if str(name) not in known}
     takes_any = "own_arguments" in hints and str(values.get("_target_")) not in kind.targets
