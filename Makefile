@@ -48,6 +48,7 @@ bench: $(VENV)/.dev ## run the benchmarks (five minutes); FASHION=FOLDER with Fa
 	$(BIN)/python -W ignore scripts/bench_data.py --quick $(if $(DATA),--images $(DATA))
 	$(BIN)/python -W ignore scripts/bench_step.py --quick
 	$(BIN)/python -W ignore scripts/bench_ranks.py --quick
+	$(BIN)/python -W ignore scripts/bench_growth.py --quick
 	if ls $(FASHION)/fashion-mnist/train-images* >/dev/null 2>&1; then $(BIN)/python scripts/bench_end_to_end.py $(FASHION) --quick; fi
 
 guard: $(VENV)/.dev ## check that the step and the data path have not become slower (ratios with wide bounds)

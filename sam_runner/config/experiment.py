@@ -9,6 +9,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields, is_dataclass, replace
+from functools import cache
 from typing import Any, ClassVar, Literal, get_type_hints
 
 from sam_runner.config.allowed_targets import require_allowed_targets
@@ -311,7 +312,7 @@ class ExperimentConfig:
         Settings without an effect on the numbers, such as `run_dir`, are left out. So equal runs in different folders
         have the same fingerprint.
         """
-        defaults = {name: value for name, facts, value in walk(ExperimentConfig()) if facts.added_later}
+        defaults = _defaults_added_later()
         values = {
             name: value
             for name, facts, value in walk(self)
@@ -328,6 +329,12 @@ class ExperimentConfig:
     def records_step(self) -> bool:
         """Whether the step is recorded as a CUDA graph."""
         return self.compile in ("graph", "capture")
+
+
+@cache
+def _defaults_added_later() -> Mapping[str, Any]:
+    """Return the defaults of the settings that runs of earlier versions lack, by dotted name."""
+    return {name: value for name, facts, value in walk(ExperimentConfig()) if facts.added_later}
 
 
 GROUPS: dict[str, Sequence[type[Any]]] = {

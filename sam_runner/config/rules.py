@@ -173,8 +173,8 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
 
 def _check_aliases(config: "ExperimentConfig", typed: set[str]) -> None:
     """A top-level setting and the setting of a group that it stands for, both typed with different values."""
-    values = config.flat()
-    for name, facts, value in walk(config):
+    values = config.flat() if len(typed) > 1 else {}
+    for name, facts, value in walk(config) if values else ():
         if facts.alias in values and {name, facts.alias} <= typed and value != values[facts.alias]:
             raise InputError(
                 f"{name}={value:g} and {facts.alias}={values[facts.alias]:g} were both given\n  leave one out"

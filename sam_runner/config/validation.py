@@ -6,6 +6,7 @@ import types
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from difflib import SequenceMatcher, get_close_matches
+from functools import cache
 from itertools import takewhile
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
@@ -53,7 +54,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
-    hints = get_type_hints(kind)
+    hints = _read_hints(kind)  # type: ignore[arg-type]
     known = {entry.name: entry for entry in fields(kind) if entry.name != "own_arguments"}
     unknown = {str(name): value for name, value in values.items() if str(name) not in known}
     takes_any = "own_arguments" in hints and str(values.get("_target_")) not in kind.targets
@@ -79,6 +80,12 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
     if unknown:
         arguments["own_arguments"] = {name: _make_immutable(value) for name, value in unknown.items()}
     return kind(**arguments)
+
+
+@cache
+def _read_hints(kind: type[Any]) -> Mapping[str, Any]:
+    """Return the annotations of a settings class; resolving their text takes half the time of `build`."""
+    return get_type_hints(kind)
 
 
 def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any], path: str) -> type[Any]:

@@ -207,3 +207,14 @@ def make_image_set(
         raise InputError(f"example {index} has label {int(labels[index])}; classes are 0 to {len(classes) - 1}")
     labels = labels.long()
     return ImageSet(images_NCHW, labels, classes, labels, names or tuple(map(str, range(len(labels)))))
+
+
+def group_by_class(labels: Tensor, num_classes: int) -> list[Tensor]:
+    """Return the ascending indices of the examples of each class, by one sort however many classes there are.
+
+    Args:
+        labels: int64, (N,), in [0, num_classes).
+        num_classes: C, the length of the result.
+    """
+    order, counts = labels.argsort(stable=True), torch.bincount(labels, minlength=num_classes)
+    return list(order.split(counts.tolist()))

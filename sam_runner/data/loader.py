@@ -1,6 +1,6 @@
 """Batches of an image set on the device, augmented and normalised, in an order that is a function of (seed, epoch)."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from itertools import repeat
 from typing import Any
@@ -136,10 +136,10 @@ class ImageLoader:
             table = draw_table(self._seed, epoch, self.num_examples, erasing=erasing).to(self._device)
         else:
             order, table = torch.arange(self.num_examples), torch.zeros(1, NUM_DRAWS, device=self._device)
-        cpu_batches = self._local_batches(order, start)
         device_batches = self._local_batches(order.to(self._device), start)
-        prepared = self._stream.batches(epoch, [batch for batch, _ in cpu_batches]) if self._stream else repeat(None)
-        batches = zip(cpu_batches, device_batches, prepared, strict=False)
+        indices_ahead = (batch for batch, _ in self._local_batches(order, start))
+        prepared = self._stream.batches(epoch, indices_ahead) if self._stream else repeat(None)
+        batches = zip(self._local_batches(order, start), device_batches, prepared, strict=False)
         for number, ((cpu_indices, global_batch_size), (indices, _), images_NCHW) in enumerate(batches, start):
             draws = table[indices] if self._is_training else table.expand(len(indices), -1)
             key, labels = (self._seed, epoch, number), self.labels[indices]
@@ -155,12 +155,12 @@ class ImageLoader:
             images = images.contiguous(memory_format=self._format)
             yield ImageBatch(images, labels, targets, self.clean_labels[indices], cpu_indices, global_batch_size)
 
-    def _local_batches(self, order: Tensor, start: int) -> list[tuple[Tensor, int]]:
+    def _local_batches(self, order: Tensor, start: int) -> Iterator[tuple[Tensor, int]]:
         """Return this rank's positions in each batch from number `start` on, with the size of the whole batch."""
-        batches = list(order.split(self.batch_size))[start : len(self)]
+        numbers = range(start, len(self))
         if self._is_training:
-            return [(self.context.local_part(batch), len(batch)) for batch in batches]
-        return [(batch, len(batch)) for batch in batches[self.context.rank :: self.context.world_size]]
+            return _slice_batches(order, numbers, self.batch_size, self.context.local_part)
+        return _slice_batches(order, numbers[self.context.rank :: self.context.world_size], self.batch_size)
 
     def _unfold_crops(self, images_NCHW: Tensor) -> Tensor:
         images_NCHW = images_NCHW.contiguous(memory_format=self._format)
@@ -192,6 +192,18 @@ class ImageLoader:
     def denormalise(self, images: Tensor) -> Tensor:
         """Return pixel values in [0, 1], float32, of normalised images."""
         return ((images - self._offset) / (self._levels * self._scale)).float().clamp(0, 1)
+
+
+def _slice_batches(
+    order: Tensor, numbers: range, size: int, take_part: Callable[[Tensor], Tensor] | None = None
+) -> Iterator[tuple[Tensor, int]]:
+    """Yield a part of each batch, and the size of the whole batch.
+
+    It is no method: the stream of batches keeps the iterator, and must not keep its loader alive.
+    """
+    for number in numbers:
+        batch = order[number * size : (number + 1) * size]
+        yield (batch if take_part is None else take_part(batch)), len(batch)
 
 
 def _prefetch(batches: Iterator[ImageBatch], device: torch.device) -> Iterator[ImageBatch]:

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.datasets.restricted_pickle import load_pickle_file
+from sam_runner.data.image_sets import group_by_class
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.safe_load import holds_only_tensors
 from sam_runner.utils.seeding import make_generator
@@ -137,8 +138,8 @@ def pair(labels: Tensor, num_classes: int, seed: int, *, rate: float) -> Tensor:
 def _flip_to_targets(labels: Tensor, targets: Tensor, rate: float, seed: int) -> Tensor:
     """Replace exactly round(rate N_c) labels of each class c with targets[c] != c by targets[c]."""
     noisy = labels.clone()
-    for label, target in enumerate(targets.tolist()):
-        members = (labels == label).nonzero().flatten()
+    groups = group_by_class(labels, len(targets))
+    for label, (members, target) in enumerate(zip(groups, targets.tolist(), strict=True)):
         if target != label:
             order = torch.randperm(len(members), generator=make_generator(seed, "label noise", label))
             noisy[members[order[: round(rate * len(members))]]] = target
@@ -166,8 +167,10 @@ def instance(labels: Tensor, num_classes: int, seed: int, images_NCHW: Tensor, *
     quantiles, flips, choices = torch.rand(3, len(labels), dtype=torch.float64, generator=draws)
     rates = rate + RATE_DEVIATION * torch.special.ndtri(low + quantiles * (high - low))
     noisy = labels.clone()
-    for label in labels.unique().tolist():
-        members = ((labels == label) & (flips < rates)).nonzero().flatten()
+    for label, group in enumerate(group_by_class(labels, num_classes)):
+        members = group[flips[group] < rates[group]]
+        if not len(members):
+            continue
         pixels = images_NCHW[members].flatten(1).double() / 255
         matrix = torch.randn(
             pixels.shape[1], num_classes, dtype=torch.float64, generator=make_generator(seed, "label noise", label)

@@ -2,7 +2,7 @@
 
 import atexit
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -70,16 +70,18 @@ class _PreparedImages(Dataset[Tensor]):
 
 
 class _BatchSampler:
-    """Batch sampler whose batches are replaced at the start of each epoch."""
+    """Batch sampler whose epoch is replaced.
+
+    The keys of a batch are made when a worker is to prepare it: those of a million images take seconds.
+    """
 
     def __init__(self) -> None:
-        self.batches: list[list[Key]] = []
+        self.epoch = 0
+        self.batches: Iterator[Tensor] = iter(())
 
     def __iter__(self) -> Iterator[list[Key]]:
-        return iter(self.batches)
-
-    def __len__(self) -> int:
-        return len(self.batches)
+        epoch = self.epoch
+        return ([(epoch, index) for index in batch.tolist()] for batch in self.batches)
 
 
 def _identity(batch: Any) -> Any:
@@ -121,13 +123,13 @@ class WorkerStream:
             generator=torch.Generator(),  # by default each epoch draws from the generator of the dropout masks
         )
 
-    def batches(self, epoch: int, indices: list[Tensor]) -> Iterator[Tensor]:
-        """Yield uint8 images (B, C, H, W) on the CPU for each entry of `indices`.
+    def batches(self, epoch: int, indices: Iterable[Tensor]) -> Iterator[Tensor]:
+        """Yield uint8 images (B, C, H, W) on the CPU for each entry of `indices`, which is read a few batches ahead.
 
         Raises:
             InputError: If an image cannot be read; the message has its path.
         """
-        self._sampler.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
+        self._sampler.epoch, self._sampler.batches = epoch, iter(indices)
         with block_stop_signals():  # a signal must not kill a worker before the worker ignores signals
             prepared = iter(self._loader)
         # Registered again for each epoch, to run before the exit functions that torch and multiprocessing registered.

@@ -2,13 +2,16 @@
 
 import dataclasses
 import math
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
 from sam_runner.config.optimizer import METHODS, OptimizerConfig
 from sam_runner.reports.results import setting_columns
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
 
 SHARED_OPTIMIZER_KEYS = {f"optimizer.{entry.name}" for entry in dataclasses.fields(OptimizerConfig)}
 METHOD_SETTINGS = {  # names in reports of the settings that not every method has
@@ -124,14 +127,17 @@ def rows_by_group(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
     return {int(group): {str(name): value for name, value in row.items()} for group, row in rows}
 
 
-def paired_difference(runs: pd.DataFrame, metric: str, group: int, baseline: int) -> Estimate:
+def values_by_seed(runs: pd.DataFrame, metric: str) -> "SeriesGroupBy[Any, Any]":
+    """Return the values of a metric by group, indexed by seed; `runs` is a table of `group_over_seeds`."""
+    return runs.set_index("seed").groupby("group")[metric]
+
+
+def paired_difference(values: "SeriesGroupBy[Any, Any]", group: int, baseline: int) -> Estimate:
     """Return the mean difference of a metric between two groups over the seeds that both have.
 
     Args:
-        runs: A table of `group_over_seeds`.
-        metric: A metric, e.g. ``test/accuracy``.
+        values: The metric, of `values_by_seed`: it is grouped once for all differences.
         group: The group.
         baseline: The group whose values are subtracted.
     """
-    values = runs.set_index("seed").groupby("group")[metric]
     return estimate(values.get_group(group) - values.get_group(baseline))

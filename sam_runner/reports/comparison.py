@@ -9,7 +9,14 @@ import pandas as pd
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.reports.aggregate import METHOD_SETTINGS, Estimate, aggregate, paired_difference, rows_by_group
+from sam_runner.reports.aggregate import (
+    METHOD_SETTINGS,
+    Estimate,
+    aggregate,
+    paired_difference,
+    rows_by_group,
+    values_by_seed,
+)
 from sam_runner.reports.tables import format_value
 from sam_runner.utils.errors import InputError
 
@@ -107,18 +114,39 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
         InputError: Where several groups are the baseline of one.
     """
     rows = rows_by_group(settings)
-    compared = [str(name) for name in settings if name not in baseline.ignored]
-    bases = [group for group, row in rows.items() if baseline.contains(row)]
+    bases = find_equal_bases(settings, baseline)
+    is_base = {base for equal in bases.values() for base in equal}
     found = {}
-    for group, row in rows.items():
-        fitting = [base for base in bases if all(_are_equal(row[name], rows[base][name]) for name in compared)]
+    for group in rows:
+        fitting = bases.get(group, [])
         if baseline.against:
             distances = {base: _cost_distance(costs[group], costs[base]) for base in fitting}
             fitting = sorted((base for base in fitting if distances[base] <= COST_TOLERANCE), key=distances.__getitem__)
-        if group not in bases and fitting:
+        if group not in is_base and fitting:
             _require_one(rows, fitting, baseline)
             found[group] = fitting[0]
     return found
+
+
+def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, list[int]]:
+    """Return the baselines that have a group's values in all settings but `Baseline.ignored`, for each group.
+
+    Groups without any are left out. A baseline is among its own ones.
+
+    Args:
+        settings: The settings of the groups, indexed by group.
+        baseline: The baseline.
+    """
+    compared = [str(name) for name in settings if name not in baseline.ignored]
+    rows = rows_by_group(settings)
+    values = {
+        group: tuple(None if pd.isna(row[name]) else row[name] for name in compared) for group, row in rows.items()
+    }
+    bases: dict[tuple[Any, ...], list[int]] = {}
+    for group, row in rows.items():
+        if baseline.contains(row):
+            bases.setdefault(values[group], []).append(group)
+    return {group: bases[value] for group, value in values.items() if value in bases}
 
 
 def _require_one(rows: Mapping[int, Mapping[str, Any]], bases: Sequence[int], baseline: Baseline) -> None:
@@ -176,7 +204,8 @@ def compare(
         baseline: The baseline.
     """
     found = find_baselines(settings, baseline, mean_costs(runs, baseline.against))
-    return {group: (base, paired_difference(runs, metric, group, base)) for group, base in found.items()}
+    values = values_by_seed(runs, metric)
+    return {group: (base, paired_difference(values, group, base)) for group, base in found.items()}
 
 
 @dataclass(frozen=True)
@@ -209,13 +238,12 @@ def find_missing_baselines(runs: pd.DataFrame, settings: pd.DataFrame, baseline:
         settings: The settings of the groups, indexed by group.
         baseline: The baseline.
     """
-    rows, costs = rows_by_group(settings), mean_costs(runs, baseline.against)
-    found = find_baselines(settings, baseline, costs)
-    compared = [str(name) for name in settings if name not in baseline.ignored]
-    bases = [group for group, row in rows.items() if baseline.contains(row)]
+    costs = mean_costs(runs, baseline.against)
+    found, bases = find_baselines(settings, baseline, costs), find_equal_bases(settings, baseline)
+    is_base = {base for equal in bases.values() for base in equal}
     missing: dict[tuple[int | None, float], list[int]] = {}
-    for group in sorted({*rows} - {*bases, *found}, key=lambda group: (costs[group], group)):
-        fitting = [base for base in bases if all(_are_equal(rows[group][name], rows[base][name]) for name in compared)]
+    for group in sorted({*map(int, settings.index)} - {*is_base, *found}, key=lambda group: (costs[group], group)):
+        fitting = bases.get(group, [])
         base = min(fitting, key=lambda base: _cost_distance(costs[group], costs[base]), default=None)
         near = (key for key in missing if key[0] == base and _cost_distance(costs[group], key[1]) <= COST_TOLERANCE)
         missing.setdefault(next(near, (base, float(costs[group]))), []).append(group)

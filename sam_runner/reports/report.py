@@ -4,11 +4,12 @@
 """
 
 import math
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import pandas as pd
 
@@ -22,6 +23,7 @@ from sam_runner.reports.aggregate import (
     informative_settings,
     paired_difference,
     rows_by_group,
+    values_by_seed,
 )
 from sam_runner.reports.comparison import (
     COSTS,
@@ -59,6 +61,9 @@ from sam_runner.reports.tables import (
 )
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
+
+if TYPE_CHECKING:
+    from pandas.core.groupby import SeriesGroupBy
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0"}
 FIT_COLUMNS = {"fit": "accuracy", "right": "right", "memorised": "memorised"}  # title: attribute of `Fit`
@@ -206,6 +211,22 @@ class Report:
         return compare(self.runs, self.metric, self.groups[self.settings], self.baseline)
 
     @cached_property
+    def with_equal_cost(self) -> set[int] | None:
+        """The groups that have a baseline of equal cost; None where several baselines have the cost of one."""
+        if self.baseline is None:
+            return set()
+        at_cost = Baseline(self.baseline.settings, "cost")
+        try:
+            return {*find_baselines(self.groups[self.settings], at_cost, mean_costs(self.runs, "cost"))}
+        except InputError:
+            return None
+
+    @cached_property
+    def folders(self) -> list[str]:
+        """The folders that the runs are in, as absolute paths."""
+        return sorted({os.path.abspath(record.folder.parent) for record in self.records})
+
+    @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
         """`differences` among the chosen groups only, whose searched settings may differ from the baseline's."""
         if self.baseline is None or not self.choices:
@@ -221,8 +242,13 @@ class Report:
 
     def early_difference(self, group: int, base: int) -> Estimate | None:
         """Return the difference of two groups at the epochs of early stopping; None where no images were held out."""
+        return None if self._early_values is None else paired_difference(self._early_values, group, base)
+
+    @cached_property
+    def _early_values(self) -> "SeriesGroupBy[Any, Any] | None":
+        """The metric at the epochs of early stopping by group and seed; None where no images were held out."""
         tag = f"best/{self.metric}"
-        return paired_difference(self.runs, tag, group, base) if tag in self.runs else None
+        return values_by_seed(self.runs, tag) if tag in self.runs else None
 
     def cost_ratio(self, group: int, base: int) -> float:
         """Return the gradient evaluations of a group relative to another's; NaN where they are unknown."""
@@ -262,10 +288,11 @@ class Report:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The table of all groups as text, one row a group; a star marks `best`."""
+        seeds = self.runs.groupby("group")["seed"].agg(lambda found: " ".join(map(str, found)))
         rows = [
             {column_title(name): format_value(row[name], name) for name in self.settings}
             | self._number_cells(group)
-            | {"seeds": " ".join(map(str, self.runs.loc[self.runs["group"] == group, "seed"]))}
+            | {"seeds": seeds[group]}
             | self._difference_cells(group, self.differences)
             for group, row in self.rows.items()
         ]
@@ -395,8 +422,13 @@ class Report:
         ]
 
     def _first_record(self, group: int) -> RunRecord:
-        folder = self.runs.loc[self.runs["group"] == group, "folder"].iloc[0]
-        return next(record for record in self.records if str(record.folder) == folder)
+        return self.records[self._first_rows[group]]
+
+    @cached_property
+    def _first_rows(self) -> dict[int, int]:
+        """The row in `results`, and so the position in `records`, of the first run of each group."""
+        first = self.runs.drop_duplicates("group")
+        return dict(zip(first["group"].tolist(), first.index.tolist(), strict=True))
 
     def _list_seeds(self, groups: Sequence[int]) -> list[int]:
         return sorted({int(seed) for seed in self.runs.loc[self.runs["group"].isin(groups), "seed"]})

@@ -9,6 +9,7 @@ import re
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -78,12 +79,12 @@ class RunRecord:
         """Overrides of a sweep's job that failed; "" for other runs."""
         return str(self.status_json.get("job", ""))
 
-    @property
+    @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that reports show; empty for a job without a run."""
         return {} if self.config is None else report_settings(self.config)
 
-    @property
+    @cached_property
     def fingerprint(self) -> str:
         """Hash of the settings that affect the result; of a job without a run its folder."""
         return str(self.folder) if self.config is None else self.config.fingerprint()

@@ -92,14 +92,15 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
     """
     held_out = held_out_metric(metric)
     groups = runs.drop_duplicates("group").set_index("group")
-    groups = groups[aggregate(runs, metric)["n"] > 0]
+    means = {name: aggregate(runs, name) for name in {metric, held_out} if name in runs}
+    groups = groups[means[metric]["n"] > 0]
     parts = groups.groupby(list(by), dropna=False, sort=False) if by else [((), groups)]
     choices = []
     for _, part in parts:
-        members = runs[runs["group"].isin(part.index)]
-        is_held_out = held_out != metric and held_out in runs and (aggregate(members, held_out)["n"] > 0).all()
+        members = part.index.sort_values()
+        is_held_out = held_out != metric and held_out in means and (means[held_out].loc[members, "n"] > 0).all()
         chosen_by = held_out if is_held_out else metric
-        scores = ranking_sign(metric) * aggregate(members, chosen_by)["mean"]
+        scores = ranking_sign(metric) * means[chosen_by].loc[members, "mean"]
         best = int(scores.index.to_list()[scores.argmax()])
         values = len(part.drop_duplicates(list(select))) if select else 1
         at_edge = tuple(name for name in select if _is_at_edge(part[name], best))

@@ -1,6 +1,5 @@
 """Say in words what the tables of a report show: findings, definitions of the columns, and remarks."""
 
-import os
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,15 +10,11 @@ from sam_runner.reports.comparison import (
     COSTS,
     FITTED_ACCURACY,
     FITTED_WRONG_LABELS,
-    Baseline,
-    find_baselines,
-    mean_costs,
     time_spread,
 )
 from sam_runner.reports.selection import Choice
 from sam_runner.reports.tables import column_title, printable
 from sam_runner.utils.console import format_count
-from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report
@@ -88,14 +83,11 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
     ratio = report.cost_ratio(group, base)
     if report.against or report.baseline is None or not abs(ratio - 1) > COST_TOLERANCE:
         return []
-    at_cost = Baseline(report.baseline.settings, "cost")
-    try:
-        is_known = group in find_baselines(report.groups[report.settings], at_cost, mean_costs(report.runs, "cost"))
-    except InputError:  # several baselines have this cost
+    if report.with_equal_cost is None:  # several baselines have this cost
         return [f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."]
-    folders = sorted({os.path.abspath(record.folder.parent) for record in report.records})
+    is_known = group in report.with_equal_cost
     words = [
-        *("sam-report", *map(_shorten, folders)),
+        *("sam-report", *map(_shorten, report.folders)),
         *(("--metric", report.metric) if report.metric != "test/accuracy" else ()),
         *(("--baseline", report.baseline.typed) if report.baseline_settings is not None else ()),
         *("--against", "cost"),

@@ -1,8 +1,10 @@
 """The run folder: its name, its config.yaml, and whether a run may use it."""
 
+import os
 import re
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 
 import yaml
@@ -28,10 +30,15 @@ def new_run_folder() -> Path:
 
 def settings_of_run(words: Sequence[str]) -> list[str]:
     """Return the words of a command line, ``key=value``, whose settings change a run, without a leading ``+``."""
-    ignored = {name for name, facts, _ in walk(ExperimentConfig()) if not facts.changes_run}
-    ignored |= {name.split(".")[0] for name in ignored if "." in name}
     words = [word.lstrip("+") for word in words]
-    return [word for word in words if re.split(r"[.=]", word)[0] not in ignored]
+    return [word for word in words if re.split(r"[.=]", word)[0] not in _ignored_words()]
+
+
+@cache
+def _ignored_words() -> frozenset[str]:
+    """Return the settings, and the groups of settings, that do not change a run."""
+    ignored = {name for name, facts, _ in walk(ExperimentConfig()) if not facts.changes_run}
+    return frozenset(ignored | {name.split(".")[0] for name in ignored if "." in name})
 
 
 def job_name(varying: Sequence[str], others: Sequence[str], digest: str) -> str:
@@ -54,7 +61,16 @@ def job_name(varying: Sequence[str], others: Sequence[str], digest: str) -> str:
 
 def find_job_folder(sweep_folder: Path, digest: str) -> Path | None:
     """Return the folder of a sweep's job by the hash at the end of its name, None if there is none."""
-    return next(iter(sorted(sweep_folder.glob(f"*-{digest}"))), None)
+    return find_job_folders(sweep_folder).get(digest)
+
+
+def find_job_folders(sweep_folder: Path) -> dict[str, Path]:
+    """Return the folders of a sweep's jobs by the hash at the end of their names, from one look at the folder."""
+    try:
+        names = sorted(os.listdir(sweep_folder), reverse=True)  # of several with one hash the first stays
+    except OSError:
+        return {}
+    return {name.rpartition("-")[2]: sweep_folder / name for name in names if "-" in name}
 
 
 def compare_settings(before: ExperimentConfig, now: ExperimentConfig) -> dict[str, str]:
@@ -117,12 +133,7 @@ def read_config(folder: Path) -> ExperimentConfig:
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration")
-    needed = {
-        name.partition(".")[0]
-        for name, facts, _ in walk(ExperimentConfig())
-        if facts.changes_run and not facts.added_later
-    }
-    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name in needed - settings.keys()]
+    missing = [entry.name for entry in fields(ExperimentConfig) if entry.name in _needed_settings() - settings.keys()]
     if missing:
         names = ", ".join(missing[:8])
         raise InputError(f"{path} is incomplete: it lacks {names}\n  use the config.yaml that sam-train wrote")
@@ -132,6 +143,16 @@ def read_config(folder: Path) -> ExperimentConfig:
         raise
     except InputError as error:
         raise InputError(f"{path} does not fit this version: {error}") from error
+
+
+@cache
+def _needed_settings() -> frozenset[str]:
+    """Return the settings and groups that the config.yaml of a run must have."""
+    return frozenset(
+        name.partition(".")[0]
+        for name, facts, _ in walk(ExperimentConfig())
+        if facts.changes_run and not facts.added_later
+    )
 
 
 def find_runs(paths: Sequence[Path]) -> list[Path]:

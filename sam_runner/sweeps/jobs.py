@@ -6,7 +6,7 @@ from hashlib import sha256
 from pathlib import Path
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.runs.folder import find_job_folder, job_name, settings_of_run
+from sam_runner.runs.folder import find_job_folders, job_name, settings_of_run
 from sam_runner.runs.plan import PlanEntry, extend_plan, read_plan
 
 Typed = Sequence[str]  # settings as the user typed them, ``key=value``
@@ -72,8 +72,9 @@ def plan_jobs(
         varying = _varying_keys([*(entry.settings for entry in planned), *words.values()])
         folders.update({entry.fingerprint: entry.folder for entry in planned})
         new = [found for found in twins if found not in folders]
+        on_disk = find_job_folders(sweep_folder) if new else {}
         for found in new:
-            existing = find_job_folder(sweep_folder, found)
+            existing = on_disk.get(found)
             swept = [word for word in words[found] if _key(word) in varying]
             others = [word for word in words[found] if _key(word) not in varying]
             folders[found] = existing.name if existing else job_name(swept, others, found)

@@ -7,12 +7,12 @@ its settings were refused for example, has ``status.json`` and ``run.log`` in a 
 import contextlib
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from sam_runner.runs.folder import NOT_STARTED, find_job_folder, job_name, settings_of_run
+from sam_runner.runs.folder import NOT_STARTED, find_job_folder, find_job_folders, job_name, settings_of_run
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import call_name, read_status, write_status
@@ -111,7 +111,9 @@ def clear_failure(sweep_folder: Path, job: Job) -> None:
         (sweep_folder / NOT_STARTED).rmdir()
 
 
-def read_outcome(sweep_folder: Path, job: Job, since: datetime) -> JobOutcome | None:
+def read_outcome(
+    sweep_folder: Path, job: Job, since: datetime, failures: Mapping[str, Path] | None = None
+) -> JobOutcome | None:
     """Return how a job ended for this call of the command, None if it has to be run or is run by another process.
 
     A job that failed in another call counts if it failed after this call began: it is not tried twice.
@@ -120,10 +122,12 @@ def read_outcome(sweep_folder: Path, job: Job, since: datetime) -> JobOutcome | 
         sweep_folder: Folder of the sweep.
         job: The job.
         since: When this call began.
+        failures: `find_job_folders` of the folder ``not_started/``, for a reader of many jobs; None looks for the job.
     """
     if read_finished_result(job.folder) is not None:
         return JobOutcome(job.typed, "finished", "")
-    failure = find_job_folder(sweep_folder / NOT_STARTED, job.fingerprint)
+    failures = find_job_folders(sweep_folder / NOT_STARTED) if failures is None else failures
+    failure = failures.get(job.fingerprint)
     for folder in filter(None, (job.folder, failure)):
         status = read_status(folder)
         state, is_own = str(status.get("status")), status.get("call") == call_name()
@@ -145,6 +149,12 @@ def _is_later(status: dict[str, Any], since: datetime) -> bool:
 def now() -> datetime:
     """Return the time in UTC, in whole seconds as in status.json."""
     return datetime.now(timezone.utc).replace(microsecond=0)
+
+
+def read_outcomes(sweep_folder: Path, jobs: Sequence[Job], since: datetime) -> list[JobOutcome | None]:
+    """Return what `read_outcome` does for each job."""
+    failures = find_job_folders(sweep_folder / NOT_STARTED)
+    return [read_outcome(sweep_folder, job, since, failures) for job in jobs]
 
 
 def read_refusals(sweep_folder: Path) -> list[JobOutcome]:

@@ -18,7 +18,7 @@ from multiprocessing.process import BaseProcess
 
 from sam_runner.sweeps.job import Call, leave_ctrl_c_to_parent, train_jobs
 from sam_runner.sweeps.jobs import Job
-from sam_runner.sweeps.outcomes import read_outcome, record_deaths
+from sam_runner.sweeps.outcomes import read_outcomes, record_deaths
 from sam_runner.sweeps.signals import stop_between_jobs
 from sam_runner.sweeps.stop_flag import read_stop_flag
 from sam_runner.utils.console import log_to_console, print_line
@@ -58,7 +58,7 @@ def train_at_once(jobs: Sequence[Job], call: Call, num_workers: int, share: int)
                     continue
                 if code < 0:
                     log.warning("a process of the sweep was ended by %s", signal.Signals(-code).name)
-                have_ended = all(read_outcome(call.folder, job, call.since) for job in jobs)
+                have_ended = all(read_outcomes(call.folder, jobs, call.since))
                 deaths += not have_ended
                 if not have_ended and deaths <= len(jobs):  # one that cannot even start would be replaced for ever
                     workers[slot] = _start(slot, jobs, call, share)

@@ -4,6 +4,7 @@ import json
 import os
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sam_runner.runs.folder import NOT_STARTED, find_job_folder
+from sam_runner.runs.folder import NOT_STARTED, find_job_folders
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.plan import PlanEntry, read_plan
 from sam_runner.runs.result import read_finished_result
@@ -21,6 +22,7 @@ from sam_runner.utils.console import format_count
 NO_RESULT = ("failed", "refused", "not run")  # states of a job that is not continued in its call
 ENDED_EARLY = ("failed", "refused", "died", "interrupted", "preempted", "not run")
 INTERVAL = 1.0  # seconds between two looks at the files
+MAX_SHARE = 0.05  # of the time that looking takes: looks at ten thousand jobs are rarer
 TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last row
 
 
@@ -122,11 +124,12 @@ class SweepProgress:
     def update(self) -> None:
         """Read the states of the jobs."""
         self.states = []
+        not_started = find_job_folders(self._folder / NOT_STARTED)
         for entry in self._entries():
             state = self._finished.get(entry.fingerprint)
             if state is None:
-                not_started = find_job_folder(self._folder / NOT_STARTED, entry.fingerprint)
-                state = read_state(self._folder / entry.folder, entry.epochs, entry.cost, not_started)
+                failure = not_started.get(entry.fingerprint)
+                state = read_state(self._folder / entry.folder, entry.epochs, entry.cost, failure)
                 if state.state == "finished":
                     self._finished[entry.fingerprint] = state
             self.states.append(state)
@@ -198,8 +201,11 @@ def show_progress(progress: SweepProgress, print_line: Callable[[str], None]) ->
         on_terminal, shown = sys.stderr.isatty(), (0, 0)
         bar_format = "{bar:20} {desc} [{elapsed}]"
         with tqdm(total=1, bar_format=bar_format, leave=False, disable=not on_terminal) as bar:
-            while not ended.wait(INTERVAL):
+            pause = INTERVAL
+            while not ended.wait(pause):
+                began = time.thread_time()
                 progress.update()
+                pause = max(INTERVAL, (time.thread_time() - began) / MAX_SHARE)
                 counts = len(progress.states) - progress.count("waiting"), progress.count("finished")
                 if on_terminal:
                     bar.total, bar.n = len(progress.states), counts[1]

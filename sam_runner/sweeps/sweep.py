@@ -21,7 +21,7 @@ from sam_runner.sweeps.outcomes import (
     JobOutcome,
     now,
     read_objective,
-    read_outcome,
+    read_outcomes,
     read_refusals,
     record_deaths,
     record_failure,
@@ -107,7 +107,8 @@ class Sweep:
             self._describe(jobs)
             return [None] * num_composed
         with hold_call(self.folder), nullcontext() if is_distributed() else self._show_progress():
-            self._train(jobs, lambda chosen: hand_over([positions[job_of.index(number)] for number in chosen]))
+            first_of = {number: position for position, number in reversed(list(zip(positions, job_of, strict=True)))}
+            self._train(jobs, lambda chosen: hand_over([first_of[number] for number in chosen]))
         if read_stop_flag(self.folder) == "failure" and is_main_process():
             self._record_jobs_not_run(jobs)
         objectives: list[float | None] = [None] * num_composed
@@ -191,14 +192,15 @@ class Sweep:
 
     def _record_jobs_not_run(self, jobs: Sequence[Job]) -> None:
         error = "an earlier job failed, and sweep.on_error=stop"
-        for job in jobs:
-            if read_outcome(self.folder, job, self._call.since) is None:
+        outcomes = read_outcomes(self.folder, jobs, self._call.since)
+        for job, outcome in zip(jobs, outcomes, strict=True):
+            if outcome is None:
                 record_failure(self.folder, job, "not run", error, error)
 
     def outcomes(self) -> list[JobOutcome]:
         """Return how the jobs of this call ended, those with refused settings last."""
-        found = [(job, read_outcome(self.folder, job, self._call.since)) for job in self.jobs]
-        outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in found]
+        found = read_outcomes(self.folder, self.jobs, self._call.since)
+        outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in zip(self.jobs, found, strict=True)]
         return [*outcomes, *read_refusals(self.folder)]
 
 

@@ -65,6 +65,7 @@ class CheckpointFolder:
     ) -> None:
         self.folder = folder
         self._keep, self._keep_epochs, self._every_epochs = keep, frozenset(keep_epochs), every_epochs
+        self._flags: dict[Path, set[str]] = {}  # of manifests that this process has read or written
 
     def save(self, step: int, state: Mapping[str, Any], *, is_best: bool = False, epoch: int | None = None) -> Path:
         """Write a checkpoint, then its manifest, then delete the checkpoints that are not kept.
@@ -86,6 +87,7 @@ class CheckpointFolder:
         # With a file handle the bytes do not depend on the file's name, and an OSError keeps its errno.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))
         write_manifest(path, is_best=is_best, is_kept=epoch is not None and self.keeps_epoch(epoch))
+        self._flags.pop(path.with_suffix(".json"), None)
         self._delete_old()
         return path
 
@@ -164,8 +166,11 @@ class CheckpointFolder:
         This includes checkpoints without a manifest, which a crash left behind.
         """
         manifests = self._list_manifests()
-        best = [path for path in manifests if _has_flag(path, "is_best")][:1]
-        kept = {*manifests[: self._keep], *best, *(path for path in manifests if _has_flag(path, "is_kept"))}
+        for path in manifests:  # each is read once: a run may keep thousands
+            if path not in self._flags:
+                self._flags[path] = {key for key in ("is_best", "is_kept") if _has_flag(path, key)}
+        best = [path for path in manifests if "is_best" in self._flags[path]][:1]
+        kept = {*manifests[: self._keep], *best, *(path for path in manifests if "is_kept" in self._flags[path])}
         for manifest in set(manifests) - kept:
             manifest.unlink()
         for path in self.folder.glob("step-*.pt*"):

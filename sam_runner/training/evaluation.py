@@ -10,7 +10,7 @@ from sam_runner.data.loader import ImageLoader
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.models.outputs import get_logits
 from sam_runner.training.metrics import confusion_matrix, evaluation_metrics
-from sam_runner.training.pictures import draw_confusion_matrix
+from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix
 from sam_runner.training.state import Run
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
@@ -125,5 +125,6 @@ def evaluate(
                 averaged, _ = predict(run.ema.module, loader, dtype, stop, run.context)
                 values |= add_prefix(f"{name}_ema", evaluation_metrics(averaged, labels))
             if log_confusion is not None and name == "test":
-                log_confusion(draw_confusion_matrix(confusion_matrix(logits, labels), run.classes))
+                counts = confusion_matrix(logits, labels, count_classes_per_square(len(run.classes)))
+                log_confusion(draw_confusion_matrix(counts, run.classes))
     return values

@@ -18,8 +18,8 @@ from sam_runner.sam.batch import Batch
 from sam_runner.sam.step import CHECKED, SamStep, StepStats
 from sam_runner.training.checkpoints import CheckpointSchedule
 from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
-from sam_runner.training.metrics import SUMS, TrainMeter, train_metrics
-from sam_runner.training.pictures import draw_confusion_matrix, draw_image_grid
+from sam_runner.training.metrics import SUMS, TrainMeter, count_pairs, train_metrics
+from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix, draw_image_grid
 from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
 from sam_runner.training.telemetry import measure_step
 from sam_runner.utils.errors import RunInterrupt, TrainingError
@@ -93,8 +93,8 @@ def _is_over(run: Run, progress: Progress) -> bool:
 def _draw_label_transition(run: Run) -> Tensor:
     """Draw the number of training examples by clean label and training label."""
     num_classes = len(run.classes)
-    pairs = run.train.clean_labels * num_classes + run.train.labels
-    counts = pairs.bincount(minlength=num_classes**2).reshape(num_classes, num_classes)
+    merged = count_classes_per_square(num_classes)
+    counts = count_pairs(run.train.clean_labels, run.train.labels, num_classes, merged)
     return draw_confusion_matrix(counts, run.classes, "clean (rows), given (columns)")
 
 

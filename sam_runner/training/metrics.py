@@ -14,6 +14,8 @@ SUMS = (
     "recovered_corrupted", "num_nonfinite", "nonfinite_loss", "nonfinite_loss_perturbed", "nonfinite_grad",
     "nonfinite_final",
 )  # fmt: skip
+NUM_BINS = 15  # of the calibration error
+MAX_LOGITS = 1 << 24  # logits whose metrics are computed at once: 128 MiB in double precision
 
 
 class TrainMeter:
@@ -107,6 +109,8 @@ def train_metrics(sums: Mapping[str, float]) -> dict[str, float]:
 def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Compute the metrics of a whole set.
 
+    Beside the logits this needs memory for `MAX_LOGITS` logits in double precision, however large the set is.
+
     Args:
         logits: Logits, floating point, (N, C).
         labels: True classes, int64, (N,).
@@ -116,22 +120,30 @@ def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
         `calibration_error`) and, with more than five classes, ``accuracy_top5``. Of equal logits the lower class ranks
         first, in top-1 and top-5.
     """
-    logits = logits.double()
-    values = {
-        "accuracy": (logits.argmax(1) == labels).double().mean(),
-        "nll": torch.nn.functional.cross_entropy(logits, labels),
-        "calibration_error": calibration_error(logits, labels),
+    num_rows = max(1, MAX_LOGITS // logits.shape[1])
+    parts = zip(logits.split(num_rows), labels.split(num_rows), strict=True)
+    sums = [_sum_metrics(some.double(), true) for some, true in parts]
+    totals = {name: torch.stack([part[name] for part in sums]).sum(0) for name in sums[0]}
+    return {name: float(total.abs().sum() / len(labels)) for name, total in totals.items()}
+
+
+def _sum_metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
+    """Return the sums over some examples by metric; of the calibration error one sum for each bin."""
+    sums = {
+        "accuracy": (logits.argmax(1) == labels).double().sum(),
+        "nll": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
+        "calibration_error": _sum_bins(logits, labels, NUM_BINS),
     }
     if logits.shape[1] > 5:
         true_logit = logits.gather(1, labels[:, None])
         is_lower_class = torch.arange(logits.shape[1], device=logits.device) < labels[:, None]
         # Comparisons with NaN are false, so a true class with the logit NaN ranks last.
         ranks_first = (~(logits <= true_logit)) | ((logits == true_logit) & is_lower_class)
-        values["accuracy_top5"] = (ranks_first.sum(1) < 5).double().mean()
-    return {name: float(value) for name, value in values.items()}
+        sums["accuracy_top5"] = (ranks_first.sum(1) < 5).double().sum()
+    return sums
 
 
-def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> Tensor:
+def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Tensor:
     """Compute the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
 
     Guo, Pleiss, Sun and Weinberger (ICML 2017), eq. 3, with 15 bins of equal width; a bin is closed on the right.
@@ -144,17 +156,34 @@ def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> Ten
     Returns:
         0-dim tensor in [0, 1].
     """
+    return _sum_bins(logits, labels, num_bins).abs().sum() / len(labels)
+
+
+def _sum_bins(logits: Tensor, labels: Tensor, num_bins: int) -> Tensor:
+    """Return the sum of (is correct - confidence) over the examples of each bin, (num_bins,)."""
     confidence, prediction = logits.softmax(1).max(1)
     index = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
     difference = (prediction == labels).to(confidence.dtype) - confidence
-    return torch.zeros(num_bins, dtype=confidence.dtype, device=logits.device).index_add(
-        0, index, difference
-    ).abs().sum() / len(labels)
+    return torch.zeros(num_bins, dtype=confidence.dtype, device=logits.device).index_add(0, index, difference)
 
 
-def confusion_matrix(logits: Tensor, labels: Tensor) -> Tensor:
-    """Return the number of examples by (true class, predicted class), int64, (C, C)."""
-    num_classes = logits.shape[1]
-    return torch.bincount(labels * num_classes + logits.argmax(1), minlength=num_classes**2).reshape(
-        num_classes, num_classes
-    )
+def confusion_matrix(logits: Tensor, labels: Tensor, classes_per_square: int = 1) -> Tensor:
+    """Return the number of examples by (true class, predicted class); see `count_pairs`."""
+    return count_pairs(labels, logits.argmax(1), logits.shape[1], classes_per_square)
+
+
+def count_pairs(rows: Tensor, columns: Tensor, num_classes: int, classes_per_square: int = 1) -> Tensor:
+    """Count pairs of classes, such as the true and the predicted one.
+
+    Args:
+        rows: First class of each pair, int64, (N,), in [0, num_classes).
+        columns: Second class of each pair.
+        num_classes: C.
+        classes_per_square: K; so many neighbouring classes share a row and a column, the last ones perhaps fewer.
+
+    Returns:
+        int64, (S, S), S = C / K rounded up.
+    """
+    size = -(-num_classes // classes_per_square)
+    row, column = rows // classes_per_square, columns // classes_per_square
+    return torch.bincount(row * size + column, minlength=size**2).reshape(size, size)

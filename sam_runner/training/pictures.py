@@ -8,6 +8,7 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import Tensor
 
 MAX_LABELLED_CLASSES = 20  # with more classes the squares are too small for names and counts
+MAX_SQUARES = 256  # rows of a confusion matrix; with more classes several share a row
 
 
 def draw_image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -> Tensor:
@@ -33,6 +34,11 @@ def draw_image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -
     return picture
 
 
+def count_classes_per_square(num_classes: int) -> int:
+    """Return how many neighbouring classes share a row of a confusion matrix, so that it fits a picture."""
+    return -(-num_classes // MAX_SQUARES)
+
+
 def draw_confusion_matrix(
     counts: Tensor, classes: Sequence[str], title: str = "true (rows), predicted (columns)"
 ) -> Tensor:
@@ -41,7 +47,8 @@ def draw_confusion_matrix(
     Names and counts are written for up to `MAX_LABELLED_CLASSES` classes.
 
     Args:
-        counts: Number of examples by (row, column), int64, (C, C).
+        counts: Number of examples by (row, column), int64, (S, S), of `metrics.count_pairs` with
+            `count_classes_per_square` classes a square.
         classes: Names of the C classes.
         title: Title that says what rows and columns are.
 
@@ -50,9 +57,11 @@ def draw_confusion_matrix(
     """
     fractions = (counts.double() / counts.sum(1, keepdim=True).clamp(min=1)).cpu().numpy()
     is_labelled = len(classes) <= MAX_LABELLED_CLASSES
-    square = 44 if is_labelled else max(4, 880 // len(classes))
+    square = 44 if is_labelled else max(4, 880 // len(counts))
     margin = 110 if is_labelled else 24
-    size = margin + square * len(classes) + 8
+    size = margin + square * len(counts) + 8
+    if len(counts) < len(classes):
+        title = f"{title}, {count_classes_per_square(len(classes))} classes a square"
     pixels = np.full((size, size, 3), 255, np.uint8)
     shades = (255 - 205 * fractions).astype(np.uint8).repeat(square, 0).repeat(square, 1)
     pixels[margin : margin + len(shades), margin : margin + len(shades), :2] = shades[:, :, None]

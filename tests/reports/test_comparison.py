@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sam_runner.reports.aggregate import METHOD_SETTINGS, paired_difference
+from sam_runner.reports.aggregate import METHOD_SETTINGS, paired_difference, values_by_seed
 from sam_runner.reports.comparison import Baseline, Fit, find_baselines, measure_fit, parse_baseline
 from sam_runner.reports.report import make_report, write_report
 from sam_runner.utils.errors import InputError
@@ -30,7 +30,7 @@ def runs_of(first, second, seeds=None):
 @given(st.lists(st.tuples(VALUE, VALUE), min_size=2, max_size=8))
 def test_the_interval_is_that_of_a_paired_t_test(pairs):
     first, second = np.array(pairs, dtype=float).T
-    found = paired_difference(runs_of(first, second), "accuracy", 0, 1)
+    found = paired_difference(values_by_seed(runs_of(first, second), "accuracy"), 0, 1)
     assert found.n == len(pairs)
     assert found.mean == pytest.approx(np.mean(first - second), abs=1e-12)
     if np.ptp(first - second) > 1e-6:
@@ -42,12 +42,14 @@ def test_the_interval_is_that_of_a_paired_t_test(pairs):
 
 
 def test_only_seeds_that_both_have_are_pairs():
-    found = paired_difference(runs_of([0.5, 0.6, 0.7], [0.9, 0.5, 0.2], seeds=[2, 0, 9]), "accuracy", 0, 1)
+    found = paired_difference(
+        values_by_seed(runs_of([0.5, 0.6, 0.7], [0.9, 0.5, 0.2], seeds=[2, 0, 9]), "accuracy"), 0, 1
+    )
     assert found.n == 2
     assert found.mean == pytest.approx(((0.7 - 0.9) + (0.5 - 0.5)) / 2)
-    one = paired_difference(runs_of([0.5], [0.25]), "accuracy", 0, 1)
+    one = paired_difference(values_by_seed(runs_of([0.5], [0.25]), "accuracy"), 0, 1)
     assert (one.n, one.mean, one.contains_zero) == (1, 0.25, None)
-    none = paired_difference(runs_of([0.5], [0.25], seeds=[7]), "accuracy", 0, 1)
+    none = paired_difference(values_by_seed(runs_of([0.5], [0.25], seeds=[7]), "accuracy"), 0, 1)
     assert (none.n, none.contains_zero) == (0, None)
 
 

@@ -19,7 +19,7 @@ from sam_runner.data.decode import SUFFIXES
 from sam_runner.data.file_cache import FileCache, choose_cache
 
 log = logging.getLogger("sam_runner")
-INDEX_FORMAT = 1  # to be raised when the same files give another layout
+INDEX_FORMAT = 2  # to be raised when the same files give another layout
 KNOWN_SUFFIXES = SUFFIXES | NEVER_IMAGES
 MIN_AGE_NS = 2_000_000_000  # a folder that changed just now may change again without another time
 
@@ -57,7 +57,8 @@ def _read(store: FileCache, root: str) -> Layout | None:
             for name, part in content["parts"].items()
         }
         left_out = LeftOut(content["left_out"], content["examples"])
-        layout = Layout(tuple(content["classes"]), parts["train"], parts.get("validation"), parts.get("test"), left_out)
+        classes, suffixes = tuple(content["classes"]), dict(content["suffixes"])
+        layout = Layout(classes, parts["train"], parts.get("validation"), parts.get("test"), left_out, suffixes)
     except (KeyError, TypeError, ValueError, AttributeError):  # not written by this program
         return None
     log.info("list of %s files from data.cache", f"{sum(len(part.paths) for part in layout.parts):,}")
@@ -80,6 +81,7 @@ def _list_and_write(store: FileCache, root: str) -> Layout:
             },
             "left_out": layout.left_out.counts,
             "examples": layout.left_out.examples,
+            "suffixes": layout.suffixes,
         }
         store.write(_entry(store, root), content)
     return layout

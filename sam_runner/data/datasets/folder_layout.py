@@ -3,7 +3,7 @@
 import os
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
 from sam_runner.data.decode import SUFFIXES, is_image_file
@@ -64,6 +64,7 @@ class Layout:
         validation: The validation set; None unless there are a validation folder and a test folder.
         test: The test set; None if there is no folder for it, so that a part of the training set must be used.
         left_out: Files and folders that are not read.
+        suffixes: Number of image files by suffix in lower case, "" for none, in the order of their number.
     """
 
     classes: tuple[str, ...]
@@ -71,6 +72,7 @@ class Layout:
     validation: Part | None
     test: Part | None
     left_out: LeftOut
+    suffixes: dict[str, int]
 
     @property
     def parts(self) -> list[Part]:
@@ -106,7 +108,9 @@ def find_layout(root: str) -> Layout:
     )
     if test is None:
         validation, test = None, validation
-    return Layout(classes, train, validation, test, left_out)
+    parts = [part for part in (train, validation, test) if part is not None]
+    suffixes = Counter(suffix_of(path) for part in parts for path in part.paths)
+    return Layout(classes, train, validation, test, left_out, dict(suffixes.most_common()))
 
 
 def list_images(folder: str) -> tuple[list[str], LeftOut]:
@@ -122,10 +126,9 @@ def list_images(folder: str) -> tuple[list[str], LeftOut]:
     return sorted(_find_images(folder, folder, left_out), key=natural_key), left_out
 
 
-def count_suffixes(layout: Layout) -> str:
+def describe_suffixes(suffixes: Mapping[str, int]) -> str:
     """Return the number of image files of each suffix, e.g. "40 .png, 10 .tif, 10 without a suffix"."""
-    counts = Counter(suffix_of(path) or "without a suffix" for part in layout.parts for path in part.paths)
-    return ", ".join(f"{count:,} {suffix}" for suffix, count in counts.most_common())
+    return ", ".join(f"{count:,} {suffix or 'without a suffix'}" for suffix, count in suffixes.items())
 
 
 def natural_key(path: str) -> tuple[list[list[str | int]], str]:
@@ -248,19 +251,20 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
         InputError: If a folder that is not a class of the training set holds images.
     """
     names, unknown = _list_folders(folder), []
+    label_of = {name: label for label, name in enumerate(classes)}
     paths: list[str] = []
     labels: list[int] = []
     for name in names:
         found = sorted(_find_images(f"{folder}/{name}", root, left_out), key=natural_key)
-        if name in classes:
+        if name in label_of:
             paths += found
-            labels += [classes.index(name)] * len(found)
+            labels += [label_of[name]] * len(found)
         elif found:
             unknown.append(name)
         else:
             left_out.add("empty folders", os.path.relpath(f"{folder}/{name}", root))
     if unknown:
-        missing = [name for name in classes if name not in names]
+        missing = sorted(label_of.keys() - {*names}, key=label_of.__getitem__)
         hint = f"; only the training set has: {', '.join(missing[:MAX_LISTED])}" if missing else ""
         raise InputError(
             f"{folder} has classes that the training set does not have: {', '.join(unknown[:MAX_LISTED])}{hint}\n"
