@@ -131,6 +131,11 @@ def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     return {name: float(value) for name, value in values.items()}
 
 
+def is_better(tag: str, value: float, other: float) -> bool:
+    """Return whether a value of an accuracy is higher than another one, or of a negative log-likelihood lower."""
+    return value < other if tag.endswith("/nll") else value > other
+
+
 def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = 15) -> Tensor:
     """Compute the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
 
