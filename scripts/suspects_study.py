@@ -158,7 +158,7 @@ class Results:
         """Return the lines of the table of a set of labels."""
         shown = [OURS, *SCORES[1:], FILTER]
         depths = [depth for depth in DEPTHS if f"precision_at_{depth}" in self.runs]
-        heads = ["run", "checkpoint", "images", "labels predicted", *(f"`{name}`" for name in shown)]
+        heads = ["run", "n", "checkpoint", "images", "labels predicted", *(f"`{name}`" for name in shown)]
         heads += [f"precision at {depth:,}: {OURS}" for depth in depths]
         lines = [f"| {' | '.join(heads)} |", "|" + " --- |" * len(heads)]
         for part, title in PARTS.items():
@@ -167,7 +167,7 @@ class Results:
                     arm = {"noise": noise, "optimizer": optimizer, "part": part, "checkpoint": checkpoint}
                     label = f"`optimizer={optimizer}`" if not rho else f"`optimizer={optimizer} rho={rho:g}`"
                     predicted = self.mean("labels_predicted", **arm, ranking=OURS)
-                    cells = [label, checkpoint, title.split()[0], f"{predicted.mean:.0%}"]
+                    cells = [label, str(predicted.n), checkpoint, title.split()[0], f"{predicted.mean:.0%}"]
                     cells += [
                         format_estimate(self.mean("average_precision", **arm, ranking=name), 1.0, 3) for name in shown
                     ]
@@ -191,6 +191,8 @@ class Results:
         for optimizer in names:
             best, last = (common | {"checkpoint": name, "optimizer": optimizer} for name in CHECKPOINTS)
             lines.append(f"{optimizer}, sam-suspects, best minus last checkpoint: {self.compare(best, last)}.")
+            held_out = self.compare(last | {"part": "validation"}, last)
+            lines.append(f"{optimizer}, sam-suspects, last checkpoint, held-out minus training images: {held_out}.")
         for checkpoint in CHECKPOINTS if {"sgd", "sam"} <= {*names} else ():
             sgd, sam = (common | {"checkpoint": checkpoint, "optimizer": name} for name in ("sgd", "sam"))
             lines.append(f"sam-suspects, {checkpoint} checkpoints, SAM minus SGD: {self.compare(sam, sgd)}.")
@@ -216,12 +218,12 @@ def make_part(table: pd.DataFrame) -> str:
     lines = []
     for noise in runs["noise"].unique():
         rows = runs[(runs["noise"] == noise) & (runs["part"] == "train")]
-        seeds, first = rows["seed"].nunique(), rows.iloc[0]
+        first = rows.iloc[0]
         text = (
             f"Labels `{noise}` of CIFAR-10N: {first['images']:,} training images of 16x16 pixels, of which"
             f" {first['wrong']:,} ({first['wrong'] / first['images']:.0%}) have a wrong label, {first['model']},"
             f" {first['epochs']} epochs. Average precision, a random order has {first['wrong'] / first['images']:.2f};"
-            f" means over {seeds} seeds and 95% intervals (Student's t):"
+            f" means over n seeds and 95% intervals (Student's t):"
         )
         lines += [*textwrap.wrap(text, 120), "", *results.table_of(noise), "", *results.findings(noise), ""]
     text = (
