@@ -40,6 +40,10 @@ from sam_runner.config.validation import (
 )
 from sam_runner.utils.errors import InputError
 
+SelectionMetric = Literal[
+    "validation/accuracy", "validation/accuracy_top5", "validation/nll", "validation_ema/accuracy", "validation_ema/nll"
+]
+
 
 @dataclass(frozen=True)
 class CheckpointConfig:
@@ -75,12 +79,18 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "N ends the run after N evaluations without a higher accuracy on the validation set; its weights are then those"
-        " of the best epoch, also if it ends with the last epoch; null: off",
+        "N ends the run after N evaluations without a better early_stopping.metric; its weights are then those of the"
+        " best epoch, also if it ends with the last epoch; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run ends by the new patience",
         sets_length=True,
+        added_later=True,
+    )
+    metric: SelectionMetric = key(
+        "metric of the held-out images that chooses the best epoch, for the best checkpoint too: the highest accuracy"
+        " or the lowest negative log-likelihood (nll); validation_ema: that of the average of ema_decay",
+        "validation/accuracy",
         added_later=True,
     )
 

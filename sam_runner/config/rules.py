@@ -360,6 +360,15 @@ def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
         )
 
 
+def _check_selection_metric(config: "ExperimentConfig", _: set[str]) -> None:
+    metric = config.early_stopping.metric
+    if metric.startswith("validation_ema/") and config.ema_decay is None:
+        raise InputError(
+            f"early_stopping.metric={metric} needs a moving average of the weights\n"
+            f"  add ema_decay=0.999, or use {metric.replace('_ema', '')}"
+        )
+
+
 def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
     augment = config.augment
     if "augment.pad_mode" in typed and augment.pad == 0:
@@ -415,6 +424,7 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_normalisation,
     _check_download,
     _check_held_out_labels,
+    _check_selection_metric,
     _check_augment,
     _check_single_process,
 )

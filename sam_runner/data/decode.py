@@ -2,6 +2,7 @@
 
 import io
 import math
+import os
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ SUFFIXES = frozenset(
         ".pbm", ".pnm",
     }
 )  # fmt: skip
+FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of whole files, by Pillow's names
 
 
 class CropBox(NamedTuple):
@@ -58,6 +60,22 @@ def read_size(path: str | Path) -> tuple[int, int]:
     """
     with _report_unreadable(path), Image.open(path, formats=FORMATS) as opened:
         return opened.height, opened.width
+
+
+def check_image(path: str | Path) -> None:
+    """Check an image file by its header and its end, which is much cheaper than decoding it.
+
+    A JPEG or PNG file with another end may be truncated and is decoded. Damage within a file is not found.
+
+    Raises:
+        InputError: If the file cannot be read as an image; the message has its path.
+    """
+    with _report_unreadable(path), open(path, "rb") as file, Image.open(file, formats=FORMATS) as opened:
+        end = FILE_ENDS.get(opened.format or "", b"")
+        file.seek(-len(end), os.SEEK_END)
+        is_whole = file.read() == end
+    if not is_whole:
+        read_image(path)
 
 
 def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size: int) -> Tensor:

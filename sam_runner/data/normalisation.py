@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sam_runner.data.decode import centre_crop_box, read_crop
 from sam_runner.data.image_sets import ArraySet, Images, ImageSet
+from sam_runner.data.reading import describe_faults
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
 from sam_runner.utils.hardware import count_usable_cores
@@ -75,7 +76,7 @@ class Normalisation:
         A set of more than `MAX_STATISTICS_BYTES` of pixels is represented by a fixed sample of `SAMPLE_SIZE` images.
 
         Raises:
-            InputError: If an image cannot be read; the message has its path.
+            InputError: If images cannot be read; the message has the first ten of them.
         """
         if isinstance(train, ArraySet):
             return Normalisation.from_arrays(train.inputs)
@@ -175,10 +176,20 @@ def _count_levels(images_NCHW: Tensor) -> Tensor:
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
 def _from_files(root: Path, paths: tuple[str, ...], image_size: int, eval_crop_ratio: float) -> Normalisation:
     choose_box = partial(centre_crop_box, fraction=eval_crop_ratio)
+    faults: list[str] = []
 
     def count(part: Sequence[str]) -> Tensor:
-        return _count_levels(torch.stack([read_crop(root / path, choose_box, image_size) for path in part]))
+        images = []
+        for path in part:
+            try:
+                images.append(read_crop(root / path, choose_box, image_size))
+            except InputError as error:
+                faults.append(str(error))
+        return _count_levels(torch.stack(images)) if images else torch.zeros(3, 256, dtype=torch.int64)
 
     tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
     with ThreadPoolExecutor(count_usable_cores()) as pool:
-        return Normalisation.from_counts(torch.stack(list(pool.map(count, tasks))).sum(0))
+        counts = torch.stack(list(pool.map(count, tasks))).sum(0)
+    if faults:
+        raise describe_faults(sorted(faults), len(paths))
+    return Normalisation.from_counts(counts)

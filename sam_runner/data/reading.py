@@ -1,9 +1,9 @@
-"""Decode image files into memory, in parallel, with all files that cannot be used in one message."""
+"""Decode image files into memory, or check those on disk, in parallel; one message has all that cannot be used."""
 
 import contextlib
 import logging
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from functools import lru_cache, partial
 from importlib.metadata import version
@@ -15,17 +15,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_runner.data.decode import centre_crop_box, read_crop, read_image, read_size
+from sam_runner.data.decode import centre_crop_box, check_image, read_crop, read_image, read_size
 from sam_runner.data.file_cache import choose_cache
-from sam_runner.data.image_sets import ImageSet, UnreadImages, make_image_set
+from sam_runner.data.image_sets import ImageFiles, ImageSet, UnreadImages, make_image_set
 from sam_runner.utils.console import is_main_process
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.hardware import count_usable_cores
+from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
 SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
 IMAGES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
 MAX_BYTES = 8 << 30  # pixels kept in memory
 MAX_LISTED = 10  # faults in a message; the log has all of them
+MAX_CHECKED = 100_000  # files on disk that are checked before training
 CACHE_FORMAT = 1  # to be raised when the same files are decoded to other pixels
 Request = tuple[Path, tuple[str, ...], int, float]  # root, paths, image_size, eval_crop_ratio
 
@@ -52,6 +55,35 @@ def read_sets(parts: tuple[UnreadImages, ...]) -> list[ImageSet]:
         for pixels, part in zip(images, parts, strict=True)
     ]
     return [found.with_labels(part.labels) for found, part in zip(sets, parts, strict=True)]
+
+
+def check_files(parts: Sequence[ImageFiles]) -> None:
+    """Check files that are decoded during training, so that those that cannot be read are known before it.
+
+    Of more than `MAX_CHECKED` files, `MAX_CHECKED` are checked: the same random ones in every run. See `check_image`
+    for what is found; the other faults end the run when the image is decoded.
+
+    Raises:
+        InputError: If files cannot be read. The message has the first ten of them, the log all.
+    """
+    _check_all(tuple((part.root, part.paths) for part in parts))
+
+
+@lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
+def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
+    places = [(number, index) for number, (_, paths) in enumerate(sets) for index in range(len(paths))]
+    num_files = len(places)
+    if num_files > MAX_CHECKED:
+        chosen = torch.randperm(num_files, generator=make_generator(0, "checked files"))[:MAX_CHECKED].sort().values
+        places = [places[position] for position in chosen.tolist()]
+        log.info(
+            "%s of %s image files are checked; the others when they are decoded", f"{MAX_CHECKED:,}", f"{num_files:,}"
+        )
+    faults: dict[Path, str] = {}
+    files = [sets[number][0] / sets[number][1][index] for number, index in places]
+    _for_each(files, check_image, count_usable_cores(), "files", faults)
+    if faults:
+        raise describe_faults([faults[path] for path in sorted(faults)], len(files))
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
@@ -139,7 +171,7 @@ def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
             )
     images = [_decode_set(request, workers, faults) for request in requests]
     if faults:
-        raise _describe_faults(list(faults.values()), num_images)
+        raise describe_faults(list(faults.values()), num_images)
     return images
 
 
@@ -202,8 +234,13 @@ def _for_each(
         pool.shutdown(cancel_futures=True)
 
 
-def _describe_faults(messages: list[str], num_images: int) -> InputError:
-    """Return one error for all faults: the whole message of a single one, the first lines of several."""
+def describe_faults(messages: Sequence[str], num_images: int) -> InputError:
+    """Return one error for all faults: the whole message of a single one, the first lines of several.
+
+    Args:
+        messages: What is wrong with each image, at least one; further lines are what to do.
+        num_images: Number of images that were looked at.
+    """
     if len(messages) == 1:
         return InputError(messages[0])
     hints = dict.fromkeys(line for message in messages for line in message.splitlines()[1:])

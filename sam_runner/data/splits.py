@@ -12,9 +12,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from sam_runner.data.image_sets import Images, ImageSet, UnreadImages
+from sam_runner.data.image_sets import ImageFiles, Images, ImageSet, UnreadImages
 from sam_runner.data.noise import NoiseNeeds
-from sam_runner.data.reading import read_sets
+from sam_runner.data.reading import check_files, read_sets
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed, make_generator
 
@@ -35,7 +35,12 @@ class Splits:
         return replace(self, train=self.train.with_labels(labels))
 
     def read(self) -> "Splits":
-        """Return the same sets, with the images decoded that are to be in memory; see `reading.read_sets`."""
+        """Return the same sets, with the images decoded that are to be in memory; files that stay on disk are checked.
+
+        Raises:
+            InputError: See `reading.read_sets` and `reading.check_files`.
+        """
+        check_files([part for part in vars(self).values() if type(part) is ImageFiles])
         parts = {name: part for name, part in vars(self).items() if isinstance(part, UnreadImages)}
         return replace(self, **dict(zip(parts, read_sets(tuple(parts.values())), strict=True)))
 

@@ -54,7 +54,11 @@ def find_suspects(folders: Sequence[Path], which: str, device: str | None = None
     Raises:
         InputError: If a run cannot be used, or the training sets differ.
     """
-    predictions = predict_split(folders, "train", which, device)
+    return rank_examples(predict_split(folders, "train", which, device))
+
+
+def rank_examples(predictions: Predictions) -> Suspects:
+    """Rank examples by the probability that the mean of the runs gives to their label, the smallest first."""
     labels = predictions.examples.labels
     self_confidence = predictions.log_probabilities.gather(1, labels[:, None])[:, 0].exp()
     return Suspects(predictions, self_confidence, self_confidence.argsort(stable=True))

@@ -250,6 +250,12 @@ class Report:
         tag = f"best/{self.metric}"
         return values_by_seed(self.runs, tag) if tag in self.runs else None
 
+    @property
+    def early_metrics(self) -> str:
+        """The metrics of held-out images that chose the epochs of early stopping, e.g. ``validation/accuracy``."""
+        chosen = {str(run.result.get("selected_by")) for run in self.records if run.best_metrics}
+        return " or ".join(sorted(chosen))
+
     def cost_ratio(self, group: int, base: int) -> float:
         """Return the gradient evaluations of a group relative to another's; NaN where they are unknown."""
         costs = self.costs["cost"]

@@ -207,8 +207,8 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
       ``peak_memory_bytes``;
     - ``fingerprint``;
     - the metrics at the end of training, by name; accuracies are fractions in [0, 1];
-    - ``best/...``, the metrics of the three sets at the epoch with the best validation accuracy (early stopping), where
-      images were held out.
+    - ``best/...``, the metrics of the three sets at the epoch of early stopping (the best one by
+      ``early_stopping.metric``), where images were held out.
 
     A run without an entry has NaN or None there: a setting of another option, the metrics of a run that has not
     finished, the costs of a run of an earlier version.

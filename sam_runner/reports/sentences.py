@@ -75,7 +75,7 @@ def _describe_early_stopping(report: "Report", group: int, base: int) -> list[st
     tag = f"best/{report.metric}"
     means = [f"{report.labels[arm]}: {_describe_mean(report, arm, tag)}" for arm in (group, base)]
     judgement = _judge_difference(report, group, difference)
-    return [f"With early stopping (epoch of the best validation/accuracy), {'; '.join(means)}. {judgement}"]
+    return [f"With early stopping (epoch of the best {report.early_metrics}), {'; '.join(means)}. {judgement}"]
 
 
 def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
@@ -167,7 +167,10 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         terms.append(("rho", f"{RHO}; - is a run without SAM"))
     if "early stopping" in columns:
         terms.append(
-            ("early stopping", f"{report.metric} at the epoch with the best validation/accuracy; all else: last epoch")
+            (
+                "early stopping",
+                f"{report.metric} at the epoch with the best {report.early_metrics}; all else: last epoch",
+            )
         )
     if report.baseline is not None:
         pairs = sorted({difference.n for _, difference in report.differences.values()})

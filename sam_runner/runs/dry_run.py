@@ -168,7 +168,7 @@ def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: S
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
     steps = f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}"
     if run.patience is not None:
-        steps += f"; ends after {run.patience} evaluations without a higher validation accuracy"
+        steps += f"; ends after {run.patience} evaluations without a better {run.selected_by}"
     rows = {
         "data": f"{config.data.target}: {describe_data(run)}{remark}",
         "model": f"{config.model.target}: {num_parameters:,} parameters, {forward / 1e6:,.1f} MFLOPs forward per image",

@@ -94,9 +94,9 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
 
     Args:
         folder: The run folder.
-        which: "last", or "best" for the highest validation accuracy; without a validation set "best" is the checkpoint
-            of the latest evaluated epoch; or a name from `checkpoint_names`. A finished run with early stopping has the
-            weights of its best epoch, so "last" is its best checkpoint.
+        which: "last", or "best" for the best epoch by ``early_stopping.metric``; without a validation set "best" is the
+            checkpoint of the latest evaluated epoch; or a name from `checkpoint_names`. A finished run with early
+            stopping has the weights of its best epoch, so "last" is its best checkpoint.
         device: Device to use instead of the device in the run's settings, or None.
         plain_training_set: Load every training image, without augmentation.
 

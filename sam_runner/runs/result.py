@@ -30,7 +30,7 @@ def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "
         "best": progress.best_metrics,
         "best_epoch": progress.best_epoch,
         "stopped_early": run.patience is not None and progress.evaluations_since_best >= run.patience,
-        "selected_by": "validation/accuracy" if "validation" in run.evaluations else "last epoch",
+        "selected_by": run.selected_by or "last epoch",
         "images_per_second": progress.num_images / progress.training_seconds,
         "gradient_evaluations": progress.gradient_evaluations,
         "images_forward": round(progress.images_forward),

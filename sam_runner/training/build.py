@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
-from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.experiment import EarlyStoppingConfig, ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
 from sam_runner.config.optimizer import MomentumSamConfig, OptimizerConfig
 from sam_runner.data.image_sets import ArraySet, ImageFiles, Images
@@ -161,9 +161,16 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
 
 
 def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
-    if config.early_stopping.patience is not None and splits.validation is None:
+    """Refuse early stopping, or a metric that chooses the best epoch, where the data have no such metric."""
+    patience, metric = config.early_stopping.patience, config.early_stopping.metric
+    is_chosen = metric != EarlyStoppingConfig.metric
+    if splits.validation is None and (patience is not None or is_chosen):
+        name = f"early_stopping.metric={metric}" if is_chosen else "early_stopping.patience"
+        raise InputError(f"{name} needs held-out images, which choose the best epoch\n  add data.val_fraction=0.1")
+    if metric.endswith("/accuracy_top5") and len(splits.train.classes) <= 5:
         raise InputError(
-            "early_stopping.patience needs held-out images, which choose the best epoch\n  add data.val_fraction=0.1"
+            f"early_stopping.metric={metric} needs more than five classes, the data have {len(splits.train.classes)}\n"
+            "  use validation/accuracy or validation/nll"
         )
 
 
@@ -525,6 +532,7 @@ def build_run(
         log_every=config.log_every,
         eval_every=config.eval_every,
         patience=config.early_stopping.patience,
+        metric=config.early_stopping.metric,
         ema=averaged,
         skip_nonfinite=config.on_nonfinite == "skip",
         data_digest=splits.digest(),

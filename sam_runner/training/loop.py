@@ -18,7 +18,7 @@ from sam_runner.sam.batch import Batch
 from sam_runner.sam.step import CHECKED, SamStep, StepStats
 from sam_runner.training.checkpoints import CheckpointSchedule
 from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
-from sam_runner.training.metrics import SUMS, TrainMeter, count_pairs, train_metrics
+from sam_runner.training.metrics import SUMS, TrainMeter, count_pairs, is_better, train_metrics
 from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix, draw_image_grid
 from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
 from sam_runner.training.telemetry import measure_step
@@ -70,7 +70,7 @@ def fit(
                 save_schedule.restart()
         if progress.batch == 0 and progress.evaluated_epoch < progress.epoch:  # `epochs` was reduced when resuming
             _require_finite(values := evaluate(run, None, stop), f"after epoch {progress.epoch}")
-            is_best = _record_evaluation(progress, values, has_validation="validation" in run.evaluations)
+            is_best = _record_evaluation(progress, values, run.selected_by)
             save_checkpoint(run, outputs, progress, is_best=is_best, at_epoch_end=True)
     except RunInterrupt as stopped:
         if progress.step > saved_step:  # otherwise the checkpoint of this step exists
@@ -79,8 +79,8 @@ def fit(
         raise
     if run.stops_early(progress):
         log.info(
-            "early_stopping.patience=%d: ended after epoch %d, the validation accuracy was best after epoch %d",
-            run.patience, progress.epoch, progress.best_epoch,
+            "early_stopping.patience=%d: ended after epoch %d, %s was best after epoch %d",
+            run.patience, progress.epoch, run.selected_by, progress.best_epoch,
         )  # fmt: skip
     return progress
 
@@ -198,13 +198,12 @@ def _end_epoch(
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.epoch_sums = {}
     outputs.loggers.scalars(progress.step, progress.epoch, values)
-    has_validation = "validation" in run.evaluations
-    is_best = must_evaluate and _record_evaluation(progress, values, has_validation=has_validation)
+    is_best = must_evaluate and _record_evaluation(progress, values, run.selected_by)
     log.info("%s", _format_epoch(run, progress, values))
     last = last or run.stops_early(progress)
     for picture in pictures if last else ():
         outputs.loggers.image("test/confusion", picture, progress.step)
-    must_save = last or (is_best and has_validation) or outputs.checkpoints.keeps_epoch(progress.epoch)
+    must_save = last or (is_best and run.selected_by is not None) or outputs.checkpoints.keeps_epoch(progress.epoch)
     if must_save or run.context.all_reduce_max(save_schedule.should_save_at_epoch_end())[0]:
         save_checkpoint(run, outputs, progress, is_best=is_best, at_epoch_end=True)
         return True
@@ -282,14 +281,14 @@ def _nonfinite_error(name: str, when: str) -> TrainingError:
     )
 
 
-def _record_evaluation(progress: Progress, values: dict[str, float], *, has_validation: bool) -> bool:
+def _record_evaluation(progress: Progress, values: dict[str, float], selected_by: str | None) -> bool:
     """Store the metrics of an evaluated epoch and return whether it is the best so far.
 
-    Only the validation set decides, never the test set.
+    `Run.selected_by` decides, which is a metric of the validation set, never of the test set.
     """
     progress.last_metrics, progress.evaluated_epoch = dict(values), progress.epoch
-    tag = "validation/accuracy"
-    if has_validation and progress.best_metrics and values[tag] <= progress.best_metrics[tag]:
+    best = progress.best_metrics
+    if selected_by and best and not is_better(selected_by, values[selected_by], best[selected_by]):
         progress.evaluations_since_best += 1
         return False
     progress.evaluations_since_best = 0

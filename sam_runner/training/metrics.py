@@ -143,6 +143,11 @@ def _sum_metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return sums
 
 
+def is_better(tag: str, value: float, other: float) -> bool:
+    """Return whether a value of an accuracy is higher than another one, or of a negative log-likelihood lower."""
+    return value < other if tag.endswith("/nll") else value > other
+
+
 def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Tensor:
     """Compute the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
 

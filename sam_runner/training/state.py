@@ -39,8 +39,9 @@ class Run:
         max_steps: Number of steps after which training ends, also within an epoch.
         log_every: Number of steps between two rows of training metrics.
         eval_every: Number of epochs between two evaluations; the last epoch is always evaluated.
-        patience: Number of evaluations without a higher validation accuracy after which training ends, or None. With
-            it the run has the weights of its best epoch.
+        patience: Number of evaluations without a better epoch after which training ends, or None. With it the run has
+            the weights of its best epoch.
+        metric: Tag of the evaluated metric that chooses the best epoch, e.g. ``validation/accuracy``.
         ema: Exponential moving average of the weights, or None.
         skip_nonfinite: Whether a step whose loss or gradient is not finite is skipped and counted; otherwise it ends
             the run.
@@ -61,11 +62,17 @@ class Run:
     log_every: int
     eval_every: int = 1
     patience: int | None = None
+    metric: str = "validation/accuracy"
     ema: AveragedModel | None = None
     skip_nonfinite: bool = False
     data_digest: str = ""
     context: DistributedContext = SINGLE_PROCESS
     telemetry: Telemetry = OFF
+
+    @property
+    def selected_by(self) -> str | None:
+        """Tag of the metric that chooses the best epoch; None without a validation set."""
+        return self.metric if "validation" in self.evaluations else None
 
     def final_metrics(self, progress: "Progress") -> dict[str, float]:
         """Return the metrics of the weights that the run has at its end, by tag."""
@@ -119,8 +126,8 @@ class Progress:
             `sam_runner.utils.memory.measure_peak_memory`.
         peak_memory_of: Memory of what: ``cuda`` or ``process``.
         last_metrics: Metrics of the latest evaluated epoch by tag.
-        best_metrics: Metrics of the epoch with the highest validation accuracy; without a validation set those of the
-            latest evaluated epoch.
+        best_metrics: Metrics of the best epoch by `Run.selected_by`; without a validation set those of the latest
+            evaluated epoch.
         evaluated_epoch: Number of the latest evaluated epoch, from 1; 0 if there is none.
         best_epoch: Number of the epoch of `best_metrics`, from 1; 0 if there is none.
         evaluations_since_best: Number of evaluations after that of `best_epoch`.

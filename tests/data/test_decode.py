@@ -13,7 +13,15 @@ from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import RandomResizedCrop
 
 from sam_runner.data import decode
-from sam_runner.data.decode import CropBox, centre_crop_box, crop_and_resize, random_crop_box, read_crop, read_image
+from sam_runner.data.decode import (
+    CropBox,
+    centre_crop_box,
+    check_image,
+    crop_and_resize,
+    random_crop_box,
+    read_crop,
+    read_image,
+)
 from sam_runner.utils.errors import InputError
 
 SIDES = st.integers(1, 40)
@@ -53,6 +61,29 @@ def test_the_reason_of_a_broken_jpeg_is_short(tmp_path):
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(InputError, match=r"broken\.jpg cannot be read as an image: Image is incomplete or truncated\n"):
         read_image(path)
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png", "gif", "bmp"])
+def test_a_check_accepts_whole_files_without_decoding_and_files_with_further_bytes(tmp_path, suffix, monkeypatch):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(smooth_pixels(61, 43)).save(path)
+    decoded = []
+    monkeypatch.setattr(decode, "read_image", lambda path: decoded.append(path) or read_image(path))
+    check_image(path)
+    assert decoded == []
+    path.write_bytes(path.read_bytes() + b"a note of the camera")
+    check_image(path)
+    assert decoded == ([path] if suffix in ("jpg", "png") else [])
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "png"])
+@pytest.mark.parametrize("left", [0.0, 0.01, 0.5, 0.9])
+def test_a_check_finds_truncated_files(tmp_path, suffix, left):
+    path = tmp_path / f"image.{suffix}"
+    Image.fromarray(smooth_pixels(61, 43)).save(path)
+    path.write_bytes(path.read_bytes()[: round(left * path.stat().st_size)])
+    with pytest.raises(InputError, match=rf"^{path} cannot be read as an image: "):
+        check_image(path)
 
 
 @pytest.mark.parametrize("factor", [1, 1.9, 2, 3.5, 4, 9])

@@ -1,5 +1,6 @@
 """Image files that are read into memory: which ones, what is said of those that cannot be read, and the cache."""
 
+import itertools
 import logging
 import os
 import subprocess
@@ -9,17 +10,21 @@ from functools import partial
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from sam_runner.data import noise, reading
 from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.normalisation import Normalisation
 from sam_runner.data.splits import prepare_splits
 from sam_runner.utils.errors import InputError
 from tests.data.datasets.test_image_folder import nhwc_pixels, random_pixels, write_classes, write_image
+from tests.helpers import invoke
 
 
 @pytest.fixture(autouse=True)
 def _no_sets_of_other_tests():
     reading._read_all.cache_clear()
+    reading._check_all.cache_clear()
 
 
 @pytest.fixture
@@ -195,6 +200,90 @@ def test_processes_that_fill_a_cache_at_once_read_the_same(tmp_path):
     assert printed == {image_folder(root=str(tmp_path / "set")).read().digest() + "\n"}
     assert not list((tmp_path / "cache").glob("*.tmp.*"))
     assert len(list((tmp_path / "cache").glob("images-*.pt"))) == 2
+
+
+def write_photos(root, num_images=6):
+    """Images of 40x40 pixels, (root/train and root/test)/(a and b); half of them JPEG, half PNG."""
+    for part, name, number in itertools.product(("train", "test"), "ab", range(num_images)):
+        (root / part / name).mkdir(parents=True, exist_ok=True)
+        suffix = "jpg" if number % 2 else "png"
+        Image.fromarray(random_pixels(number, 40, 40)).save(root / part / name / f"{number}.{suffix}")
+    return root
+
+
+def damage(path, kind):
+    """Make an image file unreadable; "within" leaves its header and its end."""
+    content = path.read_bytes()
+    middle = len(content) // 2
+    flipped = bytes(byte ^ 255 for byte in content[middle : middle + 20])
+    contents = {
+        "empty": b"",
+        "text": b"no image",
+        "truncated": content[:middle],
+        "within": content[:middle] + flipped + content[middle + 20 :],
+    }
+    path.write_bytes(contents[kind])
+
+
+def test_files_that_stay_on_disk_are_checked_before_training_with_one_message(tmp_path, monkeypatch, capsys):
+    root = write_photos(tmp_path / "set")
+    kinds = {
+        "train/a/0.png": "truncated",
+        "train/b/1.jpg": "truncated",
+        "train/b/3.jpg": "empty",
+        "test/a/2.png": "text",
+    }
+    for name, kind in kinds.items():
+        damage(root / name, kind)
+    words = [f"data.root={root}", "data.image_size=8", "data.storage=disk", "data.num_workers=0", "device=cpu"]
+    done = invoke(monkeypatch, capsys, tmp_path, "data=image_folder", *words, "batch_size=2", "run_dir=run")
+    assert done.returncode == 2
+    assert "4 of 24 images cannot be used:" in done.stderr
+    assert all(done.stderr.count(f"{root / name} cannot be read as an image") == 1 for name in kinds)
+    assert done.stderr.count("remove it or replace it") == 1
+    assert "epoch" not in done.stdout and not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
+def test_images_that_are_damaged_within_are_in_one_message_if_the_statistics_need_them(tmp_path):
+    root = write_photos(tmp_path)
+    for name in ("train/a/0.png", "train/b/4.png", "test/a/0.png"):
+        damage(root / name, "within")
+    splits = image_folder(root=str(root), image_size=8, storage="disk").read()  # header and end are in order
+    with pytest.raises(InputError) as caught:
+        Normalisation.from_set(splits.train)
+    first, *lines = str(caught.value).splitlines()
+    assert first == "2 of 12 images cannot be used:"
+    assert [line.split()[0] for line in lines[:2]] == [str(root / "train/a/0.png"), str(root / "train/b/4.png")]
+
+
+def test_only_the_files_of_a_run_are_checked(tmp_path):
+    root = write_photos(tmp_path, 20)
+    options = {"root": str(root), "image_size": 8, "storage": "disk"}
+    used = prepare_splits(image_folder(**options), noise.none, needs="labels", seed=0, train_fraction=0.25).train
+    bad = next(path for path in image_folder(**options).train.paths if path not in used.paths)
+    damage(root / bad, "empty")
+    again = prepare_splits(image_folder(**options), noise.none, needs="labels", seed=0, train_fraction=0.25).train
+    assert again.paths == used.paths
+    reading._check_all.cache_clear()
+    with pytest.raises(InputError, match=f"{bad} cannot be read as an image: it is empty"):
+        image_folder(**options).read()
+
+
+def test_of_very_many_files_the_same_part_is_checked_in_every_run(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    monkeypatch.setattr(reading, "MAX_CHECKED", 10)
+    splits = image_folder(root=str(write_photos(tmp_path)), image_size=8, storage="disk")
+    seen, check = [], reading.check_image
+    monkeypatch.setattr(reading, "check_image", lambda path: seen.append(path) or check(path))
+    parts = []
+    for _ in range(2):
+        reading._check_all.cache_clear()
+        splits.read()
+        parts.append(sorted(seen))
+        seen.clear()
+    assert parts[0] == parts[1] and len(set(parts[0])) == 10
+    assert {path.relative_to(tmp_path).parts[0] for path in parts[0]} == {"train", "test"}
+    assert "10 of 24 image files are checked" in caplog.text
 
 
 def test_true_is_the_cache_of_the_user(tmp_path, monkeypatch):

@@ -2,6 +2,7 @@
 
 import contextlib
 import gc
+import itertools
 import multiprocessing
 import subprocess
 import sys
@@ -155,14 +156,21 @@ def test_an_error_keeps_nothing_alive(damaged):
 
 
 @pytest.mark.dist
-def test_a_run_with_workers_ends_after_an_error(damaged, tmp_path):
-    splits, broken = damaged
+def test_a_run_with_workers_ends_after_an_error(tmp_path):
+    for name, index in itertools.product("ab", range(4)):
+        (tmp_path / "set" / name).mkdir(parents=True, exist_ok=True)
+        Image.fromarray(smooth_pixels(40, 40)).save(tmp_path / "set" / name / f"{index}.png")
+    for broken in (tmp_path / "set").rglob("*.png"):  # within: the check before training does not find it
+        content = broken.read_bytes()
+        broken.write_bytes(content[:-40] + bytes(byte ^ 255 for byte in content[-40:-20]) + content[-20:])
     done = command(
-        "data=image_folder", f"data.root={splits.train.root}", "data.image_size=8", "data.storage=disk",
-        "data.num_workers=2", "data.test_fraction=0.25", "batch_size=2", "device=cpu", "run_dir=run", cwd=tmp_path,
+        "data=image_folder", f"data.root={tmp_path / 'set'}", "data.image_size=8", "data.storage=disk",
+        "data.normalisation=imagenet", "data.num_workers=2", "data.test_fraction=0.25", "batch_size=2", "device=cpu",
+        "run_dir=run", cwd=tmp_path,
     )  # fmt: skip
     assert done.returncode == 2
-    assert f"{broken} cannot be read" in done.stderr
+    assert ".png cannot be read as an image" in done.stderr
+    assert (tmp_path / "run" / "config.yaml").exists()  # the error came during training
     assert "Traceback" not in done.stderr
 
 

@@ -424,6 +424,10 @@ MUTANTS = {
          "data/test_loader.py::normalisation_equals"),
     ],
     "training.metrics": [
+        ("early stopping: an equal accuracy is better", "is_better", "value > other", "value >= other",
+         "training/test_early_stopping.py::counted_since"),
+        ("early stopping: the highest likelihood loss is the best", "is_better", "value < other", "value > other",
+         "training/test_early_stopping.py::lowest_likelihood"),
         ("ranks: norms count once a rank", "TrainMeter.add", "A.grad_norm * B", "A.grad_norm",
          "distributed/test_distributed.py::sums_of_ranks"),
         ("metrics: steps with one pass have sharpness 0", "TrainMeter.add", "A.gradient > 1", "A.gradient > 0",
@@ -471,8 +475,6 @@ MUTANTS = {
          "data/augment/test_mixing.py::cutmix_is_exact"),
     ],
     "training.loop": [
-        ("early stopping: an equal accuracy is better", "_record_evaluation", "A <= progress.best_metrics[B]",
-         "A < progress.best_metrics[B]", "training/test_early_stopping.py::counted_since"),
         ("early stopping: the best does not start the count anew", "_record_evaluation",
          "progress.evaluations_since_best = 0", "pass", "training/test_early_stopping.py::counted_since"),
         ("mixing: the loss takes the labels", "_train_step", "A.targets", "A.labels",
@@ -481,8 +483,6 @@ MUTANTS = {
          "run.step(A, B, progress.batch)", "sam/test_random_direction.py::trainer"),
         ("loop: the last epoch is not evaluated", "_end_epoch", "A or B % C == 0", "B % C == 0",
          "training/test_loop.py::eval_every"),
-        ("loop: the test set chooses", "_record_evaluation", "'validation/accuracy'", "'test/accuracy'",
-         "training/test_loop.py::only_the_validation"),
         ("telemetry: every step is measured", "_train_step", "progress.measured_step = A", "pass",
          "training/test_telemetry.py::same_bits"),
         ("resume: the place in the epoch", "_train_epoch", "A.epoch(B, start=C)", "A.epoch(B)",
@@ -542,6 +542,9 @@ MUTANTS = {
     "training.state": [
         ("early stopping: the run has its last weights", "Run.final_metrics", "self.patience is None", "True",
          "training/test_early_stopping.py::ends_by_the_rule"),
+        ("early stopping: the test set chooses", "Run.selected_by", "self.metric",
+         "self.metric.replace('validation', 'test')",
+         "training/test_early_stopping.py::chooses_the_best_checkpoint"),
         ("early stopping: one evaluation late", "Run.stops_early", "A >= self.patience", "A > self.patience",
          "training/test_early_stopping.py::ends_by_the_rule"),
         ("resume: the generator", "restore_state", "A.restore(B, C)", "pass",

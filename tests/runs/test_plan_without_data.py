@@ -20,6 +20,10 @@ FACTS = {  # (training images, classes, steps in all, parameters), by arithmetic
     "finetune_efficientnet_b7": (2_040, 102, 5_000, None),
     "label_noise": (50_000, 10, 200 * (50_000 // 256), None),
 }
+TOTALS = {  # images of all splits, as the pages of the sets give them
+    "cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289, "svhn_extra": 630_420, "fashion_mnist": 70_000,
+    "aircraft": 10_000, "birdsnap": 49_829, "cars": 16_185, "flowers": 8_189, "food101": 101_000, "pets": 7_349,
+}  # fmt: skip
 
 
 def plan(monkeypatch, capsys, folder, *words):
@@ -46,6 +50,11 @@ def test_every_experiment_has_a_plan_without_data(name, tmp_path, monkeypatch, c
         assert f" {classes} classes" in rows["data"]
         assert rows["steps"].startswith(f"{steps:,} in all")
         assert parameters is None or f": {parameters:,} parameters" in rows["model"]
+
+
+@pytest.mark.parametrize("name", TOTALS)
+def test_training_and_test_images_add_up_to_the_published_total(name):
+    assert SIZES[name].train + SIZES[name].test == TOTALS[name]
 
 
 def test_the_set_of_a_row_of_table_3_is_found(tmp_path, monkeypatch, capsys):

@@ -1,16 +1,20 @@
-"""Early stopping by the validation accuracy: where a run ends, with which weights, and how it continues."""
+"""Early stopping by a metric of the validation set: where a run ends, with which weights, and how it continues."""
 
 import json
 import os
 import signal
+from typing import get_args
 
 import pytest
 import torch
 
 from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.config.experiment import SelectionMetric
+from sam_runner.reports.aggregate import ranking_sign
 from sam_runner.runs.load import restore_run
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.training.metrics import is_better
 from sam_runner.training.state import Progress
 from tests.helpers import TINY, config_of, invoke, train_tiny
 from tests.training.test_loop import equal_values, load_state, read_rows
@@ -20,6 +24,7 @@ HARD = (
     "precision=fp32", "model.dropout=0.3",
 )  # fmt: skip
 PATIENCE = 3
+MILD = (*HARD, "noise.rate=0.2", "epochs=20")  # accuracy and likelihood are best after different epochs
 
 
 def find_end(accuracies, patience):
@@ -43,7 +48,7 @@ def test_evaluations_are_counted_since_the_first_of_the_best():
     progress, counts = Progress(), []
     for epoch, accuracy in enumerate((0.5, 0.4, 0.6, 0.6, 0.55, 0.7, 0.7, 0.1), 1):
         progress.epoch = epoch
-        loop._record_evaluation(progress, {"validation/accuracy": accuracy}, has_validation=True)
+        loop._record_evaluation(progress, {"validation/accuracy": accuracy}, "validation/accuracy")
         counts.append((progress.evaluations_since_best, progress.best_epoch))
     assert counts == [(0, 1), (1, 1), (0, 3), (1, 3), (2, 3), (0, 6), (1, 6), (2, 6)]
 
@@ -118,7 +123,7 @@ def test_a_killed_run_stops_at_the_same_epoch_with_the_same_bits(where, stopped,
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert done.returncode == 0, done.stderr
     best = read_result(stopped)["best_epoch"]
-    assert f"ended after epoch {last}, the validation accuracy was best after epoch {best}\n" in done.stdout
+    assert f"ended after epoch {last}, validation/accuracy was best after epoch {best}\n" in done.stdout
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (stopped / "metrics.jsonl").read_bytes()
     result, expected = read_result(tmp_path / "run"), read_result(stopped)
     for name in ("epoch", "step", "final", "best", "best_epoch", "stopped_early", "fingerprint"):
@@ -167,7 +172,7 @@ def test_without_held_out_images_it_is_refused(tmp_path, monkeypatch, capsys):
 def test_the_plan_says_that_the_run_may_end_early(tmp_path, monkeypatch, capsys):
     words = [*TINY, "data.val_fraction=0.25", "early_stopping.patience=4", "dry_run=true"]
     assert (
-        "ends after 4 evaluations without a higher validation accuracy"
+        "ends after 4 evaluations without a better validation/accuracy"
         in invoke(monkeypatch, capsys, tmp_path, *words).stdout
     )
 
@@ -180,12 +185,94 @@ def test_a_run_without_early_stopping_has_the_fingerprint_of_earlier_versions():
 def test_a_run_of_an_earlier_version_can_be_continued(tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", "optimizer=sam")
     config = (folder / "config.yaml").read_text()
-    older = config.replace("early_stopping:\n  patience: null\n", "")
+    older = config.replace("early_stopping:\n  patience: null\n  metric: validation/accuracy\n", "")
     assert older != config
     (folder / "config.yaml").write_text(older)
     longer = invoke(monkeypatch, capsys, tmp_path, *TINY, "optimizer=sam", "epochs=3", f"run_dir={folder}")
     assert longer.returncode == 0, longer.stderr
     assert read_result(folder)["epoch"] == 3
+
+
+@pytest.mark.parametrize("metric", get_args(SelectionMetric))
+def test_reports_and_training_agree_which_way_a_metric_is_better(metric):
+    higher = ranking_sign(metric) == 1
+    assert (is_better(metric, 2.0, 1.0), is_better(metric, 1.0, 2.0)) == (higher, not higher)
+    assert not is_better(metric, 1.0, 1.0)
+
+
+def test_the_lowest_likelihood_is_the_best_and_the_first_of_equal_ones():
+    progress, counts = Progress(), []
+    for epoch, nll in enumerate((0.9, 1.0, 0.7, 0.7, 0.6), 1):
+        progress.epoch = epoch
+        loop._record_evaluation(progress, {"validation/nll": nll, "validation/accuracy": nll}, "validation/nll")
+        counts.append((progress.evaluations_since_best, progress.best_epoch))
+    assert counts == [(0, 1), (1, 1), (0, 3), (1, 3), (0, 5)]
+
+
+@pytest.fixture(scope="module")
+def mild(tmp_path_factory):
+    return train_tiny(tmp_path_factory.mktemp("runs") / "mild", *MILD)
+
+
+def test_another_metric_ends_the_run_and_chooses_its_weights(mild, tmp_path, monkeypatch, capsys):
+    words = [f"early_stopping.patience={PATIENCE}", "early_stopping.metric=validation/nll"]
+    folder = train_tiny(tmp_path / "run", *MILD, *words)
+    rows = epoch_rows(mild)
+    last, best = find_end([-row["validation/nll"] for row in rows], PATIENCE)
+    assert (last, best) != find_end([row["validation/accuracy"] for row in rows], PATIENCE)  # else it shows nothing
+    result = read_result(folder)
+    assert (result["epoch"], result["best_epoch"], result["stopped_early"]) == (last, best, True)
+    assert result["selected_by"] == "validation/nll"
+    assert result["final"]["validation/nll"] == rows[best - 1]["validation/nll"]
+    assert CheckpointFolder(folder / "checkpoints").load_best()["progress"]["epoch"] == best
+    assert f"ended after epoch {last}, validation/nll was best after epoch {best}" in (folder / "run.log").read_text()
+    other = invoke(monkeypatch, capsys, tmp_path, *TINY, *MILD, words[0], f"run_dir={folder}")
+    assert other.returncode == 2 and "early_stopping.metric" in other.stderr
+    assert read_result(folder) == result
+
+
+def test_without_a_patience_the_metric_chooses_the_best_checkpoint(mild, tmp_path):
+    folder = train_tiny(tmp_path / "run", *MILD, "early_stopping.metric=validation/nll")
+    values = [row["validation/nll"] for row in epoch_rows(mild)]
+    best = 1 + values.index(min(values))
+    assert best != read_result(mild)["best_epoch"]  # that of the accuracy
+    result = read_result(folder)
+    assert (result["epoch"], result["best_epoch"]) == (20, best)
+    assert CheckpointFolder(folder / "checkpoints").load_best()["progress"]["epoch"] == best
+    assert (folder / "metrics.jsonl").read_bytes() == (mild / "metrics.jsonl").read_bytes()
+
+
+def test_the_average_of_the_weights_can_choose(tmp_path):
+    words = ("ema_decay=0.8", "early_stopping.metric=validation_ema/nll", "data.num_classes=7", "epochs=12")
+    folder = train_tiny(tmp_path / "run", *HARD, *words)
+    values = [row["validation_ema/nll"] for row in epoch_rows(folder)]
+    assert read_result(folder)["best_epoch"] == 1 + values.index(min(values))
+    top5 = train_tiny(tmp_path / "top5", *HARD, *words[2:], "early_stopping.metric=validation/accuracy_top5")
+    values = [row["validation/accuracy_top5"] for row in epoch_rows(top5)]
+    assert read_result(top5)["best_epoch"] == 1 + values.index(max(values))
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (("early_stopping.metric=validation/nl", "data.val_fraction=0.25"), ", ".join(get_args(SelectionMetric))),
+        (("early_stopping.metric=test/accuracy", "data.val_fraction=0.25"), "is not known\n  accepted: validation/"),
+        (("early_stopping.metric=validation/nll",), "early_stopping.metric=validation/nll needs held-out images"),
+        (
+            ("early_stopping.metric=validation_ema/nll", "data.val_fraction=0.25"),
+            "add ema_decay=0.999, or use validation/nll",
+        ),
+        (
+            ("early_stopping.metric=validation/accuracy_top5", "data.val_fraction=0.25"),
+            "needs more than five classes, the data have 4",
+        ),
+    ],
+)
+def test_a_metric_that_a_run_does_not_have_is_refused(words, expected, tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, *words, "run_dir=run")
+    assert done.returncode == 2
+    assert expected in done.stderr
+    assert not (tmp_path / "run").exists()
 
 
 def test_every_nth_epoch_is_kept(tmp_path):

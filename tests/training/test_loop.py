@@ -280,11 +280,11 @@ def test_only_the_validation_set_decides_which_epoch_is_the_best():
     for epoch, (validation, test) in enumerate([(0.5, 0.1), (0.4, 0.9), (0.5, 0.8), (0.6, 0.2)], 1):
         progress.epoch = epoch
         values = {"validation/accuracy": validation, "test/accuracy": test}
-        found.append(loop._record_evaluation(progress, values, has_validation=True))
+        found.append(loop._record_evaluation(progress, values, "validation/accuracy"))
     assert found == [True, False, False, True]
     assert (progress.best_epoch, progress.evaluated_epoch) == (4, 4)
-    assert not loop._record_evaluation(progress, values | {"test/accuracy": 1.0}, has_validation=True)
-    assert loop._record_evaluation(progress, {"test/accuracy": 0.0}, has_validation=False)
+    assert not loop._record_evaluation(progress, values | {"test/accuracy": 1.0}, "validation/accuracy")
+    assert loop._record_evaluation(progress, {"test/accuracy": 0.0}, None)
 
 
 def test_eval_every_leaves_evaluations_out(tmp_path):

@@ -10,8 +10,6 @@ from sam_runner.config.keys import REQUIRED
 from sam_runner.data.image_sets import ImageFiles, Images
 from sam_runner.data.splits import Splits
 
-TRANSFER = "Kornblith, Shlens and Le (CVPR 2019), Table 1"
-
 
 @dataclass(frozen=True)
 class PublishedSize:
@@ -22,7 +20,7 @@ class PublishedSize:
         train: Number of training images.
         test: Number of images of the set that is used for testing.
         classes: Number of classes.
-        source: Where the numbers are published.
+        source: Paper of the set. The comment at each set says where its numbers are published.
         channels: Channels of an image.
         side: Height and width in pixels; None if the images have several sizes.
     """
@@ -37,18 +35,29 @@ class PublishedSize:
 
 
 SIZES = {
+    # cs.toronto.edu/~kriz/cifar.html: 50,000 and 10,000 images of 32x32, both sets; 10 and 100 classes
     "cifar10": PublishedSize("CIFAR-10", 50_000, 10_000, 10, "Krizhevsky (2009)", side=32),
     "cifar100": PublishedSize("CIFAR-100", 50_000, 10_000, 100, "Krizhevsky (2009)", side=32),
+    # TFDS svhn_cropped 3.1.0: train 73,257, test 26,032, extra 531,131; 10 classes, 32x32
     "svhn": PublishedSize("SVHN", 73_257, 26_032, 10, "Netzer et al. (2011)", side=32),
     "svhn_extra": PublishedSize("SVHN with extra", 73_257 + 531_131, 26_032, 10, "Netzer et al. (2011)", side=32),
+    # keras.io/api/datasets/fashion_mnist: 60,000 and 10,000 grey images of 28x28, 10 classes
     "fashion_mnist": PublishedSize("Fashion-MNIST", 60_000, 10_000, 10, "Xiao et al. (2017)", channels=1, side=28),
+    # tensorflow/models, adv_imagenet_models/imagenet.py: train 1,281,167, validation (used for testing) 50,000
     "imagenet": PublishedSize("ImageNet", 1_281_167, 50_000, 1_000, "Russakovsky et al. (IJCV 2015)"),
-    "aircraft": PublishedSize("FGVC Aircraft", 6_667, 3_333, 100, TRANSFER),
-    "birdsnap": PublishedSize("Birdsnap", 47_386, 2_443, 500, TRANSFER),
-    "cars": PublishedSize("Stanford Cars", 8_144, 8_041, 196, TRANSFER),
-    "flowers": PublishedSize("Oxford 102 Flowers", 2_040, 6_149, 102, TRANSFER),
-    "food101": PublishedSize("Food-101", 75_750, 25_250, 101, TRANSFER),
-    "pets": PublishedSize("Oxford-IIIT Pets", 3_680, 3_369, 37, TRANSFER),
+    # The sets of the paper's Table 3 for fine-tuning. A validation split is part of the training images.
+    # torchvision FGVCAircraft: 10,000 images, 100 variants; mmpretrain FGVCAircraft: trainval 6,667, test 3,333
+    "aircraft": PublishedSize("FGVC Aircraft", 6_667, 3_333, 100, "Maji et al. (2013)"),
+    # readme of Birdsnap 1.1: 49,829 images of 500 species, test_images.txt lists 2,443; many links are dead now
+    "birdsnap": PublishedSize("Birdsnap", 49_829 - 2_443, 2_443, 500, "Berg et al. (CVPR 2014)"),
+    # torchvision StanfordCars, TFDS cars196: train 8,144, test 8,041; 196 classes
+    "cars": PublishedSize("Stanford Cars", 8_144, 8_041, 196, "Krause et al. (2013)"),
+    # TFDS oxford_flowers102 2.1.1: train 1,020, validation 1,020, test 6,149; 102 classes
+    "flowers": PublishedSize("Oxford 102 Flowers", 1_020 + 1_020, 6_149, 102, "Nilsback and Zisserman (2008)"),
+    # torchvision Food101: 101 classes with 750 training and 250 test images each
+    "food101": PublishedSize("Food-101", 101 * 750, 101 * 250, 101, "Bossard et al. (ECCV 2014)"),
+    # TFDS oxford_iiit_pet 4.0.0: train 3,680, test 3,669; 37 classes
+    "pets": PublishedSize("Oxford-IIIT Pets", 3_680, 3_669, 37, "Parkhi et al. (CVPR 2012)"),
 }
 
 
