@@ -23,13 +23,23 @@ def main() -> int:
 def status(arguments: list[str]) -> int:
     """Print how far some sweeps and runs are."""
     parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
-    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="folders of sweeps or runs")
+    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="sweeps, runs, or folders of them")
     for folder in parser.parse(arguments).folders:
-        is_sweep = (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
-        lines = describe_sweep(folder) if is_sweep else describe_run(folder)
-        for line in lines:
-            print(line)
+        inner = [] if _is_sweep(folder) or (folder / SETTINGS).is_file() else _list_inside(folder)
+        for found in inner or [folder]:
+            for line in describe_sweep(found) if _is_sweep(found) else describe_run(found):
+                print(line)
     return DONE
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
+
+
+def _list_inside(folder: Path) -> list[Path]:
+    """Return the sweeps and runs directly in a folder, by name; none if there is no such folder."""
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [found for found in inner if _is_sweep(found) or (found / SETTINGS).is_file()]
 
 
 def describe_sweep(folder: Path) -> Iterator[str]:

@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, messages, folders, start-up."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -164,6 +165,8 @@ BAD_INPUT = [
     (["optimizer=SAM"], "optimizer=SAM: there is no such option", "did you mean optimizer=sam?"),
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
+    (["telemetry=full"], "telemetry=full is no option", "telemetry.every, telemetry.curvature_epochs"),
+    (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]
 
@@ -192,6 +195,7 @@ def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, 
         (["batch_size=5000"], "batch_size=5000", "data.drop_last=false"),
         (["device=cuda:99"], "device=cuda:99", "device=cpu"),
         (["data=image_folder", "data.root=nowhere"], "data.root=nowhere", "<root>/train/<class>"),
+        (["data=image_folder", "data.root=.", "model.weights=gone.pt"], "gone.pt does not exist", "accepted: a file"),
         (["noise=relabelled", "noise.file=nowhere.npy"], "noise.file=nowhere.npy is not a file", "the path"),
         (["data=cifar10", "data.root=nowhere"], "looked for: cifar-10-batches-bin/", "(sha256 c4a38c50a1bc5f3a1c55"),
         (["model=resnet50"], "is for 3 channels, the images have 1", "or other data"),
@@ -419,6 +423,34 @@ def test_a_diverging_run_exits_with_one_and_says_why(tmp_path, monkeypatch, caps
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed"
     assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+    evaluated = invoke(monkeypatch, capsys, tmp_path, "run", entry=evaluate_command.main)
+    assert evaluated.returncode == 2
+    assert "has no checkpoint: the run failed: TrainingError: the " in evaluated.stderr
+    assert "sam-train config=run KEY=VALUE run_dir=NEW" in evaluated.stderr
+
+
+def test_a_run_with_a_huge_loss_is_said_to_have_diverged_once_and_at_its_end(tmp_path, monkeypatch, capsys):
+    words = ["lr=1000", "epochs=3", "precision=fp32"]
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, *words, "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"loss (\S+)", done.stdout)]
+    assert min(losses) > 100 * math.log(4)
+    lines = done.stdout.splitlines()
+    told = [number for number, line in enumerate(lines) if "the run has diverged" in line]
+    epochs = [number for number, line in enumerate(lines) if line.startswith("epoch ")]
+    assert told == [epochs[0] + 1, epochs[2] + 1]
+    fine = invoke(monkeypatch, capsys, tmp_path, *TINY, "epochs=2", "run_dir=fine")
+    assert "diverged" not in fine.stdout + fine.stderr
+
+
+def test_a_default_for_sgd_and_classes_for_cifar_are_remarked(tmp_path, monkeypatch, capsys):
+    adamw = ["optimizer=sam", "optimizer/base=adamw"]
+    remark = "lr=0.05 is the default for SGD; AdamW usually needs less, such as lr=0.001"
+    assert remark in invoke(monkeypatch, capsys, tmp_path, *TINY, *adamw, "run_dir=a").stdout
+    assert remark not in invoke(monkeypatch, capsys, tmp_path, *TINY, *adamw, "lr=0.05", "run_dir=b").stdout
+    words = ["data.num_classes=10", "noise=asymmetric", "noise.rate=0.5", "run_dir=c"]
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, *words)
+    assert "here it replaces 2 by 0, 3 by 5, 4 by 7, 5 by 3, 9 by 1 (noise=pair" in done.stdout, done.stdout
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):
