@@ -1,6 +1,7 @@
 """Rewrite errors of Hydra and OmegaConf: what was given, what is accepted and how to correct it."""
 
 import contextlib
+import os
 import re
 import shlex
 from pathlib import Path
@@ -206,6 +207,9 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     if missing in EXTRAS:
         return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
     lines = [f"{group}={name}: there is no such option"]
+    if group == "data" and Path(os.path.expanduser(name)).exists():
+        key = "image_list data.file" if Path(name).suffix == ".csv" else "image_folder data.root"
+        lines += [f"for this path: data={key}={name}"]
     close = find_close(name, known)
     lines += [f"did you mean {group}={close[0]}?"] if close else []
     chosen_by_files = group in ("experiment", "search", "debug")
