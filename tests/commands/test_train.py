@@ -166,6 +166,7 @@ BAD_INPUT = [
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
     (["data=/"], "data=/: there is no such option", "for this path: data=image_folder data.root=/"),
+    (["mine.yaml"], "cannot read the argument 'mine.yaml'", "config=mine.yaml"),
     (["telemetry=full"], "telemetry=full is no option", "telemetry.every, telemetry.curvature_epochs"),
     (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
@@ -377,6 +378,16 @@ def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, mon
     assert int(total[1]) == 4 * 6 + 4 * 12
     assert float(total[2]) == pytest.approx(4 * sum(flops), rel=0.01)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_sweep_of_a_file_with_a_run_dir(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("run_dir: mine\n" + "\n".join(word.replace("=", ": ") for word in TINY))
+    refused = invoke(monkeypatch, capsys, tmp_path, "-m", "config=mine.yaml", "seed=0,1", "sweep_name=s")
+    assert refused.returncode == 2 and "add run_dir=null" in refused.stderr
+    words = ["config=mine.yaml", "run_dir=null", "seed=0,1", "sweep_name=s"]
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *words)
+    assert done.returncode == 0 and "all 2 jobs finished" in done.stdout, done.stderr
+    assert not (tmp_path / "mine").exists()
 
 
 def test_cells_that_differ_only_in_an_unused_rho_are_run_once(tmp_path, monkeypatch, capsys):

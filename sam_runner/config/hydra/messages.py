@@ -167,6 +167,8 @@ def _describe_unreadable(override: str) -> str:
         with_colon = re.fullmatch(r"([\w./@]+):(.+)", override)
         if with_colon:
             return f"{message}\n  did you mean {with_colon[1]}={with_colon[2]}?"
+        if override.endswith((".yaml", ".yml")):
+            return f"{message}\n  for a file of settings: config={override}"
         is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", override)
         return f"{message}\n  a value is missing: {override}=..." if is_key else message
     if key != key.strip() or value != value.strip():
