@@ -71,8 +71,7 @@ class SweepCall:
             raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
         if "run_dir" in self._typed and select_value(config, "run_dir") is not None:
             raise InputError(
-                "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME\n"
-                "  where a file has a run_dir, add run_dir=null"
+                "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
             )
         for name in sorted({*self._typed, *hydra_guard.OF_WHOLE_SWEEP}):  # swept settings are checked in their jobs
             if name in config or "." in name:

@@ -382,8 +382,6 @@ def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, mon
 
 def test_a_sweep_of_a_file_with_a_run_dir(tmp_path, monkeypatch, capsys):
     (tmp_path / "mine.yaml").write_text("run_dir: mine\n" + "\n".join(word.replace("=", ": ") for word in TINY))
-    refused = invoke(monkeypatch, capsys, tmp_path, "-m", "config=mine.yaml", "seed=0,1", "sweep_name=s")
-    assert refused.returncode == 2 and "add run_dir=null" in refused.stderr
     words = ["config=mine.yaml", "run_dir=null", "seed=0,1", "sweep_name=s"]
     done = invoke(monkeypatch, capsys, tmp_path, "-m", *words)
     assert done.returncode == 0 and "all 2 jobs finished" in done.stdout, done.stderr
