@@ -165,7 +165,6 @@ BAD_INPUT = [
     (["optimizer=SAM"], "optimizer=SAM: there is no such option", "did you mean optimizer=sam?"),
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
-    (["data=/"], "data=/: there is no such option", "for this path: data=image_folder data.root=/"),
     (["mine.yaml"], "cannot read the argument 'mine.yaml'", "config=mine.yaml"),
     (["telemetry=full"], "telemetry=full is no option", "telemetry.every, telemetry.curvature_epochs"),
     (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
@@ -378,6 +377,20 @@ def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, mon
     assert int(total[1]) == 4 * 6 + 4 * 12
     assert float(total[2]) == pytest.approx(4 * sum(flops), rel=0.01)
     assert not list(tmp_path.iterdir())
+
+
+def test_a_path_as_the_data_is_answered_with_its_option(tmp_path, monkeypatch, capsys):
+    for name in ("photos", "saved"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "saved" / "dataset_info.json").write_text("{}")
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    for path, words in {
+        "photos": "data=image_folder data.root=photos",
+        "saved": "data=hugging_face data.root=saved",
+        "labels.csv": "data=image_list data.file=labels.csv",
+    }.items():
+        done = invoke(monkeypatch, capsys, tmp_path, f"data={path}")
+        assert done.returncode == 2 and f"for this path: {words}\n" in done.stderr, done.stderr
 
 
 def test_a_sweep_of_a_file_with_a_run_dir(tmp_path, monkeypatch, capsys):

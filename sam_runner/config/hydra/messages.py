@@ -209,9 +209,8 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     if missing in EXTRAS:
         return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
     lines = [f"{group}={name}: there is no such option"]
-    if group == "data" and Path(os.path.expanduser(name)).exists():
-        key = "image_list data.file" if Path(name).suffix == ".csv" else "image_folder data.root"
-        lines += [f"for this path: data={key}={name}"]
+    path = Path(os.path.expanduser(name))
+    lines += [f"for this path: {_option_for(path)}={name}"] if group == "data" and path.exists() else []
     close = find_close(name, known)
     lines += [f"did you mean {group}={close[0]}?"] if close else []
     chosen_by_files = group in ("experiment", "search", "debug")
@@ -221,6 +220,14 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     lines += [f"another network of timm or torchvision: model=timm model.name={name}"] if group == "model" else []
     lines += [f"for a file of your own: --config-dir DIR, with DIR/{group}/NAME.yaml"] if not close else []
     return "\n  ".join(lines)
+
+
+def _option_for(path: Path) -> str:
+    """Return the option of ``data`` and the setting that read a file or folder."""
+    if path.is_file():
+        return "data=image_list data.file"
+    is_saved = any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+    return "data=hugging_face data.root" if is_saved else "data=image_folder data.root"
 
 
 def _describe_unknown_key(key: str, conf: Path, arguments: list[str], config_dir: str | None) -> str:
