@@ -1,5 +1,6 @@
 """`sam-status`: how far sweeps and runs are. Imports no torch."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -66,7 +67,7 @@ def describe_sweep(folder: Path) -> Iterator[str]:
 
 
 def describe_run(folder: Path) -> Iterator[str]:
-    """Yield a line about a run.
+    """Yield a line about a run, and one with the command that continues it.
 
     Args:
         folder: The run folder.
@@ -84,6 +85,8 @@ def describe_run(folder: Path) -> Iterator[str]:
     job = read_state(folder, epochs)
     result = read_finished_result(folder)
     yield _describe(job) if result is None else f"{_describe(job)}: {summarise_result(result)}"
+    if job.state in ("died", "interrupted", "preempted"):
+        yield f"  to continue it: sam-train resume={shlex.quote(str(folder))}"
 
 
 def _describe(job: JobState) -> str:

@@ -273,15 +273,16 @@ def _require_finite_step(stats: StepStats, step: int) -> None:
 def _require_finite(values: Mapping[str, float], when: str) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise _nonfinite_error(bad[0], when)
+        raise _nonfinite_error(bad[0], when, can_skip=False)
 
 
-def _nonfinite_error(name: str, when: str) -> TrainingError:
+def _nonfinite_error(name: str, when: str, *, can_skip: bool = True) -> TrainingError:
+    """Return the error of a number that is not finite; on_nonfinite=skip is advice for numbers of a step only."""
+    advice = "use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5"
     return TrainingError(
         f"{name} is not finite {when}\n"
         "  the weights were not saved; earlier checkpoints are kept\n"
-        "  use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5, or skip such steps with "
-        "on_nonfinite=skip"
+        f"  {advice}{', or skip such steps with on_nonfinite=skip' if can_skip else ''}"
     )
 
 
