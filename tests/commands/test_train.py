@@ -379,6 +379,18 @@ def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_telemetry_of_a_sweep_leaves_jobs_without_a_second_pass_alone(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "epochs=1", "telemetry.every=2"]
+    assert invoke(monkeypatch, capsys, tmp_path, *words, "optimizer=sgd").returncode == 2
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *words, "optimizer=sgd,sam", "sweep_name=s")
+    assert done.returncode == 0, done.stderr
+    found = {
+        path.parent.name.split(",")[0]: "telemetry/cosine" in path.read_text()
+        for path in (tmp_path / "outputs" / "sweeps" / "s").glob("*/metrics.jsonl")
+    }
+    assert found == {"optimizer=sgd": False, "optimizer=sam": True}
+
+
 def test_a_path_as_the_data_is_answered_with_its_option(tmp_path, monkeypatch, capsys):
     for name in ("photos", "saved"):
         (tmp_path / name).mkdir()
