@@ -109,7 +109,8 @@ def _summary(part: Any, table: Any) -> str:
     ends = table[table["a"].isin([0, 1])]["train_loss"].max()
     top = inside["train_loss"].max()
     where = inside.loc[inside["train_loss"].idxmax(), "a"]
-    return f"highest training loss between the checkpoints {top:.4g} at {where:.2f}, at the worse end {ends:.4g}"
+    place = f"at a={where:.2f} (0: first run, 1: second)"
+    return f"highest training loss between the checkpoints {top:.4g} {place}, at the worse end {ends:.4g}"
 
 
 def _draw(part: Any, table: Any, name: Path) -> list[Path]:

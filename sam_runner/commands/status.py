@@ -1,5 +1,6 @@
 """`sam-status`: how far sweeps and runs are. Imports no torch."""
 
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -23,13 +24,23 @@ def main() -> int:
 def status(arguments: list[str]) -> int:
     """Print how far some sweeps and runs are."""
     parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
-    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="folders of sweeps or runs")
+    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="sweeps, runs, or folders of them")
     for folder in parser.parse(arguments).folders:
-        is_sweep = (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
-        lines = describe_sweep(folder) if is_sweep else describe_run(folder)
-        for line in lines:
-            print(line)
+        inner = [] if _is_sweep(folder) or (folder / SETTINGS).is_file() else _list_inside(folder)
+        for found in inner or [folder]:
+            for line in describe_sweep(found) if _is_sweep(found) else describe_run(found):
+                print(line)
     return DONE
+
+
+def _is_sweep(folder: Path) -> bool:
+    return (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
+
+
+def _list_inside(folder: Path) -> list[Path]:
+    """Return the sweeps and runs directly in a folder, by name; none if there is no such folder."""
+    inner = sorted(folder.iterdir()) if folder.is_dir() else []
+    return [found for found in inner if _is_sweep(found) or (found / SETTINGS).is_file()]
 
 
 def describe_sweep(folder: Path) -> Iterator[str]:
@@ -56,7 +67,7 @@ def describe_sweep(folder: Path) -> Iterator[str]:
 
 
 def describe_run(folder: Path) -> Iterator[str]:
-    """Yield a line about a run.
+    """Yield a line about a run, and one with the command that continues it.
 
     Args:
         folder: The run folder.
@@ -74,6 +85,8 @@ def describe_run(folder: Path) -> Iterator[str]:
     job = read_state(folder, epochs)
     result = read_finished_result(folder)
     yield _describe(job) if result is None else f"{_describe(job)}: {summarise_result(result)}"
+    if job.state in ("died", "interrupted", "preempted"):
+        yield f"  to continue it: sam-train resume={shlex.quote(str(folder))}"
 
 
 def _describe(job: JobState) -> str:

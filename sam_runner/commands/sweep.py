@@ -69,7 +69,7 @@ class SweepCall:
             return
         if is_distributed() and launchers.in_subprocesses(config.hydra):
             raise InputError("torchrun and hydra/launcher both start processes\n  use one of them")
-        if "run_dir" in self._typed:
+        if "run_dir" in self._typed and select_value(config, "run_dir") is not None:
             raise InputError(
                 "run_dir is for a single run\n  name a sweep with sweep_name=NAME; its folder is outputs/sweeps/NAME"
             )

@@ -65,6 +65,14 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError(
             "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
         )
+    if (
+        "telemetry.every" in typed
+        and config.telemetry.every is not None
+        and not isinstance(config.optimizer, AscentConfig)
+    ):
+        raise InputError(
+            "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
+        )
     _check_zero_radius(config, typed)
     if "sweep_name" in typed:
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
@@ -284,13 +292,9 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
 
-def _check_telemetry(config: "ExperimentConfig", typed: set[str]) -> None:
+def _check_telemetry(config: "ExperimentConfig", _: set[str]) -> None:
     """Refuse measurements that a run cannot make during training."""
     options = config.telemetry
-    if "telemetry.every" in typed and options.every is not None and not isinstance(config.optimizer, AscentConfig):
-        raise InputError(
-            "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
-        )
     if options.every is not None and config.records_step:
         raise InputError(
             f"telemetry.every does not work with compile={config.compile}\n  use compile=default, or leave it out"

@@ -50,7 +50,8 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
         if path in groups:
             raise InputError(describe_missing_option(path, values))
         given = "null" if values is None else values
-        raise InputError(f"{path}={given} is no option of a group\n  give its settings: {path}.<key>=...")
+        keys = ", ".join(f"{path}.{entry.name}" for entry in fields(kind) if entry.name != "own_arguments")
+        raise InputError(f"{path}={given} is no option of a group\n  give its settings: {keys}")
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""

@@ -31,6 +31,7 @@ CIFAR100_SUPERCLASSES = (  # superclass of each fine label (Krizhevsky, 2009)
     12, 1, 9, 19, 2, 10, 0, 1, 16, 12, 9, 13, 15, 13, 16, 19, 2, 4, 6, 19, 5, 5, 8, 19, 18, 1, 2, 15, 6, 0, 17, 8, 14,
     13,
 )  # fmt: skip
+TEXT_SUFFIXES = (".csv", ".tsv", ".txt", ".json")
 RATE_DEVIATION = 0.1  # standard deviation of the example's rate in instance-dependent noise, as published
 CIFAR_N_KEYS = {  # key of each label set in the CIFAR-N files
     "aggre": "aggre_label", "random1": "random_label1", "random2": "random_label2", "random3": "random_label3",
@@ -58,6 +59,29 @@ def noise_needs(function: Callable[..., Any]) -> NoiseNeeds:
     """Return the input that a noise model declares with `noise_model`."""
     needs: NoiseNeeds = getattr(function, "needs", "labels")
     return needs
+
+
+def require_labels(labels: object, count: int, num_classes: int) -> Tensor:
+    """Return what a noise model returned, if it is one label for each image.
+
+    Args:
+        labels: What the noise model returned.
+        count: Number of images N.
+        num_classes: C.
+
+    Raises:
+        InputError: If it is no int64 tensor of shape (N,) with values in [0, C).
+    """
+    needed = f"the noise model must return an int64 tensor of {count:,} labels in 0 to {num_classes - 1}"
+    if not isinstance(labels, Tensor):
+        raise InputError(f"{needed}, not a {type(labels).__name__}\n  return torch.as_tensor(labels)")
+    if labels.dtype != torch.int64:
+        raise InputError(f"{needed}, not {labels.dtype}\n  return labels.long()")
+    if labels.shape != (count,):
+        raise InputError(f"{needed}, not the shape {tuple(labels.shape)}")
+    if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
+        raise InputError(f"{needed}; it returned {int(labels.min())} to {int(labels.max())}")
+    return labels
 
 
 def none(labels: Tensor, num_classes: int, seed: int) -> Tensor:  # noqa: ARG001 - the signature of every noise model
@@ -215,6 +239,8 @@ def _read_labels(path: Path) -> Tensor:
     try:
         if path.suffix == ".npy":
             labels = torch.from_numpy(np.load(path, allow_pickle=False))
+        elif path.suffix in TEXT_SUFFIXES:
+            raise ValueError(f"{path.suffix} files are not read; numpy.save('labels.npy', labels) writes one that is")
         elif path.is_file() and not holds_only_tensors(path):
             raise ValueError("it holds more than a tensor, or is no file of torch.save")
         else:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet, UnreadImages
-from sam_runner.data.noise import NoiseNeeds
+from sam_runner.data.noise import NoiseNeeds, require_labels
 from sam_runner.data.reading import check_files, read_sets
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed, make_generator
@@ -80,8 +80,8 @@ def prepare_splits(
         val_labels: "clean", or "noisy" to apply the noise to the validation labels too.
 
     Raises:
-        InputError: If a set would be empty, image files cannot be read, or the noise model needs images that are not in
-            memory.
+        InputError: If a set would be empty, image files cannot be read, the noise model needs images that are not in
+            memory, or it returns no labels of the set.
     """
     num_classes = len(splits.train.classes)
 
@@ -94,7 +94,8 @@ def prepare_splits(
                     "  set data.storage=memory, or use another noise for inputs that are no images"
                 )
             images["images_NCHW"] = part.images_NCHW
-        return noise(labels=part.labels, num_classes=num_classes, seed=noise_seed, **images)
+        labels = noise(labels=part.labels.clone(), num_classes=num_classes, seed=noise_seed, **images)
+        return require_labels(labels, len(part), num_classes)
 
     if needs == "whole_set":
         splits = splits.with_train_labels(corrupt(splits.train, seed))

@@ -1,4 +1,4 @@
-"""Rank training images by how much some runs doubt their labels; measure the ranking where clean labels are known."""
+"""Rank images by how much some runs doubt their labels; measure the ranking where clean labels are known."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sam_runner.inference.predictions import Predictions, predict_split
+from sam_runner.inference.predictions import Predictions, Split, predict_split
 
 if TYPE_CHECKING:
     import pandas
@@ -19,10 +19,10 @@ DEPTHS = (100, 1000)  # numbers of images whose precision is told
 
 @dataclass(frozen=True)
 class Suspects:
-    """Training images in the order in which their labels should be checked.
+    """Images in the order in which their labels should be checked.
 
     Attributes:
-        predictions: Predictions of the runs for their training images.
+        predictions: Predictions of the runs for the images.
         self_confidence: Probability of the given label, the mean over the runs, float64, (N,), in [0, 1].
         order: Positions of the images, the least self-confidence first, int64, (N,).
     """
@@ -39,22 +39,23 @@ class Suspects:
         return is_wrong if bool(is_wrong.any()) else None
 
 
-def find_suspects(folders: Sequence[Path], which: str, device: str | None = None) -> Suspects:
-    """Rank the training images of some runs by self-confidence: the probability that the runs give to the label.
+def find_suspects(folders: Sequence[Path], which: str, device: str | None = None, split: Split = "train") -> Suspects:
+    """Rank the images of some runs by self-confidence: the probability that the runs give to the label.
 
     Northcutt, Jiang and Chuang (JAIR 2021) call it self-confidence. They compute it out of sample, since a network
-    that has memorised a wrong label is confident in it. Here the runs predict their own training images, so the runs
-    must not have memorised them: see `list_memorised`.
+    that has memorised a wrong label is confident in it. With "train" the runs predict their own training images, so
+    the runs must not have memorised them: see `list_memorised`.
 
     Args:
-        folders: Run folders with the same training images and labels.
+        folders: Run folders with the same images and labels.
         which: Checkpoint, "last" or "best".
         device: Device to use instead of the device in the runs' settings, or None.
+        split: Name of the set.
 
     Raises:
-        InputError: If a run cannot be used, or the training sets differ.
+        InputError: If a run cannot be used, or their sets differ.
     """
-    return rank_examples(predict_split(folders, "train", which, device))
+    return rank_examples(predict_split(folders, split, which, device))
 
 
 def rank_examples(predictions: Predictions) -> Suspects:
@@ -114,7 +115,7 @@ def describe_ranking(suspects: Suspects) -> str:
 
 
 def suspects_table(suspects: Suspects) -> "pandas.DataFrame":
-    """Return one row for each training image, the most suspicious first.
+    """Return one row for each image, the most suspicious first.
 
     The columns are ``rank`` from 1; ``path`` or ``index``; ``label``; ``clean_label``, if it is known; ``predicted``;
     ``self_confidence``, the probability of the label; and ``confidence``, the probability of the predicted class.

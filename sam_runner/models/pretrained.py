@@ -17,6 +17,8 @@ from sam_runner.utils.safe_load import load_tensors
 
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation by channel
 MAX_LISTED_KEYS = 12  # in an error message
+LIBRARIES = ("torchvision", "timm")  # sources of weights that are no files
+OTHER_NETWORK = "  weights fit the network that they were saved from: choose it by model and its settings"
 
 
 def find_head(model: nn.Module, num_classes: int) -> str:
@@ -39,6 +41,12 @@ def find_head(model: nn.Module, num_classes: int) -> str:
     return head
 
 
+def require_weights_file(weights: str | None) -> None:
+    """Raise InputError if ``model.weights`` is a path of no file."""
+    if weights is not None and weights.partition(":")[0] not in LIBRARIES and not Path(weights).expanduser().is_file():
+        raise InputError(f"model.weights={weights} does not exist\n  accepted: a file, torchvision, timm, null")
+
+
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dictionary from a ``.safetensors`` file, a file of `torch.save`, or a checkpoint of a run.
 
@@ -51,8 +59,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     Raises:
         InputError: If the file does not exist, is damaged, or holds no state dictionary.
     """
-    if not path.is_file():
-        raise InputError(f"model.weights={path} does not exist\n  accepted: a file, torchvision, timm, null")
+    require_weights_file(str(path))
     if path.suffix == ".safetensors":
         try:
             state: Any = load_file(path)
@@ -108,7 +115,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
     if faults:
         remainder = [f"  and {len(faults) - MAX_LISTED_KEYS} more"] if len(faults) > MAX_LISTED_KEYS else []
         listed = [f"  {fault}" for fault in faults[:MAX_LISTED_KEYS]]
-        raise InputError("\n".join([f"model.weights={source} does not fit the model", *listed, *remainder]))
+        lines = [f"model.weights={source} does not fit the model", *listed, *remainder, OTHER_NETWORK]
+        raise InputError("\n".join(lines))
     model.load_state_dict(given, strict=False)
     count = sum(value.numel() for value in given.values())
     return f"{count:,} weights from {source}" + ("" if head_fits else f"; the head {head[:-1]} is newly initialised")

@@ -2,6 +2,7 @@
 
 import os
 import re
+import shlex
 from collections.abc import Sequence
 from dataclasses import fields
 from functools import cache
@@ -114,7 +115,8 @@ def require_usable(folder: Path, config: ExperimentConfig) -> dict[str, str]:
         more = [f"  (and {len(refused) - 12} more)"] if len(refused) > 12 else []
         lines = "\n".join([f"  {line}" for line in refused[:12]] + more)
         raise InputError(
-            f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings"
+            f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings\n"
+            f"  a new run from its settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE"
         )
     return changes
 

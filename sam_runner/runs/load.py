@@ -1,5 +1,6 @@
 """Restore a run, or its network alone, from its folder: build it from config.yaml and load a checkpoint."""
 
+import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from sam_runner.models.build import weights_dtype
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.model_facts import ModelFacts, read_model_facts
 from sam_runner.runs.result import read_finished_result
+from sam_runner.runs.status import read_status
 from sam_runner.training.build import (
     AUTOCAST_DTYPES,
     build_network,
@@ -84,8 +86,17 @@ def _resolve_last(folder: Path, which: str) -> str:
 
 
 def _no_checkpoint(folder: Path) -> InputError:
+    """Return the error of a run without a checkpoint, with the reason if the run failed."""
+    status = read_status(folder)
+    if status.get("status") == "failed":
+        reason = str(status.get("error", "")).splitlines()[:1] or ["see run.log"]
+        return InputError(
+            f"{folder} has no checkpoint: the run failed: {reason[0]}\n"
+            f"  with other settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE run_dir=NEW"
+        )
     return InputError(
-        f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: run_dir={folder}"
+        f"{folder} has no checkpoint yet\n"
+        f"  continue the run until the end of its first epoch: sam-train resume={shlex.quote(str(folder))}"
     )
 
 

@@ -29,6 +29,7 @@ from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.choice import open_loggers
 from sam_runner.runs.model_facts import write_model_facts
 from sam_runner.runs.plan import agree_on_precision
+from sam_runner.runs.remarks import list_remarks
 from sam_runner.runs.result import read_finished_result, summarise_result, write_result
 from sam_runner.runs.status import read_status, write_status
 from sam_runner.training.build import build_run, resolve_device, resolve_precision
@@ -201,6 +202,8 @@ def _train(
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     log.info("data: %s", describe_data(run))
+    for remark in list_remarks(run, config, overrides):
+        log.warning("%s", remark)
     if reason:
         hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
         log.info("precision %s: %s%s", precision, reason, hint)

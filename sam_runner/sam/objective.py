@@ -87,7 +87,8 @@ class Objective:
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
         scaler: Loss scaler for float16; None: no loss scale.
         num_chunks: Number of micro-batches that a full batch is evaluated in (gradient accumulation), >= 1.
-        batch_size: Number of examples of a full batch; with `num_chunks` it gives the size of a micro-batch.
+        batch_size: Number of examples of a full batch, needed with `num_chunks`: together they give the size of a
+            micro-batch.
         context: The processes that train together. Default: this process only. The model's parameters and buffers
             become those of rank 0; gradients are averaged here, so the model must not be wrapped.
         weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters in the loss of every pass, as in the
@@ -101,7 +102,9 @@ class Objective:
         work: Examples that the passes of the latest step have evaluated.
 
     Raises:
-        ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory.
+        ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory, or
+            `num_chunks` is below 1 or lacks `batch_size`.
+        TypeError: If `autocast_dtype` is no dtype of torch.
     """
 
     def __init__(
@@ -113,10 +116,15 @@ class Objective:
         autocast_dtype: torch.dtype | None = None,
         scaler: torch.amp.GradScaler | None = None,
         num_chunks: int = 1,
-        batch_size: int = 1,
+        batch_size: int | None = None,
         context: DistributedContext = SINGLE_PROCESS,
         weight_decay: float = 0.0,
     ) -> None:
+        _require_precision(autocast_dtype)
+        if num_chunks < 1:
+            raise ValueError(f"num_chunks={num_chunks}: accepted are 1, 2, ...")
+        if num_chunks > 1 and batch_size is None:
+            raise ValueError(f"num_chunks={num_chunks} needs batch_size, the number of examples of a full batch")
         self.model = model
         self._model_params = list(model.parameters())
         if not self._model_params:
@@ -134,7 +142,7 @@ class Objective:
         self._forward = model if forward is None else forward
         self._loss = loss
         self.autocast_dtype = autocast_dtype
-        self.chunk_size = None if num_chunks == 1 else -(-batch_size // num_chunks)
+        self.chunk_size = None if num_chunks == 1 or batch_size is None else -(-batch_size // num_chunks)
         self.context = context
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
         self._average: GradientAverage | None = None
@@ -438,10 +446,9 @@ class Objective:
             outputs = call_model(self._forward, chunk.inputs)
         outputs = map_tensors(_promote, outputs)
         loss = self._loss(outputs, chunk.targets)
-        if loss.ndim:
-            raise ValueError(
-                f"the loss must return a 0-dim tensor, the mean over examples, not shape {tuple(loss.shape)}"
-            )
+        if not isinstance(loss, Tensor) or loss.ndim:
+            kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
+            raise ValueError(f"the loss must return a 0-dim tensor, the mean over examples, not {kind}")
         return outputs, loss
 
     def _penalty(self) -> Tensor:
@@ -454,6 +461,12 @@ class Objective:
         sizes = [len(chunk) for chunk in chunks]
         losses = [part.loss * (size / len(batch)) for part, size in zip(parts, sizes, strict=True)]
         return Evaluation(torch.stack(losses).sum(), join_outputs([part.outputs for part in parts], sizes))
+
+
+def _require_precision(dtype: object) -> None:
+    """Refuse what `torch.autocast` takes for a dtype only in the first step."""
+    if dtype not in (None, torch.bfloat16, torch.float16):
+        raise TypeError(f"autocast_dtype={dtype!r}: accepted are torch.bfloat16, torch.float16 and None")
 
 
 def _promote(output: Tensor) -> Tensor:

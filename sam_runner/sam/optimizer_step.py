@@ -4,6 +4,7 @@ A fused optimizer decides this on the device: its kernels read a tensor that say
 loss scalers.
 """
 
+import inspect
 import math
 from collections.abc import Sequence
 
@@ -14,6 +15,12 @@ from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
 from sam_runner.distributed.sharding import to_local
 from sam_runner.sam.perturbation import norm_of
+
+
+def needs_closure(kind: type[torch.optim.Optimizer]) -> bool:
+    """Return whether ``step`` of a class of optimizers cannot be called without a closure (LBFGS)."""
+    closure = inspect.signature(kind.step).parameters.get("closure")
+    return closure is not None and closure.default is closure.empty
 
 
 class OptimizerStep:

@@ -25,7 +25,7 @@ from sam_runner.sam.methods.plain import Plain
 from sam_runner.sam.methods.sam import Sam
 from sam_runner.sam.network.trained_parameters import TrainedParameters
 from sam_runner.sam.objective import Objective, Work
-from sam_runner.sam.optimizer_step import OptimizerStep
+from sam_runner.sam.optimizer_step import OptimizerStep, needs_closure
 from sam_runner.sam.perturbation import is_zero, require_radius
 
 CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
@@ -94,6 +94,7 @@ class SamStep:
             normalisation layers; always on with a loss scaler.
 
     Raises:
+        TypeError: If `objective` is no `Objective`, or the optimizer needs a closure.
         ValueError: If the method excludes the groups, the sharding of the weights or the network, or the optimizer's
             parameters cannot be trained, see `sam_runner.sam.objective.Objective`.
     """
@@ -108,6 +109,15 @@ class SamStep:
         grad_clip: float | None = None,
         keep_statistics: bool = False,
     ) -> None:
+        if not isinstance(objective, Objective):
+            raise TypeError(
+                f"SamStep needs an Objective, not a {type(objective).__name__}: "
+                "SamStep(Objective(model, loss), optimizer)"
+            )
+        if needs_closure(type(optimizer)):
+            raise TypeError(
+                f"{type(optimizer).__name__} needs a closure, which a step does not have: use another optimizer"
+            )
         method = Sam() if method is None else method
         if method.sync_perturbation and group_size is not None:
             raise ValueError("sync_perturbation makes one group of the batch: use group_size=None")
@@ -165,9 +175,12 @@ class SamStep:
         Raises:
             ValueError: If `rho` is negative or not finite, or the method needs the number of the step and it is None.
             TypeError: If `batch` is no `Batch`.
+            RuntimeError: If gradients are switched off.
         """
         if not isinstance(batch, Batch):
             raise TypeError(f"step needs a Batch, not a {type(batch).__name__}: step(Batch(inputs, targets), rho)")
+        if not torch.is_grad_enabled():
+            raise RuntimeError("a step needs gradients: call it outside torch.no_grad() and torch.inference_mode()")
         self.update_parameters()
         return self.take(batch, *self.choose_method(rho, number), number)
 

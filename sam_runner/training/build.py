@@ -36,10 +36,12 @@ from sam_runner.models.build import (
     weights_dtype,
 )
 from sam_runner.models.outputs import get_logits
+from sam_runner.models.pretrained import require_weights_file
 from sam_runner.sam.batch import Batch, part_sizes
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.methods.momentum_sam import find_momentum
 from sam_runner.sam.objective import Objective
+from sam_runner.sam.optimizer_step import needs_closure
 from sam_runner.sam.step import SamStep
 from sam_runner.training.build_method import build_method
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
@@ -245,8 +247,7 @@ def _require_base_optimizer(target: str) -> None:
         raise InputError(
             f"optimizer.base._target_={target} is no optimizer\n  use a class of torch.optim, like torch.optim.Adagrad"
         )
-    closure = inspect.signature(kind.step).parameters.get("closure")
-    if (closure is not None and closure.default is closure.empty) or issubclass(kind, torch.optim.SparseAdam):
+    if needs_closure(kind) or issubclass(kind, torch.optim.SparseAdam):
         raise InputError(
             f"optimizer.base._target_={target} needs a closure or sparse gradients\n  use another class of torch.optim"
         )
@@ -498,6 +499,7 @@ def build_run(
     precision, _ = resolve_precision(config.precision, device)
     configure_torch(device, tf32=precision == "tf32", deterministic=config.deterministic)
     dtype = AUTOCAST_DTYPES[precision]
+    require_weights_file(config.model.weights)  # before the data are read, which can take long
     splits = splits or build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
     _require_held_out_images(config, splits)

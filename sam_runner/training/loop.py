@@ -27,6 +27,7 @@ from sam_runner.utils.memory import reset_peak_memory
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
 log = logging.getLogger(__name__)
+DIVERGED = 100  # times the loss of equal probabilities
 
 
 def fit(
@@ -183,6 +184,7 @@ def _end_epoch(
     last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
     pictures: list[Tensor] = []
     values: Metrics = add_prefix("train", train_metrics(progress.epoch_sums))
+    loss_before = progress.last_metrics.get("train/loss", 0.0)
     values |= progress.last_hparams
     may_end = last or (run.patience is not None and progress.evaluations_since_best + 1 >= run.patience)
     must_evaluate = last or (progress.epoch + 1) % run.eval_every == 0
@@ -200,6 +202,7 @@ def _end_epoch(
     outputs.loggers.scalars(progress.step, progress.epoch, values)
     is_best = must_evaluate and _record_evaluation(progress, values, run.selected_by)
     log.info("%s", _format_epoch(run, progress, values))
+    _warn_of_divergence(run, values["train/loss"], loss_before, last=last)
     last = last or run.stops_early(progress)
     for picture in pictures if last else ():
         outputs.loggers.image("test/confusion", picture, progress.step)
@@ -269,15 +272,16 @@ def _require_finite_step(stats: StepStats, step: int) -> None:
 def _require_finite(values: Mapping[str, float], when: str) -> None:
     bad = [name for name, value in values.items() if not math.isfinite(value)]
     if bad:
-        raise _nonfinite_error(bad[0], when)
+        raise _nonfinite_error(bad[0], when, can_skip=False)
 
 
-def _nonfinite_error(name: str, when: str) -> TrainingError:
+def _nonfinite_error(name: str, when: str, *, can_skip: bool = True) -> TrainingError:
+    """Return the error of a number that is not finite; on_nonfinite=skip is advice for numbers of a step only."""
+    advice = "use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5"
     return TrainingError(
         f"{name} is not finite {when}\n"
         "  the weights were not saved; earlier checkpoints are kept\n"
-        "  use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5, or skip such steps with "
-        "on_nonfinite=skip"
+        f"  {advice}{', or skip such steps with on_nonfinite=skip' if can_skip else ''}"
     )
 
 
@@ -296,11 +300,34 @@ def _record_evaluation(progress: Progress, values: dict[str, float], selected_by
     return True
 
 
+def _warn_of_divergence(run: Run, loss: float, loss_before: float, *, last: bool) -> None:
+    """Warn of a loss that is far above that of a network which gives equal probabilities to all classes.
+
+    Args:
+        run: The run.
+        loss: Mean training loss of the epoch.
+        loss_before: That of the epoch before; it was warned of then.
+        last: Whether the epoch is the last one; its warning is repeated.
+    """
+    guess = math.log(max(2, len(run.classes)))
+    if loss > DIVERGED * guess and (last or loss_before <= DIVERGED * guess):
+        log.warning(
+            "the training loss is %s, and %.2f is the loss of equal probabilities: the run has diverged\n"
+            "  use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5",
+            _format_loss(loss), guess,
+        )  # fmt: skip
+
+
+def _format_loss(loss: float) -> str:
+    """Return a loss, or a difference of losses, with four decimals; a huge one in scientific notation."""
+    return f"{loss:.4f}" if abs(loss) < 1e6 else f"{loss:.3e}"
+
+
 def _format_epoch(run: Run, progress: Progress, values: Mapping[str, float]) -> str:
     parts = [f"epoch {progress.epoch:{len(str(run.epochs))}}/{run.epochs}", f"step {progress.step}"]
-    parts += [f"loss {values['train/loss']:.4f}"]
+    parts += [f"loss {_format_loss(values['train/loss'])}"]
     if "train/loss_gap" in values:
-        parts += [f"sharpness {values['train/loss_gap']:.4f}"]
+        parts += [f"sharpness {_format_loss(values['train/loss_gap'])}"]
     parts += [f"train {values['train/accuracy']:.2%}"]
     parts += [f"{name} {values[f'{name}/accuracy']:.2%}" for name in run.evaluations if f"{name}/accuracy" in values]
     parts += [f"{progress.num_images / max(progress.training_seconds, 1e-9):,.0f} images/s"]

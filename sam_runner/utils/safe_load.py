@@ -52,7 +52,8 @@ def load_tensors(path: Path) -> Any:
     """
     message = (
         f"{path} was refused: it holds more than tensors and plain types, or torch.save did not write it\n"
-        "  accepted: a file of torch.save that holds only tensors, numbers, strings and containers of them"
+        "  accepted: a file of torch.save that holds only tensors, numbers, strings and containers of them\n"
+        "  a whole network is not read: torch.save(model.state_dict(), FILE) writes its weights alone"
     )
     if not holds_only_tensors(path):
         raise InputError(message)

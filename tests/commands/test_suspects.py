@@ -98,9 +98,21 @@ def test_a_run_that_has_memorised_its_labels_is_told(call, tmp_path):
     assert "average precision" not in done.stdout and "clean_label" not in table
 
 
+def test_the_test_images_are_ranked_too(runs, call, tmp_path):
+    done = call(runs["one"], "--split", "test", "--out", "test.csv")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "test.csv: 355 test images; the first 50: test.html\n"
+    table, test = pd.read_csv(tmp_path / "test.csv"), digits().test
+    probabilities = probabilities_of(runs["one"], test.images_NCHW)
+    expected = probabilities[table["index"], test.labels[table["index"].tolist()].numpy()]
+    assert table["self_confidence"].to_numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
+    assert "First 50 of 355 test images" in (tmp_path / "test.html").read_text()
+
+
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("ONE", "--split", "validation"), "has no validation set"),
         (("ONE", "OTHER"), "the train sets of"),
         (("ONE", "--out", "list.txt"), "is no name of a .csv file"),
         (("nowhere",), "is not a folder"),

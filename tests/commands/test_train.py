@@ -1,6 +1,7 @@
 """The command line as a user meets it: exit codes, messages, folders, start-up."""
 
 import json
+import math
 import os
 import re
 import resource
@@ -164,6 +165,9 @@ BAD_INPUT = [
     (["optimizer=SAM"], "optimizer=SAM: there is no such option", "did you mean optimizer=sam?"),
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
+    (["mine.yaml"], "cannot read the argument 'mine.yaml'", "config=mine.yaml"),
+    (["telemetry=full"], "telemetry=full is no option", "telemetry.every, telemetry.curvature_epochs"),
+    (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]
 
@@ -192,6 +196,7 @@ def test_bad_input_is_named_with_a_way_out_and_leaves_nothing(arguments, named, 
         (["batch_size=5000"], "batch_size=5000", "data.drop_last=false"),
         (["device=cuda:99"], "device=cuda:99", "device=cpu"),
         (["data=image_folder", "data.root=nowhere"], "data.root=nowhere", "<root>/train/<class>"),
+        (["data=image_folder", "data.root=.", "model.weights=gone.pt"], "gone.pt does not exist", "accepted: a file"),
         (["noise=relabelled", "noise.file=nowhere.npy"], "noise.file=nowhere.npy is not a file", "the path"),
         (["data=cifar10", "data.root=nowhere"], "looked for: cifar-10-batches-bin/", "(sha256 c4a38c50a1bc5f3a1c55"),
         (["model=resnet50"], "is for 3 channels, the images have 1", "or other data"),
@@ -374,6 +379,41 @@ def test_a_dry_sweep_prints_each_different_plan_once_and_the_total(tmp_path, mon
     assert not list(tmp_path.iterdir())
 
 
+def test_telemetry_of_a_sweep_leaves_jobs_without_a_second_pass_alone(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "epochs=1", "telemetry.every=2"]
+    assert invoke(monkeypatch, capsys, tmp_path, *words, "optimizer=sgd").returncode == 2
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *words, "optimizer=sgd,sam", "sweep_name=s")
+    assert done.returncode == 0, done.stderr
+    found = {
+        path.parent.name.split(",")[0]: "telemetry/cosine" in path.read_text()
+        for path in (tmp_path / "outputs" / "sweeps" / "s").glob("*/metrics.jsonl")
+    }
+    assert found == {"optimizer=sgd": False, "optimizer=sam": True}
+
+
+def test_a_path_as_the_data_is_answered_with_its_option(tmp_path, monkeypatch, capsys):
+    for name in ("photos", "saved"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "saved" / "dataset_info.json").write_text("{}")
+    (tmp_path / "labels.csv").write_text("path,label\n")
+    for path, words in {
+        "photos": "data=image_folder data.root=photos",
+        "saved": "data=hugging_face data.root=saved",
+        "labels.csv": "data=image_list data.file=labels.csv",
+    }.items():
+        done = invoke(monkeypatch, capsys, tmp_path, f"data={path}")
+        assert done.returncode == 2 and f"for this path: {words}\n" in done.stderr, done.stderr
+
+
+def test_a_sweep_of_a_file_with_a_run_dir(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine.yaml").write_text("run_dir: mine\n" + "\n".join(word.replace("=", ": ") for word in TINY))
+    words = ["config=mine.yaml", "run_dir=null", "seed=0,1", "sweep_name=s"]
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *words)
+    assert done.returncode == 0, done.stderr
+    assert len(list((tmp_path / "outputs" / "sweeps" / "s").glob("*/result.json"))) == 2
+    assert not (tmp_path / "mine").exists()
+
+
 def test_cells_that_differ_only_in_an_unused_rho_are_run_once(tmp_path, monkeypatch, capsys):
     arguments = ["-m", *TINY, "epochs=1", "optimizer=sgd", "rho=0.05,0.1", "sweep_name=one"]
     done = invoke(monkeypatch, capsys, tmp_path, *arguments)
@@ -419,6 +459,34 @@ def test_a_diverging_run_exits_with_one_and_says_why(tmp_path, monkeypatch, caps
     status = json.loads((tmp_path / "run" / "status.json").read_text())
     assert status["status"] == "failed"
     assert "Traceback" in (tmp_path / "run" / "run.log").read_text()
+    evaluated = invoke(monkeypatch, capsys, tmp_path, "run", entry=evaluate_command.main)
+    assert evaluated.returncode == 2
+    assert "has no checkpoint: the run failed: TrainingError: the " in evaluated.stderr
+    assert "sam-train config=run KEY=VALUE run_dir=NEW" in evaluated.stderr
+
+
+def test_a_run_with_a_huge_loss_is_said_to_have_diverged_once_and_at_its_end(tmp_path, monkeypatch, capsys):
+    words = ["lr=1000", "epochs=3", "precision=fp32"]
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, *words, "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    losses = [float(loss) for loss in re.findall(r"^epoch .*  loss (\S+)", done.stdout, re.M)]
+    assert min(losses) > 100 * math.log(4)
+    lines = done.stdout.splitlines()
+    told = [number for number, line in enumerate(lines) if "the run has diverged" in line]
+    epochs = [number for number, line in enumerate(lines) if line.startswith("epoch ")]
+    assert told == [epochs[0] + 1, epochs[2] + 1]
+    fine = invoke(monkeypatch, capsys, tmp_path, *TINY, "epochs=2", "run_dir=fine")
+    assert "diverged" not in fine.stdout + fine.stderr
+
+
+def test_a_default_for_sgd_and_classes_for_cifar_are_remarked(tmp_path, monkeypatch, capsys):
+    adamw = ["optimizer=sam", "optimizer/base=adamw"]
+    remark = "lr=0.05 is the default for SGD; AdamW usually needs less, such as lr=0.001"
+    assert remark in invoke(monkeypatch, capsys, tmp_path, *TINY, *adamw, "run_dir=a").stdout
+    assert remark not in invoke(monkeypatch, capsys, tmp_path, *TINY, *adamw, "lr=0.05", "run_dir=b").stdout
+    words = ["data.num_classes=10", "noise=asymmetric", "noise.rate=0.5", "run_dir=c"]
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, *words)
+    assert "here it replaces class 2 by class 0, class 3 by class 5, " in done.stdout, done.stdout
 
 
 def test_a_reader_that_goes_away_does_not_stop_the_run(tmp_path):

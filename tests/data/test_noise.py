@@ -10,7 +10,18 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from sam_runner.data.noise import CIFAR100_SUPERCLASSES, asymmetric, instance, none, pair, relabelled, symmetric
+from sam_runner.data.image_sets import make_image_set
+from sam_runner.data.noise import (
+    CIFAR100_SUPERCLASSES,
+    asymmetric,
+    instance,
+    none,
+    pair,
+    relabelled,
+    require_labels,
+    symmetric,
+)
+from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.training import loop
 from sam_runner.training.build import build_data, build_run
 from sam_runner.utils.errors import InputError
@@ -327,3 +338,38 @@ def test_the_transition_matrix_counts_clean_labels_by_row(monkeypatch):
         expected[clean, noisy] += 1
     assert np.array_equal(matrices[0].numpy(), expected)
     assert expected.trace() == 48
+
+
+@pytest.mark.parametrize(
+    ("returned", "message"),
+    [
+        ([0] * 20, r"not a list\n  return torch.as_tensor\(labels\)"),
+        (np.zeros(20, int), "not a ndarray"),
+        (torch.zeros(20), r"not torch.float32\n  return labels.long\(\)"),
+        (torch.zeros(19, dtype=torch.int64), r"not the shape \(19,\)"),
+        (torch.full((20,), 3), "it returned 3 to 3"),
+        (torch.full((20,), -1), "it returned -1 to -1"),
+    ],
+)
+def test_a_noise_model_that_returns_no_labels_is_refused(returned, message):
+    with pytest.raises(InputError, match=message):
+        require_labels(returned, 20, 3)
+
+
+@pytest.mark.parametrize("needs", ["labels", "whole_set"])
+def test_a_noise_model_that_writes_into_its_argument_makes_noise(needs):
+    def first_class(labels, **_):
+        labels[:] = 0
+        return labels
+
+    clean = torch.tensor([0, 1, 2, 1])
+    part = make_image_set(torch.zeros(4, 1, 2, 2, dtype=torch.uint8), clean.clone(), ("a", "b", "c"))
+    train = prepare_splits(Splits(part, part), first_class, needs=needs, seed=0).train
+    assert torch.equal(train.clean_labels, clean)
+    assert train.labels.tolist() == [0, 0, 0, 0]
+
+
+def test_a_text_file_of_labels_is_answered_with_numpy(tmp_path):
+    (tmp_path / "labels.csv").write_text("0\n1\n")
+    with pytest.raises(InputError, match=r"csv files are not read; numpy.save"):
+        relabelled(balanced_labels(2, 2), 2, 0, file=str(tmp_path / "labels.csv"))

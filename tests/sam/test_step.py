@@ -248,3 +248,30 @@ def test_a_call_without_a_batch_is_answered_with_the_right_one():
     step = SamStep(Objective(model, torch.nn.functional.cross_entropy), torch.optim.SGD(model.parameters(), lr=0.1))
     with pytest.raises(TypeError, match=r"not a Tensor: step\(Batch\(inputs, targets\), rho\)"):
         step(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long), 0.05)
+
+
+def test_misuse_of_the_step_is_answered():
+    model = nn.Linear(3, 2)
+    good = Objective(model, F.cross_entropy)
+    batch = Batch(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
+    with pytest.raises(TypeError, match=r"not a Linear: SamStep\(Objective\(model, loss\), optimizer\)"):
+        SamStep(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="LBFGS needs a closure"):
+        SamStep(good, torch.optim.LBFGS(model.parameters()))
+    with torch.no_grad(), pytest.raises(RuntimeError, match=r"outside torch.no_grad\(\)"):
+        SamStep(good, torch.optim.SGD(model.parameters(), lr=0.1))(batch, 0.05)
+    with pytest.raises(TypeError, match=r"autocast_dtype='bf16': accepted are torch.bfloat16"):
+        Objective(model, F.cross_entropy, autocast_dtype="bf16")
+    with pytest.raises(ValueError, match="num_chunks=4 needs batch_size"):
+        Objective(model, F.cross_entropy, num_chunks=4)
+    with pytest.raises(ValueError, match="num_chunks=0"):
+        Objective(model, F.cross_entropy, num_chunks=0, batch_size=4)
+
+
+@pytest.mark.parametrize(("loss", "kind"), [(dict, "a dict"), (tuple, "a tuple"), (torch.ones, r"shape \(4,\)")])
+def test_a_loss_that_is_no_number_is_answered(loss, kind):
+    model = nn.Linear(3, 2)
+    objective = Objective(model, lambda outputs, targets: loss(4) if loss is torch.ones else loss())
+    step = SamStep(objective, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(ValueError, match=f"the mean over examples, not {kind}"):
+        step(Batch(torch.zeros(4, 3), None), 0.05)

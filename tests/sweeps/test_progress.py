@@ -157,7 +157,15 @@ def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys
     lay(tmp_path / "run", accuracy=0.75)
     done = invoke(monkeypatch, capsys, tmp_path, "run", entry=status_command.main)
     assert done.stdout == "finished    run: test/accuracy 0.7500, test/nll 0.2500, 0 images/s\n"
-    refused = invoke(monkeypatch, capsys, tmp_path, ".", entry=status_command.main)
+    (tmp_path / "dead").mkdir()
+    (tmp_path / "dead" / "config.yaml").write_text("epochs: 4\n")
+    write_status(tmp_path / "dead", "preempted", exit_code=75)
+    died = invoke(monkeypatch, capsys, tmp_path, "dead", entry=status_command.main)
+    assert died.stdout.splitlines()[1:] == ["  to continue it: sam-train resume=dead"]
+    (tmp_path / "empty").mkdir()
+    all_runs = invoke(monkeypatch, capsys, tmp_path, ".", entry=status_command.main)
+    assert all_runs.stdout == died.stdout + done.stdout
+    refused = invoke(monkeypatch, capsys, tmp_path, "empty", entry=status_command.main)
     assert refused.returncode == 2
     assert "holds neither a sweep nor a run" in refused.stderr
 

@@ -455,6 +455,7 @@ def test_nonfinite_weights_are_not_saved_in_an_epoch_without_evaluation(tmp_path
     done = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam", "epochs=4", "eval_every=2"], "run"))
     assert done.returncode == 1
     assert "weights is not finite after epoch 1" in done.stderr
+    assert "grad_clip=5\n" in done.stderr and "on_nonfinite=skip" not in done.stderr
     assert not list((tmp_path / "run" / "checkpoints").glob("*"))
 
 

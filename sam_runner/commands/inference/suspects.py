@@ -1,4 +1,4 @@
-"""`sam-suspects`: training images whose labels the runs doubt."""
+"""`sam-suspects`: images whose labels the runs doubt."""
 
 from pathlib import Path
 
@@ -11,9 +11,11 @@ from sam_runner.commands.arguments import (
 )
 from sam_runner.commands.exit_codes import DONE, run_command
 
+SETS = {"train": "training", "test": "test", "validation": "held-out"}
+
 
 def main() -> int:
-    """Run `sam-suspects RUN... [--checkpoint last|best] [--out FILE.csv]`. Returns the exit code."""
+    """Run `sam-suspects RUN... [--split S] [--checkpoint last|best] [--out FILE.csv]`. Returns the exit code."""
     return run_command(suspects)
 
 
@@ -26,6 +28,12 @@ def suspects(arguments: list[str]) -> int:
         " page beside the table.",
     )
     add_run_options(parser)
+    parser.add_argument(
+        "--split",
+        choices=("train", "test", "validation"),
+        default="train",
+        help="set of the run to rank (default: train)",
+    )
     add_output_options(parser, "suspects.csv", "FILE.csv")
     given = parser.parse(arguments)
     folders = require_runs(given)
@@ -35,20 +43,21 @@ def suspects(arguments: list[str]) -> int:
     from sam_runner.inference.predictions import read_split, write_file, write_table
     from sam_runner.inference.suspects import describe_ranking, find_suspects, list_memorised, suspects_table
 
-    found = find_suspects(folders, given.checkpoint, given.device)
+    found = find_suspects(folders, given.checkpoint, given.device, given.split)
     quality = describe_ranking(found)
     memorised = [
         f"warning: {folder} predicts {accuracy:.1%} of its training labels; it does not doubt wrong labels that it has"
         " memorised. Train with fewer epochs, or SAM with a larger rho"
-        for folder, accuracy in list_memorised(found.predictions).items()
+        for folder, accuracy in (list_memorised(found.predictions) if given.split == "train" else {}).items()
     ]
-    note = f"First {NUM_IMAGES} of {len(found.order):,} training images, by the probability of the label (in brackets)."
+    ranked = f"{len(found.order):,} {SETS[given.split]} images"
+    note = f"First {NUM_IMAGES} of {ranked}, by the probability of the label (in brackets)."
     known = f"Clean labels are known: {quality}." if quality else ""
     title = "Suspicious labels: " + ", ".join(folder.resolve().name for folder in folders)
     write_table(out, suspects_table(found))
-    content = render_contact_sheet(found, read_split(folders[0], "train"), title, f"{note} {known}".strip())
+    content = render_contact_sheet(found, read_split(folders[0], given.split), title, f"{note} {known}".strip())
     write_file(page, content.encode())
     for line in filter(None, [*memorised, quality]):
         print(line)
-    print(f"{out}: {len(found.order):,} training images; the first {NUM_IMAGES}: {page}")
+    print(f"{out}: {ranked}; the first {NUM_IMAGES}: {page}")
     return DONE

@@ -1,6 +1,7 @@
 """Rewrite errors of Hydra and OmegaConf: what was given, what is accepted and how to correct it."""
 
 import contextlib
+import os
 import re
 import shlex
 from pathlib import Path
@@ -166,6 +167,8 @@ def _describe_unreadable(override: str) -> str:
         with_colon = re.fullmatch(r"([\w./@]+):(.+)", override)
         if with_colon:
             return f"{message}\n  did you mean {with_colon[1]}={with_colon[2]}?"
+        if override.endswith((".yaml", ".yml")):
+            return f"{message}\n  for a file of settings: config={override}"
         is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", override)
         return f"{message}\n  a value is missing: {override}=..." if is_key else message
     if key != key.strip() or value != value.strip():
@@ -206,14 +209,25 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     if missing in EXTRAS:
         return f"{group}={name} needs a package that is not installed\n  pip install 'sam-runner[{EXTRAS[missing]}]'"
     lines = [f"{group}={name}: there is no such option"]
+    path = Path(os.path.expanduser(name))
+    lines += [f"for this path: {_option_for(path)}={name}"] if group == "data" and path.exists() else []
     close = find_close(name, known)
     lines += [f"did you mean {group}={close[0]}?"] if close else []
     chosen_by_files = group in ("experiment", "search", "debug")
     elsewhere = [other for other, names in groups.items() if name in names and other != group and chosen_by_files]
     lines += [f"in a file, below defaults: - override /{other}: {name}" for other in elsewhere[:1]]
     lines += [f"options: {', '.join(known)}"]
+    lines += [f"another network of timm or torchvision: model=timm model.name={name}"] if group == "model" else []
     lines += [f"for a file of your own: --config-dir DIR, with DIR/{group}/NAME.yaml"] if not close else []
     return "\n  ".join(lines)
+
+
+def _option_for(path: Path) -> str:
+    """Return the option of ``data`` and the setting that read a file or folder."""
+    if path.is_file():
+        return "data=image_list data.file"
+    is_saved = any((path / name).is_file() for name in ("dataset_dict.json", "dataset_info.json"))
+    return "data=hugging_face data.root" if is_saved else "data=image_folder data.root"
 
 
 def _describe_unknown_key(key: str, conf: Path, arguments: list[str], config_dir: str | None) -> str:
