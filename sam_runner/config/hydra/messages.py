@@ -167,7 +167,8 @@ def _describe_unreadable(override: str) -> str:
         if with_colon:
             return f"{message}\n  did you mean {with_colon[1]}={with_colon[2]}?"
         is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", override)
-        return f"{message}\n  a value is missing: {override}=..." if is_key else message
+        way = f"\n  a value is missing: {override}=..." if is_key else ""
+        return f"{message}{way}\n  a value with spaces is quoted, 'data.root=my photos'; = stands between no spaces"
     if key != key.strip() or value != value.strip():
         return f"{message}\n  leave out the spaces: {key.strip()}={value.strip()}"
     return f"{message}\n  quote a value with spaces or special characters: \"{key}='{value}'\""
