@@ -97,9 +97,7 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
     for word in typed:
         key, equals, value = word.lstrip("+").partition("=")
         searched = SEARCHED.get(value) if key == "search" else None
-        if (
-            searched in values
-        ):  # show the chosen value, also a default; "" where it has no effect, as with optimizer=sgd
+        if searched in values:  # show the chosen value, also a default; "" where it has no effect, as for SGD
             choices.append([f"{searched}={_format_value(values[searched])}", ""])
         if not equals or key in NOT_REPEATED or key.startswith("hydra"):
             continue
