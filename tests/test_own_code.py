@@ -54,6 +54,10 @@ def fails(num_classes):
     raise KeyError("size")
 
 
+def probable(num_classes):
+    return nn.Sequential(nn.Flatten(), nn.Linear(64, num_classes), nn.Softmax(1))
+
+
 number = 3
 """
 DATA = """\
@@ -109,6 +113,11 @@ def nothing():
     return [1, 2]
 
 
+def tokens():
+    part = (np.zeros((20, 64), int), [0, 1] * 10)
+    return from_dataset(part, part, 2)
+
+
 def not_finite():
     return from_dataset((np.array([[1.0], [np.nan]]), [0, 1]), (np.zeros((2, 1)), [0, 1]), 2)
 """
@@ -160,6 +169,21 @@ def test_a_file_of_the_working_folder_does_not_make_another_module_trusted(name,
     assert not (own / "ran").exists()
 
 
+def test_a_module_elsewhere_is_answered_with_the_command_that_finds_it(own, monkeypatch, capsys):
+    word = "model._target_=nowhere.load"
+    untrusted = invoke(monkeypatch, capsys, own, word).stderr
+    assert untrusted.endswith(f": PYTHONPATH=FOLDER_OF_IT SAM_RUNNER_TRUSTED=nowhere sam-train {word}\n")
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "nowhere")
+    absent = invoke(monkeypatch, capsys, own, word).stderr
+    assert absent.endswith("  if it is in another folder, put PYTHONPATH=FOLDER before the command\n")
+
+
+@pytest.mark.parametrize(("name", "is_warned"), [("probable", True), ("tiny", False)])
+def test_a_network_that_returns_probabilities_is_warned_of(name, is_warned, own, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, own, f"model._target_=my_models.{name}", *TINY)
+    assert (done.returncode, "are probabilities: they sum to 1" in done.stdout + done.stderr) == (0, is_warned)
+
+
 @pytest.mark.parametrize(
     ("words", "message", "place"),
     [
@@ -187,7 +211,8 @@ def test_a_file_of_the_working_folder_does_not_make_another_module_trusted(name,
         (["data._target_=my_data.load", "data.item=third_has_class_7"], "example 3 has label 7", "my_data.py:22"),
         (["data._target_=my_data.load", "data.item=third_has_a_name"], "item 3 has the label 'cat'", "my_data.py:22"),
         (["data._target_=my_data.nothing"], "returns a list", "from_dataset"),
-        (["data._target_=my_data.not_finite"], "input 1 holds a value that is not finite", "my_data.py:54"),
+        (["data._target_=my_data.not_finite"], "input 1 holds a value that is not finite", "my_data.py:59"),
+        (["data._target_=my_data.tokens", "model._target_=my_models.Volume"], "not accept int64 inputs", "give floats"),
         (["data._target_=my_data.load"], "SmallCNN does not accept inputs of shape (3,)", "model._target_"),
         (["optimizer.base._target_=my_optim.Broken"], "cannot take a step with nothing but gradients: no", ""),
     ],

@@ -100,7 +100,10 @@ def _describe_trust(target: str) -> str:
     if name.isidentifier() and (found := importlib.util.find_spec(name)) is not None:
         command = f"{_repeat_python_path(found)}{trusting_command([name], sys.argv)}"
         return f"if {name} is your own code: {command}"
-    return f"for your own code: {VARIABLE}=your_module sam-train ...; there is no {name}.py in {os.getcwd()}"
+    place = f"there is no {name}.py in {os.getcwd()}"
+    if not name.isidentifier():
+        return f"for your own code: {VARIABLE}=your_module sam-train ...; {place}"
+    return f"{place}; if it is your own code elsewhere: PYTHONPATH=FOLDER_OF_IT {trusting_command([name], sys.argv)}"
 
 
 def _repeat_python_path(module: ModuleSpec) -> str:

@@ -85,7 +85,8 @@ def _import_own(target: str) -> None:
             if error.name == name:
                 raise InputError(
                     f"_target_={target}: there is no module {name}\n"
-                    f"  looked in the working folder {os.getcwd()} and among the installed modules"
+                    f"  looked in the working folder {os.getcwd()} and among the installed modules\n"
+                    f"  if it is in another folder, put PYTHONPATH=FOLDER before the command"
                 ) from error
             raise InputError(f"_target_={target}: importing {name} fails: {describe_error(error)}") from error
         except Exception as error:

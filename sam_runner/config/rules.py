@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import fields
+from difflib import get_close_matches
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -386,6 +387,17 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("augment.mixup and augment.cutmix exclude each other\n  set one of them to null")
 
 
+def _describe_absent(path: str) -> str:
+    """Return what is there instead of a folder: nearest existing folder, and an entry of it with a similar name."""
+    wanted = Path(os.path.expanduser(path)).absolute()
+    if wanted.exists():
+        return ": it is a file"
+    parent = next(folder for folder in wanted.parents if folder.is_dir())
+    name = wanted.relative_to(parent).parts[0]
+    similar = get_close_matches(name, [entry.name for entry in parent.iterdir() if entry.is_dir()], 1)
+    return f": {parent} has no folder {name}" + (f"\n  did you mean {parent / similar[0]}?" if similar else "")
+
+
 def require_files(config: "ExperimentConfig") -> None:
     """Raise InputError for a missing folder, file of paths or labels, or package, before torch is imported."""
     for name in config.logger:
@@ -397,7 +409,8 @@ def require_files(config: "ExperimentConfig") -> None:
         and not Path(os.path.expanduser(config.data.root)).is_dir()
     ):
         raise InputError(
-            f"data.root={config.data.root} is not a folder\n  expected: <root>/train/<class>/*.jpg or alike"
+            f"data.root={config.data.root} is not a folder{_describe_absent(config.data.root)}\n"
+            "  expected: <root>/<class>/*.jpg, or <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg"
         )
     if isinstance(config.data, HuggingFaceConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
         raise InputError(f"data.root={config.data.root} is not a folder\n  give the folder of the data set")

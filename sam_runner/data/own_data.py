@@ -1,14 +1,15 @@
 """`from_dataset`: the sets of a run from a user's own arrays or torch datasets."""
 
-import math
 from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
 
 from sam_runner.data.image_sets import ArraySet, ImageSet, make_image_set
+from sam_runner.data.own_labels import check_labels, number_names, to_label
 from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.user_code import describe_error
@@ -28,7 +29,7 @@ def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validat
     Args:
         train: Training set.
         test: Test set.
-        classes: Names of the classes, or their number. Labels are 0 to the number of classes minus 1.
+        classes: Names of the classes, or their number. Labels are 0 to the number of classes minus 1, or such names.
         validation: Validation set, or None: ``data.val_fraction`` can hold out training examples.
 
     Raises:
@@ -54,18 +55,10 @@ def _make_set(part: Any, classes: tuple[str, ...], name: str) -> ImageSet | Arra
     if isinstance(part, ImageSet | ArraySet):
         return part
     if isinstance(part, tuple | list) and len(part) == 2 and hasattr(part[0], "shape"):
-        inputs, labels = (_to_tensor(entry, name) for entry in part)
+        inputs, labels = _to_tensor(part[0], name), _to_tensor(number_names(part[1], classes, name), name)
     else:
-        inputs, labels = _read_items(part, name)
-    if len(inputs) != len(labels) or labels.ndim != 1 or not len(labels):
-        raise InputError(
-            f"{name}: found {len(inputs)} inputs and labels of shape {tuple(labels.shape)}\n"
-            "  accepted: one label for each input, at least one"
-        )
-    if labels.dtype.is_floating_point or labels.dtype == torch.bool:
-        if not torch.equal(labels.long().to(labels.dtype), labels):
-            raise InputError(f"{name}: labels are {labels.dtype}, not whole numbers\n  accepted: classes 0, 1, ...")
-        labels = labels.long()
+        inputs, labels = _read_items(part, classes, name)
+    labels = check_labels(labels, len(inputs), len(classes), name)
     if inputs.dtype == torch.uint8 and inputs.ndim in (3, 4):
         return _label_errors(name, lambda: make_image_set(_to_channels_first(inputs, name), labels, classes))
     if inputs.ndim < 2:
@@ -104,12 +97,13 @@ def _to_tensor(value: Any, name: str) -> Tensor:
         ) from error
 
 
-def _read_items(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
+def _read_items(dataset: Any, classes: tuple[str, ...], name: str) -> tuple[Tensor, Tensor]:
     """Return the inputs and labels of all items of a torch ``Dataset``."""
     if not (hasattr(dataset, "__len__") and hasattr(dataset, "__getitem__")):
+        way = "\n  give its dataset: loader.dataset" if isinstance(dataset, DataLoader) else ""
         raise InputError(
             f"{name} is a {type(dataset).__name__}\n"
-            "  accepted: a torch Dataset with a length, or a pair (inputs, labels) of arrays"
+            f"  accepted: a torch Dataset with a length, or a pair (inputs, labels) of arrays{way}"
         )
     inputs, labels = list[Tensor](), list[int]()
     for index in range(len(dataset)):
@@ -125,7 +119,7 @@ def _read_items(dataset: Any, name: str) -> tuple[Tensor, Tensor]:
                 f"{name}: item {index} is a {type(item).__name__}{size}\n  accepted: a pair (input, label)"
             )
         inputs.append(_to_input(item[0], f"{name}: item {index}"))
-        labels.append(_to_label(item[1], f"{name}: item {index}"))
+        labels.append(to_label(item[1], classes, f"{name}: item {index}"))
         if inputs[-1].shape != inputs[0].shape or inputs[-1].dtype != inputs[0].dtype:
             raise InputError(
                 f"{name}: item {index} has an input of shape {tuple(inputs[-1].shape)}, {inputs[-1].dtype}, item 0 of "
@@ -146,17 +140,6 @@ def _to_input(value: Any, place: str) -> Tensor:
             f"{place} has an input of type {type(value).__name__}\n  accepted: a tensor, an array, numbers, a PIL image"
         )
     return _to_tensor(value, place)
-
-
-def _to_label(value: Any, place: str) -> int:
-    is_array = isinstance(value, Tensor | np.generic | np.ndarray)
-    label = value.item() if is_array and math.prod(value.shape) == 1 else value
-    if isinstance(label, bool) or not isinstance(label, int | float) or label != int(label):
-        raise InputError(
-            f"{place} has the label {str(value)[:80]!r} of type {type(value).__name__}\n"
-            "  accepted: the number of a class, 0, 1, ..."
-        )
-    return int(label)
 
 
 def _to_channels_first(images: Tensor, name: str) -> Tensor:

@@ -113,9 +113,11 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
         raise InputError(f"model {target}: {error}\n  in {find_definition(type(model).forward)}") from error
     except Exception as error:
         _require_fitting_channels(model, target, tuple(examples.shape[1:]))
+        way = "a function gets num_classes, in_channels, image_size, in_features and input_shape if it has them"
+        if not examples.dtype.is_floating_point:
+            way = "integer inputs reach the model as int64, as tokens do; give floats, or images as uint8"
         raise InputError(
-            f"model {target} does not accept inputs of shape {tuple(examples.shape[1:])}: {describe_error(error)}\n"
-            "  a function gets num_classes, in_channels, image_size, in_features and input_shape if it has them"
+            f"model {target} does not accept {_describe_inputs(examples)}: {describe_error(error)}\n  {way}"
         ) from error
     finally:
         model.train(was_training)
@@ -127,6 +129,22 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
             f"model {target} returns outputs of shape {tuple(logits.shape)} for {len(examples)} inputs, and the data "
             f"have {num_classes} classes\n  accepted: ({len(examples)}, {num_classes}); the argument num_classes gets "
             f"the number of classes{chr(10) + '  in ' + place if place else ''}"
+        )
+    _warn_of_probabilities(logits, target)
+
+
+def _describe_inputs(examples: Tensor) -> str:
+    dtype = "" if examples.dtype.is_floating_point else f"{str(examples.dtype).removeprefix('torch.')} "
+    return f"{dtype}inputs of shape {tuple(examples.shape[1:])}"
+
+
+def _warn_of_probabilities(logits: Tensor, target: str) -> None:
+    """Log a warning if the outputs are probabilities: the loss applies the softmax to them once more."""
+    if bool((logits >= 0).all()) and bool(((logits.double().sum(1) - 1).abs() < 1e-4).all()):
+        log.warning(
+            "the outputs of model %s are probabilities: they sum to 1. The loss applies the softmax itself, so the "
+            "network should return logits: leave out its softmax",
+            target,
         )
 
 

@@ -20,6 +20,7 @@ from sam_runner.runs.environment import format_command
 from sam_runner.utils.errors import InputError
 
 NOT_REPEATED = {"seed", "sweep_name", "run_dir", "search", "dry_run", "data.val_fraction", "data.val_labels"}
+SEARCHED = {"rho": "rho", "mixup": "augment.mixup"}  # the setting that search=NAME varies
 MAX_CANDIDATES = 16  # compositions that are tried
 MAX_ADDED = 6  # settings that are added to the typed words
 SWEPT = re.compile(r",|^(choice|range|interval|tag|shuffle|sort)\(")  # in a value: several values of a sweep
@@ -95,6 +96,9 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
     choices: list[list[str]] = []
     for word in typed:
         key, equals, value = word.lstrip("+").partition("=")
+        searched = SEARCHED.get(value) if key == "search" else None
+        if searched in values:  # show the chosen value, also a default; "" where it has no effect, as for SGD
+            choices.append([f"{searched}={_format_value(values[searched])}", ""])
         if not equals or key in NOT_REPEATED or key.startswith("hydra"):
             continue
         name = aliases.get(key, key)
@@ -103,7 +107,8 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
         elif name in values:  # otherwise the method has no such setting, as optimizer=sgd has no rho
             swept = SWEPT.search(value) and not isinstance(values[name], list)
             choices.append([f"{key}={_format_value(values[name])}" if swept else word])
-    yield from map(list, itertools.islice(itertools.product(*choices), MAX_CANDIDATES))
+    for words in itertools.islice(itertools.product(*choices), MAX_CANDIDATES):
+        yield [word for word in words if word]
 
 
 def _complete(

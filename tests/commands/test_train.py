@@ -26,6 +26,7 @@ BAD_INPUT = [
     (["optimizer/base=null"], "optimizer/base=null is no option", "optimizer/base=NAME: "),
     (["=1"], "=1 has no key", "key=value"),
     (["lr:0.1"], "cannot read the argument 'lr:0.1'", "did you mean lr=0.1?"),
+    (["data.root=my", "photos"], "cannot read the argument 'photos'", "quoted, 'data.root=my photos'"),
     (["lr = 0.1"], "cannot read the argument 'lr = 0.1'", "leave out the spaces: lr=0.1"),
     (["seed=range(3)"], "seed=range(3) gives several values", "sam-train -m 'seed=range(3)'"),
     (["run_dir=a,b"], "run_dir=a,b gives several values", "'run_dir=\"a,b\"'"),

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sam_runner.config.rules import require_files
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 
@@ -52,3 +53,20 @@ def test_what_cannot_be_meant_is_refused(words, message):
 )
 def test_what_can_be_meant_is_taken(words):
     config_of(*words)
+
+
+@pytest.mark.parametrize(
+    ("root", "message"),
+    [
+        ("my photo", r"{here} has no folder my photo\n  did you mean {here}/my photos\?\n  expected: <root>/<class>/"),
+        ("my phots/train", r"{here} has no folder my phots\n  did you mean {here}/my photos\?"),
+        ("elsewhere", r"{here} has no folder elsewhere\n  expected"),
+        ("labels.csv", r"is not a folder: it is a file\n  expected"),
+    ],
+)
+def test_a_folder_that_is_absent_is_answered_with_a_similar_one(root, message, tmp_path, monkeypatch):
+    (tmp_path / "my photos").mkdir()
+    (tmp_path / "labels.csv").touch()
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InputError, match=message.format(here=tmp_path)):
+        require_files(config_of("data=image_folder", f"data.root={root}"))

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from torch.utils.data import Dataset, TensorDataset
+from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from sam_runner import from_dataset
 from sam_runner.config.data import AugmentConfig
@@ -93,6 +93,15 @@ def test_a_dataset_gives_the_same_sets_as_its_arrays():
         assert found.digest() == expected.digest()
 
 
+@pytest.mark.parametrize("kind", [np.array, list, lambda names: np.array(names, object)])
+def test_names_of_classes_are_labels(kind):
+    values, classes = DRAWS.normal(size=(12, 4)).astype(np.float32), ["low", "2", "high"]
+    names = [classes[label] for label in LABELS]
+    items = Items(list(zip(values, kind(names), strict=True)))
+    for part in ((values, kind(names)), items):
+        assert torch.equal(from_dataset(part, part, classes).train.labels, torch.from_numpy(LABELS))
+
+
 def test_pil_images_of_a_dataset_are_images():
     images = [Image.new("RGB", (5, 4), (number, 0, 9)) for number in range(12)]
     train = from_dataset(
@@ -150,7 +159,18 @@ def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepte
     ("train", "message"),
     [
         ((np.zeros((12, 4)), LABELS[:5]), "found 12 inputs and labels of shape"),
-        ((np.zeros((12, 4)), LABELS + 1), "example 2 has label 3; classes are 0 to 2"),
+        ((np.zeros((12, 4)), LABELS + 1), "example 2 has label 3; classes are 0 to 2\n  .* begin at 1: subtract 1"),
+        ((np.zeros((12, 4)), 10 * LABELS + 7), "example 0 has label 7; .*\n  labels found: 7, 17, 27; number them"),
+        ((np.zeros((12, 4)), np.arange(12)), "example 3 has label 3; .*\n  .* give all their classes"),
+        ((np.zeros((12, 4)), LABELS[:, None]), r"shape \(12, 1\)\n  .* of shape \(12,\); give labels.ravel\(\)"),
+        ((np.zeros((12, 4)), np.eye(3)[LABELS]), r"shape \(12, 3\)\n  .* one-hot labels give labels.argmax\(1\)"),
+        (
+            (np.zeros((12, 4)), np.array(["class 0", "cat"] * 6)),
+            "train has the label 'cat', which is no class\n  class",
+        ),
+        (DataLoader(Items([(np.zeros(4), 0)])), "train is a DataLoader\n.*\n  give its dataset"),
+        (Items([(np.zeros(4), np.inf)]), "item 0 has the label 'inf' of type float"),
+        ((np.zeros((2, 4)), [[0], [1, 2]]), "no array of numbers"),
         ((np.zeros((12, 4)), LABELS + 0.5), "not whole numbers"),
         ((np.zeros(12), LABELS), r"inputs have shape \(12,\)"),
         ((np.zeros((12, 4), complex), LABELS), "inputs are complex"),

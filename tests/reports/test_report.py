@@ -176,6 +176,7 @@ def test_the_page_answers_the_questions_of_a_reader(tmp_path):
             assert answer in text, answer
     page = html_of(report)
     assert "sam-train -m optimizer=sgd,sam rho=0.1 seed=0,1 noise=symmetric" in page
+    assert "The same command again runs what is missing, if it names its sweep (sweep_name) or run (run_dir)." in page
 
 
 def test_the_set_up_says_which_labels_the_held_out_images_had(tmp_path):

@@ -75,6 +75,21 @@ def test_the_final_commands_train_the_chosen_settings_in_one_sweep(case, folder,
         assert (done.returncode, done.stderr) == (0, "")
 
 
+def test_the_chosen_value_of_a_search_is_in_the_final_command_if_it_is_the_default(folder):
+    environment = {"command": ["sam-train", "-m", "optimizer=sgd,sam", "search=rho", *TINY], "folder": str(folder)}
+    for words, best in (
+        (["optimizer=sgd"], 0.1),
+        (["optimizer=sam", "rho=0.05"], 0.9),
+        (["optimizer=sam", "rho=0.1"], 0.2),
+    ):
+        config = compose_line([*words, "data.val_fraction=0.1", *TINY])
+        leave(folder / "s" / "-".join(words), config, accuracy=best, environment=environment,
+                  **{"validation/accuracy": best})  # fmt: skip
+    commands = [command for _, command in make_report([folder / "s"]).next_commands]
+    assert "rho" not in commands[0]
+    assert commands[1].startswith("sam-train -m optimizer=sam rho=0.05 data=synthetic ")
+
+
 def test_final_runs_are_compared_and_none_is_selected(folder):
     for name, seed in itertools.product(("sgd", "sam"), range(3)):
         config = replace(compose_experiment([f"optimizer={name}"]), seed=seed)

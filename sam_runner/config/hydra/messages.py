@@ -170,7 +170,8 @@ def _describe_unreadable(override: str) -> str:
         if override.endswith((".yaml", ".yml")):
             return f"{message}\n  for a file of settings: config={override}"
         is_key = re.fullmatch(r"[+~]*[A-Za-z_][\w./@]*", override)
-        return f"{message}\n  a value is missing: {override}=..." if is_key else message
+        way = f"\n  a value is missing: {override}=..." if is_key else ""
+        return f"{message}{way}\n  a value with spaces is quoted, 'data.root=my photos'; = stands between no spaces"
     if key != key.strip() or value != value.strip():
         return f"{message}\n  leave out the spaces: {key.strip()}={value.strip()}"
     return f"{message}\n  quote a value with spaces or special characters: \"{key}='{value}'\""
