@@ -20,12 +20,14 @@ from pathlib import Path
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from fuzzing.disk import Disk
+from fuzzing.folders import Folders
 from fuzzing.lines import Lines
 from fuzzing.processes import preload
 from measuring import Report
 
 torch.set_num_threads(1)
-PARTS: dict[str, Callable] = {"lines": Lines}
+PARTS: dict[str, Callable] = {"lines": Lines, "folders": Folders, "disk": Disk}
 
 
 def run_part(name: str, options: argparse.Namespace, report: Report, seconds: float) -> int:

@@ -10,6 +10,8 @@ from sam_runner.utils.files import read_json, write_json
 if TYPE_CHECKING:
     from sam_runner.training.state import Progress, Run
 
+RESULT = "result.json"
+
 
 def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "Progress") -> dict[str, Any]:
     """Write result.json of a finished run and return its content.
@@ -42,7 +44,7 @@ def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "
         "data": count_examples(run),
         "num_parameters": sum(parameter.numel() for parameter in run.model.parameters()),
     }
-    write_json(folder / "result.json", result)
+    write_json(folder / RESULT, result)
     return result
 
 
@@ -55,7 +57,7 @@ def count_examples(run: "Run") -> dict[str, int]:
 
 def read_finished_result(folder: Path) -> dict[str, Any] | None:
     """Return the content of result.json if the run has finished, else None."""
-    result = read_json(folder / "result.json")
+    result = read_json(folder / RESULT)
     return result if isinstance(result, dict) and result.get("status") == "finished" else None
 
 

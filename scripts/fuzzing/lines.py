@@ -6,7 +6,6 @@ from pathlib import Path
 
 from fuzzing.command_lines import Drawer
 from fuzzing.processes import Answer, call
-
 from sam_runner.commands import train as train_command
 
 SECONDS = 60.0  # a run that takes longer is stopped

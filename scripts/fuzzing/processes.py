@@ -112,7 +112,7 @@ def call(
 
 def _run(entry: Entry, words: Sequence[str], folder: Path, log: Path, patch: Patch | None) -> None:
     """Run a command in this process, which ends with it."""
-    code = 99
+    code, leave = 99, os._exit
     try:
         os.setsid()
         for number, name in ((1, "out"), (2, "err")):
@@ -139,7 +139,8 @@ def _run(entry: Entry, words: Sequence[str], folder: Path, log: Path, patch: Pat
     finally:
         with contextlib.suppress(Exception):
             sys.stdout.flush()
-        os._exit(code)
+            os._exit(code)
+        leave(code)
 
 
 def _refuse_connection(*_: object) -> None:
