@@ -24,10 +24,11 @@ from fuzzing.disk import Disk
 from fuzzing.folders import Folders
 from fuzzing.lines import Lines
 from fuzzing.processes import preload
+from fuzzing.settings import Settings
 from measuring import Report
 
 torch.set_num_threads(1)
-PARTS: dict[str, Callable] = {"lines": Lines, "folders": Folders, "disk": Disk}
+PARTS: dict[str, Callable] = {"settings": Settings, "lines": Lines, "folders": Folders, "disk": Disk}
 
 
 def run_part(name: str, options: argparse.Namespace, report: Report, seconds: float) -> int:

@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -69,8 +70,38 @@ def read_json(path: Path) -> Any:
     """Return the JSON value in `path`, or None if the file does not exist or does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_json_object(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """Return the JSON object in `path` without the entries that have another type than they should.
+
+    A file that a person or another program has changed then reads like a file without these entries.
+
+    Args:
+        path: The file. If it does not exist or holds anything else than an object, {} is returned.
+        types: Types of entries by name: str, list, dict; int for a whole number and float for any finite number. Other
+            entries are returned as they are.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return {}
+    return {name: value for name, value in content.items() if name not in types or _has_type(value, types[name])}
+
+
+def keep_numbers(entry: Any) -> dict[str, float]:
+    """Return the finite numbers in a JSON object by name; {} for another value."""
+    values = entry.items() if isinstance(entry, dict) else ()
+    return {str(name): value for name, value in values if _has_type(value, float)}
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def hash_file(path: Path, algorithm: str = "sha256") -> str:

@@ -26,15 +26,16 @@ NUMBERS = [
 ]  # fmt: skip
 ODD = [
     "", " ", "null", "~", "true", "false", "yes", "off", "none", "None", "[]", "{}", "[1,2]", "[[1]]", "{a:1}", "[",
-    "]", "{", "}", "'", '"', "''", '""', "'a", "a'b", "a b", "a\tb", "a\nb", "\x01", "\x7f", "a,b", ",", "a,", ",a", "a=b",
-    "=", "==", "a:b", "#", "a#b", "\\", "\\\\", "a\\'", "$", "${", "${}", "${lr}", "${nothing}", "${optimizer.rho}",
-    "${data}", "${oc.env:HOME}", "${oc.env:NOTHING}", "${oc.decode:1}", "${oc.create:{a:1}}", "${hydra:runtime.cwd}", "${.x}",
-    "${..x}", "${lr", "$lr", "${now:%Y}", "${seed}", "${epochs}", "é", "文字", "🙂", "\u202e", "\u200b", "ﬀ", "\udcff",
-    "a\udcffb", "../x", "/", "/dev/null", "/proc/self/mem", ".", "..", "~root", "~/x", "*", "?", "glob(*)",
-    "choice(1,2)", "range(0,3)", "range(0,1000000000)", "interval(0,1)", "sort(3,1)", "shuffle(1,2)", "tag(a,1)", "float(1)", "int(a)",
-    "str(1)", "bool(x)", "json_str('{}')", "extend_list(1)", "!!python/object:os.system", "&a", "*a", "@", "%", "|",
-    ">", "!", "???", "__class__", "_target_", "os.system", "x" * 300, "x" * 5000, "[" * 60, "(" * 60, "{a:" * 30, "-", "--",
-    "-m", "optimizer", "sam", "cpu", "cuda", "cuda:99", "mps", "meta", "cpu:7", "2026-01-01", "12:30:00", "1:2",
+    "]", "{", "}", "'", '"', "''", '""', "'a", "a'b", "a b", "a\tb", "a\nb", "\x01", "\x7f", "a,b", ",", "a,", ",a",
+    "a=b", "=", "==", "a:b", "#", "a#b", "\\", "\\\\", "a\\'", "$", "${", "${}", "${lr}", "${nothing}",
+    "${optimizer.rho}", "${data}", "${oc.env:HOME}", "${oc.env:NOTHING}", "${oc.decode:1}", "${oc.create:{a:1}}",
+    "${hydra:runtime.cwd}", "${.x}", "${..x}", "${lr", "$lr", "${now:%Y}", "${seed}", "${epochs}", "é", "文字", "🙂",
+    "\u202e", "\u200b", "ﬀ", "\udcff", "a\udcffb", "../x", "/", "/dev/null", "/proc/self/mem", ".", "..", "~root",
+    "~/x", "*", "?", "glob(*)", "choice(1,2)", "range(0,3)", "range(0,1000000000)", "interval(0,1)", "sort(3,1)",
+    "shuffle(1,2)", "tag(a,1)", "float(1)", "int(a)", "str(1)", "bool(x)", "json_str('{}')", "extend_list(1)",
+    "!!python/object:os.system", "&a", "*a", "@", "%", "|", ">", "!", "???", "__class__", "_target_", "os.system",
+    "x" * 300, "x" * 5000, "[" * 60, "(" * 60, "{a:" * 30, "-", "--", "-m", "optimizer", "sam", "cpu", "cuda",
+    "cuda:99", "mps", "meta", "cpu:7", "2026-01-01", "12:30:00", "1:2",
 ]  # fmt: skip
 TEXTS = {
     "device": ["cpu", "auto", "cuda", "cuda:1", "cpu:0", "meta"],
