@@ -1,6 +1,6 @@
 """Random trials: command lines, damaged run folders, kills, full disks, memory over a long time.
 
-    python scripts/fuzz.py [--parts lines folders kills disk leaks] [--seed 0] [--minutes 5 | --count 100]
+    python scripts/fuzz.py [--parts settings lines folders disk kills leaks] [--seed 0] [--minutes 5 | --count 100]
 
 Each part repeats trials until its share of the time or its number is used up. A trial draws from a generator of its
 own, seeded by the seed, the part and the number of the trial, so ``--parts lines --seed 7 --first 123 --count 1``
@@ -22,13 +22,22 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import torch
 from fuzzing.disk import Disk
 from fuzzing.folders import Folders
+from fuzzing.kills import Kills
+from fuzzing.leaks import Leaks
 from fuzzing.lines import Lines
 from fuzzing.processes import preload
 from fuzzing.settings import Settings
 from measuring import Report
 
 torch.set_num_threads(1)
-PARTS: dict[str, Callable] = {"settings": Settings, "lines": Lines, "folders": Folders, "disk": Disk}
+PARTS: dict[str, Callable] = {
+    "settings": Settings,
+    "lines": Lines,
+    "folders": Folders,
+    "disk": Disk,
+    "kills": Kills,
+    "leaks": Leaks,
+}
 
 
 def run_part(name: str, options: argparse.Namespace, report: Report, seconds: float) -> int:

@@ -20,7 +20,7 @@ from sam_runner.config.hydra.compose import compose_experiment
 ACCEPTED = (0, 1, 2, 75, 130)  # exit codes that docs/runs.md explains
 MAX_LINES = 20  # lines of a message
 MEMORY = 8 * 2**30  # bytes that a process may add to what it has
-GRACE = 15.0  # seconds between SIGTERM and the end
+GRACE = 30.0  # seconds between SIGTERM and the end
 Patch = Callable[[], None]
 Entry = Callable[[], int]
 
@@ -93,9 +93,19 @@ def call(
         seconds: After this time it gets SIGTERM, and SIGKILL after another `GRACE`.
         patch: Called in the new process first.
     """
+    return finish(start(entry, words, folder, log, patch), log, seconds)
+
+
+def start(entry: Entry, words: Sequence[str], folder: Path, log: Path, patch: Patch | None = None) -> int:
+    """Start a command as `call` does; return the process, which leads a group of its own."""
     child = os.fork()
     if not child:
         _run(entry, words, folder, log, patch)
+    return child
+
+
+def finish(child: int, log: Path, seconds: float) -> Answer:
+    """Wait until a command of `start` ends, or stop it after some seconds; see `call`."""
     code = wait(child, seconds)
     was_stopped = code is None
     if was_stopped:

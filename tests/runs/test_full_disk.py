@@ -1,5 +1,6 @@
 """Full disks, read-only and locked folders, unusual names."""
 
+import errno
 import json
 import os
 import resource
@@ -81,6 +82,21 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(reference, tmp_path, mon
         assert equal_outcomes(disk / "run", reference)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_an_event_file_that_cannot_be_written_is_one_warning(reference, tmp_path, monkeypatch, capfd):
+    """TensorBoard writes in a thread of its own, whose traceback Python would print."""
+    from tensorboard.summary.writer import record_writer
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", write)
+    done = invoke(monkeypatch, capfd, tmp_path, *OPTIONS, "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("logger=tensorboard") == 1
+    assert equal_outcomes(tmp_path / "run", reference)
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):
