@@ -15,7 +15,7 @@ from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfo
 from sam_runner.data.augment.policy import apply_policy, build_policy
 from sam_runner.data.decode import centre_crop_box, random_crop_box, read_crop
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import derive_seed
 from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, kill_data_workers
 
@@ -126,7 +126,22 @@ class WorkerStream:
 
         Raises:
             InputError: If an image cannot be read; the message has its path.
+            TrainingError: If a worker process was killed.
         """
+        was_killed = False
+        try:
+            yield from self._batches(epoch, indices)
+        except RuntimeError as error:
+            was_killed = str(error).startswith("DataLoader worker")  # torch has no class for it
+            if not was_killed:
+                raise
+        if was_killed:  # raised here, without the original, which would keep its frames and the workers alive
+            raise TrainingError(
+                "a worker process that reads images was killed, for lack of memory perhaps\n"
+                "  the same command continues the run; data.num_workers=0 needs least memory"
+            )
+
+    def _batches(self, epoch: int, indices: list[Tensor]) -> Iterator[Tensor]:
         self._sampler.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]
         with block_stop_signals():  # a signal must not kill a worker before the worker ignores signals
             prepared = iter(self._loader)

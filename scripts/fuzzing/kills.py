@@ -12,7 +12,7 @@ from pathlib import Path
 
 from faults import write_images
 
-from fuzzing.processes import Answer, finish, start
+from fuzzing.processes import CONNECT, Answer, finish, start
 from sam_runner.commands import train as train_command
 
 SECONDS = 240.0  # that a call may take, on a machine with other work
@@ -115,10 +115,9 @@ class Kills:
 
 def _be_rank(rank: int, port: int) -> Callable[[], None]:
     """Return a patch that gives a process the variables of torchrun and the network that the ranks need."""
-    connect = socket.socket.connect
 
     def patch() -> None:
-        socket.socket.connect = connect
+        socket.socket.connect = CONNECT
         numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": 2, "LOCAL_WORLD_SIZE": 2, "MASTER_PORT": port}
         os.environ.update({name: str(number) for name, number in numbers.items()}, MASTER_ADDR="127.0.0.1")
 

@@ -21,6 +21,7 @@ ACCEPTED = (0, 1, 2, 75, 130)  # exit codes that docs/runs.md explains
 MAX_LINES = 20  # lines of a message
 MEMORY = 8 * 2**30  # bytes that a process may add to what it has
 GRACE = 30.0  # seconds between SIGTERM and the end
+CONNECT = socket.socket.connect
 Patch = Callable[[], None]
 Entry = Callable[[], int]
 
@@ -153,8 +154,11 @@ def _run(entry: Entry, words: Sequence[str], folder: Path, log: Path, patch: Pat
         leave(code)
 
 
-def _refuse_connection(*_: object) -> None:
-    raise OSError("no network in a trial")
+def _refuse_connection(self: socket.socket, address: object) -> None:
+    """Connect to another process of this machine, as data workers do; there is no network in a trial."""
+    if self.family != socket.AF_UNIX:
+        raise OSError("no network in a trial")
+    CONNECT(self, address)
 
 
 def wait(child: int, seconds: float) -> int | None:
