@@ -1,5 +1,6 @@
 """Run the settings of a finished run again: its config.yaml as Hydra's primary configuration, in place of conf/."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
