@@ -25,6 +25,7 @@ from fuzzing.folders import Folders
 from fuzzing.kills import Kills
 from fuzzing.leaks import Leaks
 from fuzzing.lines import Lines
+from fuzzing.page import write_page
 from fuzzing.processes import preload
 from fuzzing.settings import Settings
 from measuring import Report
@@ -55,7 +56,8 @@ def run_part(name: str, options: argparse.Namespace, report: Report, seconds: fl
                 print(f"FAILED {', '.join(faults)}\n  {repeat}\n{details}\n", flush=True)
             number += 1
     trials = rows.total()
-    note = f"seed {options.seed}, trials {options.first} to {number - 1}, {time.monotonic() - began:.0f} s"
+    repeat = f"--parts {name} --seed {options.seed}{f' --first {options.first}' * bool(options.first)} --count {trials}"
+    note = f"{repeat} ({time.monotonic() - began:,.0f} s)"
     table = [[what, count] for what, count in rows.most_common()]
     report.table(part.title, ["what happened", "trials"], [*table, ["all", trials], ["broke a rule", broken]], note)
     return broken
@@ -70,7 +72,11 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="trials of each part; default: as many as there is time for")
     parser.add_argument("--minutes", type=float, help="time for all parts together; default: 5, with --count no limit")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"))
+    parser.add_argument("--page", nargs="+", type=Path, help="write docs/reliability.md from these fuzz.json, and stop")
     options = parser.parse_args()
+    if options.page:
+        write_page(options.page)
+        return 0
     minutes = options.minutes or (5.0 if options.count is None else 1e9)
     report = Report("Random trials", torch.device("cpu"))
     preload()
