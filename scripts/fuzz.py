@@ -72,6 +72,8 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="trials of each part; default: as many as there is time for")
     parser.add_argument("--minutes", type=float, help="time for all parts together; default: 5, with --count no limit")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"))
+    parser.add_argument("--epochs", type=int, default=1000, help="of a run of the part leaks")
+    parser.add_argument("--jobs", type=int, default=500, help="of a sweep of the part leaks")
     parser.add_argument("--page", nargs="+", type=Path, help="write docs/reliability.md from these fuzz.json, and stop")
     options = parser.parse_args()
     if options.page:
@@ -80,6 +82,7 @@ def main() -> int:
     minutes = options.minutes or (5.0 if options.count is None else 1e9)
     report = Report("Random trials", torch.device("cpu"))
     preload()
+    Leaks.epochs, Leaks.jobs = options.epochs, options.jobs
     broken = sum(run_part(name, options, report, 60 * minutes / len(options.parts)) for name in options.parts)
     report.write(options.out, "fuzz")
     return 1 if broken else 0

@@ -37,7 +37,7 @@ READERS: dict[str, tuple[str, list[str]]] = {
     "predict split": ("inference.predict", ["RUN", "--out", "new/p.csv"]),
     "suspects": ("inference.suspects", ["RUN", "--out", "new/s.csv"]),
     "export": ("inference.export", ["RUN", "--out", "new/m.safetensors", "--format", "safetensors"]),
-    "curvature": ("curvature", ["RUN", *SMALL, "--k", "1", "--trace", "3", "--density-steps", "3", "--density", "1"]),
+    "curvature": ("curvature", ["RUN", *SMALL, "--k", "1", "--trace", "6", "--density-steps", "3", "--density", "1"]),
     "sharpness": ("sharpness", ["RUN", *SMALL, "--steps", "1", "--directions", "1", "--restarts", "0"]),
     "landscape": ("landscape", ["RUN", *SMALL, "--points", "3", "--line-points", "3"]),
     "copy": ("train", ["config=RUN", "run_dir=new/copy", "max_steps=1"]),

@@ -52,19 +52,18 @@ class Samples:
 
 
 class Leaks:
-    """A long run and a long sweep; trials alternate between the two. A trial's length is drawn."""
+    """A long run or a long sweep."""
 
     title = "memory and open files over a long time"
     max_slope = 2.0  # MiB per 100 epochs or jobs
     epochs, jobs = 1000, 500
 
     def __init__(self, work: Path) -> None:
-        self._work, self._number = work, 0
+        self._work = work
 
     def try_one(self, draws: random.Random) -> tuple[str, list[str], str]:
-        """Measure a run or a sweep, in turns; see `Lines.try_one`."""
-        self._number += 1
-        is_run = self._number % 2 == 1
+        """Measure a run or a sweep; see `Lines.try_one`."""
+        is_run = draws.random() < 0.5
         words = [*RUN, f"epochs={self.epochs}"] if is_run else [*SWEEP, f"seed=range({self.jobs})"]
         folder = self._work / "trial"
         folder.mkdir()
