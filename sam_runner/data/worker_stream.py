@@ -3,6 +3,7 @@
 import atexit
 import random
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,6 +21,11 @@ from sam_runner.utils.seeding import derive_seed
 from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, kill_data_workers
 
 Key = tuple[int, int]  # epoch and index of an example
+
+WORKER_KILLED = (
+    "a worker process that reads images was killed, for lack of memory perhaps\n"
+    "  the same command continues the run; data.num_workers=0 needs least memory"
+)
 
 
 class _PreparedImages(Dataset[Tensor]):
@@ -86,6 +92,24 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def _says_worker_was_killed(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader worker")  # torch has no class for it
+
+
+@contextmanager
+def explain_killed_workers() -> Iterator[None]:
+    """Turn torch's error about a worker that was killed into a `TrainingError`.
+
+    torch raises it in a handler of SIGCHLD, so anywhere in the body, not only while batches are read.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _says_worker_was_killed(error):
+            raise
+        raise TrainingError(WORKER_KILLED) from error
+
+
 class WorkerStream:
     """Stream of batches that worker processes prepare.
 
@@ -132,14 +156,11 @@ class WorkerStream:
         try:
             yield from self._batches(epoch, indices)
         except RuntimeError as error:
-            was_killed = str(error).startswith("DataLoader worker")  # torch has no class for it
+            was_killed = _says_worker_was_killed(error)
             if not was_killed:
                 raise
         if was_killed:  # raised here, without the original, which would keep its frames and the workers alive
-            raise TrainingError(
-                "a worker process that reads images was killed, for lack of memory perhaps\n"
-                "  the same command continues the run; data.num_workers=0 needs least memory"
-            )
+            raise TrainingError(WORKER_KILLED)
 
     def _batches(self, epoch: int, indices: list[Tensor]) -> Iterator[Tensor]:
         self._sampler.batches = [[(epoch, index) for index in batch.tolist()] for batch in indices]

@@ -18,6 +18,7 @@ from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
+from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.models.pretrained import find_head
@@ -168,6 +169,7 @@ def _prepare_folder(
             f"run folder {folder} cannot be created: {error.strerror}\n  give another folder: run_dir=FOLDER"
         ) from error
     stack.enter_context(explain_write_errors(folder))
+    stack.enter_context(explain_killed_workers())
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
         write_config(folder, config)

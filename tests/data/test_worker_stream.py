@@ -22,6 +22,7 @@ from sam_runner.data.image_sets import ImageFiles, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import IMAGENET_NORMALISATION, Normalisation
 from sam_runner.data.splits import hold_out
+from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.utils.errors import InputError, TrainingError
 from tests.data.test_decode import smooth_pixels
 from tests.helpers import command
@@ -177,6 +178,14 @@ def test_a_worker_that_is_killed_is_one_message(root):
         list(batches)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+
+
+def test_a_worker_that_is_killed_outside_of_the_loader_is_the_same_message():
+    """torch's handler of SIGCHLD raises its error wherever the program is."""
+    with pytest.raises(TrainingError, match="a worker process that reads images was killed"), explain_killed_workers():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="another"), explain_killed_workers():
+        raise RuntimeError("another")
 
 
 def test_workers_of_an_open_epoch_end_with_the_program(root):
