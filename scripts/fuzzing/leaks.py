@@ -72,7 +72,7 @@ class Leaks:
             done = (
                 count_epochs(folder / "r") if is_run else sum(1 for _ in folder.glob("outputs/sweeps/s/*/result.json"))
             )
-            if done:
+            if 0 < done < (self.epochs if is_run else self.jobs):  # after the last one reports and plots are made
                 samples.add(child, done)
             time.sleep(1.0)
         answer = finish(child, self._work / "log", 600)
