@@ -11,7 +11,7 @@ JOBS ?= 3
 FOLDERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all mutants lint format docs smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
+.PHONY: help run test test-all mutants lint format docs smoke bench guard faults faults-long fuzz gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -59,6 +59,9 @@ faults: $(VENV)/.dev ## kill and damage runs, and compare how they continue (fou
 
 faults-long: $(VENV)/.dev ## the same with 250 kills (25 minutes)
 	$(BIN)/python scripts/faults.py --long
+
+fuzz: $(VENV)/.dev ## random command lines, damaged folders, full disks and kills (five minutes); ARGS="--seed 7 --minutes 60" for others
+	$(BIN)/python scripts/fuzz.py --parts settings lines folders disk kills $(if $(filter command environment,$(origin ARGS)),$(ARGS))
 
 gpu: $(VENV)/.dev ## run tests, benchmarks and training on a GPU in nine minutes (DATA=FOLDER with CIFAR-10 images); DEVICE=cpu: a small version
 	$(BIN)/python -W ignore scripts/gpu.py --device $(DEVICE) $(if $(DATA),--data $(DATA))

@@ -45,7 +45,12 @@ class Parser(argparse.ArgumentParser):
 
 def path(text: str) -> Path:
     """Return the path that an argument names, with the home folder for ``~``."""
-    return Path(os.path.expanduser(text))
+    found = Path(os.path.expanduser(text))
+    try:
+        found.exists()
+    except OSError as error:  # a name that is too long, a folder that may not be read
+        raise argparse.ArgumentTypeError(f"{text[:200]} is not accepted: {error.strerror}") from error
+    return found
 
 
 def names(text: str) -> list[str]:
@@ -55,7 +60,7 @@ def names(text: str) -> list[str]:
 
 def run_folder(text: str) -> Path:
     """Return the folder of a run, or of runs; it may be written as sam-train reads it, ``run_dir='a=b'``."""
-    if text.startswith("run_dir=") and not Path(text).exists():
+    if text.startswith("run_dir=") and not os.path.exists(text):
         text = text.partition("=")[2]
         text = text[1:-1] if text[:1] in ("'", '"') and text[:1] == text[-1:] else text
     return path(text)

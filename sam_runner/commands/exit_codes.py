@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from sam_runner.utils.console import is_main_process, log_to_console, print_error, print_line
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
+from sam_runner.utils.files import FULL_DISK_ERRNOS
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2  # those of runs that a signal stopped are in sam_runner.utils.errors
 
@@ -40,6 +41,11 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
+    except OSError as error:
+        if error.errno not in FULL_DISK_ERRNOS:
+            raise
+        print_error(f"{error.strerror}: {error.filename or 'output'}\n  free some space and repeat the command")
+        return FAILED
 
 
 def _require_working_folder() -> None:

@@ -62,7 +62,8 @@ def train(arguments: list[str]) -> int:
     if line.is_sweep:
         from sam_runner.commands.sweep import SweepCall
 
-        return SweepCall(line).run(lambda: _run_hydra(line, codes))
+        call = _explain_errors(lambda: SweepCall(line), line)
+        return int(call.run(lambda: _run_hydra(line, codes)))
     hydra_guard.install()
     return max([_run_hydra(line, codes), *codes])
 

@@ -406,21 +406,21 @@ def require_files(config: "ExperimentConfig") -> None:
     if (
         isinstance(config.data, ImageFolderConfig)
         and not config.dry_run
-        and not Path(os.path.expanduser(config.data.root)).is_dir()
+        and not os.path.isdir(os.path.expanduser(config.data.root))
     ):
         raise InputError(
             f"data.root={config.data.root} is not a folder{_describe_absent(config.data.root)}\n"
             "  expected: <root>/<class>/*.jpg, or <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg"
         )
-    if isinstance(config.data, HuggingFaceConfig) and not Path(os.path.expanduser(config.data.root)).is_dir():
+    if isinstance(config.data, HuggingFaceConfig) and not os.path.isdir(os.path.expanduser(config.data.root)):
         raise InputError(f"data.root={config.data.root} is not a folder\n  give the folder of the data set")
-    if isinstance(config.data, ImageListConfig) and not Path(os.path.expanduser(config.data.file)).is_file():
+    if isinstance(config.data, ImageListConfig) and not os.path.isfile(os.path.expanduser(config.data.file)):
         raise InputError(
             f"data.file={config.data.file} is not a file\n  expected: a CSV file with the columns path and label"
         )
     if isinstance(config.noise, LabelFileConfig | HumanNoiseConfig):
         file = config.noise.file
-        if not Path(os.path.expanduser(file)).is_file():
+        if not os.path.isfile(os.path.expanduser(file)):
             raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
 
 

@@ -102,7 +102,7 @@ def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any], pat
             return own[0]
         names = {_get_default(found, "name"): found for found in classes if found not in own}
         given = values.get("name", next(iter(names)))
-        if given not in names:
+        if not isinstance(given, str) or given not in names:
             raise InputError(f"{path}.name={given} is not known\n  accepted: {', '.join(names)}")
         return names[given]
     return next((found for found in classes if str(values.get("_target_")) in found.targets), classes[0])
@@ -145,7 +145,8 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
     if annotation is bool and isinstance(value, bool):
         return value
     if annotation is float and (value == "inf" or (isinstance(value, int | float) and not isinstance(value, bool))):
-        return float(value)  # YAML's own infinity is .inf
+        with contextlib.suppress(OverflowError):  # of a whole number with hundreds of digits
+            return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
     texts = [str(word).lower() if isinstance(word, bool) else word for word in words]

@@ -3,6 +3,7 @@
 import atexit
 import random
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -15,11 +16,16 @@ from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfo
 from sam_runner.data.augment.policy import apply_policy, build_policy
 from sam_runner.data.decode import centre_crop_box, random_crop_box, read_crop
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import derive_seed
 from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, kill_data_workers
 
 Key = tuple[int, int]  # epoch and index of an example
+
+WORKER_KILLED = (
+    "a worker process that reads images was killed, for lack of memory perhaps\n"
+    "  the same command continues the run; data.num_workers=0 needs least memory"
+)
 
 
 class _PreparedImages(Dataset[Tensor]):
@@ -88,6 +94,24 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
+def _says_worker_was_killed(error: RuntimeError) -> bool:
+    return str(error).startswith("DataLoader worker")  # torch has no class for it
+
+
+@contextmanager
+def explain_killed_workers() -> Iterator[None]:
+    """Turn torch's error about a worker that was killed into a `TrainingError`.
+
+    torch raises it in a handler of SIGCHLD, so anywhere in the body, not only while batches are read.
+    """
+    try:
+        yield
+    except RuntimeError as error:
+        if not _says_worker_was_killed(error):
+            raise
+        raise TrainingError(WORKER_KILLED) from error
+
+
 class WorkerStream:
     """Stream of batches that worker processes prepare.
 
@@ -128,7 +152,19 @@ class WorkerStream:
 
         Raises:
             InputError: If an image cannot be read; the message has its path.
+            TrainingError: If a worker process was killed.
         """
+        was_killed = False
+        try:
+            yield from self._batches(epoch, indices)
+        except RuntimeError as error:
+            was_killed = _says_worker_was_killed(error)
+            if not was_killed:
+                raise
+        if was_killed:  # raised here, without the original, which would keep its frames and the workers alive
+            raise TrainingError(WORKER_KILLED)
+
+    def _batches(self, epoch: int, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         self._sampler.epoch, self._sampler.batches = epoch, iter(indices)
         with block_stop_signals():  # a signal must not kill a worker before the worker ignores signals
             prepared = iter(self._loader)

@@ -190,12 +190,15 @@ class DistributedContext:
         if self.world_size == 1:
             return error
         text = f"rank {self.rank}: {_describe_error(error)[1]}"
+        is_lost = _is_connection_error(error)
         with contextlib.suppress(Exception):  # the process that holds the store may have ended too
-            if _is_connection_error(error):
+            if is_lost:
                 return RankError(self._find_first_error())
             if self.store.add("errors", 1) == 1:
                 self.store.set("first_error", text)
-        return RankError(text, is_local=True)
+        if is_lost:
+            text = f"rank {self.rank} has lost the other ranks: rank 0 was killed, or its machine does not respond"
+        return RankError(text, is_local=True, is_explained=is_lost)
 
     def _find_first_error(self) -> str:
         self.store.set(f"waiting/{self.rank}", "")

@@ -20,15 +20,14 @@ from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import RadiusConfig
+from sam_runner.runs.environment import read_environment
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
 from sam_runner.runs.lock import is_locked
-from sam_runner.runs.result import read_finished_result
+from sam_runner.runs.result import COSTS, read_finished_result
 from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import read_json
+from sam_runner.utils.files import keep_numbers
 
-COSTS = ("gradient_evaluations", "images_forward", "images_backward", "training_seconds", "peak_memory_bytes")
-NUMBERS = (*COSTS, "step", "num_parameters")  # entries of result.json that reports read as numbers
 RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", *COSTS, "fingerprint"]
 
 
@@ -61,13 +60,13 @@ class RunRecord:
     @property
     def metrics(self) -> Mapping[str, float]:
         """Metrics at the end of training, by tag; empty before the run has finished."""
-        return _numbers(self.result.get("final"))
+        return keep_numbers(self.result.get("final"))
 
     @property
     def best_metrics(self) -> Mapping[str, float]:
         """Metrics at the epoch that early stopping would choose; empty without held-out images."""
         is_selected = str(self.result.get("selected_by")).startswith("validation/")
-        return _numbers(self.result.get("best")) if is_selected else {}
+        return keep_numbers(self.result.get("best")) if is_selected else {}
 
     @property
     def error(self) -> str:
@@ -142,7 +141,7 @@ def read_distinct_runs(folders: Iterable[Path]) -> list[RunRecord]:
 
 
 def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
-    result, status, environment = read_finished_result(folder), read_status(folder), _read_environment(folder)
+    result, status, environment = read_finished_result(folder), read_status(folder), read_environment(folder)
     state = str(status.get("status", "started"))
     if result is not None:
         state = "finished"
@@ -153,28 +152,7 @@ def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
         state = UNREADABLE
         reason = f"{folder / 'result.json'} is missing or damaged; the same command again writes it"
         status = {**status, "error": reason}
-    return RunRecord(folder, state, config, _check_result(result or {}), status, environment)
-
-
-def _numbers(entry: Any) -> dict[str, float]:
-    """Return the numbers in an entry of result.json; other values, of a file that was changed, are left out."""
-    values = entry.items() if isinstance(entry, dict) else ()
-    return {str(name): value for name, value in values if isinstance(value, int | float)}
-
-
-def _check_result(result: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the content of result.json without numbers that are none and counts that are incomplete."""
-    checked = {name: value for name, value in result.items() if name not in NUMBERS}
-    checked |= _numbers({name: result.get(name) for name in NUMBERS})
-    checked["data"] = _numbers(result.get("data"))
-    if not {"train", "classes", "wrong_labels"} <= checked["data"].keys():
-        del checked["data"]
-    return checked
-
-
-def _read_environment(folder: Path) -> dict[str, Any]:
-    environment = read_json(folder / "environment.json")
-    return environment if isinstance(environment, dict) else {}
+    return RunRecord(folder, state, config, result or {}, status, environment)
 
 
 def report_settings(config: ExperimentConfig) -> dict[str, Any]:
@@ -276,8 +254,8 @@ def read_curve(folder: Path | str, tag: str) -> pd.Series:
     for line in lines:
         try:
             row = json.loads(line)
-        except ValueError:  # the last line of a run that is being written
+        except (ValueError, RecursionError):  # the last line of a run that is being written
             break
-        if isinstance(row, dict) and "test/nll" in row and {tag, "epoch"} <= _numbers(row).keys():
+        if isinstance(row, dict) and "test/nll" in row and {tag, "epoch"} <= keep_numbers(row).keys():
             values[int(row["epoch"])] = row[tag]
     return pd.Series(values, dtype=float)

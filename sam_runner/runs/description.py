@@ -8,9 +8,8 @@ from typing import Any
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.runs.dry_run import describe_data, describe_method
-from sam_runner.runs.environment import format_command, read_command
+from sam_runner.runs.environment import format_command, read_command, read_environment
 from sam_runner.training.state import Run
-from sam_runner.utils.files import read_json
 
 
 def chosen_settings(config: ExperimentConfig, overrides: Sequence[str]) -> dict[str, bool | float | str]:
@@ -55,7 +54,7 @@ def describe_facts(run: Run, config: ExperimentConfig, folder: Path, overrides: 
         folder: The run folder, with environment.json.
         overrides: Settings as the user typed them.
     """
-    environment = read_json(folder / "environment.json") or {}
+    environment = read_environment(folder)
     commit = environment.get("git_commit") or "not a git checkout"
     changes = ", with uncommitted changes" if environment.get("git_changes") else ""
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())

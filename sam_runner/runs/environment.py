@@ -11,9 +11,14 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from sam_runner.utils.files import read_json, write_json
+from sam_runner.utils.files import read_json_object, write_json
 
 COMMAND = "SAM_RUNNER_COMMAND"  # environment variable, which the processes that train the jobs of a sweep inherit
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("folder", "git_commit", "python", "platform", "processor", "device", "resolved_precision"), str),
+    "command": list,
+    "packages": dict,
+}
 
 
 def record_command(command: Sequence[str]) -> None:
@@ -33,6 +38,11 @@ def format_command(command: Sequence[str]) -> str:
     return " ".join([program, *(shlex.quote(str(word)) for word in command[1:])])
 
 
+def read_environment(folder: Path) -> dict[str, Any]:
+    """Return the content of environment.json, {} if it is missing or damaged; entries of a wrong type are left out."""
+    return read_json_object(folder / "environment.json", TYPES)
+
+
 def compare_environment(folder: Path, device: str, precision: str) -> list[str]:
     """Compare this process with environment.json.
 
@@ -44,13 +54,11 @@ def compare_environment(folder: Path, device: str, precision: str) -> list[str]:
     Returns:
         ``name old -> new`` for each difference that may change the bits of the numbers.
     """
-    before, now = read_json(folder / "environment.json"), _read_environment(device, precision)
-    if not isinstance(before, dict):
+    before, now = read_environment(folder), _describe_environment(device, precision)
+    if not before:
         return []
-    packages = before.get("packages")
-    old_torch = packages.get("torch") if isinstance(packages, dict) else None
     pairs = {key: (before.get(key), now[key]) for key in ("threads", "cpu_capability", "device", "resolved_precision")}
-    pairs["torch"] = (old_torch, now["packages"]["torch"])
+    pairs["torch"] = (before.get("packages", {}).get("torch"), now["packages"]["torch"])
     return [f"{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
 
 
@@ -62,10 +70,10 @@ def write_environment(folder: Path, device: str, precision: str) -> None:
         device: Device of the run: cpu, cuda or cuda:N.
         precision: Number format of the passes, which ``precision=auto`` has chosen.
     """
-    write_json(folder / "environment.json", _read_environment(device, precision))
+    write_json(folder / "environment.json", _describe_environment(device, precision))
 
 
-def _read_environment(device: str, precision: str) -> dict[str, Any]:
+def _describe_environment(device: str, precision: str) -> dict[str, Any]:
     import torch
 
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")

@@ -5,10 +5,18 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.utils.files import read_json, write_json
+from sam_runner.utils.files import keep_numbers, read_json_object, write_json
 
 if TYPE_CHECKING:
     from sam_runner.training.state import Progress, Run
+
+RESULT = "result.json"
+COSTS = ("gradient_evaluations", "images_forward", "images_backward", "training_seconds", "peak_memory_bytes")
+TYPES: dict[str, type] = {
+    **dict.fromkeys((*COSTS, "images_per_second"), float),
+    **dict.fromkeys(("epoch", "step", "num_parameters"), int),
+    **dict.fromkeys(("final", "best", "data"), dict),
+}
 
 
 def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "Progress") -> dict[str, Any]:
@@ -42,7 +50,7 @@ def write_result(folder: Path, config: ExperimentConfig, run: "Run", progress: "
         "data": count_examples(run),
         "num_parameters": sum(parameter.numel() for parameter in run.model.parameters()),
     }
-    write_json(folder / "result.json", result)
+    write_json(folder / RESULT, result)
     return result
 
 
@@ -54,9 +62,18 @@ def count_examples(run: "Run") -> dict[str, int]:
 
 
 def read_finished_result(folder: Path) -> dict[str, Any] | None:
-    """Return the content of result.json if the run has finished, else None."""
-    result = read_json(folder / "result.json")
-    return result if isinstance(result, dict) and result.get("status") == "finished" else None
+    """Return the content of result.json if the run has finished, else None.
+
+    Entries of a wrong type, metrics that are no finite numbers, and counts that are incomplete are left out.
+    """
+    result = read_json_object(folder / RESULT, TYPES)
+    if result.get("status") != "finished":
+        return None
+    for name in ("final", "best", "data"):
+        result[name] = keep_numbers(result.get(name))
+    if not {"train", "classes", "wrong_labels"} <= result["data"].keys():
+        del result["data"]
+    return result
 
 
 def summarise_result(result: Mapping[str, Any]) -> str:

@@ -18,6 +18,7 @@ from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.data.normalisation import read_normalisation
+from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.models.pretrained import find_head
@@ -30,7 +31,7 @@ from sam_runner.runs.logging.choice import open_loggers
 from sam_runner.runs.model_facts import write_model_facts
 from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.remarks import list_remarks
-from sam_runner.runs.result import read_finished_result, summarise_result, write_result
+from sam_runner.runs.result import RESULT, read_finished_result, summarise_result, write_result
 from sam_runner.runs.status import read_status, write_status
 from sam_runner.training.build import build_run, resolve_device, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
@@ -38,7 +39,7 @@ from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
-from sam_runner.utils.files import explain_full_disk
+from sam_runner.utils.files import explain_write_errors
 from sam_runner.utils.signals import StopRequest, catch_stop_signals
 
 log = logging.getLogger("sam_runner")
@@ -168,7 +169,8 @@ def _prepare_folder(
         raise InputError(
             f"run folder {folder} cannot be created: {error.strerror}\n  give another folder: run_dir=FOLDER"
         ) from error
-    stack.enter_context(explain_full_disk(folder))
+    stack.enter_context(explain_write_errors(folder))
+    stack.enter_context(explain_killed_workers())
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
         write_config(folder, config)
@@ -220,6 +222,8 @@ def _train(
         changed = compare_environment(folder, device, precision) if state is not None else []
         if changed:
             log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
+        # A run that is made longer has not finished: with its old result the same command would not continue it.
+        (folder / RESULT).unlink(missing_ok=True)
         write_config(folder, config)
         write_environment(folder, device, precision)
         write_model_facts(folder, run)

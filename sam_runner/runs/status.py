@@ -6,7 +6,13 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
-from sam_runner.utils.files import read_json, write_json
+from sam_runner.utils.files import read_json_object, write_json
+
+TYPES: dict[str, type] = {
+    **dict.fromkeys(("status", "time", "host", "call", "signal", "error", "job"), str),
+    **dict.fromkeys(("pid", "exit_code", "from_epoch"), int),
+    "seconds": float,
+}
 
 
 def new_call_name() -> str:
@@ -40,6 +46,5 @@ def write_status(folder: Path, state: str, **details: Any) -> None:
 
 
 def read_status(folder: Path) -> dict[str, Any]:
-    """Return the content of status.json, {} if the file is missing or damaged."""
-    status = read_json(folder / "status.json")
-    return status if isinstance(status, dict) else {}
+    """Return the content of status.json, {} if the file is missing or damaged; entries of a wrong type are left out."""
+    return read_json_object(folder / "status.json", TYPES)

@@ -122,7 +122,7 @@ def exit_immediately(error: RankError) -> NoReturn:
 
     A normal exit destroys the process group, which waits for ranks that no longer run.
     """
-    if error.is_local and not isinstance(error.__cause__, InputError):
+    if error.is_local and not error.is_explained and not isinstance(error.__cause__, InputError):
         _print_on_stderr(traceback.format_exc().rstrip())
     print_error(str(error), any_rank=error.is_local)
     sys.stdout.flush()

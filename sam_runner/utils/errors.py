@@ -26,12 +26,13 @@ class RankError(Exception):
     """One process of a data-parallel run failed or does not respond, so the others cannot continue (exit code 1).
 
     Attributes:
-        is_local: Whether the failure happened in this process.
+        is_local: Whether the failure happened in this process, or no other process is left to report it.
+        is_explained: Whether the message says all, so that no traceback is printed.
     """
 
-    def __init__(self, message: str, *, is_local: bool = False) -> None:
+    def __init__(self, message: str, *, is_local: bool = False, is_explained: bool = False) -> None:
         super().__init__(message)
-        self.is_local = is_local
+        self.is_local, self.is_explained = is_local, is_explained
 
 
 class RunInterrupt(BaseException):

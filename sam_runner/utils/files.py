@@ -5,7 +5,8 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator
+import sys
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
@@ -69,8 +70,38 @@ def read_json(path: Path) -> Any:
     """Return the JSON value in `path`, or None if the file does not exist or does not parse."""
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
+
+
+def read_json_object(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
+    """Return the JSON object in `path` without the entries that have another type than they should.
+
+    A file that a person or another program has changed then reads like a file without these entries.
+
+    Args:
+        path: The file. If it does not exist or holds anything else than an object, {} is returned.
+        types: Types of entries by name: str, list, dict; int for a whole number and float for any finite number. Other
+            entries are returned as they are.
+    """
+    content = read_json(path)
+    if not isinstance(content, dict):
+        return {}
+    return {name: value for name, value in content.items() if name not in types or _has_type(value, types[name])}
+
+
+def keep_numbers(entry: Any) -> dict[str, float]:
+    """Return the finite numbers in a JSON object by name; {} for another value."""
+    values = entry.items() if isinstance(entry, dict) else ()
+    return {str(name): value for name, value in values if _has_type(value, float)}
+
+
+def _has_type(value: Any, kind: type) -> bool:
+    if kind not in (int, float):
+        return isinstance(value, kind)
+    if isinstance(value, bool) or not isinstance(value, int if kind is int else int | float):
+        return False
+    return -sys.float_info.max <= value <= sys.float_info.max
 
 
 def hash_file(path: Path, algorithm: str = "sha256") -> str:
@@ -83,8 +114,8 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
 
 
 @contextmanager
-def explain_full_disk(folder: Path) -> Iterator[None]:
-    """Turn the errors of a full disk inside the body into one `TrainingError`.
+def explain_write_errors(folder: Path) -> Iterator[None]:
+    """Turn the errors of a full disk, and of files of `folder` that cannot be used, into one `TrainingError`.
 
     On a full disk `torch.save` raises a RuntimeError about an "unexpected pos", with the OSError as its context.
 
@@ -92,17 +123,29 @@ def explain_full_disk(folder: Path) -> Iterator[None]:
         folder: The folder that the body writes to.
 
     Raises:
-        TrainingError: If the body fails because the disk or the quota is full, or the file exceeds the size limit.
+        TrainingError: If the body fails because the disk or the quota is full, the file exceeds the size limit, or a
+            file of the folder cannot be read or written, for example because a folder has its name.
     """
     try:
         yield
     except (OSError, RuntimeError) as error:
         causes = [entry for entry in (error, error.__context__, error.__cause__) if isinstance(entry, OSError)]
         number = next((entry.errno for entry in causes if entry.errno in FULL_DISK_ERRNOS), None)
-        if number is None:
+        if number is not None:
+            raise TrainingError(describe_full_disk(folder, number)) from error
+        name = error.filename2 or error.filename if isinstance(error, OSError) else None
+        if not isinstance(name, str) or folder not in Path(name).parents:
             raise
-        free = shutil.disk_usage(folder if folder.exists() else folder.parent).free / 2**20
         raise TrainingError(
-            f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
-            "  earlier checkpoints are intact: free some space and repeat the command to continue"
+            f"{name} cannot be used: {error.strerror}\n  move it away and repeat the command to continue"  # type: ignore[union-attr]
         ) from error
+
+
+def describe_full_disk(folder: Path, number: int) -> str:
+    """Return the message for a write below `folder` that failed with an error number of a full disk."""
+    existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    free = shutil.disk_usage(existing).free / 2**20
+    return (
+        f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
+        "  earlier checkpoints are intact: free some space and repeat the command to continue"
+    )

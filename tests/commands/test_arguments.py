@@ -37,4 +37,6 @@ def test_commands_have_one_style(name, monkeypatch, capsys, tmp_path):
     assert wrong.returncode == 2 and "unknown option --no-such-option" in wrong.stderr
     missing = call("nowhere", *(("--format", "onnx") if name == "sam-export" else ()))
     assert missing.returncode == 2 and "nowhere" in missing.stderr + missing.stdout
+    too_long = call("x" * 5000, *(("--format", "onnx") if name == "sam-export" else ()))
+    assert too_long.returncode == 2 and "File name too long" in too_long.stderr
     assert not list(tmp_path.iterdir())

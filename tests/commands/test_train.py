@@ -46,6 +46,9 @@ BAD_INPUT = [
     (["optimizer.around=asam"], "optimizer/around has no effect with the default optimizer", "optimizer=gsam"),
     (["optimizer=sam", "optimizer/around="], "optimizer/around has no effect with optimizer=sam", "optimizer=gsam"),
     (["config=outputs/nope"], "config=outputs/nope is neither a file nor a run", "config=RUN"),
+    ([f"config={'x' * 5000}"], "is neither a file nor a run folder", "config=RUN"),
+    (["config=~["], "config=~[ is neither a file nor a run", "config=RUN"),
+    (["data=image_folder", f"data.root={'x' * 5000}"], "data.root", "folder"),
     (["config="], "it has no value", "config=outputs/runs/NAME"),
     (["lr=${nope}"], "lr cannot be resolved: Interpolation key 'nope' not found", "${group.key}"),
     (["-m", "seed=0,1", "sweep.jobs=${nope}"], "sweep.jobs cannot be resolved", "${group.key}"),
@@ -144,6 +147,12 @@ BAD_INPUT = [
     (["--epochs", "3"], "--epochs is not a flag", "no dashes: epochs=..."),
     (["-optimizer=sam"], "-optimizer=sam is not a flag", "no dashes: optimizer=sam"),
     (["-q"], "-q is not a flag", "no dashes: q=..."),
+    (["--cfg", "rho=1"], "--cfg rho=1 is not accepted", "accepted: job, hydra, all"),
+    (["--run=2"], "--run takes no value", "give --run alone"),
+    (["seed=1", "-sc"], "-sc needs a value", "install=bash"),
+    (["-m", 'grad_clip"=null', "seed=0,1"], "cannot read the argument 'grad_clip\"=null'", "key=value"),
+    ([f"lr=1{'0' * 400}"], "has the wrong type", "a number, like 0.05"),
+    (["optimizer=sam", "optimizer.name=[1]"], "optimizer.name=[1] is not known", "accepted: sgd"),
     (["seed=1", "--config-dir"], "--config-dir needs a value", "the folder of your own groups"),
     (["-cd=nowhere"], "nowhere is not a folder", "your own groups"),
     (["-m", "rho=glob(*)"], "rho=glob(*) gives no value", "key=1,2"),
@@ -538,3 +547,10 @@ def test_a_folder_that_cannot_be_made_is_refused(tmp_path, monkeypatch, capsys):
 def test_a_tilde_in_a_value_is_the_home_folder(tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, "run_dir=~/a b", "--cfg", "job")
     assert f"run_dir: {os.path.expanduser('~')}/a b" in done.stdout
+
+
+def test_info_needs_no_value(tmp_path):
+    """In a process of its own: Hydra's --info changes the logging of the process."""
+    done = command("seed=1", "-i", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert "Installed Hydra Plugins" in done.stdout

@@ -4,6 +4,8 @@ import contextlib
 import gc
 import itertools
 import multiprocessing
+import os
+import signal
 import subprocess
 import sys
 import weakref
@@ -21,7 +23,8 @@ from sam_runner.data.image_sets import ImageFiles, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import IMAGENET_NORMALISATION, Normalisation
 from sam_runner.data.splits import hold_out
-from sam_runner.utils.errors import InputError
+from sam_runner.data.worker_stream import explain_killed_workers
+from sam_runner.utils.errors import InputError, TrainingError
 from tests.data.test_decode import smooth_pixels
 from tests.helpers import command
 
@@ -175,6 +178,24 @@ def test_a_run_with_workers_ends_after_an_error(tmp_path):
 
 
 @pytest.mark.dist
+def test_a_worker_that_is_killed_is_one_message(root):
+    batches = make_loader(load_splits(root, "disk").train, batch_size=1, num_workers=1).epoch(0)
+    next(batches)
+    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    with pytest.raises(TrainingError, match="a worker process that reads images was killed") as caught:
+        list(batches)
+    assert caught.value.__cause__ is None
+    assert caught.value.__context__ is None
+
+
+def test_a_worker_that_is_killed_outside_of_the_loader_is_the_same_message():
+    """torch's handler of SIGCHLD raises its error wherever the program is."""
+    with pytest.raises(TrainingError, match="a worker process that reads images was killed"), explain_killed_workers():
+        raise RuntimeError("DataLoader worker (pid 7) is killed by signal: Killed. ")
+    with pytest.raises(RuntimeError, match="another"), explain_killed_workers():
+        raise RuntimeError("another")
+
+
 def test_workers_of_an_open_epoch_end_with_the_program(root):
     """Workers ignore SIGTERM, which multiprocessing sends before it waits for them at exit."""
     program = (

@@ -1,5 +1,7 @@
 """`DistributedContext` in one process, with the messages of other ranks simulated."""
 
+import os
+
 import pytest
 import torch
 from hypothesis import given
@@ -15,6 +17,7 @@ from sam_runner.distributed.torchrun import read_world_size
 from sam_runner.sam.batch_statistics import RunningStatistics
 from sam_runner.sam.step import Passes, StepStats
 from sam_runner.training.metrics import SUMS, TrainMeter
+from sam_runner.utils.console import exit_immediately
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
 TORCHRUN = {
@@ -205,3 +208,20 @@ def test_a_full_state_is_not_changed():
     assert all(full[name] is state[name] for name in state)
     assert not is_sharded(layer.weight)
     assert to_local(layer.weight) is layer.weight
+
+
+def test_a_rank_whose_rank_0_was_killed_says_so_without_a_traceback(capsys, monkeypatch):
+    """Rank 0 holds the store, so nothing can be read from it then."""
+
+    class LostStore:
+        def set(self, key, value):
+            raise RuntimeError("Broken pipe")
+
+    context = DistributedContext(1, 2, store=LostStore(), timeout=7)
+    error = context.attribute_error(RuntimeError("[gloo] Connection reset by peer"))
+    assert isinstance(error, RankError)
+    monkeypatch.setattr(os, "_exit", lambda code: None)
+    exit_immediately(error)
+    assert capsys.readouterr().err == (
+        "error: rank 1 has lost the other ranks: rank 0 was killed, or its machine does not respond\n"
+    )

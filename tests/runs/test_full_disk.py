@@ -1,5 +1,6 @@
 """Full disks, read-only and locked folders, unusual names."""
 
+import errno
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ from contextlib import contextmanager
 
 import pytest
 
+from sam_runner.commands import landscape
 from tests.helpers import TINY, command, invoke, train_tiny
 from tests.training.test_loop import equal_states
 
@@ -57,6 +59,20 @@ def test_a_full_disk_is_reported_and_the_run_continues_later(part, reference, tm
     assert equal_outcomes(tmp_path / "run", reference)
 
 
+def test_a_full_disk_is_reported_by_an_analysis_and_its_results_are_complete_later(
+    reference, tmp_path, monkeypatch, capsys
+):
+    words = [reference, "--examples", "16", "--points", "3", "--line-points", "3", "--out", tmp_path / "out"]
+    with limit_file_size(2000):  # the tables fit, the plots do not
+        done = invoke(monkeypatch, capsys, tmp_path, *words, entry=landscape.main)
+    assert done.returncode == 1, done.stderr
+    assert done.stderr.startswith("error: File too large: ")
+    assert "free some space and repeat the command" in done.stderr
+    again = invoke(monkeypatch, capsys, tmp_path, *words, entry=landscape.main)
+    assert again.returncode == 0, again.stderr
+    assert (tmp_path / "out" / "landscape-surface.html").is_file()
+
+
 def test_a_disk_that_fills_up_keeps_the_last_checkpoint(reference, tmp_path, monkeypatch, capsys):
     """A small file system is full in the middle of the run."""
     disk = tmp_path / "disk"
@@ -81,6 +97,21 @@ def test_a_disk_that_fills_up_keeps_the_last_checkpoint(reference, tmp_path, mon
         assert equal_outcomes(disk / "run", reference)
     finally:
         subprocess.run(["umount", disk], check=True)
+
+
+def test_an_event_file_that_cannot_be_written_is_one_warning(reference, tmp_path, monkeypatch, capfd):
+    """TensorBoard writes in a thread of its own, whose traceback Python would print."""
+    from tensorboard.summary.writer import record_writer
+
+    def write(self, data):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(record_writer.RecordWriter, "write", write)
+    done = invoke(monkeypatch, capfd, tmp_path, *OPTIONS, "run_dir=run")
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    assert done.stdout.count("logger=tensorboard") == 1
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == (reference / "metrics.jsonl").read_bytes()
 
 
 def test_a_folder_that_cannot_be_written_to_is_refused(tmp_path, monkeypatch, capsys):

@@ -318,6 +318,21 @@ def test_a_finished_run_is_made_longer(tmp_path, monkeypatch, capsys):
     assert "has done 24 steps, and 18 are asked for\n  give epochs=4 or more" in shorter.stderr
 
 
+def test_a_finished_run_that_is_stopped_while_it_is_made_longer_continues(tmp_path, monkeypatch, capsys):
+    """Its old result.json must not make the same command say that the longer run has finished."""
+    folder = train_tiny(tmp_path / "run", "optimizer=sam", "schedule=constant")
+    whole = train_tiny(tmp_path / "whole", "optimizer=sam", "schedule=constant", "epochs=4")
+    words = arguments_of(["optimizer=sam", "schedule=constant", "epochs=4"], folder)
+    with monkeypatch.context() as patch:
+        stop_after(patch, 1)
+        assert invoke(patch, capsys, tmp_path, *words).returncode == 75
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert "after step 13, in epoch 3" in done.stdout
+    assert read_metrics(folder) == read_metrics(whole)
+    assert equal_states(folder, whole)
+
+
 def test_eval_every_does_not_change_the_weights(references, tmp_path, monkeypatch, capsys):
     arguments = [*KINDS["sam"], *COMMON]
     with monkeypatch.context() as patch:

@@ -16,10 +16,15 @@ FLAGS = frozenset(
         "-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd",
     ]
 )  # fmt: skip
+_FOLDER, _COMPLETION = "give the folder of your own groups", 'for bash: eval "$(sam-train -sc install=bash)"'
 WITH_VALUE = {  # flags that a value must follow, and what it is
-    "--cfg": "give --cfg job", "-c": "give --cfg job", "--config-dir": "give the folder of your own groups",
-    "-cd": "give the folder of your own groups",
+    "--cfg": "give --cfg job", "-c": "give --cfg job", "--config-dir": _FOLDER, "-cd": _FOLDER,
+    "--shell-completion": _COMPLETION, "-sc": _COMPLETION, "--package": "give --package optimizer, for example",
+    "-p": "give -p optimizer, for example", "--config-path": _FOLDER, "-cp": _FOLDER, "--config-name": "give a name",
+    "-cn": "give a name",
 }  # fmt: skip
+_INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
+CHOICES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all"), "--info": _INFO, "-i": _INFO}
 HYDRA_COMMANDS = {  # flags that Hydra's own main answers
     "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--resolve", "--package", "-p",
     "--config-path", "-cp", "--config-name", "-cn", "--run", "-r",
@@ -84,11 +89,12 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
         if word in WITH_VALUE:
             if not waiting:
                 raise InputError(f"{word} needs a value\n  {WITH_VALUE[word]}")
-            flags += [word, waiting.pop(0)]
+            flags += [word, _require_choice(word, waiting.pop(0))]
+        elif word in ("--info", "-i"):  # its value may be missing
+            flags += [word, waiting.pop(0) if waiting and waiting[0] in _INFO else "all"]
         elif word.startswith("-"):
-            flags.append(word)
-            if word in HYDRA_COMMANDS - {"--resolve", "--hydra-help", "--run", "-r"} and "=" not in word and waiting:
-                flags.append(waiting.pop(0))
+            flag, equals, value = word.partition("=")
+            flags.append(f"{flag}={_require_choice(flag, value)}" if equals else flag)
         elif word.startswith(("config=", "resume=")):
             if config_file is not None:
                 raise InputError(f"{word} names a second run or file\n  give one of config= and resume=, once")
@@ -99,6 +105,13 @@ def parse_command_line(arguments: list[str]) -> CommandLine:
     if resumed:
         overrides.append(_continue_run(resumed[0], flags, overrides))
     return CommandLine(flags, overrides if config_file else complete_own_options(overrides), config_file)
+
+
+def _require_choice(flag: str, value: str) -> str:
+    """Return the value of a flag; Hydra would print its usage after one that it does not know."""
+    if value not in CHOICES.get(flag, (value,)):
+        raise InputError(f"{flag} {value[:200]} is not accepted\n  accepted: {', '.join(CHOICES[flag])}")
+    return value
 
 
 def _continue_run(name: str, flags: list[str], overrides: list[str]) -> str:
@@ -133,6 +146,14 @@ def _require_accepted(argument: str) -> None:
         raise InputError(f"{argument[:200]} names two searches\n  run one after the other, each as a sweep of its own")
     if argument.startswith("-") and key not in FLAGS:
         raise InputError(f"{argument[:200]} is not a flag\n  {_suggest(argument)}")
+    _require_no_value(argument)
+
+
+def _require_no_value(argument: str) -> None:
+    """Refuse ``--flag=value`` of a flag without a value."""
+    flag, equals, _ = argument.partition("=")
+    if equals and flag in FLAGS and (flag not in {*WITH_VALUE, *CHOICES} or flag in ("--shell-completion", "-sc")):
+        raise InputError(f"{argument[:200]}: {flag} takes no value after =\n  give {flag} alone")
 
 
 def _suggest(argument: str) -> str:

@@ -30,11 +30,13 @@ def store_config_file(file: str, overrides: Sequence[str]) -> tuple[str, list[st
     Raises:
         InputError: If the file cannot be used.
     """
-    path = Path(file).expanduser()
-    if path.is_dir():
+    path = Path(os.path.expanduser(file))
+    if os.path.isdir(path):  # unlike Path.is_dir it answers for any name, also one that is too long
         return store_saved_config(file, overrides), list(overrides)
-    if not path.is_file():
-        raise InputError(f"config={file} is neither a file nor a run folder\n  give config=FILE.yaml or config=RUN")
+    if not os.path.isfile(path):
+        raise InputError(
+            f"config={file[:200]} is neither a file nor a run folder\n  give config=FILE.yaml or config=RUN"
+        )
     settings = OmegaConf.to_container(OmegaConf.load(path))
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration\n  write one line for each setting: key: value")

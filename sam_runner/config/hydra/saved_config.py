@@ -1,5 +1,6 @@
 """Run the settings of a finished run again: its config.yaml as Hydra's primary configuration, in place of conf/."""
 
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,9 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
     Raises:
         InputError: If the file cannot be used, or an override chooses an option of a group.
     """
-    path = Path(file).expanduser()
-    path = path / "config.yaml" if path.is_dir() else path
-    if not file or not path.is_file():
+    path = Path(os.path.expanduser(file))
+    path = path / "config.yaml" if os.path.isdir(path) else path
+    if not file or not os.path.isfile(path):
         reason = f"{path} does not exist" if file else "it has no value"
         raise InputError(
             f"config={file} names no run: {reason}\n"

@@ -1,12 +1,15 @@
 """JSON lines: metrics.jsonl, which has the same bytes in every repetition of a run, and timing.jsonl."""
 
 import json
+import logging
 import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
+
+log = logging.getLogger("sam_runner")
 
 
 class JsonlLogger:
@@ -20,8 +23,10 @@ class JsonlLogger:
     name, required = "jsonl", True
 
     def __init__(self, folder: Path, num_bytes: int = 0) -> None:
-        self._metrics = (folder / "metrics.jsonl").open("ab")
-        self._metrics.truncate(min(num_bytes, self._metrics.tell()))  # truncate would extend a shorter file with zeros
+        path = folder / "metrics.jsonl"
+        kept = _whole_rows(path, num_bytes) if num_bytes else b""
+        self._metrics = path.open("ab")
+        self._metrics.truncate(len(kept))
         self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
@@ -54,3 +59,23 @@ class JsonlLogger:
         self.flush()
         self._metrics.close()
         self._timing.close()
+
+
+def _whole_rows(path: Path, num_bytes: int) -> bytes:
+    """Return the rows in the first `num_bytes` of metrics.jsonl without the rest of a row that was cut off.
+
+    A file that is too short, or has lines that are no rows, was changed by something else than the run: a warning says
+    so, and the run goes on, since its weights are in the checkpoint.
+    """
+    content = path.read_bytes()[:num_bytes] if path.exists() else b""
+    kept = content[: content.rfind(b"\n") + 1]
+    if len(kept) < num_bytes or not all(map(_is_row, kept.splitlines())):
+        log.warning("%s lacks rows that were logged before the checkpoint: the file was changed or cut off", path)
+    return kept
+
+
+def _is_row(line: bytes) -> bool:
+    try:
+        return isinstance(json.loads(line), dict)
+    except (ValueError, RecursionError):
+        return False

@@ -3,7 +3,7 @@
 import re
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -47,7 +47,7 @@ class TensorboardLogger:
     name, required = "tensorboard", False
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
-        with _name_after(folder):
+        with _name_after(folder), _quiet_thread():
             self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - of the protocol
@@ -108,6 +108,26 @@ def _escape(text: str) -> str:
 def _text(value: Any) -> str:
     """Return the value as a text that UTF-8 can encode; bytes of a path that are not UTF-8 are escaped."""
     return str(value).encode("utf-8", "backslashreplace").decode()
+
+
+class _QuietThread(event_file_writer._AsyncWriterThread):  # type: ignore[misc]
+    """The thread that writes the file. It stores its error, which the next call raises, and prints no traceback."""
+
+    def run(self) -> None:
+        """Write until the file is closed or an error occurs."""
+        with suppress(Exception):
+            super().run()
+
+
+@contextmanager
+def _quiet_thread() -> Iterator[None]:
+    """Let the event file that is created in the body be written by a `_QuietThread`."""
+    original = event_file_writer._AsyncWriterThread
+    event_file_writer._AsyncWriterThread = _QuietThread
+    try:
+        yield
+    finally:
+        event_file_writer._AsyncWriterThread = original
 
 
 @contextmanager
