@@ -146,7 +146,7 @@ def main() -> int:
     """Measure, print the tables, and write the report and the plots."""
     plt.switch_backend("Agg")
     parser = make_parser(__doc__.splitlines()[0])
-    parser.add_argument("--only", nargs="+", choices=QUANTITIES, default=list(QUANTITIES), help="default: all")
+    parser.add_argument("--only", nargs="*", choices=QUANTITIES, default=list(QUANTITIES), help="none: report again")
     options = parser.parse_args()
     torch.set_num_threads(1)
     options.out.mkdir(parents=True, exist_ok=True)
