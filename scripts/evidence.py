@@ -160,6 +160,21 @@ class Study:
         finished, failed = statuses.count("finished"), sum(status in FAILED for status in statuses)
         return {"planned": planned, "finished": finished, "failed": failed, "open": planned - finished - failed}
 
+    def open_arms(self) -> list[str]:
+        """The arms of the plan that are not finished with the number of open runs, as "worst sam-m32 (3 runs)"."""
+        found: dict[str, int] = {}
+        for part in self.parts():
+            for job in part.searches:
+                found[f"{job.block} {job.arm}"] = found.get(f"{job.block} {job.arm}", 0) + (not self.is_finished(job))
+        for block, arm, seed in dict.fromkeys((part.block, *final) for part in self.parts() for final in part.finals):
+            is_open = not (self.is_chosen(block, arm) and self.is_finished(self.final_job(block, arm, seed)))
+            found[f"{block} {arm}"] = found.get(f"{block} {arm}", 0) + is_open
+        return [f"{name} ({count} run{'s' if count > 1 else ''})" for name, count in found.items() if count]
+
+    def count_changed(self) -> int:
+        """How many runs were made with uncommitted changes of the program."""
+        return sum(str(row["changed_files"]) == "True" for row in self.planned_rows())
+
     def words(self) -> list[str]:
         """The arguments of all runs, with names of folders in braces."""
         parts = (self.content["data"], *self.content["blocks"].values())

@@ -41,6 +41,8 @@ def plot_block(axes: Axes, block: Block) -> None:
             )  # fmt: skip
     axes.set_yticks(range(len(arms)), [" ".join(filter(None, [arm, block.value(arm)])) for arm in arms])
     axes.set_ylim(-0.6, len(arms) - 0.4)
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, 0), min(right, 100))
     axes.set_title(block.title, loc="left", fontsize=10)
     axes.grid(axis="x", alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)

@@ -7,6 +7,7 @@ Every number of the pages is computed here. The text around them is scripts/evid
 """
 
 import argparse
+import math
 import re
 import sys
 import tempfile
@@ -37,9 +38,10 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
 def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environment) -> str:
     """Return the answer of a study, whose text is in its YAML file and whose numbers are computed here.
 
-    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``nll(block, arm)``, ``gain(block, arm,
-    other)`` (difference in points with its interval), ``clear(block)`` (the arms whose difference to the baseline is
-    larger than its interval) and ``low_fit(block, share)`` (those that predict less of their training labels).
+    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``, ``nll(block,
+    arm)``, ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose
+    difference to the baseline is larger than its interval) and ``low_fit(block, share)`` (those that predict less of
+    their training labels).
     """
     known = {block.name: block for block in blocks}
 
@@ -60,6 +62,7 @@ def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environm
         clear=clear,
         low_fit=low_fit,
         acc=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/test/accuracy').mean:.1f}%",
+        memorised=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/train/memorised').mean:.0f}%",
         nll=lambda block, arm: f"{known[block].estimate(arm, 'final/test/nll').mean:.2f}",
         gain=lambda block, arm, other: format_estimate(
             known[block].difference(arm, other, "final/test/accuracy"), signed=True
@@ -70,6 +73,26 @@ def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environm
 def format_mean(found: Estimate) -> str:
     """Return the mean without digits after the point; a dash without a value."""
     return f"{found.mean:,.0f}" if found.n else "-"
+
+
+def format_percent(value: float) -> str:
+    """Return a fraction as a percentage; a dash for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def conclude(blocks: list[Block]) -> str:
+    """Say in how many of the comparisons SAM is ahead of its baseline, and how far the baselines have fitted."""
+    entries = [(block, arm) for block in blocks for arm in block.arms if arm.partition("-")[0] == "sam"]
+    gains = [block.difference(arm, block.baseline(arm), "final/test/accuracy") for block, arm in entries]
+    ahead = sum(gain.n > 1 and gain.mean > gain.half_width for gain in gains)
+    behind = sum(gain.n > 1 and -gain.mean > gain.half_width for gain in gains)
+    fits = [block.estimate(block.baseline(arm), "final/train/accuracy").mean for block, arm in entries]
+    return (
+        f"SAM is ahead of its baseline at equal epochs in {ahead} of {len(gains)} comparisons by more than the "
+        f"interval, behind in {behind}. Every baseline fits at least {100 * min(fits):.0f}% of its training labels, so "
+        "these studies do not say where SAM begins to help, only that it does where a network fits what it should "
+        "not. The gain is largest where the radius that was chosen keeps the network from memorising wrong labels."
+    )
 
 
 def make_anchor(heading: str) -> str:
@@ -96,7 +119,12 @@ def make_pages(docs: Path) -> None:
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(STUDIES), trim_blocks=True, lstrip_blocks=True, undefined=jinja2.StrictUndefined
     )
-    environment.filters |= {"estimate": format_estimate, "mean": format_mean, "anchor": make_anchor}
+    environment.filters |= {
+        "estimate": format_estimate,
+        "mean": format_mean,
+        "anchor": make_anchor,
+        "percent": format_percent,
+    }
     figures = {study.name: draw_study(study, blocks[study.name], docs / "img") for study in studies}
     curves = {
         study.name: draw_curves(blocks[study.name], docs / "img") for study in studies if "curves" in study.content
@@ -109,6 +137,7 @@ def make_pages(docs: Path) -> None:
         answers={study.name: write_answer(study, blocks[study.name], environment)
                  for study in studies if "answer" in study.content},
         repeats={study.name: Repeats(study) for study in studies},
+        benefit=conclude([block for found in blocks.values() for block in found]),
         failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
                 for study in studies},
         fitted_accuracy=FITTED_ACCURACY, fitted_wrong_labels=FITTED_WRONG_LABELS,
