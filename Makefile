@@ -6,6 +6,9 @@ ARGS ?= optimizer=sam rho=0.05
 DEVICE ?= cuda
 DATA ?=
 FASHION ?= /usr/share/datasets
+STUDIES ?= gpu_resnet18
+JOBS ?= 3
+FOLDERS ?=
 
 .DEFAULT_GOAL := help
 .PHONY: help run test test-all mutants lint format docs smoke bench guard faults faults-long gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
@@ -71,9 +74,10 @@ ifneq ($(and $(filter gpu-evidence,$(MAKECMDGOALS)),$(filter-out cpu,$(DEVICE)))
 $(if $(and $(DATA),$(wildcard $(DATA)/)),,$(error DATA=$(DATA) is no folder: make gpu-evidence DATA=FOLDER, with CIFAR-10 images in it (DEVICE=cpu needs none)))
 endif
 
-gpu-evidence: $(VENV)/.dev ## run the studies for a GPU, nine minutes per call (DATA=FOLDER with CIFAR-10 images); DEVICE=cpu: a few steps
-	$(BIN)/python -W ignore scripts/evidence.py gpu_resnet18 --jobs 3 \
-		$(if $(filter cpu,$(DEVICE)),--scale smoke --out outputs/evidence-smoke,--device $(DEVICE) --minutes 9 --folder cifar10=$(DATA))
+gpu-evidence: $(VENV)/.dev ## run studies on a GPU, nine minutes per call (DATA=FOLDER with CIFAR-10 images; STUDIES, JOBS, FOLDERS="cifar10n=FOLDER lite0=FOLDER"); DEVICE=cpu: a few steps
+	$(BIN)/python -W ignore scripts/evidence.py $(STUDIES) --jobs $(JOBS) $(if $(filter cpu,$(DEVICE)),--scale smoke \
+		--out outputs/evidence-smoke,--device $(DEVICE) --minutes 9 --word compile=capture \
+		--word data.cache=outputs/evidence/cache $(foreach folder,cifar10=$(DATA) $(FOLDERS),--folder $(folder)))
 
 reproduce-smoke: $(VENV)/.dev ## run three steps of every row of the paper's tables
 	$(BIN)/python scripts/reproduce.py --table all --scale smoke --out outputs/reproduce

@@ -1,4 +1,4 @@
-"""Run one of the studies in scripts/evidence/ and write its results to docs/results/<study>.csv.
+"""Run studies of scripts/evidence/ and write their results to docs/results/<study>.csv.
 
     python scripts/evidence.py human_noise --folder cifar10=FOLDER --folder cifar10n=FOLDER --jobs 2
 
@@ -19,7 +19,7 @@ import os
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -159,6 +159,21 @@ class Study:
         planned, statuses = len(self.planned()), [row["status"] for row in self.planned_rows()]
         finished, failed = statuses.count("finished"), sum(status in FAILED for status in statuses)
         return {"planned": planned, "finished": finished, "failed": failed, "open": planned - finished - failed}
+
+    def open_arms(self) -> list[str]:
+        """The arms of the plan that are not finished with the number of open runs, as "worst sam-m32 (3 runs)"."""
+        found: dict[str, int] = {}
+        for part in self.parts():
+            for job in part.searches:
+                found[f"{job.block} {job.arm}"] = found.get(f"{job.block} {job.arm}", 0) + (not self.is_finished(job))
+        for block, arm, seed in dict.fromkeys((part.block, *final) for part in self.parts() for final in part.finals):
+            is_open = not (self.is_chosen(block, arm) and self.is_finished(self.final_job(block, arm, seed)))
+            found[f"{block} {arm}"] = found.get(f"{block} {arm}", 0) + is_open
+        return [f"{name} ({count} run{'s' if count > 1 else ''})" for name, count in found.items() if count]
+
+    def count_changed(self) -> int:
+        """How many runs were made with uncommitted changes of the program."""
+        return sum(str(row["changed_files"]) == "True" for row in self.planned_rows())
 
     def words(self) -> list[str]:
         """The arguments of all runs, with names of folders in braces."""
@@ -325,10 +340,26 @@ class Runner:
         return [self.study.final_job(part.block, arm, seed) for arm, seed in chosen]
 
 
-def main() -> int:
-    """Run a study. Returns 1 if a run has failed."""
+def run_study(name: str, arguments: argparse.Namespace, folders: Mapping[str, str], pool: ProcessPoolExecutor) -> int:
+    """Run a study in the pool. Returns how many runs failed."""
+    smoke, out = arguments.scale == "smoke", arguments.out.resolve() / name
+    study = Study(name, smoke=smoke, results=arguments.results or (out / "results" if smoke else RESULTS))
+    if smoke:
+        folders = write_small_data(out / "data") | dict(folders)
+    runner, failed = Runner(study, out, folders, pool, [f"device={arguments.device}", *arguments.word]), 0
+    for part in study.parts():
+        counts = f"{len(part.searches)} runs of searches, {len(part.finals)} final runs"
+        print(f"{name}, {part.block}: {counts}", flush=True)
+        failed += runner.run_part(part)
+    counts = ", ".join(f"{n} {status}" for status, n in study.count_runs().items())
+    print(f"results: {study.table}; {counts}; {failed} failed now", flush=True)
+    return failed
+
+
+def parse_arguments() -> tuple[argparse.Namespace, dict[str, str]]:
+    """Return the arguments, and the user's folders by name."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("study", choices=sorted(path.stem for path in STUDIES.glob("*.yaml")))
+    parser.add_argument("study", nargs="+", choices=sorted(path.stem for path in STUDIES.glob("*.yaml")))
     parser.add_argument("--folder", action="append", default=[], metavar="NAME=FOLDER", help="a folder of the study")
     parser.add_argument("--scale", choices=("full", "smoke"), default="full")
     parser.add_argument("--jobs", type=int, default=1, help="runs at once (default: 1); on a CPU each has one thread")
@@ -340,30 +371,30 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/evidence"), help="folder of the runs")
     parser.add_argument("--results", type=Path, help="folder of the CSV files (default: docs/results)")
     arguments = parser.parse_args()
-    smoke = arguments.scale == "smoke"
-    out = arguments.out.resolve() / arguments.study
-    study = Study(arguments.study, smoke=smoke, results=arguments.results or (out / "results" if smoke else RESULTS))
     folders = {
         name: str(Path(path).resolve()) for name, _, path in (entry.partition("=") for entry in arguments.folder)
     }
-    if smoke:
-        folders = write_small_data(out / "data") | folders
-    try:
-        " ".join(study.words()).format(**folders)
-    except KeyError as error:
-        parser.error(f"the folder {error} is not given\n  add --folder NAME=FOLDER")
+    if arguments.scale == "full":
+        for name in arguments.study:
+            try:
+                " ".join(Study(name).words()).format(**folders)
+            except KeyError as error:
+                parser.error(f"{name}: the folder {error} is not given\n  add --folder NAME=FOLDER")
+    return arguments, folders
+
+
+def main() -> int:
+    """Run studies, all in one pool of processes. Returns 1 if a run has failed."""
+    arguments, folders = parse_arguments()
     deadline = time.monotonic() + 60 * arguments.minutes
     on_gpu = arguments.device != "cpu"
     if not on_gpu:
         os.environ["OMP_NUM_THREADS"] = "1"  # the workers inherit it
-    failed = 0
-    with open_pool(arguments.jobs, deadline, share_gpu=on_gpu and arguments.jobs > 1) as pool:
-        runner = Runner(study, out, folders, pool, [f"device={arguments.device}", *arguments.word])
-        for part in study.parts():
-            print(f"{part.block}: {len(part.searches)} runs of searches, {len(part.finals)} final runs", flush=True)
-            failed += runner.run_part(part)
-    counts = study.count_runs()
-    print(f"results: {study.table}; {', '.join(f'{n} {name}' for name, n in counts.items())}; {failed} failed now")
+    with (
+        open_pool(arguments.jobs, deadline, share_gpu=on_gpu and arguments.jobs > 1) as pool,
+        ThreadPoolExecutor(len(arguments.study)) as threads,
+    ):
+        failed = sum(threads.map(lambda name: run_study(name, arguments, folders, pool), arguments.study))
     return int(failed > 0)
 
 

@@ -21,11 +21,13 @@ import pandas as pd
 from geometry_study import PLAN, RESULTS, Study, read_plan
 from matplotlib import pyplot as plt
 from matplotlib.ticker import LogLocator
-from results_page import Estimate, estimate, format_estimate, save
+from results_figures import save
+from results_page import format_estimate
 
 from sam_runner.analysis.correlation import Correlation, conclusion, correlate
 from sam_runner.analysis.plots import colour
 from sam_runner.analysis.sharpness import GAPS
+from sam_runner.reports.aggregate import Estimate, estimate
 
 DOCS = RESULTS.parent.parent
 PREFIX = "sharpness/"

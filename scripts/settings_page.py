@@ -59,11 +59,11 @@ def table(rows: list[str]) -> list[str]:
 
 
 def with_parents(classes: Sequence[type[Any]]) -> list[type[Any]]:
-    """Return the classes of a group, each after those between it and the general class, the first one."""
+    """Return the classes of a group, each after the classes between it and the first one."""
     shown: list[type[Any]] = []
     for found in classes:
         for parent in reversed(found.__mro__):
-            if issubclass(parent, classes[0]) and parent not in shown:
+            if (issubclass(parent, classes[0]) or parent in classes) and parent not in shown:
                 shown.append(parent)
     return shown
 
@@ -90,8 +90,7 @@ def page() -> str:
                 for entry in fields(found)
                 if "key" in entry.metadata and (entry.name not in parents or entry.name in vars(found))
             ]
-            lines += [doc, ""]
-            lines += table(own) if own else []
+            lines += [doc, "", *table(own)] if own else []
     return "\n".join(lines).rstrip() + "\n"
 
 

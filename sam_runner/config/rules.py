@@ -54,7 +54,7 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """Refuse settings of a sweep in a single run, and settings of a single run in a sweep."""
+    """Refuse settings of a sweep in a single run."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
             f"run_dir={config.run_dir!r} holds bytes that are not UTF-8, where TensorBoard cannot write\n"

@@ -148,7 +148,7 @@ class Report:
 
     @cached_property
     def selection(self) -> list[Choice]:
-        """The choices, whose groups have a star in the table; without any, the one among all groups.
+        """The choices that have a star in the table: those of a search, or else the best of all groups.
 
         Methods with one candidate each are compared: none of them is selected.
         """

@@ -203,7 +203,7 @@ class Objective:
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
         """Split `batch` into parts of `size` examples; evenly if a remainder of one example cannot be evaluated."""
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        # With sharded weights all processes must make the trial, so `accepts_one_example` has to be called before.
+        # With sharded weights all processes must try one example together; `accepts_one_example` has done that before.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
         is_even = has_single and is_known and not self.accepts_one_example(batch)
         return batch.split(size, min_size=2 if is_even else 1)

@@ -168,7 +168,7 @@ def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
 
 
 def _require_augmentable(augment: AugmentConfig, train: ArraySet) -> None:
-    """Refuse augmentations that the inputs do not permit: floats can be mixed, those (C, H, W) moved too."""
+    """Refuse augmentations that the inputs do not permit: floats allow mixup, (C, H, W) also moved pixels."""
     accepted = {"mixup"} if train.inputs.dtype.is_floating_point else set()
     if accepted and len(train.shape) == 3:
         accepted |= {"pad", "pad_mode", "flip", "cutout", "cutout_per_batch", "erasing", "cutmix"}
