@@ -20,12 +20,13 @@ from typing import Any
 
 import pandas as pd
 import torch
-from results_page import Estimate, estimate, format_estimate
+from results_page import format_estimate
 from torch import Tensor
 
 from sam_runner.config.optimizer import RadiusConfig
 from sam_runner.inference.predictions import Predictions, predict_split
 from sam_runner.inference.suspects import DEPTHS, average_precision, precision_at, rank_examples
+from sam_runner.reports.aggregate import Estimate, estimate
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.result import read_finished_result
 from sam_runner.utils.files import read_json
