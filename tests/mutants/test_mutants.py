@@ -544,7 +544,7 @@ MUTANTS = {
          "training/test_early_stopping.py::ends_by_the_rule"),
         ("early stopping: the test set chooses", "Run.selected_by", "self.metric",
          "self.metric.replace('validation', 'test')",
-         "training/test_early_stopping.py::chooses_the_best_checkpoint"),
+         "training/test_early_stopping.py::another_metric_ends"),
         ("early stopping: one evaluation late", "Run.stops_early", "A >= self.patience", "A > self.patience",
          "training/test_early_stopping.py::ends_by_the_rule"),
         ("resume: the generator", "restore_state", "A.restore(B, C)", "pass",
