@@ -11,6 +11,7 @@ import math
 import re
 import sys
 import tempfile
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,11 @@ def conclude(blocks: list[Block]) -> str:
     )
 
 
+def wrap_paragraphs(text: str) -> str:
+    """Break each paragraph into lines of at most 120 characters."""
+    return "\n\n".join(textwrap.fill(line, 120) for line in text.splitlines() if line)
+
+
 def make_anchor(heading: str) -> str:
     """Return the anchor that GitHub gives to a heading."""
     return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
@@ -123,6 +129,7 @@ def make_pages(docs: Path) -> None:
         "estimate": format_estimate,
         "mean": format_mean,
         "anchor": make_anchor,
+        "paragraphs": wrap_paragraphs,
         "percent": format_percent,
     }
     figures = {study.name: draw_study(study, blocks[study.name], docs / "img") for study in studies}
