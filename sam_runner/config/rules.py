@@ -390,11 +390,12 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 def _describe_absent(path: str) -> str:
     """Return what is there instead of a folder: nearest existing folder, and an entry of it with a similar name."""
     wanted = Path(os.path.expanduser(path)).absolute()
-    if wanted.exists():
+    if os.path.exists(wanted):  # unlike Path.exists it accepts names that are too long
         return ": it is a file"
-    parent = next(folder for folder in wanted.parents if folder.is_dir())
+    parent = next(folder for folder in wanted.parents if os.path.isdir(folder))
     name = wanted.relative_to(parent).parts[0]
-    similar = get_close_matches(name, [entry.name for entry in parent.iterdir() if entry.is_dir()], 1)
+    others = [entry.name for entry in parent.iterdir() if entry.is_dir()] if os.access(parent, os.R_OK) else []
+    similar = get_close_matches(name, others, 1)
     return f": {parent} has no folder {name}" + (f"\n  did you mean {parent / similar[0]}?" if similar else "")
 
 

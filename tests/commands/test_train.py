@@ -257,7 +257,7 @@ def test_cells_without_their_files_are_refused_without_torch(tmp_path):
         [sys.executable, "-c", code, *words], cwd=tmp_path, capture_output=True, text=True, check=False
     )
     assert done.returncode == 2, done.stderr
-    assert done.stderr.startswith("error: data.root=nowhere is not a folder\n")
+    assert done.stderr.startswith("error: data.root=nowhere is not a folder: ")
     assert done.stderr.count("error: ") == 1
     assert not list(tmp_path.iterdir())
 
