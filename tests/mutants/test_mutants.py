@@ -499,7 +499,7 @@ MUTANTS = {
     "data.noise": [
         ("noise: the true class is drawn", "symmetric", "torch.randint(1, A, B, generator=C)",
          "torch.randint(0, A, B, generator=C)", "data/test_noise.py::true_class_is_never"),
-        ("noise: every example has the mean rate", "instance", "A < rates", "A < rate",
+        ("noise: every example has the mean rate", "instance", "A < rates[B]", "A < rate",
          "data/test_noise.py::instance_noise_changes"),
         ("noise: superclasses go the other way", "asymmetric", "A.roll(-1)", "A.roll(1)",
          "data/test_noise.py::superclass"),
@@ -624,7 +624,7 @@ MUTANTS = {
          "inference/test_suspects.py::scikit_learn"),
         ("suspects: precision of one image too many", "average_precision", "A / (B + 1)", "A / (B + 2)",
          "inference/test_suspects.py::scikit_learn"),
-        ("suspects: the most certain label first", "find_suspects", "A.argsort(stable=True)",
+        ("suspects: the most certain label first", "rank_examples", "A.argsort(stable=True)",
          "A.argsort(stable=True, descending=True)", "commands/test_suspects.py::ranked_by"),
     ],
     "inference.export": [
