@@ -163,9 +163,8 @@ class Study:
     def open_arms(self) -> list[str]:
         """The arms of the plan that are not finished with the number of open runs, as "worst sam-m32 (3 runs)"."""
         found: dict[str, int] = {}
-        for part in self.parts():
-            for job in part.searches:
-                found[f"{job.block} {job.arm}"] = found.get(f"{job.block} {job.arm}", 0) + (not self.is_finished(job))
+        for job in dict.fromkeys(job for part in self.parts() for job in part.searches):  # parts can share searches
+            found[f"{job.block} {job.arm}"] = found.get(f"{job.block} {job.arm}", 0) + (not self.is_finished(job))
         for block, arm, seed in dict.fromkeys((part.block, *final) for part in self.parts() for final in part.finals):
             is_open = not (self.is_chosen(block, arm) and self.is_finished(self.final_job(block, arm, seed)))
             found[f"{block} {arm}"] = found.get(f"{block} {arm}", 0) + is_open

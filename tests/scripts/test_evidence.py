@@ -135,6 +135,49 @@ def test_the_whole_plan_finished_leaves_nothing_open(tmp_path):
     counts = study.count_runs()
     assert counts["finished"] == counts["planned"] == len(study.rows)
     assert (counts["failed"], counts["open"]) == (0, 0)
+    assert study.open_arms() == []
+
+
+def test_open_arms_have_the_number_of_their_open_runs(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    finish(study, study.final_job("worst", "sgd", 0), tmp_path, 0.1)
+    for job, accuracy in zip(study.search_jobs("worst", "smoothing"), (0.3, 0.5, 0.4), strict=True):
+        finish(study, job, tmp_path, accuracy)
+    found = study.open_arms()
+    assert {"worst sgd (4 runs)", "worst smoothing (3 runs)", "worst sam (10 runs)"} <= set(found)
+    assert sum(int(name.partition("(")[2].split()[0]) for name in found) == 76 - 4
+
+
+def test_a_chosen_value_at_the_end_of_the_search_is_marked(tmp_path):
+    for best, is_edge in ((0, True), (2, False), (4, True)):
+        study = evidence.Study("human_noise", results=tmp_path / str(best))
+        for number, job in enumerate(study.search_jobs("worst", "sam")):
+            finish(study, job, tmp_path / str(best), 0.5 if number == best else 0.1)
+        finish(study, study.final_job("worst", "sam", 0), tmp_path / str(best), 0.4)
+        (block,) = results_page.read_blocks(study)
+        assert results_page.at_edge(study, block, "sam") is is_edge
+
+
+def test_commands_that_another_machine_has_run_are_compared(tmp_path):
+    here, there = (evidence.Study("human_noise", results=tmp_path / name) for name in ("here", "elsewhere"))
+    for seed, (first, second) in enumerate([(0.1, 0.2), (0.3, 0.36), (0.5, None)]):
+        finish(here, here.final_job("worst", "sgd", seed), tmp_path / "here", first)
+        if second is not None:
+            finish(there, there.final_job("worst", "sgd", seed), tmp_path / "elsewhere", second)
+    repeats = results_page.Repeats(here, tmp_path / "elsewhere")
+    assert len(repeats.rows) == repeats.difference.n == 2
+    assert repeats.difference.mean == pytest.approx(0.08)
+    assert repeats.machines == "x"
+
+
+def test_a_word_of_the_machine_is_left_out_where_an_arm_cannot_have_it(tmp_path):
+    study = evidence.Study("family_human", results=tmp_path)
+    folders = {"cifar10": "a", "cifar10n": "b"}
+    runner = evidence.Runner(study, tmp_path, folders, None, ["device=cuda", "compile=capture"])
+    for arm, has_word in (("sam", True), ("ae_sam", False)):
+        command = runner.command(study.search_jobs("worst", arm)[0])
+        assert ("compile=capture" in command) is has_word
+        assert "device=cuda" in command
 
 
 def test_differences_are_paired_and_only_the_chosen_value_counts(tmp_path):
