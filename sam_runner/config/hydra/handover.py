@@ -14,6 +14,8 @@ from hydra.core.utils import JobReturn, JobStatus, setup_globals
 from hydra.plugins.sweeper import Sweeper
 from omegaconf import DictConfig, open_dict
 
+from sam_runner.config.hydra.job_composer import JobComposer
+
 
 class ComposedJob(NamedTuple):
     """A job as Hydra's sweeper has chosen it.
@@ -54,8 +56,9 @@ class _PlanningLauncher:
 
     def _compose(self, jobs: Sequence[list[str]], first: int) -> Iterator[ComposedJob]:
         setup_globals()
+        composer = JobComposer(self._context.config_loader, self._config)
         for number, words in enumerate(jobs, first):
-            settings = self._context.config_loader.load_sweep_config(self._config, words)
+            settings = composer.compose(words)
             with open_dict(settings):
                 settings.hydra.job.id = settings.hydra.job.num = number
             HydraConfig.instance().set_config(settings)  # for ${hydra:job.num}
