@@ -133,5 +133,5 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
         parts.append(f"Against expectation, sharper runs have a smaller {gap} over these {n} runs, by {names}.")
     without = len(entries) - len(significant)
     if without:
-        parts.append(f"{without} of {len(entries)} measures show no relation that chance does not explain.")
+        parts.append(f"For {without} of {len(entries)} measures chance can explain the relation.")
     return " ".join(parts)
