@@ -120,7 +120,7 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     if not significant:
         return (
             f"No measure of sharpness predicts the {gap} over these {n} runs: the largest rank correlation, of "
-            f"{best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance explains."
+            f"{best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance can explain."
         )
     positive = sorted((entry for entry in significant if entry.rho > 0), key=lambda entry: -entry.rho)
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)
