@@ -34,7 +34,7 @@ IMAGES, EPOCHS = 8, 4
 
 
 def draw(data: Images, augmentation: AugmentConfig, path: Path) -> None:
-    """A row of the images as they are, and one for each epoch, in the same order."""
+    """Draw a row of the images as they are, and a row for each epoch, in the same order."""
     options = {"batch_size": IMAGES, "normalisation": IMAGENET_NORMALISATION, "device": torch.device("cpu")}
     plain, loader = ImageLoader(data, **options), ImageLoader(data, augmentation=augmentation, **options)
     rows = [plain.denormalise(next(plain.epoch()).images)]
@@ -48,7 +48,7 @@ def draw(data: Images, augmentation: AugmentConfig, path: Path) -> None:
 
 
 def main() -> None:
-    """All pictures."""
+    """Draw all pictures."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folder", help="an image folder of 32x32 images")
     parser.add_argument("--large", help="an image folder of larger files")

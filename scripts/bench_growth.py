@@ -29,7 +29,7 @@ QUANTITIES = {
     "weights": WEIGHTS, "tensors": TENSORS, "ranks": RANKS, "images": IMAGES, "files": FILES, "classes": CLASSES,
     "runs": RUNS, "jobs": JOBS, "checkpoints": CHECKPOINTS, "rows": ROWS,
 }  # fmt: skip
-MAX_EXPONENT = 1.15  # of what grows as its work; the rest is noise and memory that fits no cache any more
+MAX_EXPONENT = 1.15  # for linear work; the excess over 1 is noise, and memory that no cache holds any more
 MIN_SECONDS, MIN_MIB = 0.05, 20.0  # smaller measurements have no exponent
 TARGETS = (  # quantity, part, size, column, bound
     ("files", "kept list read and checked", 1_281_167, "cpu", 2.0),

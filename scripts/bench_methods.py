@@ -1,4 +1,4 @@
-"""The time of a step of each method over SGD's and SAM's, and the passes that it really makes.
+"""Measure the time of a step of each method relative to SGD's and SAM's, and count its passes.
 
     python scripts/bench_methods.py [--quick]
 

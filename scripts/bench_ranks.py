@@ -1,4 +1,4 @@
-"""How a SAM step grows with ranks: data-parallel processes on one machine, one thread a rank, against one process.
+"""Measure how the time of a SAM step changes with ranks: data-parallel processes of one thread, against one process.
 
     python scripts/bench_ranks.py [--quick] [--out outputs/bench]
 

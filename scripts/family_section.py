@@ -102,7 +102,7 @@ class Side:
         return min(self.mean(arm, RIGHT) for arm in self.methods)
 
     def divided(self, least: float) -> list[str]:
-        """Return the methods whose seeds differ by more than a fraction of the wrong labels in what they memorise."""
+        """Return the methods whose memorised fraction of the wrong labels varies over seeds by more than a limit."""
         memorised = {arm: self.block.column(arm, "final/train/memorised") for arm in self.methods}
         return [arm for arm, values in memorised.items() if values.max() - values.min() > least]
 

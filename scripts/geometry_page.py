@@ -101,10 +101,16 @@ class Results:
         factors = {name_method(rho): self.factor(rho, name) for rho in self.rhos[1:]}
         below = [method for method, (_, low, _) in factors.items() if low > 1]
         others = [method for method in factors if method not in below]
-        parts = [f"shown for {' and '.join(below)}"] if below else []
-        parts += [f"not shown for {' and '.join(others)}, whose interval contains 1"] if others else []
         title = {"ratio": "lambda_max / lambda_5"}.get(name.rpartition("/")[2], "lambda_max")
-        return f"That SAM's {title} is below SGD's is {', '.join(parts)}."
+        claim = f"{title} is below SGD's"
+        if not below:
+            return f"It is not shown that {claim}: the interval contains 1 for {' and '.join(others)}."
+        shown = f"{claim} for {' and '.join(below)}"
+        return (
+            f"{shown}. For {' and '.join(others)} this is not shown: the interval contains 1."
+            if others
+            else f"{shown}."
+        )
 
     def compare(self, rho: float, name: str) -> str:
         """Say how SAM's value compares with SGD's at the last epoch."""

@@ -89,10 +89,11 @@ def conclude(blocks: list[Block]) -> str:
     behind = sum(gain.n > 1 and -gain.mean > gain.half_width for gain in gains)
     fits = [block.estimate(block.baseline(arm), "final/train/accuracy").mean for block, arm in entries]
     return (
-        f"SAM is ahead of its baseline at equal epochs in {ahead} of {len(gains)} comparisons by more than the "
-        f"interval, behind in {behind}. Every baseline fits at least {100 * min(fits):.0f}% of its training labels, so "
-        "these studies do not say where SAM begins to help, only that it does where a network fits what it should "
-        "not. The gain is largest where the radius that was chosen keeps the network from memorising wrong labels."
+        f"In {ahead} of {len(gains)} comparisons at equal epochs SAM is better than its baseline by more than the "
+        f"interval; in {behind} it is worse by more than the interval. Every baseline fits at least "
+        f"{100 * min(fits):.0f}% of its training labels. So these studies do not say where SAM begins to help, only "
+        "that it helps where the baseline fits its labels. The gain is largest where the chosen radius keeps the "
+        "network from memorising wrong labels."
     )
 
 

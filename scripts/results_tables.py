@@ -47,7 +47,7 @@ class Block:
         return next(iter(self.finals.loc[self.finals["arm"] == arm, "value"]), "")
 
     def cost(self, arm: str) -> float:
-        """Return the gradient evaluations of a run over those of its baseline; NaN where one is not recorded."""
+        """Return the gradient evaluations of a run divided by its baseline's; NaN where one is not recorded."""
         evaluations = self.finals.groupby("arm")["gradient_evaluations"].mean()
         return float(evaluations[arm] / evaluations.get(self.baseline(arm), float("nan")))
 

@@ -229,10 +229,10 @@ def make_part(table: pd.DataFrame) -> str:
         lines += [*textwrap.wrap(text, 120), "", *results.table_of(noise), "", *results.findings(noise), ""]
     text = (
         f"cleanlab {runs['cleanlab'].iloc[0]} got the same probabilities. Its `self_confidence` is the ranking of"
-        f" sam-suspects (largest difference of average precision: {float((own - same).abs().max()):.0e})."
-        " `find_label_issues` is what it finds, then the other images. `best` is the checkpoint with the best accuracy"
-        " on held-out images, whose labels are as wrong. The rows of held-out images show probabilities out of sample."
-        " [All numbers](results/suspects.csv)."
+        f" sam-suspects (largest difference of average precision: {float((own - same).abs().max()):.0e}). The column"
+        " `find_label_issues` ranks the images that this function finds before all others. `best` is the checkpoint"
+        " with the best accuracy on held-out images, whose labels are as wrong as those of the training images. No"
+        " run was trained on the images of the rows held-out. [All numbers](results/suspects.csv)."
     )
     command = f"The runs of one set of labels: `{COMMAND}`"
     for words in (text, command):

@@ -1,4 +1,4 @@
-"""Results on disk beside a run. A command that was stopped continues from them, and a finished one repeats them.
+"""Results on disk beside a run: a stopped command continues from them, a finished command prints them again.
 
 A file of answers holds one entry for each combination of settings, so no answer replaces another one. Hessian-vector
 products, which take most of the time, are stored until the answer that needs them is finished. Only one process at a
@@ -111,8 +111,8 @@ def _is_entry(entry: Any) -> bool:
 class StoredProducts:
     """Products A v that are appended to a file, and read from it if the same vector comes again.
 
-    Algorithms that are deterministic ask for the same vectors when they are repeated. So a stopped computation
-    continues by being repeated, to the bit, without any state of its own.
+    Algorithms that are deterministic ask for the same vectors when they are repeated. So a stopped computation is
+    simply repeated: it needs no state of its own and gives the same bits.
 
     Args:
         path: The file; it is created at the first product. Records that are damaged or incomplete are ignored.

@@ -120,7 +120,7 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     if not significant:
         return (
             f"No measure of sharpness predicts the {gap} over these {n} runs: the largest rank correlation, of "
-            f"{best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance explains."
+            f"{best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance can explain."
         )
     positive = sorted((entry for entry in significant if entry.rho > 0), key=lambda entry: -entry.rho)
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)
@@ -133,5 +133,5 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
         parts.append(f"Against expectation, sharper runs have a smaller {gap} over these {n} runs, by {names}.")
     without = len(entries) - len(significant)
     if without:
-        parts.append(f"{without} of {len(entries)} measures show no relation that chance does not explain.")
+        parts.append(f"For {without} of {len(entries)} measures chance can explain the relation.")
     return " ".join(parts)

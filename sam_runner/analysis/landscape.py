@@ -206,7 +206,7 @@ def _read_points(path: Path) -> Iterator[tuple[Point, list[float]]]:
 
 
 def points_path(part: Slice, subjects: Sequence[Subject], how: Measurement, options: GridOptions) -> Path:
-    """Return the file of finished points of a slice, beside the first run; other settings have another file."""
+    """Return the file of finished points of a slice, beside the first run; each combination of settings has one."""
     settings: dict[str, Any] = asdict(how) | {"seed": options.seed, "kind": part.kind}
     settings["sha256"] = [subject.digest for subject in subjects]
     require_folder(subjects[0].files)

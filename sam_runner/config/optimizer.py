@@ -452,14 +452,14 @@ class LateConfig(AroundConfig):
 
 @dataclass(frozen=True)
 class OwnMethodConfig(AscentConfig, Component):
-    """Settings of a user's own method, a subclass of sam_runner.sam.method.Method. It gets all further keys."""
+    """Settings of a user's own subclass of sam_runner.sam.method.Method; the subclass gets all further keys."""
 
     schema: ClassVar[str] = "optimizer/own"
     name: str = key("name of the method in reports", "own", short="optimizer")
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the further keys: the settings that every method has are not arguments."""
+        """Return the further keys, without the settings that every method has."""
         return dict(self.own_arguments)
 
 

@@ -105,7 +105,7 @@ def _is_utf8(text: str) -> bool:
 
 
 def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Settings of data-parallel training."""
+    """Check the settings of data-parallel training."""
     if "world_size" in typed:
         raise InputError(
             f"world_size={config.world_size} was given, but torchrun sets it\n"
@@ -129,7 +129,7 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Settings that have no effect with one process."""
+    """Refuse settings that have no effect with one process."""
     for name in ("optimizer.sync_perturbation", "rank_timeout"):
         if name in typed and config.world_size == 1:
             raise InputError(f"{name} has no effect with one process\n  use torchrun, or leave it out")
@@ -138,7 +138,7 @@ def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _check_sharded_weights(config: "ExperimentConfig") -> None:
-    """What a run with sharded weights needs (sam_runner.distributed.sharding)."""
+    """Require what a run with sharded weights needs (sam_runner.distributed.sharding)."""
     optimizer = config.optimizer
     sam = optimizer if isinstance(optimizer, SamConfig) else None
     needed = {
@@ -181,7 +181,7 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _check_aliases(config: "ExperimentConfig", typed: set[str]) -> None:
-    """A top-level setting and the setting of a group that it stands for, both typed with different values."""
+    """Refuse different values for a top-level setting and the setting of a group that it stands for."""
     values = config.flat() if len(typed) > 1 else {}
     for name, facts, value in walk(config) if values else ():
         if facts.alias in values and {name, facts.alias} <= typed and value != values[facts.alias]:
@@ -209,7 +209,7 @@ def _check_ascent(config: "ExperimentConfig", typed: set[str]) -> None:
         raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
     if sam.second_order and config.uses_compiler:
         raise InputError(
-            "optimizer.second_order=true differentiates twice, which torch.compile cannot\n  use compile=off"
+            "optimizer.second_order=true differentiates twice, which torch.compile does not support\n  use compile=off"
         )
     if sam.ascent == "projected" and sam.p != 2:
         raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {sam.p:g}")
@@ -243,7 +243,7 @@ def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
     default = defaults.get(name, SamConfig.rho)
     if optimizer.rho not in (0, default) and default != SamConfig.rho:
         raise InputError(
-            f"a file sets rho={optimizer.rho:g}, which need not suit {option}={name}: its default is {default:g}\n"
+            f"a file sets rho={optimizer.rho:g}, which may not suit {option}={name}: its default is {default:g}\n"
             f"  give the value: rho={default:g}, or rho={optimizer.rho:g} to keep that of the file"
         )
 
@@ -269,12 +269,12 @@ def _check_recording(config: "ExperimentConfig", _: set[str]) -> None:
         return
     if isinstance(config.optimizer, AeSamConfig):
         raise InputError(
-            f"optimizer=ae_sam decides on the host in each step, which compile={config.compile} cannot\n"
+            f"optimizer=ae_sam decides on the host in each step, which compile={config.compile} does not support\n"
             "  use compile=off"
         )
     if isinstance(config.optimizer, EsamConfig) and config.optimizer.beta < 1:
         raise InputError(
-            f"optimizer=esam draws weights anew in each step, which compile={config.compile} cannot\n"
+            f"optimizer=esam draws weights anew in each step, which compile={config.compile} does not support\n"
             "  use optimizer.beta=1"
         )
 
@@ -288,7 +288,7 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
         "optimizer.ascent_steps=1": sam.ascent_steps == 1,
         "optimizer.second_order=false": not sam.second_order,
         "optimizer.sync_perturbation=false (the direction is the same on all processes)": not sam.sync_perturbation,
-        "compile other than graph and capture (it is drawn anew in each step)": not config.records_step,
+        "compile other than graph and capture (the direction is drawn anew in each step)": not config.records_step,
     }
     _require_all(needed, "optimizer.direction=random", "optimizer.direction=gradient")
 
@@ -315,7 +315,8 @@ def _check_betas(config: "ExperimentConfig", _: set[str]) -> None:
     base = config.optimizer.base
     if isinstance(base, AdamWConfig) and len(base.betas) != 2:
         raise InputError(
-            f"optimizer.base.betas={list(base.betas)} are not two numbers\n  like optimizer.base.betas=[0.9,0.999]"
+            f"optimizer.base.betas={list(base.betas)} are not two numbers\n"
+            "  give two, like optimizer.base.betas=[0.9,0.999]"
         )
 
 

@@ -65,7 +65,8 @@ def read_size(path: str | Path) -> tuple[int, int]:
 def check_image(path: str | Path) -> None:
     """Check an image file by its header and its end, which is much cheaper than decoding it.
 
-    A JPEG or PNG file with another end may be truncated and is decoded. Damage within a file is not found.
+    If a JPEG or PNG file lacks the end marker of its format, it may be truncated and is decoded. Damage within a file
+    is not found.
 
     Raises:
         InputError: If the file cannot be read as an image; the message has its path.

@@ -112,7 +112,7 @@ class MeanLoss:
         return other
 
     def clone(self) -> "MeanLoss":
-        """Return the same loss with another copy of the network, for another thread; the examples are shared."""
+        """Return the same loss with its own copy of the network, for another thread; both share the examples."""
         other = copy.copy(self)
         for layer in self._norms:
             layer.track_running_stats = True

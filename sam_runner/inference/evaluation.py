@@ -110,7 +110,7 @@ def _mean_metrics(logits: Sequence[Tensor], labels: Tensor) -> Metrics:
 
 
 def _find_difference(folders: Sequence[Path], name: Split) -> str:
-    """Return in what the sets of some runs differ, "" if they are the same."""
+    """Return how the sets of some runs differ; "" if they are the same."""
     first: Examples | None = None
     for folder in folders:
         own = describe_examples(read_split(folder, name))

@@ -188,11 +188,12 @@ def read_split(folder: Path, split: Split) -> Images:
 
 
 def difference(one: Examples, other: Examples) -> str:
-    """Return in what two sets of examples differ, "" if they are the same images with the same labels."""
+    """Return how two sets of examples differ; "" if they are the same images with the same labels."""
     if one.classes != other.classes:
         return "other classes"
     if one.names != other.names:
-        return f"{len(one.names):,} and {len(other.names):,} images, or other ones"
+        same_number = len(one.names) == len(other.names)
+        return "other images" if same_number else f"{len(one.names):,} and {len(other.names):,} images"
     if not torch.equal(one.clean_labels, other.clean_labels):
         return "other images"
     return "" if torch.equal(one.labels, other.labels) else "other labels (label noise)"

@@ -274,7 +274,7 @@ def published_normalisation(config: ModelConfig) -> Statistics | None:
 
 
 def is_channels_last(setting: bool | str, model: nn.Module, *, sharded: bool) -> bool:
-    """Return whether images and weights are laid out NHWC, with which convolutions are fastest.
+    """Return whether images and weights have the layout NHWC, in which convolutions are fastest.
 
     The setting "auto" chooses it if the network has 2-D convolutions and its weights are not sharded.
     """

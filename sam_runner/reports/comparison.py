@@ -170,7 +170,7 @@ def _are_equal(first: Any, second: Any) -> bool:
 
 
 def _cost_distance(cost: float, other: float) -> float:
-    """Return by which fraction of itself a cost differs from another; infinity where one is unknown."""
+    """Return the difference of two costs as a fraction of the first; infinity where one is unknown."""
     distance = abs(other / cost - 1)
     return math.inf if math.isnan(distance) else distance
 
@@ -181,7 +181,7 @@ def mean_costs(runs: pd.DataFrame, against: str) -> pd.Series:
 
 
 def time_spread(runs: pd.DataFrame) -> pd.Series:
-    """Return the slowest through the fastest time of a gradient evaluation of each group, at least 1.
+    """Return, for each group, the slowest time of a gradient evaluation divided by the fastest, at least 1.
 
     The time of an evaluation is compared, not that of a run, since early stopping ends runs at different lengths. NaN
     where a time is unknown.
@@ -210,13 +210,14 @@ def compare(
 
 @dataclass(frozen=True)
 class MissingBaseline:
-    """A baseline that a comparison at equal cost lacks.
+    """A baseline that is missing for a comparison at equal cost.
 
     Attributes:
         groups: The groups without it, of about equal cost.
         cost: Mean cost of the first of them.
         base: The baseline whose cost is nearest; None where there is no baseline with their settings.
-        length: The setting that gives it their cost, and its value, e.g. ``{"epochs": 40}``; empty where none does.
+        length: The setting and the value with which the baseline has the cost of the groups, e.g. ``{"epochs": 40}``;
+            empty where none does.
     """
 
     groups: Sequence[int]
@@ -231,7 +232,7 @@ class MissingBaseline:
 
 
 def find_missing_baselines(runs: pd.DataFrame, settings: pd.DataFrame, baseline: Baseline) -> list[MissingBaseline]:
-    """Return the baselines that a comparison at equal cost lacks, each once.
+    """Return the baselines that are missing for a comparison at equal cost, each once.
 
     Args:
         runs: A table of `group_over_seeds`.

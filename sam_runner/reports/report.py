@@ -78,7 +78,8 @@ class Report:
         records: The runs and jobs, each distinct run once.
         metric: Metric that is compared, e.g. ``test/accuracy``.
         select: Searched settings; None chooses the hyperparameters that vary.
-        by: Settings for each combination of which a choice is made; None takes all that are not selected.
+        by: One choice is made for each combination of the values of these settings; None takes all settings that are
+            not selected.
         baseline_settings: Settings of the baseline, ``key=value,key=value``; None takes ``optimizer=sgd`` if there are
             such runs and others.
         against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
@@ -95,7 +96,8 @@ class Report:
         """Refuse options that do not fit the runs.
 
         Raises:
-            InputError: Where there are finished runs, and none has the metric, or an option names no setting of theirs.
+            InputError: If there are finished runs but none has the metric, or an option names a setting that no run
+                has.
         """
         if self.metrics and self.metric not in self.metrics:
             raise InputError(f"no run has the metric {self.metric}\n  accepted: {', '.join(self.metrics)}")
@@ -141,7 +143,7 @@ class Report:
 
     @cached_property
     def searched(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and those for each combination of which a choice is made."""
+        """The searched settings, and the settings that have a choice for each combination of their values."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
@@ -155,7 +157,7 @@ class Report:
     def selection(self) -> list[Choice]:
         """The choices that have a star in the table: those of a search, or else the best of all groups.
 
-        Methods with one candidate each are compared: none of them is selected.
+        If methods with one candidate each are compared, no choice is made.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 
@@ -191,7 +193,7 @@ class Report:
 
     @cached_property
     def no_default_baseline(self) -> list[str]:
-        """Why runs without SAM are not the baseline though there are some; empty where they are."""
+        """Why the runs without SAM cannot be the baseline; empty if they can, or if there are none."""
         baseline = self._default_baseline
         if baseline is None or self.baseline_settings is not None:
             return []
@@ -212,7 +214,7 @@ class Report:
 
     @cached_property
     def with_equal_cost(self) -> set[int] | None:
-        """The groups that have a baseline of equal cost; None where several baselines have the cost of one."""
+        """The groups that have a baseline of equal cost; None where a group has several."""
         if self.baseline is None:
             return set()
         at_cost = Baseline(self.baseline.settings, "cost")
@@ -235,7 +237,7 @@ class Report:
 
     @cached_property
     def missing_baselines(self) -> list[MissingBaseline]:
-        """The baselines that a comparison at equal cost lacks; empty where the cost of a run is unknown."""
+        """The baselines that are missing for a comparison at equal cost; empty where the cost of a run is unknown."""
         if self.baseline is None or not self.against or self.runs[COSTS[self.against]].isna().any():
             return []
         return find_missing_baselines(self.runs, self.groups[self.settings], self.baseline)
@@ -277,7 +279,7 @@ class Report:
 
     @cached_property
     def costs(self) -> dict[str, dict[int, float]]:
-        """The mean cost of each group by a choice of --against; NaN where a run has not recorded it."""
+        """The mean cost of each group, by kind (the values of --against); NaN where a run has not recorded it."""
         means = {kind: mean_costs(self.runs, kind) for kind in COSTS}
         return {kind: {group: float(mean[group]) for group in self.labels} for kind, mean in means.items()}
 
@@ -490,7 +492,7 @@ class Report:
         return self.groups.join(columns).to_csv(index=False, lineterminator="\n")
 
     def _table_csv_cells(self, group: int) -> dict[str, Any]:
-        """Return the numbers of a group beside its settings and the metric."""
+        """Return the numbers of a group other than its settings and the metric."""
         cells: dict[str, Any] = {}
         for tag in (held_out_metric(self.metric), f"best/{self.metric}"):
             if tag != self.metric and tag in self.estimates:
@@ -532,7 +534,7 @@ def make_report(
         folders: Folders of runs or sweeps.
         metric: See `Report`, also for the arguments below.
         select: Searched settings.
-        by: Settings for each combination of which a choice is made.
+        by: One choice is made for each combination of the values of these settings.
         baseline: Settings of the baseline.
         against: "", "cost" or "seconds".
 

@@ -46,10 +46,10 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
 
 
 def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[int], sweep_name: str) -> str:
-    """Return the command that trains settings which differ from those of a run in some values, once for each seed.
+    """Return the command that trains `config`, some of whose values differ from those of a run, once for each seed.
 
-    The words that the user typed are kept, and settings added, where that gives the settings, which is checked by
-    composing them. Otherwise the command reads the settings from the run's config.yaml.
+    The command keeps the words that the user typed and adds settings, if composing these words gives exactly `config`.
+    Otherwise it reads the settings from the run's config.yaml.
 
     Args:
         record: A run.

@@ -41,8 +41,8 @@ class Choice:
 def held_out_metric(metric: str) -> str:
     """Return the metric of the validation set that corresponds to a metric of the test set.
 
-    That of ``best/test/accuracy``, at the epoch of early stopping, is ``best/validation/accuracy``. A metric of another
-    set has none and is returned as it is.
+    For ``best/test/accuracy``, at the epoch of early stopping, it is ``best/validation/accuracy``. A metric of another
+    set is returned unchanged.
     """
     prefix = "best/" if metric.startswith("best/") else ""
     name = metric.removeprefix(prefix)
@@ -52,7 +52,7 @@ def held_out_metric(metric: str) -> str:
 def split_settings(
     settings: Sequence[str], select: Sequence[str] | None, by: Sequence[str] | None, known: Sequence[str]
 ) -> tuple[list[str], list[str]]:
-    """Return the settings that are searched and those that each have a choice of their own.
+    """Return the settings that are searched, and the settings with a choice for each combination of their values.
 
     Args:
         settings: The settings that distinguish groups of runs.

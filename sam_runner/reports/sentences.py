@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 MAX_FINDINGS = 6  # largest number of compared groups that are described, a sentence each
 AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
-TIME_SPREAD = 1.2  # slowest through fastest run of a group from which a report warns of the times
+TIME_SPREAD = 1.2  # slowest divided by fastest run of a group; from this ratio on a report warns of the times
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
 
 
@@ -113,7 +113,7 @@ def _describe_mean(report: "Report", group: int, metric: str) -> str:
 
 
 def _judge(report: "Report", group: int, base: int, difference: Estimate) -> str:
-    """Return sentences on a difference: its interval, whether it is significant, and whether a side has fitted."""
+    """Return sentences on a difference: its interval, its significance, and whether a group has fitted its labels."""
     text = _judge_difference(report, group, difference)
     fits = report.fits
     if difference.n and fits[group].is_low and fits[base].is_low:
@@ -183,7 +183,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
             )
         )
         if "difference, early stopping" in columns:
-            terms.append(("difference, early stopping", "the same of the column early stopping"))
+            terms.append(("difference, early stopping", "the same difference at the epochs of early stopping"))
         terms.append(("contains 0", "whether this interval contains 0; if not, the difference is significant (5%)"))
     if "gradients" in columns:
         terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
@@ -193,7 +193,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         fitted = f"{FITTED_ACCURACY:.0%} or more" if "memorised" not in columns else "see memorised"
         terms.append(("fit", f"accuracy on the training labels in the last epoch (fitted: {fitted})"))
     if "right" in columns:
-        terms.append(("right", "the same on the training images whose labels are right"))
+        terms.append(("right", "accuracy on the training images whose labels are right"))
     if "memorised" in columns:
         fitted = f"(fitted: {FITTED_WRONG_LABELS:.0%} or more)"
         terms.append(("memorised", f"fraction of the wrong training labels that the network predicts {fitted}"))

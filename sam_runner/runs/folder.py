@@ -43,7 +43,7 @@ def _ignored_words() -> frozenset[str]:
 
 
 def job_name(varying: Sequence[str], others: Sequence[str], digest: str) -> str:
-    """Return the name of a job's folder: what varies in the sweep, what else was typed if there is room, and a hash.
+    """Return the name of a job's folder: the settings that vary, other typed settings if there is room, and a hash.
 
     Args:
         varying: Settings of the job that differ between jobs of the sweep, ``key=value``.

@@ -1,4 +1,4 @@
-"""status.json: the state of a run, which process writes it, and the name of that call of the command."""
+"""status.json: the state of a run, which process writes it, and which call of the command it belongs to."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""A batch of inputs and targets of any structure: splitting it along the first axis, joining what the parts return.
+"""A batch of inputs and targets of any structure: split it along the first axis, and join the outputs of its parts.
 
 A structure is a tensor or a nested tuple, list or dict of tensors (or any container registered with PyTorch's pytree,
 as Hugging Face's ``ModelOutput`` is).
@@ -106,7 +106,7 @@ def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
 
 
 def join_outputs(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
-    """Join the model's outputs for the parts of a batch into one structure, that of each part.
+    """Join the model's outputs for the parts of a batch; the result has the structure of each part's outputs.
 
     Tensors whose first axis is the number of examples of their part are concatenated along it. 0-dim floating-point
     tensors (a loss that the model computes, say) are averaged, weighted by numbers of examples. Any other leaf is that

@@ -25,7 +25,7 @@ log = logging.getLogger(__name__)
 T = TypeVar("T")
 Key = tuple[tuple[Any, ...], str, bool]  # signature of the batch, name of the method, whether rho is not 0
 NUM_WARM_UP_STEPS = 3  # eager steps before a recording: cuDNN chooses its algorithms, the optimizer creates its state
-OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # fused, they read the rate from a tensor
+OPTIMIZERS = (torch.optim.SGD, torch.optim.Adam, torch.optim.AdamW)  # if fused, read the rate from a tensor
 
 
 class Recorder(Protocol):
@@ -122,7 +122,7 @@ class CapturedStep:
         """Take one step, see `SamStep`; `rho` is a number."""
         if self._blocker:
             self._disable(self._blocker)
-        if self._step.update_parameters():  # a recording has the old ones
+        if self._step.update_parameters():  # the recordings use the old parameters
             self._num_seen.clear()
             self._recordings.clear()
         method, radius = self._step.choose_method(rho, number)

@@ -253,8 +253,8 @@ class Method:
             computes eps from g needs ``sync_perturbation`` there, since the gradients of shards are means over ranks.
         state: Lists of tensors by name. A list of tensors with the parameters' shapes, made by
             ``[torch.zeros_like(param) for param in params]``, works with sharded parameters too.
-        staged: New values of entries of ``state``, of the same lengths and (local) shapes. The step is left out if one
-            is not finite.
+        staged: New values of entries of ``state``, of the same lengths and (local) shapes. The step is skipped if one
+            of them is not finite.
     """
 
     name: ClassVar[str]

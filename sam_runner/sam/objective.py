@@ -169,7 +169,7 @@ class Objective:
         return bool(self._random_branches)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
-        """Let w be the given parameters, in the model's order; those that are not in the model follow.
+        """Set w to the given parameters: first those of the model in its order, then all others (of the loss).
 
         Parameters of the model that are not given are constants: they are not perturbed, and their ``.grad`` is left
         alone.
@@ -209,7 +209,7 @@ class Objective:
         return self.split(batch, self.chunk_size)
 
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
-        """Split `batch` into parts of `size` examples; evenly if a remainder of one example cannot be evaluated."""
+        """Split `batch` into parts of `size` examples; evenly if one example would remain and cannot be evaluated."""
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
         # With sharded weights all processes must try one example together; `accepts_one_example` has done that before.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
@@ -382,7 +382,7 @@ class Objective:
                 param.grad = grad
 
     def _checked_constants(self) -> AbstractContextManager[None]:
-        """Check that a pass changes no constant parameter; only in the first pass that another pass follows."""
+        """Check that a pass changes no constant parameter; check only the first pass that has another one after it."""
         if self._has_checked_constants:
             return nullcontext()
         self._has_checked_constants = True
@@ -464,7 +464,7 @@ class Objective:
 
 
 def _require_precision(dtype: object) -> None:
-    """Refuse what `torch.autocast` takes for a dtype only in the first step."""
+    """Refuse a dtype now that `torch.autocast` would refuse only in the first step."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast_dtype={dtype!r}: accepted are torch.bfloat16, torch.float16 and None")
 

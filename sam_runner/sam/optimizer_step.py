@@ -1,7 +1,7 @@
 """The base optimizer's step along the final gradient; a non-finite loss or gradient never changes the weights.
 
-A fused optimizer decides this on the device: its kernels read a tensor that says whether to skip, which torch made for
-loss scalers.
+A fused optimizer decides this on the device: its kernels read a tensor that says whether to skip the step. torch made
+this tensor for loss scalers.
 """
 
 import inspect
@@ -57,8 +57,8 @@ class OptimizerStep:
 
         Args:
             finite: Which of the step's other numbers are finite, bool, (k,).
-            pending: What the caller adds to the weights or its state after the step; a number that is not finite there
-                leaves the step out, as one in ``.grad`` does.
+            pending: What the caller adds to the weights or its state after the step; the step is skipped if one of
+                these numbers is not finite, as for ``.grad``.
 
         Returns:
             The norm of ``.grad`` before clipping, without the loss scale; `finite` with one more entry, for ``.grad``
@@ -95,7 +95,7 @@ class OptimizerStep:
     def _scaled(
         self, params: list[nn.Parameter], finite: Tensor, is_pending_finite: Tensor
     ) -> tuple[Tensor, Tensor, bool]:
-        """Step with a loss scaler. It checks ``.grad`` only, so NaN is added there if another number is not finite."""
+        """Step with a loss scaler. It checks only ``.grad``, so NaN is added there if another number is not finite."""
         zero, is_finite = finite.new_zeros((), dtype=torch.float32), finite.all() & is_pending_finite
         params[0].grad.add_(zero.masked_fill(~is_finite, torch.nan))  # type: ignore[union-attr]
         self._scaler.unscale_(self._optimizer)

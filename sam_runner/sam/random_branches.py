@@ -1,4 +1,4 @@
-"""Layers that scale their branches by random numbers, other ones in the backward pass than in the forward pass.
+"""Layers that scale their branches by random numbers and use other numbers in the backward pass.
 
 Shake-Shake and ShakeDrop are such layers. What autograd returns for them is not the gradient of the loss. The paper's
 code therefore computes eps with the forward numbers in both directions (its ``true_gradient``) and uses the shaken

@@ -139,7 +139,7 @@ class SamStep:
         method.prepare(objective)
 
     def update_parameters(self) -> bool:
-        """Let w be the parameters that the optimizer trains now; return whether they are other ones than before.
+        """Let w be the parameters that the optimizer trains now; return whether they have changed.
 
         Raises:
             ValueError: If they changed and the method's state or the wrapper that averages over processes has the old

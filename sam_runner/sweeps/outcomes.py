@@ -85,7 +85,7 @@ def record_deaths(sweep_folder: Path, jobs: Sequence[Job]) -> None:
 
 
 def record_death(sweep_folder: Path, job: Job) -> None:
-    """Record a job of this call that is begun and that no process trains; this process holds its claim."""
+    """Record that a process died which had begun a job of this call; this process holds the job's claim."""
     if read_outcome(sweep_folder, job, now()) is None:
         error = "its process was ended before the run began, for lack of memory perhaps"
         record_failure(sweep_folder, job, "died", error, error)

@@ -163,7 +163,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
 
 
 def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
-    """Refuse early stopping, or a metric that chooses the best epoch, where the data have no such metric."""
+    """Refuse early stopping, or a metric that chooses the best epoch, if the data do not allow it."""
     patience, metric = config.early_stopping.patience, config.early_stopping.metric
     is_chosen = metric != EarlyStoppingConfig.metric
     if splits.validation is None and (patience is not None or is_chosen):
@@ -177,7 +177,10 @@ def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
 
 
 def _require_augmentable(augment: AugmentConfig, train: ArraySet) -> None:
-    """Refuse augmentations that the inputs do not permit: floats allow mixup, (C, H, W) also moved pixels."""
+    """Refuse augmentations that the inputs do not permit.
+
+    Floats permit mixup. Floats of shape (C, H, W) also permit crop, flip, cutout, erasing and CutMix.
+    """
     accepted = {"mixup"} if train.inputs.dtype.is_floating_point else set()
     if accepted and len(train.shape) == 3:
         accepted |= {"pad", "pad_mode", "flip", "cutout", "cutout_per_batch", "erasing", "cutmix"}

@@ -87,7 +87,7 @@ def fit(
 
 
 def _is_over(run: Run, progress: Progress) -> bool:
-    """Return whether no further epoch begins though `epochs` are not done."""
+    """Return whether training ends before all `epochs` are done."""
     return progress.step >= run.max_steps or run.stops_early(progress)
 
 
@@ -306,7 +306,7 @@ def _warn_of_divergence(run: Run, loss: float, loss_before: float, *, last: bool
     Args:
         run: The run.
         loss: Mean training loss of the epoch.
-        loss_before: That of the epoch before; it was warned of then.
+        loss_before: The loss of the epoch before; if it was as large, the warning was given then.
         last: Whether the epoch is the last one; its warning is repeated.
     """
     guess = math.log(max(2, len(run.classes)))

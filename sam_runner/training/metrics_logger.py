@@ -33,7 +33,7 @@ class MetricsLogger(Protocol):
         """Log facts about the run by name, such as its command."""
 
     def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
-        """Log the settings that the user chose, by name, and final metrics by tag; `swept` are names of settings."""
+        """Log the settings that the user chose, by name, and final metrics by tag. A sweep varies those in `swept`."""
 
     def flush(self) -> Any:
         """Write all buffered data to disk; return the state for the checkpoint, of plain types."""

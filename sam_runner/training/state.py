@@ -134,8 +134,9 @@ class Progress:
         epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row; empty before the first.
         window_sums: Sums of a `TrainMeter` since the last logged row; empty before the next step.
         last_hparams: Learning rate, rho and loss scale of the last step.
-        before_end: Where `max_steps` ended the run within an epoch: the progress before that end was counted as the
-            end of an epoch, and the states of the loggers then. A run that is made longer continues from there.
+        before_end: If `max_steps` ended the run within an epoch, the progress and the states of the loggers from before
+            this end was counted as the end of an epoch; otherwise empty. A run that is made longer continues from
+            there.
     """
 
     epoch: int = 0
@@ -177,7 +178,7 @@ class Progress:
         self.before_end = {"progress": copy.deepcopy(within), "loggers": dict(loggers)}
 
     def return_to_before_end(self) -> dict[str, Any]:
-        """Undo the end within an epoch; return the states of the loggers there."""
+        """Undo the end within an epoch; return the states that the loggers had before it."""
         loggers: dict[str, Any] = self.before_end["loggers"]
         vars(self).update(copy.deepcopy(self.before_end["progress"]))
         return loggers

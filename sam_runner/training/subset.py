@@ -18,8 +18,8 @@ NUM_EXAMPLES = 1000
 def fixed_subset(images: Images, count: int, like: ImageLoader, dtype: torch.dtype = torch.float32) -> Batch:
     """Return examples of a set, normalised and not augmented, with the labels to learn.
 
-    The examples and their order are the same for every run with the same images; the first ones of a larger number
-    are those of a smaller number. The order is random, so that every chunk of them is a sample of the set.
+    The examples and their order are the same for every run with the same images; a larger `count` begins with the
+    examples of a smaller one. The order is random, so that every chunk of them is a sample of the set.
 
     Args:
         images: The set.

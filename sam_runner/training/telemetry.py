@@ -43,7 +43,7 @@ class Telemetry:
         """Return whether a measurement is due.
 
         A measurement is due at each multiple of `every` and stays due until a step can be measured: one with a second
-        pass that is not left out.
+        pass that is not skipped.
 
         Args:
             step: Number of the step, from 1.
@@ -91,11 +91,12 @@ def measure_step(step: SamStep, batch: Batch, rho: float, number: int) -> tuple[
         number: See `SamStep`.
 
     Returns:
-        The statistics of the step, and the measurements by tag: none for a step with one pass, or that is left out.
-        All processes have some or none. ``telemetry/cosine``: cosine of g and g_SAM. ``telemetry/orthogonal``: norm of
-        the part of g_SAM that is orthogonal to g, divided by ||g_SAM||. ``telemetry/eps_share/MODULE``: share of
-        ||eps||^2 in the parameters of a module, if eps is not zero. g and g_SAM are those of the whole batch over all
-        processes. eps is that of this process and the last ascent step; with groups, the mean of their shares.
+        The statistics of the step, and the measurements by tag: empty for a step with one pass and for a skipped step.
+        Either all processes have measurements or none has. ``telemetry/cosine``: cosine of g and g_SAM.
+        ``telemetry/orthogonal``: norm of the part of g_SAM that is orthogonal to g, divided by ||g_SAM||.
+        ``telemetry/eps_share/MODULE``: share of ||eps||^2 in the parameters of a module, if eps is not zero. g and
+        g_SAM are those of the whole batch over all processes. eps is that of this process and the last ascent step;
+        with groups, the mean of their shares.
     """
     step.update_parameters()
     method, radius = step.choose_method(rho, number)

@@ -75,7 +75,7 @@ def read_json(path: Path) -> Any:
 
 
 def read_json_object(path: Path, types: Mapping[str, type]) -> dict[str, Any]:
-    """Return the JSON object in `path` without the entries that have another type than they should.
+    """Return the JSON object in `path` without the entries of a wrong type.
 
     A file that a person or another program has changed then reads like a file without these entries.
 

@@ -1,4 +1,4 @@
-"""Part kills: processes of runs and sweeps are killed at random; the same command then ends as if nothing had been."""
+"""Part kills: processes of runs and sweeps are killed at random; the same command then ends as without the kill."""
 
 import contextlib
 import os

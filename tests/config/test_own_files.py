@@ -170,7 +170,7 @@ def test_the_rho_of_a_file_is_refused_for_a_method_with_another_unit(method, def
     write_experiment(tmp_path, RHO_OF_SAM)
     words = ["--config-dir", "mine", "experiment=own", f"optimizer={method}", "dry_run=true", *TINY]
     done = invoke(monkeypatch, capsys, tmp_path, *words)
-    message = f"error: a file sets rho=0.02, which need not suit optimizer={method}: its default is {default}\n"
+    message = f"error: a file sets rho=0.02, which may not suit optimizer={method}: its default is {default}\n"
     assert (done.returncode, done.stderr.startswith(message)) == (2, True), done.stderr
     for typed in re.findall(r"rho=[\d.]+", done.stderr.partition("give the value: ")[2]):
         done = invoke(monkeypatch, capsys, tmp_path, *words, typed)

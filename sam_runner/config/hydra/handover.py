@@ -31,7 +31,7 @@ class ComposedJob(NamedTuple):
     settings: DictConfig
 
 
-HandOver = Callable[[Sequence[int]], object]  # takes the positions of jobs that Hydra's own launcher has to run
+HandOver = Callable[[Sequence[int]], object]  # takes the positions of the jobs that Hydra's own launcher runs
 RunJobs = Callable[[Iterator[ComposedJob], HandOver], Sequence[float | None]]  # returns the objective of each job
 
 

@@ -1,8 +1,8 @@
 """The list of a folder's image files, kept in ``data.cache``: a folder of a million files is listed once.
 
 An entry holds the time of the last change of every folder below the root. Adding, removing or renaming a file changes
-the time of its folder, so an entry with the same times is still the list. What else can change a list is not kept:
-links, and files whose content decides whether they are images.
+the time of its folder, so an entry is valid while these times stay the same. A folder with links, or with files whose
+content decides whether they are images, is not kept, because its list can change without a new time.
 """
 
 import logging
@@ -21,7 +21,7 @@ from sam_runner.data.file_cache import FileCache, choose_cache
 log = logging.getLogger("sam_runner")
 INDEX_FORMAT = 2  # to be raised when the same files give another layout
 KNOWN_SUFFIXES = SUFFIXES | NEVER_IMAGES
-MIN_AGE_NS = 2_000_000_000  # a folder that changed just now may change again without another time
+MIN_AGE_NS = 2_000_000_000  # a folder that has just changed can change again without a new time
 
 
 def find_layout_once(root: str, cache: bool | str) -> Layout:
@@ -88,7 +88,7 @@ def _list_and_write(store: FileCache, root: str) -> Layout:
 
 
 def _folder_times(root: str) -> dict[str, int] | None:
-    """Return the time of the last change of each folder below `root`; None if times do not determine the list."""
+    """Return the time of the last change of each folder from `root` down; None if the list can change without them."""
     times: dict[str, int] = {}
     now, stack = time.time_ns(), [root]
     while stack:

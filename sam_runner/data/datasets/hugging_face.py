@@ -26,8 +26,8 @@ def hugging_face(
 ) -> Splits:
     """Read a folder that ``save_to_disk`` has written, or of parquet files whose names hold those of the splits.
 
-    The splits train, validation and test are used; without test, validation is the test set; without both a fixed
-    random `test_fraction` of each class is. All examples are read into memory.
+    The splits train, validation and test are used; without test, validation is the test set; without both, a fixed
+    random `test_fraction` of each class is the test set. All examples are read into memory.
 
     Args:
         root: The folder.

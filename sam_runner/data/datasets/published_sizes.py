@@ -64,8 +64,9 @@ SIZES = {
 def find_published_size(data: DataConfig, paper: str | None) -> PublishedSize | None:
     """Return the size of the set that a run is for, None if it is not known.
 
-    An image folder is the set of the paper's row (`paper`). Without a row, and if no folder was given, it is ImageNet
-    with the settings of data=imagenet, otherwise Flowers, as an example of a set for fine-tuning.
+    For an image folder it is the size of the set in the paper's row (`paper`). If there is neither a row nor a folder,
+    it is that of ImageNet with the settings of data=imagenet, otherwise that of Flowers, as an example of a set for
+    fine-tuning.
     """
     if not isinstance(data, ImageFolderConfig):
         name = data.target.rpartition(".")[2]

@@ -14,10 +14,12 @@ class AeSam(Around):
 
     mu_t = delta mu_(t-1) + (1 - delta) ||g||^2 and sigma_t^2 = delta sigma_(t-1)^2 + (1 - delta) (||g||^2 - mu_t)^2 are
     running moments, from 0. c_t goes linearly from `start` to `end` over the T steps. The host reads ||g||^2 in every
-    step. In data-parallel training the mean of the processes' ||g||^2 decides, with groups that of the first group.
+    step. In data-parallel training the mean of the processes' ||g||^2 decides. With groups, ||g||^2 of the first group
+    decides.
 
-    Sources: the formulas are those of an independent description (junaidaliop/zij). The defaults are ours: c from 1 to
-    -1 gives SAM about half of the steps. Neither the authors' code nor a reliable source of their values was found.
+    Sources: the formulas are those of an independent description (junaidaliop/zij). The defaults are ours: with c from
+    1 to -1 about half of the steps make a second pass. Neither the authors' code nor a reliable source of their values
+    was found.
 
     Args:
         start: c in the first step.
@@ -60,7 +62,7 @@ class AeSam(Around):
         self.state["moments"] = [torch.zeros(2, dtype=torch.float32, device=objective.device)]
 
     def accumulate(self, group: Group) -> GroupStats:
-        """Make the pass at w, and the second one if it is decided."""
+        """Make the pass at w, and the second pass if `_decide` says so."""
         return Method.accumulate(self, group)
 
     def perturb(self, grads: list[Tensor], group: Group) -> Perturbation | None:

@@ -9,7 +9,7 @@ from sam_runner.sam.perturbation import Perturbation, is_zero
 
 
 class Around(Method):
-    """Asks another method everything that a subclass does not override; the two share one state.
+    """Leaves to another method every decision that a subclass does not override; the two share one state.
 
     Attributes:
         inner_blocker: Why no other method can be around this one; empty if one can.
@@ -78,7 +78,7 @@ class Around(Method):
 
 
 class SomeSteps(Around):
-    """The other method in the steps that `is_chosen` names, the base optimizer's own step in the others."""
+    """Makes the other method's step where `is_chosen` is true, otherwise the base optimizer's own step."""
 
     needs_number = True
 

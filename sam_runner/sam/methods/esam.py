@@ -17,10 +17,10 @@ class Esam(Method):
     takes a forward pass of the whole group at w + eps. A step costs 1 + gamma gradients and that forward pass.
 
     Disagreement: M is drawn for each weight, as in the paper; the authors' code (dydjw9/Efficient_SAM) draws it for
-    whole tensors and does not compute the gradients of the others, a saving that is not made here. There ||eps||_2 is
-    exactly rho / beta. The code leaves out the example at the threshold; here round(gamma n) examples are used. Sources
-    of the defaults: beta 0.6, gamma 0.5 and rho 0.05 are those of the authors' script for ResNet-18; for a wide ResNet
-    it has 0.5, 0.5 and 0.1.
+    whole tensors and does not compute the gradients of the others, a saving that is not made here. In that code
+    ||eps||_2 is exactly rho / beta. The code leaves out the example at the threshold; here round(gamma n) examples are
+    used. Sources of the defaults: beta 0.6, gamma 0.5 and rho 0.05 are those of the authors' script for ResNet-18; for
+    a wide ResNet it has 0.5, 0.5 and 0.1.
 
     Args:
         beta: Probability that a weight is perturbed, in (0, 1].

@@ -15,7 +15,8 @@ class FisherSam(Method):
 
     Disagreement: an implementation by others has ||eps||_2 = rho; two have the length rho in the Fisher metric, which
     the ball prescribes. Sources of the defaults: the authors published no code. rho 0.1 (their gamma) and eta 1 are
-    those of the two; a third (SungJun98/SA-BMA) has rho 0.05 and eta 0.1. The paper's text was not available.
+    those of the two with the Fisher metric; a third (SungJun98/SA-BMA) has rho 0.05 and eta 0.1. The paper's text was
+    not available.
 
     Args:
         eta: Weight of the squared gradient, >= 0. eta = 0 is SAM.

@@ -21,7 +21,7 @@ class Gsam(Around):
 
     Args:
         alpha: Weight of the surrogate gap, >= 0. alpha = 0 with a constant radius is SAM.
-        rho_min: Radius at the smallest learning rate, >= 0; the caller's rho is that at the largest.
+        rho_min: Radius at the smallest learning rate, >= 0; the caller's rho is the radius at the largest.
         lr_max: Largest learning rate; None: the radius is constant.
         lr_min: Smallest learning rate.
         around: Chooses eps. Default: SAM.

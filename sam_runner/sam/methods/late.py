@@ -9,8 +9,8 @@ from sam_runner.sam.methods.around import SomeSteps
 class Late(SomeSteps):
     """The last round(fraction T) of T steps are SAM's, or with ``part="first"`` the first ones.
 
-    Andriushchenko and Flammarion (arXiv 2206.06232) study both orders too. Source of the default: 0.2 is ours and makes
-    the cost that of `LookSam` and `Interval`. The authors' script (zzp1012/SAM-in-Late-Phase) has the last 10 of 160
+    Andriushchenko and Flammarion (arXiv 2206.06232) study both orders too. Source of the default: 0.2 is ours and gives
+    the same cost as `LookSam` and `Interval`. The authors' script (zzp1012/SAM-in-Late-Phase) has the last 10 of 160
     epochs.
 
     Args:

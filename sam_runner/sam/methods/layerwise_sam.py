@@ -11,8 +11,8 @@ from sam_runner.sam.perturbation import Perturbation, divide_radius, widest_dtyp
 class LayerwiseSam(Method):
     """eps_l = rho g_l / ||g_l||_2 for each parameter tensor l, optionally times ||w_l||_2 as in LARS and LAMB.
 
-    The direction of Look-LayerSAM. ||eps||_2 is rho sqrt(number of tensors with a gradient), so rho has to be smaller
-    than SAM's.
+    This is the direction of Look-LayerSAM. ||eps||_2 is rho sqrt(number of tensors with a gradient), so rho has to be
+    smaller than SAM's.
 
     Disagreement: the paper scales by the ratio of ||w_l|| and ||g_l||, an independent implementation (PhysicsNeMo) by
     1 / ||g_l|| only; `scale_by_weights` chooses. The authors published no code. Source of the default: ours. rho 0.01

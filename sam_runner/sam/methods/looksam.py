@@ -14,11 +14,11 @@ class LookSam(Around):
 
     The other steps make one pass; their final gradient is g + alpha ||g||_2 u.
 
-    Disagreement: pytorch-optimizer decomposes tensor by tensor; the paper's equations are of the whole gradient, and so
-    is the third-party code that was read (MSAM's baseline, PhysicsNeMo). The authors published no code. Sources of the
-    defaults: k 5 and alpha 0.7 are those of implementations by others (Leminhbinh0209/LookSAM). By MSAM's paper, 0.7 is
-    the authors' value for vision transformers and too large for convolutional networks on CIFAR-100, where they found
-    0.1. rho is SAM's.
+    Disagreement: pytorch-optimizer decomposes tensor by tensor; the paper's equations decompose the whole gradient, as
+    does the third-party code that was read (MSAM's baseline, PhysicsNeMo). The authors published no code. Sources of
+    the defaults: k 5 and alpha 0.7 are those of implementations by others (Leminhbinh0209/LookSAM). By MSAM's paper,
+    0.7 is the authors' value for vision transformers and too large for convolutional networks on CIFAR-100, where they
+    found 0.1. rho is SAM's.
 
     Args:
         interval: k, >= 1. k = 1 is SAM.

@@ -26,7 +26,7 @@ class SecondOrder(Method):
         self.p = p
 
     def cost(self, number: int) -> tuple[float, float]:
-        """Return four gradients: two, and a backward pass through the first, which is twice as long as the gradient."""
+        """Return four gradients: two, and a backward pass through the first one, which costs two more."""
         return 4, 4
 
     def accumulate(self, group: Group) -> GroupStats:

@@ -15,8 +15,8 @@ class Wsam(Around):
     w <- w - lr c (g_eps - g), so momentum and preconditioning do not see the sharpness.
 
     Source of the defaults: the authors' code (intelligent-machine-learning/dlrover), rho 0.05, decoupled. Its page and
-    one version of the class have gamma 0.9 and no clipping, which is followed; the other version has gamma 0.88 and
-    clips both gradients to norm 1. ``grad_clip`` clips what the base optimizer gets: g in decoupled WSAM.
+    one version of the class have gamma 0.9 and no clipping, as here; the other version has gamma 0.88 and clips both
+    gradients to norm 1. ``grad_clip`` clips what the base optimizer gets: g in decoupled WSAM.
 
     Args:
         gamma: Weight of the sharpness, in [0, 1). 0 is the base optimizer, 1/2 is SAM.

@@ -16,7 +16,7 @@ Values = list[tuple[nn.Module, Slots]]
 
 
 def copy_buffers(modules: Iterable[nn.Module], excluded: frozenset[tuple[int, str]] = frozenset()) -> Values:
-    """Return the modules that have buffers with copies of them.
+    """Return the modules that have buffers, each with copies of its buffers.
 
     A tensor that several modules share has one copy, and copies of views of one storage are views of one storage.
 

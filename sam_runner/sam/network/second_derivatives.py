@@ -1,4 +1,4 @@
-"""Operations that cannot be differentiated twice: they are named instead of leaving their terms out."""
+"""Find operations that cannot be differentiated twice, and raise an error that names them."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
