@@ -8,6 +8,9 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.composing import reuse_composed_options
+
+reuse_composed_options()
 torch.set_num_threads(1)
 
 

@@ -1,0 +1,69 @@
+"""Hydra composes each choice of options of conf/ once per process, instead of in every test that needs settings.
+
+Reading and merging the files takes Hydra a quarter of a second. They are the same in all tests, so a copy of what it
+composed from the same options serves as well. What a test brings along is composed anew: a folder or file of the user,
+the settings of a run, an option that is stored later, and everything that ends in an error.
+"""
+
+import copy
+
+from hydra._internal import config_loader_impl
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.defaults_list import DefaultsList
+from hydra.core.config_store import ConfigStore
+
+from sam_runner.utils.files import CONF
+
+LISTS, CONFIGS = {}, {}  # what Hydra has composed: defaults lists, and merged options
+
+
+def reuse_composed_options():
+    """Replace Hydra's slow functions in this process."""
+    if hasattr(config_loader_impl.create_defaults_list, "original"):  # a child of tests/mutants
+        return
+    make_list, merge, store = (
+        config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list, ConfigStore.store,
+    )  # fmt: skip
+
+    def create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing):
+        groups = [override for override in overrides_list if repo.group_exists(override.key_or_group)]
+        arguments = repo, config_name, overrides_list, prepend_hydra, skip_missing
+        if not _only_shipped(repo) or config_name != "config" or any(map(_is_special, groups)):
+            return make_list(*arguments)
+        key = (prepend_hydra, skip_missing, *(override.input_line for override in groups))
+        if key not in LISTS:
+            LISTS[key] = make_list(*arguments)
+        found, values = LISTS[key], [entry for entry in overrides_list if entry not in groups]
+        settings = [override for override in values if not override.is_sweep_override()]
+        return DefaultsList(found.defaults, found.defaults_tree, settings, found.overrides)
+
+    def compose_config(self, defaults, repo):
+        key = tuple((entry.config_path, entry.package, entry.primary) for entry in defaults)
+        if not _only_shipped(repo) or any(str(path).startswith(("config/", "saved_config")) for path, *_ in key):
+            return merge(self, defaults, repo)
+        if key not in CONFIGS:
+            CONFIGS[key] = merge(self, defaults, repo)
+        return copy.deepcopy(CONFIGS[key])
+
+    def store_option(self, name, node, group=None, package=None, provider=None):
+        if name != "saved_config" and not str(group).startswith("config"):
+            LISTS.clear()
+            CONFIGS.clear()
+        store(self, name, node, group, package, provider)
+
+    create_defaults_list.original = make_list
+    config_loader_impl.create_defaults_list = create_defaults_list
+    ConfigLoaderImpl._compose_config_from_defaults_list = compose_config
+    ConfigStore.store = store_option
+    ConfigStore.__deepcopy__ = lambda self, _: self  # Hydra copies all options, though it copies each one that it reads
+
+
+def _only_shipped(repo):
+    """Whether the options are those of conf/, of Hydra and of the settings classes."""
+    files = [source.path for source in repo.get_sources() if source.scheme() == "file"]
+    return files == [str(CONF)] and len(repo.get_sources()) == 3
+
+
+def _is_special(override):
+    """Whether an override of a group may choose what is not in conf/, or is one that Hydra refuses."""
+    return override.key_or_group == "config" or not isinstance(override.value(), str | list) or override.is_sweep_override()
