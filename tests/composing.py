@@ -66,4 +66,8 @@ def _only_shipped(repo):
 
 def _is_special(override):
     """Whether an override of a group may choose what is not in conf/, or is one that Hydra refuses."""
-    return override.key_or_group == "config" or not isinstance(override.value(), str | list) or override.is_sweep_override()
+    return (
+        override.key_or_group == "config"
+        or not isinstance(override.value(), str | list)
+        or override.is_sweep_override()
+    )
