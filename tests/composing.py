@@ -9,21 +9,28 @@ import copy
 
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import DefaultsList
 from hydra.core.config_store import ConfigStore
 
 from sam_runner.utils.files import CONF
 
-LISTS, CONFIGS = {}, {}  # what Hydra has composed: defaults lists, and merged options
+FILES, LISTS, CONFIGS = {}, {}, {}  # what Hydra has read and composed: files, defaults lists, merged options
 
 
 def reuse_composed_options():
     """Replace Hydra's slow functions in this process."""
     if hasattr(config_loader_impl.create_defaults_list, "original"):  # a child of tests/mutants
         return
-    make_list, merge, store = (
-        config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list, ConfigStore.store,
-    )  # fmt: skip
+    make_list, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
+    load, store = ConfigRepository.load_config, ConfigStore.store
+
+    def load_config(self, config_path):
+        if not _only_shipped(self) or _is_brought(config_path):
+            return load(self, config_path)
+        if config_path not in FILES:
+            FILES[config_path] = load(self, config_path)
+        return copy.deepcopy(FILES[config_path])
 
     def create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing):
         groups = [override for override in overrides_list if repo.group_exists(override.key_or_group)]
@@ -39,21 +46,22 @@ def reuse_composed_options():
 
     def compose_config(self, defaults, repo):
         key = tuple((entry.config_path, entry.package, entry.primary) for entry in defaults)
-        if not _only_shipped(repo) or any(str(path).startswith(("config/", "saved_config")) for path, *_ in key):
+        if not _only_shipped(repo) or any(_is_brought(path) for path, *_ in key):
             return merge(self, defaults, repo)
         if key not in CONFIGS:
             CONFIGS[key] = merge(self, defaults, repo)
         return copy.deepcopy(CONFIGS[key])
 
     def store_option(self, name, node, group=None, package=None, provider=None):
-        if name != "saved_config" and not str(group).startswith("config"):
-            LISTS.clear()
-            CONFIGS.clear()
+        if not _is_brought(f"{group}/{name}" if group else name):
+            for known in (FILES, LISTS, CONFIGS):
+                known.clear()
         store(self, name, node, group, package, provider)
 
     create_defaults_list.original = make_list
     config_loader_impl.create_defaults_list = create_defaults_list
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_config
+    ConfigRepository.load_config = load_config
     ConfigStore.store = store_option
     ConfigStore.__deepcopy__ = lambda self, _: self  # Hydra copies all options, though it copies each one that it reads
 
@@ -62,6 +70,11 @@ def _only_shipped(repo):
     """Whether the options are those of conf/, of Hydra and of the settings classes."""
     files = [source.path for source in repo.get_sources() if source.scheme() == "file"]
     return files == [str(CONF)] and len(repo.get_sources()) == 3
+
+
+def _is_brought(config_path):
+    """Whether an option is a file of the user, or the settings of a run."""
+    return str(config_path).startswith(("config/", "saved_config"))
 
 
 def _is_special(override):
