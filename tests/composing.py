@@ -26,11 +26,13 @@ def reuse_composed_options():
     load, store = ConfigRepository.load_config, ConfigStore.store
 
     def load_config(self, config_path):
-        if not _only_shipped(self) or _is_brought(config_path):
+        if _is_brought(config_path):
             return load(self, config_path)
-        if config_path not in FILES:
+        if config_path not in FILES and _only_shipped(self):
             FILES[config_path] = load(self, config_path)
-        return copy.deepcopy(FILES[config_path])
+        found = FILES.get(config_path)
+        is_first = found is not None and found.path == f"file://{CONF}" and _list_folders(self)[0] == str(CONF)
+        return copy.deepcopy(found) if is_first or _only_shipped(self) else load(self, config_path)
 
     def create_defaults_list(repo, config_name, overrides_list, prepend_hydra, skip_missing):
         groups = [override for override in overrides_list if repo.group_exists(override.key_or_group)]
@@ -66,10 +68,14 @@ def reuse_composed_options():
     ConfigStore.__deepcopy__ = lambda self, _: self  # Hydra copies all options, though it copies each one that it reads
 
 
+def _list_folders(repo):
+    """The folders in which Hydra looks for options, the one that it prefers first; and "" after them."""
+    return [*(source.path for source in repo.get_sources() if source.scheme() == "file"), ""]
+
+
 def _only_shipped(repo):
     """Whether the options are those of conf/, of Hydra and of the settings classes."""
-    files = [source.path for source in repo.get_sources() if source.scheme() == "file"]
-    return files == [str(CONF)] and len(repo.get_sources()) == 3
+    return _list_folders(repo) == [str(CONF), ""] and len(repo.get_sources()) == 3
 
 
 def _is_brought(config_path):
