@@ -12,6 +12,7 @@ import re
 import sys
 import tempfile
 import textwrap
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -157,13 +158,19 @@ def make_pages(docs: Path) -> None:
         (docs / "results" / f"{study.name}.md").write_text(runs, encoding="utf-8")
 
 
-def find_differences(docs: Path = DOCS) -> list[str]:
-    """Return the pages in `docs` that are not what the CSV files say, by name; also those that no study has."""
+@cache
+def expected_pages() -> dict[Path, str]:
+    """Return the pages that the CSV files make, by their path in docs/."""
     with tempfile.TemporaryDirectory() as folder:
         make_pages(Path(folder))
-        expected = {
+        return {
             path.relative_to(folder): path.read_text(encoding="utf-8") for path in sorted(Path(folder).rglob("*.md"))
         }
+
+
+def find_differences(docs: Path = DOCS) -> list[str]:
+    """Return the pages in `docs` that are not what the CSV files say, by name; also those that no study has."""
+    expected = expected_pages()
     found = {Path("results.md"), *(path.relative_to(docs) for path in (docs / "results").glob("*.md"))} - OTHER_PAGES
     texts = {page: (docs / page).read_text(encoding="utf-8") for page in found if (docs / page).is_file()}
     return [str(page) for page in sorted({*expected, *texts}) if expected.get(page) != texts.get(page)]

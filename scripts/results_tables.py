@@ -25,10 +25,11 @@ class Block:
         self.searches = self.searches[self.searches["status"] == "finished"]
         self.finals = rows[(rows["role"] == "final") & (rows["status"] == "finished")]
         self.arms = [arm for arm in study.content["arms"] if arm in set(self.finals["arm"])]
+        self._by_seed = {arm: rows.set_index("seed") for arm, rows in self.finals.groupby("arm")}
 
     def column(self, arm: str, metric: str) -> pd.Series:
         """Return a metric of the arm's final runs by seed."""
-        return self.finals[self.finals["arm"] == arm].set_index("seed")[metric]
+        return self._by_seed.get(arm, self.finals.iloc[:0].set_index("seed"))[metric]
 
     def estimate(self, arm: str, metric: str) -> Estimate:
         """Return mean and interval of a metric over the arm's seeds."""

@@ -8,12 +8,24 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 import pytest
 import torch
 
+from tests.composing import reuse_composed_options
+from tests.plotting import draw_plots, leave_plots_undrawn
+
+reuse_composed_options()
+leave_plots_undrawn()
 torch.set_num_threads(1)
 
 
 def pytest_collection_finish():
     """What is imported by now stays: the collector need not look at it time and again."""
     gc.freeze()
+
+
+@pytest.fixture
+def drawn_plots():
+    """Let matplotlib draw, in a test that looks at a picture or at its size."""
+    with draw_plots():
+        yield
 
 
 @pytest.fixture

@@ -1,10 +1,12 @@
 """How tests reach the product: settings as the command line composes them, and the command line itself."""
 
 import itertools
+import multiprocessing
 import os
 import subprocess
 import sys
 import time
+from concurrent.futures import ProcessPoolExecutor
 
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
@@ -81,6 +83,16 @@ def command(*arguments, cwd, module="sam_runner", timeout=120, env=None):
         capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip
+
+
+def at_once(function, arguments):
+    """What a function returns for each argument, in processes that begin together.
+
+    They are forks of this process, which has imported torch already.
+    """
+    context = multiprocessing.get_context("fork")
+    with ProcessPoolExecutor(len(arguments), context) as processes:
+        return list(processes.map(function, arguments))
 
 
 def wait_for(condition, seconds=90):

@@ -1,6 +1,7 @@
 """The text of `sam-train --help`, generated from the files of conf/ and the settings classes."""
 
 from dataclasses import fields
+from functools import cache
 from pathlib import Path
 from textwrap import wrap
 from typing import Any
@@ -40,8 +41,12 @@ COMMANDS = (
 )
 
 
+@cache
 def list_options(conf: Path) -> dict[str, list[str]]:
-    """Return the sorted names of the options of each group, by the group's path, e.g. ``optimizer/base``."""
+    """Return the sorted names of the options of each group, by the group's path, e.g. ``optimizer/base``.
+
+    The folder is read once per process, so the dictionary must not be changed.
+    """
     groups: dict[str, list[str]] = {}
     for path in sorted(conf.rglob("*.yaml")):
         group = path.parent.relative_to(conf).as_posix()

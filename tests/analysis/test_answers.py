@@ -1,8 +1,10 @@
 """Results on disk: nothing is lost, a stopped computation continues to the bit, damage is noticed."""
 
 import json
-import subprocess
-import sys
+import multiprocessing
+import os
+import signal
+from functools import partial
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from sam_runner.analysis.answers import Answer, StoredProducts, hold_lock, setti
 from sam_runner.geometry.lanczos import largest_eigenvalues
 from sam_runner.utils.errors import InputError
 from tests.geometry.problems import matrix
+from tests.helpers import at_once
 
 
 def test_answers_to_other_settings_stay(tmp_path):
@@ -28,34 +31,34 @@ def test_answers_to_other_settings_stay(tmp_path):
             Answer(path, {"k": 1})
 
 
+def answer_twenty_times(path, name):
+    for number in range(20):
+        with hold_lock(path):
+            Answer(path, {"process": name, "number": number}).save(value=number)
+            total = Answer(path, {"total": True})
+            total.save(count=total.values.get("count", 0) + 1)
+
+
 def test_processes_that_answer_at_once_lose_nothing(tmp_path):
     """Each of four processes adds twenty answers to one file, and counts up a number in it."""
     path = tmp_path / "answers.json"
-    program = """
-import sys
-from pathlib import Path
-from sam_runner.analysis.answers import Answer, hold_lock
-path = Path(sys.argv[1])
-for number in range(20):
-    with hold_lock(path):
-        Answer(path, {"process": sys.argv[2], "number": number}).save(value=number)
-        total = Answer(path, {"total": True})
-        total.save(count=total.values.get("count", 0) + 1)
-"""
-    processes = [subprocess.Popen([sys.executable, "-c", program, path, str(name)]) for name in range(4)]
-    assert [process.wait(60) for process in processes] == [0] * 4
+    at_once(partial(answer_twenty_times, path), ["a", "b", "c", "d"])
     assert Answer(path, {"total": True}).values == {"count": 80}
     assert len(json.loads(path.read_text())["answers"]) == 81
 
 
+def die_with_a_lock(path):
+    with hold_lock(path):
+        path.with_name("answers.json.tmp.1").write_text("{")
+        os.kill(os.getpid(), signal.SIGKILL)
+
+
 def test_a_lock_ends_with_its_process_and_takes_half_written_files_with_it(tmp_path):
     path = tmp_path / "answers.json"
-    program = (
-        "import os, sys; from pathlib import Path; from sam_runner.analysis.answers import hold_lock\n"
-        "path = Path(sys.argv[1])\n"
-        "with hold_lock(path): path.with_name('answers.json.tmp.1').write_text('{'); os.kill(os.getpid(), 9)"
-    )
-    assert subprocess.run([sys.executable, "-c", program, path], check=False).returncode == -9
+    process = multiprocessing.get_context("fork").Process(target=die_with_a_lock, args=(path,))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
     assert (tmp_path / "answers.json.tmp.1").exists()
     with hold_lock(path):
         assert [file.name for file in tmp_path.iterdir()] == [".answers.json.lock"]

@@ -1,15 +1,15 @@
 """sam-curvature, sam-sharpness and sam-landscape on tiny runs: numbers, files, continuation, refusals."""
 
+import contextlib
+import io
 import json
 import re
 import shutil
-import subprocess
 import sys
 
 import pandas as pd
 import pytest
 import torch
-from matplotlib.figure import Figure
 from torch.nn import functional as F
 
 from sam_runner.analysis.options import Measurement
@@ -20,7 +20,7 @@ from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
 from sam_runner.training import build, subset
 from sam_runner.utils.manifest import write_manifest
-from tests.helpers import config_of, invoke, train_tiny, write_image_folder
+from tests.helpers import at_once, config_of, invoke, train_tiny, write_image_folder
 
 LINE = r"lambda_max (\S+), trace \S+ \+- \S+, lambda_max/lambda_5 \S+"
 SMALL = ("--examples", "40")
@@ -36,13 +36,6 @@ def runs(tmp_path_factory):
         "other": ("optimizer=sgd", "seed=1", "epochs=1"),
     }
     return {name: train_tiny(folder / name, "label_smoothing=0.1", *words) for name, words in settings.items()}
-
-
-@pytest.fixture(autouse=True)
-def quick_pictures(request, monkeypatch):
-    """Plots are laid out but not drawn, which takes a second each, but in the tests marked by their name."""
-    if "plot" not in request.node.name:
-        monkeypatch.setattr(Figure, "savefig", lambda self, stream, **_: stream.write(b"picture"))
 
 
 @pytest.fixture
@@ -102,7 +95,7 @@ def test_telemetry_logs_the_lambda_max_of_the_command(runs, call):
     assert len(logged) == 2 and float(found[1]) == pytest.approx(logged[-1], rel=1e-3)
 
 
-def test_curvature_of_several_checkpoints_is_one_table_and_one_plot(runs, call, tmp_path):
+def test_curvature_of_several_checkpoints_is_one_table_and_one_plot(runs, call, tmp_path, drawn_plots):
     words = ("--checkpoint", "all", *FEW, "--k", "2")
     done = call(curvature, runs["sam"], runs["sgd"], *SMALL, *words, "--out", tmp_path / "out")
     assert done.returncode == 0, done.stderr
@@ -206,16 +199,21 @@ def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_p
     assert done.returncode == 0 and len(reads) == 3  # training, validation and test images
 
 
+def measure(words):
+    """sam-curvature in a process of its own; its exit code and what it printed."""
+    sys.argv = ["sam-curvature", *map(str, words)]
+    with contextlib.redirect_stdout(io.StringIO()) as printed:
+        return curvature.main(), printed.getvalue()
+
+
 def test_two_calls_at_once_give_the_same_answer_once(runs, tmp_path):
     """The second call waits for the first one and repeats its answer."""
     folder = tmp_path / "run"
     shutil.copytree(runs["sgd"], folder, ignore=shutil.ignore_patterns("analysis"))
-    words = [sys.executable, "-m", "sam_runner.commands.curvature", folder, *SMALL, *FEW]
-    calls = [subprocess.Popen(words, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
-    printed = [call.communicate(timeout=120) for call in calls]
-    assert [call.returncode for call in calls] == [0, 0], printed
-    assert len({out.splitlines()[-1] for out, _ in printed}) == 1
-    assert sum("from " in out and "curvature-step" in out for out, _ in printed) == 1
+    calls = at_once(measure, [(folder, *SMALL, *FEW)] * 2)
+    assert [code for code, _ in calls] == [0, 0], calls
+    assert len({out.splitlines()[-1] for _, out in calls}) == 1
+    assert sum("from " in out and "curvature-step" in out for _, out in calls) == 1
     (path,) = (folder / "analysis").glob("curvature-*.json")
     assert len(json.loads(path.read_text())["answers"]) == 1 and not list((folder / "analysis").glob("products-*"))
 

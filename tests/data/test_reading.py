@@ -3,8 +3,6 @@
 import itertools
 import logging
 import os
-import subprocess
-import sys
 from functools import partial
 
 import numpy as np
@@ -18,7 +16,7 @@ from sam_runner.data.normalisation import Normalisation
 from sam_runner.data.splits import prepare_splits
 from sam_runner.utils.errors import InputError
 from tests.data.datasets.test_image_folder import nhwc_pixels, random_pixels, write_classes, write_image
-from tests.helpers import invoke
+from tests.helpers import at_once, invoke
 
 
 @pytest.fixture(autouse=True)
@@ -187,17 +185,16 @@ def test_a_cache_that_cannot_be_written_changes_nothing_else(tmp_path, caplog, m
     assert "cannot be written" in caplog.text
 
 
+def read_five_times(folder):
+    for _ in range(5):
+        digest = image_folder(root=str(folder / "set"), cache=str(folder / "cache")).read().digest()
+    return digest
+
+
 def test_processes_that_fill_a_cache_at_once_read_the_same(tmp_path):
     write_classes(tmp_path / "set", {"a": 40, "b": 40})
-    program = (
-        "import sys; from sam_runner.data.datasets.image_folder import image_folder\n"
-        "for _ in range(5): digest = image_folder(root=sys.argv[1], cache=sys.argv[2]).read().digest()\n"
-        "print(digest)"
-    )
-    words = [sys.executable, "-c", program, str(tmp_path / "set"), str(tmp_path / "cache")]
-    children = [subprocess.Popen(words, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    printed = {child.communicate(timeout=200)[0] for child in children}
-    assert printed == {image_folder(root=str(tmp_path / "set")).read().digest() + "\n"}
+    digests = at_once(read_five_times, [tmp_path] * 3)
+    assert digests == [image_folder(root=str(tmp_path / "set")).read().digest()] * 3
     assert not list((tmp_path / "cache").glob("*.tmp.*"))
     assert len(list((tmp_path / "cache").glob("images-*.pt"))) == 2
 

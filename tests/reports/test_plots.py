@@ -10,7 +10,14 @@ from matplotlib import pyplot as plt
 from sam_runner.reports import plots
 from sam_runner.reports.plots import arm_styles, draw_plots, plot_against, plotted_settings
 from sam_runner.reports.report import make_report
+from tests import plotting
 from tests.run_folders import lay
+
+
+@pytest.fixture(scope="module", autouse=True)
+def really_drawn():
+    with plotting.draw_plots():
+        yield
 
 
 @pytest.fixture(scope="module")

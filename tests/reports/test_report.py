@@ -108,7 +108,7 @@ def test_an_option_is_named_by_its_target(tmp_path):
 HOSTILE = "<img src=x onerror=alert(1)>|$\\frac{1}[x](javascript:alert(2))`&amp;\n**b**"
 
 
-def test_the_page_loads_nothing_from_elsewhere_and_escapes(tmp_path):
+def test_the_page_loads_nothing_from_elsewhere_and_escapes(tmp_path, drawn_plots):
     command = ["sam-train", "-m", f"noise.file={HOSTILE}"]
     for number, name in enumerate((HOSTILE, "b")):
         noise = {"_target_": "sam_runner.data.noise.relabelled", "file": name}
@@ -371,7 +371,7 @@ def test_different_precisions_of_one_table_are_told_everywhere(tmp_path):
     assert len(report.setup.warnings) == 1
 
 
-def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_formats(sweep, tmp_path):
+def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_formats(sweep, tmp_path, drawn_plots):
     report = make_report([sweep[0]])
     write_report(report, tmp_path, "rho")
     latex = (tmp_path / "report-full.tex").read_text()
@@ -424,7 +424,7 @@ def test_latex_has_minus_signs_and_no_character_that_breaks_it():
 
 
 @pytest.mark.slow
-def test_a_browser_shows_the_page_without_a_complaint(sweep, tmp_path, monkeypatch, capsys):
+def test_a_browser_shows_the_page_without_a_complaint(sweep, tmp_path, monkeypatch, capsys, drawn_plots):
     assert shutil.which("chromium"), "install a browser: Debian's package chromium"
     done = invoke(monkeypatch, capsys, tmp_path, sweep[0], "--out", tmp_path / "out", entry=report_command.main)
     assert done.returncode == 0
@@ -440,7 +440,7 @@ def test_a_browser_shows_the_page_without_a_complaint(sweep, tmp_path, monkeypat
 
 
 @pytest.mark.slow
-def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path, monkeypatch, capsys):
+def test_a_thousand_runs_take_less_than_ten_seconds(tmp_path, monkeypatch, capsys, drawn_plots):
     for rho in range(1, 101):
         for seed in range(10):
             lay(tmp_path / "many" / f"{rho}-{seed}", rho=rho / 1000, seed=seed, accuracy=0.5 + rho / 1000)

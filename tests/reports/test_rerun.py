@@ -52,11 +52,11 @@ def lay_sweep(folder, typed, seeds=(0, 1)):
     environment = {"command": ["sam-train", "-m", "optimizer=sgd,sam", *words, *TINY], "folder": str(folder)}
     fixed = [word for word in words if not word.startswith("rho=") and not word.startswith("sweep.")]
     chosen = {}
-    for (name, rho), seed in itertools.product((("sgd", 0.05), ("sam", 0.02), ("sam", 0.1)), seeds):
-        config = compose_line([*fixed, f"optimizer={name}", *([f"rho={rho}"] if name == "sam" else []), *TINY])
-        leave(folder / "s" / f"{name}-{rho}-{seed}", replace(config, seed=seed), accuracy=0.5 + rho,
-              environment=None if typed is None else environment, **{"validation/accuracy": rho})  # fmt: skip
-        chosen[name] = config
+    for name, rho in (("sgd", 0.05), ("sam", 0.02), ("sam", 0.1)):
+        chosen[name] = compose_line([*fixed, f"optimizer={name}", *([f"rho={rho}"] if name == "sam" else []), *TINY])
+        for seed in seeds:
+            leave(folder / "s" / f"{name}-{rho}-{seed}", replace(chosen[name], seed=seed), accuracy=0.5 + rho,
+                  environment=None if typed is None else environment, **{"validation/accuracy": rho})  # fmt: skip
     return chosen
 
 

@@ -60,7 +60,7 @@ def test_a_full_disk_is_reported_and_the_run_continues_later(part, reference, tm
 
 
 def test_a_full_disk_is_reported_by_an_analysis_and_its_results_are_complete_later(
-    reference, tmp_path, monkeypatch, capsys
+    reference, tmp_path, monkeypatch, capsys, drawn_plots
 ):
     words = [reference, "--examples", "16", "--points", "3", "--line-points", "3", "--out", tmp_path / "out"]
     with limit_file_size(2000):  # the tables fit, the plots do not

@@ -6,6 +6,7 @@ from torch import nn
 
 from sam_runner.data.datasets.published_sizes import SIZES
 from sam_runner.paper.rows import load_rows
+from sam_runner.runs import dry_run
 from sam_runner.runs.dry_run import count_activation_bytes, count_state_copies, describe_time
 from sam_runner.utils.files import CONF
 from tests.helpers import invoke
@@ -24,6 +25,28 @@ TOTALS = {  # images of all splits, as the pages of the sets give them
     "cifar10": 60_000, "cifar100": 60_000, "svhn": 99_289, "svhn_extra": 630_420, "fashion_mnist": 70_000,
     "aircraft": 10_000, "birdsnap": 49_829, "cars": 16_185, "flowers": 8_189, "food101": 101_000, "pets": 7_349,
 }  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def networks_are_measured_once():
+    """Experiments share networks, and passes through a large one take seconds."""
+    found = {}
+
+    def remember(measure):
+        def measured(model, *arguments, **options):
+            sizes = [(param.numel(), param.requires_grad) for param in model.parameters()]
+            shapes = [getattr(argument, "shape", argument) for argument in arguments]
+            key = str((measure, type(model), sizes, shapes, options))
+            if key not in found:
+                found[key] = measure(model, *arguments, **options)
+            return found[key]
+
+        return measured
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in ("_count_flops", "count_activation_bytes"):
+            patch.setattr(dry_run, name, remember(getattr(dry_run, name)))
+        yield
 
 
 def plan(monkeypatch, capsys, folder, *words):

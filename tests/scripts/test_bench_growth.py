@@ -39,7 +39,7 @@ def test_a_part_that_grows_faster_than_its_work_is_missed(script, capsys):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "rows", "runs", "jobs"])
-def test_a_quantity_is_measured_at_its_quick_sizes(name, script, tmp_path):
+def test_a_quantity_is_measured_at_its_quick_sizes(name, script, tmp_path, drawn_plots):
     measured = script.measure_quantity(name, quick=True)
     quantity = script.QUANTITIES[name]
     assert [*measured] == [*quantity.parts]

@@ -9,6 +9,7 @@ import re
 from collections.abc import Sequence
 from dataclasses import MISSING, fields, is_dataclass
 from difflib import get_close_matches
+from functools import cache
 from typing import Any
 
 from hydra import compose, initialize_config_dir
@@ -32,8 +33,9 @@ from sam_runner.utils.files import CONF
 SCHEMA_GROUP = "hydra/settings"  # below Hydra's own group, so that shell completion does not offer it
 
 
+@cache
 def register_settings() -> None:
-    """Store the names and defaults of all settings in Hydra's ConfigStore, as ``hydra/settings/...``.
+    """Store the names and defaults of all settings in Hydra's ConfigStore, as ``hydra/settings/...``, once per process.
 
     ``hydra/settings/rho/<method>`` gives the top-level setting rho the default of a method.
     """
