@@ -37,8 +37,8 @@ class Parser(argparse.ArgumentParser):
         for argument in arguments:
             name = argument.partition("=")[0]
             if argument.startswith("--") and name not in known:
-                close = get_close_matches(name, known, 1)
-                hint = f"did you mean {close[0]}?" if close else f"accepted: {', '.join(known)}"
+                close = get_close_matches(name[2:], [option[2:] for option in known], 1)
+                hint = f"did you mean --{close[0]}?" if close else f"accepted: {', '.join(known)}"
                 raise InputError(f"unknown option {name}\n  {hint}")
         return self.parse_args(arguments)
 

@@ -103,6 +103,8 @@ def _describe_trust(target: str) -> str:
     place = f"there is no {name}.py in {os.getcwd()}"
     if not name.isidentifier():
         return f"for your own code: {VARIABLE}=your_module sam-train ...; {place}"
+    if not rest:
+        place += f", in which a function or class NAME would be {name}.NAME; {name} of a file FILE.py is FILE.{name}"
     return f"{place}; if it is your own code elsewhere: PYTHONPATH=FOLDER_OF_IT {trusting_command([name], sys.argv)}"
 
 
@@ -119,10 +121,12 @@ def target_of_file(text: str) -> str:
     """Return the target that a user means by a file: ``models.mine.Net`` for models/mine.py:Net, "" for other texts.
 
     Args:
-        text: Path of a file in the working folder, and perhaps the name of a function or class in it after a colon.
+        text: Path of a file in the working folder, with or without its suffix, and perhaps the name of a function or
+            class in it after a colon or a point.
     """
-    found = re.fullmatch(r"(?:\./)?(\w+(?:/\w+)*)\.py(?:::?|\.)?(\w*)", text)
-    if found is None or not os.path.isfile(f"{found[1]}.py"):
+    found = re.fullmatch(r"(?:\./)?(\w+(?:/\w+)*)(?:\.py(?:::?|\.)?|::?|\.)(\w*)", text)
+    is_module = re.fullmatch(r"\w+(\.\w+)*", text) is not None
+    if found is None or is_module or not os.path.isfile(f"{found[1]}.py"):
         return ""
     return f"{found[1].replace('/', '.')}.{found[2] or 'NAME'}"
 

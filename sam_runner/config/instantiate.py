@@ -49,7 +49,8 @@ def locate(target: str) -> Callable[..., Any]:
             raise InputError(f"_target_={target} does not exist: {error}") from error
         hint = describe_unknown_key(name, known).splitlines()[-1].strip()[:300]
         if from_file := target_of_file(target):
-            hint = f"write it as a module: _target_={from_file}; {hint}"
+            names = f"; {hint}" if from_file.endswith(".NAME") else ""
+            hint = f"write it as a module: _target_={from_file}{names}"
         raise InputError(f"_target_={target} does not exist\n  {hint}") from error
     home = f"{getattr(found, '__module__', None)}."
     if not (inspect.isclass(found) or inspect.isfunction(found)):

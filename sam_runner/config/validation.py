@@ -239,6 +239,8 @@ def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") 
         value: The key's value, for the lines of a file.
     """
     parent, _, name = key.rpartition(".")
+    if name.strip("_") == "target" and f"{parent}._target_" in accepted:
+        return f"unknown key {key}\n  did you mean {parent}._target_?"
     names = [entry for entry in accepted if not entry.endswith("_target_") and entry != key]
     same = [entry for entry in names if entry.rpartition(".")[2] == name]
     if same:

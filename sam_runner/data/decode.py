@@ -136,7 +136,7 @@ def _report_unreadable(path: str | Path) -> Iterator[None]:
 def _decode_rgb(opened: Image.Image, content: bytes) -> Tensor:
     if opened.format == "JPEG" and opened.mode in ("RGB", "L") and (decode := _jpeg_decoder()):
         return decode(content)
-    return torch.from_numpy(np.array(_to_8_bits(opened).convert("RGB"))).permute(2, 0, 1)
+    return torch.from_numpy(np.array(to_8_bits(opened).convert("RGB"))).permute(2, 0, 1)
 
 
 @cache
@@ -154,8 +154,11 @@ def _jpeg_decoder() -> Callable[[bytes], Tensor] | None:
     return decode
 
 
-def _to_8_bits(image: Image.Image) -> Image.Image:
+def to_8_bits(image: Image.Image) -> Image.Image:
     """Keep the upper eight bits of 16-bit grey; Pillow's conversion would turn every value above 255 white.
+
+    Args:
+        image: An image of any mode; those without 16-bit grey are returned as they are.
 
     Raises:
         ValueError: If a TIFF holds floating-point or 32-bit numbers, whose range is not in the file.

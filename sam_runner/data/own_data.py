@@ -1,5 +1,6 @@
 """`from_dataset`: the sets of a run from a user's own arrays or torch datasets."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -8,11 +9,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
+from sam_runner.data.decode import to_8_bits
 from sam_runner.data.image_sets import ArraySet, ImageSet, make_image_set
 from sam_runner.data.own_labels import check_labels, number_names, to_label
 from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.seeding import RngState
 from sam_runner.utils.user_code import describe_error
+
+log = logging.getLogger(__name__)
 
 
 def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validation: Any = None) -> Splits:
@@ -70,6 +75,7 @@ def _make_set(part: Any, classes: tuple[str, ...], name: str) -> ImageSet | Arra
         bad = (~inputs.flatten(1).isfinite().all(1)).nonzero().flatten()
         if len(bad):
             raise InputError(f"{name}: input {int(bad[0])} holds a value that is not finite\n  remove or replace it")
+        _warn_of_channels_last(inputs, name)
     # The checks of labels and classes are those of images.
     checked = _label_errors(name, lambda: make_image_set(torch.zeros(len(labels), 1, 1, 1).byte(), labels, classes))
     return ArraySet(
@@ -127,14 +133,47 @@ def _read_items(dataset: Any, classes: tuple[str, ...], name: str) -> tuple[Tens
             )
     if not inputs:
         raise InputError(f"{name} has no items\n  accepted: at least one")
+    _warn_of_random_items(dataset, inputs[0], name)
     return torch.stack(inputs), torch.tensor(labels)
+
+
+def _warn_of_random_items(dataset: Any, first: Tensor, name: str) -> None:
+    """Warn if the first item has another input when it is read again: later commands would refuse the data.
+
+    The random numbers of this reading are given back, so that a data set which its function has seeded stays the same.
+    """
+    state = RngState.capture(torch.device("cpu"))
+    again = _to_input(dataset[0][0], f"{name}: item 0")
+    state.restore(torch.device("cpu"))
+    if not torch.equal(again, first):
+        log.warning(
+            "%s: item 0 has another input when it is read again, as with a random transformation: sam-eval and resume"
+            " refuse data that differ from those of the run. Leave it out and use augment=..., or seed it in the"
+            " function.",
+            name,
+        )
+
+
+def _warn_of_channels_last(inputs: Tensor, name: str) -> None:
+    """Warn of floats (N, H, W, C) that look like images: unlike those of uint8 they are not turned."""
+    if inputs.ndim == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] not in (1, 3, 4):
+        height, width, channels = inputs.shape[1:]
+        log.warning(
+            "%s: inputs of shape (%d, %d, %d) have %d channels, the first axis. If they are images with the channels"
+            " last: np.moveaxis(image, -1, 0).",
+            *(name, height, width, channels, height),
+        )
 
 
 def _to_input(value: Any, place: str) -> Tensor:
     from PIL import Image
 
     if isinstance(value, Image.Image):
-        value = np.asarray(value.convert("L" if value.mode in ("1", "L", "I;16") else "RGB"))
+        try:
+            image = to_8_bits(value)
+        except ValueError as error:
+            raise InputError(f"{place} is an image that cannot be read: {error}") from error
+        value = np.asarray(image.convert("L" if image.mode in ("1", "L") else "RGB"))
     if not isinstance(value, Tensor | np.ndarray | list | tuple | int | float):
         raise InputError(
             f"{place} has an input of type {type(value).__name__}\n  accepted: a tensor, an array, numbers, a PIL image"

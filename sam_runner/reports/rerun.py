@@ -103,10 +103,11 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
             continue
         name = aliases.get(key, key)
         if key.replace("/", ".") in GROUPS or key not in {**values, **aliases}:
-            choices.append([f"{word.partition('=')[0]}={option}" for option in value.split(",")])
+            plain = word.partition("=")[0].removeprefix("++")  # sam-train adds these to keys that an option lacks
+            choices.append([f"{plain}={option}" for option in value.split(",")])
         elif name in values:  # otherwise the method has no such setting, as optimizer=sgd has no rho
             swept = SWEPT.search(value) and not isinstance(values[name], list)
-            choices.append([f"{key}={_format_value(values[name])}" if swept else word])
+            choices.append([f"{key}={_format_value(values[name])}" if swept else word.removeprefix("++")])
     for words in itertools.islice(itertools.product(*choices), MAX_CANDIDATES):
         yield [word for word in words if word]
 

@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pandas as pd
 
 from sam_runner.reports.aggregate import aggregate, ranking_sign
@@ -22,7 +23,9 @@ class Choice:
         num_values: Number of values, or combinations of values, that were searched.
         metric: The metric that chose: a validation metric, or the compared metric where a group has no validation set.
         is_held_out: Whether `metric` is measured on other images than the compared metric.
-        at_edge: The searched settings whose chosen value is the smallest or the largest of at least three numbers.
+        at_edge: The searched settings whose chosen value is the smallest or the largest of at least three numbers;
+            none where all values are equally good.
+        num_best: Number of values, or combinations of values, that are equally good and the best.
     """
 
     settings: Mapping[str, Any]
@@ -31,6 +34,7 @@ class Choice:
     metric: str
     is_held_out: bool
     at_edge: tuple[str, ...] = ()
+    num_best: int = 1
 
     @property
     def is_optimistic(self) -> bool:
@@ -65,6 +69,8 @@ def split_settings(
     """
     if select is None:
         select = [name for name in SEARCHED_SETTINGS if name in settings and name not in (by or ())]
+    if "seed" in (*select, *(by or ())):
+        raise InputError("seed: runs that differ in the seed only are averaged\n  leave it out of --select and --by")
     for name in select:
         if name not in settings:
             accepted = ", ".join(settings) or "none: all runs have the same settings"
@@ -94,6 +100,9 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
     groups = runs.drop_duplicates("group").set_index("group")
     means = {name: aggregate(runs, name) for name in {metric, held_out} if name in runs}
     groups = groups[means[metric]["n"] > 0]
+    if by:  # the settings that are named first vary slowest, their values in the order of the runs
+        order = [pd.factorize(groups[name], use_na_sentinel=False)[0] for name in reversed(by)]
+        groups = groups.iloc[np.lexsort(order)]
     parts = groups.groupby(list(by), dropna=False, sort=False) if by else [((), groups)]
     choices = []
     for _, part in parts:
@@ -103,9 +112,10 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
         scores = ranking_sign(metric) * means[chosen_by].loc[members, "mean"]
         best = int(scores.index.to_list()[scores.argmax()])
         values = len(part.drop_duplicates(list(select))) if select else 1
-        at_edge = tuple(name for name in select if _is_at_edge(part[name], best))
+        num_best = int((scores == scores.max()).sum())
+        at_edge = tuple(name for name in select if num_best < values and _is_at_edge(part[name], best))
         settings = {name: part.iloc[0][name] for name in by}
-        choices.append(Choice(settings, best, values, chosen_by, bool(is_held_out), at_edge))
+        choices.append(Choice(settings, best, values, chosen_by, bool(is_held_out), at_edge, num_best))
     return choices
 
 

@@ -4,7 +4,10 @@ import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from sam_runner.reports.aggregate import Estimate, ranking_sign
+import numpy as np
+import pandas as pd
+
+from sam_runner.reports.aggregate import Estimate, ranking_sign, student_t
 from sam_runner.reports.comparison import (
     COST_TOLERANCE,
     COSTS,
@@ -54,7 +57,8 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
     if choice is not None and choice.num_values > 1:
         names = " and ".join(map(column_title, report.searched[0]))
         optimistic = ", which is optimistic" if choice.is_optimistic else ""
-        text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic})"
+        equal = f"; {choice.num_best} of them are equally good" if choice.num_best > 1 else ""
+        text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic}{equal})"
     if choice is not None and choice.at_edge:
         names = " and ".join(map(column_title, choice.at_edge))
         edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
@@ -240,6 +244,12 @@ def write_remarks(report: "Report") -> list[str]:
     if missing:
         remarks.append(
             f"{missing} of {len(report.runs)} finished runs have no {report.metric}, or NaN: n leaves them out."
+        )
+    if any(found.n == 2 for found in report.estimates.get(report.metric, {}).values()):
+        two, three = student_t(pd.Series([1, 2])) / np.sqrt([2, 3])  # widths of intervals of the same spread
+        remarks.append(
+            f"With n = 2 an interval is {two / three:.1f} times as wide as with n = 3 and the same spread of the seeds"
+            " (Student's t): add a seed."
         )
     return [*remarks, *_warn_of_times(report), *report.no_default_baseline, *_describe_missing_costs(report)]
 

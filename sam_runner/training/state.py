@@ -242,7 +242,9 @@ def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
     """
     if state["data_digest"] != run.data_digest:
         raise InputError(
-            "the data or their labels have changed since this run was made\n  give another run_dir to train anew"
+            "the data or their labels have changed since this run was made\n"
+            "  a function of your own has to return the same data in every call: seed its splits and transformations\n"
+            "  to train anew, give another run_dir"
         )
     load_full_model_state(run.model, state["model"])
     load_full_optimizer_state(run.step.optimizer, state["optimizer"])

@@ -35,6 +35,8 @@ def test_commands_have_one_style(name, monkeypatch, capsys, tmp_path):
     assert call().returncode == 2
     wrong = call("--no-such-option", "x")
     assert wrong.returncode == 2 and "unknown option --no-such-option" in wrong.stderr
+    unlike = call("--qqqq", "x")
+    assert "did you mean" not in unlike.stderr and "accepted: --" in unlike.stderr
     missing = call("nowhere", *(("--format", "onnx") if name == "sam-export" else ()))
     assert missing.returncode == 2 and "nowhere" in missing.stderr + missing.stdout
     too_long = call("x" * 5000, *(("--format", "onnx") if name == "sam-export" else ()))

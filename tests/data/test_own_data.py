@@ -1,5 +1,7 @@
 """`from_dataset`: arrays and torch datasets of any shape, as the model gets them."""
 
+import random
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +16,7 @@ from sam_runner.data.normalisation import Normalisation, choose_normalisation
 from sam_runner.data.splits import prepare_splits
 from sam_runner.training.build import _require_augmentable
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.seeding import seed_everything
 
 DRAWS = np.random.default_rng(0)
 LABELS = np.arange(12) % 3
@@ -109,6 +112,57 @@ def test_pil_images_of_a_dataset_are_images():
     ).train
     assert train.shape == (3, 4, 5)
     assert train.images_NCHW[:, 0, 0, 0].tolist() == list(range(12))
+
+
+def test_16_bit_images_of_a_dataset_keep_their_upper_bits():
+    values = (DRAWS.integers(0, 256, size=(12, 4, 5)) * 257).astype(np.uint16)
+    for kind in (np.uint16, np.int32):
+        items = Items([(Image.fromarray(value.astype(kind)), label) for value, label in zip(values, LABELS, strict=True)])
+        assert torch.equal(from_dataset(items, items, 3).train.images_NCHW[:, 0], torch.from_numpy(values >> 8).byte())
+    floats = Items([(Image.fromarray(values[0].astype(np.float32)), 0)])
+    with pytest.raises(InputError, match="item 0 is an image that cannot be read: it holds floating-point numbers"):
+        from_dataset(floats, floats, 3)
+
+
+class Shifted(Dataset):
+    """Floats that a random transformation shifts."""
+
+    def __init__(self, shift):
+        self.shift = shift
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, index):
+        return torch.full((3,), float(index)) + self.shift(), index % 3
+
+
+@pytest.mark.parametrize(
+    ("shift", "is_random"),
+    [
+        (lambda: torch.rand(1), True),
+        (lambda: np.random.random(), True),  # noqa: NPY002
+        (lambda: random.random(), True),
+        (lambda: 0.5, False),
+    ],
+)
+def test_random_items_are_warned_of_and_draw_no_further_numbers(shift, is_random, caplog):
+    seed_everything(3)
+    expected = torch.stack([Shifted(shift)[index][0] for index in range(6)])
+    following = shift()
+    seed_everything(3)
+    train = from_dataset(Shifted(shift), (np.zeros((6, 3)), LABELS[:6]), 3).train
+    assert torch.equal(train.inputs, expected)
+    assert shift() == following
+    assert ("train: item 0 has another input when it is read again" in caplog.text) == is_random
+
+
+@pytest.mark.parametrize(
+    ("shape", "is_warned"), [((8, 6, 3), True), ((8, 6, 1), True), ((3, 8, 6), False), ((3, 8, 3), False), ((8, 3), False)]
+)
+def test_floats_with_channels_last_are_warned_of(shape, is_warned, caplog):
+    sets_of(np.zeros((12, *shape)))
+    assert ("inputs of shape (8, 6" in caplog.text) == is_warned
 
 
 def test_hold_out_noise_and_order_are_those_of_images():

@@ -66,6 +66,33 @@ def test_each_group_has_the_value_with_the_best_validation_metric(tmp_path):
     assert "optimistic" not in report.to_text()
 
 
+@pytest.mark.parametrize("by", [["noise.rate", "optimizer"], ["optimizer", "noise.rate"]])
+def test_the_rows_have_the_order_of_the_settings_that_are_named(by, tmp_path):
+    table = make_report([lay_search(tmp_path / "s", small_at_low_noise)], select=["rho"], by=by).choice_table
+    values = {"noise.rate": ["0.2", "0.4"], "optimizer": ["sgd", "sam"]}
+    assert list(zip(*(table[name] for name in by), strict=True)) == list(itertools.product(*(values[n] for n in by)))
+
+
+@pytest.mark.parametrize(("seeds", "is_said"), [(1, False), (2, True), (3, False)])
+def test_wide_intervals_of_two_seeds_are_explained(seeds, is_said, tmp_path):
+    for seed in range(seeds):
+        leave(tmp_path / f"{seed}", replace(composed("optimizer=sam"), seed=seed), accuracy=0.5 + seed / 50)
+    text = make_report([tmp_path]).to_text()
+    assert ("With n = 2 an interval is 3.6 times as wide as with n = 3" in text) == is_said
+
+
+def test_equal_values_are_named_and_are_no_reason_to_search_further(tmp_path):
+    for rho in (0.02, 0.05, 0.1, 0.2):
+        for folder, best in (("all", 0.7), ("two", 0.9 if rho < 0.1 else 0.7)):
+            config = composed("optimizer=sam", f"rho={rho}", "data.val_fraction=0.1")
+            leave(tmp_path / folder / f"{rho}", config, accuracy=0.5, **{"validation/accuracy": best})
+    all_equal, two_equal = (make_report([tmp_path / folder]).to_text() for folder in ("all", "two"))
+    assert "(rho chosen from 4 values by validation/accuracy; 4 of them are equally good)" in all_equal
+    assert "at the edge" not in all_equal
+    assert "; 2 of them are equally good)" in two_equal
+    assert "The chosen rho is at the edge of the values searched" in two_equal
+
+
 def test_without_held_out_data_the_choice_is_called_optimistic_in_the_table_and_beside_it(tmp_path):
     report = make_report([lay_search(tmp_path / "s", rates=(0.4,))])
     assert list(report.choice_table["chosen by"]) == ["one value", "test/accuracy (optimistic)"]
@@ -99,7 +126,9 @@ def test_the_choice_is_the_largest_mean_of_a_loop_over_all_runs(rows):
         rho = runs.loc[runs["group"] == choice.group, "rho"].iloc[0]
         assert means[rho] == pytest.approx(max(means.values()))
         assert (choice.num_values, choice.metric) == (len(means), "validation/accuracy")
-        is_at_edge = len(means) > 2 and rho in (min(means), max(means))
+        num_best = list(means.values()).count(max(means.values()))
+        is_at_edge = len(means) > max(2, num_best) and rho in (min(means), max(means))
+        assert choice.num_best == num_best
         assert choice.at_edge == (("rho",) if is_at_edge else ())
 
 
@@ -108,6 +137,8 @@ def test_the_choice_is_the_largest_mean_of_a_loop_over_all_runs(rows):
     [
         (["lr"], None, "the runs do not differ in lr\n  accepted: optimizer, rho"),
         (["rho"], ["colour"], "no run has this setting"),
+        (["seed"], None, "seed: runs that differ in the seed only are averaged"),
+        (["rho"], ["optimizer", "seed"], "seed: runs that differ in the seed only are averaged"),
         (["rho"], [], "also differ in optimizer\n  add it to one of them: --by optimizer"),
     ],
 )

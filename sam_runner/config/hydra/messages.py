@@ -219,6 +219,7 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     lines += [f"in a file, below defaults: - override /{other}: {name}" for other in elsewhere[:1]]
     lines += [f"options: {', '.join(known)}"]
     lines += [f"another network of timm or torchvision: model=timm model.name={name}"] if group == "model" else []
+    lines += [f"for code of your own: {group}._target_={name}.NAME"] if is_in_working_folder(name) else []
     lines += [f"for a file of your own: --config-dir DIR, with DIR/{group}/NAME.yaml"] if not close else []
     return "\n  ".join(lines)
 
