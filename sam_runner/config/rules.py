@@ -81,7 +81,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
     if "dry_run_tflops" in typed and not config.dry_run:
         raise InputError("dry_run_tflops has no effect without dry_run=true\n  leave it out")
-    for name in ("sweep.on_error", "sweep.jobs"):
+    for name in ("sweep.on_error", "sweep.jobs", "sweep.batch_seeds"):
         if name in typed:
             raise InputError(f"{name} has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":
@@ -425,6 +425,23 @@ def require_files(config: "ExperimentConfig") -> None:
             raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
 
 
+def _check_batched_seeds(config: "ExperimentConfig", _: set[str]) -> None:
+    """Passes of several seeds at once."""
+    if config.sweep.batch_seeds == 1:
+        return
+    excluded = ""
+    if config.compile != "off":
+        excluded = f"compile={config.compile}"
+    elif isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
+        excluded = "optimizer.second_order=true"
+    elif config.world_size > 1:
+        excluded = f"{config.world_size} processes of torchrun"
+    if excluded:
+        raise InputError(
+            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with {excluded}\n  use sweep.batch_seeds=1"
+        )
+
+
 RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_processes,
     _check_batch_parts,
@@ -445,4 +462,5 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_selection_metric,
     _check_augment,
     _check_single_process,
+    _check_batched_seeds,
 )

@@ -9,9 +9,11 @@ The numbers of a network differ from those of a pass of its own by rounding only
 batched ones and convolutions into grouped ones.
 """
 
+import warnings
 from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Protocol
 
 import torch
@@ -88,7 +90,9 @@ class JointPasses:
             with torch.autograd.set_multithreading_enabled(False):
                 call()
 
-        return self._turns.run([lambda call=call: in_this_thread(call) for call in calls])  # type: ignore[misc]
+        with warnings.catch_warnings():  # vmap tells which operations it makes one network after the other
+            warnings.filterwarnings("ignore", "There is a performance drop")
+            return self._turns.run([partial(in_this_thread, call) for call in calls])
 
     def forward(self, model: nn.Module) -> Callable[[Tensor], Tensor]:
         """Return a function that calls `model` in a joint pass, for `sam_runner.sam.objective.Objective`.
@@ -126,8 +130,13 @@ class _JointPass(torch.autograd.Function):
     """The part of a joint pass that belongs to one network."""
 
     @staticmethod
-    def forward(
-        ctx: Any, joint: JointPasses, model: nn.Module, inputs: Tensor, has_backward: bool, *params: Tensor
+    def forward(  # the graph needs the parameters as arguments
+        ctx: Any,
+        joint: JointPasses,
+        model: nn.Module,
+        inputs: Tensor,
+        has_backward: bool,
+        *params: Tensor,  # noqa: ARG004
     ) -> Tensor:
         ctx.joint = joint
         ctx.stack, ctx.position = joint.meet(_Forward(model, inputs, has_backward), inputs.device)
@@ -172,9 +181,7 @@ def _backward(requests: Sequence[_Backward]) -> list[tuple[Tensor | None, ...]]:
     for request in requests:
         grad_outputs[request.position] = request.grad_outputs
     grads = torch.autograd.grad(stack.outputs, stack.params, grad_outputs, allow_unused=True)
-    return [
-        tuple(None if grad is None else grad[request.position] for grad in grads) for request in requests
-    ]
+    return [tuple(None if grad is None else grad[request.position] for grad in grads) for request in requests]
 
 
 @torch.no_grad()
