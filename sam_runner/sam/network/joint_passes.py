@@ -244,6 +244,6 @@ def _differentiate(
 ) -> Tensor:
     """Make a pass; return its outputs, a gradient and the buffers of the network, all in one vector."""
     outputs = read((forward or model)(inputs))
-    grads = torch.autograd.grad(outputs.square().sum(), _trained(model), allow_unused=True)
-    found = [outputs, *(grad for grad in grads if grad is not None), *model.buffers()]
+    grads = torch.autograd.grad(outputs.square().sum(), _trained(model), materialize_grads=True)
+    found = [outputs, *grads, *model.buffers()]
     return torch.cat([tensor.detach().flatten().to(outputs.dtype) for tensor in found])
