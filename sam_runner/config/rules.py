@@ -54,13 +54,14 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """Refuse settings of a sweep in a single run."""
+    """Refuse settings of a sweep in a single run, and in a job those that exclude each other."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
             f"run_dir={config.run_dir!r} holds bytes that are not UTF-8, where TensorBoard cannot write\n"
             "  give another run_dir"
         )
     if multirun:
+        _check_joint_seeds(config)
         return
     if "rho" in typed and not isinstance(config.optimizer, RadiusConfig):
         raise InputError(
@@ -86,6 +87,17 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
             raise InputError(f"{name} has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
+
+
+def _check_joint_seeds(config: "ExperimentConfig") -> None:
+    """Refuse settings that passes of several seeds at once exclude."""
+    excluded = [f"compile={config.compile}"] * (config.compile != "off")
+    if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
+        excluded.append("optimizer.second_order=true")
+    if config.sweep.batch_seeds > 1 and excluded:
+        raise InputError(
+            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with {excluded[0]}\n  use sweep.batch_seeds=1"
+        )
 
 
 def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
@@ -425,23 +437,6 @@ def require_files(config: "ExperimentConfig") -> None:
             raise InputError(f"noise.file={file} is not a file\n  give the path of the file of labels")
 
 
-def _check_batched_seeds(config: "ExperimentConfig", _: set[str]) -> None:
-    """Passes of several seeds at once."""
-    if config.sweep.batch_seeds == 1:
-        return
-    excluded = ""
-    if config.compile != "off":
-        excluded = f"compile={config.compile}"
-    elif isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
-        excluded = "optimizer.second_order=true"
-    elif config.world_size > 1:
-        excluded = f"{config.world_size} processes of torchrun"
-    if excluded:
-        raise InputError(
-            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with {excluded}\n  use sweep.batch_seeds=1"
-        )
-
-
 RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_processes,
     _check_batch_parts,
@@ -462,5 +457,4 @@ RULES: tuple[Callable[["ExperimentConfig", set[str]], None], ...] = (
     _check_selection_metric,
     _check_augment,
     _check_single_process,
-    _check_batched_seeds,
 )

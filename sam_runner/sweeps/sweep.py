@@ -183,7 +183,7 @@ class Sweep:
         call = replace(self._call, numbered_lines=True)
         num_workers = min(share, len(group_seeds(chosen, size)))
         cores = count_usable_cores()
-        at_once = format_count(num_workers, "job" if size == 1 else "group of seeds")
+        at_once = format_count(num_workers, "job") if size == 1 else f"{format_count(num_workers, 'group')} of seeds"
         log.info("%s at once (sweep.jobs), %d of %d cores each", at_once, max(1, cores // share), cores)
         train_at_once(chosen, call, num_workers, share)
 
