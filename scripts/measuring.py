@@ -24,10 +24,21 @@ def wait(device: torch.device) -> None:
         torch.cuda.synchronize(device)
 
 
-def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, device: torch.device) -> Seconds:
+def take_turns(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    device: torch.device,
+    clock: Callable[[], float] = time.perf_counter,
+) -> Seconds:
     """Return the seconds of each call. Every function runs once per round, and each round starts with another one.
 
     An additional call of each function before the first round is not counted.
+
+    Args:
+        contenders: The functions by name.
+        rounds: Number of rounds.
+        device: Device that the functions use.
+        clock: Returns seconds; `time.process_time` for the time of the processor, of all threads.
     """
     names = list(contenders)
     for name in names:
@@ -38,10 +49,10 @@ def take_turns(contenders: Mapping[str, Callable[[], object]], rounds: int, devi
         first = number % len(names)
         for name in names[first:] + names[:first]:
             wait(device)
-            started = time.perf_counter()
+            started = clock()
             contenders[name]()
             wait(device)
-            seconds[name].append(time.perf_counter() - started)
+            seconds[name].append(clock() - started)
     return seconds
 
 

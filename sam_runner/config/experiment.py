@@ -127,6 +127,14 @@ class SweepConfig:
         effect="none",
         in_reports=False,
     )
+    batch_seeds: int = key(
+        "N trains up to N jobs that differ only in the seed in one process and makes their passes together, by"
+        " torch.func.vmap; results differ by rounding; 1: each job makes its own",
+        1,
+        range=AT_LEAST_ONE,
+        effect="none",
+        in_reports=False,
+    )
     on_error: Literal["continue", "stop"] = key(
         "stop: no further job starts after a job has failed or its settings were refused", "continue", effect="none"
     )

@@ -54,13 +54,14 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """Refuse settings of a sweep in a single run."""
+    """Refuse settings of a sweep in a single run, and in a job those that exclude each other."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
             f"run_dir={config.run_dir!r} holds bytes that are not UTF-8, where TensorBoard cannot write\n"
             "  give another run_dir"
         )
     if multirun:
+        _check_joint_seeds(config)
         return
     if "rho" in typed and not isinstance(config.optimizer, RadiusConfig):
         raise InputError(
@@ -81,11 +82,22 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
     if "dry_run_tflops" in typed and not config.dry_run:
         raise InputError("dry_run_tflops has no effect without dry_run=true\n  leave it out")
-    for name in ("sweep.on_error", "sweep.jobs"):
+    for name in ("sweep.on_error", "sweep.jobs", "sweep.batch_seeds"):
         if name in typed:
             raise InputError(f"{name} has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":
         raise InputError("run_dir is empty\n  give a folder, or leave it out")
+
+
+def _check_joint_seeds(config: "ExperimentConfig") -> None:
+    """Refuse settings that passes of several seeds at once exclude."""
+    excluded = [f"compile={config.compile}"] * (config.compile != "off")
+    if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
+        excluded.append("optimizer.second_order=true")
+    if config.sweep.batch_seeds > 1 and excluded:
+        raise InputError(
+            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with {excluded[0]}\n  use sweep.batch_seeds=1"
+        )
 
 
 def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:

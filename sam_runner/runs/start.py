@@ -5,6 +5,7 @@ import logging
 import math
 import os
 import shlex
+import threading
 import time
 import traceback
 from collections.abc import Iterator, Mapping, Sequence
@@ -33,6 +34,7 @@ from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.remarks import list_remarks
 from sam_runner.runs.result import RESULT, read_finished_result, summarise_result, write_result
 from sam_runner.runs.status import read_status, write_status
+from sam_runner.sam.network.joint_passes import JointPasses
 from sam_runner.training.build import build_run, resolve_device, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
@@ -45,13 +47,19 @@ from sam_runner.utils.signals import StopRequest, catch_stop_signals
 log = logging.getLogger("sam_runner")
 
 
-def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folder: Path | None = None) -> Path | None:
+def start_run(
+    config: ExperimentConfig,
+    overrides: Sequence[str] = (),
+    job_folder: Path | None = None,
+    joint: JointPasses | None = None,
+) -> Path | None:
     """Train one run, continue it, or log that it has already finished.
 
     Args:
         config: The settings.
         overrides: Settings as the user typed them.
         job_folder: Run folder of a sweep's job, in the folder of the sweep; None for a single run.
+        joint: Makes the passes together with those of the runs in other threads; None: alone.
 
     Returns:
         The folder of the finished run, None for a dry run.
@@ -74,7 +82,7 @@ def start_run(config: ExperimentConfig, overrides: Sequence[str] = (), job_folde
     chosen = context.on_all(lambda: _choose_precision(config, context))
     precision, reason = context.on_main(lambda: _agree_on_precision(config, *chosen, job_folder))
     resolved = replace(config, precision=precision)  # type: ignore[arg-type]
-    run = context.on_all(lambda: build_run(resolved, context, normalisation))
+    run = context.on_all(lambda: build_run(resolved, context, normalisation, joint=joint))
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder, config))
@@ -270,6 +278,9 @@ def _record_end(folder: Path, config: ExperimentConfig, *, is_job: bool) -> Iter
     began = time.monotonic()
     handler = _LogFile(folder / "run.log", encoding="utf-8", errors="backslashreplace")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    if threading.current_thread() is not threading.main_thread():  # runs in other threads have logs of their own
+        own = threading.get_ident()
+        handler.addFilter(lambda record: record.thread == own)
     log.addHandler(handler)
     try:
         yield

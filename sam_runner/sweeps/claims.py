@@ -11,7 +11,7 @@ remains although nobody holds the claim says that the process was killed.
 
 import contextlib
 import fcntl
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -43,22 +43,29 @@ def is_call_alive(sweep_folder: Path) -> bool:
 
 @contextmanager
 def claim(sweep_folder: Path, fingerprint: str) -> Iterator[bool]:
-    """Hold the claim of a job inside the body. A process can hold one claim at a time.
+    """Hold the claim of a job inside the body; see `claim_all`. Yields whether the claim is held."""
+    with claim_all(sweep_folder, [fingerprint]) as claimed:
+        yield bool(claimed)
+
+
+@contextmanager
+def claim_all(sweep_folder: Path, fingerprints: Sequence[str]) -> Iterator[set[str]]:
+    """Hold the claims of jobs inside the body. A process can be in one such body at a time.
 
     Args:
         sweep_folder: Folder of the sweep.
-        fingerprint: Fingerprint of the job's settings, hexadecimal digits.
+        fingerprints: Fingerprints of the jobs' settings, hexadecimal digits.
 
     Yields:
-        Whether the claim is held; False if another process holds it.
+        The fingerprints whose claims are held; another process holds the other ones.
     """
+    claimed = set()
     with (sweep_folder / ".claims").open("a") as handle:
-        try:
-            fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(fingerprint, 16))
-        except (BlockingIOError, PermissionError):
-            yield False
-        else:
-            yield True
+        for fingerprint in fingerprints:
+            with contextlib.suppress(BlockingIOError, PermissionError):
+                fcntl.lockf(handle, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, int(fingerprint, 16))
+                claimed.add(fingerprint)
+        yield claimed
 
 
 def begun_file(sweep_folder: Path, fingerprint: str) -> Path:

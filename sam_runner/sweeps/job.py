@@ -1,4 +1,7 @@
-"""Train the jobs of a sweep in this process, one after the other. Imports no torch before a job is trained."""
+"""Train the jobs of a sweep in this process: one after the other, or the seeds of one setting at once.
+
+Imports no torch before a job is trained.
+"""
 
 import contextlib
 import logging
@@ -6,20 +9,32 @@ import os
 import signal
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.runs.lock import is_free
-from sam_runner.sweeps.claims import begun_in_this_call, claim, mark_begun
-from sam_runner.sweeps.jobs import Job, plan_jobs
+from sam_runner.sweeps.claims import begun_in_this_call, claim, claim_all, mark_begun
+from sam_runner.sweeps.jobs import Job, group_seeds, plan_jobs
 from sam_runner.sweeps.outcomes import clear_failure, has_died, now, read_outcome, record_death, record_failure
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
-from sam_runner.utils.console import exit_immediately, is_distributed, is_main_process, log_to_console, report_exception
+from sam_runner.utils.console import (
+    exit_immediately,
+    is_distributed,
+    is_main_process,
+    log_to_console,
+    report_exception,
+    set_line_prefix,
+)
 from sam_runner.utils.errors import FolderInUseError, InputError, RankError, RunInterrupt
+
+if TYPE_CHECKING:
+    from sam_runner.sam.network.joint_passes import JointPasses
 
 log = logging.getLogger("sam_runner")
 POLL_INTERVAL = 0.5  # seconds between two looks at jobs that other processes train
@@ -34,34 +49,39 @@ class Call:
         since: When the call began.
         stop_on_error: Whether no further job starts after one has failed.
         numbered_lines: Whether each line of the log begins with the number of its job, since other jobs run at once.
+        batch_seeds: Largest number of jobs, apart in the seed only, that a process trains at once.
     """
 
     folder: Path
     since: datetime
     stop_on_error: bool
     numbered_lines: bool = False
+    batch_seeds: int = 1
 
 
 def train_jobs(jobs: Sequence[Job], call: Call) -> None:
     """Train those jobs that no other process trains, and return when all of them have ended.
 
-    Other processes, of this call or of another one, may work on the same jobs. Each takes the next free job. A job
-    whose process was killed before, for lack of memory for example, comes last: it does not keep the others from
-    running.
+    Other processes, of this call or of another one, may work on the same jobs. Each takes the next free job, or the
+    free jobs of the next group of seeds. A job whose process was killed before, for lack of memory for example, comes
+    last: it does not keep the others from running.
 
     Raises:
         RunInterrupt: If a signal stopped a job; it has saved.
     """
-    waiting = list(jobs) if is_distributed() else sorted(jobs, key=lambda job: has_died(call.folder, job))
+    waiting = group_seeds(jobs, call.batch_seeds)
+    if not is_distributed():
+        waiting.sort(key=lambda group: any(has_died(call.folder, job) for job in group))
     while waiting:
-        for job in list(waiting):
-            if _read_stop_reason(call, job):
+        left: list[tuple[Job, ...]] = []
+        for group in waiting:
+            if _read_stop_reason(call, group[0]):
                 return
             if is_distributed():  # one process group, and no other process of this call
-                train_job(job, call)
-                waiting.remove(job)
-            elif read_outcome(call.folder, job, call.since) is not None or _train_if_free(job, call):
-                waiting.remove(job)
+                train_job(group[0], call)
+            elif not_ended := _train_free_jobs(group, call):
+                left.append(not_ended)
+        waiting = left
         if waiting:
             time.sleep(POLL_INTERVAL)
 
@@ -75,40 +95,77 @@ def _read_stop_reason(call: Call, job: Job) -> str:
     return broadcast_from_main(f"stopped/{job.number}", reason)
 
 
-def _train_if_free(job: Job, call: Call) -> bool:
-    """Train a job if no other process does. Returns whether the job has ended."""
-    with claim(call.folder, job.fingerprint) as is_claimed:
-        if not is_claimed or not is_free(job.folder):
-            return False
-        if read_outcome(call.folder, job, call.since) is not None:  # it has ended before it was claimed
-            return True
-        if begun_in_this_call(call.folder, job.fingerprint):  # it would kill this process too
-            record_death(call.folder, job)
-            return True
+def _train_free_jobs(group: Sequence[Job], call: Call) -> tuple[Job, ...]:
+    """Train the jobs of a group that no other process trains. Returns the jobs that have not ended."""
+    waiting = [job for job in group if read_outcome(call.folder, job, call.since) is None]
+    if not waiting:
+        return ()
+    with claim_all(call.folder, [job.fingerprint for job in waiting]) as claimed, ExitStack() as stack:
+        free = [job for job in waiting if job.fingerprint in claimed and is_free(job.folder)]
+        not_ended = [job for job in waiting if job not in free]
+        chosen = []
+        for job in free:
+            if read_outcome(call.folder, job, call.since) is not None:  # it has ended before it was claimed
+                continue
+            if begun_in_this_call(call.folder, job.fingerprint):  # it would kill this process too
+                record_death(call.folder, job)
+                continue
+            stack.enter_context(mark_begun(call.folder, job.fingerprint))
+            chosen.append(job)
+        not_ended += train_together(chosen, call)
+    return tuple(not_ended)
+
+
+def train_together(jobs: Sequence[Job], call: Call) -> list[Job]:
+    """Train jobs at once in this process, each in a thread; they make their passes together. One job needs no thread.
+
+    Returns:
+        The jobs whose run folder another process uses; they have not been trained.
+
+    Raises:
+        RunInterrupt: If a signal stopped a job; it has saved.
+    """
+    if len(jobs) > 1:
+        from sam_runner.models.outputs import get_logits
+        from sam_runner.sam.network.joint_passes import JointPasses
+        from sam_runner.utils.signals import catch_stop_signals
+
+        joint = JointPasses(get_logits)
+        with catch_stop_signals():
+            errors = joint.run([partial(train_job, job, call, joint) for job in jobs])
+        for error in errors:
+            if error is not None and not isinstance(error, FolderInUseError):
+                raise error
+        return [job for job, error in zip(jobs, errors, strict=True) if error is not None]
+    for job in jobs:
         try:
-            with mark_begun(call.folder, job.fingerprint):
-                train_job(job, call)
+            train_job(job, call)
         except FolderInUseError:
-            return False
-    return True
+            return [job]
+    return []
 
 
-def train_job(job: Job, call: Call) -> None:
+def train_job(job: Job, call: Call, joint: "JointPasses | None" = None) -> None:
     """Train a job; an error is recorded in the sweep's folder, and the sweep continues.
+
+    Args:
+        job: The job.
+        call: The call of the command.
+        joint: Makes the passes together with those of the jobs in other threads; None: alone.
 
     Raises:
         RunInterrupt: If a signal stopped the job; it has saved.
         FolderInUseError: If another process writes into the run folder.
     """
     if call.numbered_lines:
-        log_to_console(f"[{job.number}] ")
+        set_line_prefix(f"[{job.number}] ")
     log.info("job %d: %s", job.number, job.folder.name)
     if is_main_process():
         clear_failure(call.folder, job)
     try:
         from sam_runner.runs.start import start_run
 
-        start_run(job.config, job.overrides, job.folder)
+        start_run(job.config, job.overrides, job.folder, joint)
     except BrokenPipeError:
         raise
     except RankError as error:
@@ -121,6 +178,8 @@ def train_job(job: Job, call: Call) -> None:
             record_failure(call.folder, job, "refused" if isinstance(error, InputError) else "failed", message, text)
             if call.stop_on_error:
                 set_stop_flag(call.folder, "failure")
+    finally:
+        set_line_prefix("")
 
 
 def run_job(cfg: Any, hydra_config: Any, overrides: list[str]) -> None:
@@ -134,7 +193,8 @@ def run_job(cfg: Any, hydra_config: Any, overrides: list[str]) -> None:
     folder, number = Path(hydra_config.sweep.dir), hydra_config.job.num
     leave_ctrl_c_to_parent()
     os.environ["SAM_RUNNER_JOB"] = str(number)  # chooses one of several GPUs
-    log_to_console(f"[{number + 1}] ")
+    log_to_console()
+    set_line_prefix(f"[{number + 1}] ")
     config = load_experiment(plain_settings(cfg), overrides, multirun=True).with_absolute_paths()
     (job,), _ = plan_jobs(folder, [(overrides, config)], first=number + 1)
     call = Call(folder, now(), cfg.sweep.on_error == "stop", numbered_lines=True)

@@ -1,7 +1,7 @@
 """The jobs of a call of the command: equal jobs are found by their fingerprint, and every job gets a folder."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 
@@ -99,6 +99,16 @@ def plan_jobs(
     ]
     positions = {found: position for position, found in enumerate(twins)}
     return jobs, [positions[found] for found in fingerprints]
+
+
+def group_seeds(jobs: Sequence[Job], size: int) -> list[tuple[Job, ...]]:
+    """Return the jobs in groups of at most `size`, each of jobs that differ only in the seed, by their first jobs."""
+    alike: dict[str, list[Job]] = {}
+    for job in jobs:
+        key = replace(job.config, seed=0).fingerprint() if size > 1 else job.fingerprint
+        alike.setdefault(key, []).append(job)
+    groups = [tuple(found[start : start + size]) for found in alike.values() for start in range(0, len(found), size)]
+    return sorted(groups, key=lambda group: group[0].number)
 
 
 def job_cost(config: ExperimentConfig) -> float:

@@ -16,7 +16,7 @@ from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import hold_call
 from sam_runner.sweeps.job import Call, train_jobs
-from sam_runner.sweeps.jobs import Job, Typed, job_cost, plan_jobs
+from sam_runner.sweeps.jobs import Job, Typed, group_seeds, job_cost, plan_jobs
 from sam_runner.sweeps.outcomes import (
     JobOutcome,
     now,
@@ -49,7 +49,7 @@ class Sweep:
         num_failed_plans: Number of jobs of a dry run that failed.
 
     Raises:
-        InputError: If ``sweep.jobs`` does not fit the launcher.
+        InputError: If ``sweep.jobs`` or ``sweep.batch_seeds`` does not fit the launcher.
     """
 
     def __init__(self, config: Any) -> None:
@@ -58,7 +58,8 @@ class Sweep:
         self.num_failed_plans = 0
         self._is_dry, self._is_search = bool(config.dry_run), launchers.is_search(config.hydra)
         self._has_launcher = launchers.in_subprocesses(config.hydra) and not self._is_dry
-        self._call = Call(self.folder, now(), config.sweep.on_error == "stop")
+        batch_seeds = _choose_batch_seeds(config, has_launcher=self._has_launcher)
+        self._call = Call(self.folder, now(), config.sweep.on_error == "stop", batch_seeds=batch_seeds)
         self._jobs_at_once = 1 if self._is_dry else _choose_jobs_at_once(config, has_launcher=self._has_launcher)
 
     @property
@@ -98,6 +99,8 @@ class Sweep:
             set_stop_flag(self.folder, "failure")
         if not valid:
             return [None] * num_composed
+        if self._call.batch_seeds > 1 and not self._is_dry:
+            _require_joint_passes([config for _, config in valid])
         write = is_main_process() and not self._is_dry
         jobs, job_of = plan_jobs(self.folder, valid, first=len(self.jobs) + 1, write=write)
         self.jobs += jobs
@@ -172,14 +175,15 @@ class Sweep:
                 record_deaths(self.folder, jobs)
             return
         chosen = [jobs[number] for number in unfinished]
+        size = self._call.batch_seeds
         if self.in_this_process:
-            train_jobs(chosen, self._call)
+            train_jobs(chosen, replace(self._call, numbered_lines=size > 1))
             return
-        share = min(self._jobs_at_once, len(jobs))
-        call = Call(self.folder, self._call.since, self._call.stop_on_error, numbered_lines=True)
-        num_workers = min(share, len(chosen))
+        share = min(self._jobs_at_once, len(group_seeds(jobs, size)))
+        call = replace(self._call, numbered_lines=True)
+        num_workers = min(share, len(group_seeds(chosen, size)))
         cores = count_usable_cores()
-        at_once = format_count(num_workers, "job")
+        at_once = format_count(num_workers, "job") if size == 1 else f"{format_count(num_workers, 'group')} of seeds"
         log.info("%s at once (sweep.jobs), %d of %d cores each", at_once, max(1, cores // share), cores)
         train_at_once(chosen, call, num_workers, share)
 
@@ -213,6 +217,27 @@ def _validate(job: ComposedJob) -> ExperimentConfig:
     config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
     require_files(config)
     return config.with_absolute_paths()
+
+
+def _require_joint_passes(configs: Sequence[ExperimentConfig]) -> None:
+    """Raise InputError if the runs of some settings cannot make their passes together, whatever their seeds."""
+    from sam_runner.training.build import require_joint_passes
+
+    for config in {replace(config, seed=0).fingerprint(): config for config in configs}.values():
+        require_joint_passes(config)
+
+
+def _choose_batch_seeds(config: Any, *, has_launcher: bool) -> int:
+    """Return how many jobs a process trains at once.
+
+    Raises:
+        InputError: If a number is given where it has no effect.
+    """
+    given = int(config.sweep.batch_seeds)
+    if given > 1 and (has_launcher or is_distributed() or launchers.is_search(config.hydra)):
+        reason = "a search chooses the jobs" if launchers.is_search(config.hydra) else "each job has its own processes"
+        raise InputError(f"sweep.batch_seeds={given} has no effect: {reason}\n  leave sweep.batch_seeds out")
+    return given
 
 
 def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:

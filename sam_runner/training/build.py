@@ -40,6 +40,7 @@ from sam_runner.models.pretrained import require_weights_file
 from sam_runner.sam.batch import Batch, part_sizes
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.methods.momentum_sam import find_momentum
+from sam_runner.sam.network.joint_passes import JointPasses, explain_impossible_passes
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.optimizer_step import needs_closure
 from sam_runner.sam.step import SamStep
@@ -51,7 +52,7 @@ from sam_runner.training.subset import NUM_EXAMPLES, fixed_subset
 from sam_runner.training.telemetry import OFF, Telemetry
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
-from sam_runner.utils.seeding import derive_seed, seed_everything
+from sam_runner.utils.seeding import derive_seed, make_generator, seed_everything
 
 EVAL_BATCH_SIZE = 512
 # torch.compile's own CUDA graphs are off: they need weights at fixed addresses, and in the second pass the parameters
@@ -298,6 +299,7 @@ def build_step(
     device: torch.device,
     total_steps: int,
     context: DistributedContext = SINGLE_PROCESS,
+    joint: JointPasses | None = None,
 ) -> SamStep | CapturedStep:
     """Return the optimizer step; the step of plain training is SAM's with rho 0.
 
@@ -309,6 +311,7 @@ def build_step(
         device: The device of the run.
         total_steps: Number of steps of the training.
         context: The processes that train together.
+        joint: Makes the passes together with those of other runs; None: alone.
 
     Raises:
         InputError: If the method does not work with the network.
@@ -319,7 +322,7 @@ def build_step(
     objective = Objective(
         model,
         lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=lambda images: get_logits(forward(images)),
+        forward=(lambda images: get_logits(forward(images))) if joint is None else joint.forward(model),
         autocast_dtype=dtype,
         scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
         num_chunks=config.accumulate,
@@ -464,6 +467,25 @@ def build_network(
     return place_model(model, device, weights_dtype(config.precision), channels_last=channels_last), channels_last
 
 
+def require_joint_passes(config: ExperimentConfig) -> None:
+    """Require that runs of the settings can make their passes together; they differ in the seed.
+
+    Raises:
+        InputError: If they cannot.
+    """
+    device, use_one = resolve_device(config.device), "use sweep.batch_seeds=1"
+    splits = build_data(config.data, config.noise, config.seed)
+    if isinstance(splits.train, ImageFiles):
+        raise InputError(f"sweep.batch_seeds needs images in memory, data.storage=disk reads them anew\n  {use_one}")
+    model, _ = build_network(config, len(splits.train.classes), splits.train.blank(2, torch.float32), device)
+    blank = splits.train.blank(4, weights_dtype(config.precision)).to(device)
+    inputs = torch.randn(blank.shape, generator=make_generator(0, "joint passes"), dtype=blank.dtype).to(device)
+    if reason := explain_impossible_passes(model, inputs, get_logits):
+        raise InputError(
+            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with this network: {reason}\n  {use_one}"
+        )
+
+
 def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
     return context.world_size > 1 and config.parallel == "fsdp"
 
@@ -486,6 +508,7 @@ def build_run(
     context: DistributedContext = SINGLE_PROCESS,
     normalisation: Normalisation | None = None,
     splits: Splits | None = None,
+    joint: JointPasses | None = None,
 ) -> Run:
     """Build a run: data, network, optimizer step, loaders and schedules.
 
@@ -494,6 +517,7 @@ def build_run(
         context: The processes that train together; each of them builds the run.
         normalisation: Mean and standard deviation stored in the run folder; None: see `build_loaders`.
         splits: The sets; None reads those of the settings.
+        joint: See `build_step`.
 
     Raises:
         InputError: If the settings cannot be used.
@@ -514,7 +538,7 @@ def build_run(
     optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr, compiled=compiled)
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
-    step = build_step(config, model, optimizer, dtype, device, total_steps, context)
+    step = build_step(config, model, optimizer, dtype, device, total_steps, context, joint)
     if config.telemetry.every is not None and step.objective.has_random_branches:
         raise InputError(
             "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "

@@ -5,6 +5,7 @@ The mathematics of a step is in `sam`; the loop reads no settings.
 
 import logging
 import math
+import threading
 import time
 from collections.abc import Mapping
 
@@ -113,7 +114,8 @@ def _train_epoch(
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
     title = f"epoch {progress.epoch + 1}/{run.epochs}"
-    hide_bar = None if run.context.is_main else True  # None shows the progress bar on a terminal only
+    is_alone = threading.current_thread() is threading.main_thread()
+    hide_bar = None if run.context.is_main and is_alone else True  # None shows the progress bar on a terminal only
     for _ in tqdm(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):

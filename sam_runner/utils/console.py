@@ -6,11 +6,13 @@ import logging
 import os
 import sys
 import traceback
+from contextvars import ContextVar
 from typing import NoReturn
 
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
 MAX_ERROR_LINES = 18
+_line_prefix: ContextVar[str] = ContextVar("line_prefix", default="")
 
 
 def is_distributed() -> bool:
@@ -83,22 +85,23 @@ def print_line(text: str, stream: str = "stdout") -> None:
         setattr(sys, stream, null)
 
 
-def log_to_console(prefix: str = "") -> None:
-    """Print the messages of the program's logger on stdout, one line each, above a progress bar if there is one.
-
-    Args:
-        prefix: Text before each line, which names the job if several jobs of a sweep run at once.
-    """
+def log_to_console() -> None:
+    """Print the messages of the program's logger on stdout, one line each, above a progress bar if there is one."""
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            print_line(prefix + self.format(record))
+            print_line(_line_prefix.get() + self.format(record))
 
     prepare_streams()
     logger = logging.getLogger("sam_runner")
     logger.handlers = [Console() if is_main_process() else logging.NullHandler()]
     logger.setLevel(logging.INFO)
     logger.propagate = False
+
+
+def set_line_prefix(prefix: str) -> None:
+    """Print a text before each line of the log of this thread; it names the job if several of a sweep run at once."""
+    _line_prefix.set(prefix)
 
 
 def report_exception(error: Exception) -> tuple[str, str]:

@@ -38,6 +38,9 @@ class StopRequest:
         return self._signal or 0
 
 
+_of_main_thread: StopRequest | None = None
+
+
 def raise_for_signal(number: int) -> None:
     """Raise `RunInterrupt` if `number` is the number of a signal; 0 means that there was none."""
     if number:
@@ -47,16 +50,23 @@ def raise_for_signal(number: int) -> None:
 
 @contextmanager
 def catch_stop_signals() -> Iterator[StopRequest]:
-    """Record stop signals inside the body instead of ending the process; only the main thread receives signals."""
-    request = StopRequest()
+    """Record stop signals inside the body instead of ending the process.
+
+    Only the main thread receives signals. The body of another thread gets the request of the main thread's body, or one
+    that never stops it.
+    """
+    global _of_main_thread
     if threading.current_thread() is not threading.main_thread():
-        yield request
+        yield _of_main_thread or StopRequest()
         return
+    request = StopRequest()
+    outer, _of_main_thread = _of_main_thread, request
     caught = [number for number in EXIT_CODES if number != signal.SIGUSR2 or callable(signal.getsignal(number))]
     previous = {number: signal.signal(number, request.receive) for number in caught}
     try:
         yield request
     finally:
+        _of_main_thread = outer
         for number, handler in previous.items():
             signal.signal(number, handler)
 

@@ -59,7 +59,13 @@ KEYS = {  # accepted keys of the plugins; submitit passes other keys to sbatch a
         "max_failure_rate", "search_space", "custom_search_space",
     },
 }  # fmt: skip
-OF_WHOLE_SWEEP = ("dry_run", "sweep.jobs", "sweep.on_error", "sweep_name")  # settings that no job has alone
+OF_WHOLE_SWEEP = (
+    "dry_run",
+    "sweep.batch_seeds",
+    "sweep.jobs",
+    "sweep.on_error",
+    "sweep_name",
+)  # settings that no job has alone
 _AFTER_CHECK: list[Callable[[DictConfig], None]] = []
 
 
