@@ -19,7 +19,7 @@ from typing import Any
 
 import pandas as pd
 import yaml
-from small_data import write_small_data
+from small_data import write_small_images
 
 from sam_runner.analysis.curvature import measure_curvature
 from sam_runner.analysis.options import CurvatureOptions, Measurement, SharpnessOptions
@@ -206,7 +206,8 @@ def main() -> int:
     smoke, out = arguments.scale == "smoke", arguments.out.resolve()
     folders = {name: str(Path(path).resolve()) for name, _, path in (one.partition("=") for one in arguments.folder)}
     if smoke:
-        folders = write_small_data(out / "data") | folders
+        write_small_images(out / "data" / "cifar10")
+        folders = {"cifar10": str(out / "data" / "cifar10")} | folders
     if "cifar10" not in folders:
         parser.error("the folder of the images is not given: add --folder cifar10=FOLDER")
     table = arguments.results or (out / "geometry.csv" if smoke else RESULTS)

@@ -15,8 +15,9 @@ HEAD = """# Settings
 Made from the settings classes in `sam_runner/config/` by `python scripts/settings_page.py`; do not edit.
 
 Settings are `key=value` on the command line, groups are `group=option`. `sam-train --cfg job` prints all settings of a
-command. `sam-train config=RUN run_dir=NEW` runs the settings of an earlier run again; further settings may
-follow, and with `-m` sweep. The column *resume* says whether a run can be continued with another value.
+command. `sam-train config=RUN run_dir=NEW` runs the settings of an earlier run again. Further settings may
+follow; with `-m` they can have several values, which makes a sweep. The column *resume* says whether a run can be
+continued with another value.
 """
 
 

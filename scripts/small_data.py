@@ -23,20 +23,26 @@ def write_small_data(folder: Path) -> dict[str, str]:
     Returns:
         The folders by the names that studies have for them.
     """
-    random = np.random.default_rng(0)
-    for split, count in IMAGES.items():
-        for name in CLASSES:
-            images = folder / "cifar10" / split / name
-            images.mkdir(parents=True, exist_ok=True)
-            for number in range(count):
-                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(images / f"{number:04}.jpg")
+    write_small_images(folder / "cifar10")
+    random = np.random.default_rng(1)
     clean = np.repeat(np.arange(len(CLASSES)), IMAGES["train"])
     labels = {name: np.where(random.random(len(clean)) < WRONG, (clean + 1) % len(CLASSES), clean) for name in COLUMNS}
     torch.save({**labels, "clean_label": clean}, folder / "CIFAR-10_human.pt")
     _write_fashion(folder / "fashion-mnist", random)
     _write_weights(folder)
     return {"cifar10": str(folder / "cifar10"), **dict.fromkeys(("cifar10n", "fashion", "lite0"), str(folder))}
+
+
+def write_small_images(folder: Path) -> None:
+    """Write images of random pixels into folders of CIFAR-10's classes."""
+    random = np.random.default_rng(0)
+    for split, count in IMAGES.items():
+        for name in CLASSES:
+            images = folder / split / name
+            images.mkdir(parents=True, exist_ok=True)
+            for number in range(count):
+                pixels = random.integers(0, 256, (32, 32, 3), dtype=np.uint8)
+                Image.fromarray(pixels).save(images / f"{number:04}.jpg")
 
 
 def _write_fashion(folder: Path, random: np.random.Generator) -> None:

@@ -125,8 +125,8 @@ def target_of_file(text: str) -> str:
             class in it after a colon or a point.
     """
     found = re.fullmatch(r"(?:\./)?(\w+(?:/\w+)*)(?:\.py(?:::?|\.)?|::?|\.)(\w*)", text)
-    is_module = re.fullmatch(r"\w+(\.\w+)*", text) is not None
-    if found is None or is_module or not os.path.isfile(f"{found[1]}.py"):
+    is_dotted = re.fullmatch(r"\w+(\.\w+)*", text) is not None and not text.endswith(".py")
+    if found is None or is_dotted or not os.path.isfile(f"{found[1]}.py"):
         return ""
     return f"{found[1].replace('/', '.')}.{found[2] or 'NAME'}"
 

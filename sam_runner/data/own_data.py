@@ -17,7 +17,7 @@ from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import RngState
 from sam_runner.utils.user_code import describe_error
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("sam_runner")
 
 
 def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validation: Any = None) -> Splits:

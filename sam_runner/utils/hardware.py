@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sam_runner")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
 MAX_GPU_WORKERS = 16
+BUSY = 2  # load average through number of cores from which a run says that the machine has other work
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA, its driver in WSL, AMD, NVIDIA Jetson
 
 
@@ -121,7 +122,19 @@ def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic
         log.info("deterministic=true has no effect on a CPU: runs repeat to the bit there")
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
         torch.set_num_threads(count_usable_cores())
+    _report_other_work(torch.get_num_threads())
     _keep_freed_memory()
+
+
+def _report_other_work(num_threads: int) -> None:
+    """Log how to train on a busy machine: threads that wait for one without a core waste the time of all others."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if num_threads > 1 and load >= BUSY * cores:
+        log.info(
+            "this machine has other work (load %.0f on %d cores): one thread may be many times faster than %d, with"
+            " OMP_NUM_THREADS=1 before the command",
+            *(load, cores, num_threads),
+        )
 
 
 def _keep_freed_memory() -> None:

@@ -117,7 +117,8 @@ def test_pil_images_of_a_dataset_are_images():
 def test_16_bit_images_of_a_dataset_keep_their_upper_bits():
     values = (DRAWS.integers(0, 256, size=(12, 4, 5)) * 257).astype(np.uint16)
     for kind in (np.uint16, np.int32):
-        items = Items([(Image.fromarray(value.astype(kind)), label) for value, label in zip(values, LABELS, strict=True)])
+        images = [Image.fromarray(value.astype(kind)) for value in values]
+        items = Items(list(zip(images, LABELS, strict=True)))
         assert torch.equal(from_dataset(items, items, 3).train.images_NCHW[:, 0], torch.from_numpy(values >> 8).byte())
     floats = Items([(Image.fromarray(values[0].astype(np.float32)), 0)])
     with pytest.raises(InputError, match="item 0 is an image that cannot be read: it holds floating-point numbers"):
@@ -141,7 +142,7 @@ class Shifted(Dataset):
     ("shift", "is_random"),
     [
         (lambda: torch.rand(1), True),
-        (lambda: np.random.random(), True),  # noqa: NPY002
+        (lambda: np.random.random(), True),
         (lambda: random.random(), True),
         (lambda: 0.5, False),
     ],
@@ -158,7 +159,8 @@ def test_random_items_are_warned_of_and_draw_no_further_numbers(shift, is_random
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_warned"), [((8, 6, 3), True), ((8, 6, 1), True), ((3, 8, 6), False), ((3, 8, 3), False), ((8, 3), False)]
+    ("shape", "is_warned"),
+    [((8, 6, 3), True), ((8, 6, 1), True), ((3, 8, 6), False), ((3, 8, 3), False), ((8, 3), False)],
 )
 def test_floats_with_channels_last_are_warned_of(shape, is_warned, caplog):
     sets_of(np.zeros((12, *shape)))

@@ -39,7 +39,7 @@ def test_a_part_that_grows_faster_than_its_work_is_missed(script, capsys):
 
 
 @pytest.mark.parametrize("name", ["checkpoints", "rows", "runs", "jobs"])
-def test_a_quantity_is_measured_at_its_quick_sizes(name, script, tmp_path, drawn_plots):
+def test_a_quantity_is_measured_at_its_quick_sizes(name, script, tmp_path):
     measured = script.measure_quantity(name, quick=True)
     quantity = script.QUANTITIES[name]
     assert [*measured] == [*quantity.parts]
@@ -47,5 +47,10 @@ def test_a_quantity_is_measured_at_its_quick_sizes(name, script, tmp_path, drawn
     assert all(values["cpu"] > 0 for sizes in measured.values() for values in sizes.values())
     (tmp_path / "kept.json").write_text(json.dumps({name: measured}))
     assert script.read_measured(tmp_path / "kept.json") == {name: measured}
-    script.draw({name: measured}, "cpu", "CPU seconds", 0.05, tmp_path / "plot.svg")
-    assert "<svg" in (tmp_path / "plot.svg").read_text()
+
+
+def test_measurements_are_drawn_with_their_exponents(script, tmp_path, drawn_plots):
+    measured = {"rows": {"curve of a report": found(n10=1.0, n100=9.0), "sam-status": found(n10=1.0, n100=50.0)}}
+    script.draw(measured, "cpu", "CPU seconds", 0.05, tmp_path / "plot.svg")
+    text = (tmp_path / "plot.svg").read_text()
+    assert "<svg" in text and "curve of a report: 0.95" in text and "sam-status: 1.70" in text

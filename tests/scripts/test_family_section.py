@@ -1,6 +1,7 @@
 """The section "Comparison" of docs/family.md is what the tables of the two studies say."""
 
 import sys
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -12,6 +13,7 @@ import family_section  # noqa: E402
 from family_section import Side, name_all  # noqa: E402
 from results_tables import Block  # noqa: E402
 
+SECTION = family_section.make_section
 PLAN = {"sgd": 1.0, "sgd-2x": 2.0, "sam": 2.0, "cheap": 1.2, "dear": 1.9, "late": 1.0, "unsure": 1.5}  # cost by arm
 ACCURACY = {  # by arm, one value for each seed
     "sgd": (0.30, 0.31, 0.32),
@@ -83,6 +85,16 @@ def test_lists_of_methods_are_written_out():
     assert [name_all(arms) for arms in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "none", "`a`", "`a` and `b`", "`a`, `b` and `c`"
     ]  # fmt: skip
+
+
+@pytest.fixture(scope="module", autouse=True)
+def section_is_made_once():
+    """Making the section takes two seconds, and its text depends on the tables alone."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(family_section, "read_sides", cache(family_section.read_sides))
+        text = cache(lambda: SECTION(family_section.read_sides()))
+        patch.setattr(family_section, "make_section", lambda sides: text())
+        yield
 
 
 def test_the_section_is_what_the_tables_say(monkeypatch, capsys):

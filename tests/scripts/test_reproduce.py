@@ -21,15 +21,32 @@ def reproduce(*arguments, timeout=60):
     )  # fmt: skip
 
 
-def print_commands(*arguments):
+@pytest.fixture
+def answer(monkeypatch, capsys):
+    """The script's answer to arguments for which it trains nothing, from this process."""
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import reproduce as script
+
+    def call(*arguments):
+        monkeypatch.setattr(sys, "argv", ["reproduce.py", *map(str, arguments)])
+        try:
+            code = script.main()
+        except SystemExit as stop:  # argparse
+            code = stop.code
+        return subprocess.CompletedProcess(arguments, code, *capsys.readouterr())
+
+    return call
+
+
+def print_commands(answer, *arguments):
     """The overrides of each command that --print shows, by key."""
-    done = reproduce(*arguments, "--print")
+    done = answer(*arguments, "--print")
     assert done.returncode == 0, done.stderr
     return [dict(word.partition("=")[::2] for word in shlex.split(line)) for line in done.stdout.splitlines()]
 
 
-def test_a_table_in_full_has_the_settings_of_the_paper(tmp_path):
-    commands = print_commands("--table", 4, "--scale", "full", "data.root=x", "--out", tmp_path)
+def test_a_table_in_full_has_the_settings_of_the_paper(answer, tmp_path):
+    commands = print_commands(answer, "--table", 4, "--scale", "full", "data.root=x", "--out", tmp_path)
     jobs = [(words["noise.rate"], words["augment"], words["optimizer"], words.get("rho")) for words in commands]
     one_seed = [
         job
@@ -41,23 +58,25 @@ def test_a_table_in_full_has_the_settings_of_the_paper(tmp_path):
     assert len({words["run_dir"] for words in commands}) == 60
 
 
-def test_overrides_of_the_user_win(tmp_path):
+def test_overrides_of_the_user_win(answer, tmp_path):
     (words,) = print_commands(
-        "--table", 5, "--scale", "cpu", "--rows", "cutout-sam", "--seeds", 1, "rho=0.3", "epochs=7", "--out", tmp_path
-    )
+        answer, "--table", 5, "--scale", "cpu", "--rows", "cutout-sam", "--seeds", 1, "rho=0.3", "epochs=7",
+        "--out", tmp_path,
+    )  # fmt: skip
     assert (words["rho"], words["epochs"], words["augment"], words["data"]) == ("0.3", "7", "cutout", "fashion_mnist")
     assert words["paper"] == "table5.fashion_wrn28_10-cutout"
 
 
-def test_each_set_of_table_3_has_a_folder(tmp_path):
-    commands = print_commands("--table", 3, "--scale", "full", "--seeds", 1, f"data.root={tmp_path}", "--out", tmp_path)
+def test_each_set_of_table_3_has_a_folder(answer, tmp_path):
+    words = ("--table", 3, "--scale", "full")
+    commands = print_commands(answer, *words, "--seeds", 1, f"data.root={tmp_path}", "--out", tmp_path)
     names = ["aircraft", "flowers", "pets", "cars", "cifar10", "cifar100", "birdsnap", "food101"]
     assert [words["data.root"] for words in commands[::2]] == [f"{tmp_path}/{name}" for name in names]
     (tmp_path / "pets").mkdir()
-    done = reproduce("--table", 3, "--scale", "full", "--rows", "pets|cars", f"data.root={tmp_path}")
+    done = answer(*words, "--rows", "pets|cars", f"data.root={tmp_path}")
     assert done.returncode == 2
     assert done.stderr.splitlines()[0] == f"error: missing image folders: {tmp_path}/cars"
-    assert "missing image folders: data.root (not given)" in reproduce("--table", 3, "--scale", "full").stderr
+    assert "missing image folders: data.root (not given)" in answer(*words).stderr
 
 
 @pytest.mark.parametrize(
@@ -72,8 +91,8 @@ def test_each_set_of_table_3_has_a_folder(tmp_path):
         (["--table", "4", "--scale", "full", "--rows", "nosuch"], "--rows nosuch matches no run"),
     ],
 )
-def test_invalid_options_are_refused(arguments, message):
-    done = reproduce(*arguments)
+def test_invalid_options_are_refused(arguments, message, answer):
+    done = answer(*arguments)
     assert done.returncode == 2
     assert message in done.stderr
 

@@ -94,3 +94,14 @@ def test_freed_memory_is_kept():
         assert faults["keep"] >= 0
     else:
         assert faults["keep"] < 0.1 * faults["leave"]
+
+
+@pytest.mark.parametrize(
+    ("threads", "load", "is_said"), [(2, 8.0, True), (2, 7.9, False), (1, 100.0, False), (4, 12.0, True)]
+)
+def test_a_busy_machine_is_answered_with_one_thread(threads, load, is_said, monkeypatch, caplog):
+    monkeypatch.setattr(hardware.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 4)
+    with caplog.at_level("INFO"):
+        hardware._report_other_work(threads)
+    assert ("OMP_NUM_THREADS=1 before the command" in caplog.text) == is_said
