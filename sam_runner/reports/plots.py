@@ -102,6 +102,8 @@ def draw_plots(report: Report) -> list[Plot]:
             caption = f"Lines: mean over seeds; bands: from the lowest to the highest seed, {_count_seeds(seeds)}."
             if len(curves) == MAX_CURVES < len(order):
                 caption += f" The {MAX_CURVES} best of {len(order)} by {report.metric}."
+            if tag == SHARPNESS and len({report.rows[group].get("rho") for group in curves}) > 1:
+                caption += " A larger rho makes a longer eps: compare lines of the same rho."
             label = tag if tag != SHARPNESS else "loss at w + eps minus loss at w"
             plots.append(_draw(name, title, caption, partial(_plot_curves, report=report, curves=curves, label=label)))
     return plots

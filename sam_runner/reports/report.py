@@ -38,7 +38,7 @@ from sam_runner.reports.comparison import (
     measure_fit,
     parse_baseline,
 )
-from sam_runner.reports.rerun import final_command, train_command, typed_command
+from sam_runner.reports.rerun import change_setting, final_command, train_command, typed_command
 from sam_runner.reports.results import (
     UNREADABLE,
     RunRecord,
@@ -397,23 +397,50 @@ class Report:
     def next_commands(self) -> list[tuple[str, str]]:
         """What to type next, as purposes and commands.
 
-        For each group chosen on validation images: its final runs, all in one sweep, so that its report compares them.
-        If a choice was made on the test set: the same search with held-out images. With `against`: longer baselines.
+        Where a chosen value is at the edge of those searched: the next one. Where a baseline of equal cost is missing:
+        that one. For each group chosen on validation images: its final runs, all in one sweep, so that its report
+        compares them. If a choice was made on the test set: the same search with held-out images.
         """
         if self.runs.empty:
             return []
-        held_out = [choice for choice in self.choices if choice.metric.startswith("validation/")]
-        commands = self._final_commands([choice.group for choice in held_out]) if held_out else []
-        for missing in self.missing_baselines:
+        commands = [self._beyond_command(choice.group, name) for choice in self.choices for name in choice.at_edge]
+        for missing in self.missing_baselines or self._missing_at_equal_cost:
             if missing.base is not None and missing.length:
-                record, seeds = self._first_record(missing.base), self._list_seeds(missing.groups)
-                purpose = f"{self.baseline} with {missing.typed}, for --against {self.against}"
+                purpose = f"{self.baseline} with {missing.typed}, for --against {self.against or 'cost'}"
+                record = self._first_record(missing.base)
                 config = replace(cast("ExperimentConfig", record.config), **missing.length)
-                commands.append((purpose, train_command(record, config, seeds, record.folder.resolve().parent.name)))
+                commands.append((purpose, self._same_sweep_command(record, config, missing.groups)))
+        held_out = [choice for choice in self.choices if choice.metric.startswith("validation/")]
+        commands += self._final_commands([choice.group for choice in held_out]) if held_out else []
         if any(choice.is_optimistic for choice in self.choices):
             command = typed_command(self._first_record(int(self.runs["group"].iloc[0])))
             commands.append(("choose on held-out images instead", f"{command} data.val_fraction=0.1"))
-        return commands
+        return [(purpose, command) for purpose, command in commands if command]
+
+    @property
+    def _missing_at_equal_cost(self) -> list[MissingBaseline]:
+        """The baselines that `--against cost` would miss, of the chosen groups or of all; empty where not known."""
+        unknown = self.runs[COSTS["cost"]].isna().any()
+        if self.baseline is None or self.against or unknown or self.with_equal_cost is None:
+            return []
+        settings = self._choice_settings if self.choices else self.groups[self.settings]
+        return find_missing_baselines(self.runs, settings, Baseline(self.baseline.settings, "cost"))
+
+    def _beyond_command(self, group: int, name: str) -> tuple[str, str]:
+        """Return purpose and command of runs with the next value of a searched setting; "" where it cannot be typed."""
+        value, record = float(self.rows[group][name]), self._first_record(group)
+        is_largest = value >= max(row[name] for row in self.rows.values() if not pd.isna(row[name]))
+        beyond = value * 2 if is_largest else value / 2
+        purpose = f"{self.labels[group]} is at the edge of the values searched: try {column_title(name)} {beyond:g}"
+        try:
+            config = change_setting(cast("ExperimentConfig", record.config), name, beyond)
+        except (TypeError, ValueError):
+            return purpose, ""
+        return purpose, "" if beyond == value else self._same_sweep_command(record, config, [group])
+
+    def _same_sweep_command(self, record: RunRecord, config: ExperimentConfig, groups: Sequence[int]) -> str:
+        """Return the command that trains `config` with the seeds of some groups, in the sweep of a run."""
+        return train_command(record, config, self._list_seeds(groups), record.folder.resolve().parent.name)
 
     def _final_commands(self, groups: Sequence[int]) -> list[tuple[str, str]]:
         seeds = self._list_seeds(groups)

@@ -7,7 +7,7 @@ import re
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
@@ -71,6 +71,29 @@ def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[i
     name = re.sub(r"[^\w.=+ -]", "_", sweep_name, flags=re.ASCII)[-100:]
     words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={name}"]
     return printable(f"{trust_prefix(config.to_dict())}sam-train -m {shlex.join(words)}")
+
+
+def change_setting(config: ExperimentConfig, name: str, value: float) -> ExperimentConfig:
+    """Return the settings with another value of one of them.
+
+    Args:
+        config: The settings.
+        name: Name as in a report, e.g. ``rho``, ``lr`` or ``augment.mixup``.
+        value: The value.
+
+    Raises:
+        ValueError: If the setting does not accept the value, or is an argument of a function of the user's.
+    """
+    name = next((facts.alias for key, facts, _ in walk(config) if key == name and facts.alias), name)
+    found = next(((facts, old) for key, facts, old in walk(config) if key == name), None)
+    if found is None or (found[0].range is not None and value not in found[0].range):
+        raise ValueError(f"{name}={value} is not accepted")
+    changed: Any = int(value) if isinstance(found[1], int) else value
+    *groups, key = name.split(".")
+    owners = list(itertools.accumulate(groups, getattr, initial=config))
+    for owner, part in zip(reversed(owners), reversed([*groups, key]), strict=True):
+        changed = replace(owner, **{part: changed})
+    return cast("ExperimentConfig", changed)
 
 
 def _read_command_line(record: RunRecord) -> CommandLine:

@@ -1,10 +1,10 @@
 """Say in words what the tables of a report show: findings, definitions of the columns, and remarks."""
 
+import math
 import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
 import pandas as pd
 
 from sam_runner.reports.aggregate import Estimate, ranking_sign, student_t
@@ -48,7 +48,8 @@ def describe_findings(report: "Report") -> list[str]:
         findings.append(_describe_group(report, group, chosen.get(group), differences.get(group)))
         if group in differences:
             base, _ = differences[group]
-            findings += [*_describe_early_stopping(report, group, base), *_describe_cost(report, group, base)]
+            findings += [*_describe_early_stopping(report, group, base), *_describe_fit(report, group, base)]
+            findings += _describe_cost(report, group, base)
     return findings
 
 
@@ -80,6 +81,18 @@ def _describe_early_stopping(report: "Report", group: int, base: int) -> list[st
     means = [f"{report.labels[arm]}: {_describe_mean(report, arm, tag)}" for arm in (group, base)]
     judgement = _judge_difference(report, group, difference)
     return [f"With early stopping (epoch of the best {report.early_metrics}), {'; '.join(means)}. {judgement}"]
+
+
+def _describe_fit(report: "Report", group: int, base: int) -> list[str]:
+    """Return a sentence on which labels both sides have fitted; none where no training label is wrong."""
+    fits = [report.fits[arm] for arm in (group, base)]
+    if any(math.isnan(fit.right) or math.isnan(fit.memorised) for fit in fits):
+        return []
+    parts = [
+        f"{report.labels[arm]} predicts {fit.right:.1%} of the right and {fit.memorised:.1%} of the wrong ones"
+        for arm, fit in zip((group, base), fits, strict=True)
+    ]
+    return [f"Of the training labels, {'; '.join(parts)}."]
 
 
 def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
@@ -173,7 +186,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         terms.append(
             (
                 "early stopping",
-                f"{report.metric} at the epoch with the best {report.early_metrics}; all else: last epoch",
+                f"{report.metric} at the epoch with the best {report.early_metrics}; other columns: last epoch",
             )
         )
     if report.baseline is not None:
@@ -188,14 +201,16 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         )
         if "difference, early stopping" in columns:
             terms.append(("difference, early stopping", "the same difference at the epochs of early stopping"))
-        terms.append(("contains 0", "whether this interval contains 0; if not, the difference is significant (5%)"))
+        first = f"difference to {report.baseline}"
+        meaning = f"whether the interval of {first} contains 0; if not, the difference is significant (5%)"
+        terms.append(("contains 0", meaning))
     if "gradients" in columns:
         terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
     if "seconds" in columns:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:
-        fitted = f"{FITTED_ACCURACY:.0%} or more" if "memorised" not in columns else "see memorised"
-        terms.append(("fit", f"accuracy on the training labels in the last epoch (fitted: {fitted})"))
+        fitted = f" (fitted: {FITTED_ACCURACY:.0%} or more)" if "memorised" not in columns else ", right and wrong ones"
+        terms.append(("fit", f"accuracy on the training labels in the last epoch{fitted}"))
     if "right" in columns:
         terms.append(("right", "accuracy on the training images whose labels are right"))
     if "memorised" in columns:
@@ -246,8 +261,8 @@ def write_remarks(report: "Report") -> list[str]:
             f"{missing} of {len(report.runs)} finished runs have no {report.metric}, or NaN: n leaves them out."
         )
     if any(found.n == 2 for found in report.estimates.get(report.metric, {}).values()):
-        widths = student_t(pd.Series([1, 2])) / np.sqrt([2, 3])  # of intervals of two and of three seeds
-        ratio = widths[0] / widths[1]
+        of_two, of_three = map(float, student_t(pd.Series([1, 2])))
+        ratio = of_two / of_three * math.sqrt(3 / 2)
         remarks.append(
             f"With n = 2 an interval is {ratio:.1f} times as wide as with n = 3 and the same spread of the seeds"
             " (Student's t): add a seed."

@@ -227,7 +227,9 @@ def _describe_time(records: Sequence[RunRecord]) -> str:
         [result["training_seconds"] for result in finished if "training_seconds" in result], dtype=float
     )
     if len(seconds):
-        training = f"training took {_duration(seconds.sum())} in all, {_duration(seconds.median())} a run (median)"
+        training = (
+            f"training took {_duration(seconds.sum())}, summed over runs, {_duration(seconds.median())} a run (median)"
+        )
         training += f", of {len(seconds)} of {len(finished)} runs" if len(seconds) < len(finished) else ""
     else:
         training = f"training time is {NOT_RECORDED}" if finished else ""

@@ -116,6 +116,21 @@ def test_a_group_without_a_baseline_of_equal_cost_is_named(tmp_path):
     ]  # fmt: skip
 
 
+def test_a_longer_baseline_and_the_fit_of_both_sides_are_named_without_being_asked_for(tmp_path):
+    typed = ["sam-train", "-m", "optimizer=sgd,sam", "epochs=3", "seed=4"]
+    noise = {"_target_": "sam_runner.data.noise.symmetric", "rate": 0.4, "include_true_class": False}
+    for optimizer, gradients, wrong in (("sgd", 300, 0.9), ("sam", 600, 0.125)):
+        lay(tmp_path / "s" / optimizer, optimizer=optimizer, seed=4, noise=noise,
+            result={"gradient_evaluations": gradients}, environment={"command": typed},
+            final={"train/accuracy": 0.95, "train/accuracy_clean": 0.75, "train/memorised": wrong})  # fmt: skip
+    report = make_report([tmp_path])
+    assert (
+        "Of the training labels, sam, rho 0.05 predicts 75.0% of the right and 12.5% of the wrong ones; sgd predicts"
+        " 75.0% of the right and 90.0% of the wrong ones."
+    ) in report.findings
+    assert [purpose for purpose, _ in report.next_commands] == ["sgd with epochs=6, for --against cost"]
+
+
 def test_a_baseline_of_one_epoch_cannot_be_given_half_of_its_cost(tmp_path):
     for optimizer, gradients in (("sgd", 100), ("sam", 45)):
         lay(tmp_path / optimizer, optimizer=optimizer, result={"gradient_evaluations": gradients})

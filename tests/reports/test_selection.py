@@ -93,6 +93,29 @@ def test_equal_values_are_named_and_are_no_reason_to_search_further(tmp_path):
     assert "The chosen rho is at the edge of the values searched" in two_equal
 
 
+@pytest.mark.parametrize(("best", "beyond"), [(0.4, 0.8), (0.1, 0.05), (0.2, None)])
+def test_a_value_at_the_edge_has_a_command_with_the_next_one(tmp_path, best, beyond):
+    typed = {"command": ["sam-train", "-m", "optimizer=sam", "rho=0.1,0.2,0.4", "data.val_fraction=0.1", "seed=0,1"]}
+    for rho, seed in itertools.product((0.1, 0.2, 0.4), (0, 1)):
+        config = composed("optimizer=sam", f"rho={rho}", f"seed={seed}", "data.val_fraction=0.1")
+        leave(tmp_path / "s" / f"{rho}-{seed}", config, environment=typed, accuracy=0.5,
+              **{"validation/accuracy": 0.9 if rho == best else 0.7})  # fmt: skip
+    found = [command for purpose, command in make_report([tmp_path / "s"]).next_commands if "at the edge" in purpose]
+    words = f"sam-train -m optimizer=sam rho={beyond} data.val_fraction=0.1 seed=0,1 sweep_name=s"
+    assert found == ([] if beyond is None else [words])
+
+
+@pytest.mark.parametrize("chosen", [0.9, 0.0])
+def test_a_value_at_the_end_of_its_range_has_no_next_one(tmp_path, chosen):
+    for smoothing in (0.0, 0.5, 0.9):
+        config = composed(f"label_smoothing={smoothing}", "data.val_fraction=0.1")
+        leave(tmp_path / "s" / f"{smoothing}", config, accuracy=0.5,
+              **{"validation/accuracy": 0.9 if smoothing == chosen else 0.7})  # fmt: skip
+    report = make_report([tmp_path / "s"], select=["label_smoothing"])
+    assert report.choices[0].at_edge == ("label_smoothing",)
+    assert not [purpose for purpose, _ in report.next_commands if "at the edge" in purpose]
+
+
 def test_without_held_out_data_the_choice_is_called_optimistic_in_the_table_and_beside_it(tmp_path):
     report = make_report([lay_search(tmp_path / "s", rates=(0.4,))])
     assert list(report.choice_table["chosen by"]) == ["one value", "test/accuracy (optimistic)"]
