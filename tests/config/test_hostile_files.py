@@ -68,7 +68,7 @@ def overwritten_name():
 
 
 def hidden_by_frames():
-    """The scanner reads on where the unpickler leaves the frame, so only one of them takes the memo's entry for text."""
+    """The scanner reads on where the unpickler leaves the frame: only one of them takes the memo's entry for text."""
     hidden = b"0}r" + struct.pack("<I", 50_000_000) + b"."
     return b"\x80\x04\x95" + struct.pack("<Q", 2) + b"M\x01\x02CN" + hidden + b" " * (78 - len(hidden)) + b"0}."
 
