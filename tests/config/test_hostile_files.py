@@ -68,7 +68,7 @@ def overwritten_name():
 
 
 def hidden_by_frames():
-    """The scanner reads on where the unpickler leaves the frame: the place in the memo is text to the one only."""
+    """The scanner reads on where the unpickler leaves the frame: only one of them takes the memo's entry for text."""
     hidden = b"0}r" + struct.pack("<I", 50_000_000) + b"."
     return b"\x80\x04\x95" + struct.pack("<Q", 2) + b"M\x01\x02CN" + hidden + b" " * (78 - len(hidden)) + b"0}."
 
@@ -155,7 +155,7 @@ def test_a_pickle_runs_nothing_wherever_it_lies(name, place, tmp_path, monkeypat
 
 
 def test_the_exploits_are_real(tmp_path):
-    """Or the test above shows nothing: what it refuses does run when it is unpickled."""
+    """The pickles that the test above refuses run code when they are unpickled; otherwise that test shows nothing."""
     for name in ("open", "system", "eval, protocol 0", "eval, protocol 4", "instance"):
         marker = tmp_path / name.replace(", ", "-").replace(" ", "-")
         pickle.loads(PICKLES[name](marker))
@@ -196,7 +196,7 @@ def test_a_link_in_an_archive_is_not_followed(tmp_path, monkeypatch, capsys):
 
 
 def test_a_bomb_of_an_archive_is_not_unpacked(tmp_path, monkeypatch, capsys):
-    """Four GiB of zeros in four MB: refused by the size that its entry claims, or by the one that it has."""
+    """Four GiB of zeros in four MB: refused by the size that its entry claims, or by its real size."""
     squeezer = zlib.compressobj(9, zlib.DEFLATED, 31)
     with open(tmp_path / "cifar-10-binary.tar.gz", "wb") as out:
         header = bytearray(512)

@@ -48,7 +48,7 @@ def test_restarts_find_a_higher_maximum():
 
 @pytest.mark.parametrize("bad", [torch.inf, torch.nan])
 def test_a_loss_that_is_not_finite_in_the_ball_has_no_worst_case(bad):
-    """At w it is finite, and on one side of it; max() of Python would ignore a NaN."""
+    """The loss is finite at w and on one side of w; Python's max() would ignore the NaN of the other side."""
 
     def wall(w):
         return (bad if float(w[0]) > 3.2 else float(w[0])), torch.tensor([1.0, 0.0]).double()

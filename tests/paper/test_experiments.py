@@ -29,7 +29,7 @@ def target(*overrides):
 
 
 def test_every_experiment_is_in_a_row():
-    """So that `make reproduce-smoke`, which takes steps of every row, takes steps of every experiment.
+    """Every experiment has a row, so `make reproduce-smoke`, which takes steps of every row, takes steps of each.
 
     The experiment with EfficientNet-Lite0 is ours; scripts/evidence.py runs it.
     """

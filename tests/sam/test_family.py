@@ -351,7 +351,7 @@ def test_wsam_equals_pytorch_optimizers(gamma, decouple):
 
 
 def test_friendly_sam_equals_pytorch_optimizers_from_its_second_step():
-    """Its mean starts at the first gradient, and not at 0: a third of the second gradient's weight makes up for it."""
+    """Their mean starts at the first gradient, ours at 0; a third of the second gradient's weight makes up for that."""
     expected = peer_path(
         lambda model: pytorch_optimizer.FriendlySAM(
             model.parameters(), torch.optim.SGD, rho=RHO, sigma=1.0, lmbda=0.6, lr=0.2
@@ -388,7 +388,7 @@ def test_gsam_equals_pytorch_optimizers():
 
 
 def test_looksam_of_one_tensor_equals_pytorch_optimizers():
-    """It decomposes tensor by tensor, so the two agree for a network of one tensor only."""
+    """pytorch-optimizer decomposes tensor by tensor, so both agree only for a network of one tensor."""
 
     def linear():
         torch.manual_seed(0)

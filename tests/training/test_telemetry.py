@@ -89,7 +89,7 @@ def test_steps_with_one_pass_are_neither_measured_nor_part_of_the_sharpness(tmp_
 
 @pytest.mark.parametrize("end", [2, 5, 6, 8])
 def test_a_run_that_is_made_longer_has_the_rows_of_a_long_one(tmp_path, end):
-    """Its end can be at a measured step, within an epoch, and where a measurement is due."""
+    """The end of a run can be at a measured step, within an epoch, and where a measurement is due."""
     constant = ("schedule=constant", *INTERVAL)
     train_tiny(tmp_path / "long", *constant)
     train_tiny(tmp_path / "run", *constant, f"max_steps={end}")
