@@ -199,8 +199,13 @@ def test_a_worker_that_is_killed_outside_of_the_loader_is_the_same_message():
 def test_workers_of_an_open_epoch_end_with_the_program(root):
     """Workers ignore SIGTERM, which multiprocessing sends before it waits for them at exit."""
     program = (
-        "from tests.data.test_worker_stream import make_loader, load_splits\n"
-        f"batches = make_loader(load_splits({str(root)!r}, 'disk').train, num_workers=2).epoch()\n"
+        "import torch\n"
+        "from sam_runner.data.datasets.image_folder import image_folder\n"
+        "from sam_runner.data.loader import ImageLoader\n"
+        "from sam_runner.data.normalisation import IMAGENET_NORMALISATION as values\n"
+        f"train = image_folder(root={str(root)!r}, image_size=12, storage='disk').read().train\n"
+        "options = {'batch_size': 5, 'device': torch.device('cpu'), 'num_workers': 2}\n"
+        "batches = ImageLoader(train, normalisation=values, **options).epoch()\n"
         "next(batches)\n"
     )
     checkout = Path(__file__).resolve().parents[2]
