@@ -117,21 +117,27 @@ def measure_times(report: Report, counts: list[int], rounds: int, batch_size: in
 
 
 def measure_differences(report: Report, device: torch.device) -> None:
-    """Add the table of differences of the weights: one row for each network."""
+    """Add the table of differences of the weights: one row for each network.
+
+    The last column shows what rounding alone does: the same steps one by one, from weights that differ in the last bit.
+    """
     rows: list[list] = []
     for name in NETWORKS:
-        found = []
+        found: list[float] = []
         for dtype in (torch.float64, torch.float32):
             alone, together = build(name, 2, 16, device, dtype)
+            moved = Seeds(alone.networks, alone.batches, None)
+            for param in (param for network in moved.networks for param in network.parameters()):
+                param.data = torch.nextafter(param.data, torch.full_like(param, torch.inf))
             for num_steps in (1, NUM_STEPS - 1):
-                alone.train(num_steps)
-                together.train(num_steps)
-                found.append(f"{difference(alone, together):.0e}")
-        rows.append([name, *found])
+                for seeds in (alone, together, moved):
+                    seeds.train(num_steps)
+                found.append(difference(alone, together))
+        rows.append([name, *(f"{value:.0e}" for value in [*found, difference(alone, moved)])])
     columns = [f"{dtype}, {steps}" for dtype in ("fp64", "fp32") for steps in ("1 step", f"{NUM_STEPS} steps")]
     report.table(
         "Differences of the weights from those of steps one by one",
-        ["network", *columns],
+        ["network", *columns, f"fp32, {NUM_STEPS} steps one by one, other last bits"],
         rows,
         "Two seeds, batch 16; the largest difference relative to the largest weight.",
     )

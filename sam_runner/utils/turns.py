@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+SIGNAL_INTERVAL = 0.1  # seconds until the main thread runs the handler of a signal that another thread received
+
 
 @dataclass
 class _Member:
@@ -68,10 +70,10 @@ class Turns:
         for thread in threads:
             thread.start()
         self._members[0].turn.release()
-        while True:
+        have_ended = False
+        while not have_ended:
             try:
-                self._all_ended.acquire()  # a signal handler of Python runs while this thread waits here
-                break
+                have_ended = self._all_ended.acquire(timeout=SIGNAL_INTERVAL)
             except KeyboardInterrupt:
                 self._is_interrupted = True
         for thread in threads:
