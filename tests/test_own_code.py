@@ -8,6 +8,7 @@ import torch
 
 from sam_runner.commands import evaluate
 from sam_runner.config.hydra.own_options import complete_own_options
+from sam_runner.training import build
 from tests.helpers import invoke
 from tests.test_own_pages import folder  # noqa: F401 - a fixture
 
@@ -83,6 +84,10 @@ def good(index):
 
 def load(*, item="good"):
     return from_dataset(Items(globals()[item]), Items(good), ["a", "b"])
+
+
+def shaken(index):
+    return torch.rand(3), index % 2
 
 
 def third_crashes(index):
@@ -201,7 +206,7 @@ def test_a_network_that_returns_probabilities_is_warned_of(name, is_warned, own,
         (["model._target_=./my_models.tiny"], "write it as a module: model._target_=my_models.tiny\n", ""),
         (["model._target_=parts/nets.Net"], "write it as a module: model._target_=parts.nets.Net\n", ""),
         (["model._target_=parts/nets:Net"], "write it as a module: model._target_=parts.nets.Net\n", ""),
-        (["model._target_=tiny"], "tiny of a file FILE.py is FILE.tiny", ""),
+        (["model._target_=tiny"], "a function or class tiny of a file FILE.py is FILE.tiny", ""),
         (["model.target=my_models.tiny"], "did you mean model._target_?", ""),
         (["model=my_models"], "for code of your own: model._target_=my_models.NAME", ""),
         (["model._target_=parts/nets.py:Net"], "write it as a module: model._target_=parts.nets.Net", ""),
@@ -211,14 +216,14 @@ def test_a_network_that_returns_probabilities_is_warned_of(name, is_warned, own,
         (["model._target_=my_models.fails"], "KeyError: 'size'", "my_models.py:40, in fails"),
         (["model._target_=my_broken.tiny"], "importing my_broken fails: ModuleNotFoundError", "my_broken.py:2"),
         (["model._target_=my_typo.tiny"], "importing my_typo fails: SyntaxError", "my_typo.py:1"),
-        (["data._target_=my_data.load", "data.item=third_crashes"], "item 3 cannot be read: KeyError", "my_data.py:26"),
+        (["data._target_=my_data.load", "data.item=third_crashes"], "item 3 cannot be read: KeyError", "my_data.py:30"),
         (["data._target_=my_data.load", "data.item=third_is_text"], "item 3 has an input of type str", "my_data.py:22"),
         (["data._target_=my_data.load", "data.item=third_is_single"], "item 3 is a Tensor", "my_data.py:22, in load"),
         (["data._target_=my_data.load", "data.item=third_is_longer"], "input of shape (4,)", "my_data.py:22, in load"),
         (["data._target_=my_data.load", "data.item=third_has_class_7"], "example 3 has label 7", "my_data.py:22"),
         (["data._target_=my_data.load", "data.item=third_has_a_name"], "item 3 has the label 'cat'", "my_data.py:22"),
         (["data._target_=my_data.nothing"], "returns a list", "from_dataset"),
-        (["data._target_=my_data.not_finite"], "input 1 holds a value that is not finite", "my_data.py:59"),
+        (["data._target_=my_data.not_finite"], "input 1 holds a value that is not finite", "my_data.py:63"),
         (["data._target_=my_data.tokens", "model._target_=my_models.Volume"], "not accept int64 inputs", "give floats"),
         (["data._target_=my_data.load"], "SmallCNN does not accept inputs of shape (3,)", "model._target_"),
         (["optimizer.base._target_=my_optim.Broken"], "cannot take a step with nothing but gradients: no", ""),
@@ -237,6 +242,18 @@ def test_a_mistake_is_one_message_with_its_line(words, message, place, own, monk
     assert place in done.stderr
     assert len(done.stderr.splitlines()) <= 6
     assert not (own / "run").exists()
+
+
+def test_random_data_are_warned_of_and_later_refused_with_the_reason(own, monkeypatch, capsys):
+    words = ("data._target_=my_data.load", "data.item=shaken", "model._target_=my_linear.tiny", "batch_size=10")
+    (own / "my_linear.py").write_text("from torch import nn\n\n\ndef tiny(num_classes):\n    return nn.Linear(3, 2)\n")
+    done = invoke(monkeypatch, capsys, own, *words, *TINY)
+    assert done.returncode == 0, done.stderr
+    assert "train: item 0 has another input when it is read again" in done.stderr + done.stdout
+    build._read_data.cache_clear()
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_data,my_linear")
+    done = invoke(monkeypatch, capsys, own, "run", entry=evaluate.main)
+    assert done.returncode == 2 and "seed its splits and transformations" in done.stderr
 
 
 def test_the_message_gives_the_command_that_trusts_a_module_elsewhere(own, monkeypatch, capsys):

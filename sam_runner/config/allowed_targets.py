@@ -104,7 +104,7 @@ def _describe_trust(target: str) -> str:
     if not name.isidentifier():
         return f"for your own code: {VARIABLE}=your_module sam-train ...; {place}"
     if not rest:
-        place += f", in which a function or class NAME would be {name}.NAME; {name} of a file FILE.py is FILE.{name}"
+        return f"{place}; a function or class {name} of a file FILE.py is FILE.{name}"
     return f"{place}; if it is your own code elsewhere: PYTHONPATH=FOLDER_OF_IT {trusting_command([name], sys.argv)}"
 
 

@@ -161,9 +161,10 @@ def to_8_bits(image: Image.Image) -> Image.Image:
         image: An image of any mode; those without 16-bit grey are returned as they are.
 
     Raises:
-        ValueError: If a TIFF holds floating-point or 32-bit numbers, whose range is not in the file.
+        ValueError: If it holds floating-point or 32-bit numbers, as a TIFF can, whose range is not known. Grey of PNG
+            and PPM files that Pillow gives in 32 bits has 16.
     """
-    if image.mode == "F" or (image.mode == "I" and image.format == "TIFF"):
+    if image.mode == "F" or (image.mode == "I" and image.format not in ("PNG", "PPM")):
         kind = "floating-point" if image.mode == "F" else "32-bit"
         raise ValueError(f"it holds {kind} numbers of unknown range; 8 and 16 bits are read")
     if not image.mode.startswith("I"):

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from sam_runner.data.decode import to_8_bits
 from sam_runner.data.image_sets import ArraySet, ImageSet, make_image_set
 from sam_runner.data.own_labels import check_labels, number_names, to_label
 from sam_runner.data.splits import Splits
@@ -167,6 +166,8 @@ def _warn_of_channels_last(inputs: Tensor, name: str) -> None:
 
 def _to_input(value: Any, place: str) -> Tensor:
     from PIL import Image
+
+    from sam_runner.data.decode import to_8_bits
 
     if isinstance(value, Image.Image):
         try:

@@ -116,13 +116,15 @@ def test_pil_images_of_a_dataset_are_images():
 
 def test_16_bit_images_of_a_dataset_keep_their_upper_bits():
     values = (DRAWS.integers(0, 256, size=(12, 4, 5)) * 257).astype(np.uint16)
-    for kind in (np.uint16, np.int32):
-        images = [Image.fromarray(value.astype(kind)) for value in values]
-        items = Items(list(zip(images, LABELS, strict=True)))
-        assert torch.equal(from_dataset(items, items, 3).train.images_NCHW[:, 0], torch.from_numpy(values >> 8).byte())
-    floats = Items([(Image.fromarray(values[0].astype(np.float32)), 0)])
-    with pytest.raises(InputError, match="item 0 is an image that cannot be read: it holds floating-point numbers"):
-        from_dataset(floats, floats, 3)
+    items = Items(list(zip(map(Image.fromarray, values), LABELS, strict=True)))
+    assert torch.equal(from_dataset(items, items, 3).train.images_NCHW[:, 0], torch.from_numpy(values >> 8).byte())
+
+
+@pytest.mark.parametrize(("kind", "name"), [(np.float32, "floating-point"), (np.int32, "32-bit")])
+def test_images_of_numbers_of_unknown_range_are_refused(kind, name):
+    items = Items([(Image.fromarray(np.full((4, 5), 200, kind)), 0)])
+    with pytest.raises(InputError, match=f"item 0 is an image that cannot be read: it holds {name} numbers of unknown"):
+        from_dataset(items, items, 3)
 
 
 class Shifted(Dataset):

@@ -19,6 +19,8 @@ SEARCHED = f"{READABLE} rho=0.1 noise=symmetric noise.rate=0.4 "
 CASES = {  # what was typed beside optimizer=sgd,sam; how the final command for SAM begins
     "radii": (["rho=choice(0.02,0.1)", *NOISE, "data.val_fraction=0.1"], f"{READABLE} rho=0.1 "),
     "search": (["search=rho", *NOISE], SEARCHED),
+    "part": (["rho=0.02,0.1", "data.val_fraction=0.1", "data.train_fraction=0.5"],
+             f"{READABLE} rho=0.1 data.train_fraction=0.5 "),
     "noisy labels": (["search=rho", *NOISE, "data.val_labels=noisy", "sweep.jobs=1"], SEARCHED),
     "own option": (["--config-dir", "mine", "experiment=own", "rho=0.02,0.1"],
                    "sam-train -m --config-dir mine optimizer=sam experiment=own rho=0.1 "),
