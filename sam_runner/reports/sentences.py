@@ -246,8 +246,8 @@ def write_remarks(report: "Report") -> list[str]:
             f"{missing} of {len(report.runs)} finished runs have no {report.metric}, or NaN: n leaves them out."
         )
     if any(found.n == 2 for found in report.estimates.get(report.metric, {}).values()):
-        widths = student_t(pd.Series([1, 2])) / np.sqrt([2, 3])  # of intervals of two and of three seeds
-        ratio = widths[0] / widths[1]
+        widths: pd.Series = student_t(pd.Series([1, 2])) / np.sqrt([2, 3])  # of intervals of two and of three seeds
+        ratio = float(widths[0] / widths[1])
         remarks.append(
             f"With n = 2 an interval is {ratio:.1f} times as wide as with n = 3 and the same spread of the seeds"
             " (Student's t): add a seed."
