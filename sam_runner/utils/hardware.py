@@ -127,13 +127,14 @@ def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic
 
 
 def _report_other_work(num_threads: int) -> None:
-    """Log how to train on a busy machine: threads that wait for one without a core waste the time of all others."""
+    """Log how to train on a busy machine: OpenMP's threads keep their cores busy while they wait for each other."""
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
-    if num_threads > 1 and load >= BUSY * cores:
+    is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
+    if num_threads > 1 and load >= BUSY * cores and not is_passive:
         log.info(
-            "this machine has other work (load %.0f on %d cores): one thread may be many times faster than %d, with"
-            " OMP_NUM_THREADS=1 before the command",
-            *(load, cores, num_threads),
+            "this machine has other work (load %.0f on %d cores): OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before"
+            " the command may train many times faster",
+            *(load, cores),
         )
 
 

@@ -97,11 +97,19 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("threads", "load", "is_said"), [(2, 8.0, True), (2, 7.9, False), (1, 100.0, False), (4, 12.0, True)]
+    ("threads", "load", "policy", "is_said"),
+    [
+        (2, 8.0, "", True),
+        (4, 12.0, "active", True),
+        (2, 7.9, "", False),
+        (1, 100.0, "", False),
+        (2, 100.0, "PASSIVE", False),
+    ],
 )
-def test_a_busy_machine_is_answered_with_one_thread(threads, load, is_said, monkeypatch, caplog):
+def test_a_busy_machine_is_answered_with_what_is_faster(threads, load, policy, is_said, monkeypatch, caplog):
+    monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     monkeypatch.setattr(hardware.os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(hardware.os, "cpu_count", lambda: 4)
     with caplog.at_level("INFO"):
         hardware._report_other_work(threads)
-    assert ("OMP_NUM_THREADS=1 before the command" in caplog.text) == is_said
+    assert ("OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before" in caplog.text) == is_said
