@@ -26,10 +26,13 @@ WORDS = {}  # what it has read from arguments of a command line
 
 def reuse_composed_options():
     """Replace Hydra's slow functions in this process."""
-    if hasattr(config_loader_impl.create_defaults_list, "original"):  # a child of tests/mutants
-        return
-    make_list, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
-    load, store, parse = ConfigRepository.load_config, ConfigStore.store, OverridesParser.parse_rule
+    if not hasattr(config_loader_impl, "originals"):  # else a child of tests/mutants, which has a conf/ of its own
+        config_loader_impl.originals = (
+            config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list,
+            ConfigRepository.load_config, ConfigStore.store, OverridesParser.parse_rule,
+        )  # fmt: skip
+        omegaconf.base.parse = cache(omegaconf.base.parse)  # of interpolations
+    make_list, merge, load, store, parse = config_loader_impl.originals
 
     def load_config(self, config_path):
         if _is_brought(config_path):
@@ -75,12 +78,10 @@ def reuse_composed_options():
             WORDS[text] = parse(self, text, rule_name)
         return copy.copy(WORDS[text])
 
-    create_defaults_list.original = make_list
     config_loader_impl.create_defaults_list = create_defaults_list
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_config
     ConfigRepository.load_config = load_config
     OverridesParser.parse_rule = parse_rule
-    omegaconf.base.parse = cache(omegaconf.base.parse)  # of interpolations
     ConfigStore.store = store_option
     ConfigStore.__deepcopy__ = lambda self, _: self  # Hydra copies all options, though it copies each one that it reads
 
