@@ -6,24 +6,33 @@ the settings of a run, an option that is stored later, and everything that ends 
 """
 
 import copy
+from functools import cache
 
+import omegaconf.base
 from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.config_repository import ConfigRepository
 from hydra._internal.defaults_list import DefaultsList
 from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.plugins.config_source import ConfigLoadError
+from omegaconf import OmegaConf
 
 from sam_runner.utils.files import CONF
 
 FILES, LISTS, CONFIGS = {}, {}, {}  # what Hydra has read and composed: files, defaults lists, merged options
+WORDS = {}  # what it has read from arguments of a command line
 
 
 def reuse_composed_options():
     """Replace Hydra's slow functions in this process."""
-    if hasattr(config_loader_impl.create_defaults_list, "original"):  # a child of tests/mutants
-        return
-    make_list, merge = config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list
-    load, store = ConfigRepository.load_config, ConfigStore.store
+    if not hasattr(config_loader_impl, "originals"):  # else a child of tests/mutants, which has a conf/ of its own
+        config_loader_impl.originals = (
+            config_loader_impl.create_defaults_list, ConfigLoaderImpl._compose_config_from_defaults_list,
+            ConfigRepository.load_config, ConfigStore.store, OverridesParser.parse_rule,
+        )  # fmt: skip
+        omegaconf.base.parse = cache(omegaconf.base.parse)  # of interpolations
+    make_list, merge, load, store, parse = config_loader_impl.originals
 
     def load_config(self, config_path):
         if _is_brought(config_path):
@@ -55,17 +64,34 @@ def reuse_composed_options():
         return copy.deepcopy(CONFIGS[key])
 
     def store_option(self, name, node, group=None, package=None, provider=None):
-        if not _is_brought(f"{group}/{name}" if group else name):
+        path = f"{group}/{name}" if group else name
+        before = _stored(self, path)
+        store(self, name, node, group, package, provider)
+        if not _is_brought(path) and _stored(self, path) != before:
             for known in (FILES, LISTS, CONFIGS):
                 known.clear()
-        store(self, name, node, group, package, provider)
 
-    create_defaults_list.original = make_list
+    def parse_rule(self, text, rule_name):
+        if rule_name != "override":
+            return parse(self, text, rule_name)
+        if text not in WORDS:
+            WORDS[text] = parse(self, text, rule_name)
+        return copy.copy(WORDS[text])
+
     config_loader_impl.create_defaults_list = create_defaults_list
     ConfigLoaderImpl._compose_config_from_defaults_list = compose_config
     ConfigRepository.load_config = load_config
+    OverridesParser.parse_rule = parse_rule
     ConfigStore.store = store_option
     ConfigStore.__deepcopy__ = lambda self, _: self  # Hydra copies all options, though it copies each one that it reads
+
+
+def _stored(store, path):
+    """The content of an option in Hydra's store, None without one."""
+    try:
+        return OmegaConf.to_container(store.load(f"{path}.yaml").node)
+    except ConfigLoadError:
+        return None
 
 
 def _list_folders(repo):
