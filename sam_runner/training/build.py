@@ -481,8 +481,9 @@ def require_joint_passes(config: ExperimentConfig) -> None:
     blank = splits.train.blank(4, weights_dtype(config.precision)).to(device)
     inputs = torch.randn(blank.shape, generator=make_generator(0, "joint passes"), dtype=blank.dtype).to(device)
     if reason := explain_impossible_passes(model, inputs, get_logits):
+        name = config.model.target.rpartition(".")[2]
         raise InputError(
-            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with this network: {reason}\n  {use_one}"
+            f"sweep.batch_seeds={config.sweep.batch_seeds} does not work with {name}: {reason}\n  {use_one}"
         )
 
 

@@ -153,7 +153,7 @@ def test_a_seed_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys, alon
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["model.dropout=0.5"], "does not work with this network: it draws random numbers in a pass (dropout"),
+        (["model.dropout=0.5"], "does not work with SmallCNN: it draws random numbers in a pass (dropout"),
         (["compile=default"], "does not work with compile=default"),
         (["optimizer.second_order=true"], "does not work with optimizer.second_order=true"),
         (["hydra/launcher=submitit_local"], "has no effect: each job has its own processes"),
