@@ -289,6 +289,16 @@ MUTANTS = {
         ("statistics: a later pass leaves its writes", "exchanged_buffers", "try:\n A\nfinally:\n B", "A",
          "sam/test_batch_statistics.py::groups_and_micro"),
     ],
+    "sam.network.joint_passes": [
+        ("joint: every network has the gradient of the first", "_backward", "grad[A]", "grad[0]",
+         "sam/test_joint_passes.py::as_alone"),
+        ("joint: every network has the buffers of the first", "_rows", "tensor[A]", "tensor[0]",
+         "sam/test_joint_passes.py::as_alone"),
+        ("joint: runs share their random numbers", "JointPasses.meet", "A.restore(B)", "None",
+         "sam/test_joint_passes.py::random_numbers_of_its_own"),
+        ("joint: networks of any input make one pass", "_Forward.key", "self.inputs.shape", "()",
+         "sam/test_joint_passes.py::ends_earlier"),
+    ],
     "sam.spectral_norm": [
         ("spectral norm: iterates at w + eps", "PowerIterations.stopped", "A._stop()", "pass",
          "sam/test_spectral_norm.py::frozen_pass"),
@@ -581,7 +591,7 @@ MUTANTS = {
          "sweeps/test_sweep.py::outcome_of_a_job"),
     ],
     "sweeps.claims": [
-        ("sweep: one claim for all jobs", "claim", "int(A, 16)", "0", "sweeps/test_pool.py::claim_is_held"),
+        ("sweep: one claim for all jobs", "claim_all", "int(A, 16)", "0", "sweeps/test_pool.py::claim_is_held"),
     ],
     "sweeps.progress": [
         ("progress: jobs at once do not share the work", "SweepProgress.seconds_left", "A / B / running", "A / B",
