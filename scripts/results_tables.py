@@ -59,10 +59,12 @@ class Block:
 
 
 def read_blocks(study: Study) -> list[Block]:
-    """Return the blocks of a study that have finished final runs."""
+    """Return the blocks of a study that have finished final runs; only runs on its main machine have seconds."""
     rows = pd.DataFrame(study.planned_rows(), columns=[*COLUMNS, *METRIC_COLUMNS])
     numbers = ["seed", "gradient_evaluations", "training_seconds", *METRIC_COLUMNS]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
+    is_elsewhere = ~rows["machine"].isin(rows.loc[rows["training_seconds"].notna(), "machine"].mode())
+    rows.loc[is_elsewhere, "training_seconds"] = math.nan
     blocks = [Block(study, name, rows[rows["block"] == name]) for name in study.content["blocks"]]
     return [block for block in blocks if len(block.searches) or block.arms]
 

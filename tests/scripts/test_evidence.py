@@ -18,7 +18,7 @@ import results_page  # noqa: E402
 STUDIES = sorted(path.stem for path in evidence.STUDIES.glob("*.yaml"))
 
 
-def finish(study, job, tmp_path, accuracy, status="finished", code=None, **result):
+def finish(study, job, tmp_path, accuracy, status="finished", code=None, machine="x", **result):
     """Add a made-up run to a study."""
     folder = tmp_path / "runs" / job.folder_name
     folder.mkdir(parents=True, exist_ok=True)
@@ -31,7 +31,7 @@ def finish(study, job, tmp_path, accuracy, status="finished", code=None, **resul
     if status == "finished":
         (folder / "result.json").write_text(json.dumps(result))
     (folder / "status.json").write_text(json.dumps({"status": status, "time": "2026-01-01"}))
-    (folder / "environment.json").write_text(json.dumps({"git_commit": "abc", "processor": "x"}))
+    (folder / "environment.json").write_text(json.dumps({"git_commit": "abc", "processor": machine}))
     (folder / "config.yaml").write_text("data:\n  root: /somewhere/images\n")
     (folder / "metrics.jsonl").write_text("{}\n")
     code = code if code is not None else int(status != "finished")
@@ -196,6 +196,15 @@ def test_differences_are_paired_and_only_the_chosen_value_counts(tmp_path):
     assert difference.mean + difference.half_width == pytest.approx(expected.high)
     assert block.cost("sam") == 2
     assert study.count_runs()["finished"] == 11
+
+
+def test_seconds_are_those_of_the_machine_that_made_most_runs(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for seed, (machine, seconds) in enumerate([("x", 5.0), ("slow", 2000.0), ("x", 7.0)]):
+        job = study.final_job("worst", "sgd", seed)
+        finish(study, job, tmp_path, 0.3, machine=machine, training_seconds=seconds)
+    (block,) = results_page.read_blocks(study)
+    assert (block.estimate("sgd", "training_seconds").mean, block.estimate("sgd", "final/test/accuracy").n) == (6.0, 3)
 
 
 def test_the_pages_are_what_the_tables_say():
