@@ -94,7 +94,7 @@ def test_a_refused_job_runs_once_its_reason_is_gone(tmp_path, monkeypatch, capsy
 def test_an_unexpected_error_is_in_the_log_of_its_job(tmp_path, monkeypatch, capsys):
     from sam_runner.runs import start
 
-    def broken(*_):
+    def broken(*_, **__):
         raise RuntimeError("no such kernel")
 
     monkeypatch.setattr(start, "build_run", broken)

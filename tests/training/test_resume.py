@@ -235,7 +235,7 @@ def test_two_interrupts_end_a_run_immediately_and_keep_the_last_checkpoint(tmp_p
 
 
 def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(tmp_path, monkeypatch, capsys):
-    def interrupt(*_):
+    def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
