@@ -316,3 +316,24 @@ def test_a_function_without_arguments_takes_no_settings(own, monkeypatch, capsys
         2,
         "error: unknown key data.image_size\n  my_data.nothing takes no settings\n",
     )
+
+
+@pytest.mark.parametrize(
+    ("words", "pattern"),
+    [
+        (["optimizer=glob(*)"], "optimizer=glob(*,exclude=own)"),
+        (["optimizer/base=glob(*)"], "optimizer/base=glob(*,exclude=torch)"),
+        (["optimizer=glob(own)"], "optimizer=glob(own)"),
+        (["optimizer=glob(*,exclude=sgd)"], "optimizer=glob(*,exclude=sgd)"),
+        (["optimizer=glob(*)", "optimizer._target_=mine.method"], "optimizer=glob(*)"),
+        (["augment=glob(*)"], "augment=glob(*)"),
+    ],
+)
+def test_a_pattern_leaves_out_the_option_that_needs_a_target(words, pattern):
+    assert pattern in complete_own_options(words)
+
+
+def test_a_sweep_over_all_methods_refuses_none(tmp_path, monkeypatch, capsys):
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", "optimizer=glob(*)", "dry_run=true", "device=cpu")
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "refused" not in done.stdout

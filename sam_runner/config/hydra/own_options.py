@@ -28,7 +28,8 @@ def complete_own_options(words: Sequence[str]) -> list[str]:
     """Return the words as Hydra needs them where an option is a user's own.
 
     A group with a typed target gets the option of `OPTIONS`, unless another one is typed, and its settings may be new
-    keys: the target's signature decides which are accepted.
+    keys: the target's signature decides which are accepted. Without a target, a pattern such as ``optimizer=glob(*)``
+    leaves that option out.
 
     Args:
         words: Settings ``key=value`` and choices ``group=option``.
@@ -36,7 +37,16 @@ def complete_own_options(words: Sequence[str]) -> list[str]:
     keys = [word.lstrip("+~").partition("=")[0] for word in words]
     own = {group for group in OPTIONS if f"{group}._target_" in keys}
     chosen = [OPTIONS[group] for group in own if OPTIONS[group].partition("=")[0] not in keys]
-    return [*sorted(chosen), *(_force(word, own) for word in words)]
+    return [*sorted(chosen), *(_force(_leave_out(word, own), own) for word in words)]
+
+
+def _leave_out(word: str, own: set[str]) -> str:
+    """Return a pattern of options without the one that needs a target, unless a target is typed; other words as is."""
+    found = re.fullmatch(r"([\w/]+)=glob\(([^(),=]*\*[^(),=]*)\)", word)
+    group = found[1].replace("/", ".") if found else ""
+    if found is None or group not in OPTIONS or group in own:
+        return word
+    return f"{found[1]}=glob({found[2]},exclude={OPTIONS[group].partition('=')[2]})"
 
 
 def _force(word: str, own: set[str]) -> str:
