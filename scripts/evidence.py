@@ -313,7 +313,7 @@ class Runner:
             with (self.out / f"{job.folder_name}.log").open("a", encoding="utf-8") as log:
                 log.write(printed)
             failed += code not in (0, PREEMPTED)
-            self.study.add(job, self.out / job.folder_name, self.folders, code)
+            self.study.add(job, self.out / job.folder_name, self.places(), code)
             accuracy = self.study.rows.get(job.command, {}).get("final/test/accuracy")
             print(
                 f"{time.strftime('%H:%M:%S')} {job.name}: code {code}, test accuracy {accuracy} "
@@ -321,6 +321,11 @@ class Runner:
                 flush=True,
             )
         return failed
+
+    def places(self) -> dict[str, str]:
+        """Return the folders by name, those of the machine's words (``data.cache=FOLDER``) by their key."""
+        words = (word.partition("=") for word in self.words)
+        return {**self.folders, **{key: value for key, _, value in words if value.startswith("/")}}
 
     def run_part(self, part: Part) -> int:
         """Run the searches of a part and the final runs that need none, then the others. Returns how many runs failed.

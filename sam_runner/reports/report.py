@@ -403,7 +403,7 @@ class Report:
         """
         if self.runs.empty:
             return []
-        commands = [self._beyond_command(choice.group, name) for choice in self.choices for name in choice.at_edge]
+        commands = [self._beyond_command(choice, name) for choice in self.choices for name in choice.at_edge]
         for missing in self.missing_baselines or self._missing_at_equal_cost:
             if missing.base is not None and missing.length:
                 purpose = f"{self.baseline} with {missing.typed}, for --against {self.against or 'cost'}"
@@ -426,17 +426,19 @@ class Report:
         settings = self._choice_settings if self.choices else self.groups[self.settings]
         return find_missing_baselines(self.runs, settings, Baseline(self.baseline.settings, "cost"))
 
-    def _beyond_command(self, group: int, name: str) -> tuple[str, str]:
+    def _beyond_command(self, choice: Choice, name: str) -> tuple[str, str]:
         """Return purpose and command of runs with the next value of a searched setting; "" where it cannot be typed."""
-        value, record = float(self.rows[group][name]), self._first_record(group)
-        is_largest = value >= max(row[name] for row in self.rows.values() if not pd.isna(row[name]))
-        beyond = value * 2 if is_largest else value / 2
-        purpose = f"{self.labels[group]} is at the edge of the values searched: try {column_title(name)} {beyond:g}"
+        value, record = float(self.rows[choice.group][name]), self._first_record(choice.group)
+        searched = [row[name] for row in self.rows.values() if choice.settings.items() <= row.items()]
+        beyond = value * 2 if value == pd.Series(searched).max() else value / 2
+        purpose = (
+            f"{self.labels[choice.group]} is at the edge of the values searched: try {column_title(name)} {beyond:g}"
+        )
         try:
             config = change_setting(cast("ExperimentConfig", record.config), name, beyond)
         except (TypeError, ValueError):
             return purpose, ""
-        return purpose, "" if beyond == value else self._same_sweep_command(record, config, [group])
+        return purpose, "" if beyond == value else self._same_sweep_command(record, config, [choice.group])
 
     def _same_sweep_command(self, record: RunRecord, config: ExperimentConfig, groups: Sequence[int]) -> str:
         """Return the command that trains `config` with the seeds of some groups, in the sweep of a run."""

@@ -105,6 +105,15 @@ def test_a_value_at_the_edge_has_a_command_with_the_next_one(tmp_path, best, bey
     assert found == ([] if beyond is None else [words])
 
 
+def test_the_next_value_is_beyond_those_of_its_own_method(tmp_path):
+    for name, values in (("sam", (0.1, 0.2, 0.4)), ("asam", (1.0, 2.0, 4.0))):
+        for rho in values:
+            config = composed(f"optimizer={name}", f"rho={rho}", "data.val_fraction=0.1")
+            leave(tmp_path / "s" / f"{name}{rho}", config, accuracy=0.5, **{"validation/accuracy": rho})
+    purposes = [text for text, _ in make_report([tmp_path / "s"]).next_commands if "at the edge" in text]
+    assert {text.rpartition("try ")[2] for text in purposes} == {"rho 0.8", "rho 8"}
+
+
 @pytest.mark.parametrize("chosen", [0.9, 0.0])
 def test_a_value_at_the_end_of_its_range_has_no_next_one(tmp_path, chosen):
     for smoothing in (0.0, 0.5, 0.9):

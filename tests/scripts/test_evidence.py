@@ -180,6 +180,18 @@ def test_a_word_of_the_machine_is_left_out_where_an_arm_cannot_have_it(tmp_path)
         assert "device=cuda" in command
 
 
+def test_the_copy_of_the_settings_has_no_folder_of_the_machine(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    runner = evidence.Runner(study, tmp_path, {"cifar10": "/a"}, None, ["device=cpu", "data.cache=/b/cache"])
+    job = study.search_jobs("worst", "sam")[0]
+    finish(study, job, tmp_path, 0.5)
+    folder = tmp_path / "runs" / job.folder_name
+    (folder / "config.yaml").write_text("data:\n  root: /a/images\n  cache: /b/cache\ndevice: cpu\n")
+    study.add(job, folder, runner.places())
+    kept = (tmp_path / "human_noise" / f"{job.name}.yaml").read_text()
+    assert kept == "data:\n  root: {cifar10}/images\n  cache: {data.cache}\ndevice: cpu\n"
+
+
 def test_differences_are_paired_and_only_the_chosen_value_counts(tmp_path):
     study = evidence.Study("human_noise", results=tmp_path)
     for job, accuracy in zip(study.search_jobs("worst", "sam"), (0.3, 0.5, 0.4, 0.45, 0.2), strict=True):
