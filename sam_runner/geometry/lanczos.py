@@ -14,6 +14,8 @@ from sam_runner.utils.seeding import make_generator
 
 Product = Callable[[Tensor], Tensor]
 BREAKDOWN = 1e-6  # of float32; a residual that is smaller relative to the operator is rounding
+ROUNDING = 1e-5  # of a product in float32, relative to the largest absolute eigenvalue
+MIN_PRODUCTS = 10  # a random start is nearly in the null space of a large Hessian, which looks converged at first
 MAX_BASIS = 48
 
 
@@ -53,8 +55,9 @@ def largest_eigenvalues(
         product: v -> A v for v of shape (n,).
         start: Any non-zero vector, (n,): floating point, not orthogonal to the eigenvectors.
         k: Number of eigenvalues, in [1, n].
-        tolerance: Bound of the residuals, relative to the largest |Ritz value|. The error of an eigenvalue that is
-            separated from the others is about the square of its relative residual.
+        tolerance: Bound of the residuals, relative to the largest eigenvalue. The error of an eigenvalue that is
+            separated from the others is about the square of its relative residual. Where the most negative eigenvalue
+            is far larger in absolute value, the bound is at least the rounding of the products.
         max_products: Largest number of products.
         max_basis: Largest number of vectors that are kept, at least k + 2 unless n is smaller.
         seed: Seed of the vectors that replace the start where its invariant subspace is exhausted.
@@ -72,7 +75,8 @@ def largest_eigenvalues(
         ritz = krylov.multiply(product)
         num_products += 1
         top = range(krylov.count - 1, max(krylov.count - 1 - k, -1), -1)
-        is_complete = krylov.count >= k and _are_complete(ritz, top, tolerance, is_replaced=is_replaced)
+        is_early = krylov.count < k or (ritz.beta > 0 and num_products < k + MIN_PRODUCTS)
+        is_complete = not is_early and _are_complete(ritz, top, tolerance, is_replaced=is_replaced)
         converged = krylov.count == n or is_complete
         if converged or num_products >= max_products:
             values, residuals = ([float(part[i]) for i in top] for part in (ritz.values, ritz.residuals))
@@ -160,7 +164,8 @@ class _Krylov:
 def _are_complete(ritz: _Ritz, top: range, tolerance: float, *, is_replaced: bool) -> bool:
     """Return whether the eigenvalues at the positions `top` are the largest ones of the operator, and exact enough."""
     if ritz.beta > 0:
-        return all(float(ritz.residuals[i]) <= tolerance * ritz.scale for i in top)
+        bound = max(tolerance * abs(float(ritz.values[top[0]])), min(tolerance, ROUNDING) * ritz.scale)
+        return all(float(ritz.residuals[i]) <= bound for i in top)
     # An invariant subspace may lack copies of an eigenvalue. But if a random vector is an eigenvector, so is every
     # vector that is orthogonal to the basis.
     return is_replaced and float(ritz.values[top[-1]]) >= ritz.newest - BREAKDOWN * ritz.scale

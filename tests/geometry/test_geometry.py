@@ -94,6 +94,16 @@ def test_lanczos_returns_repeated_eigenvalues_and_restarts():
         largest_eigenvalues(lambda v: v, torch.ones(2), 3)
 
 
+@pytest.mark.parametrize("largest", [0.3, 78.0])
+def test_lanczos_does_not_stop_at_the_null_space(largest):
+    """A random start in many dimensions is nearly in the null space, and its products nearly the smallest vector."""
+    diagonal = torch.zeros(200_000)
+    diagonal[5], diagonal[9] = -345.0, largest
+    start = torch.where(torch.rand(len(diagonal), generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+    found = largest_eigenvalues(lambda v: diagonal * v, start, 1)
+    assert found.converged and found.values == pytest.approx([largest], rel=1e-4)
+
+
 def test_too_few_products_are_said_to_be_too_few():
     A, _ = problems.matrix()
     found = largest_eigenvalues(lambda v: A @ v, torch.ones(30).double(), 4, max_products=5)

@@ -367,6 +367,8 @@ MUTANTS = {
          "geometry/test_geometry.py::repeated_eigenvalues"),
         ("lanczos: copies of an eigenvalue are missed", "_are_complete", "is_replaced and A", "True",
          "geometry/test_geometry.py::repeated_eigenvalues"),
+        ("lanczos: stops at the null space", "largest_eigenvalues", "A or (B and C)", "A",
+         "geometry/test_geometry.py::null_space"),
         ("lanczos: the smallest eigenvalues", "largest_eigenvalues", "range(krylov.count - 1, A, -1)",
          "range(min(k, krylov.count))",
          "geometry/test_geometry.py::dense_hessian"),
