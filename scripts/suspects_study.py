@@ -234,8 +234,9 @@ def make_part(table: pd.DataFrame) -> str:
         " `find_label_issues` ranks the images that this function finds before all others."
     )
     checkpoint = (
-        "`best` is the checkpoint with the best accuracy on held-out images, whose labels are as wrong as those of the training"
-        " images. No run was trained on the images of the rows *held-out*. [All numbers](results/suspects.csv)."
+        "`best` is the checkpoint with the best accuracy on held-out images, whose labels are as wrong as those of the"
+        " training images. No run was trained on the images of the rows *held-out*."
+        " [All numbers](results/suspects.csv)."
     )
     command = f"This command made the runs: `{COMMAND}`"
     for words in (source, checkpoint, command):
