@@ -56,7 +56,7 @@ def describe_findings(report: "Report") -> list[str]:
 def _describe_group(report: "Report", group: int, choice: Choice | None, compared: tuple[int, Estimate] | None) -> str:
     text, edge = report.labels[group], ""
     if choice is not None and choice.num_values > 1:
-        names = " and ".join(map(column_title, report.searched[0]))
+        names = " and ".join(map(column_title, report.search_settings[0]))
         optimistic = ", which is optimistic" if choice.is_optimistic else ""
         equal = f"; {choice.num_best} of them are equally good" if choice.num_best > 1 else ""
         text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic}{equal})"

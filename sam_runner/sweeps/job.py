@@ -151,7 +151,7 @@ def train_job(job: Job, call: Call, joint: "JointPasses | None" = None) -> None:
     Args:
         job: The job.
         call: The call of the command.
-        joint: Makes the passes together with those of the jobs in other threads; None: alone.
+        joint: Makes one pass for this job and those in other threads; None: the job makes its own passes.
 
     Raises:
         RunInterrupt: If a signal stopped the job; it has saved.

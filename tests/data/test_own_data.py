@@ -209,7 +209,7 @@ def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepte
     if accepted:
         _require_augmentable(AugmentConfig(**augment), train)
         return
-    with pytest.raises(InputError, match=f"augment.{next(iter(augment))}=.* is not for inputs of shape"):
+    with pytest.raises(InputError, match=f"augment.{next(iter(augment))}=.* cannot be applied to inputs of shape"):
         _require_augmentable(AugmentConfig(**augment), train)
 
 
