@@ -42,7 +42,7 @@ def find_head(model: nn.Module, num_classes: int) -> str:
 
 
 def require_weights_file(weights: str | None) -> None:
-    """Raise InputError if ``model.weights`` is a path of no file."""
+    """Raise InputError if ``model.weights`` is a path and there is no such file."""
     if weights is not None and weights.partition(":")[0] not in LIBRARIES and not Path(weights).expanduser().is_file():
         raise InputError(f"model.weights={weights} does not exist\n  accepted: a file, torchvision, timm, null")
 
@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
-            f"model.weights={path} holds no state_dict\n  save it with torch.save(model.state_dict(), PATH)"
+            f"model.weights={path} contains no state_dict\n  save it with torch.save(model.state_dict(), PATH)"
         )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 

@@ -84,7 +84,7 @@ def _is_fraction(report: Report) -> bool:
 
 
 def _format_estimate(found: Estimate | None, is_fraction: bool, sign: str = "") -> str:
-    """Return mean and interval, of a fraction in % with two digits behind the point."""
+    """Return mean and interval, of a fraction in % with two decimals."""
     if found is None or found.n == 0:
         return DASH
     factor, digits = (100, 2) if is_fraction else (1, 4)

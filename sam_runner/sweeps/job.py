@@ -117,7 +117,7 @@ def _train_free_jobs(group: Sequence[Job], call: Call) -> tuple[Job, ...]:
 
 
 def train_together(jobs: Sequence[Job], call: Call) -> list[Job]:
-    """Train jobs at once in this process, each in a thread; they make their passes together. One job needs no thread.
+    """Train jobs at once in this process, each in a thread, with joint passes. A single job needs no thread.
 
     Returns:
         The jobs whose run folder another process uses; they have not been trained.

@@ -249,7 +249,8 @@ def _require_base_optimizer(target: str) -> None:
     kind = locate(target)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
         raise InputError(
-            f"optimizer.base._target_={target} is no optimizer\n  use a class of torch.optim, like torch.optim.Adagrad"
+            f"optimizer.base._target_={target} is not an optimizer\n"
+            "  use a class of torch.optim, such as torch.optim.Adagrad"
         )
     if needs_closure(kind) or issubclass(kind, torch.optim.SparseAdam):
         raise InputError(

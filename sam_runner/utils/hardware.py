@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("sam_runner")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
 MAX_GPU_WORKERS = 16
-BUSY = 2  # load average through number of cores from which a run says that the machine has other work
+BUSY = 2  # load average divided by the number of cores from which a run logs that the machine has other work
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA, its driver in WSL, AMD, NVIDIA Jetson
 
 

@@ -22,7 +22,7 @@ BAD_INPUT = [
     (["++lrr=0.1"], "lrr", "did you mean lr?"),
     (["Lr=0.1"], "unknown key Lr", "did you mean lr?"),
     (["+lr=0.1"], "lr exists", "leave out the +: lr="),
-    (["optimizer=null"], "optimizer=null is no option of a group", "optimizer=NAME: adamw, ae_sam, asam, "),
+    (["optimizer=null"], "optimizer=null is not an option of a group", "optimizer=NAME: adamw, ae_sam, asam, "),
     (["optimizer/base=null"], "optimizer/base=null is no option", "optimizer/base=NAME: "),
     (["=1"], "=1 has no key", "key=value"),
     (["lr:0.1"], "cannot read the argument 'lr:0.1'", "did you mean lr=0.1?"),

@@ -224,7 +224,7 @@ def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepte
         ((np.zeros((12, 4)), np.eye(3)[LABELS]), r"shape \(12, 3\)\n  .* one-hot labels give labels.argmax\(1\)"),
         (
             (np.zeros((12, 4)), np.array(["class 0", "cat"] * 6)),
-            "train has the label 'cat', which is no class\n  class",
+            "train has the label 'cat', which is not a class\n  class",
         ),
         (DataLoader(Items([(np.zeros(4), 0)])), "train is a DataLoader\n.*\n  give its dataset"),
         (Items([(np.zeros(4), np.inf)]), "item 0 has the label 'inf' of type float"),
