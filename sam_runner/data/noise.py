@@ -251,7 +251,7 @@ def _read_labels(path: Path) -> Tensor:
             or labels.is_complex()
             or labels.dtype == torch.bool
         ):
-            raise ValueError("it contains no tensor of integers")
+            raise ValueError("it holds no tensor of integers")
         return labels.long()
     except Exception as error:  # a damaged file can raise any exception
         raise InputError(f"{path} cannot be read as labels: {str(error)[:200]}\n  needed: .npy or .pt") from error

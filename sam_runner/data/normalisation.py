@@ -165,7 +165,7 @@ def read_normalisation(folder: Path) -> Normalisation | None:
             raise ValueError
         return Normalisation(mean, std, stored["source"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} contains no mean and std of channels\n  remove it: it is written anew") from error
+        raise InputError(f"{path} holds no mean and std of channels\n  remove it: it is written anew") from error
 
 
 def _count_levels(images_NCHW: Tensor) -> Tensor:

@@ -76,7 +76,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             state = state[key]
     if not isinstance(state, Mapping) or not state or not all(isinstance(value, Tensor) for value in state.values()):
         raise InputError(
-            f"model.weights={path} contains no state_dict\n  save it with torch.save(model.state_dict(), PATH)"
+            f"model.weights={path} holds no state_dict\n  save it with torch.save(model.state_dict(), PATH)"
         )
     return {str(key).removeprefix("module."): value for key, value in state.items()}
 

@@ -130,7 +130,7 @@ def read_config(folder: Path) -> ExperimentConfig:
     path = folder / SETTINGS
     if not path.is_file():
         raise InputError(
-            f"{folder} contains no run: there is no config.yaml in it\n  give the folder that sam-train printed"
+            f"{folder} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
         )
     settings = read_yaml(path)
     if not isinstance(settings, dict):
@@ -170,7 +170,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
         folders = [path] if (path / SETTINGS).is_file() else sorted(file.parent for file in path.rglob(SETTINGS))
         if not folders:
             raise InputError(
-                f"{path} contains no run: there is no config.yaml in it\n  give the folder that sam-train printed"
+                f"{path} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
             )
         for folder in folders:
             read_config(folder)

@@ -23,7 +23,7 @@ BAD_INPUT = [
     (["Lr=0.1"], "unknown key Lr", "did you mean lr?"),
     (["+lr=0.1"], "lr exists", "leave out the +: lr="),
     (["optimizer=null"], "optimizer=null is not an option of a group", "optimizer=NAME: adamw, ae_sam, asam, "),
-    (["optimizer/base=null"], "optimizer/base=null is no option", "optimizer/base=NAME: "),
+    (["optimizer/base=null"], "optimizer/base=null is not an option", "optimizer/base=NAME: "),
     (["=1"], "=1 has no key", "key=value"),
     (["lr:0.1"], "cannot read the argument 'lr:0.1'", "did you mean lr=0.1?"),
     (["data.root=my", "photos"], "cannot read the argument 'photos'", "quoted, 'data.root=my photos'"),
@@ -176,7 +176,7 @@ BAD_INPUT = [
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
     (["mine.yaml"], "cannot read the argument 'mine.yaml'", "config=mine.yaml"),
-    (["telemetry=full"], "telemetry=full is no option", "telemetry.every, telemetry.curvature_epochs"),
+    (["telemetry=full"], "telemetry=full is not an option", "telemetry.every, telemetry.curvature_epochs"),
     (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]

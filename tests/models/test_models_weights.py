@@ -73,9 +73,9 @@ class Harmful:
         (lambda path: None, "does not exist"),
         (lambda path: path.write_bytes(b"no weights"), "holds more than tensors"),
         (lambda path: torch.save({"weight": Harmful()}, path), "holds more than tensors"),
-        (lambda path: torch.save([torch.zeros(2)], path), "contains no state_dict"),
-        (lambda path: torch.save({"epochs": 3}, path), "contains no state_dict"),
-        (lambda path: torch.save({}, path), "contains no state_dict"),
+        (lambda path: torch.save([torch.zeros(2)], path), "holds no state_dict"),
+        (lambda path: torch.save({"epochs": 3}, path), "holds no state_dict"),
+        (lambda path: torch.save({}, path), "holds no state_dict"),
     ],
 )
 def test_other_files_are_refused(write_file, message, tmp_path, capsys):

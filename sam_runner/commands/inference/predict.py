@@ -74,5 +74,5 @@ def split_runs_and_images(paths: list[Path]) -> tuple[list[Path], list[Path]]:
             raise InputError(f"{path} does not exist\n  {USAGE}")
     runs = [path for path in paths if (path / SETTINGS).is_file() or next(path.glob(f"*/{SETTINGS}"), None)]
     if not runs:
-        raise InputError(f"{paths[0]} contains no run: there is no {SETTINGS} in it\n  {USAGE}")
+        raise InputError(f"{paths[0]} holds no run: there is no {SETTINGS} in it\n  {USAGE}")
     return find_runs(runs), [path for path in paths if path not in runs]

@@ -75,7 +75,7 @@ def _load(root: Path) -> dict[str, Any]:
             files = sorted(str(path) for path in root.rglob("*.parquet"))
             if not files:
                 raise InputError(
-                    f"data.root={root} contains no data set\n  expected: a folder of save_to_disk, or parquet files"
+                    f"data.root={root} holds no data set\n  expected: a folder of save_to_disk, or parquet files"
                 )
             loaded = datasets.load_dataset("parquet", data_files=_group_files(files))
     except InputError:

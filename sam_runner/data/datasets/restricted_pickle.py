@@ -137,7 +137,7 @@ def load_pickle(content: bytes, name: str) -> dict[str, Any]:
         _check_opcodes(content)
         value = _RestrictedUnpickler(content).load()
         if not isinstance(value, dict):
-            raise pickle.UnpicklingError("it does not contain a dictionary")
+            raise pickle.UnpicklingError("it holds no dictionary")
         return {_to_text(key): entry.value if isinstance(entry, _ArrayStub) else entry for key, entry in value.items()}
     except RecursionError as error:
         raise InputError(f"{name} is nested too deeply") from error

@@ -52,7 +52,7 @@ def test_numbers_of_parquet_files(library, tmp_path):
 
 
 def test_folders_that_cannot_be_used_are_named(library, tmp_path):
-    with pytest.raises(InputError, match="contains no data set"):
+    with pytest.raises(InputError, match="holds no data set"):
         hugging_face(root=str(tmp_path))
     library.Dataset.from_dict({"text": ["a", "b"], "label": [0, 1]}).save_to_disk(str(tmp_path / "texts"))
     with pytest.raises(InputError, match="tokenise them first"):
