@@ -175,7 +175,9 @@ class HuggingFaceConfig(DataConfig):
     schema: ClassVar[str] = "data/hugging_face"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.hugging_face.hugging_face",)
     root: str = key("folder that datasets saved (save_to_disk), or of parquet files", on_resume="", path=True)
-    inputs: str | None = key("column of the inputs; null: the column of images, or the only one beside labels", None)
+    inputs: str | None = key(
+        "column of the inputs; null: the column of images, or the only column other than the labels", None
+    )
     labels: str | None = key("column of the labels; null: the column of type ClassLabel, or label or labels", None)
     image_size: int | None = key(
         "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",

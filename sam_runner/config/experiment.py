@@ -65,7 +65,7 @@ class CheckpointConfig:
         range=NOT_NEGATIVE,
         effect="none",
     )
-    keep: int = key("number of the latest checkpoints that are kept beside the best", 2, range=Range(2), effect="none")
+    keep: int = key("number of latest checkpoints to keep in addition to the best", 2, range=Range(2), effect="none")
     keep_epochs: tuple[int, ...] = key(
         "epochs whose last checkpoint is kept, e.g. [50,100]", (), range=AT_LEAST_ONE, effect="none"
     )
@@ -255,7 +255,7 @@ class ExperimentConfig:
         on_resume="",
     )
     logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = key(
-        "where metrics go beside metrics.jsonl, as logger=csv,wandb or [csv,wandb]; [] for no other place; csv:"
+        "where metrics go in addition to metrics.jsonl, as logger=csv,wandb or [csv,wandb]; []: nowhere else; csv:"
         " metrics.csv; wandb and mlflow are configured by their own environment variables",
         ("tensorboard",),
         effect="none",
