@@ -146,7 +146,7 @@ def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
         if name in typed and config.world_size == 1:
             raise InputError(f"{name} has no effect with one process\n  use torchrun, or leave it out")
     if "deterministic" in typed and config.deterministic and config.device == "cpu":
-        raise InputError("deterministic=true has no effect on a CPU: runs repeat to the bit there\n  leave it out")
+        raise InputError("deterministic=true has no effect on a CPU: runs repeat bit for bit there\n  leave it out")
 
 
 def _check_sharded_weights(config: "ExperimentConfig") -> None:

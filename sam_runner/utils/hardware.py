@@ -120,7 +120,7 @@ def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic
         torch.use_deterministic_algorithms(deterministic)
         return
     if deterministic:
-        log.info("deterministic=true has no effect on a CPU: runs repeat to the bit there")
+        log.info("deterministic=true has no effect on a CPU: runs repeat bit for bit there")
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
         torch.set_num_threads(count_usable_cores())
     _report_other_work(torch.get_num_threads())

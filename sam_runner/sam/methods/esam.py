@@ -25,7 +25,7 @@ class Esam(Method):
 
     Args:
         beta: Probability that a weight is perturbed, in (0, 1].
-        gamma: Fraction of the examples that the second pass uses, in (0, 1]. beta = gamma = 1 is SAM to the bit.
+        gamma: Fraction of the examples that the second pass uses, in (0, 1]. beta = gamma = 1 is bitwise equal to SAM.
         seed: Seed of M, which is a function of the seed and the step's number.
         sync_perturbation: In data-parallel training one eps for all ranks, see `Method`.
     """
