@@ -137,7 +137,7 @@ def measure_differences(report: Report, device: torch.device) -> None:
     columns = [f"{dtype}, {steps}" for dtype in ("fp64", "fp32") for steps in ("1 step", f"{NUM_STEPS} steps")]
     report.table(
         "Differences between the weights of joint and of separate steps",
-        ["network", *columns, f"fp32, {NUM_STEPS} steps, both separate, start in other last bits"],
+        ["network", *columns, f"fp32, {NUM_STEPS} steps, two separate runs"],
         rows,
         "Two seeds, batch 16; the largest difference relative to the largest weight.",
     )
