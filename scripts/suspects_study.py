@@ -238,7 +238,7 @@ def make_part(table: pd.DataFrame) -> str:
         " training images. No run was trained on the images of the rows *held-out*."
         " [All numbers](results/suspects.csv)."
     )
-    command = f"This command made the runs: `{COMMAND}`"
+    command = f"This command made the runs of the first table; `noise.set` names the labels: `{COMMAND}`"
     for words in (source, checkpoint, command):
         lines += [*textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False), ""]
     return "\n".join(lines).rstrip()
