@@ -95,7 +95,7 @@ def measure_in_memory(report: Report, rounds: int, device: torch.device) -> None
     report.table("Images of 32x32 in memory: crop, flip, normalise", ["program", "images/s", "times"], rows)
     report.check("batched augmentation, images/s", speed["ours"], 70_000, at_most=False)
     report.check(
-        "batched augmentation over PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False
+        "speed of batched augmentation / PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False
     )
 
 
@@ -142,7 +142,7 @@ def measure_jpeg(report: Report, rounds: int, paths: list[Path], device: torch.d
         [name, len(paths) / median(seconds, key)] for name, key in (("PIL RandomResizedCrop", "PIL"), ("ours", "ours"))
     ]
     report.table(f"JPEG files to 224 pixels, one core ({origin})", ["program", "images/s"], rows)
-    report.check("JPEG to 224 pixels over PIL's RandomResizedCrop, one core", gain, 1.5, at_most=False)
+    report.check("speed of JPEG to 224 pixels / PIL's RandomResizedCrop, one core", gain, 1.5, at_most=False)
     workers = max(choose_num_workers(torch.device("cuda")), 1)
     many = files.subset(torch.arange(len(paths)).repeat(max(1, 256 * workers // len(paths))))
     loader = ImageLoader(

@@ -52,7 +52,7 @@ def compare_environment(folder: Path, device: str, precision: str) -> list[str]:
         precision: Number format of the passes, which ``precision=auto`` has chosen.
 
     Returns:
-        ``name old -> new`` for each difference that may change the bits of the numbers.
+        ``name old -> new`` for each difference that may change the last digits of the numbers.
     """
     before, now = read_environment(folder), _describe_environment(device, precision)
     if not before:
