@@ -128,7 +128,7 @@ class SweepCall:
             return stop_code or code
         if self._is_dry or not is_main_process():
             return stop_code or max(code, FAILED if sweep.num_failed_plans else DONE)
-        from sam_runner.reports.report import write_sweep_report
+        from sam_runner.reports.output.files import write_sweep_report
 
         num_left = sum(not job.state for job in jobs)
         if num_left and not stop_code:

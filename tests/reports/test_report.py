@@ -18,10 +18,11 @@ from markupsafe import escape
 from scipy import stats
 
 from sam_runner.commands import report as report_command
-from sam_runner.reports.latex import write_narrow_table
-from sam_runner.reports.page import render_page
-from sam_runner.reports.plots import draw_plots
-from sam_runner.reports.report import make_report, write_report
+from sam_runner.reports.output.files import write_report
+from sam_runner.reports.output.latex import write_narrow_table
+from sam_runner.reports.output.page import render_page
+from sam_runner.reports.output.plots import draw_plots
+from sam_runner.reports.report import make_report
 from sam_runner.reports.tables import latex_table
 from tests.helpers import TINY, config_of, invoke
 from tests.run_folders import lay, leave
