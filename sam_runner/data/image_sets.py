@@ -63,7 +63,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files and their labels; `sam_runner.data.decode` reads the files.
+    """Image files and their labels; `sam_runner.data.files.decode` reads the files.
 
     Attributes:
         root: Folder that `paths` are relative to.

@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from sam_runner.data.decode import centre_crop_box, read_crop
+from sam_runner.data.files.boxes import centre_crop_box
+from sam_runner.data.files.decode import read_crop
 from sam_runner.data.image_sets import ArraySet, Images, ImageSet
 from sam_runner.data.reading import describe_faults
 from sam_runner.utils.errors import InputError

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from sam_runner.data.decode import centre_crop_box, check_image, read_crop, read_image, read_size
-from sam_runner.data.file_cache import choose_cache
+from sam_runner.data.files.boxes import centre_crop_box
+from sam_runner.data.files.decode import check_image, read_crop, read_image, read_size
+from sam_runner.data.files.file_cache import choose_cache
 from sam_runner.data.image_sets import ImageFiles, ImageSet, UnreadImages, make_image_set
 from sam_runner.utils.console import is_main_process
 from sam_runner.utils.errors import InputError

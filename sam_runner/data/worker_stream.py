@@ -1,6 +1,7 @@
 """Prepare batches on the CPU ahead of training, in worker processes: decode files, apply policies."""
 
 import atexit
+import os
 import random
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -14,7 +15,8 @@ from torch.utils.data import DataLoader, Dataset
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfold_crops
 from sam_runner.data.augment.policy import apply_policy, build_policy
-from sam_runner.data.decode import centre_crop_box, random_crop_box, read_crop
+from sam_runner.data.files.boxes import centre_crop_box, random_crop_box
+from sam_runner.data.files.decode import read_crop
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import derive_seed
@@ -72,7 +74,7 @@ class _PreparedImages(Dataset[Tensor]):
         else:
             draws = random.Random(derive_seed(self._seed, "crop", epoch, index))
             choose_box = partial(random_crop_box, crop_scale_min=crop_scale_min, draws=draws)
-        return read_crop(files.root / files.paths[index], choose_box, files.image_size)
+        return read_crop(os.path.join(files.root, files.paths[index]), choose_box, files.image_size)
 
 
 class _BatchSampler:

@@ -12,16 +12,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import RandomResizedCrop
 
-from sam_runner.data import decode
-from sam_runner.data.decode import (
-    CropBox,
-    centre_crop_box,
-    check_image,
-    crop_and_resize,
-    random_crop_box,
-    read_crop,
-    read_image,
-)
+from sam_runner.data.files import decode
+from sam_runner.data.files.boxes import CropBox, centre_crop_box, random_crop_box
+from sam_runner.data.files.decode import check_image, crop_and_resize, read_crop, read_image
 from sam_runner.utils.errors import InputError
 
 SIDES = st.integers(1, 40)
@@ -40,7 +33,7 @@ def test_jpeg_equals_pillow(tmp_path, monkeypatch, mode, quality, with_torchvisi
     path = tmp_path / "image.jpg"
     Image.fromarray(smooth_pixels(61, 43)).convert(mode).save(path, quality=quality)
     if not with_torchvision:
-        monkeypatch.setattr(decode, "_jpeg_decoder", lambda: None)
+        monkeypatch.setattr(decode, "whole_decoder", lambda: None)
     expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
     image = read_image(path)
     assert image.dtype == torch.uint8
