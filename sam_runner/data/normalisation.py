@@ -12,9 +12,10 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.files.boxes import centre_crop_box
-from sam_runner.data.files.decode import read_crop
-from sam_runner.data.image_sets import ArraySet, Images, ImageSet
-from sam_runner.data.reading import describe_faults
+from sam_runner.data.files.decode import stack_images
+from sam_runner.data.files.in_threads import describe_faults
+from sam_runner.data.files.kept_pixels import KeptPixels
+from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
 from sam_runner.utils.hardware import count_usable_cores
@@ -87,7 +88,7 @@ class Normalisation:
             train = train.subset(order[:SAMPLE_SIZE].sort().values)
         if isinstance(train, ImageSet):
             return Normalisation.from_images(train.images_NCHW)
-        return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio)
+        return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio, train.kept)
 
     def require_channels(self, channels: int) -> None:
         """Raise InputError for images with another number of channels."""
@@ -175,20 +176,25 @@ def _count_levels(images_NCHW: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
-def _from_files(root: Path, paths: tuple[str, ...], image_size: int, eval_crop_ratio: float) -> Normalisation:
+def _from_files(
+    root: Path, paths: tuple[str, ...], image_size: int, eval_crop_ratio: float, kept: KeptPixels | None
+) -> Normalisation:
+    no_labels = torch.empty(0, dtype=torch.int64)
+    files = ImageFiles(root, paths, no_labels, (), no_labels, image_size, kept=kept)
     choose_box = partial(centre_crop_box, fraction=eval_crop_ratio)
     faults: list[str] = []
 
-    def count(part: Sequence[str]) -> Tensor:
+    def count(part: Sequence[int]) -> Tensor:
         images = []
-        for path in part:
+        for index in part:
             try:
-                images.append(read_crop(root / path, choose_box, image_size))
+                images.append(files.read_crop(index, choose_box))
             except InputError as error:
                 faults.append(str(error))
-        return _count_levels(torch.stack(images)) if images else torch.zeros(3, 256, dtype=torch.int64)
+        return _count_levels(stack_images(images)) if images else torch.zeros(3, 256, dtype=torch.int64)
 
-    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
+    every = range(len(paths))
+    tasks = [every[start : start + IMAGES_PER_TASK] for start in every[::IMAGES_PER_TASK]]
     with ThreadPoolExecutor(count_usable_cores()) as pool:
         counts = torch.stack(list(pool.map(count, tasks))).sum(0)
     if faults:

@@ -4,31 +4,28 @@ import contextlib
 import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache, partial
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from sam_runner.data.files.boxes import centre_crop_box
 from sam_runner.data.files.decode import check_image, read_crop, read_image, read_size
-from sam_runner.data.files.file_cache import choose_cache
+from sam_runner.data.files.file_cache import choose_cache, files_key
+from sam_runner.data.files.in_threads import describe_faults, for_each_file
+from sam_runner.data.files.kept_pixels import keep_pixels
 from sam_runner.data.image_sets import ImageFiles, ImageSet, UnreadImages, make_image_set
-from sam_runner.utils.console import is_main_process
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import count_usable_cores
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
 SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
-IMAGES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
 MAX_BYTES = 8 << 30  # pixels kept in memory
-MAX_LISTED = 10  # faults in a message; the log has all of them
 MAX_CHECKED = 100_000  # files on disk that are checked before training
 CACHE_FORMAT = 1  # to be raised when the same files are decoded to other pixels
 Request = tuple[Path, tuple[str, ...], int, float]  # root, paths, image_size, eval_crop_ratio
@@ -70,6 +67,15 @@ def check_files(parts: Sequence[ImageFiles]) -> None:
     _check_all(tuple((part.root, part.paths) for part in parts))
 
 
+def use_kept_pixels(part: ImageFiles) -> ImageFiles:
+    """Return the same files, with the decoded images that ``data.cache`` has of them.
+
+    Raises:
+        InputError: See `keep_pixels`.
+    """
+    return replace(part, kept=keep_pixels(part.root, part.paths, part.cache))
+
+
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
 def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
     places = [(number, index) for number, (_, paths) in enumerate(sets) for index in range(len(paths))]
@@ -82,7 +88,7 @@ def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
         )
     faults: dict[Path, str] = {}
     files = [sets[number][0] / sets[number][1][index] for number, index in places]
-    _for_each(files, check_image, count_usable_cores(), "files", faults)
+    for_each_file(files, check_image, count_usable_cores(), "files", faults)
     if faults:
         raise describe_faults([faults[path] for path in sorted(faults)], len(files))
 
@@ -91,7 +97,7 @@ def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
 def _read_all(requests: tuple[Request, ...], num_workers: int, cache: bool | str) -> tuple[Tensor, ...]:
     """Return the pixels of each set, uint8, (N, 3, H, W)."""
     store = choose_cache(cache)
-    entries = [None if store is None else store.path("images", _cache_key(request)) for request in requests]
+    entries = [None if store is None else store.path("images", _cache_key(*request)) for request in requests]
     found = [
         None if store is None or entry is None else _fitting(store.read(entry), request)
         for entry, request in zip(entries, requests, strict=True)
@@ -109,18 +115,11 @@ def _read_all(requests: tuple[Request, ...], num_workers: int, cache: bool | str
     return tuple(images for images in found if images is not None)
 
 
-def _cache_key(request: Request) -> Iterator[Any]:
-    """Yield what the pixels depend on: names, sizes and times of the files, how they are cropped, and the decoders."""
-    root, paths, *options = request
-    yield [CACHE_FORMAT, *(version(name) for name in ("torch", "torchvision", "pillow"))]
-    yield [str(root.resolve()), options]
-    for path in paths:
-        try:
-            facts = (root / path).stat()
-        except OSError:  # it is reported when it is decoded
-            yield [path]
-        else:
-            yield [path, facts.st_size, facts.st_mtime_ns]
+def _cache_key(root: Path, paths: tuple[str, ...], *options: Any) -> Iterator[Any]:
+    """Yield what the pixels depend on: the files, the decoders, and how the images are cropped."""
+    yield CACHE_FORMAT
+    yield options
+    yield from files_key(root, paths)
 
 
 def _fitting(content: dict[str, Any] | None, request: Request) -> Tensor | None:
@@ -163,7 +162,7 @@ def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
     workers = 1 if is_small else max(num_workers, 1)
     faults: dict[Path, str] = {}
     if not is_small:  # headers cost a hundredth of decoding, so most faults are known long before the end
-        _for_each(
+        for_each_file(
             [root / name for root, paths, *_ in requests for name in paths], read_size, workers, "headers", faults
         )
         if faults:
@@ -197,7 +196,7 @@ def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tens
             )
         images[position[path]] = image.permute(1, 2, 0).numpy()
 
-    _for_each(files, decode, workers, "images", faults)
+    for_each_file(files, decode, workers, "images", faults)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -208,46 +207,3 @@ def _readable(files: list[Path], read: Callable[[Path], Tensor], faults: dict[Pa
             yield path, read(path).shape
         except InputError as error:
             faults[path] = str(error)
-
-
-def _for_each(
-    files: list[Path], call: Callable[[Path], object], workers: int, title: str, faults: dict[Path, str]
-) -> None:
-    """Call a function with each file that has no fault, in threads and with a bar; add its `InputError` to `faults`."""
-
-    def work(part: list[Path]) -> int:
-        for path in part:
-            if path not in faults:
-                try:
-                    call(path)
-                except InputError as error:
-                    faults[path] = str(error)
-        return len(part)
-
-    pool = ThreadPoolExecutor(workers)
-    hide_bar = None if is_main_process() else True  # None shows the bar on a terminal only
-    try:
-        parts = [files[start : start + IMAGES_PER_TASK] for start in range(0, len(files), IMAGES_PER_TASK)]
-        with tqdm(total=len(files), desc=title, leave=False, disable=hide_bar) as bar:
-            for future in as_completed([pool.submit(work, part) for part in parts]):
-                bar.update(future.result())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def describe_faults(messages: Sequence[str], num_images: int) -> InputError:
-    """Return one error for all faults: the whole message of a single one, the first lines of several.
-
-    Args:
-        messages: What is wrong with each image, at least one; further lines are what to do.
-        num_images: Number of images that were looked at.
-    """
-    if len(messages) == 1:
-        return InputError(messages[0])
-    hints = dict.fromkeys(line for message in messages for line in message.splitlines()[1:])
-    lines = [f"  {message.splitlines()[0]}" for message in messages[:MAX_LISTED]]
-    if len(messages) > MAX_LISTED:
-        for message in messages:
-            log.warning("%s", message.splitlines()[0])
-        lines.append(f"  and {len(messages) - MAX_LISTED} more; the lines above name all of them")
-    return InputError("\n".join([f"{len(messages)} of {num_images:,} images cannot be used:", *lines, *hints]))

@@ -2,12 +2,13 @@
 
 import io
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
@@ -38,7 +39,7 @@ def read_image(path: str | Path) -> Tensor:
     with _report_unreadable(path):
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            return _decode_rgb(opened, content)
+            return torch.from_numpy(_decode_rgb(opened, content)).permute(2, 0, 1)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -47,8 +48,18 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         InputError: If the file does not begin like an image; the message has its path.
     """
+    _, height, width = read_format(path)
+    return height, width
+
+
+def read_format(path: str | Path) -> tuple[str, int, int]:
+    """Return format (Pillow's name), height and width of an image file from its header.
+
+    Raises:
+        InputError: If the file does not begin like an image; the message has its path.
+    """
     with _report_unreadable(path), Image.open(path, formats=FORMATS) as opened:
-        return opened.height, opened.width
+        return opened.format or "", opened.height, opened.width
 
 
 def check_image(path: str | Path) -> None:
@@ -141,10 +152,11 @@ def _report_unreadable(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as an image: {reason[:200]}\n  remove it or replace it") from error
 
 
-def _decode_rgb(opened: Image.Image, content: bytes) -> Tensor:
+def _decode_rgb(opened: Image.Image, content: bytes) -> NDArray[np.uint8]:
+    """Return the pixels of a whole image, (H, W, 3)."""
     if opened.format == "JPEG" and opened.mode in ("RGB", "L") and (decode := whole_decoder()):
         return decode(content)
-    return torch.from_numpy(np.array(to_8_bits(opened).convert("RGB"))).permute(2, 0, 1)
+    return np.array(to_8_bits(opened).convert("RGB"))
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
@@ -165,9 +177,26 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
-def crop_and_resize(image_CHW: Tensor, box: CropBox, size: int) -> Tensor:
-    """Crop a uint8 image to `box` and resize it to (C, size, size), bilinear with antialiasing."""
-    crop = image_CHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    if crop.shape[1:] == (size, size):
-        return crop
-    return F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0]
+def crop_and_resize(image_HWC: NDArray[np.uint8], box: CropBox, size: int) -> Tensor:
+    """Crop an image to a box and resize it to a square, bilinear with antialiasing.
+
+    Args:
+        image_HWC: (H, W, C); it may be read-only.
+        box: Part of the image.
+        size: Side of the result in pixels.
+
+    Returns:
+        uint8, (C, size, size), in memory (size, size, C).
+    """
+    crop = np.require(
+        image_HWC[box.top : box.top + box.height, box.left : box.left + box.width], requirements=("C", "W")
+    )
+    images_NCHW = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels_last for torch, unlike x.permute()[None]
+    if (box.height, box.width) != (size, size):
+        images_NCHW = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+    return images_NCHW[0]
+
+
+def stack_images(images_CHW: Sequence[Tensor]) -> Tensor:
+    """Return images of `crop_and_resize` as one tensor (N, C, size, size) in channels_last memory, the cheapest one."""
+    return torch.stack([image.permute(1, 2, 0) for image in images_CHW]).permute(0, 3, 1, 2)

@@ -18,8 +18,8 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image
-from torch import Tensor
 
 from sam_runner.data.files.boxes import CropBox
 
@@ -42,8 +42,8 @@ class JpegParts:
         self._stream, self._codec = stream, codec
         self.height, self.width = int(stream.height), int(stream.width)
 
-    def decode(self, box: CropBox) -> Tensor | None:
-        """Return the pixels of a box, RGB, uint8, (3, height, width), in memory (height, width, 3).
+    def decode(self, box: CropBox) -> NDArray[np.uint8] | None:
+        """Return the pixels of a box, RGB, uint8, (height, width, 3).
 
         None if the file is damaged above the last row of the box; what is below that row is not read.
         """
@@ -54,7 +54,7 @@ class JpegParts:
         )
         if image is None or image.shape != (box.height, box.width, 3):
             return None
-        return torch.from_numpy(np.asarray(image)).permute(2, 0, 1)
+        return np.asarray(image)
 
 
 def open_parts(content: bytes) -> JpegParts | None:
@@ -64,8 +64,8 @@ def open_parts(content: bytes) -> JpegParts | None:
         content: The whole file.
 
     Returns:
-        None without nvImageCodec, and for a file that is left to Pillow: it is no JPEG, is damaged, has four channels or
-        more than 8 bits, or so many pixels that Pillow has something to say.
+        None without nvImageCodec, and for a file that is left to Pillow: it is no JPEG, is damaged, has four channels
+        or more than 8 bits, or so many pixels that Pillow has something to say.
     """
     codec = load_codec() if content.startswith(START) else None
     stream = None if codec is None else _parse(codec, content)
@@ -143,16 +143,20 @@ def _only_the_jpeg_decoder(package: Path) -> Iterator[None]:
 
 
 @cache
-def whole_decoder() -> Callable[[bytes], Tensor] | None:
-    """Return torchvision's JPEG decoder, or None if this release has none (they are to move to TorchCodec)."""
+def whole_decoder() -> Callable[[bytes], NDArray[np.uint8]] | None:
+    """Return torchvision's JPEG decoder, or None if this release has none (they are to move to TorchCodec).
+
+    It maps the content of a file to the image, RGB, uint8, (H, W, 3).
+    """
     try:
         from torchvision.io import ImageReadMode, decode_jpeg  # imported here because it takes a second
     except ImportError:
         return None
 
-    def decode(content: bytes) -> Tensor:
-        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        return image
+    def decode(content: bytes) -> NDArray[np.uint8]:
+        image = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
+        pixels: NDArray[np.uint8] = image.permute(1, 2, 0).numpy()
+        return pixels
 
     return decode
 
