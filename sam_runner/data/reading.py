@@ -3,9 +3,11 @@
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -59,12 +61,17 @@ def check_files(parts: Sequence[ImageFiles]) -> None:
     """Check files that are decoded during training, so that those that cannot be read are known before it.
 
     Of more than `MAX_CHECKED` files, `MAX_CHECKED` are checked: the same random ones in every run. See `check_image`
-    for what is found; the other faults end the run when the image is decoded.
+    for what is found; the other faults end the run when the image is decoded. Files that did not change since an
+    earlier check are not checked again if there is a cache.
+
+    Args:
+        parts: Sets of files with the same `cache`.
 
     Raises:
         InputError: If files cannot be read. The message has the first ten of them, the log all.
     """
-    _check_all(tuple((part.root, part.paths) for part in parts))
+    if parts:
+        _check_all(tuple((part.root, part.paths) for part in parts), parts[0].cache)
 
 
 def use_kept_pixels(part: ImageFiles) -> ImageFiles:
@@ -77,20 +84,37 @@ def use_kept_pixels(part: ImageFiles) -> ImageFiles:
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
-def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
-    places = [(number, index) for number, (_, paths) in enumerate(sets) for index in range(len(paths))]
-    num_files = len(places)
-    if num_files > MAX_CHECKED:
-        chosen = torch.randperm(num_files, generator=make_generator(0, "checked files"))[:MAX_CHECKED].sort().values
-        places = [places[position] for position in chosen.tolist()]
-        log.info(
-            "%s of %s image files are checked; the others when they are decoded", f"{MAX_CHECKED:,}", f"{num_files:,}"
-        )
-    faults: dict[Path, str] = {}
-    files = [sets[number][0] / sets[number][1][index] for number, index in places]
+def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...], cache: bool | str) -> None:
+    chosen = _choose_checked(sets)
+    store = choose_cache(cache)
+    entry = None
+    if store is not None:
+        entry = store.path("checked", chain.from_iterable(files_key(root, paths) for root, paths in chosen))
+        if store.read(entry) is not None:
+            log.info("the image files were checked by an earlier run")
+            return
+    files = [os.path.join(root, path) for root, paths in chosen for path in paths]
+    faults: dict[str, str] = {}
     for_each_file(files, check_image, count_usable_cores(), "files", faults)
     if faults:
         raise describe_faults([faults[path] for path in sorted(faults)], len(files))
+    if store is not None and entry is not None:
+        store.write(entry, {"files": len(files)})
+
+
+def _choose_checked(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> list[tuple[Path, Sequence[str]]]:
+    """Return the files of each set that are to be checked."""
+    num_files = sum(len(paths) for _, paths in sets)
+    if num_files <= MAX_CHECKED:
+        return [*sets]
+    log.info("%s of %s image files are checked; the others when they are decoded", f"{MAX_CHECKED:,}", f"{num_files:,}")
+    chosen = torch.randperm(num_files, generator=make_generator(0, "checked files"))[:MAX_CHECKED].sort().values
+    parts: list[tuple[Path, Sequence[str]]] = []
+    for root, paths in sets:
+        inside = chosen[chosen < len(paths)].tolist()
+        parts.append((root, [paths[position] for position in inside]))
+        chosen = chosen[len(inside) :] - len(paths)
+    return parts
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set

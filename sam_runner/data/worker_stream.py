@@ -16,6 +16,7 @@ from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfo
 from sam_runner.data.augment.policy import apply_policy, build_policy
 from sam_runner.data.files.boxes import centre_crop_box, random_crop_box
 from sam_runner.data.files.decode import stack_images
+from sam_runner.data.files.jpeg import load_decoder
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import derive_seed
@@ -135,6 +136,8 @@ class WorkerStream:
         num_workers: int,
         pin_memory: bool,
     ) -> None:
+        if num_workers and isinstance(data, ImageFiles):
+            load_decoder()
         self._sampler = _BatchSampler()
         self._loader: DataLoader[Tensor] = DataLoader(
             _PreparedImages(data, augmentation, fill, seed),

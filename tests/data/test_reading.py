@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -279,7 +280,7 @@ def test_of_very_many_files_the_same_part_is_checked_in_every_run(tmp_path, monk
         parts.append(sorted(seen))
         seen.clear()
     assert parts[0] == parts[1] and len(set(parts[0])) == 10
-    assert {path.relative_to(tmp_path).parts[0] for path in parts[0]} == {"train", "test"}
+    assert {Path(path).relative_to(tmp_path).parts[0] for path in parts[0]} == {"train", "test"}
     assert "10 of 24 image files are checked" in caplog.text
 
 

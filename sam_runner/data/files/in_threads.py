@@ -4,23 +4,25 @@ import logging
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
+from typing import TypeVar
 
 from tqdm import tqdm
 
 from sam_runner.utils.console import is_main_process
 from sam_runner.utils.errors import InputError
 
+AnyPath = TypeVar("AnyPath", str, Path)
 log = logging.getLogger("sam_runner")
 FILES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
 MAX_LISTED = 10  # faults in a message; the log has all of them
 
 
 def for_each_file(
-    files: list[Path], call: Callable[[Path], object], workers: int, title: str, faults: dict[Path, str]
+    files: list[AnyPath], call: Callable[[AnyPath], object], workers: int, title: str, faults: dict[AnyPath, str]
 ) -> None:
     """Call a function with each file that has no fault, in threads and with a bar; add its `InputError` to `faults`."""
 
-    def work(part: list[Path]) -> int:
+    def work(part: list[AnyPath]) -> int:
         for path in part:
             if path not in faults:
                 try:

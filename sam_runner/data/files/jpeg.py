@@ -161,6 +161,12 @@ def whole_decoder() -> Callable[[bytes], NDArray[np.uint8]] | None:
     return decode
 
 
+def load_decoder() -> None:
+    """Import the decoder that most JPEG files need: worker processes that are forked later have it at once."""
+    if load_codec() is None:
+        whole_decoder()
+
+
 def describe_decoders() -> str:
     """Return the packages that decode image files, with their versions; the first that can read a file does."""
     codecs = [name for name in PACKAGES if _version(name)] if load_codec() is not None else []
