@@ -284,6 +284,27 @@ def test_of_very_many_files_the_same_part_is_checked_in_every_run(tmp_path, monk
     assert "10 of 24 image files are checked" in caplog.text
 
 
+def test_files_are_checked_once_if_there_is_a_cache(tmp_path, monkeypatch):
+    root, cache = write_photos(tmp_path / "set"), str(tmp_path / "cache")
+    seen, check = [], reading.check_image
+    monkeypatch.setattr(reading, "check_image", lambda path: seen.append(path) or check(path))
+
+    def read_again():
+        seen.clear()
+        reading._check_all.cache_clear()
+        image_folder(root=str(root), image_size=8, storage="disk", cache=cache).read()
+        return len(seen)
+
+    assert [read_again(), read_again()] == [24, 0]
+    path = root / "train" / "a" / "0.png"
+    os.utime(path, ns=(0, 12345))
+    assert [read_again(), read_again()] == [24, 0]
+    path.write_bytes(path.read_bytes()[:500])
+    for _ in range(2):  # a fault is not kept
+        with pytest.raises(InputError, match=rf"^{path} cannot be read"):
+            read_again()
+
+
 def test_true_is_the_cache_of_the_user(tmp_path, monkeypatch):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "home"))
     write_classes(tmp_path / "set", {"a": 5, "b": 5})
