@@ -86,7 +86,10 @@ def measure_crops(report: Report, rounds: int, files: ImageFiles, cache: str, or
     }
     if jpeg.load_codec() is None:
         del contenders["ours, extra jpeg"]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
     seconds = take_turns(contenders, rounds, CPU, process_time)
+    torch.set_num_threads(threads)
     rows = [
         [name, len(files) / median(seconds, name), ratio(seconds, "PIL RandomResizedCrop", name)] for name in contenders
     ]
@@ -171,7 +174,7 @@ def compare_pixels(report: Report, contents: list[bytes], folder: Path) -> None:
             box = random_crop_box(*whole.shape[:2], AUGMENTATION.crop_scale_min, Random(number))
             crop = decode.read_crop(path, lambda *_, box=box: box, size).int()
             error = (crop - decode.crop_and_resize(whole, box, size).int()).abs().float()
-            differences.append((decode.can_reduce("JPEG", box, size), error))
+            differences.append((decode.can_reduce(box, size), error))
         for reduced, name in ((False, "at full size"), (True, "at 1/2, 1/4 or 1/8 of the size")):
             found = [difference for is_reduced, difference in differences if is_reduced is reduced]
             if found:
@@ -215,8 +218,6 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device(options.device)
     configure_torch(device)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
     report = Report("JPEG files", device)
     with tempfile.TemporaryDirectory() as text:
         root = options.images or Path(text) / "images"
@@ -230,7 +231,6 @@ def main() -> int:
         measure_crops(report, rounds, files, str(Path(text) / "cache"), origin)
         measure_decoders(report, rounds, contents)
         compare_pixels(report, contents, Path(text))
-        torch.set_num_threads(threads)
         measure_workers(report, files, device)
     report.write(options.out, "jpeg")
     return 0

@@ -104,22 +104,22 @@ def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size:
         if parts is None:
             return _read_crop_whole(content, choose_box, size)
         box = choose_box(parts.height, parts.width)
-        part = None if can_reduce("JPEG", box, size) else parts.decode(box)
+        part = None if can_reduce(box, size) else parts.decode(box)
         if part is None:
             return _read_crop_whole(content, lambda height, width: box, size)  # noqa: ARG005
         return crop_and_resize(part, CropBox(0, 0, box.height, box.width), size)
 
 
-def can_reduce(image_format: str | None, box: CropBox, size: int) -> bool:
-    """Return whether a file of a format is decoded at a fraction of its size to crop `box` and resize it to `size`."""
-    return image_format == "JPEG" and min(box.height, box.width) // size >= 2
+def can_reduce(box: CropBox, size: int) -> bool:
+    """Return whether a JPEG is decoded at a fraction of its size, to crop `box` and resize it to `size` pixels."""
+    return min(box.height, box.width) // size >= 2
 
 
 def _read_crop_whole(content: bytes, choose_box: Callable[[int, int], CropBox], size: int) -> Tensor:
     with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
         width, height = opened.size
         box = choose_box(height, width)
-        if not can_reduce(opened.format, box, size):
+        if opened.format != "JPEG" or not can_reduce(box, size):
             return crop_and_resize(_decode_rgb(opened, content), box, size)
         reduction = min(box.height, box.width) // size
         draft = opened.draft("RGB", (width // reduction, height // reduction))

@@ -5,12 +5,14 @@ another. The pixels are mapped into memory, so that all processes of a machine s
 fit into half of the memory: reading them from a disk would take longer than decoding the smaller files.
 """
 
+import fcntl
 import logging
 import math
 import os
 import shutil
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -45,18 +47,17 @@ class KeptPixels:
         path: The file.
         starts: Position of the first byte of each image, int64, (N,).
         sizes: Height and width of each image, int64, (N, 2).
-        formats: Format of each image's file, by Pillow's name.
+        is_jpeg: Whether each image's file is a JPEG, bool, (N,).
     """
 
     path: Path
     starts: Tensor
     sizes: Tensor
-    formats: tuple[str, ...]
+    is_jpeg: Tensor
 
     def subset(self, indices: Tensor) -> "KeptPixels":
         """Return the images at `indices`, in that order."""
-        formats = tuple(self.formats[index] for index in indices.tolist())
-        return replace(self, starts=self.starts[indices], sizes=self.sizes[indices], formats=formats)
+        return replace(self, starts=self.starts[indices], sizes=self.sizes[indices], is_jpeg=self.is_jpeg[indices])
 
     def read_crop(self, index: int, file: str, choose_box: Callable[[int, int], CropBox], size: int) -> Tensor:
         """Return the same pixels as `decode.read_crop`.
@@ -75,7 +76,7 @@ class KeptPixels:
         """
         height, width = self.sizes[index].tolist()
         box = choose_box(height, width)
-        if can_reduce(self.formats[index], box, size):
+        if self.is_jpeg[index] and can_reduce(box, size):
             return read_crop(file, lambda height, width: box, size)  # noqa: ARG005
         start = int(self.starts[index])
         image = _map_pixels(self.path)[start : start + height * width * 3].reshape(height, width, 3)
@@ -114,6 +115,7 @@ def keep_pixels(root: Path, paths: tuple[str, ...], cache: bool | str) -> KeptPi
         log.info("data.cache keeps no decoded images: at most those of %s files", f"{MAX_FILES:,}")
         return None
     entry = store.path("pixels", [PIXELS_FORMAT, *files_key(root, paths)])
+    written = _time_of(entry)
     kept = _find(store, entry, len(paths))
     if kept is not None:
         log.info("%s decoded images from data.cache", f"{len(paths):,}")
@@ -121,12 +123,30 @@ def keep_pixels(root: Path, paths: tuple[str, ...], cache: bool | str) -> KeptPi
     files = [root / path for path in paths]
     if not _fits(files, entry.parent):
         return None
-    log.info("decoding %s images into data.cache", f"{len(files):,}")
     try:
-        return _write(store, entry, files)
+        with _one_at_a_time(entry):
+            kept = None
+            if _time_of(entry) != written:  # by another process meanwhile
+                kept = _find(store, entry, len(paths))
+            if kept is None:
+                log.info("decoding %s images into data.cache", f"{len(files):,}")
+                kept = _write(store, entry, files)
+            return kept
     except OSError as error:
         log.warning("data.cache: %s cannot be written: %s", entry.with_suffix(".bin"), error)
         return None
+
+
+@contextmanager
+def _one_at_a_time(entry: Path) -> Iterator[None]:
+    """Let one process at a time write an entry: ranks and parallel jobs start together, and the pixels are large."""
+    entry.parent.mkdir(parents=True, exist_ok=True)
+    with entry.with_suffix(".lock").open("w") as handle:
+        with suppress(OSError):  # a file system without locks: each process writes the same entry
+            fcntl.flock(handle, fcntl.LOCK_EX)
+            for leftover in entry.parent.glob(f"{entry.stem}.bin.tmp.*"):
+                leftover.unlink()  # its process died: it would hold the lock otherwise
+        yield
 
 
 def _find(store: FileCache, entry: Path, num_images: int) -> KeptPixels | None:
@@ -135,13 +155,19 @@ def _find(store: FileCache, entry: Path, num_images: int) -> KeptPixels | None:
     if content is None:
         return None
     try:
-        starts, sizes, formats = content["starts"], content["sizes"], tuple(content["formats"])
-        is_whole = len(starts) == len(sizes) == len(formats) == num_images and path.is_file()
+        starts, sizes, is_jpeg = content["starts"], content["sizes"], content["is_jpeg"]
+        is_whole = len(starts) == len(sizes) == len(is_jpeg) == num_images and path.is_file()
         if is_whole and hash_file(path) == content["sha256"]:
-            return KeptPixels(path, starts, sizes, formats)
+            return KeptPixels(path, starts, sizes, is_jpeg)
     except (KeyError, TypeError, OSError):  # not written by this program, or just deleted
         pass
     log.warning("data.cache: %s is ignored: it is damaged or missing", path)
+    return None
+
+
+def _time_of(entry: Path) -> int | None:
+    with suppress(OSError):
+        return entry.stat().st_mtime_ns
     return None
 
 
@@ -162,14 +188,15 @@ def _fits(files: list[Path], folder: Path) -> bool:
     return False
 
 
-def _read_headers(files: list[Path]) -> tuple[Tensor, tuple[str, ...]]:
-    """Return the sizes (height, width) of images, int64, (N, 2), and the formats of their files."""
+def _read_headers(files: list[Path]) -> tuple[Tensor, Tensor]:
+    """Return the sizes (height, width) of images, int64, (N, 2), and whether they are JPEG files, bool, (N,)."""
     found: dict[Path, tuple[str, int, int]] = {}
     faults: dict[Path, str] = {}
     for_each_file(files, lambda path: found.update({path: read_format(path)}), count_usable_cores(), "headers", faults)
     _raise_faults(faults, len(files))
     headers = [found[path] for path in files]
-    return torch.tensor([size for _, *size in headers]), tuple(name for name, *_ in headers)
+    sizes, is_jpeg = [size for _, *size in headers], [name == "JPEG" for name, *_ in headers]
+    return torch.tensor(sizes), torch.tensor(is_jpeg)
 
 
 def _raise_faults(faults: dict[Path, str], num_files: int) -> None:
@@ -179,7 +206,7 @@ def _raise_faults(faults: dict[Path, str], num_files: int) -> None:
 
 def _write(store: FileCache, entry: Path, files: list[Path]) -> KeptPixels:
     """Decode all images into an entry; its index is written last."""
-    sizes, formats = _read_headers(files)
+    sizes, is_jpeg = _read_headers(files)
     lengths = 3 * sizes.prod(1)
     starts = lengths.cumsum(0) - lengths
     place = {path: number for number, path in enumerate(files)}
@@ -202,8 +229,7 @@ def _write(store: FileCache, entry: Path, files: list[Path]) -> KeptPixels:
         _raise_faults(faults, len(files))
 
     pixels = entry.with_suffix(".bin")
-    pixels.parent.mkdir(parents=True, exist_ok=True)
     write_atomically(pixels, write_pixels)
-    content = {"starts": starts, "sizes": sizes, "formats": list(formats), "sha256": hash_file(pixels)}
+    content = {"starts": starts, "sizes": sizes, "is_jpeg": is_jpeg, "sha256": hash_file(pixels)}
     store.write(entry, content)
-    return KeptPixels(pixels, starts, sizes, formats)
+    return KeptPixels(pixels, starts, sizes, is_jpeg)

@@ -113,6 +113,23 @@ def test_large_boxes_are_still_decoded_at_a_fraction_of_their_size(tmp_path, use
     assert codec.regions == []
 
 
+@pytest.mark.parametrize("size", [96, 48])
+def test_reduced_decoding_differs_little_from_resizing_the_whole_image(tmp_path, size):
+    """PSNR of at least 38 dB, 2.5 of 255 levels on average, with the noise of a photo."""
+    path, draws = tmp_path / "image.jpg", random.Random(0)
+    path.write_bytes(jpeg_file(375, 500, quality=92))
+    errors = []
+    while len(errors) < 10:
+        box = random_box(375, 500, draws)
+        if decode.can_reduce(box, size):
+            crop = read_crop(path, lambda height, width, box=box: box, size).int()
+            errors.append(crop - decode.crop_and_resize(whole(path.read_bytes()), box, size).int())
+    error = torch.stack(errors).float()
+    assert error.abs().mean() <= 2.5
+    assert 10 * (255**2 / error.square().mean()).log10() >= 38
+    assert error.any()  # otherwise nothing was reduced
+
+
 @needs_codec
 @pytest.mark.parametrize(
     "options",

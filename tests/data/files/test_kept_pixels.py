@@ -19,6 +19,7 @@ from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import IMAGENET_NORMALISATION
 from sam_runner.utils.errors import InputError
 from tests.data.files.test_jpeg import noisy_pixels
+from tests.helpers import at_once
 
 SIZE = 12
 CROPS = AugmentConfig(flip=True, crop_scale_min=0.08)
@@ -177,7 +178,7 @@ def test_damage_within_a_file_is_found_before_training(root, tmp_path):
     path.write_bytes(content[:300] + bytes(40) + content[340:])
     with pytest.raises(InputError, match=rf"^{path} cannot be read as an image"):
         load(root, str(tmp_path / "cache"))
-    assert not list((tmp_path / "cache").glob("pixels-*"))
+    assert not list((tmp_path / "cache").glob("pixels-*.[bp]*"))
 
 
 def test_a_full_disk_is_reported_and_changes_nothing_else(root, tmp_path, caplog, monkeypatch):
@@ -188,8 +189,35 @@ def test_a_full_disk_is_reported_and_changes_nothing_else(root, tmp_path, caplog
     splits = load(root, str(tmp_path / "cache"))
     assert splits.train.kept is None
     assert caplog.text.count("cannot be written: [Errno 28] No space left on device") == 2
-    assert not list((tmp_path / "cache").glob("pixels-*"))
+    assert not list((tmp_path / "cache").glob("pixels-*.[bp]*"))
     assert torch.equal(batches(splits.train, CROPS), batches(load(root, False).train, CROPS))
+
+
+def read_logged(folder):
+    """The messages and the images of a process."""
+    messages, log = [], kept_pixels.log.info
+    kept_pixels.log.info = lambda text, *values: messages.append(text) or log(text, *values)
+    images = batches(load(folder / "set", str(folder / "cache")).train, CROPS)
+    return sum("decoding" in message for message in messages), images
+
+
+def test_of_processes_that_begin_together_one_decodes(root, tmp_path):
+    (tmp_path / "cache").mkdir()
+    found = at_once(read_logged, [tmp_path] * 3)
+    assert sum(number for number, _ in found) == 2  # the training set and the test set
+    expected = batches(load(root, False).train, CROPS)
+    assert all(torch.equal(images, expected) for _, images in found)
+
+
+def test_what_a_killed_process_left_is_removed(root, tmp_path):
+    load(root, str(tmp_path / "cache"))
+    (first, _) = (tmp_path / "cache").glob("pixels-*.bin")
+    leftover = first.with_name(f"{first.name}.tmp.123")
+    first.rename(leftover)
+    forget()
+    load(root, str(tmp_path / "cache"))
+    assert first.is_file()
+    assert not leftover.exists()
 
 
 def test_an_entry_that_is_deleted_before_it_is_used_ends_the_run_with_a_message(root, tmp_path):
