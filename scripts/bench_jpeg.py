@@ -120,14 +120,16 @@ def find_decoders() -> dict[str, Decode]:
             simplejpeg.decode_jpeg, fastdct=True, fastupsample=True
         )
     if jpeg.load_codec() is not None:
-        decoders["nvImageCodec, whole image"] = decode_all
+        decoders["nvImageCodec, whole image"] = decode_rows
+        decoders["nvImageCodec, the last 8 rows"] = partial(decode_rows, count=8)
     return decoders
 
 
-def decode_all(content: bytes) -> np.ndarray | None:
-    """Decode a whole image as one part."""
+def decode_rows(content: bytes, count: int | None = None) -> np.ndarray | None:
+    """Decode the last rows, or all. Of the rows above, the Huffman codes alone are decoded."""
     parts = jpeg.open_parts(content)
-    return parts.decode(CropBox(0, 0, parts.height, parts.width))
+    count = count or parts.height
+    return parts.decode(CropBox(parts.height - count, 0, count, parts.width))
 
 
 def measure_decoders(report: Report, rounds: int, contents: list[bytes]) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 from sam_runner.data.files.boxes import centre_crop_box
 from sam_runner.data.files.decode import check_image, read_crop, read_image, read_size
 from sam_runner.data.files.file_cache import choose_cache, files_key
-from sam_runner.data.files.in_threads import describe_faults, for_each_file
+from sam_runner.data.files.in_threads import describe_faults, for_each_file, is_small_file
 from sam_runner.data.files.kept_pixels import keep_pixels
 from sam_runner.data.image_sets import ImageFiles, ImageSet, UnreadImages, make_image_set
 from sam_runner.utils.errors import InputError
@@ -26,7 +26,6 @@ from sam_runner.utils.hardware import count_usable_cores
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
-SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
 MAX_BYTES = 8 << 30  # pixels kept in memory
 MAX_CHECKED = 100_000  # files on disk that are checked before training
 CACHE_FORMAT = 1  # to be raised when the same files are decoded to other pixels
@@ -181,8 +180,7 @@ def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
     if not num_images:
         return []
     log.info("reading %s images into memory", f"{num_images:,}")
-    first = requests[0][0] / requests[0][1][0]
-    is_small = first.is_file() and first.stat().st_size < SMALL_FILE_BYTES
+    is_small = is_small_file(requests[0][0] / requests[0][1][0])
     workers = 1 if is_small else max(num_workers, 1)
     faults: dict[Path, str] = {}
     if not is_small:  # headers cost a hundredth of decoding, so most faults are known long before the end

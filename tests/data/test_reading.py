@@ -13,6 +13,7 @@ from PIL import Image
 
 from sam_runner.data import noise, reading
 from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.files import in_threads
 from sam_runner.data.normalisation import Normalisation
 from sam_runner.data.splits import prepare_splits
 from sam_runner.utils.errors import InputError
@@ -69,7 +70,7 @@ def test_noise_that_needs_images_gets_those_of_the_run(tmp_path):
 @pytest.mark.parametrize("small", [True, False])
 def test_all_images_that_cannot_be_used_are_in_one_message(tmp_path, monkeypatch, workers, small):
     """No header, an empty file, a truncated image, another size: in both sets, also the first file."""
-    monkeypatch.setattr(reading, "SMALL_FILE_BYTES", 1 << 20 if small else 0)
+    monkeypatch.setattr(in_threads, "SMALL_FILE_BYTES", 1 << 20 if small else 0)
     for part in ("train", "test"):
         write_classes(tmp_path / part, {"a": 6, "b": 6})
     (tmp_path / "train/a/000.png").write_text("no image")

@@ -26,7 +26,7 @@ from torch import Tensor
 from sam_runner.data.files.boxes import CropBox
 from sam_runner.data.files.decode import can_reduce, crop_and_resize, read_crop, read_format, read_image
 from sam_runner.data.files.file_cache import FileCache, choose_cache, files_key
-from sam_runner.data.files.in_threads import describe_faults, for_each_file
+from sam_runner.data.files.in_threads import describe_faults, for_each_file, is_small_file
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import hash_file, write_atomically
 from sam_runner.utils.hardware import count_usable_cores, count_usable_memory
@@ -225,7 +225,7 @@ def _write(store: FileCache, entry: Path, files: list[Path]) -> KeptPixels:
                 handle.seek(int(starts[number]))
                 handle.write(memoryview(image))  # type: ignore[arg-type]
 
-        for_each_file(files, decode, count_usable_cores(), "images", faults)
+        for_each_file(files, decode, 1 if is_small_file(files[0]) else count_usable_cores(), "images", faults)
         _raise_faults(faults, len(files))
 
     pixels = entry.with_suffix(".bin")
