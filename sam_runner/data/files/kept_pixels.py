@@ -210,6 +210,7 @@ def _write(store: FileCache, entry: Path, files: list[Path]) -> KeptPixels:
     lengths = 3 * sizes.prod(1)
     starts = lengths.cumsum(0) - lengths
     place = {path: number for number, path in enumerate(files)}
+    assert len(place) == len(files), "a file that is listed twice would be written once"
     faults: dict[Path, str] = {}
     writing = threading.Lock()
 
