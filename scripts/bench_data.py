@@ -90,7 +90,7 @@ def measure_in_memory(report: Report, rounds: int, device: torch.device) -> None
     report.table("Images of 32x32 in memory: crop, flip, normalise", ["program", "images/s", "times"], rows)
     report.check("batched augmentation, images/s", speed["ours"], 70_000, at_most=False)
     report.check(
-        "batched augmentation over PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False
+        "speed of batched augmentation / PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False
     )
 
 

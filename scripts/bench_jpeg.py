@@ -98,7 +98,7 @@ def measure_crops(report: Report, rounds: int, files: ImageFiles, cache: str, or
     for name, bound in (("ours", 1.5), ("ours, extra jpeg", 1.8), ("ours, second epoch with data.cache", 4)):
         if name in contenders:
             value = ratio(seconds, "PIL RandomResizedCrop", name)
-            report.check(f"{name}: over PIL's RandomResizedCrop, one core", value, bound, at_most=False)
+            report.check(f"speed of {name} / PIL's RandomResizedCrop, one core", value, bound, at_most=False)
 
 
 def find_decoders() -> dict[str, Decode]:

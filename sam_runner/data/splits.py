@@ -93,7 +93,7 @@ def prepare_splits(
             if not isinstance(part, ImageSet):
                 raise InputError(
                     "the noise model needs the images in memory\n"
-                    "  set data.storage=memory, or use another noise for inputs that are no images"
+                    "  set data.storage=memory, or use another noise for inputs that are not images"
                 )
             images["images_NCHW"] = part.images_NCHW
         labels = noise(labels=part.labels.clone(), num_classes=num_classes, seed=noise_seed, **images)

@@ -83,7 +83,7 @@ def find_labelled_files(folder: Path, classes: Sequence[str]) -> FoundFiles:
     if unlabelled:
         known = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
         raise InputError(
-            f"--data {folder}: images in no folder of a class: {len(unlabelled):,}, such as {unlabelled[0]}\n"
+            f"--data {folder}: images outside the class folders: {len(unlabelled):,}, such as {unlabelled[0]}\n"
             f"  expected: {folder}/<class>/*.jpg with the classes {known}"
         )
     return found

@@ -42,7 +42,7 @@ def find_head(model: nn.Module, num_classes: int) -> str:
 
 
 def require_weights_file(weights: str | None) -> None:
-    """Raise InputError if ``model.weights`` is a path of no file."""
+    """Raise InputError if ``model.weights`` is a path and there is no such file."""
     if weights is not None and weights.partition(":")[0] not in LIBRARIES and not Path(weights).expanduser().is_file():
         raise InputError(f"model.weights={weights} does not exist\n  accepted: a file, torchvision, timm, null")
 

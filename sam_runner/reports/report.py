@@ -142,14 +142,14 @@ class Report:
         return rows_by_group(self.groups)
 
     @cached_property
-    def searched(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and the settings that have a choice for each combination of their values."""
+    def search_settings(self) -> tuple[list[str], list[str]]:
+        """The settings to choose, and the settings for each combination of whose values there is one choice."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
     def choices(self) -> list[Choice]:
         """The chosen groups; empty where no setting is searched."""
-        select, by = self.searched
+        select, by = self.search_settings
         choices = choose(self.runs, self.metric, select, by) if select else []
         return choices if any(choice.num_values > 1 for choice in choices) else []
 
@@ -269,7 +269,7 @@ class Report:
 
     @cached_property
     def estimates(self) -> dict[str, dict[int, Estimate]]:
-        """Mean and interval of each group, by metric: the compared one, the validation set's, and early stopping's."""
+        """Mean and interval of each group, by metric: compared metric, validation set, early stopping, fit."""
         tags = {self.metric, held_out_metric(self.metric), f"best/{self.metric}", *FIT_METRICS}
         return {
             tag: {group: _estimate(row) for group, row in rows_by_group(aggregate(self.runs, tag)).items()}
@@ -309,7 +309,7 @@ class Report:
     @cached_property
     def choice_table(self) -> pd.DataFrame:
         """The table of the chosen groups as text; empty where no setting is searched."""
-        select, by = self.searched
+        select, by = self.search_settings
         rows = []
         for choice in self.choices:
             settings = self.rows[choice.group]
@@ -395,11 +395,13 @@ class Report:
 
     @cached_property
     def next_commands(self) -> list[tuple[str, str]]:
-        """What to type next, as purposes and commands.
+        """Commands that continue the comparison, as pairs of purpose and command.
 
-        Where a chosen value is at the edge of those searched: the next one. Where a baseline of equal cost is missing:
-        that one. For each group chosen on validation images: its final runs, all in one sweep, so that its report
-        compares them. If a choice was made on the test set: the same search with held-out images.
+        - If a chosen value is the smallest or largest of the search: a run with the next value beyond it.
+        - If a group has no baseline of equal cost: the run that would be this baseline.
+        - For each group that was chosen on validation images: its final runs. They are in one sweep, so that the report
+          of the sweep compares them.
+        - If the test set made a choice: the same search with held-out images.
         """
         if self.runs.empty:
             return []
@@ -580,9 +582,9 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
     """Write the report into a folder.
 
     The files are report.html, report.md, report.tex (for a paper), report-full.tex (all columns), report.csv (one row a
-    run), report-table.csv (one row a group), and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a
-    comparison at equal cost or time begin with ``report-cost`` or ``report-seconds``, so that they do not replace the
-    others.
+    run), report-table.csv (one row a group), and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. The files
+    of a comparison at equal cost or time begin with ``report-cost`` or ``report-seconds``, so that they do not replace
+    the other files.
 
     Returns:
         The path of the page.

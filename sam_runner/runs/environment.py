@@ -54,7 +54,7 @@ def compare_environment(folder: Path, device: str, precision: str, decoders: str
         decoders: See `write_environment`.
 
     Returns:
-        ``name old -> new`` for each difference that may change the bits of the numbers.
+        ``name old -> new`` for each difference that may change the last digits of the numbers.
     """
     before, now = read_environment(folder), _describe_environment(device, precision, decoders)
     if not before:

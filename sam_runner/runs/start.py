@@ -61,7 +61,7 @@ def start_run(
         config: The settings.
         overrides: Settings as the user typed them.
         job_folder: Run folder of a sweep's job, in the folder of the sweep; None for a single run.
-        joint: Makes the passes together with those of the runs in other threads; None: alone.
+        joint: Makes one pass for this run and those in other threads; None: the run makes its own passes.
 
     Returns:
         The folder of the finished run, None for a dry run.
@@ -232,8 +232,11 @@ def _train(
         nonlocal loggers
         changed = compare_environment(folder, device, precision, decoders) if state is not None else []
         if changed:
-            log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
-        # A run that is made longer has not finished: with its old result the same command would not continue it.
+            log.warning(
+                "the last digits of the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
+            )
+        # Remove the result of a finished run that now becomes longer. Otherwise repeating the command after an
+        # interruption would report the run as finished.
         (folder / RESULT).unlink(missing_ok=True)
         write_config(folder, config)
         write_environment(folder, device, precision, decoders)

@@ -8,8 +8,9 @@ For a batch B, weights w and a base optimizer:
     w     = base optimizer's step from w along g_SAM
 
 `SamStep` makes everything that SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which
-they differ. The step never synchronises with the device, except for float16's loss scaler, which has to know on the
-host whether it skips the step, and for base optimizers that are not fused.
+they differ. The step never synchronises with the device, with three exceptions: float16's loss scaler, which has to
+know on the host whether it skips the step; base optimizers that are not fused; and methods that decide on the host
+whether they make a second pass (AE-SAM).
 """
 
 from dataclasses import dataclass

@@ -120,7 +120,7 @@ def _continue_run(name: str, flags: list[str], overrides: list[str]) -> str:
     if os.path.basename(folder) == "config.yaml":
         folder = os.path.dirname(folder) or "."
     if not os.path.isfile(os.path.join(folder, "config.yaml")):
-        raise InputError(f"resume={name} is no run folder: there is no config.yaml in it\n  give resume=RUN")
+        raise InputError(f"resume={name} is not a run folder: there is no config.yaml in it\n  give resume=RUN")
     if {"-m", "--multirun"} & {*flags}:
         raise InputError(
             "resume continues a single run, and -m makes several\n"
