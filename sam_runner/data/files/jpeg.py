@@ -45,13 +45,17 @@ class JpegParts:
     def decode(self, box: CropBox) -> NDArray[np.uint8] | None:
         """Return the pixels of a box, RGB, uint8, (height, width, 3).
 
-        None if the file is damaged above the last row of the box; what is below that row is not read.
+        None if the file is damaged above the last row of the box, or the decoder fails; what is below that row is not
+        read.
         """
         region = self._codec.Region(box.top, box.left, box.top + box.height, box.left + box.width)
-        image = _decoder_of_thread(self._codec).decode(
-            self._stream.get_sub_code_stream(region=region),
-            params=self._codec.DecodeParams(apply_exif_orientation=False),
-        )
+        try:
+            image = _decoder_of_thread(self._codec).decode(
+                self._stream.get_sub_code_stream(region=region),
+                params=self._codec.DecodeParams(apply_exif_orientation=False),
+            )
+        except RuntimeError:
+            return None
         if image is None or image.shape != (box.height, box.width, 3):
             return None
         return np.asarray(image)

@@ -52,8 +52,8 @@ class FakeCodec:
 
     NVIMGCODEC_DEVICE_CPU_ONLY, CPU_ONLY = -99999, "cpu"
 
-    def __init__(self, *, is_broken=False):
-        self.is_broken, self.regions = is_broken, []
+    def __init__(self, fault=None):
+        self.fault, self.regions = fault, []
         self.Region, self.DecodeParams, self.Backend = lambda *corners: corners, dict, str
 
     def CodeStream(self, content):  # noqa: N802
@@ -71,7 +71,9 @@ class FakeCodec:
         assert params == {"apply_exif_orientation": False}
         content, (top, left, bottom, right) = stream
         self.regions.append((top, left, bottom, right))
-        return None if self.is_broken else whole(content)[top:bottom, left:right]
+        if self.fault == "error":
+            raise RuntimeError
+        return None if self.fault == "nothing" else whole(content)[top:bottom, left:right]
 
 
 @pytest.fixture
@@ -84,8 +86,8 @@ def use_codec(monkeypatch):
     return use
 
 
-@pytest.mark.parametrize("is_broken", [False, True])
-def test_a_crop_is_the_same_with_a_decoder_of_parts_and_when_that_fails(tmp_path, use_codec, is_broken):
+@pytest.mark.parametrize("fault", [None, "nothing", "error"])
+def test_a_crop_is_the_same_with_a_decoder_of_parts_and_when_that_fails(tmp_path, use_codec, fault):
     path = tmp_path / "image.jpg"
     path.write_bytes(jpeg_file(61, 43))
     calls, box = [], CropBox(7, 5, 19, 17)
@@ -96,7 +98,7 @@ def test_a_crop_is_the_same_with_a_decoder_of_parts_and_when_that_fails(tmp_path
 
     use_codec(None)
     expected = read_crop(path, choose_box, 12)
-    codec = use_codec(FakeCodec(is_broken=is_broken))
+    codec = use_codec(FakeCodec(fault))
     assert torch.equal(read_crop(path, choose_box, 12), expected)
     assert codec.regions == [(7, 5, 7 + 19, 5 + 17)]
     assert calls == [(61, 43)] * 2  # once for each crop: a random box is not drawn again
