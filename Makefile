@@ -45,7 +45,8 @@ smoke: $(VENV)/.run ## run a few steps of every shipped option through the comma
 
 bench: $(VENV)/.dev ## run the benchmarks (five minutes); FASHION=FOLDER with Fashion-MNIST adds the end-to-end comparison
 	$(BIN)/python scripts/bench_startup.py --quick
-	$(BIN)/python -W ignore scripts/bench_data.py --quick $(if $(DATA),--images $(DATA))
+	$(BIN)/python -W ignore scripts/bench_data.py --quick
+	$(BIN)/python -W ignore scripts/bench_jpeg.py --quick $(if $(DATA),--images $(DATA))
 	$(BIN)/python -W ignore scripts/bench_step.py --quick
 	$(BIN)/python -W ignore scripts/bench_ranks.py --quick
 	$(BIN)/python -W ignore scripts/bench_growth.py --quick

@@ -167,7 +167,7 @@ def _warn_of_channels_last(inputs: Tensor, name: str) -> None:
 def _to_input(value: Any, place: str) -> Tensor:
     from PIL import Image
 
-    from sam_runner.data.decode import to_8_bits
+    from sam_runner.data.files.decode import to_8_bits
 
     if isinstance(value, Image.Image):
         try:

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.datasets.folder_layout import MAX_LISTED, SPLIT_NAMES, list_images
-from sam_runner.data.decode import centre_crop_box, read_crop, read_image
+from sam_runner.data.files.boxes import centre_crop_box
+from sam_runner.data.files.decode import read_crop, read_image
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import count_usable_cores
 

@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 from sam_runner.config.allowed_targets import trust_prefix
+from sam_runner.config.data import ImageFolderConfig, ImageListConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
+from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.distributed.context import DistributedContext
@@ -222,12 +224,13 @@ def _train(
         log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
     if describe_method(config):
         log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
+    decoders = describe_decoders() if isinstance(config.data, ImageFolderConfig | ImageListConfig) else None
     loggers = MetricsLoggers()
 
     def open_folder() -> None:
         """Write the files that describe the run, and open its logs."""
         nonlocal loggers
-        changed = compare_environment(folder, device, precision) if state is not None else []
+        changed = compare_environment(folder, device, precision, decoders) if state is not None else []
         if changed:
             log.warning(
                 "the last digits of the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
@@ -236,7 +239,7 @@ def _train(
         # interruption would report the run as finished.
         (folder / RESULT).unlink(missing_ok=True)
         write_config(folder, config)
-        write_environment(folder, device, precision)
+        write_environment(folder, device, precision, decoders)
         write_model_facts(folder, run)
         write_status(folder, "running", from_epoch=progress.epoch)
         loggers = open_loggers(config.logger, folder, progress.step, logger_states)

@@ -42,6 +42,24 @@ def _read_cpu_quota(path: Path) -> float:
         return math.inf
 
 
+def count_usable_memory() -> float:
+    """Return the bytes of memory for this process: those of the machine, limited by a container's limit."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return math.inf
+    return min(installed, _read_memory_limit(Path("/sys/fs/cgroup/memory.max")))
+
+
+def _read_memory_limit(path: Path) -> float:
+    """Return the bytes in a memory.max file of cgroup v2; infinite as in `_read_cpu_quota`."""
+    try:
+        limit = path.read_text().strip()
+        return math.inf if limit == "max" else float(limit)
+    except (OSError, ValueError):
+        return math.inf
+
+
 def choose_num_workers(device: "torch.device", num_processes: int = 1) -> int:
     """Return the number of processes that decode images.
 
