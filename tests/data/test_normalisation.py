@@ -1,6 +1,7 @@
 """Mean and standard deviation of the images: where they come from, and that a run keeps them."""
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
@@ -104,6 +105,20 @@ def test_source_of_the_normalisation(source, weights, published, expected):
 def colour_images():
     images = numbered_images(5)
     return replace(images, images_NCHW=images.images_NCHW[:, :1].expand(-1, 3, -1, -1).contiguous())
+
+
+def test_the_log_says_why_the_normalisation_is_not_that_of_the_weights(caplog):
+    caplog.set_level(logging.INFO, "sam_runner")
+    grey = replace(colour_images(), images_NCHW=colour_images().images_NCHW[:, :1])
+    choose_normalisation("auto", colour_images(), "x.pt", unknown)
+    choose_normalisation("auto", grey, "x.pt", unknown)
+    choose_normalisation("auto", grey, "x.pt", lambda: ((0.5,) * 3, (0.5,) * 3))
+    start = "normalisation: mean and std of the training set, since model.weights=x.pt has"
+    assert caplog.messages == [
+        f"{start} no mean and std; data.normalisation=imagenet for those of ImageNet",
+        f"{start} no mean and std",
+        f"{start} 3-channel mean and std",
+    ]
 
 
 def test_a_normalisation_that_does_not_fit_is_refused():
