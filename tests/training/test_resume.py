@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.config import rules
 from sam_runner.runs import start
 from sam_runner.training import evaluation, loop
 from sam_runner.training.checkpoints import CheckpointFolder
@@ -234,12 +235,15 @@ def test_two_interrupts_end_a_run_immediately_and_keep_the_last_checkpoint(tmp_p
     assert read_status(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("module", "name"), [(start, "build_run"), (rules, "require_files")])
+def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(
+    module, name, tmp_path, monkeypatch, capsys
+):
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(start, "build_run", interrupt)
+        patch.setattr(module, name, interrupt)
         done = invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     assert (done.returncode, done.stderr) == (130, "interrupted before anything was written\n")
     assert not (tmp_path / "run").exists()
