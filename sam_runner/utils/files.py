@@ -63,16 +63,17 @@ def require_writable(folder: Path) -> None:
 def explain_missing_run(path: Path) -> str:
     """Return why a path is no run folder, and on a second line which folder to give instead.
 
-    That is the run that the path lies in (a checkpoint, say), or the latest run in the folder.
+    That is the run that the path lies in (a checkpoint, say), or the latest run at most two levels below it.
     """
     reason = f"there is no {SETTINGS_FILE} in it" if os.path.exists(path) else "it does not exist"
     for outer in path.parents[:2]:
         if os.path.isfile(outer / SETTINGS_FILE):
             return f"{reason}\n  did you mean {outer}?"
-    runs = [file.parent for file in path.glob(f"*/{SETTINGS_FILE}")] if os.path.isdir(path) else []
+    patterns = (f"*/{SETTINGS_FILE}", f"*/*/{SETTINGS_FILE}") if os.path.isdir(path) else ()
+    runs = [file.parent for pattern in patterns for file in path.glob(pattern)]
     if runs:
         return f"{reason}\n  did you mean {max(runs, key=os.path.getmtime)}, the latest of its runs?"
-    return f"{reason}\n  give the folder that sam-train printed"
+    return f"{reason}\n  give the folder that sam-train printed; sam-status lists those in outputs/"
 
 
 def write_json(path: Path, value: Any) -> None:
