@@ -19,6 +19,9 @@ from sam_runner.utils.safe_load import load_tensors
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation by channel
 MAX_LISTED_KEYS = 12  # in an error message
 LIBRARIES = ("torchvision", "timm")  # sources of weights that are no files
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # classifiers that GoogLeNet and Inception v3 have for training only
+OWN_CONVERSION = ("googlenet", "inception_v3")  # torchvision's convert images from ImageNet's mean and std to 0.5
+OTHER_SIZE = "  position embeddings fit one size of images: give data.image_size the value that the weights have"
 OTHER_NETWORK = "  weights fit the network that they were saved from: choose it by model and its settings"
 
 
@@ -88,7 +91,8 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
 
     If the head in `state` is missing or has another shape, the network keeps the head that it was initialised with. A
     prefix that all names in `state` have, and no name of the network, is removed: ``module.`` of data-parallel
-    networks, ``_orig_mod.`` of compiled ones, ``backbone.``. The counters ``num_batches_tracked`` may be missing.
+    networks, ``_orig_mod.`` of compiled ones, ``backbone.``. The counters ``num_batches_tracked`` may be missing, and
+    `AUXILIARY` classifiers are left out.
 
     Args:
         model: The network.
@@ -104,7 +108,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
             lists them.
     """
     own, head = model.state_dict(), f"{find_head(model, num_classes)}."
-    state = _remove_prefixes(state, own)
+    state = {
+        key: value for key, value in _remove_prefixes(state, own).items() if key in own or not key.startswith(AUXILIARY)
+    }
     head_fits = all(key in state and state[key].shape == own[key].shape for key in own if key.startswith(head))
     # The head is loaded completely or not at all, so that a loaded weight never has a newly initialised bias.
     expected, given = (
@@ -123,7 +129,9 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
         if key in given and given[key].shape != value.shape
     ]
     if faults:
-        _refuse(f"model.weights={source} does not fit the model", faults, OTHER_NETWORK)
+        is_position = any("pos_embed" in fault and fault.endswith(" needed") for fault in faults)
+        advice = OTHER_SIZE if is_position else OTHER_NETWORK
+        _refuse(f"model.weights={source} does not fit the model", faults, advice)
     params = {name for name, _ in model.named_parameters()}
     faults = [
         f"{key} {tuple(value.shape)}"
@@ -182,6 +190,8 @@ def torchvision_normalisation(name: str, version: str = "") -> Statistics | None
     Arguments and errors are those of `download_torchvision_weights`; nothing is downloaded.
     """
     transforms = _torchvision_weights(name, version).transforms()
+    if name in OWN_CONVERSION:
+        return (0.5,) * 3, (0.5,) * 3
     return _statistics(getattr(transforms, "mean", None), getattr(transforms, "std", None))
 
 

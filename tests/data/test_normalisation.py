@@ -7,6 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
@@ -139,6 +140,19 @@ def test_published_normalisations():
     assert pretrained.torchvision_normalisation("efficientnet_v2_s", "IMAGENET1K_V1") == imagenet
     assert pretrained.timm_normalisation("vit_base_patch16_224.augreg_in21k") == ((0.5,) * 3, (0.5,) * 3)
     assert pretrained.timm_normalisation("resnet18.a1_in1k") == imagenet
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_convert_their_images_get_the_converted_ones(name):
+    """With published weights torchvision's networks convert images by `transform_input`; ours get them like that."""
+    published = torchvision.models.get_model(name, num_classes=2, transform_input=True, init_weights=False)
+    pixels = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    expected = published._transform_input(scaled(pixels, IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std))
+    torch.testing.assert_close(scaled(pixels, *pretrained.torchvision_normalisation(name)), expected)
+
+
+def scaled(pixels, mean, std):
+    return (pixels - torch.tensor(mean).double()[:, None, None]) / torch.tensor(std).double()[:, None, None]
 
 
 def test_weights_of_a_run_bring_its_normalisation(tmp_path):

@@ -98,6 +98,28 @@ def test_a_buffer_may_be_infinite_but_not_nan():
         load_weights(model, state | {"mask": torch.tensor([0, math.nan])}, "source", CLASSES)
 
 
+def test_auxiliary_classifiers_are_left_out():
+    model, state = make_model(seed=2), make_model().state_dict()
+    load_weights(
+        model, state | {"AuxLogits.fc.weight": torch.zeros(9, 2), "aux2.fc.bias": torch.zeros(9)}, "a", CLASSES
+    )
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+class Positions(nn.Module):
+    """A network with a position embedding for some number of patches, as a ViT."""
+
+    def __init__(self, patches):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches, 2))
+        self.head = nn.Linear(2, CLASSES)
+
+
+def test_positions_of_another_image_size_are_answered_with_the_setting():
+    with pytest.raises(InputError, match=r"pos_embed: \(1, 5, 2\) given, \(1, 9, 2\) needed\n.* data\.image_size"):
+        load_weights(Positions(9), Positions(5).state_dict(), "vit.pt", CLASSES)
+
+
 def test_many_keys_that_do_not_fit_are_counted():
     with pytest.raises(InputError) as caught:
         load_weights(
