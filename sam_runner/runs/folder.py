@@ -115,8 +115,8 @@ def require_usable(folder: Path, config: ExperimentConfig) -> dict[str, str]:
         more = [f"  (and {len(refused) - 12} more)"] if len(refused) > 12 else []
         lines = "\n".join([f"  {line}" for line in refused[:12]] + more)
         raise InputError(
-            f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings\n"
-            f"  a new run from its settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE"
+            f"{folder} holds a run with other settings:\n{lines}\n  to continue it, give the old settings\n"
+            f"  for a new run: another run_dir, or sam-train config={shlex.quote(str(folder))} KEY=VALUE"
         )
     return changes
 

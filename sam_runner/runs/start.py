@@ -171,7 +171,7 @@ def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> No
         settings += [f"max_steps={done}"] if config.max_steps is not None and config.max_steps < done else []
         raise InputError(
             f"the run in {folder} has done {done} steps, and {run.max_steps} are asked for\n"
-            f"  give {' '.join(settings)} or more, or another run_dir"
+            f"  give {' '.join(settings)} or more; for a new run: another run_dir, or config=RUN"
         )
 
 

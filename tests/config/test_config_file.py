@@ -125,7 +125,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resume=run", "rho=0.3"], "rho: 0.05 -> 0.3"),
+        (["resume=run", "rho=0.3"], "rho: 0.05 -> 0.3\n  to continue it, give the old settings\n  for a new run: "),
         (["config=run", "optimizer=sgd"], "optimizer=sgd chooses an option"),
         (
             ["optimizer=sgd", "resume=run", "data=digits", "epochs=2"],

@@ -371,7 +371,7 @@ def test_fewer_steps_than_completed_are_refused_and_no_file_changes(after, fewer
     needed = (
         f"epochs={math.ceil((after or STEPS) / PER_EPOCH)}" if fewer == "epochs=1" else f"max_steps={after or STEPS}"
     )
-    assert f"  give {needed} or more, or another run_dir\n" in done.stderr
+    assert f"  give {needed} or more; for a new run: another run_dir, or config=RUN\n" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     if after is not None:
         assert invoke(monkeypatch, capsys, tmp_path, *words).returncode == 0
