@@ -177,7 +177,7 @@ def require_output(file: Path, suffixes: Sequence[str], *, overwrite: bool) -> P
     """
     if file.suffix not in suffixes:
         example = file.with_suffix(suffixes[0])
-        raise InputError(f"--out {file} is no name of a {' or '.join(suffixes)} file\n  give --out {example}")
+        raise InputError(f"--out {file} is not the name of a {' or '.join(suffixes)} file\n  give --out {example}")
     if file.is_dir():
         raise InputError(f"--out {file} is a folder\n  give the name of a file")
     if file.exists() and not overwrite:

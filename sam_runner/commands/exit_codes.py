@@ -7,6 +7,7 @@ from collections.abc import Callable
 from sam_runner.utils.console import is_main_process, log_to_console, print_error, print_line
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 from sam_runner.utils.files import FULL_DISK_ERRNOS
+from sam_runner.utils.hardware import let_waiting_threads_sleep
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2  # those of runs that a signal stopped are in sam_runner.utils.errors
 
@@ -21,6 +22,7 @@ def run_command(command: Callable[[list[str]], int]) -> int:
         The exit code: that of the command, or that of the error which ended it.
     """
     log_to_console()
+    let_waiting_threads_sleep()
     try:
         _require_working_folder()
         return command(sys.argv[1:])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet, UnreadImages
 from sam_runner.data.noise import NoiseNeeds, require_labels
-from sam_runner.data.reading import check_files, read_sets
+from sam_runner.data.reading import check_files, read_sets, use_kept_pixels
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed, make_generator
 
@@ -38,11 +38,13 @@ class Splits:
         """Return the same sets, with the images decoded that are to be in memory; files that stay on disk are checked.
 
         Raises:
-            InputError: See `reading.read_sets` and `reading.check_files`.
+            InputError: See `reading.read_sets`, `reading.check_files` and `reading.use_kept_pixels`.
         """
-        check_files([part for part in vars(self).values() if type(part) is ImageFiles])
+        on_disk = {name: part for name, part in vars(self).items() if type(part) is ImageFiles}
+        check_files(list(on_disk.values()))
+        kept = {name: use_kept_pixels(part) for name, part in on_disk.items()}
         parts = {name: part for name, part in vars(self).items() if isinstance(part, UnreadImages)}
-        return replace(self, **dict(zip(parts, read_sets(tuple(parts.values())), strict=True)))
+        return replace(self, **kept, **dict(zip(parts, read_sets(tuple(parts.values())), strict=True)))
 
     def digest(self) -> str:
         """Return the hex sha256 of shapes, classes, images (of files: their paths) and labels."""
@@ -91,7 +93,7 @@ def prepare_splits(
             if not isinstance(part, ImageSet):
                 raise InputError(
                     "the noise model needs the images in memory\n"
-                    "  set data.storage=memory, or use another noise for inputs that are no images"
+                    "  set data.storage=memory, or use another noise for inputs that are not images"
                 )
             images["images_NCHW"] = part.images_NCHW
         labels = noise(labels=part.labels.clone(), num_classes=num_classes, seed=noise_seed, **images)

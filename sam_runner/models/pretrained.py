@@ -46,7 +46,7 @@ def find_head(model: nn.Module, num_classes: int) -> str:
 
 
 def require_weights_file(weights: str | None) -> None:
-    """Raise InputError if ``model.weights`` is a path of no file."""
+    """Raise InputError if ``model.weights`` is a path and there is no such file."""
     if weights is None or weights.partition(":")[0] in LIBRARIES or os.path.isfile(path := os.path.expanduser(weights)):
         return
     reason = "is a folder" if os.path.isdir(path) else "does not exist"

@@ -29,7 +29,7 @@ FITTED_WRONG_LABELS = 0.5  # memorised fraction of the wrong labels from which a
 
 @dataclass(frozen=True)
 class Baseline:
-    """What groups are compared with.
+    """The baseline that groups of runs are compared with.
 
     Attributes:
         settings: Settings of the baseline, as text by name, e.g. ``{"optimizer": "sgd"}``.
@@ -131,7 +131,7 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
 def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, list[int]]:
     """Return the baselines that have a group's values in all settings but `Baseline.ignored`, for each group.
 
-    Groups without any are left out. A baseline is among its own ones.
+    Groups without a baseline are left out. A group that is a baseline is listed as its own baseline.
 
     Args:
         settings: The settings of the groups, indexed by group.

@@ -41,7 +41,7 @@ class Plan(NamedTuple):
         rows: Its facts by name, as they are printed.
         num_steps: Number of optimizer steps.
         flops: Floating-point operations of training.
-        is_bound: Whether `flops` is an upper bound, since the data decide about passes.
+        is_bound: Whether `flops` is an upper bound, because the number of passes depends on the data.
     """
 
     rows: dict[str, str]
@@ -78,9 +78,10 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: t
 
 
 def count_backward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
-    """Count those of the backward pass: gradients of the trained weights, and of the activations that they need.
+    """Count the floating-point operations of the backward pass of one image.
 
-    It is about twice the forward pass, less the gradient of the image, and less what frozen layers do not need.
+    The pass computes the gradients of the trained weights and of the activations that these need. That is about twice
+    the forward pass, less the gradient of the image and the gradients that frozen layers do not need.
     """
     forward = count_forward_flops(model, image_shape, dtype)
     return _count_flops(model, image_shape, dtype, backward=True) - forward

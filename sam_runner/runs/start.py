@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 from sam_runner.config.allowed_targets import trust_prefix
+from sam_runner.config.data import ImageFolderConfig, ImageListConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
+from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.distributed.context import DistributedContext
@@ -59,7 +61,7 @@ def start_run(
         config: The settings.
         overrides: Settings as the user typed them.
         job_folder: Run folder of a sweep's job, in the folder of the sweep; None for a single run.
-        joint: Makes the passes together with those of the runs in other threads; None: alone.
+        joint: Makes one pass for this run and those in other threads; None: the run makes its own passes.
 
     Returns:
         The folder of the finished run, None for a dry run.
@@ -230,18 +232,22 @@ def _train(
         log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
     if describe_method(config):
         log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
+    decoders = describe_decoders() if isinstance(config.data, ImageFolderConfig | ImageListConfig) else None
     loggers = MetricsLoggers()
 
     def open_folder() -> None:
         """Write the files that describe the run, and open its logs."""
         nonlocal loggers
-        changed = compare_environment(folder, device, precision) if state is not None else []
+        changed = compare_environment(folder, device, precision, decoders) if state is not None else []
         if changed:
-            log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
-        # A run that is made longer has not finished: with its old result the same command would not continue it.
+            log.warning(
+                "the last digits of the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
+            )
+        # Remove the result of a finished run that now becomes longer. Otherwise repeating the command after an
+        # interruption would report the run as finished.
         (folder / RESULT).unlink(missing_ok=True)
         write_config(folder, config)
-        write_environment(folder, device, precision)
+        write_environment(folder, device, precision, decoders)
         write_model_facts(folder, run)
         write_status(folder, "running", from_epoch=progress.epoch)
         loggers = open_loggers(config.logger, folder, progress.step, logger_states)

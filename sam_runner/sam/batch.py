@@ -21,7 +21,7 @@ class Batch:
 
     Attributes:
         inputs: Arguments of the model, see `sam_runner.sam.objective.call_model`: a tensor (NCHW for images) or a
-            structure of tensors. A mapping that is no dict, such as Hugging Face's ``BatchEncoding``, becomes one.
+            structure of tensors. A mapping other than a dict, such as Hugging Face's ``BatchEncoding``, becomes one.
         targets: Second argument of the loss: a tensor (classes, int64, (N,), or probabilities, floating point, (N, C)),
             a structure of tensors, or None if the loss needs no targets.
         weight: Weight of the batch in the mean over ranks: local batch size divided by the mean local batch size.

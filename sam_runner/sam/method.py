@@ -245,7 +245,7 @@ class Method:
         descends_along_g: Whether the final gradient has a part of g. In networks with random branches (Shake-Shake,
             ShakeDrop) the base optimizer's gradient is not g, so the method is refused there.
         needs_number: Whether the step's number has to be given.
-        data_decide: Whether the data decide how many passes a step makes; `passes` and `cost` are the largest then.
+        data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.
         sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
             their examples, for a message of the size of the weights. Otherwise each rank has its own, as in the paper.
         capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
@@ -288,7 +288,7 @@ class Method:
         return rho
 
     def passes(self, number: int) -> int:
-        """Return how many gradients step `number` evaluates at rho > 0; if the data decide, the largest number."""
+        """Return how many gradients step `number` evaluates at rho > 0; the maximum if it depends on the data."""
         return 2
 
     def cost(self, number: int) -> tuple[float, float]:
@@ -360,7 +360,7 @@ class Method:
         return dict(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the bits of a `state_dict`; sharded tensors are given whole.
+        """Restore a `state_dict` bit for bit. It contains whole tensors, also of parameters that are sharded.
 
         Raises:
             ValueError: If the entries are not those of this method.

@@ -153,7 +153,12 @@ def is_zero(rho: float | Tensor) -> bool:
 
 
 def require_radius(rho: float | Tensor) -> None:
-    """Raise ValueError if a radius is negative or not finite, TypeError if it is no number; a tensor is never read."""
+    """Require that a radius is a finite number of at least 0; the value of a tensor is never read.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative or not finite.
+    """
     if isinstance(rho, Tensor):
         return
     try:

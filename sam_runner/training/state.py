@@ -124,7 +124,7 @@ class Progress:
         training_seconds: Seconds spent in training epochs, without evaluation and checkpoints.
         peak_memory_bytes: Largest memory of the main process up to the last checkpoint, see
             `sam_runner.utils.memory.measure_peak_memory`.
-        peak_memory_of: Memory of what: ``cuda`` or ``process``.
+        peak_memory_of: Whose memory was measured: ``cuda`` or ``process``.
         last_metrics: Metrics of the latest evaluated epoch by tag.
         best_metrics: Metrics of the best epoch by `Run.selected_by`; without a validation set those of the latest
             evaluated epoch.

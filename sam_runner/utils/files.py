@@ -61,7 +61,7 @@ def require_writable(folder: Path) -> None:
 
 
 def explain_missing_run(path: Path) -> str:
-    """Return why a path is no run folder, and on a second line which folder to give instead.
+    """Return why a path is not a run folder, and on a second line which folder to give instead.
 
     That is the run that the path lies in (a checkpoint, say), or the latest run at most two levels below it.
     """

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sam_runner")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
 MAX_GPU_WORKERS = 16
-BUSY = 2  # load average through number of cores from which a run says that the machine has other work
+BUSY = 1.5  # load average divided by the number of cores from which a machine is busy; one run at a time makes about 1
+WAIT_SETTINGS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # read by OpenMP, GNU's, LLVM's
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA, its driver in WSL, AMD, NVIDIA Jetson
 
 
@@ -37,6 +38,24 @@ def _read_cpu_quota(path: Path) -> float:
     try:
         quota, period = path.read_text().split()
         return math.inf if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def count_usable_memory() -> float:
+    """Return the bytes of memory for this process: those of the machine, limited by a container's limit."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return math.inf
+    return min(installed, _read_memory_limit(Path("/sys/fs/cgroup/memory.max")))
+
+
+def _read_memory_limit(path: Path) -> float:
+    """Return the bytes in a memory.max file of cgroup v2; infinite as in `_read_cpu_quota`."""
+    try:
+        limit = path.read_text().strip()
+        return math.inf if limit == "max" else float(limit)
     except (OSError, ValueError):
         return math.inf
 
@@ -119,23 +138,46 @@ def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic
         torch.use_deterministic_algorithms(deterministic)
         return
     if deterministic:
-        log.info("deterministic=true has no effect on a CPU: runs repeat to the bit there")
+        log.info("deterministic=true has no effect on a CPU: runs repeat bit for bit there")
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
         torch.set_num_threads(count_usable_cores())
     _report_other_work(torch.get_num_threads())
     _keep_freed_memory()
 
 
+def let_waiting_threads_sleep() -> None:
+    """Set ``OMP_WAIT_POLICY=PASSIVE`` on a busy machine, unless the user has set how OpenMP's threads wait.
+
+    By default a thread that waits for another one keeps its core busy. This is faster on an idle machine, and many
+    times slower where other work needs the core. The results are the same. It has no effect once torch is imported.
+    """
+    if not WAIT_SETTINGS & os.environ.keys() and _is_busy(_load_average()):
+        os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
+
+
+def _load_average() -> float:
+    """Return the load average of the last minute, 0 where the system has none."""
+    return os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0
+
+
+def _is_busy(load: float) -> bool:
+    return load >= BUSY * (os.cpu_count() or 1)
+
+
 def _report_other_work(num_threads: int) -> None:
-    """Log how to train on a busy machine: OpenMP's threads keep their cores busy while they wait for each other."""
-    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    """Log that a run on a busy machine is slow, and what helps."""
+    load = _load_average()
+    if num_threads == 1 or not _is_busy(load):
+        return
     is_passive = os.environ.get("OMP_WAIT_POLICY", "").lower() == "passive"
-    if num_threads > 1 and load >= BUSY * cores and not is_passive:
-        log.info(
-            "this machine has other work (load %.0f on %d cores): OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before"
-            " the command may train many times faster",
-            *(load, cores),
-        )
+    log.info(
+        "this machine has other work (load %.0f on %d cores): %s",
+        load,
+        os.cpu_count() or 1,
+        "threads that wait for each other sleep (OMP_WAIT_POLICY=PASSIVE)"
+        if is_passive
+        else "OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before the command may train many times faster",
+    )
 
 
 def _keep_freed_memory() -> None:

@@ -134,7 +134,7 @@ def test_a_network_that_cannot_be_exported_is_refused(run, monkeypatch):
     [
         (("RUN",), "the following arguments are required: --format"),
         (("RUN", "--format", "onyx"), "invalid choice"),
-        (("RUN", "--format", "onnx", "--out", "model.pt2"), "is no name of a .onnx file"),
+        (("RUN", "--format", "onnx", "--out", "model.pt2"), "is not the name of a .onnx file"),
         (("RUN", "--format", "safetensors", "--normalisation", "inside"), "has no effect with --format safetensors"),
         (("NOWHERE", "--format", "onnx"), "holds no run"),
         (("RUN", "RUN", "--format", "onnx"), "sam-export takes one RUN: call it once for each"),

@@ -137,7 +137,7 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, monk
         (["resume=run", "run_dir=other"], "config=run run_dir=other"),
         (["-m", "resume=run", "seed=0,1"], "a sweep continues by its own command"),
         (["resume=run", "config=run"], "give one of config= and resume="),
-        (["resume=nowhere"], "resume=nowhere is no run folder: it does not exist"),
+        (["resume=nowhere"], "resume=nowhere is not a run folder: it does not exist"),
         (["config=nowhere"], "config=nowhere is neither a file nor a run folder"),
     ],
 )

@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from sam_runner.data import normalisation
 from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.files.kept_pixels import keep_pixels
 from sam_runner.data.normalisation import (
     IMAGENET_NORMALISATION,
     Normalisation,
@@ -80,6 +81,26 @@ def test_two_runs_that_differ_in_storage_alone_have_the_same_metrics(photos, tmp
 
 def unknown():
     return None
+
+
+def test_the_levels_of_files_are_counted_once_if_there_is_a_cache(photos, tmp_path, monkeypatch):
+    counted, count = [], normalisation._count_levels_of_files
+    monkeypatch.setattr(normalisation, "_count_levels_of_files", lambda *of: counted.append(count(*of)) or counted[-1])
+
+    def normalise(**options):
+        for cached in (normalisation._from_files, keep_pixels):
+            cached.cache_clear()
+        splits = image_folder(root=photos, image_size=8, storage="disk", cache=str(tmp_path / "cache"), **options)
+        return Normalisation.from_set(splits.read().train)
+
+    assert normalise() == normalise()
+    assert len(counted) == 1
+    assert normalise(eval_crop_ratio=0.5) != normalise()
+    assert len(counted) == 2
+    path = tmp_path / "photos" / "train" / "a" / "0.jpg"
+    Image.fromarray(np.full((30, 30, 3), 255, np.uint8)).save(path)
+    assert normalise() == Normalisation.from_counts(counted[-1]) != Normalisation.from_counts(counted[0])
+    assert len(counted) == 3
 
 
 @pytest.mark.parametrize(

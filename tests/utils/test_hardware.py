@@ -27,6 +27,16 @@ def test_usable_cores_are_the_smaller_of_affinity_and_read_cpu_quota(monkeypatch
     assert hardware.count_usable_cores() == expected
 
 
+@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 1 << 20), ("max\n", float("inf")), ("", float("inf"))])
+def test_usable_memory_is_that_of_the_machine_or_the_limit_of_a_control_group(tmp_path, monkeypatch, content, limit):
+    (tmp_path / "memory.max").write_text(content)
+    assert hardware._read_memory_limit(tmp_path / "memory.max") == limit
+    assert hardware._read_memory_limit(tmp_path / "nowhere") == float("inf")
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.get)
+    monkeypatch.setattr(hardware, "_read_memory_limit", lambda path: limit)
+    assert hardware.count_usable_memory() == min(limit, 4096 * 1000)
+
+
 @pytest.mark.parametrize(
     ("supported", "precision", "reason"),
     [
@@ -97,19 +107,36 @@ def test_freed_memory_is_kept():
 
 
 @pytest.mark.parametrize(
-    ("threads", "load", "policy", "is_said"),
+    ("threads", "load", "policy", "message"),
     [
-        (2, 8.0, "", True),
-        (4, 12.0, "active", True),
-        (2, 7.9, "", False),
-        (1, 100.0, "", False),
-        (2, 100.0, "PASSIVE", False),
+        (2, 6.0, "", "OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before the command"),
+        (4, 12.0, "active", "OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before the command"),
+        (2, 100.0, "PASSIVE", "threads that wait for each other sleep"),
+        (2, 5.9, "", None),
+        (1, 100.0, "", None),
     ],
 )
-def test_a_busy_machine_is_answered_with_what_is_faster(threads, load, policy, is_said, monkeypatch, caplog):
+def test_a_run_on_a_busy_machine_logs_what_helps(threads, load, policy, message, monkeypatch, caplog):
     monkeypatch.setenv("OMP_WAIT_POLICY", policy)
     monkeypatch.setattr(hardware.os, "getloadavg", lambda: (load, 0.0, 0.0))
     monkeypatch.setattr(hardware.os, "cpu_count", lambda: 4)
     with caplog.at_level("INFO"):
         hardware._report_other_work(threads)
-    assert ("OMP_WAIT_POLICY=PASSIVE or OMP_NUM_THREADS=1 before" in caplog.text) == is_said
+    assert message in caplog.text if message else caplog.text == ""
+
+
+@pytest.mark.parametrize(
+    ("load", "typed", "policy"),
+    [
+        (6.0, {}, "PASSIVE"),
+        (5.9, {}, None),
+        (6.0, {"OMP_WAIT_POLICY": "ACTIVE"}, "ACTIVE"),
+        (6.0, {"GOMP_SPINCOUNT": "1000"}, None),
+    ],
+)
+def test_waiting_threads_sleep_on_a_busy_machine(load, typed, policy, monkeypatch):
+    monkeypatch.setattr(hardware.os, "environ", dict(typed))
+    monkeypatch.setattr(hardware.os, "getloadavg", lambda: (load, 0.0, 0.0))
+    monkeypatch.setattr(hardware.os, "cpu_count", lambda: 4)
+    hardware.let_waiting_threads_sleep()
+    assert hardware.os.environ.get("OMP_WAIT_POLICY") == policy

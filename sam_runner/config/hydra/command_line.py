@@ -124,7 +124,7 @@ def _continue_run(name: str, flags: list[str], overrides: list[str]) -> str:
     if os.path.basename(folder) == "config.yaml":
         folder = os.path.dirname(folder) or "."
     if not os.path.isfile(os.path.join(folder, SETTINGS_FILE)):
-        raise InputError(f"resume={name} is no run folder: {explain_missing_run(Path(folder))}")
+        raise InputError(f"resume={name} is not a run folder: {explain_missing_run(Path(folder))}")
     if {"-m", "--multirun"} & {*flags}:
         raise InputError(
             "resume continues a single run, and -m makes several\n"

@@ -36,7 +36,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
     if not file or not os.path.isfile(path):
         reason = f"{path} does not exist" if file else "it has no value"
         raise InputError(
-            f"config={file} names no run: {reason}\n"
+            f"config={file} does not name a run: {reason}\n"
             "  give the folder of a run or its config.yaml, for example config=outputs/runs/NAME"
         )
     for word in overrides:
