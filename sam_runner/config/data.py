@@ -200,7 +200,7 @@ class NoiseConfig(Component):
 
 @dataclass(frozen=True)
 class RateNoiseConfig(NoiseConfig):
-    """Settings of noise=asymmetric, noise=pair and noise=instance."""
+    """Settings of noise=symmetric, noise=asymmetric, noise=pair and noise=instance."""
 
     schema: ClassVar[str] = "noise/rate"
     targets: ClassVar[tuple[str, ...]] = (
@@ -208,12 +208,16 @@ class RateNoiseConfig(NoiseConfig):
         "sam_runner.data.noise.pair",
         "sam_runner.data.noise.instance",
     )
-    rate: float = key("fraction of the labels that change", 0.4, range=CLOSED_UNIT)
+    rate: float = key(
+        "fraction of the labels that are replaced",
+        0.4,
+        range=CLOSED_UNIT,
+    )
 
 
 @dataclass(frozen=True)
 class SymmetricNoiseConfig(RateNoiseConfig):
-    """Settings of noise=symmetric."""
+    """Further setting of noise=symmetric."""
 
     schema: ClassVar[str] = "noise/symmetric"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.symmetric",)

@@ -433,7 +433,7 @@ class AeSamConfig(AroundConfig):
 
     @property
     def perturbed_share(self) -> float:
-        """Share of the steps that have a perturbation: about half by the paper; the data decide."""
+        """Share of the steps that have a perturbation: about half are expected; the data decide."""
         return 0.5
 
 

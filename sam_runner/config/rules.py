@@ -54,7 +54,7 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """Refuse typed settings without effect; of a job of a sweep refuse only those that joint passes exclude."""
+    """For a single run, refuse typed settings without effect. For a job of a sweep, check `sweep.batch_seeds`."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
             f"run_dir={config.run_dir!r} contains bytes that are not UTF-8; TensorBoard cannot write there\n"

@@ -23,7 +23,7 @@ from sam_runner.utils.errors import InputError
 COSTS = {"cost": "gradient_evaluations", "seconds": "training_seconds"}  # choices of --against
 COST_TOLERANCE = 0.1  # costs that differ by less than this fraction count as equal
 LENGTH_SETTINGS = {name for name, facts, _ in walk(ExperimentConfig()) if facts.sets_length}
-FITTED_ACCURACY = 0.95  # training accuracy on clean labels from which a network counts as fitted
+FITTED_ACCURACY = 0.95  # training accuracy from which a network counts as fitted, if no label is wrong
 FITTED_WRONG_LABELS = 0.5  # memorised fraction of the wrong labels from which a network counts as fitted
 
 
@@ -285,7 +285,7 @@ class Fit:
 
     @property
     def is_low(self) -> bool:
-        """Whether the network has fitted neither its training labels nor, where there are any, the wrong ones."""
+        """Whether the network has not fitted its labels: the wrong ones, or all where none is known to be wrong."""
         if math.isnan(self.memorised):
             return self.accuracy < FITTED_ACCURACY
         return self.memorised < FITTED_WRONG_LABELS

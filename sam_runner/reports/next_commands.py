@@ -16,7 +16,7 @@ from sam_runner.reports.tables import column_title
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report
 
-MIN_SEEDS = 3  # of the final runs, so that they have an interval
+MIN_SEEDS = 3  # of the final runs; with two an interval is 3.6 times as wide
 
 
 def suggest_commands(report: "Report") -> list[tuple[str, str]]:
@@ -46,7 +46,7 @@ def suggest_commands(report: "Report") -> list[tuple[str, str]]:
 
 
 def _missing_at_equal_cost(report: "Report") -> list[MissingBaseline]:
-    """Return the baselines that `--against cost` would miss, of the chosen groups or of all; empty if not known."""
+    """Return baselines that `--against cost` needs and no run has, of the chosen groups or all; empty if unknown."""
     unknown = report.runs[COSTS["cost"]].isna().any()
     if report.baseline is None or report.against or unknown or report.with_equal_cost is None:
         return []

@@ -139,7 +139,7 @@ class Report:
 
     @cached_property
     def search_settings(self) -> tuple[list[str], list[str]]:
-        """The settings to choose, and the settings for each combination of whose values there is one choice."""
+        """The searched settings, and the settings to group by: each combination of their values has one choice."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
@@ -151,9 +151,9 @@ class Report:
 
     @cached_property
     def selection(self) -> list[Choice]:
-        """The choices that have a star in the table: those of a search, or else the best of all groups.
+        """The choices that have a star in the table.
 
-        If methods with one candidate each are compared, no choice is made.
+        Those of a search. Without a search, the best group; none if the groups differ in the optimizer.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 

@@ -152,8 +152,8 @@ class Group:
 
         Args:
             batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share. The
-                random state is restored after the pass, so that the next group draws the numbers that it would draw
-                if the whole group had been differentiated.
+                random state after this pass is the one before it, so the next group draws the same random numbers as
+                after a pass of the whole group.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)
@@ -305,7 +305,10 @@ class Method:
         eps = self.perturb(grads, group)
         if eps is None:
             if group.context.objective.has_random_branches:
-                raise ValueError(f"{self.name} descends along g: set descends_along_g = True")
+                raise ValueError(
+                    f"{self.name} descends along g in a step, but its class declares descends_along_g = False\n"
+                    "  set it to True; networks with random branches are then refused before training"
+                )
             group.add_gradient(grads)
             return GroupStats(first, first.loss, group.context.norm(grads), torch.zeros_like(first.loss))
         del grads  # frees the gradient if eps has memory of its own

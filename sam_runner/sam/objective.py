@@ -51,8 +51,8 @@ class Work:
     Attributes:
         gradient: Examples in gradient evaluations, each of which has a forward and a backward pass.
         forward: Examples in forward passes.
-        backward: Examples in backward passes. A second derivative adds two per example: it goes back through the
-            forward and the backward pass of the gradient.
+        backward: Examples in backward passes. A second derivative adds three per example: one through the forward pass
+            of the gradient, and two through its backward pass, which has twice the operations of the forward pass.
     """
 
     gradient: int = 0
@@ -355,7 +355,7 @@ class Objective:
         return self._make_passes(batch, add_gradient, update_statistics=update_statistics, reduce=reduce)
 
     def differentiate_again(self, outputs: list[Tensor], factors: list[Tensor]) -> list[Tensor | None]:
-        """Differentiate functions of the gradient that `gradient` returned last, with respect to all parameters.
+        """Go back once more, through functions of the gradient that the latest call of `gradient` returned.
 
         That call must have had ``create_graph=True``.
 
@@ -370,7 +370,7 @@ class Objective:
             TrainingError: If an operation of the model has no second derivative.
         """
         before = [param.grad for param in self.params]
-        self.work.backward += 2 * self._num_examples
+        self.work.backward += 3 * self._num_examples
         try:
             for param in self.params:
                 param.grad = None

@@ -120,7 +120,7 @@ def _train_epoch(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
         measured = _train_step(run, meter, next(batches), progress)
-        if measured:  # logged before the step's row, so that a run resumed with more steps has both
+        if measured:  # before the step's row: a run that continues drops what was logged after its last row
             outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         last = progress.batch == num_batches
         if last:
