@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: Always.
         """
+        positional = [action for action in self._actions if not action.option_strings]
+        if message.startswith("unrecognized arguments") and [action.nargs for action in positional] == [None]:
+            raise InputError(f"{message}\n  {self.prog} takes one {positional[0].metavar}: call it once for each")
         raise InputError(f"{message}\n  {self.format_usage().strip()}")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:

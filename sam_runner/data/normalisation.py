@@ -138,8 +138,14 @@ def choose_normalisation(
         published = find_published()
         fits = published is not None and len(published[0]) == train.shape[0]
         if source == "auto" and not fits:
-            reason = "it is not known" if published is None else f"it is for {len(published[0])} channels"
-            log.info("normalisation of the training set, not that of model.weights=%s: %s", weights, reason)
+            reason = "no" if published is None else f"{len(published[0])}-channel"
+            hint = "; data.normalisation=imagenet for those of ImageNet" if train.shape[0] == 3 else ""
+            log.info(
+                "normalisation: mean and std of the training set, since model.weights=%s has %s mean and std%s",
+                weights,
+                reason,
+                hint,
+            )
             return Normalisation.from_set(train)
         if published is None:
             raise InputError(

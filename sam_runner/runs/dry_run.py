@@ -1,6 +1,7 @@
 """The plan of a run, which ``dry_run=true`` prints: data, network, passes, steps and cost."""
 
 import inspect
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -167,7 +168,9 @@ def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: S
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision, _ = resolve_precision(config.precision, objective.device)
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
-    steps = f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}"
+    by_steps = " (max_steps)" if run.max_steps < config.epochs * len(run.train) else ""
+    num_epochs = math.ceil(run.max_steps / len(run.train))
+    steps = f"{run.max_steps:,} in all{by_steps}, {len(run.train):,} per epoch, {format_count(num_epochs, 'epoch')}"
     if run.patience is not None:
         steps += f"; ends after {run.patience} evaluations without a better {run.selected_by}"
     rows = {
@@ -196,8 +199,8 @@ def describe_time(flops: float, tflops: float | None) -> str:
     hours = flops / (tflops * 1e12) / 3600
     unit, size = next(
         (unit, size)
-        for unit, size in (("days", 24), ("hours", 1), ("minutes", 1 / 60))
-        if hours >= size or unit == "minutes"
+        for unit, size in (("days", 24), ("hours", 1), ("minutes", 1 / 60), ("seconds", 1 / 3600))
+        if hours >= size or unit == "seconds"
     )
     return f"{hours / size:.3g} {unit} at {tflops:g} TFLOP/s, without data, evaluation and checkpoints"
 

@@ -73,9 +73,10 @@ def start_run(
     config, context = config.with_absolute_paths(), _join(config)
     folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
     if config.dry_run:
+        context.on_main(lambda: require_usable(folder, config))
         plan = make_plan(config, overrides, folder)
         if context.is_main:
-            print(plan)
+            print("\n".join([str(plan), *_describe_done(folder)]))
         return None
     finished, changes = context.on_main(lambda: _find_finished(folder, config))
     if finished:
@@ -103,6 +104,13 @@ def start_run(
                 raise
             raise context.attribute_error(error) from error
     return folder
+
+
+def _describe_done(folder: Path) -> list[str]:
+    """Return a line of the plan for the steps that the run in a folder has already made."""
+    names = CheckpointFolder(folder / "checkpoints").list_names("last")
+    steps = int(names[0].partition("-")[2]) if names else 0
+    return [f"  done       {steps:,} steps; steps, compute and time are those of the whole run"] if steps else []
 
 
 def make_plan(config: ExperimentConfig, overrides: Sequence[str], folder: Path) -> Plan:
@@ -165,7 +173,7 @@ def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> No
         settings += [f"max_steps={done}"] if config.max_steps is not None and config.max_steps < done else []
         raise InputError(
             f"the run in {folder} has done {done} steps, and {run.max_steps} are asked for\n"
-            f"  give {' '.join(settings)} or more, or another run_dir"
+            f"  give {' '.join(settings)} or more; for a new run: another run_dir, or config=RUN"
         )
 
 

@@ -104,7 +104,7 @@ class Objective:
     Raises:
         ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory, or
             `num_chunks` is below 1 or lacks `batch_size`.
-        TypeError: If `autocast_dtype` is no dtype of torch.
+        TypeError: If `model` is not a network, `loss` cannot be called, or `autocast_dtype` is no dtype of torch.
     """
 
     def __init__(
@@ -120,6 +120,11 @@ class Objective:
         context: DistributedContext = SINGLE_PROCESS,
         weight_decay: float = 0.0,
     ) -> None:
+        if not isinstance(model, nn.Module) or not callable(loss):
+            raise TypeError(
+                f"Objective needs a network and a function, not {type(model).__name__} and {type(loss).__name__}: "
+                "Objective(model, loss) with loss(outputs, targets)"
+            )
         _require_precision(autocast_dtype)
         if num_chunks < 1:
             raise ValueError(f"num_chunks={num_chunks}: accepted are 1, 2, ...")

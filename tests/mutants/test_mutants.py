@@ -541,7 +541,7 @@ MUTANTS = {
     ],
     "models.pretrained": [
         ("fine-tuning: a head half loaded", "load_weights", "A.startswith(B)", "False",
-         "models/test_models_finetune.py::head_is_loaded", 1),
+         "models/test_models_finetune.py::head_is_loaded", 2),
     ],
     "models.frozen_batchnorm": [
         ("fine-tuning: statistics are not frozen", "", "A.train = B", "A.train()",
