@@ -166,8 +166,9 @@ def _find(store: FileCache, entry: Path, num_images: int) -> KeptPixels | None:
 
 
 def _time_of(entry: Path) -> int | None:
+    """Return when an entry was written, in ns; None if there is none. Its manifest is written last."""
     with suppress(OSError):
-        return entry.stat().st_mtime_ns
+        return entry.with_suffix(".json").stat().st_mtime_ns
     return None
 
 

@@ -209,6 +209,27 @@ def test_of_processes_that_begin_together_one_decodes(root, tmp_path):
     assert all(torch.equal(images, expected) for _, images in found)
 
 
+def test_an_entry_that_another_process_has_half_written_is_not_decoded_again(root, tmp_path, monkeypatch):
+    """The first look finds the tensors without their manifest, the second one the whole entry."""
+    load(root, str(tmp_path / "cache"))
+    forget()
+    finds, find = [], kept_pixels._find
+    manifests = {path: path.read_bytes() for path in (tmp_path / "cache").glob("pixels-*.json")}
+    for path in manifests:
+        path.unlink()
+
+    def find_late(store, entry, num_images):
+        finds.append(found := find(store, entry, num_images))
+        for path, content in manifests.items():
+            path.write_bytes(content)
+        return found
+
+    monkeypatch.setattr(kept_pixels, "_find", find_late)
+    monkeypatch.setattr(kept_pixels, "_write", None)
+    assert load(root, str(tmp_path / "cache")).train.kept is not None
+    assert finds[0] is None and finds[1] is not None
+
+
 def test_what_a_killed_process_left_is_removed(root, tmp_path):
     load(root, str(tmp_path / "cache"))
     (first, _) = (tmp_path / "cache").glob("pixels-*.bin")
