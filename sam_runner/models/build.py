@@ -77,14 +77,7 @@ def build_model(
         _try_own(model, config.target, examples, num_classes)
     elif is_lazy_model or len(shape) != 3 or ("in_channels" not in parameters and shape[0] != 3):
         _try_images(model, config.target, examples)
-    names = [name for name, param in model.named_parameters() if param.is_complex()]
-    if names:
-        raise InputError(
-            f"model {config.target} has complex weights ({names[0]}), which SAM does not support here\n"
-            "  store them as real parameters (torch.view_as_real) and use torch.view_as_complex in the forward pass"
-        )
-    if not any(param.requires_grad for param in model.parameters()):
-        raise InputError(f"model {config.target} has no parameter that requires a gradient")
+    _require_trainable(model, config.target)
     if config.weights is not None:
         weights = _weights(config.weights, config.target, arguments, context)
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
@@ -94,6 +87,18 @@ def build_model(
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
     built: nn.Module = model
     return built
+
+
+def _require_trainable(model: nn.Module, target: str) -> None:
+    """Refuse a network with complex weights, or without a parameter to train."""
+    names = [name for name, param in model.named_parameters() if param.is_complex()]
+    if names:
+        raise InputError(
+            f"model {target} has complex weights ({names[0]}), which SAM does not support here\n"
+            "  store them as real parameters (torch.view_as_real) and use torch.view_as_complex in the forward pass"
+        )
+    if not any(param.requires_grad for param in model.parameters()):
+        raise InputError(f"model {target} has no parameter that requires a gradient")
 
 
 def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) -> None:

@@ -221,17 +221,7 @@ def _train(
         log.info("run folder %s%s", folder, "" if is_job else f"  (to continue it: {_continuation(folder, config)})")
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
-    log.info("data: %s", describe_data(run))
-    for remark in list_remarks(run, config, overrides):
-        log.warning("%s", remark)
-    if reason:
-        hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
-        log.info("precision %s: %s%s", precision, reason, hint)
-    if config.head_lr is not None:
-        head = find_head(run.model, len(run.classes))
-        log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
-    if describe_method(config):
-        log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
+    _log_settings(run, config, overrides, precision, reason)
     decoders = describe_decoders() if isinstance(config.data, ImageFolderConfig | ImageListConfig) else None
     loggers = MetricsLoggers()
 
@@ -265,6 +255,21 @@ def _train(
         return
     result = write_result(folder, config, run, progress)
     log.info("finished: %s  %s", folder, summarise_result(result))
+
+
+def _log_settings(run: Run, config: ExperimentConfig, overrides: Sequence[str], precision: str, reason: str) -> None:
+    """Log what a run uses: data, precision and learning rates, and remarks on its settings."""
+    log.info("data: %s", describe_data(run))
+    for remark in list_remarks(run, config, overrides):
+        log.warning("%s", remark)
+    if reason:
+        hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
+        log.info("precision %s: %s%s", precision, reason, hint)
+    if config.head_lr is not None:
+        head = find_head(run.model, len(run.classes))
+        log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
+    if describe_method(config):
+        log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
 
 
 def _continuation(folder: Path, config: ExperimentConfig) -> str:

@@ -346,6 +346,15 @@ def build_step(
     return CapturedStep(step) if config.records_step else step
 
 
+def _require_comparable_gradients(config: ExperimentConfig, step: SamStep | CapturedStep) -> None:
+    """Refuse telemetry of a network with random branches."""
+    if config.telemetry.every is not None and step.objective.has_random_branches:
+        raise InputError(
+            "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "
+            "passes use different random numbers\n  leave telemetry.every out, or use another network"
+        )
+
+
 def _require_possible_parts(
     config: ExperimentConfig, step: SamStep | CapturedStep, train: Images, num_batches: int
 ) -> None:
@@ -543,11 +552,7 @@ def build_run(
     loader, evaluations = build_loaders(config, splits, device, channels_last, context, normalisation)
     total_steps = min(config.epochs * len(loader), config.max_steps or 2**62)
     step = build_step(config, model, optimizer, dtype, device, total_steps, context, joint)
-    if config.telemetry.every is not None and step.objective.has_random_branches:
-        raise InputError(
-            "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "
-            "passes use different random numbers\n  leave telemetry.every out, or use another network"
-        )
+    _require_comparable_gradients(config, step)
     _require_possible_parts(config, step, splits.train, len(loader))
     decay = config.ema_decay
     averaged = build_average(model, decay) if decay else None
