@@ -26,6 +26,7 @@ from sam_runner.utils.seeding import make_generator
 log = logging.getLogger("sam_runner")
 TOLERANCE = 1e-3  # of the residuals of the eigenvalues, relative to the largest one
 MAX_PRODUCTS = 300
+METHOD = 2  # increased when numbers change: answers of an earlier method are computed anew
 
 
 @dataclass(frozen=True)
@@ -84,11 +85,12 @@ def measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpti
 
 
 def _measure_curvature(subject: Subject, how: Measurement, options: CurvatureOptions, path: Path) -> Curvature:
-    settings = {**asdict(how), **asdict(options), "sha256": subject.digest}
+    settings = {**asdict(how), **asdict(options), "sha256": subject.digest, "method": METHOD}
     answer = Answer(path, settings)
     wanted = {"eigenvalues", *(["trace"] * (options.trace_products > 0)), *(["nodes"] * (options.density_probes > 0))}
     if wanted <= answer.values.keys():
         log.info("%s %s: from %s", subject.label, subject.checkpoint, answer.path)
+        _warn(answer.values)
         return Curvature(subject, answer.values)
     loss = subject.loss(how)
     if options.k > len(loss):
@@ -125,8 +127,7 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
         )
         answer.save(eigenvalues=found.values, residuals=found.residuals, converged=found.converged)
         log.info("lambda_max %.6g after %d products", found.values[0], found.num_products)
-        if not found.converged:
-            log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(found.residuals))
+        _warn(answer.values)
     if options.density_probes and "nodes" not in answer.values:  # starts from the vector of the eigenvalues
         density = density_of_probes(store.one, list(probes), options.density_steps)
         answer.save(nodes=density.nodes.tolist(), weights=density.weights.tolist())
@@ -136,13 +137,17 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
     answer.save(seconds=answer.values.get("seconds", 0.0) + time.perf_counter() - started)
 
 
+def _warn(values: dict[str, Any]) -> None:
+    if not values["converged"]:
+        log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(values["residuals"]))
+
+
 def _facts(subject: Subject, loss: MeanLoss) -> dict[str, Any]:
     value, gradient = loss.gradient(loss.weights)
     norm = float(gradient.double().norm())
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise TrainingError(
-            f"{subject.folder} {subject.checkpoint} has no curvature: its training loss is {value:g}, the norm of the "
-            f"gradient {norm:g}\n  leave this run out"
+            f"no curvature: the training loss is {value:g}, the norm of the gradient {norm:g}\n  leave this run out"
         )
     return {
         "loss": value,

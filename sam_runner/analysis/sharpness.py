@@ -135,6 +135,7 @@ def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path
         return answer.values
     loss = subject.loss(how)
     groups = [describe_groups(m, loss.num_examples, options) for m in options.group_sizes]
+    _require_possible_groups(loss, options)
     log.info("%s", describe(subject, loss, how))
     log.info("m-sharpness: %s", "; ".join(groups))
     if "test_nll" not in answer.values:
@@ -146,6 +147,18 @@ def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path
         else:
             answer.save(**{name: _finite(found)})
     return answer.values
+
+
+def _require_possible_groups(loss: MeanLoss, options: SharpnessOptions) -> None:
+    """Refuse groups of one image if batch norm would have one value for each channel."""
+    if 1 not in options.group_sizes:
+        return
+    try:
+        loss.part(0, 1).value(loss.weights)
+    except ValueError as error:
+        raise InputError(
+            "--m 1: batch norm cannot normalise one image\n  give --m of at least 2, or --batchnorm eval"
+        ) from error
 
 
 def _finite(value: float) -> float | None:
