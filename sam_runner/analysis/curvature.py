@@ -96,7 +96,7 @@ def _measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpt
     if options.k > len(loss):
         raise InputError(f"--k {options.k} eigenvalues of {len(loss)} weights\n  accepted: 1 to {len(loss)}")
     log.info("%s", describe(subject, loss, how))
-    answer.save(**_facts(subject, loss))
+    answer.save(**_facts(loss))
     total = 4 * options.k + 6 + options.trace_products + options.density_probes * options.density_steps
     with tqdm(total=total, desc="products", disable=None, leave=False) as bar:
         store = StoredProducts(
@@ -142,7 +142,7 @@ def _warn(values: dict[str, Any]) -> None:
         log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(values["residuals"]))
 
 
-def _facts(subject: Subject, loss: MeanLoss) -> dict[str, Any]:
+def _facts(loss: MeanLoss) -> dict[str, Any]:
     value, gradient = loss.gradient(loss.weights)
     norm = float(gradient.double().norm())
     if not (math.isfinite(value) and math.isfinite(norm)):

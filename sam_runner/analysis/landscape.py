@@ -142,8 +142,8 @@ def _require_same_network(first: Subject, loss: MeanLoss, other: Subject, own: M
             f"{other.folder} and {first.folder} have networks with weights of other shapes\n"
             "  give runs of the same network"
         )
-    state = own.fixed_state
-    differ = [name for name, value in loss.fixed_state.items() if name not in state or not torch.equal(value, state[name])]
+    states = loss.fixed_state, own.fixed_state
+    differ = [name for name in states[0] if name not in states[1] or not torch.equal(*(s[name] for s in states))]
     if not differ:
         return
     name = differ[0].removeprefix("model.")

@@ -62,8 +62,9 @@ def largest_eigenvalues(
         k: Number of eigenvalues, in [1, n].
         tolerance: Bound of the residuals, relative to the largest eigenvalue. The error of an eigenvalue that is
             separated from the others is about the square of its relative residual. For an eigenvalue that is less than
-            50 times the tolerance, the bound is `OF_ITSELF` of it, but not below a tenth of the tolerance. Where the most negative eigenvalue
-            is far larger in absolute value, the bound is at least the rounding of the products.
+            50 times the tolerance, the bound is `OF_ITSELF` of it, but not below a tenth of the tolerance. Where the
+            most negative eigenvalue is far larger in absolute value, the bound is at least the rounding of the
+            products.
         max_products: Largest number of products.
         max_basis: Largest number of vectors that are kept, at least k + 2 unless n is smaller.
         seed: Seed of the vectors that replace the start where its invariant subspace is exhausted.

@@ -114,9 +114,7 @@ class MeanLoss:
         replaced = [] if self._batchnorm == "eval" else [b for norm in self._norms for b in norm.buffers(recurse=False)]
         left_out = {id(param) for param in self._params} | {id(buffer) for buffer in replaced}
         state = [*self._model.named_parameters(), *self._model.named_buffers()]
-        return {
-            name: value for name, value in state if id(value) not in left_out and "num_batches_tracked" not in name
-        }
+        return {name: value for name, value in state if id(value) not in left_out and "num_batches_tracked" not in name}
 
     def shares_examples(self, other: "MeanLoss") -> bool:
         """Return whether another loss has the same inputs and targets."""
