@@ -328,7 +328,7 @@ def test_a_network_that_is_random_in_evaluation_mode_has_no_measures(runs, call,
         assert done.returncode == 1 and "its loss is random" in done.stderr, done.stderr
 
 
-def test_frozen_layers_must_be_those_of_the_first_run(runs, call, monkeypatch):
+def test_frozen_layers_must_be_those_of_the_first_run(call, tmp_path, monkeypatch):
     """The weights of the second run do not make its network of the first one if their frozen layers differ."""
     own = SmallCNN.__init__
 
@@ -338,7 +338,8 @@ def test_frozen_layers_must_be_those_of_the_first_run(runs, call, monkeypatch):
         self.features[0].weight.requires_grad_(False)
 
     monkeypatch.setattr(SmallCNN, "__init__", frozen)
-    done = call(landscape, runs["sam"], runs["sgd"], *SMALL)
+    folders = [train_tiny(tmp_path / seed, f"seed={seed}", "max_steps=1") for seed in "01"]
+    done = call(landscape, *folders, *SMALL)
     assert done.returncode == 2 and "differ in features.0.weight, which is not trained" in done.stderr, done.stderr
 
 
