@@ -121,7 +121,7 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
             probes[0],
             options.k,
             tolerance=TOLERANCE,
-            max_products=MAX_PRODUCTS,
+            max_products=max(MAX_PRODUCTS, 4 * options.k),
             max_basis=max(MAX_BASIS, 2 * options.k + 10),
             seed=options.seed,
         )

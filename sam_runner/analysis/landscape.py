@@ -5,6 +5,7 @@ Each point is evaluated by itself and stored. So points run in parallel, and a s
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -25,7 +26,7 @@ from sam_runner.geometry.directions import Plane, filter_normalised, plane_throu
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.sam.batch import Batch
 from sam_runner.training.subset import decay_in_loss
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 
 log = logging.getLogger("sam_runner")
 MARGIN = 0.25  # of the extent of the points, around a path or a plane through checkpoints
@@ -102,11 +103,18 @@ def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options
     Raises:
         InputError: If the networks have weights of other shapes, or other values that are not weights, or three
             checkpoints are on one line.
+        TrainingError: If the loss of a checkpoint is not finite.
     """
     loss, weights = losses[0], [own.weights for own in losses]
     for subject, own in zip(subjects, losses, strict=True):
         _require_same_network(subjects[0], loss, subject, own)
         _warn_of_other_loss(subjects[0], loss, subject, own)
+        value = own.value(own.weights)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{subject.folder} {subject.checkpoint} has no slice: its training loss is {value:g}\n"
+                "  leave this run out"
+            )
     labels = [subject.label for subject in subjects]
     if len(subjects) == 1:
         first, second = (filter_normalised(loss, number, options.seed) for number in (0, 1))

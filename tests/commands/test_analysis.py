@@ -184,6 +184,10 @@ def test_a_diverged_run_is_named_and_the_others_are_measured(runs, call, diverge
     name = table.loc[str(diverged), "run"]
     assert "loss is not finite near the weights: no worst case, rho 0.1;" in done.stdout + done.stderr
     assert f"Not finite, so left out: {name}." in done.stdout
+    for folders in ([diverged], [runs["sam"], diverged], [diverged, runs["sam"], runs["sgd"]]):
+        done = call(landscape, *folders, *SMALL, "--batchnorm", "train", "--out", tmp_path)
+        assert done.returncode == 1 and f"error: {diverged} step-" in done.stderr, done.stderr
+        assert "has no slice: its training loss is" in done.stderr and "leave this run out" in done.stderr
 
 
 def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_path, monkeypatch):
@@ -349,6 +353,14 @@ def test_runs_with_other_labels_are_told(runs, call, tmp_path):
     assert done.returncode == 0, done.stderr
     text = " ".join((done.stdout + done.stderr).split())
     assert "was trained with other training images or labels, label smoothing than sam" in text
+
+
+def test_as_many_eigenvalues_as_were_asked_for_are_found(runs, call, tmp_path, monkeypatch):
+    """The limit of products grows with k, which it would cut otherwise."""
+    monkeypatch.setattr("sam_runner.analysis.curvature.MAX_PRODUCTS", 12)
+    done = call(curvature, runs["other"], *SMALL, "--k", "15", "--trace", "0", "--density", "0", "--out", tmp_path)
+    assert done.returncode == 0 and "lambda_max/lambda_15" in done.stdout
+    assert {"lambda_max", "lambda_15"} <= set(pd.read_csv(tmp_path / "curvature.csv"))
 
 
 def test_answers_of_an_earlier_method_are_computed_anew(runs, call, tmp_path, monkeypatch):
