@@ -20,6 +20,7 @@ from sam_runner.utils.errors import InputError
 
 log = logging.getLogger("sam_runner")
 GAPS = ("loss gap", "accuracy gap")
+METHOD = 2  # increased when numbers change: answers of an earlier method are computed anew
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def measure_sharpness(subject: Subject, how: Measurement, options: SharpnessOpti
 
 def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path: Path) -> dict[str, float | None]:
     """Return the content of the answer; None stands for a number that is not finite, which JSON does not have."""
-    settings = {**asdict(how), "sha256": subject.digest}
+    settings = {**asdict(how), "sha256": subject.digest, "method": METHOD}
     kept = ("num_steps", "num_restarts", "num_directions", "max_groups", "seed")
     settings |= {name: value for name, value in asdict(options).items() if name in kept}
     answer, wanted = Answer(path, settings), measures(options)

@@ -44,7 +44,8 @@ class MeanLoss:
 
     Args:
         model: The network, which maps inputs to logits (N, C); w are its parameters that require gradients.
-        loss: Maps (logits, targets) to the mean loss of the examples, 0-dim.
+        loss: Maps (logits, targets) to the mean loss of the examples, 0-dim. `value`, `scores` and `gradient` call it
+            with float64 logits: the rises of sharpness can be smaller than the rounding of a loss in float32.
         batch: All examples on the model's device: inputs (N, ...); targets: classes, int64, (N,), or floating-point
             numbers (N, ...).
         chunk_size: Largest number of examples that are evaluated at once, >= 1. The sizes of chunks differ by at most
@@ -205,7 +206,7 @@ class MeanLoss:
         loss, num_correct, num_examples = 0.0, 0, 0
         for inputs, targets in chunks:
             logits = self._model(inputs)
-            loss += float(self._loss(logits, targets).double()) * len(inputs)
+            loss += float(self._loss(logits.double(), targets)) * len(inputs)
             if not targets.is_floating_point():
                 num_correct += int((logits.argmax(1) == targets).sum())
             num_examples += len(inputs)
@@ -221,7 +222,7 @@ class MeanLoss:
         result = self._point_gradients()
         value = self._penalty(weights)
         for inputs, targets in self._chunks:
-            loss = self._loss(self._model(inputs), targets) * (len(inputs) / self.num_examples)
+            loss = self._loss(self._model(inputs).double(), targets) * (len(inputs) / self.num_examples)
             loss.backward()
             value += float(loss.detach())
         self._clear_gradients()

@@ -96,6 +96,27 @@ def test_m_sharpness_of_least_squares_has_a_closed_form():
         m_sharpness(loss, 4, rho)
 
 
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_rises_in_float32_are_not_those_of_rounding(factor):
+    """A mean loss of 2 has a rounding of 1e-7 in float32, as large as a rise; the losses of examples add up in float64.
+
+    The rounding at w is in all directions, so the standard error would not show it.
+    """
+
+    def network(dtype):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.Tanh(), nn.Linear(6, 3))
+        batch = problems.examples(300)
+        return MeanLoss(model, F.cross_entropy, Batch(batch.inputs * factor, batch.targets), chunk_size=100,
+                        dtype=dtype)  # fmt: skip
+
+    single, double = network(torch.float32), network(torch.float64)
+    exact = double.value(double.weights)
+    assert max(abs(single.value(single.weights) - exact), abs(single.gradient(single.weights)[0] - exact)) < 2e-8
+    rises = [average_case(loss.value, loss.weights, 0.003, num_directions=5).value for loss in (single, double)]
+    assert rises[0] == pytest.approx(rises[1], rel=0.06)
+
+
 @pytest.mark.parametrize("factor", [3.0, 0.02])
 def test_adaptive_sharpness_does_not_change_under_a_rescaling_of_layers(factor):
     """relu(a W x) / a = relu(W x): the network's function stays, its weights do not."""

@@ -356,6 +356,8 @@ MUTANTS = {
          "geometry/test_geometry.py::loss_gradient_and_hessian"),
         ("geometry: the mean is the sum", "MeanLoss.hessian_products", "len(A) / B", "len(A)",
          "geometry/test_geometry.py::linear_model_with_squared_loss"),
+        ("geometry: the loss is rounded to float32", "MeanLoss._score", "logits.double()", "logits",
+         "geometry/test_sharpness.py::are_not_those_of_rounding"),
         ("geometry: a random loss is measured", "MeanLoss.require_repeatable", "REPEATABLE * A", "100 * A",
          "geometry/test_geometry.py::random_in_evaluation_mode"),
         ("geometry: statistics are no state", "MeanLoss.fixed_state", "self._batchnorm == 'eval'", "False",
