@@ -16,7 +16,7 @@ from sam_runner.analysis.answers import Answer, StoredProducts, hold_lock, requi
 from sam_runner.analysis.options import CurvatureOptions, Measurement
 from sam_runner.analysis.subject import Subject
 from sam_runner.geometry.density import Density, density_of_probes
-from sam_runner.geometry.lanczos import MAX_BASIS, largest_eigenvalues
+from sam_runner.geometry.lanczos import MAX_BASIS, asymmetry, largest_eigenvalues
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.trace import estimate_trace, random_signs
 from sam_runner.utils.errors import InputError, TrainingError
@@ -26,6 +26,7 @@ from sam_runner.utils.seeding import make_generator
 log = logging.getLogger("sam_runner")
 TOLERANCE = 1e-3  # of the residuals of the eigenvalues, relative to the largest one
 MAX_PRODUCTS = 300
+ASYMMETRY = 1e-3  # of the products, relative; rounding in float32 is about 1e-6
 METHOD = 2  # increased when numbers change: answers of an earlier method are computed anew
 
 
@@ -97,7 +98,7 @@ def _measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpt
         raise InputError(f"--k {options.k} eigenvalues of {len(loss)} weights\n  accepted: 1 to {len(loss)}")
     log.info("%s", describe(subject, loss, how))
     answer.save(**_facts(loss))
-    total = 4 * options.k + 6 + options.trace_products + options.density_probes * options.density_steps
+    total = 4 * options.k + 16 + options.trace_products + options.density_probes * options.density_steps
     with tqdm(total=total, desc="products", disable=None, leave=False) as bar:
         store = StoredProducts(
             subject.files / f"products-{subject.checkpoint}-{settings_digest(settings)}.bin",
@@ -114,7 +115,10 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
     """Compute the parts of the answer that are missing; each is saved when it is finished."""
     started = time.perf_counter()
     generator = make_generator(options.seed, "probes")
-    probes = random_signs(max(options.density_probes, 1), loss.weights, generator)
+    probes = random_signs(max(options.density_probes, 2), loss.weights, generator)
+    if "asymmetry" not in answer.values:  # the products are those with which density and eigenvalues begin
+        units = [probe / probe.norm() for probe in probes[:2]]
+        answer.save(asymmetry=asymmetry(store.one, *units))
     if "eigenvalues" not in answer.values:
         found = largest_eigenvalues(
             store.one,
@@ -129,7 +133,7 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
         log.info("lambda_max %.6g after %d products", found.values[0], found.num_products)
         _warn(answer.values)
     if options.density_probes and "nodes" not in answer.values:  # starts from the vector of the eigenvalues
-        density = density_of_probes(store.one, list(probes), options.density_steps)
+        density = density_of_probes(store.one, list(probes[: options.density_probes]), options.density_steps)
         answer.save(nodes=density.nodes.tolist(), weights=density.weights.tolist())
     if options.trace_products and "trace" not in answer.values:
         trace = estimate_trace(store, loss.weights, options.trace_products, seed=options.seed)
@@ -138,6 +142,11 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
 
 
 def _warn(values: dict[str, Any]) -> None:
+    if values["asymmetry"] > ASYMMETRY:
+        log.warning(
+            "the Hessian-vector products are not symmetric, by %.2g%%: an operation of the network has a wrong second "
+            "derivative, or float32 is too coarse; compare with --dtype float64", 100 * values["asymmetry"],
+        )  # fmt: skip
     if not values["converged"]:
         log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(values["residuals"]))
 

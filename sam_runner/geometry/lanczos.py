@@ -212,6 +212,23 @@ def _next_vector(direction: Tensor, beta: float, basis: Tensor, generator: torch
     return unit
 
 
+def asymmetry(product: Product, first: Tensor, second: Tensor) -> float:
+    """Return |u.Av - v.Au| relative to the usual size of u.Av, for two random vectors u and v of signs.
+
+    It is rounding for a symmetric A. For the second derivatives of a network it is about the norm of their error
+    relative to the Hessian's, if an operation has wrong ones; no wrong part that is symmetric is found.
+
+    Args:
+        product: v -> A v for v of shape (n,).
+        first: u, (n,), of length 1.
+        second: v, (n,), of length 1.
+    """
+    products = [product(vector).double() for vector in (first, second)]
+    difference = float(first.double() @ products[1] - second.double() @ products[0])
+    size = float(products[0].norm() * products[1].norm()) ** 0.5 / len(first) ** 0.5
+    return abs(difference) / size if size else 0.0
+
+
 def quadrature(product: Product, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
     """Return the nodes and weights of the Gauss quadrature of v^T f(A) v that Lanczos from v / ||v|| gives.
 

@@ -22,6 +22,7 @@ from sam_runner.data import reading
 from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
+from sam_runner.sam.network import second_derivatives
 from sam_runner.training import build, subset
 from sam_runner.utils.manifest import write_manifest
 from tests.helpers import at_once, config_of, invoke, train_tiny, write_image_folder
@@ -309,6 +310,25 @@ def test_bad_input_is_refused(runs, call, module, words, message):
     done = call(module, *(places.get(word, word) for word in words))
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_wrong_second_derivatives_are_refused_or_told(call, tmp_path, monkeypatch):
+    """Those of weight norm are known to be wrong; others are found by products that are not symmetric."""
+    own = SmallCNN.__init__
+
+    @functools.wraps(own)
+    def normed(self, *args, **options):
+        own(self, *args, **options)
+        self.head = nn.utils.parametrizations.weight_norm(self.head[0])
+
+    monkeypatch.setattr(SmallCNN, "__init__", normed)
+    run = train_tiny(tmp_path / "run", "max_steps=1")
+    done = call(curvature, run, *SMALL, "--trace", "0", "--density", "0")
+    assert done.returncode == 1 and f"error: {run} step-" in done.stderr and "weight_norm is wrong" in done.stderr
+    monkeypatch.setattr(second_derivatives, "WRONG", {})
+    for _ in range(2):  # computed, then read
+        done = call(curvature, run, *SMALL, "--trace", "0", "--density", "0")
+        assert done.returncode == 0 and "products are not symmetric, by" in done.stdout + done.stderr
 
 
 def test_groups_of_one_image_are_refused_if_batch_norm_cannot_normalise_them(call, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sam_runner.geometry.density import density_of_probes, estimate_density
-from sam_runner.geometry.lanczos import largest_eigenvalues, quadrature
+from sam_runner.geometry.lanczos import asymmetry, largest_eigenvalues, quadrature
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.trace import estimate_trace
 from sam_runner.sam.batch import Batch
@@ -122,6 +122,17 @@ def test_small_eigenvalues_beside_a_large_one_are_exact_to_a_few_percent():
     diagonal = torch.cat([torch.ones(1), bulk, torch.zeros(8000)])
     found = largest_eigenvalues(lambda v: diagonal * v, signs(len(diagonal)), 5)
     assert found.converged and found.values == pytest.approx(diagonal.sort()[0].flip(0)[:5].tolist(), rel=0.1)
+
+
+def test_asymmetry_is_the_error_of_the_products():
+    A, _ = problems.matrix(400)
+    units = [torch.randn(400, generator=torch.Generator().manual_seed(s)).double().sign() / 20 for s in (0, 1)]
+    assert asymmetry(lambda v: A @ v, *units) < 1e-12
+    wrong = (
+        A + 0.1 * torch.linalg.matrix_norm(A) * torch.randn(400, 400, generator=torch.Generator().manual_seed(2)) / 400
+    )
+    assert 0.01 < asymmetry(lambda v: wrong @ v, *units) < 1
+    assert asymmetry(lambda v: 0 * v, *units) == 0
 
 
 def test_too_few_products_are_said_to_be_too_few():

@@ -375,6 +375,8 @@ MUTANTS = {
          "geometry/test_geometry.py::repeated_eigenvalues"),
         ("lanczos: stops at the null space", "largest_eigenvalues", "A or (B and C)", "A",
          "geometry/test_geometry.py::null_space"),
+        ("lanczos: symmetric products of one vector only", "asymmetry", "(first, second)", "(second, first)",
+         "geometry/test_geometry.py::asymmetry_is"),
         ("lanczos: copies that one start does not see", "largest_eigenvalues", "A == 1 or B or C", "True",
          "geometry/test_geometry.py::one_start_do_not_see"),
         ("lanczos: any value beside an outlier", "_are_complete", "max(min(A, B), C)", "max(A, C)",
