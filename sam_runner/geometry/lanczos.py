@@ -208,7 +208,7 @@ def _next_vector(direction: Tensor, beta: float, basis: Tensor, generator: torch
     if beta == 0:
         direction = torch.randn(direction.shape, generator=generator, dtype=direction.dtype).to(direction.device)
         _, direction = _orthogonalise(direction, basis)
-    unit: Tensor = direction / direction.norm()
+    unit: Tensor = direction / direction.norm(dtype=torch.float64)  # squares of small numbers are 0 in float32
     return unit
 
 
@@ -253,6 +253,6 @@ def quadrature(product: Product, start: Tensor, num_steps: int) -> tuple[Tensor,
         is_exhausted = beta <= BREAKDOWN * float(projected[:count, :count].abs().max())
         if count == size or is_exhausted:
             break
-        basis[count] = direction / direction.norm()
+        basis[count] = direction / direction.norm(dtype=torch.float64)
     values, vectors = torch.linalg.eigh(projected[:count, :count])
     return values, vectors[0].square()

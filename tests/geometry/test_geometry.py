@@ -124,6 +124,16 @@ def test_small_eigenvalues_beside_a_large_one_are_exact_to_a_few_percent():
     assert found.converged and found.values == pytest.approx(diagonal.sort()[0].flip(0)[:5].tolist(), rel=0.1)
 
 
+def test_eigenvalues_and_density_of_a_saturated_network_do_not_underflow():
+    """A network with huge logits has eigenvalues such as 1e-25, whose squares are 0 in float32."""
+    diagonal = torch.cat([torch.linspace(1, 2, 30), torch.zeros(300)])
+    start = signs(len(diagonal))
+    found = largest_eigenvalues(lambda v: diagonal * 1e-25 * v, start, 3)
+    assert found.converged and found.values == pytest.approx([2e-25, 57 / 29 * 1e-25, 56 / 29 * 1e-25], rel=1e-3)
+    density = density_of_probes(lambda v: diagonal * 1e-25 * v, [start], 20)
+    assert density.moment(1) == pytest.approx(45e-25, rel=1e-4)
+
+
 def test_asymmetry_is_the_error_of_the_products():
     A, _ = problems.matrix(400)
     units = [torch.randn(400, generator=torch.Generator().manual_seed(s)).double().sign() / 20 for s in (0, 1)]
