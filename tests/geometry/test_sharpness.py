@@ -29,6 +29,15 @@ def test_worst_case_of_a_quadratic_is_the_solution_of_the_trust_region():
     assert at_minimum == pytest.approx(0.5**2 * 4 / 2, abs=1e-6)
 
 
+def test_worst_case_with_a_gradient_whose_squares_underflow_in_float32():
+    def tiny(w):
+        loss, grad = quadratic(w.double())
+        return loss * 1e-25, (grad * 1e-25).float()
+
+    found = worst_case(tiny, W.float(), 0.5, num_steps=40, num_restarts=0) * 1e25
+    assert found == pytest.approx(9.3884164696 - 6.5, rel=1e-4)
+
+
 def test_adaptive_worst_case_of_a_linear_loss():
     """L = a . w: the maximum over ||e / |w| ||_2 <= rho of a . e is rho || |w| a ||_2."""
     a = torch.tensor([2.0, -5.0], dtype=torch.float64)
