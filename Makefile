@@ -11,7 +11,7 @@ JOBS ?= 3
 FOLDERS ?=
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all mutants lint format docs smoke bench guard faults faults-long fuzz gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
+.PHONY: help run test test-all mutants lint format docs smoke bench guard upgrade faults faults-long fuzz gpu gpu-table4 reproduce-smoke evidence-smoke gpu-evidence clean
 
 help: ## list the targets
 	@grep -hE '^[a-z][a-z0-9-]*:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | awk -F '\t' '{printf "  make %-15s %s\n", $$1, $$2}'
@@ -45,7 +45,8 @@ smoke: $(VENV)/.run ## run a few steps of every shipped option through the comma
 
 bench: $(VENV)/.dev ## run the benchmarks (five minutes); FASHION=FOLDER with Fashion-MNIST adds the end-to-end comparison
 	$(BIN)/python scripts/bench_startup.py --quick
-	$(BIN)/python -W ignore scripts/bench_data.py --quick $(if $(DATA),--images $(DATA))
+	$(BIN)/python -W ignore scripts/bench_data.py --quick
+	$(BIN)/python -W ignore scripts/bench_jpeg.py --quick $(if $(DATA),--images $(DATA))
 	$(BIN)/python -W ignore scripts/bench_step.py --quick
 	$(BIN)/python -W ignore scripts/bench_ranks.py --quick
 	$(BIN)/python -W ignore scripts/bench_growth.py --quick
@@ -53,6 +54,12 @@ bench: $(VENV)/.dev ## run the benchmarks (five minutes); FASHION=FOLDER with Fa
 
 guard: $(VENV)/.dev ## check that the step and the data path have not become slower (ratios with wide bounds)
 	$(BIN)/python scripts/guard.py
+
+upgrade: $(VENV)/.dev ## run the fast tests with the newest Hydra, OmegaConf and TensorBoard, also pre-releases (ARGS="tests/config" for a part)
+	rm -rf outputs/upgrade
+	$(BIN)/python -m pip install --quiet --pre --no-deps --target outputs/upgrade hydra-core omegaconf tensorboard
+	PYTHONPATH=outputs/upgrade $(BIN)/python -c "import hydra, omegaconf, tensorboard as t; print(hydra.__version__, omegaconf.__version__, t.__version__)"
+	PYTHONPATH=outputs/upgrade $(BIN)/python -m pytest -n 2 $(if $(filter command environment,$(origin ARGS)),$(ARGS))
 
 faults: $(VENV)/.dev ## kill and damage runs, and compare how they continue (four minutes)
 	$(BIN)/python scripts/faults.py

@@ -1,6 +1,6 @@
 """Train with Sharpness-Aware Minimization (SAM), from the command line or from Python.
 
-The names in `__all__` are imported when they are first used, so ``import sam_runner`` takes no time.
+The names in `__all__` are imported when they are first used, so ``import sam_runner`` is fast.
 """
 
 from importlib import import_module

@@ -100,7 +100,7 @@ def main() -> int:
     ):  # fmt: skip
         if {way, other} <= kinds.keys():
             times = median(way, "images_per_second") / median(other, "images_per_second")
-            report.check(f"{way} over the {other}, images/s", times, bound, at_most=False)
+            report.check(f"images/s of {way} / {other}", times, bound, at_most=False)
     report.write(options.out, "end_to_end")
     return 0
 

@@ -134,7 +134,7 @@ def main() -> int:
         "SAM own eps, ms",
         "SAM common eps, ms",
         "SAM/SGD",
-        "SAM's speed over a separate run with 1 thread",
+        "SAM's speed / that of another run of 1 process, 1 thread",
     ]
     report.table("A step of the whole batch on one machine of two cores", columns, rows)
     columns = ["case", "ranks", "step", "2 (W - 1) 4 P, MB", "measured, MB", "measured / model"]

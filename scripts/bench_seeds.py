@@ -1,4 +1,4 @@
-"""Compare the steps of several seeds that make their passes together (sweep.batch_seeds) with steps one by one.
+"""Compare joint steps of several seeds (sweep.batch_seeds) with separate steps.
 
     python scripts/bench_seeds.py [--quick] [--device cuda] [--batch-size 128]
 
@@ -110,7 +110,7 @@ def measure_times(report: Report, counts: list[int], rounds: int, batch_size: in
     kind = "CPU time" if clock is time.process_time else "Time"
     report.table(
         f"SAM steps of several seeds, batch {batch_size}",
-        ["network", "seeds", "one by one, ms", "together, ms", "speed-up"],
+        ["network", "seeds", "separate, ms", "joint, ms", "speed-up"],
         rows,
         f"{kind} of one step of all seeds.",
     )
@@ -119,7 +119,7 @@ def measure_times(report: Report, counts: list[int], rounds: int, batch_size: in
 def measure_differences(report: Report, device: torch.device) -> None:
     """Add the table of differences of the weights: one row for each network.
 
-    The last column shows what rounding alone does: the same steps one by one, from weights that differ in the last bit.
+    The last column shows the effect of rounding alone: separate steps from weights that differ in the last bit.
     """
     rows: list[list] = []
     for name in NETWORKS:
@@ -136,8 +136,8 @@ def measure_differences(report: Report, device: torch.device) -> None:
         rows.append([name, *(f"{value:.0e}" for value in [*found, difference(alone, moved)])])
     columns = [f"{dtype}, {steps}" for dtype in ("fp64", "fp32") for steps in ("1 step", f"{NUM_STEPS} steps")]
     report.table(
-        "Differences of the weights from those of steps one by one",
-        ["network", *columns, f"fp32, {NUM_STEPS} steps one by one, other last bits"],
+        "Differences between the weights of joint and of separate steps",
+        ["network", *columns, f"fp32, {NUM_STEPS} steps, two separate runs"],
         rows,
         "Two seeds, batch 16; the largest difference relative to the largest weight.",
     )
@@ -150,7 +150,7 @@ def main() -> int:
     options = parser.parse_args()
     device = torch.device(options.device)
     configure_torch(device)
-    report = Report("Seeds that make their passes together", device)
+    report = Report("Joint passes of several seeds", device)
     counts, rounds = ([2, 4], 3) if options.quick else ([1, 2, 4, 8], 5)
     measure_times(report, counts, rounds, options.batch_size, device)
     measure_differences(report, device)

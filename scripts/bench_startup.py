@@ -53,7 +53,7 @@ def main() -> int:
     rows = [[name, median(seconds, name), ratio(seconds, name, "python -c 'import torch'")] for name in contenders]
     report.table(
         "Whole processes",
-        ["command", "s", "in imports of torch"],
+        ["command", "s", "s / s of import torch"],
         rows,
         "The last row includes a step, an evaluation and a checkpoint.",
     )

@@ -18,7 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from bench_data import measure_in_memory, measure_jpeg, write_images
+from bench_data import measure_in_memory
+from bench_jpeg import list_files, measure_crops, measure_workers, write_images
 from bench_step import MODELS, SGD
 from measuring import Report, make_parser, median, take_turns, wait
 from torch import nn
@@ -302,7 +303,10 @@ def main() -> int:
     if device.type == "cuda":
         measure_in_memory(report, 2, device)
         with tempfile.TemporaryDirectory() as folder:
-            measure_jpeg(report, 2, write_images(Path(folder), 64), device, "generated, 500x375")
+            write_images(Path(folder), 64)
+            files = list_files(Path(folder))
+            measure_crops(report, 2, files, str(Path(folder) / "cache"), "generated, 500x375")
+            measure_workers(report, files, device)
         report.write(out, "gpu")
     run_training(report, device, clock, options.data.resolve() if options.data else None, out)
     report.write(out, "gpu")

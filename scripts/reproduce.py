@@ -6,7 +6,8 @@
     python scripts/reproduce.py --table all --scale smoke                    # three steps of every row
 
 The same command again skips finished runs and continues the others. --rows REGEX chooses rows, --print shows the
-commands. Overrides after the options win over all others (device=cuda, epochs=50, ...). reproduce.yaml has the settings
+commands. Overrides after the options win over all others (device=cuda, epochs=50, ...); dry_run=true prints the plan of
+each run (--seeds 1: of each row) and trains nothing, also without the data. reproduce.yaml has the settings
 of each scale. Runs that share a GPU compute at the same time under CUDA's MPS where it is installed, and take turns
 otherwise.
 """
@@ -125,7 +126,7 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> dict[str, int]:
         futures = {pool.submit(run_commands, job.commands, number): job for number, job in enumerate(jobs)}
         for number, future in enumerate(as_completed(futures), 1):
             name, (code, output) = futures[future].name, get_answer(future)
-            shown = output if code else output.strip().rpartition("\n")[2].partition("  ")[2]
+            shown = output if code or options.is_plan else output.strip().rpartition("\n")[2].partition("  ")[2]
             print(f"[{number}/{len(jobs)}] {name}: {shown}", flush=True)
             codes |= {name: code} if code else {}
     return codes
@@ -157,6 +158,7 @@ def parse_arguments() -> tuple[argparse.Namespace, list[str]]:
     offered = list(SCALES[options.scale].get("tables", tables))
     if options.table not in ["all", *offered]:
         parser.error(f"--table {options.table} is not offered at --scale {options.scale}; use {', '.join(offered)}")
+    options.is_plan = "dry_run=true" in overrides
     options.tables = offered if options.table == "all" else [options.table]
     if any(number is not None and number < 1 for number in (options.jobs, options.seeds)):
         parser.error("--jobs and --seeds are 1 or more")
@@ -188,9 +190,8 @@ def main() -> int:
     if not jobs:
         print(f"error: --rows {options.rows} matches no run\n  --print shows their names", file=sys.stderr)
         return 2
-    missing = (
-        missing_image_folders(jobs, options.scale) if options.scale in ("full", "gpu") and not options.print else []
-    )
+    needs_images = options.scale in ("full", "gpu") and not options.print and not options.is_plan
+    missing = missing_image_folders(jobs, options.scale) if needs_images else []
     if missing:
         print(
             f"error: missing image folders: {', '.join(missing)}\n"
@@ -215,7 +216,7 @@ def main() -> int:
     if stopped:
         print(f"not finished: {', '.join(stopped)}\n  the same command continues")
     if not codes:
-        print(f"{len(jobs)} runs, all finished")
+        print(f"{len(jobs)} runs, all {'planned' if options.is_plan else 'finished'}")
     return 1 if codes else 0
 
 

@@ -90,8 +90,8 @@ def conclude(blocks: list[Block]) -> str:
     behind = sum(gain.n > 1 and -gain.mean > gain.half_width for gain in gains)
     fits = [block.estimate(block.baseline(arm), "final/train/accuracy").mean for block, arm in entries]
     return (
-        f"In {ahead} of {len(gains)} comparisons at equal epochs SAM is better than its baseline by more than the "
-        f"interval; in {behind} it is worse by more than the interval. Every baseline fits at least "
+        f"The 95% interval of SAM's gain over its baseline at equal epochs lies above 0 in {ahead} of {len(gains)} "
+        f"comparisons, and below 0 in {behind or 'none'}. Every baseline fits at least "
         f"{100 * min(fits):.0f}% of its training labels. So these studies do not say where SAM begins to help, only "
         "that it helps where the baseline fits its labels. The gain is largest where the chosen radius keeps the "
         "network from memorising wrong labels."
@@ -100,7 +100,7 @@ def conclude(blocks: list[Block]) -> str:
 
 def wrap_paragraphs(text: str) -> str:
     """Break each paragraph into lines of at most 120 characters."""
-    return "\n\n".join(textwrap.fill(line, 120) for line in text.splitlines() if line)
+    return "\n\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in text.splitlines() if line)
 
 
 def make_anchor(heading: str) -> str:

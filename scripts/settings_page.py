@@ -14,10 +14,10 @@ HEAD = """# Settings
 
 Made from the settings classes in `sam_runner/config/` by `python scripts/settings_page.py`; do not edit.
 
-Settings are `key=value` on the command line, groups are `group=option`. `sam-train --cfg job` prints all settings of a
-command. `sam-train config=RUN run_dir=NEW` runs the settings of an earlier run again. Further settings may
-follow; with `-m` they can have several values, which makes a sweep. The column *resume* says whether a run can be
-continued with another value.
+On the command line `key=value` changes a setting, and `group=option` chooses an option of a group. `sam-train --cfg
+job` prints all settings of a command. `sam-train config=RUN run_dir=NEW` repeats an earlier run; settings that follow
+replace those of the run, and with `-m` they can have several values (a sweep). The column *resume* says whether a run
+can be continued with another value.
 """
 
 

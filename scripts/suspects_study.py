@@ -223,19 +223,23 @@ def make_part(table: pd.DataFrame) -> str:
         text = (
             f"Labels `{noise}` of CIFAR-10N: {first['images']:,} training images of 16x16 pixels, of which"
             f" {first['wrong']:,} ({first['wrong'] / first['images']:.0%}) have a wrong label, {first['model']},"
-            f" {first['epochs']} epochs. Average precision, a random order has {first['wrong'] / first['images']:.2f};"
-            f" means over n seeds and 95% intervals (Student's t):"
+            f" {first['epochs']} epochs. The columns of methods have the average precision (a random order has"
+            f" {first['wrong'] / first['images']:.2f}); means over n seeds with 95% intervals (Student's t):"
         )
         lines += [*textwrap.wrap(text, 120), "", *results.table_of(noise), "", *results.findings(noise), ""]
-    text = (
-        f"cleanlab {runs['cleanlab'].iloc[0]} got the same probabilities. Its `self_confidence` is the ranking of"
-        f" sam-suspects (largest difference of average precision: {float((own - same).abs().max()):.0e}). The column"
-        " `find_label_issues` ranks the images that this function finds before all others. `best` is the checkpoint"
-        " with the best accuracy on held-out images, whose labels are as wrong as those of the training images. No"
-        " run was trained on the images of the rows held-out. [All numbers](results/suspects.csv)."
+    largest = float((own - same).abs().max())
+    source = (
+        f"cleanlab {runs['cleanlab'].iloc[0]} ranked the images from the same probabilities. Its `self_confidence`"
+        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). The column"
+        " `find_label_issues` ranks the images that this function finds before all others."
     )
-    command = f"The runs of one set of labels: `{COMMAND}`"
-    for words in (text, command):
+    checkpoint = (
+        "`best` is the checkpoint with the best accuracy on held-out images, whose labels are as wrong as those of the"
+        " training images. No run was trained on the images of the rows *held-out*."
+        " [All numbers](results/suspects.csv)."
+    )
+    command = f"This command made the runs of the first table; `noise.set` names the labels: `{COMMAND}`"
+    for words in (source, checkpoint, command):
         lines += [*textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False), ""]
     return "\n".join(lines).rstrip()
 

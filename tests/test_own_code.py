@@ -226,7 +226,7 @@ def test_a_network_that_returns_probabilities_is_warned_of(name, is_warned, own,
         (["data._target_=my_data.not_finite"], "input 1 holds a value that is not finite", "my_data.py:63"),
         (["data._target_=my_data.tokens", "model._target_=my_models.Volume"], "not accept int64 inputs", "give floats"),
         (["data._target_=my_data.load"], "SmallCNN does not accept inputs of shape (3,)", "model._target_"),
-        (["optimizer.base._target_=my_optim.Broken"], "cannot take a step with nothing but gradients: no", ""),
+        (["optimizer.base._target_=my_optim.Broken"], "cannot take a step with gradients alone: no", ""),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )

@@ -126,12 +126,16 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)
     parts = []
     if positive:
-        names = ", ".join(f"{entry.measure} ({entry.rho:+.2f})" for entry in positive)
-        parts.append(f"Sharper runs have a larger {gap} over these {n} runs, by {names}.")
+        parts.append(f"Sharper runs have a larger {gap} over these {n} runs{_name_measures(positive)}.")
     if negative:
-        names = ", ".join(f"{entry.measure} ({entry.rho:+.2f})" for entry in negative)
-        parts.append(f"Against expectation, sharper runs have a smaller {gap} over these {n} runs, by {names}.")
+        start = "Against expectation, sharper runs have a smaller"
+        parts.append(f"{start} {gap} over these {n} runs{_name_measures(negative)}.")
     without = len(entries) - len(significant)
     if without:
-        parts.append(f"For {without} of {len(entries)} measures chance can explain the relation.")
+        parts.append(f"For {without} of {len(entries)} measures the relation can be due to chance.")
     return " ".join(parts)
+
+
+def _name_measures(entries: list[Correlation]) -> str:
+    names = [f"{entry.measure} (rank correlation {entry.rho:+.2f})" for entry in entries]
+    return f" if sharpness is measured by {' or '.join(names)}"

@@ -62,7 +62,7 @@ def path_coordinates(num_points: int) -> list[float]:
     """Return equidistant coordinates from about -`MARGIN` to 1 + `MARGIN` that contain 0 and 1 exactly.
 
     Args:
-        num_points: Their number, at least 3.
+        num_points: Number of coordinates, at least 3.
     """
     inside = round((num_points - 1) / (1 + 2 * MARGIN))  # intervals between 0 and 1
     inside += (num_points - 1 - inside) % 2  # as many points on either side
@@ -76,7 +76,7 @@ def centred_coordinates(extent: float, num_points: int) -> list[float]:
 
 
 def plane_coordinates(places: Sequence[float], num_points: int) -> list[float]:
-    """Return coordinates around some places; the nearest ones are moved to the places, so that they are contained.
+    """Return coordinates around checkpoints; the coordinate nearest to each checkpoint is moved onto it.
 
     Args:
         places: Coordinates of the checkpoints along one axis.

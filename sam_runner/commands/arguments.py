@@ -25,6 +25,9 @@ class Parser(argparse.ArgumentParser):
         Raises:
             InputError: Always.
         """
+        positional = [action for action in self._actions if not action.option_strings]
+        if message.startswith("unrecognized arguments") and [action.nargs for action in positional] == [None]:
+            raise InputError(f"{message}\n  {self.prog} takes one {positional[0].metavar}: call it once for each")
         raise InputError(f"{message}\n  {self.format_usage().strip()}")
 
     def parse(self, arguments: list[str]) -> argparse.Namespace:
@@ -174,7 +177,7 @@ def require_output(file: Path, suffixes: Sequence[str], *, overwrite: bool) -> P
     """
     if file.suffix not in suffixes:
         example = file.with_suffix(suffixes[0])
-        raise InputError(f"--out {file} is no name of a {' or '.join(suffixes)} file\n  give --out {example}")
+        raise InputError(f"--out {file} is not the name of a {' or '.join(suffixes)} file\n  give --out {example}")
     if file.is_dir():
         raise InputError(f"--out {file} is a folder\n  give the name of a file")
     if file.exists() and not overwrite:

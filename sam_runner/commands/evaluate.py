@@ -29,7 +29,7 @@ def evaluate(arguments: list[str]) -> int:
     )
     given = parser.parse(arguments)
     if given.relabel is not None and given.relabel.suffix != ".npy":
-        raise InputError(f"--relabel {given.relabel} is no name of a .npy file\n  give --relabel labels.npy")
+        raise InputError(f"--relabel {given.relabel} is not the name of a .npy file\n  give --relabel labels.npy")
     folders = require_runs(given)
     if given.relabel is not None:
         if len(folders) > 1 or given.data is not None:

@@ -49,7 +49,8 @@ def report(arguments: list[str]) -> int:
                     f"--{option} has no effect with --paper: the table has its own\n  leave one of them out"
                 )
         return _compare_with_paper(given.folders, given.paper, out)
-    from sam_runner.reports.report import make_report, write_report
+    from sam_runner.reports.output.files import write_report
+    from sam_runner.reports.report import make_report
 
     comparison = make_report(
         given.folders,

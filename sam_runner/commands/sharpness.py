@@ -58,7 +58,7 @@ def sharpness(arguments: list[str]) -> int:
 
 
 def _parse(arguments: list[str]) -> argparse.Namespace:
-    """Return the options; `m` without the default values that the number of images has no room for.
+    """Return the options; default values of `m` that are larger than the number of images are left out.
 
     Raises:
         InputError: For the first mistake.

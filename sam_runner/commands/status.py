@@ -2,6 +2,7 @@
 
 import shlex
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,10 +25,12 @@ def main() -> int:
 def status(arguments: list[str]) -> int:
     """Print how far some sweeps and runs are."""
     parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
-    parser.add_argument("folders", type=path, nargs="+", metavar="FOLDER", help="sweeps, runs, or folders of them")
+    parser.add_argument(
+        "folders", type=path, nargs="*", default=[Path("outputs")], metavar="FOLDER",
+        help="sweeps, runs, or folders of them (default: outputs, with outputs/runs and outputs/sweeps)",
+    )  # fmt: skip
     for folder in parser.parse(arguments).folders:
-        inner = [] if _is_sweep(folder) or (folder / SETTINGS).is_file() else _list_inside(folder)
-        for found in inner or [folder]:
+        for found in _list_inside(folder, depth=2) or [folder]:
             for line in describe_sweep(found) if _is_sweep(found) else describe_run(found):
                 print(line)
     return DONE
@@ -37,10 +40,15 @@ def _is_sweep(folder: Path) -> bool:
     return (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
 
 
-def _list_inside(folder: Path) -> list[Path]:
-    """Return the sweeps and runs directly in a folder, by name; none if there is no such folder."""
-    inner = sorted(folder.iterdir()) if folder.is_dir() else []
-    return [found for found in inner if _is_sweep(found) or (found / SETTINGS).is_file()]
+def _list_inside(folder: Path, depth: int) -> list[Path]:
+    """Return the sweep or run that a folder is, or else those at most `depth` levels below, by name."""
+    if _is_sweep(folder) or (folder / SETTINGS).is_file():
+        return [folder]
+    try:
+        inner = sorted(folder.iterdir()) if depth and folder.is_dir() else []
+    except OSError:  # a folder that may not be read
+        inner = []
+    return [found for below in inner for found in _list_inside(below, depth - 1)]
 
 
 def describe_sweep(folder: Path) -> Iterator[str]:
@@ -82,7 +90,7 @@ def describe_run(folder: Path) -> Iterator[str]:
         )
     settings = read_yaml(folder / SETTINGS)
     epochs = settings.get("epochs", 1) if isinstance(settings, dict) else 1
-    job = read_state(folder, epochs)
+    job = replace(read_state(folder, epochs), name=str(folder))
     result = read_finished_result(folder)
     yield _describe(job) if result is None else f"{_describe(job)}: {summarise_result(result)}"
     if job.state in ("died", "interrupted", "preempted"):

@@ -1,4 +1,4 @@
-"""`sam-train -m`: run the jobs of a sweep, then print what became of them and write the report."""
+"""`sam-train -m`: run the jobs of a sweep, then print how they ended and write the report."""
 
 import signal
 from collections.abc import Callable
@@ -43,7 +43,7 @@ class SweepCall:
         self._stack = ExitStack()
 
     def run(self, run_hydra: Callable[[], int]) -> int:
-        """Run all jobs, then print what became of them and write the report.
+        """Run all jobs, then print how they ended and write the report.
 
         Args:
             run_hydra: Lets Hydra's own main run the command line. Returns its exit code.
@@ -58,7 +58,7 @@ class SweepCall:
             try:
                 code = self._call_hydra(run_hydra)
             finally:
-                hydra_guard.install()  # configurations that are composed later are no part of this sweep
+                hydra_guard.install()  # configurations that are composed later are not part of this sweep
                 jobs = self._tell_failures()
         return self._finish(jobs, code)
 
@@ -128,7 +128,7 @@ class SweepCall:
             return stop_code or code
         if self._is_dry or not is_main_process():
             return stop_code or max(code, FAILED if sweep.num_failed_plans else DONE)
-        from sam_runner.reports.report import write_sweep_report
+        from sam_runner.reports.output.files import write_sweep_report
 
         num_left = sum(not job.state for job in jobs)
         if num_left and not stop_code:

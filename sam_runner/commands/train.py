@@ -200,11 +200,11 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
     from sam_runner.config.rules import require_files
 
     try:
-        config = load_experiment(plain_settings(cfg), overrides)
-        require_files(config)
-        from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
-
         try:
+            config = load_experiment(plain_settings(cfg), overrides)
+            require_files(config)
+            from sam_runner.runs.start import start_run  # imports torch, after the settings are valid
+
             folder = start_run(config, overrides)
         except KeyboardInterrupt as stopped:  # a run that has its folder says what is in it
             raise KeyboardInterrupt(str(stopped) or "interrupted before anything was written") from None

@@ -40,9 +40,9 @@ class DataConfig(Component):
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
-        "images whose mean and std all images are normalised with; set: the training set; imagenet: ImageNet; weights:"
+        "source of the mean and std for normalisation; set: the training set; imagenet: ImageNet; weights:"
         " the images that model.weights were trained on; auto: weights if their mean and std are known, else set;"
-        " inputs that are no images: none",
+        " inputs other than images are not normalised",
         "auto",
         argument=False,
     )
@@ -82,7 +82,7 @@ class ArchiveConfig(DataConfig):
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
     download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
     url: str = key(
-        "address of the folder that the files are downloaded from; each option has the published one",
+        "address of the folder from which files are downloaded; the options have the published addresses",
         effect="none",
         in_reports=False,
     )
@@ -175,7 +175,9 @@ class HuggingFaceConfig(DataConfig):
     schema: ClassVar[str] = "data/hugging_face"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.hugging_face.hugging_face",)
     root: str = key("folder that datasets saved (save_to_disk), or of parquet files", on_resume="", path=True)
-    inputs: str | None = key("column of the inputs; null: the column of images, or the only one beside labels", None)
+    inputs: str | None = key(
+        "column of the inputs; null: the column of images, or the only column other than the labels", None
+    )
     labels: str | None = key("column of the labels; null: the column of type ClassLabel, or label or labels", None)
     image_size: int | None = key(
         "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
@@ -198,7 +200,7 @@ class NoiseConfig(Component):
 
 @dataclass(frozen=True)
 class RateNoiseConfig(NoiseConfig):
-    """Settings of noise=asymmetric, noise=pair and noise=instance."""
+    """Settings of noise=symmetric, noise=asymmetric, noise=pair and noise=instance."""
 
     schema: ClassVar[str] = "noise/rate"
     targets: ClassVar[tuple[str, ...]] = (
@@ -206,12 +208,16 @@ class RateNoiseConfig(NoiseConfig):
         "sam_runner.data.noise.pair",
         "sam_runner.data.noise.instance",
     )
-    rate: float = key("fraction of the labels that change", 0.4, range=CLOSED_UNIT)
+    rate: float = key(
+        "fraction of the labels that are replaced",
+        0.4,
+        range=CLOSED_UNIT,
+    )
 
 
 @dataclass(frozen=True)
 class SymmetricNoiseConfig(RateNoiseConfig):
-    """Settings of noise=symmetric."""
+    """Further setting of noise=symmetric."""
 
     schema: ClassVar[str] = "noise/symmetric"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.symmetric",)

@@ -65,12 +65,12 @@ class CheckpointConfig:
         range=NOT_NEGATIVE,
         effect="none",
     )
-    keep: int = key("number of the latest checkpoints that are kept beside the best", 2, range=Range(2), effect="none")
+    keep: int = key("number of latest checkpoints to keep in addition to the best", 2, range=Range(2), effect="none")
     keep_epochs: tuple[int, ...] = key(
         "epochs whose last checkpoint is kept, e.g. [50,100]", (), range=AT_LEAST_ONE, effect="none"
     )
     every_epochs: int | None = key(
-        "N keeps the last checkpoint of every N-th epoch; null: none", None, range=AT_LEAST_ONE, effect="none"
+        "epochs between two epochs whose last checkpoint is kept; null: none", None, range=AT_LEAST_ONE, effect="none"
     )
 
 
@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "N ends the run after N evaluations without a better early_stopping.metric; its weights are then those of the"
-        " best epoch, also if it ends with the last epoch; null: off",
+        "number of evaluations without a better early_stopping.metric after which the run ends; the run then has the"
+        " weights of its best epoch, even if it reached the last epoch; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run ends by the new patience",
@@ -88,8 +88,8 @@ class EarlyStoppingConfig:
         added_later=True,
     )
     metric: SelectionMetric = key(
-        "metric of the held-out images that chooses the best epoch, for the best checkpoint too: the highest accuracy"
-        " or the lowest negative log-likelihood (nll); validation_ema: that of the average of ema_decay",
+        "metric of the held-out images that chooses the best epoch and the best checkpoint: the highest accuracy or the"
+        " lowest negative log-likelihood (nll); validation_ema/...: metrics of the averaged weights (ema_decay)",
         "validation/accuracy",
         added_later=True,
     )
@@ -100,8 +100,8 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "N logs the geometry of every N-th step (or the next with a second pass): cosine of g and g_SAM, part of"
-        " g_SAM orthogonal to g, share of ||eps||^2 by layer; null: none",
+        "steps between two measurements of the geometry, each made in the next step with a second pass: cosine of g and"
+        " g_SAM, part of g_SAM orthogonal to g, share of ||eps||^2 by layer; null: none",
         None,
         range=AT_LEAST_ONE,
         effect="none",
@@ -128,8 +128,8 @@ class SweepConfig:
         in_reports=False,
     )
     batch_seeds: int = key(
-        "N trains up to N jobs that differ only in the seed in one process and makes their passes together, by"
-        " torch.func.vmap; results differ by rounding; 1: each job makes its own",
+        "largest number of jobs, which differ only in the seed, that one process trains together: torch.func.vmap makes"
+        " one pass for all of them, and results differ by rounding; 1: each job makes its own passes",
         1,
         range=AT_LEAST_ONE,
         effect="none",
@@ -255,7 +255,7 @@ class ExperimentConfig:
         on_resume="",
     )
     logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = key(
-        "where metrics go beside metrics.jsonl, as logger=csv,wandb or [csv,wandb]; [] for no other place; csv:"
+        "where metrics go in addition to metrics.jsonl, as logger=csv,wandb or [csv,wandb]; []: nowhere else; csv:"
         " metrics.csv; wandb and mlflow are configured by their own environment variables",
         ("tensorboard",),
         effect="none",
@@ -389,7 +389,7 @@ def load_experiment(
     """
     require_allowed_targets(settings)
     try:
-        is_plan = settings.get("dry_run") is True  # made without data and weights too
+        is_plan = settings.get("dry_run") is True  # a plan needs neither data nor weights
         config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS, missing_paths=is_plan)
     except UnknownKeyError as error:  # the key may be another group's
         others = {*ExperimentConfig().flat(), *list_names(settings)} - {error.key}

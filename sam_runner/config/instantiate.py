@@ -56,10 +56,12 @@ def locate(target: str) -> Callable[..., Any]:
     if not (inspect.isclass(found) or inspect.isfunction(found)):
         kind = type(found).__name__
         hint = f"\n  name a function or class of it: _target_={target}.NAME" if kind == "module" else ""
-        raise InputError(f"_target_={target} is a {kind}, no function or class of a trusted module{hint}")
+        raise InputError(f"_target_={target} is a {kind}, not a function or class of a trusted module{hint}")
     if not home.startswith(list_trusted_prefixes()):
         way = f"\n  trust that module too: {trusting_command([home[:-1]], sys.argv)}" if is_own(target) else ""
-        raise InputError(f"_target_={target} is no function or class of a trusted module (it is from {home[:-1]}){way}")
+        raise InputError(
+            f"_target_={target} is not a function or class of a trusted module (it is from {home[:-1]}){way}"
+        )
     function: Callable[..., Any] = found
     return function
 

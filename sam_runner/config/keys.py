@@ -7,7 +7,7 @@ from functools import cache
 from typing import Any, Literal
 
 REQUIRED = "???"  # Hydra's mark of a value that the user must give
-ROUNDING = "the bits of the numbers may differ"
+ROUNDING = "the last digits of the numbers may differ"
 Effect = Literal["result", "rounding", "none"]
 
 

@@ -182,7 +182,7 @@ class FisherSamKeys:
 class FriendlySamKeys:
     """Settings of Friendly SAM's perturbation."""
 
-    sigma: float = key("part of the mean gradient that is subtracted (Li et al., 2024)", 1.0, range=CLOSED_UNIT)
+    sigma: float = key("factor of the mean gradient that is subtracted (Li et al., 2024)", 1.0, range=CLOSED_UNIT)
     decay: float = key("decay lambda of the mean gradient (the authors' script)", 0.95, range=BELOW_ONE)
 
 
@@ -244,7 +244,7 @@ class LayerwiseSamConfig(LayerwiseSamKeys, AscentConfig):
 
     schema: ClassVar[str] = "optimizer/layerwise_sam"
     name: str = key("name of the method", "layerwise_sam", short="optimizer")
-    rho: float = _radius("radius of each tensor's perturbation; ours", 0.01)
+    rho: float = _radius("radius of each tensor's perturbation; our choice", 0.01)
 
 
 @dataclass(frozen=True)
@@ -270,7 +270,7 @@ class EsamConfig(AscentConfig):
     schema: ClassVar[str] = "optimizer/esam"
     name: str = key("name of the method", "esam", short="optimizer")
     beta: float = key("probability that a weight is perturbed (the authors' script)", 0.6, range=UP_TO_ONE)
-    gamma: float = key("part of the images of the second pass (the authors' script)", 0.5, range=UP_TO_ONE)
+    gamma: float = key("fraction of the images that the second pass uses (the authors' script)", 0.5, range=UP_TO_ONE)
 
     @property
     def perturbed_cost(self) -> float:
@@ -334,7 +334,7 @@ class AroundLayerwiseSamConfig(LayerwiseSamKeys, PerturbationConfig):
 
 @dataclass(frozen=True)
 class AroundConfig(AscentConfig):
-    """Settings of every method around another method's perturbation, chosen with optimizer/around=."""
+    """Settings of every method that uses the perturbation of another method, chosen with optimizer/around=."""
 
     around: PerturbationConfig = field(default_factory=AroundSamConfig)
 
@@ -348,7 +348,7 @@ class GsamConfig(AroundConfig):
     rho: float = _radius("radius at the largest learning rate", 0.05)
     alpha: float = key("weight of the surrogate gap (pytorch-optimizer)", 0.4, range=NOT_NEGATIVE)
     rho_min: float = key(
-        "radius at the smallest learning rate; rho follows the learning rate between both", 0.0, range=NOT_NEGATIVE
+        "radius at the smallest learning rate; in between, rho is linear in the learning rate", 0.0, range=NOT_NEGATIVE
     )
 
 
@@ -407,7 +407,9 @@ class RandomSamConfig(AroundConfig):
     schema: ClassVar[str] = "optimizer/random_sam"
     name: str = key("name of the method", "random_sam", short="optimizer")
     start: float = key("probability of a second pass in the first step", 0.5, range=CLOSED_UNIT)
-    end: float = key("probability of a second pass in the last step; linear between", 0.5, range=CLOSED_UNIT)
+    end: float = key(
+        "probability of a second pass in the last step; it changes linearly from start to end", 0.5, range=CLOSED_UNIT
+    )
 
     @property
     def perturbed_share(self) -> float:
@@ -426,12 +428,12 @@ class AeSamConfig(AroundConfig):
         " standard deviations",
         1.0,
     )
-    end: float = key("c in the last step; linear between", -1.0)
+    end: float = key("c in the last step; it changes linearly from start to end", -1.0)
     decay: float = key("decay of the mean and variance of the squared gradient norm", 0.9, range=BELOW_ONE)
 
     @property
     def perturbed_share(self) -> float:
-        """Share of the steps that have a perturbation: about half by the paper; the data decide."""
+        """Share of the steps that have a perturbation: about half are expected; the data decide."""
         return 0.5
 
 
@@ -441,8 +443,8 @@ class LateConfig(AroundConfig):
 
     schema: ClassVar[str] = "optimizer/late"
     name: str = key("name of the method", "late", short="optimizer")
-    fraction: float = key("part of the steps that are SAM's", 0.2, range=CLOSED_UNIT)
-    part: Literal["last", "first"] = key("whether the last or the first steps are SAM's", "last")
+    fraction: float = key("fraction of the steps that make a second pass", 0.2, range=CLOSED_UNIT)
+    part: Literal["last", "first"] = key("whether the last or the first steps make the second pass", "last")
 
     @property
     def perturbed_share(self) -> float:

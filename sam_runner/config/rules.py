@@ -54,10 +54,10 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """Refuse settings of a sweep in a single run, and in a job those that exclude each other."""
+    """For a single run, refuse typed settings without effect. For a job of a sweep, check `sweep.batch_seeds`."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
-            f"run_dir={config.run_dir!r} holds bytes that are not UTF-8, where TensorBoard cannot write\n"
+            f"run_dir={config.run_dir!r} contains bytes that are not UTF-8; TensorBoard cannot write there\n"
             "  give another run_dir"
         )
     if multirun:
@@ -90,7 +90,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
 
 
 def _check_joint_seeds(config: "ExperimentConfig") -> None:
-    """Refuse settings that passes of several seeds at once exclude."""
+    """Refuse settings that do not work with joint passes of several seeds."""
     excluded = [f"compile={config.compile}"] * (config.compile != "off")
     if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
         excluded.append("optimizer.second_order=true")
@@ -101,7 +101,7 @@ def _check_joint_seeds(config: "ExperimentConfig") -> None:
 
 
 def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Refuse settings of the perturbation where there is none; a sweep over rho may have them."""
+    """Refuse settings of the perturbation with rho=0; a sweep over rho may have them."""
     if not isinstance(config.optimizer, RadiusConfig) or config.optimizer.rho != 0:
         return
     names = {f"optimizer.{field.name}" for field in fields(config.optimizer)} - {
@@ -146,7 +146,7 @@ def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
         if name in typed and config.world_size == 1:
             raise InputError(f"{name} has no effect with one process\n  use torchrun, or leave it out")
     if "deterministic" in typed and config.deterministic and config.device == "cpu":
-        raise InputError("deterministic=true has no effect on a CPU: runs repeat to the bit there\n  leave it out")
+        raise InputError("deterministic=true has no effect on a CPU: runs repeat bit for bit there\n  leave it out")
 
 
 def _check_sharded_weights(config: "ExperimentConfig") -> None:
@@ -243,9 +243,9 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
-    """Refuse the rho of a file for a method that was typed and measures rho in another unit than SAM.
+    """Refuse a rho from a file if the command line chooses a method that measures rho in another unit than SAM.
 
-    The files of the group experiment have SAM's rho; the defaults of ASAM and others are up to ten times as large.
+    The files of the group experiment set SAM's rho; the defaults of ASAM and others are up to ten times as large.
     """
     if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
         return
@@ -401,7 +401,7 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _describe_absent(path: str) -> str:
-    """Return what is there instead of a folder: nearest existing folder, and an entry of it with a similar name."""
+    """Say why a folder does not exist: name the nearest existing folder, and an entry of it with a similar name."""
     wanted = Path(os.path.expanduser(path)).absolute()
     if os.path.exists(wanted):  # unlike Path.exists it accepts names that are too long
         return ": it is a file"

@@ -51,7 +51,7 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
             raise InputError(describe_missing_option(path, values))
         given = "null" if values is None else values
         keys = ", ".join(f"{path}.{entry.name}" for entry in fields(kind) if entry.name != "own_arguments")
-        raise InputError(f"{path}={given} is no option of a group\n  give its settings: {keys}")
+        raise InputError(f"{path}={given} is not an option of a group\n  give its settings: {keys}")
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
@@ -260,7 +260,7 @@ def describe_missing_option(group: str, value: Any) -> str:
     slashed = group.replace(".", "/")
     option = value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else "NAME"
     given = "null" if value is None else _format_value(value)
-    lines = [f"{group}={given} is no option of a group", f"  choose one with {slashed}={option}"]
+    lines = [f"{group}={given} is not an option of a group", f"  choose one with {slashed}={option}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
     lines += [f"  and indent the settings of {group} below it"] if value is None else []
     return "\n".join(lines)

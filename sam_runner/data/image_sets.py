@@ -1,11 +1,16 @@
 """Labelled examples of one split: images in memory, image files that are decoded in every epoch, or other inputs."""
 
+import os
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from sam_runner.data.files.boxes import CropBox
+from sam_runner.data.files.decode import read_crop
+from sam_runner.data.files.kept_pixels import KeptPixels
 from sam_runner.utils.errors import InputError
 
 
@@ -63,7 +68,7 @@ class ImageSet:
 
 @dataclass(frozen=True)
 class ImageFiles:
-    """Image files and their labels; `sam_runner.data.decode` reads the files.
+    """Image files and their labels; `sam_runner.data.files` reads them.
 
     Attributes:
         root: Folder that `paths` are relative to.
@@ -73,6 +78,8 @@ class ImageFiles:
         clean_labels: As in `ImageSet`.
         image_size: Side in pixels of the decoded square images.
         eval_crop_ratio: Side of the centre crop as a fraction of the shorter side, in (0, 1].
+        cache: Value of ``data.cache``.
+        kept: The decoded images in ``data.cache``; None if there are none.
     """
 
     root: Path
@@ -82,6 +89,8 @@ class ImageFiles:
     clean_labels: Tensor
     image_size: int
     eval_crop_ratio: float = 1.0
+    cache: bool | str = False
+    kept: KeptPixels | None = None
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -93,7 +102,26 @@ class ImageFiles:
             paths=tuple(self.paths[index] for index in indices.tolist()),
             labels=self.labels[indices],
             clean_labels=self.clean_labels[indices],
+            kept=None if self.kept is None else self.kept.subset(indices),
         )
+
+    def read_crop(self, index: int, choose_box: Callable[[int, int], CropBox]) -> Tensor:
+        """Read a part of an image from the decoded images or from its file; see `decode.read_crop`.
+
+        Args:
+            index: Position in the set.
+            choose_box: Maps height and width of the image to the box to crop.
+
+        Returns:
+            RGB, uint8, (3, image_size, image_size).
+
+        Raises:
+            InputError: If the file cannot be decoded, or the decoded images are gone.
+        """
+        path = os.path.join(self.root, self.paths[index])
+        if self.kept is None:
+            return read_crop(path, choose_box, self.image_size)
+        return self.kept.read_crop(index, path, choose_box, self.image_size)
 
     def with_labels(self, labels: Tensor) -> "ImageFiles":
         """Return the same images with other labels to learn."""
@@ -125,11 +153,9 @@ class UnreadImages(ImageFiles):
     Attributes:
         image_size: As in `ImageFiles`; 0 keeps the images unchanged, which must then all have one size.
         num_workers: Number of threads that decode.
-        cache: Value of ``data.cache``.
     """
 
     num_workers: int = 1
-    cache: bool | str = False
 
 
 @dataclass(frozen=True)

@@ -242,7 +242,7 @@ def _read_labels(path: Path) -> Tensor:
         elif path.suffix in TEXT_SUFFIXES:
             raise ValueError(f"{path.suffix} files are not read; numpy.save('labels.npy', labels) writes one that is")
         elif path.is_file() and not holds_only_tensors(path):
-            raise ValueError("it holds more than a tensor, or is no file of torch.save")
+            raise ValueError("it holds more than a tensor, or was not written by torch.save")
         else:
             labels = torch.load(path, map_location="cpu", weights_only=True)
         if (

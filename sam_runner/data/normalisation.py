@@ -5,15 +5,19 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-from sam_runner.data.decode import centre_crop_box, read_crop
-from sam_runner.data.image_sets import ArraySet, Images, ImageSet
-from sam_runner.data.reading import describe_faults
+from sam_runner.data.files.boxes import centre_crop_box
+from sam_runner.data.files.decode import stack_images
+from sam_runner.data.files.file_cache import choose_cache, files_key
+from sam_runner.data.files.in_threads import describe_faults
+from sam_runner.data.files.kept_pixels import KeptPixels
+from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
 from sam_runner.utils.hardware import count_usable_cores
@@ -24,6 +28,7 @@ Source = Literal["set", "imagenet", "weights", "none"]
 MAX_STATISTICS_BYTES = 2 << 30  # of pixels; up to here all training images are used, whether in memory or on disk
 SAMPLE_SIZE = 4096  # images of a larger set; the mean's standard error is then about 0.002
 IMAGES_PER_TASK = 64
+LEVELS_FORMAT = 1  # to be raised when the same files are decoded to other pixels
 
 
 @dataclass(frozen=True)
@@ -86,7 +91,7 @@ class Normalisation:
             train = train.subset(order[:SAMPLE_SIZE].sort().values)
         if isinstance(train, ImageSet):
             return Normalisation.from_images(train.images_NCHW)
-        return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio)
+        return _from_files(train.root, train.paths, train.image_size, train.eval_crop_ratio, train.cache, train.kept)
 
     def require_channels(self, channels: int) -> None:
         """Raise InputError for images with another number of channels."""
@@ -133,8 +138,14 @@ def choose_normalisation(
         published = find_published()
         fits = published is not None and len(published[0]) == train.shape[0]
         if source == "auto" and not fits:
-            reason = "it is not known" if published is None else f"it is for {len(published[0])} channels"
-            log.info("normalisation of the training set, not that of model.weights=%s: %s", weights, reason)
+            reason = "no" if published is None else f"{len(published[0])}-channel"
+            hint = "; data.normalisation=imagenet for those of ImageNet" if train.shape[0] == 3 else ""
+            log.info(
+                "normalisation: mean and std of the training set, since model.weights=%s has %s mean and std%s",
+                weights,
+                reason,
+                hint,
+            )
             return Normalisation.from_set(train)
         if published is None:
             raise InputError(
@@ -174,22 +185,48 @@ def _count_levels(images_NCHW: Tensor) -> Tensor:
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
-def _from_files(root: Path, paths: tuple[str, ...], image_size: int, eval_crop_ratio: float) -> Normalisation:
+def _from_files(
+    root: Path,
+    paths: tuple[str, ...],
+    image_size: int,
+    eval_crop_ratio: float,
+    cache: bool | str,
+    kept: KeptPixels | None,
+) -> Normalisation:
+    """Compute both over the centre crops of files, or find the numbers of their levels in ``data.cache``."""
+    store, entry = choose_cache(cache), None
+    if store is not None:
+        entry = store.path("levels", chain([LEVELS_FORMAT, image_size, eval_crop_ratio], files_key(root, paths)))
+        counts = (store.read(entry) or {}).get("counts")
+        if isinstance(counts, Tensor) and counts.shape == (3, 256) and counts.sum() > 0:
+            return Normalisation.from_counts(counts)
+    counts = _count_levels_of_files(root, paths, image_size, eval_crop_ratio, kept)
+    if store is not None and entry is not None:
+        store.write(entry, {"counts": counts})
+    return Normalisation.from_counts(counts)
+
+
+def _count_levels_of_files(
+    root: Path, paths: tuple[str, ...], image_size: int, eval_crop_ratio: float, kept: KeptPixels | None
+) -> Tensor:
+    no_labels = torch.empty(0, dtype=torch.int64)
+    files = ImageFiles(root, paths, no_labels, (), no_labels, image_size, kept=kept)
     choose_box = partial(centre_crop_box, fraction=eval_crop_ratio)
     faults: list[str] = []
 
-    def count(part: Sequence[str]) -> Tensor:
+    def count(part: Sequence[int]) -> Tensor:
         images = []
-        for path in part:
+        for index in part:
             try:
-                images.append(read_crop(root / path, choose_box, image_size))
+                images.append(files.read_crop(index, choose_box))
             except InputError as error:
                 faults.append(str(error))
-        return _count_levels(torch.stack(images)) if images else torch.zeros(3, 256, dtype=torch.int64)
+        return _count_levels(stack_images(images)) if images else torch.zeros(3, 256, dtype=torch.int64)
 
-    tasks = [paths[start : start + IMAGES_PER_TASK] for start in range(0, len(paths), IMAGES_PER_TASK)]
+    every = range(len(paths))
+    tasks = [every[start : start + IMAGES_PER_TASK] for start in every[::IMAGES_PER_TASK]]
     with ThreadPoolExecutor(count_usable_cores()) as pool:
         counts = torch.stack(list(pool.map(count, tasks))).sum(0)
     if faults:
         raise describe_faults(sorted(faults), len(paths))
-    return Normalisation.from_counts(counts)
+    return counts

@@ -97,7 +97,7 @@ def _to_tensor(value: Any, name: str) -> Tensor:
         return value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
     except (TypeError, ValueError) as error:
         raise InputError(
-            f"{name}: a {type(value).__name__} is no array of numbers: {str(error).splitlines()[0]}\n"
+            f"{name}: a {type(value).__name__} is not an array of numbers: {str(error).splitlines()[0]}\n"
             "  accepted: tensors, numpy arrays, lists of numbers"
         ) from error
 
@@ -167,7 +167,7 @@ def _warn_of_channels_last(inputs: Tensor, name: str) -> None:
 def _to_input(value: Any, place: str) -> Tensor:
     from PIL import Image
 
-    from sam_runner.data.decode import to_8_bits
+    from sam_runner.data.files.decode import to_8_bits
 
     if isinstance(value, Image.Image):
         try:

@@ -69,7 +69,7 @@ def _number(label: str, classes: tuple[str, ...], place: str) -> int:
     if label not in classes:
         more = ", ..." if len(classes) > MAX_LISTED else ""
         raise InputError(
-            f"{place} has the label {label[:80]!r}, which is no class\n"
+            f"{place} has the label {label[:80]!r}, which is not a class\n"
             f"  classes: {', '.join(classes[:MAX_LISTED])}{more}; from_dataset gets their names or their number"
         )
     return classes.index(label)

@@ -3,31 +3,30 @@
 import contextlib
 import logging
 import math
+import os
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import replace
 from functools import lru_cache, partial
-from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from sam_runner.data.decode import centre_crop_box, check_image, read_crop, read_image, read_size
-from sam_runner.data.file_cache import choose_cache
+from sam_runner.data.files.boxes import centre_crop_box
+from sam_runner.data.files.decode import check_image, read_crop, read_image, read_size
+from sam_runner.data.files.file_cache import choose_cache, files_key
+from sam_runner.data.files.in_threads import describe_faults, for_each_file, is_small_file
+from sam_runner.data.files.kept_pixels import keep_pixels
 from sam_runner.data.image_sets import ImageFiles, ImageSet, UnreadImages, make_image_set
-from sam_runner.utils.console import is_main_process
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import count_usable_cores
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
-SMALL_FILE_BYTES = 4096  # about 100x100 pixels; for smaller files one thread is as fast as several
-IMAGES_PER_TASK = 256  # decoding one small image is cheaper than submitting it to a thread
 MAX_BYTES = 8 << 30  # pixels kept in memory
-MAX_LISTED = 10  # faults in a message; the log has all of them
 MAX_CHECKED = 100_000  # files on disk that are checked before training
 CACHE_FORMAT = 1  # to be raised when the same files are decoded to other pixels
 Request = tuple[Path, tuple[str, ...], int, float]  # root, paths, image_size, eval_crop_ratio
@@ -61,36 +60,67 @@ def check_files(parts: Sequence[ImageFiles]) -> None:
     """Check files that are decoded during training, so that those that cannot be read are known before it.
 
     Of more than `MAX_CHECKED` files, `MAX_CHECKED` are checked: the same random ones in every run. See `check_image`
-    for what is found; the other faults end the run when the image is decoded.
+    for what is found; the other faults end the run when the image is decoded. Files that did not change since an
+    earlier check are not checked again if there is a cache.
+
+    Args:
+        parts: Sets of files with the same `cache`.
 
     Raises:
         InputError: If files cannot be read. The message has the first ten of them, the log all.
     """
-    _check_all(tuple((part.root, part.paths) for part in parts))
+    if parts:
+        _check_all(tuple((part.root, part.paths) for part in parts), parts[0].cache)
+
+
+def use_kept_pixels(part: ImageFiles) -> ImageFiles:
+    """Return the same files, with the decoded images that ``data.cache`` has of them.
+
+    Raises:
+        InputError: See `keep_pixels`.
+    """
+    return replace(part, kept=keep_pixels(part.root, part.paths, part.cache))
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
-def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> None:
-    places = [(number, index) for number, (_, paths) in enumerate(sets) for index in range(len(paths))]
-    num_files = len(places)
-    if num_files > MAX_CHECKED:
-        chosen = torch.randperm(num_files, generator=make_generator(0, "checked files"))[:MAX_CHECKED].sort().values
-        places = [places[position] for position in chosen.tolist()]
-        log.info(
-            "%s of %s image files are checked; the others when they are decoded", f"{MAX_CHECKED:,}", f"{num_files:,}"
-        )
-    faults: dict[Path, str] = {}
-    files = [sets[number][0] / sets[number][1][index] for number, index in places]
-    _for_each(files, check_image, count_usable_cores(), "files", faults)
+def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...], cache: bool | str) -> None:
+    chosen = _choose_checked(sets)
+    store = choose_cache(cache)
+    entry = None
+    if store is not None:
+        entry = store.path("checked", chain.from_iterable(files_key(root, paths) for root, paths in chosen))
+        if store.read(entry) is not None:
+            log.info("the image files were checked by an earlier run")
+            return
+    files = [os.path.join(root, path) for root, paths in chosen for path in paths]
+    faults: dict[str, str] = {}
+    for_each_file(files, check_image, count_usable_cores(), "files", faults)
     if faults:
         raise describe_faults([faults[path] for path in sorted(faults)], len(files))
+    if store is not None and entry is not None:
+        store.write(entry, {"files": len(files)})
+
+
+def _choose_checked(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> list[tuple[Path, Sequence[str]]]:
+    """Return the files of each set that are to be checked."""
+    num_files = sum(len(paths) for _, paths in sets)
+    if num_files <= MAX_CHECKED:
+        return [*sets]
+    log.info("%s of %s image files are checked; the others when they are decoded", f"{MAX_CHECKED:,}", f"{num_files:,}")
+    chosen = torch.randperm(num_files, generator=make_generator(0, "checked files"))[:MAX_CHECKED].sort().values
+    parts: list[tuple[Path, Sequence[str]]] = []
+    for root, paths in sets:
+        inside = chosen[chosen < len(paths)].tolist()
+        parts.append((root, [paths[position] for position in inside]))
+        chosen = chosen[len(inside) :] - len(paths)
+    return parts
 
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
 def _read_all(requests: tuple[Request, ...], num_workers: int, cache: bool | str) -> tuple[Tensor, ...]:
     """Return the pixels of each set, uint8, (N, 3, H, W)."""
     store = choose_cache(cache)
-    entries = [None if store is None else store.path("images", _cache_key(request)) for request in requests]
+    entries = [None if store is None else store.path("images", _cache_key(*request)) for request in requests]
     found = [
         None if store is None or entry is None else _fitting(store.read(entry), request)
         for entry, request in zip(entries, requests, strict=True)
@@ -108,18 +138,11 @@ def _read_all(requests: tuple[Request, ...], num_workers: int, cache: bool | str
     return tuple(images for images in found if images is not None)
 
 
-def _cache_key(request: Request) -> Iterator[Any]:
-    """Yield what the pixels depend on: names, sizes and times of the files, how they are cropped, and the decoders."""
-    root, paths, *options = request
-    yield [CACHE_FORMAT, *(version(name) for name in ("torch", "torchvision", "pillow"))]
-    yield [str(root.resolve()), options]
-    for path in paths:
-        try:
-            facts = (root / path).stat()
-        except OSError:  # it is reported when it is decoded
-            yield [path]
-        else:
-            yield [path, facts.st_size, facts.st_mtime_ns]
+def _cache_key(root: Path, paths: tuple[str, ...], *options: Any) -> Iterator[Any]:
+    """Yield what the pixels depend on: the files, the decoders, and how the images are cropped."""
+    yield CACHE_FORMAT
+    yield options
+    yield from files_key(root, paths)
 
 
 def _fitting(content: dict[str, Any] | None, request: Request) -> Tensor | None:
@@ -157,12 +180,11 @@ def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
     if not num_images:
         return []
     log.info("reading %s images into memory", f"{num_images:,}")
-    first = requests[0][0] / requests[0][1][0]
-    is_small = first.is_file() and first.stat().st_size < SMALL_FILE_BYTES
+    is_small = is_small_file(requests[0][0] / requests[0][1][0])
     workers = 1 if is_small else max(num_workers, 1)
     faults: dict[Path, str] = {}
     if not is_small:  # headers cost a hundredth of decoding, so most faults are known long before the end
-        _for_each(
+        for_each_file(
             [root / name for root, paths, *_ in requests for name in paths], read_size, workers, "headers", faults
         )
         if faults:
@@ -196,7 +218,7 @@ def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tens
             )
         images[position[path]] = image.permute(1, 2, 0).numpy()
 
-    _for_each(files, decode, workers, "images", faults)
+    for_each_file(files, decode, workers, "images", faults)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
 
 
@@ -207,46 +229,3 @@ def _readable(files: list[Path], read: Callable[[Path], Tensor], faults: dict[Pa
             yield path, read(path).shape
         except InputError as error:
             faults[path] = str(error)
-
-
-def _for_each(
-    files: list[Path], call: Callable[[Path], object], workers: int, title: str, faults: dict[Path, str]
-) -> None:
-    """Call a function with each file that has no fault, in threads and with a bar; add its `InputError` to `faults`."""
-
-    def work(part: list[Path]) -> int:
-        for path in part:
-            if path not in faults:
-                try:
-                    call(path)
-                except InputError as error:
-                    faults[path] = str(error)
-        return len(part)
-
-    pool = ThreadPoolExecutor(workers)
-    hide_bar = None if is_main_process() else True  # None shows the bar on a terminal only
-    try:
-        parts = [files[start : start + IMAGES_PER_TASK] for start in range(0, len(files), IMAGES_PER_TASK)]
-        with tqdm(total=len(files), desc=title, leave=False, disable=hide_bar) as bar:
-            for future in as_completed([pool.submit(work, part) for part in parts]):
-                bar.update(future.result())
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
-def describe_faults(messages: Sequence[str], num_images: int) -> InputError:
-    """Return one error for all faults: the whole message of a single one, the first lines of several.
-
-    Args:
-        messages: What is wrong with each image, at least one; further lines are what to do.
-        num_images: Number of images that were looked at.
-    """
-    if len(messages) == 1:
-        return InputError(messages[0])
-    hints = dict.fromkeys(line for message in messages for line in message.splitlines()[1:])
-    lines = [f"  {message.splitlines()[0]}" for message in messages[:MAX_LISTED]]
-    if len(messages) > MAX_LISTED:
-        for message in messages:
-            log.warning("%s", message.splitlines()[0])
-        lines.append(f"  and {len(messages) - MAX_LISTED} more; the lines above name all of them")
-    return InputError("\n".join([f"{len(messages)} of {num_images:,} images cannot be used:", *lines, *hints]))

@@ -6,20 +6,21 @@ the function in `sam_runner/data/datasets`, the file and a test.
 
 import hashlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from sam_runner.data.image_sets import ImageFiles, Images, ImageSet, UnreadImages
+from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet, UnreadImages
 from sam_runner.data.noise import NoiseNeeds, require_labels
-from sam_runner.data.reading import check_files, read_sets
+from sam_runner.data.reading import check_files, read_sets, use_kept_pixels
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed, make_generator
 
 log = logging.getLogger("sam_runner")
 MAX_LISTED = 10  # classes in a log line
+MAX_COMPARED = 2 << 30  # bytes of training examples that are compared with the others, at about a second per GiB
 
 
 @dataclass(frozen=True)
@@ -38,11 +39,13 @@ class Splits:
         """Return the same sets, with the images decoded that are to be in memory; files that stay on disk are checked.
 
         Raises:
-            InputError: See `reading.read_sets` and `reading.check_files`.
+            InputError: See `reading.read_sets`, `reading.check_files` and `reading.use_kept_pixels`.
         """
-        check_files([part for part in vars(self).values() if type(part) is ImageFiles])
+        on_disk = {name: part for name, part in vars(self).items() if type(part) is ImageFiles}
+        check_files(list(on_disk.values()))
+        kept = {name: use_kept_pixels(part) for name, part in on_disk.items()}
         parts = {name: part for name, part in vars(self).items() if isinstance(part, UnreadImages)}
-        return replace(self, **dict(zip(parts, read_sets(tuple(parts.values())), strict=True)))
+        return replace(self, **kept, **dict(zip(parts, read_sets(tuple(parts.values())), strict=True)))
 
     def digest(self) -> str:
         """Return the hex sha256 of shapes, classes, images (of files: their paths) and labels."""
@@ -91,7 +94,7 @@ def prepare_splits(
             if not isinstance(part, ImageSet):
                 raise InputError(
                     "the noise model needs the images in memory\n"
-                    "  set data.storage=memory, or use another noise for inputs that are no images"
+                    "  set data.storage=memory, or use another noise for inputs that are not images"
                 )
             images["images_NCHW"] = part.images_NCHW
         labels = noise(labels=part.labels.clone(), num_classes=num_classes, seed=noise_seed, **images)
@@ -102,6 +105,7 @@ def prepare_splits(
     splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
     splits = splits.read()
     _log_missing_classes(splits)
+    _log_common_examples(splits)
     if needs == "whole_set":
         return splits
     splits = splits.with_train_labels(corrupt(splits.train, seed))
@@ -122,6 +126,29 @@ def _log_missing_classes(splits: Splits) -> None:
             facts.append(f"no {name} image of {', '.join(missing[:MAX_LISTED])}{more}")
     if facts:
         log.warning("%s", "; ".join(facts))
+
+
+def _log_common_examples(splits: Splits) -> None:
+    """Log how many test and validation examples are also training examples: their accuracy says little."""
+    if not isinstance(splits.train, ImageFiles) and _inputs(splits.train).nbytes > MAX_COMPARED:
+        return
+    trained = {*_fingerprints(splits.train)}
+    for name, part in (("test", splits.test), ("validation", splits.validation)):
+        common = 0 if part is None else sum(found in trained for found in _fingerprints(part))
+        if part is not None and common:
+            log.warning("%s of %s %s examples are also training examples", f"{common:,}", f"{len(part):,}", name)
+
+
+def _fingerprints(part: Images) -> Iterator[object]:
+    """Yield a value for each example: equal for equal inputs, or of files that stay on disk for equal paths."""
+    if isinstance(part, ImageFiles):
+        yield from ((part.root, path) for path in part.paths)
+        return
+    yield from (hash(row.tobytes()) for row in _inputs(part).contiguous().numpy())
+
+
+def _inputs(part: ImageSet | ArraySet) -> Tensor:
+    return part.images_NCHW if isinstance(part, ImageSet) else part.inputs
 
 
 def hold_out(splits: Splits, fraction: float, *, val_labels: str = "clean") -> Splits:

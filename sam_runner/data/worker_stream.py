@@ -14,7 +14,9 @@ from torch.utils.data import DataLoader, Dataset
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.augmentation import crop_and_flip, draw_table, unfold_crops
 from sam_runner.data.augment.policy import apply_policy, build_policy
-from sam_runner.data.decode import centre_crop_box, random_crop_box, read_crop
+from sam_runner.data.files.boxes import centre_crop_box, random_crop_box
+from sam_runner.data.files.decode import stack_images
+from sam_runner.data.files.jpeg import load_decoder
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import derive_seed
@@ -63,7 +65,7 @@ class _PreparedImages(Dataset[Tensor]):
             return self._data.images_NCHW[indices]
         files = self._data
         assert isinstance(files, ImageFiles)  # other inputs need no worker
-        return torch.stack([self._read_file(files, epoch, index) for index in indices])
+        return stack_images([self._read_file(files, epoch, index) for index in indices])
 
     def _read_file(self, files: ImageFiles, epoch: int, index: int) -> Tensor:
         crop_scale_min = self._augmentation.crop_scale_min
@@ -72,7 +74,7 @@ class _PreparedImages(Dataset[Tensor]):
         else:
             draws = random.Random(derive_seed(self._seed, "crop", epoch, index))
             choose_box = partial(random_crop_box, crop_scale_min=crop_scale_min, draws=draws)
-        return read_crop(files.root / files.paths[index], choose_box, files.image_size)
+        return files.read_crop(index, choose_box)
 
 
 class _BatchSampler:
@@ -134,6 +136,8 @@ class WorkerStream:
         num_workers: int,
         pin_memory: bool,
     ) -> None:
+        if num_workers and isinstance(data, ImageFiles):
+            load_decoder()
         self._sampler = _BatchSampler()
         self._loader: DataLoader[Tensor] = DataLoader(
             _PreparedImages(data, augmentation, fill, seed),

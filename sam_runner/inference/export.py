@@ -30,11 +30,13 @@ class Export(NamedTuple):
         content: Bytes of the file.
         difference: Largest absolute difference of a logit from the network's.
         tolerance: Largest difference that is accepted.
+        input: What the network takes, in words.
     """
 
     content: bytes
     difference: float
     tolerance: float
+    input: str
 
 
 class LogitsModel(nn.Module):
@@ -116,7 +118,18 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
             f"the logits of the exported network differ by {difference:.3g}, more than {tolerance:.3g}\n"
             "  nothing was written; use another --format"
         )
-    return Export(content, difference, tolerance)
+    return Export(content, difference, tolerance, _describe_input(network, normalised_inside=normalised_inside))
+
+
+def _describe_input(network: TrainedNetwork, *, normalised_inside: bool) -> str:
+    shape = ", ".join(map(str, ("N", *network.facts.input_shape)))
+    if normalised_inside:
+        return f"float32 images ({shape}), pixel values in [0, 1]"
+    mean, std = (
+        " ".join(f"{value:.4g}" for value in values)
+        for values in (network.facts.normalisation.mean, network.facts.normalisation.std)
+    )
+    return f"float32 images ({shape}), (pixel values in [0, 1] - mean) / std; mean {mean}, std {std}"
 
 
 def describe_network(network: TrainedNetwork, *, normalised_inside: bool) -> dict[str, str]:

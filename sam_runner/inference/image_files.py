@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.datasets.folder_layout import MAX_LISTED, SPLIT_NAMES, list_images
-from sam_runner.data.decode import centre_crop_box, read_crop, read_image
+from sam_runner.data.files.boxes import centre_crop_box
+from sam_runner.data.files.decode import read_crop, read_image
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import count_usable_cores
 
@@ -82,7 +83,7 @@ def find_labelled_files(folder: Path, classes: Sequence[str]) -> FoundFiles:
     if unlabelled:
         known = ", ".join(classes[:MAX_LISTED]) + (", ..." if len(classes) > MAX_LISTED else "")
         raise InputError(
-            f"--data {folder}: images in no folder of a class: {len(unlabelled):,}, such as {unlabelled[0]}\n"
+            f"--data {folder}: images outside the class folders: {len(unlabelled):,}, such as {unlabelled[0]}\n"
             f"  expected: {folder}/<class>/*.jpg with the classes {known}"
         )
     return found

@@ -1,9 +1,10 @@
 """Weights to start from: read them from a file or from torchvision, and load them into a network."""
 
 import json
+import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -18,6 +19,9 @@ from sam_runner.utils.safe_load import load_tensors
 Statistics = tuple[tuple[float, ...], tuple[float, ...]]  # mean and standard deviation by channel
 MAX_LISTED_KEYS = 12  # in an error message
 LIBRARIES = ("torchvision", "timm")  # sources of weights that are no files
+AUXILIARY = ("AuxLogits.", "aux1.", "aux2.")  # classifiers that GoogLeNet and Inception v3 have for training only
+OWN_CONVERSION = ("googlenet", "inception_v3")  # torchvision's convert images from ImageNet's mean and std to 0.5
+OTHER_SIZE = "  position embeddings fit one size of images: give data.image_size the value that the weights have"
 OTHER_NETWORK = "  weights fit the network that they were saved from: choose it by model and its settings"
 
 
@@ -42,16 +46,17 @@ def find_head(model: nn.Module, num_classes: int) -> str:
 
 
 def require_weights_file(weights: str | None) -> None:
-    """Raise InputError if ``model.weights`` is a path of no file."""
-    if weights is not None and weights.partition(":")[0] not in LIBRARIES and not Path(weights).expanduser().is_file():
-        raise InputError(f"model.weights={weights} does not exist\n  accepted: a file, torchvision, timm, null")
+    """Raise InputError if ``model.weights`` is a path and there is no such file."""
+    if weights is None or weights.partition(":")[0] in LIBRARIES or os.path.isfile(path := os.path.expanduser(weights)):
+        return
+    reason = "is a folder" if os.path.isdir(path) else "does not exist"
+    raise InputError(f"model.weights={weights} {reason}\n  accepted: a file, torchvision, timm, null")
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
     """Read a state dictionary from a ``.safetensors`` file, a file of `torch.save`, or a checkpoint of a run.
 
-    The state dictionary may be the entry ``model`` or ``state_dict`` of the file. The prefix ``module.`` that
-    data-parallel networks add to names is removed.
+    The state dictionary may be the entry ``model`` or ``state_dict`` of the file.
 
     Returns:
         Weights and buffers by name, on the CPU.
@@ -78,13 +83,16 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         raise InputError(
             f"model.weights={path} holds no state_dict\n  save it with torch.save(model.state_dict(), PATH)"
         )
-    return {str(key).removeprefix("module."): value for key, value in state.items()}
+    return {str(key): value for key, value in state.items()}
 
 
 def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num_classes: int) -> str:
     """Load weights and buffers into a network, in place.
 
-    If the head in `state` is missing or has another shape, the network keeps the head that it was initialised with.
+    If the head in `state` is missing or has another shape, the network keeps the head that it was initialised with. A
+    prefix that all names in `state` have, and no name of the network, is removed: ``module.`` of data-parallel
+    networks, ``_orig_mod.`` of compiled ones, ``backbone.``. The counters ``num_batches_tracked`` may be missing, and
+    `AUXILIARY` classifiers are left out.
 
     Args:
         model: The network.
@@ -96,16 +104,24 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
         A log message: the number of weights, their source, and whether the head is newly initialised.
 
     Raises:
-        InputError: If an entry outside the head is missing, unexpected or of another shape; the message lists them.
+        InputError: If an entry outside the head is missing, unexpected, of another shape or not finite; the message
+            lists them.
     """
     own, head = model.state_dict(), f"{find_head(model, num_classes)}."
+    state = {
+        key: value for key, value in _remove_prefixes(state, own).items() if key in own or not key.startswith(AUXILIARY)
+    }
     head_fits = all(key in state and state[key].shape == own[key].shape for key in own if key.startswith(head))
     # The head is loaded completely or not at all, so that a loaded weight never has a newly initialised bias.
     expected, given = (
         {key: value for key, value in entries.items() if head_fits or not key.startswith(head)}
         for entries in (own, state)
     )
-    faults = [f"missing: {key} {tuple(expected[key].shape)}" for key in expected if key not in given]
+    faults = [
+        f"missing: {key} {tuple(expected[key].shape)}"
+        for key in expected
+        if key not in given and not key.endswith(".num_batches_tracked")  # torch before 0.4.1 had none
+    ]
     faults += [f"not in the model: {key} {tuple(given[key].shape)}" for key in given if key not in expected]
     faults += [
         f"{key}: {tuple(given[key].shape)} given, {tuple(value.shape)} needed"
@@ -113,13 +129,37 @@ def load_weights(model: nn.Module, state: Mapping[str, Tensor], source: str, num
         if key in given and given[key].shape != value.shape
     ]
     if faults:
-        remainder = [f"  and {len(faults) - MAX_LISTED_KEYS} more"] if len(faults) > MAX_LISTED_KEYS else []
-        listed = [f"  {fault}" for fault in faults[:MAX_LISTED_KEYS]]
-        lines = [f"model.weights={source} does not fit the model", *listed, *remainder, OTHER_NETWORK]
-        raise InputError("\n".join(lines))
+        is_position = any("pos_embed" in fault and fault.endswith(" needed") for fault in faults)
+        advice = OTHER_SIZE if is_position else OTHER_NETWORK
+        _refuse(f"model.weights={source} does not fit the model", faults, advice)
+    params = {name for name, _ in model.named_parameters()}
+    faults = [
+        f"{key} {tuple(value.shape)}"
+        for key, value in given.items()
+        if value.isnan().any() or (key in params and value.isinf().any())  # a buffer, such as a mask, may be infinite
+    ]
+    if faults:
+        _refuse(f"model.weights={source} has values that are not finite", faults, "  give weights of an earlier epoch")
     model.load_state_dict(given, strict=False)
     count = sum(value.numel() for value in given.values())
     return f"{count:,} weights from {source}" + ("" if head_fits else f"; the head {head[:-1]} is newly initialised")
+
+
+def _remove_prefixes(state: Mapping[str, Tensor], own: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """Remove the first components that all names in `state` have and no name of the network."""
+    first = {key.partition(".")[0] for key in state}
+    while len(first) == 1 and all("." in key for key in state):
+        prefix = f"{first.pop()}."
+        if any(key.startswith(prefix) for key in own):
+            break
+        state = {key.removeprefix(prefix): value for key, value in state.items()}
+        first = {key.partition(".")[0] for key in state}
+    return state
+
+
+def _refuse(head: str, faults: list[str], advice: str) -> NoReturn:
+    more = [f"  and {len(faults) - MAX_LISTED_KEYS} more"] if len(faults) > MAX_LISTED_KEYS else []
+    raise InputError("\n".join([head, *(f"  {fault}" for fault in faults[:MAX_LISTED_KEYS]), *more, advice]))
 
 
 def download_torchvision_weights(name: str, version: str = "") -> dict[str, Tensor]:
@@ -150,6 +190,8 @@ def torchvision_normalisation(name: str, version: str = "") -> Statistics | None
     Arguments and errors are those of `download_torchvision_weights`; nothing is downloaded.
     """
     transforms = _torchvision_weights(name, version).transforms()
+    if name in OWN_CONVERSION:
+        return (0.5,) * 3, (0.5,) * 3
     return _statistics(getattr(transforms, "mean", None), getattr(transforms, "std", None))
 
 

@@ -49,7 +49,7 @@ def small_image_resnet(num_classes: int, in_channels: int, *, name: str) -> nn.M
     """Return a ResNet of torchvision for images of about 32 pixels, newly initialised.
 
     The first convolution has a kernel of 3 and stride 1, and there is no max pooling. This network is usual for
-    comparisons of optimizers on CIFAR; He et al. have thinner ones there (`sam_runner.models.resnet_cifar`).
+    comparisons of optimizers on CIFAR; He et al. use thinner networks for CIFAR (`sam_runner.models.resnet_cifar`).
 
     Args:
         num_classes: Number of outputs, C.

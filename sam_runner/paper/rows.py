@@ -79,11 +79,14 @@ class Row:
         """Return whether a run belongs to this row."""
         if config.paper == self.name:
             return True
-        if config.paper != self.paper:
-            return False
-        values = config.flat()
-        choices = _pairs(f"{self.overrides} {self.conditions}")
-        return all(_has_value(values, key, value) for key, value in choices if key != "experiment")
+        return config.paper == self.paper and not self.missing_choices(config)
+
+    def missing_choices(self, config: ExperimentConfig) -> list[str]:
+        """Return the row's choices and conditions, as overrides, for which a run has other values."""
+        values, choices = config.flat(), _pairs(f"{self.overrides} {self.conditions}")
+        return [
+            f"{key}={value}" for key, value in choices if key != "experiment" and not _has_value(values, key, value)
+        ]
 
     def tuning_differences(self, config: ExperimentConfig) -> str:
         """Return the tuned overrides that a run has other values for; "" where it has none."""
@@ -113,14 +116,25 @@ def describe_target(config: ExperimentConfig, overrides: Sequence[str] = ()) -> 
     """
     if not config.paper:
         return ""
-    row = next((row for row in load_rows() if row.matches(config)), None)
+    rows = load_rows()
+    row = next((row for row in rows if row.matches(config)), None)
     if row is None:
-        return "no number for these settings"
+        return f"no number for these settings; {_describe_nearest(rows, config)}"
     numbers = ", ".join(f"{name.upper()} {row.number(name)}" for name in ("sam", "sgd") if row.number(name))
     tuning, others = row.tuning_differences(config), _other_overrides(row, config, overrides)
     hint = f"; the row uses {tuning}: add it to the command" if tuning else ""
     differences = f"; the row does not use {others[:200]}" if others else ""
     return f"{row.title}: {numbers or 'no number'}{hint}{differences}"
+
+
+def _describe_nearest(rows: Sequence[Row], config: ExperimentConfig) -> str:
+    """Return what to add to the command for the rows that differ least from a run."""
+    missing = [row.missing_choices(config) for row in rows if f"{row.paper}.".startswith(f"{config.paper}.")]
+    if not missing:
+        return f"no row of the tables is named {config.paper}"
+    fewest = min(map(len, missing))
+    nearest = list(dict.fromkeys(" ".join(words) for words in missing if len(words) == fewest))
+    return f"the nearest {'row uses' if len(nearest) == 1 else 'rows use'} {', or '.join(nearest)}"
 
 
 def _other_overrides(row: Row, config: ExperimentConfig, overrides: Sequence[str]) -> str:

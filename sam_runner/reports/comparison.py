@@ -23,13 +23,13 @@ from sam_runner.utils.errors import InputError
 COSTS = {"cost": "gradient_evaluations", "seconds": "training_seconds"}  # choices of --against
 COST_TOLERANCE = 0.1  # costs that differ by less than this fraction count as equal
 LENGTH_SETTINGS = {name for name, facts, _ in walk(ExperimentConfig()) if facts.sets_length}
-FITTED_ACCURACY = 0.95  # training accuracy on clean labels from which a network counts as fitted
+FITTED_ACCURACY = 0.95  # training accuracy from which a network counts as fitted, if no label is wrong
 FITTED_WRONG_LABELS = 0.5  # memorised fraction of the wrong labels from which a network counts as fitted
 
 
 @dataclass(frozen=True)
 class Baseline:
-    """What groups are compared with.
+    """The baseline that groups of runs are compared with.
 
     Attributes:
         settings: Settings of the baseline, as text by name, e.g. ``{"optimizer": "sgd"}``.
@@ -131,7 +131,7 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
 def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, list[int]]:
     """Return the baselines that have a group's values in all settings but `Baseline.ignored`, for each group.
 
-    Groups without any are left out. A baseline is among its own ones.
+    Groups without a baseline are left out. A group that is a baseline is listed as its own baseline.
 
     Args:
         settings: The settings of the groups, indexed by group.
@@ -285,7 +285,7 @@ class Fit:
 
     @property
     def is_low(self) -> bool:
-        """Whether the network has fitted neither its training labels nor, where there are any, the wrong ones."""
+        """Whether the network has not fitted its labels: the wrong ones, or all where none is known to be wrong."""
         if math.isnan(self.memorised):
             return self.accuracy < FITTED_ACCURACY
         return self.memorised < FITTED_WRONG_LABELS

@@ -1,20 +1,19 @@
 """Compare runs: tables of means over seeds, choices of searched settings, and differences to a baseline.
 
-`write_report` writes all of it as HTML, Markdown, LaTeX and CSV with the plots beside it.
+`Report` computes all of it; `output` writes it into files.
 """
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.reports import sentences
+from sam_runner.reports import next_commands, sentences
 from sam_runner.reports.aggregate import (
     WITHOUT_SAM,
     Estimate,
@@ -38,7 +37,6 @@ from sam_runner.reports.comparison import (
     measure_fit,
     parse_baseline,
 )
-from sam_runner.reports.rerun import change_setting, final_command, train_command, typed_command
 from sam_runner.reports.results import (
     UNREADABLE,
     RunRecord,
@@ -60,14 +58,12 @@ from sam_runner.reports.tables import (
     text_table,
 )
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
 
 if TYPE_CHECKING:
     from pandas.core.groupby import SeriesGroupBy
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0"}
 FIT_COLUMNS = {"fit": "accuracy", "right": "right", "memorised": "memorised"}  # title: attribute of `Fit`
-MIN_SEEDS = 3  # of the final runs, so that they have an interval
 
 
 @dataclass(frozen=True)
@@ -142,22 +138,22 @@ class Report:
         return rows_by_group(self.groups)
 
     @cached_property
-    def searched(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and the settings that have a choice for each combination of their values."""
+    def search_settings(self) -> tuple[list[str], list[str]]:
+        """The searched settings, and the settings to group by: each combination of their values has one choice."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
     def choices(self) -> list[Choice]:
         """The chosen groups; empty where no setting is searched."""
-        select, by = self.searched
+        select, by = self.search_settings
         choices = choose(self.runs, self.metric, select, by) if select else []
         return choices if any(choice.num_values > 1 for choice in choices) else []
 
     @cached_property
     def selection(self) -> list[Choice]:
-        """The choices that have a star in the table: those of a search, or else the best of all groups.
+        """The choices that have a star in the table.
 
-        If methods with one candidate each are compared, no choice is made.
+        Those of a search. Without a search, the best group; none if the groups differ in the optimizer.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 
@@ -200,7 +196,7 @@ class Report:
         try:
             costs = mean_costs(self.runs, self.against)
             find_baselines(self.groups[self.settings], baseline, costs)
-            find_baselines(self._choice_settings, baseline, costs)
+            find_baselines(self.choice_settings, baseline, costs)
         except InputError as error:
             return ["No baseline: " + str(error).replace("\n  ", ", ") + "."]
         return []
@@ -233,7 +229,7 @@ class Report:
         """`differences` among the chosen groups only, whose searched settings may differ from the baseline's."""
         if self.baseline is None or not self.choices:
             return {}
-        return compare(self.runs, self.metric, self._choice_settings, self.baseline)
+        return compare(self.runs, self.metric, self.choice_settings, self.baseline)
 
     @cached_property
     def missing_baselines(self) -> list[MissingBaseline]:
@@ -264,12 +260,13 @@ class Report:
         return costs[group] / costs[base] if costs[base] else math.nan
 
     @property
-    def _choice_settings(self) -> pd.DataFrame:
+    def choice_settings(self) -> pd.DataFrame:
+        """The settings of each choice, indexed by group."""
         return pd.DataFrame([choice.settings for choice in self.choices], [choice.group for choice in self.choices])
 
     @cached_property
     def estimates(self) -> dict[str, dict[int, Estimate]]:
-        """Mean and interval of each group, by metric: the compared one, the validation set's, and early stopping's."""
+        """Mean and interval of each group, by metric: compared metric, validation set, early stopping, fit."""
         tags = {self.metric, held_out_metric(self.metric), f"best/{self.metric}", *FIT_METRICS}
         return {
             tag: {group: _estimate(row) for group, row in rows_by_group(aggregate(self.runs, tag)).items()}
@@ -309,7 +306,7 @@ class Report:
     @cached_property
     def choice_table(self) -> pd.DataFrame:
         """The table of the chosen groups as text; empty where no setting is searched."""
-        select, by = self.searched
+        select, by = self.search_settings
         rows = []
         for choice in self.choices:
             settings = self.rows[choice.group]
@@ -393,72 +390,8 @@ class Report:
         """What the runs show, a sentence or more for each chosen or compared group."""
         return sentences.describe_findings(self)
 
-    @cached_property
-    def next_commands(self) -> list[tuple[str, str]]:
-        """What to type next, as purposes and commands.
-
-        Where a chosen value is at the edge of those searched: the next one. Where a baseline of equal cost is missing:
-        that one. For each group chosen on validation images: its final runs, all in one sweep, so that its report
-        compares them. If a choice was made on the test set: the same search with held-out images.
-        """
-        if self.runs.empty:
-            return []
-        commands = [self._beyond_command(choice, name) for choice in self.choices for name in choice.at_edge]
-        for missing in self.missing_baselines or self._missing_at_equal_cost:
-            if missing.base is not None and missing.length:
-                purpose = f"{self.baseline} with {missing.typed}, for --against {self.against or 'cost'}"
-                record = self._first_record(missing.base)
-                config = replace(cast("ExperimentConfig", record.config), **missing.length)
-                commands.append((purpose, self._same_sweep_command(record, config, missing.groups)))
-        held_out = [choice for choice in self.choices if choice.metric.startswith("validation/")]
-        commands += self._final_commands([choice.group for choice in held_out]) if held_out else []
-        if any(choice.is_optimistic for choice in self.choices):
-            command = typed_command(self._first_record(int(self.runs["group"].iloc[0])))
-            commands.append(("choose on held-out images instead", f"{command} data.val_fraction=0.1"))
-        return [(purpose, command) for purpose, command in commands if command]
-
-    @property
-    def _missing_at_equal_cost(self) -> list[MissingBaseline]:
-        """The baselines that `--against cost` would miss, of the chosen groups or of all; empty where not known."""
-        unknown = self.runs[COSTS["cost"]].isna().any()
-        if self.baseline is None or self.against or unknown or self.with_equal_cost is None:
-            return []
-        settings = self._choice_settings if self.choices else self.groups[self.settings]
-        return find_missing_baselines(self.runs, settings, Baseline(self.baseline.settings, "cost"))
-
-    def _beyond_command(self, choice: Choice, name: str) -> tuple[str, str]:
-        """Return purpose and command of runs with the next value of a searched setting; "" where it cannot be typed."""
-        value, record = float(self.rows[choice.group][name]), self._first_record(choice.group)
-        searched = [row[name] for row in self.rows.values() if choice.settings.items() <= row.items()]
-        beyond = value * 2 if value == pd.Series(searched).max() else value / 2
-        purpose = (
-            f"{self.labels[choice.group]} is at the edge of the values searched: try {column_title(name)} {beyond:g}"
-        )
-        try:
-            config = change_setting(cast("ExperimentConfig", record.config), name, beyond)
-        except (TypeError, ValueError):
-            return purpose, ""
-        return purpose, "" if beyond == value else self._same_sweep_command(record, config, [choice.group])
-
-    def _same_sweep_command(self, record: RunRecord, config: ExperimentConfig, groups: Sequence[int]) -> str:
-        """Return the command that trains `config` with the seeds of some groups, in the sweep of a run."""
-        return train_command(record, config, self._list_seeds(groups), record.folder.resolve().parent.name)
-
-    def _final_commands(self, groups: Sequence[int]) -> list[tuple[str, str]]:
-        seeds = self._list_seeds(groups)
-        num_added = max(0, MIN_SEEDS - len(seeds))
-        seeds += range(seeds[-1] + 1, seeds[-1] + 1 + num_added)
-        why = f", with {MIN_SEEDS} seeds for an interval" if num_added else ""
-        name = f"{self._first_record(groups[0]).folder.resolve().parent.name[-94:]}-final"
-        return [
-            (
-                f"final runs of {self.labels[group]} on all training images{why}",
-                final_command(self._first_record(group), seeds, name),
-            )
-            for group in groups
-        ]
-
-    def _first_record(self, group: int) -> RunRecord:
+    def first_record(self, group: int) -> RunRecord:
+        """Return the first run of a group."""
         return self.records[self._first_rows[group]]
 
     @cached_property
@@ -467,8 +400,14 @@ class Report:
         first = self.runs.drop_duplicates("group")
         return dict(zip(first["group"].tolist(), first.index.tolist(), strict=True))
 
-    def _list_seeds(self, groups: Sequence[int]) -> list[int]:
+    def list_seeds(self, groups: Sequence[int]) -> list[int]:
+        """Return the seeds of some groups, ascending."""
         return sorted({int(seed) for seed in self.runs.loc[self.runs["group"].isin(groups), "seed"]})
+
+    @cached_property
+    def next_commands(self) -> list[tuple[str, str]]:
+        """Commands that continue the comparison, as pairs of purpose and command."""
+        return next_commands.suggest_commands(self)
 
     def to_text(self) -> str:
         """Return the tables as aligned text, with notes, findings, the unfinished runs and the next commands."""
@@ -574,52 +513,3 @@ def make_report(
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, folders))}\n  give a sweep's folder, or a folder of runs")
     return Report(records, metric, select, by, baseline, against)
-
-
-def write_report(report: Report, folder: Path, title: str) -> Path:
-    """Write the report into a folder.
-
-    The files are report.html, report.md, report.tex (for a paper), report-full.tex (all columns), report.csv (one row a
-    run), report-table.csv (one row a group), and each plot as ``report-<name>.png``, ``.svg`` and ``.pdf``. Those of a
-    comparison at equal cost or time begin with ``report-cost`` or ``report-seconds``, so that they do not replace the
-    others.
-
-    Returns:
-        The path of the page.
-    """
-    from sam_runner.reports.latex import write_narrow_table
-    from sam_runner.reports.page import render_page
-    from sam_runner.reports.plots import draw_plots
-
-    plots = [] if report.runs.empty else draw_plots(report)
-    stem = f"report-{report.against}" if report.against else "report"
-    files = {
-        f"{stem}.csv": report.to_csv(),
-        f"{stem}-table.csv": report.to_table_csv(),
-        f"{stem}.md": report.to_markdown(),
-        f"{stem}.tex": write_narrow_table(report),
-        f"{stem}-full.tex": report.to_latex(),
-        f"{stem}.html": render_page(report, title + sentences.AT_COST[report.against], plots, folder),
-    }
-    contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}
-    contents |= {f"{stem}-{plot.name}.{kind}": content for plot in plots for kind, content in plot.files.items()}
-    for name, content in contents.items():
-        write_atomically(folder / name, _writer(content))
-    return folder / f"{stem}.html"
-
-
-def _writer(content: bytes) -> Callable[..., object]:
-    return lambda handle: handle.write(content)
-
-
-def write_sweep_report(folder: Path) -> None:
-    """Print the table of a sweep and write its report; do nothing where the sweep has no job."""
-    records = read_distinct_runs([folder]) if folder.is_dir() else []
-    if not records:
-        return
-    report = Report(records)
-    print(f"\n{report.to_text()}")
-    try:
-        print(f"report: {write_report(report, folder, folder.name)}")
-    except OSError as error:
-        raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error

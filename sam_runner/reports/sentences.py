@@ -31,8 +31,8 @@ RHO = "radius of the neighbourhood of the weights in which SAM takes the largest
 def describe_findings(report: "Report") -> list[str]:
     """Return what the runs show: the metric of each chosen group, and whether it beats the baseline.
 
-    Further sentences compare it at the epochs of early stopping, where images were held out, and say what it costs.
-    Without a search these are the groups that have a baseline, if they are few, otherwise the best group.
+    Further sentences compare the group at the epochs of early stopping, if images were held out, and say what it
+    costs. Without a search the groups are those with a baseline, if they are few, otherwise the best group.
     """
     if report.runs.empty:
         return []
@@ -56,7 +56,7 @@ def describe_findings(report: "Report") -> list[str]:
 def _describe_group(report: "Report", group: int, choice: Choice | None, compared: tuple[int, Estimate] | None) -> str:
     text, edge = report.labels[group], ""
     if choice is not None and choice.num_values > 1:
-        names = " and ".join(map(column_title, report.searched[0]))
+        names = " and ".join(map(column_title, report.search_settings[0]))
         optimistic = ", which is optimistic" if choice.is_optimistic else ""
         equal = f"; {choice.num_best} of them are equally good" if choice.num_best > 1 else ""
         text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic}{equal})"
@@ -117,7 +117,7 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
 
 
 def _shorten(folder: str) -> str:
-    """Return a folder below the working folder without the path of that."""
+    """Return a folder relative to the working folder if it is inside, otherwise unchanged."""
     path = Path(folder)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else folder
 
@@ -220,7 +220,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
 
 
 def _describe_ceiling(report: "Report") -> str:
-    """Say what accuracy wrong held-out labels leave to a network that is always right; "" where they are clean."""
+    """Say which accuracy a network that is always right reaches on noisy held-out labels; "" if they are clean."""
     rates = [
         record.result["data"]["wrong_labels"] / record.result["data"]["train"]
         for record in report.records
@@ -234,9 +234,8 @@ def _describe_ceiling(report: "Report") -> str:
         return ""
     low, high = min(rates), max(rates)
     return (
-        f"; their labels are as noisy as the training labels ({_percent_range(low, high)} wrong), so about"
-        f" {_percent_range(1 - high, 1 - low)} is what a"
-        " network reaches that is always right"
+        f"; their labels are as noisy as the training labels ({_percent_range(low, high)} wrong), so a network"
+        f" that is always right reaches about {_percent_range(1 - high, 1 - low)}"
     )
 
 

@@ -26,7 +26,7 @@ class Setup:
         warnings: Sentences on differences between runs that a comparison should not have.
         commands: The distinct commands that started the runs.
         changed_settings: Name and value of each setting that all runs have in common and that is not the default.
-        default_settings: The same of those that have the default.
+        default_settings: Name and value of each setting that has the default in all runs.
     """
 
     facts: Sequence[tuple[str, str]]

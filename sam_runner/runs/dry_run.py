@@ -1,6 +1,7 @@
 """The plan of a run, which ``dry_run=true`` prints: data, network, passes, steps and cost."""
 
 import inspect
+import math
 import random
 from collections.abc import Sequence
 from dataclasses import replace
@@ -40,7 +41,7 @@ class Plan(NamedTuple):
         rows: Its facts by name, as they are printed.
         num_steps: Number of optimizer steps.
         flops: Floating-point operations of training.
-        is_bound: Whether `flops` is an upper bound, since the data decide about passes.
+        is_bound: Whether `flops` is an upper bound, because the number of passes depends on the data.
     """
 
     rows: dict[str, str]
@@ -77,9 +78,10 @@ def count_forward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: t
 
 
 def count_backward_flops(model: nn.Module, image_shape: tuple[int, ...], dtype: torch.dtype | None = None) -> int:
-    """Count those of the backward pass: gradients of the trained weights, and of the activations that they need.
+    """Count the floating-point operations of the backward pass of one image.
 
-    It is about twice the forward pass, less the gradient of the image, and less what frozen layers do not need.
+    The pass computes the gradients of the trained weights and of the activations that these need. That is about twice
+    the forward pass, less the gradient of the image and the gradients that frozen layers do not need.
     """
     forward = count_forward_flops(model, image_shape, dtype)
     return _count_flops(model, image_shape, dtype, backward=True) - forward
@@ -166,7 +168,9 @@ def _describe_run(config: ExperimentConfig, run: Run, folder: Path, overrides: S
     num_parameters = sum(parameter.numel() for parameter in run.model.parameters())
     precision, _ = resolve_precision(config.precision, objective.device)
     compiled = "" if config.compile == "off" else f", compile={config.compile}"
-    steps = f"{run.max_steps:,} in all, {len(run.train):,} per epoch, {format_count(config.epochs, 'epoch')}"
+    by_steps = " (max_steps)" if run.max_steps < config.epochs * len(run.train) else ""
+    num_epochs = math.ceil(run.max_steps / len(run.train))
+    steps = f"{run.max_steps:,} in all{by_steps}, {len(run.train):,} per epoch, {format_count(num_epochs, 'epoch')}"
     if run.patience is not None:
         steps += f"; ends after {run.patience} evaluations without a better {run.selected_by}"
     rows = {
@@ -195,8 +199,8 @@ def describe_time(flops: float, tflops: float | None) -> str:
     hours = flops / (tflops * 1e12) / 3600
     unit, size = next(
         (unit, size)
-        for unit, size in (("days", 24), ("hours", 1), ("minutes", 1 / 60))
-        if hours >= size or unit == "minutes"
+        for unit, size in (("days", 24), ("hours", 1), ("minutes", 1 / 60), ("seconds", 1 / 3600))
+        if hours >= size or unit == "seconds"
     )
     return f"{hours / size:.3g} {unit} at {tflops:g} TFLOP/s, without data, evaluation and checkpoints"
 

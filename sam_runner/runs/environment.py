@@ -16,6 +16,7 @@ from sam_runner.utils.files import read_json_object, write_json
 COMMAND = "SAM_RUNNER_COMMAND"  # environment variable, which the processes that train the jobs of a sweep inherit
 TYPES: dict[str, type] = {
     **dict.fromkeys(("folder", "git_commit", "python", "platform", "processor", "device", "resolved_precision"), str),
+    "image_decoders": str,
     "command": list,
     "packages": dict,
 }
@@ -43,37 +44,41 @@ def read_environment(folder: Path) -> dict[str, Any]:
     return read_json_object(folder / "environment.json", TYPES)
 
 
-def compare_environment(folder: Path, device: str, precision: str) -> list[str]:
+def compare_environment(folder: Path, device: str, precision: str, decoders: str | None = None) -> list[str]:
     """Compare this process with environment.json.
 
     Args:
         folder: The run folder.
         device: Device of the run: cpu, cuda or cuda:N.
         precision: Number format of the passes, which ``precision=auto`` has chosen.
+        decoders: See `write_environment`.
 
     Returns:
-        ``name old -> new`` for each difference that may change the bits of the numbers.
+        ``name old -> new`` for each difference that may change the last digits of the numbers.
     """
-    before, now = read_environment(folder), _describe_environment(device, precision)
+    before, now = read_environment(folder), _describe_environment(device, precision, decoders)
     if not before:
         return []
     pairs = {key: (before.get(key), now[key]) for key in ("threads", "cpu_capability", "device", "resolved_precision")}
     pairs["torch"] = (before.get("packages", {}).get("torch"), now["packages"]["torch"])
+    if "image_decoders" in before:  # not in runs of earlier versions, and not without image files
+        pairs["image_decoders"] = before["image_decoders"], decoders
     return [f"{key} {old} -> {new}" for key, (old, new) in pairs.items() if old != new]
 
 
-def write_environment(folder: Path, device: str, precision: str) -> None:
+def write_environment(folder: Path, device: str, precision: str, decoders: str | None = None) -> None:
     """Write environment.json.
 
     Args:
         folder: The run folder.
         device: Device of the run: cpu, cuda or cuda:N.
         precision: Number format of the passes, which ``precision=auto`` has chosen.
+        decoders: What decodes the images, from `jpeg.describe_decoders`; None for a run without image files.
     """
-    write_json(folder / "environment.json", _describe_environment(device, precision))
+    write_json(folder / "environment.json", _describe_environment(device, precision, decoders))
 
 
-def _describe_environment(device: str, precision: str) -> dict[str, Any]:
+def _describe_environment(device: str, precision: str, decoders: str | None) -> dict[str, Any]:
     import torch
 
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
@@ -88,6 +93,7 @@ def _describe_environment(device: str, precision: str) -> dict[str, Any]:
         "processor": read_processor(),
         "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else device,
         "resolved_precision": precision,
+        "image_decoders": decoders,
         "threads": torch.get_num_threads(),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
     }

@@ -15,10 +15,10 @@ from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.keys import walk
 from sam_runner.runs.status import call_name
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import SETTINGS_FILE, explain_missing_run, write_atomically
 from sam_runner.utils.yaml import read_yaml
 
-SETTINGS = "config.yaml"
+SETTINGS = SETTINGS_FILE
 RUNS_FOLDER = Path("outputs") / "runs"
 NOT_STARTED = "not_started"  # folder in a sweep's folder with the jobs that have no run
 NAME_LENGTH, MAX_NAME_LENGTH = 60, 160  # characters of a job's name: with shared settings, with those that vary
@@ -115,8 +115,8 @@ def require_usable(folder: Path, config: ExperimentConfig) -> dict[str, str]:
         more = [f"  (and {len(refused) - 12} more)"] if len(refused) > 12 else []
         lines = "\n".join([f"  {line}" for line in refused[:12]] + more)
         raise InputError(
-            f"{folder} holds a run with other settings:\n{lines}\n  give another run_dir, or the old settings\n"
-            f"  a new run from its settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE"
+            f"{folder} holds a run with other settings:\n{lines}\n  to continue it, give the old settings\n"
+            f"  for a new run: another run_dir, or sam-train config={shlex.quote(str(folder))} KEY=VALUE"
         )
     return changes
 
@@ -129,9 +129,7 @@ def read_config(folder: Path) -> ExperimentConfig:
     """
     path = folder / SETTINGS
     if not path.is_file():
-        raise InputError(
-            f"{folder} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
-        )
+        raise InputError(f"{folder} holds no run: {explain_missing_run(folder)}")
     settings = read_yaml(path)
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration")
@@ -169,9 +167,7 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
             raise InputError(f"{path} is not a folder\n  give the folder that sam-train printed, or a sweep's folder")
         folders = [path] if (path / SETTINGS).is_file() else sorted(file.parent for file in path.rglob(SETTINGS))
         if not folders:
-            raise InputError(
-                f"{path} holds no run: there is no config.yaml in it\n  give the folder that sam-train printed"
-            )
+            raise InputError(f"{path} holds no run: {explain_missing_run(path)}")
         for folder in folders:
             read_config(folder)
             found.setdefault(folder.resolve(), folder)

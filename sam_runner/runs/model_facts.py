@@ -44,7 +44,7 @@ class ModelFacts:
         """Raise InputError if the inputs of the run in a folder are no images."""
         if self.input_type != "image":
             raise InputError(
-                f"the inputs of {folder} are {self.input_type} of shape {self.input_shape}, no images\n"
+                f"the inputs of {folder} are {self.input_type} of shape {self.input_shape}, not images\n"
                 "  sam-predict can read the sets of the run: --split test"
             )
 

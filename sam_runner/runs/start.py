@@ -16,8 +16,10 @@ from pathlib import Path
 import torch
 
 from sam_runner.config.allowed_targets import trust_prefix
+from sam_runner.config.data import ImageFolderConfig, ImageListConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
+from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.distributed.context import DistributedContext
@@ -59,7 +61,7 @@ def start_run(
         config: The settings.
         overrides: Settings as the user typed them.
         job_folder: Run folder of a sweep's job, in the folder of the sweep; None for a single run.
-        joint: Makes the passes together with those of the runs in other threads; None: alone.
+        joint: Makes one pass for this run and those in other threads; None: the run makes its own passes.
 
     Returns:
         The folder of the finished run, None for a dry run.
@@ -71,9 +73,10 @@ def start_run(
     config, context = config.with_absolute_paths(), _join(config)
     folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
     if config.dry_run:
+        context.on_main(lambda: require_usable(folder, config))
         plan = make_plan(config, overrides, folder)
         if context.is_main:
-            print(plan)
+            print("\n".join([str(plan), *_describe_done(folder)]))
         return None
     finished, changes = context.on_main(lambda: _find_finished(folder, config))
     if finished:
@@ -101,6 +104,13 @@ def start_run(
                 raise
             raise context.attribute_error(error) from error
     return folder
+
+
+def _describe_done(folder: Path) -> list[str]:
+    """Return a line of the plan for the steps that the run in a folder has already made."""
+    names = CheckpointFolder(folder / "checkpoints").list_names("last")
+    steps = int(names[0].partition("-")[2]) if names else 0
+    return [f"  done       {steps:,} steps; steps, compute and time are those of the whole run"] if steps else []
 
 
 def make_plan(config: ExperimentConfig, overrides: Sequence[str], folder: Path) -> Plan:
@@ -163,7 +173,7 @@ def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> No
         settings += [f"max_steps={done}"] if config.max_steps is not None and config.max_steps < done else []
         raise InputError(
             f"the run in {folder} has done {done} steps, and {run.max_steps} are asked for\n"
-            f"  give {' '.join(settings)} or more, or another run_dir"
+            f"  give {' '.join(settings)} or more; for a new run: another run_dir, or config=RUN"
         )
 
 
@@ -222,18 +232,22 @@ def _train(
         log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
     if describe_method(config):
         log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
+    decoders = describe_decoders() if isinstance(config.data, ImageFolderConfig | ImageListConfig) else None
     loggers = MetricsLoggers()
 
     def open_folder() -> None:
         """Write the files that describe the run, and open its logs."""
         nonlocal loggers
-        changed = compare_environment(folder, device, precision) if state is not None else []
+        changed = compare_environment(folder, device, precision, decoders) if state is not None else []
         if changed:
-            log.warning("the bits of the numbers may differ from an uninterrupted run: %s", ", ".join(changed))
-        # A run that is made longer has not finished: with its old result the same command would not continue it.
+            log.warning(
+                "the last digits of the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
+            )
+        # Remove the result of a finished run that now becomes longer. Otherwise repeating the command after an
+        # interruption would report the run as finished.
         (folder / RESULT).unlink(missing_ok=True)
         write_config(folder, config)
-        write_environment(folder, device, precision)
+        write_environment(folder, device, precision, decoders)
         write_model_facts(folder, run)
         write_status(folder, "running", from_epoch=progress.epoch)
         loggers = open_loggers(config.logger, folder, progress.step, logger_states)

@@ -1,11 +1,13 @@
 """A batch of inputs and targets of any structure: split it along the first axis, and join the outputs of its parts.
 
 A structure is a tensor or a nested tuple, list or dict of tensors (or any container registered with PyTorch's pytree,
-as Hugging Face's ``ModelOutput`` is).
+as Hugging Face's ``ModelOutput`` is). Outputs may also be dataclasses, namespaces and dictionaries of an own class.
 """
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+import copy
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, is_dataclass
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -19,7 +21,7 @@ class Batch:
 
     Attributes:
         inputs: Arguments of the model, see `sam_runner.sam.objective.call_model`: a tensor (NCHW for images) or a
-            structure of tensors.
+            structure of tensors. A mapping other than a dict, such as Hugging Face's ``BatchEncoding``, becomes one.
         targets: Second argument of the loss: a tensor (classes, int64, (N,), or probabilities, floating point, (N, C)),
             a structure of tensors, or None if the loss needs no targets.
         weight: Weight of the batch in the mean over ranks: local batch size divided by the mean local batch size.
@@ -28,6 +30,10 @@ class Batch:
     inputs: Any
     targets: Any
     weight: float = 1.0
+
+    def __post_init__(self) -> None:
+        if isinstance(self.inputs, Mapping) and not isinstance(self.inputs, dict):
+            object.__setattr__(self, "inputs", dict(self.inputs))
 
     def __len__(self) -> int:
         """Number of examples N.
@@ -53,15 +59,14 @@ class Batch:
             min_size: If the remainder is smaller, the same number of parts has sizes that differ by at most 1.
 
         Raises:
-            ValueError: If the first axes of two tensors differ, or a tensor has no axis.
+            ValueError: If the first axes of two tensors differ, a tensor has no axis, or an entry is an object whose
+                tensors cannot be found by pytree.
         """
         if size is None or size >= len(self):
             return [self]
         leaves, structure = tree_flatten((self.inputs, self.targets))
         sizes = part_sizes(len(self), size, min_size)
-        columns = [
-            self._split_leaf(leaf, sizes) if isinstance(leaf, Tensor) else [leaf] * len(sizes) for leaf in leaves
-        ]
+        columns = [self._split_leaf(leaf, sizes) for leaf in leaves]
         return [Batch(*tree_unflatten(list(row), structure)) for row in zip(*columns, strict=True)]
 
     def select(self, indices: Tensor) -> "Batch":
@@ -72,7 +77,11 @@ class Batch:
         """
         return Batch(*map_tensors(lambda leaf: leaf.index_select(0, indices), (self.inputs, self.targets)))
 
-    def _split_leaf(self, leaf: Tensor, sizes: list[int]) -> tuple[Tensor, ...]:
+    def _split_leaf(self, leaf: Any, sizes: list[int]) -> Sequence[Any]:
+        if not isinstance(leaf, Tensor):
+            if _read_fields(leaf) is not None:
+                raise ValueError(f"cannot split the {type(leaf).__name__} in inputs or targets: give a dict or a tuple")
+            return [leaf] * len(sizes)
         if leaf.ndim == 0 or len(leaf) != len(self):
             raise ValueError(
                 f"cannot split a batch of {len(self)} examples: it contains a tensor of shape {tuple(leaf.shape)}\n"
@@ -102,7 +111,34 @@ def map_tensors(function: Callable[[Tensor], Any], structure: Any) -> Any:
     """Apply `function` to every tensor of a structure; other leaves stay the same."""
     if isinstance(structure, Tensor):
         return function(structure)
-    return tree_map(lambda leaf: function(leaf) if isinstance(leaf, Tensor) else leaf, structure)
+    return tree_map(lambda leaf: _map_leaf(function, leaf), structure)
+
+
+def _map_leaf(function: Callable[[Tensor], Any], leaf: Any) -> Any:
+    if isinstance(leaf, Tensor):
+        return function(leaf)
+    entries = _read_fields(leaf)
+    return leaf if entries is None else _replace_fields(leaf, map_tensors(function, entries))
+
+
+def _read_fields(leaf: Any) -> dict[str, Any] | None:
+    """Return the entries of an object that pytree takes for a leaf; None for a leaf that holds no others."""
+    if is_dataclass(leaf) and not isinstance(leaf, type):
+        return {field.name: getattr(leaf, field.name) for field in fields(leaf)}
+    if isinstance(leaf, dict):  # of a class of its own: pytree knows dict itself
+        return dict(leaf.items())
+    return dict(vars(leaf)) if isinstance(leaf, SimpleNamespace) else None
+
+
+def _replace_fields(leaf: Any, entries: Mapping[str, Any]) -> Any:
+    """Return a copy of an object with other entries, the same names as those that `_read_fields` returned."""
+    new = copy.copy(leaf)
+    for name, value in entries.items():
+        if isinstance(new, dict) and name in new:  # a dataclass may be a dictionary too, without its empty fields
+            new[name] = value
+        if not isinstance(new, dict) or is_dataclass(new):
+            object.__setattr__(new, name, value)  # a dataclass may be frozen
+    return new
 
 
 def join_outputs(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
@@ -130,6 +166,9 @@ def join_outputs(parts: Sequence[Any], sizes: Sequence[int]) -> Any:
 
 
 def _join_leaves(leaves: Sequence[Any], sizes: Sequence[int]) -> Any:
+    entries = [_read_fields(leaf) for leaf in leaves]
+    if entries[0] is not None:
+        return _replace_fields(leaves[0], join_outputs(entries, sizes))
     if not all(isinstance(leaf, Tensor) for leaf in leaves):
         return leaves[0]
     pairs = list(zip(leaves, sizes, strict=True))

@@ -152,8 +152,8 @@ class Group:
 
         Args:
             batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share. The
-                random state is restored after the pass, so that the next group draws the numbers that it would draw
-                if the whole group had been differentiated.
+                random state after this pass is the one before it, so the next group draws the same random numbers as
+                after a pass of the whole group.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)
@@ -245,7 +245,7 @@ class Method:
         descends_along_g: Whether the final gradient has a part of g. In networks with random branches (Shake-Shake,
             ShakeDrop) the base optimizer's gradient is not g, so the method is refused there.
         needs_number: Whether the step's number has to be given.
-        data_decide: Whether the data decide how many passes a step makes; `passes` and `cost` are the largest then.
+        data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.
         sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
             their examples, for a message of the size of the weights. Otherwise each rank has its own, as in the paper.
         capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
@@ -288,7 +288,7 @@ class Method:
         return rho
 
     def passes(self, number: int) -> int:
-        """Return how many gradients step `number` evaluates at rho > 0; if the data decide, the largest number."""
+        """Return how many gradients step `number` evaluates at rho > 0; the maximum if it depends on the data."""
         return 2
 
     def cost(self, number: int) -> tuple[float, float]:
@@ -305,7 +305,10 @@ class Method:
         eps = self.perturb(grads, group)
         if eps is None:
             if group.context.objective.has_random_branches:
-                raise ValueError(f"{self.name} descends along g: set descends_along_g = True")
+                raise ValueError(
+                    f"{self.name} descends along g in a step, but its class declares descends_along_g = False\n"
+                    "  set it to True; networks with random branches are then refused before training"
+                )
             group.add_gradient(grads)
             return GroupStats(first, first.loss, group.context.norm(grads), torch.zeros_like(first.loss))
         del grads  # frees the gradient if eps has memory of its own
@@ -360,7 +363,7 @@ class Method:
         return dict(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore the bits of a `state_dict`; sharded tensors are given whole.
+        """Restore a `state_dict` bit for bit. It contains whole tensors, also of parameters that are sharded.
 
         Raises:
             ValueError: If the entries are not those of this method.

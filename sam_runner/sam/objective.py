@@ -51,8 +51,8 @@ class Work:
     Attributes:
         gradient: Examples in gradient evaluations, each of which has a forward and a backward pass.
         forward: Examples in forward passes.
-        backward: Examples in backward passes. A second derivative adds two per example: it goes back through the
-            forward and the backward pass of the gradient.
+        backward: Examples in backward passes. A second derivative adds three per example: one through the forward pass
+            of the gradient, and two through its backward pass, which has twice the operations of the forward pass.
     """
 
     gradient: int = 0
@@ -77,8 +77,8 @@ class Objective:
     """L_B(w) of a model: its gradient as tensors (`gradient`) or added to ``.grad`` (`backward`).
 
     Args:
-        model: The network in training mode; w are its parameters that require gradients, until a `SamStep` replaces
-            them by those that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
+        model: The network in training mode; w are its parameters that require gradients. A `SamStep` replaces
+            them by the parameters that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
             perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights cannot represent.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
             first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
@@ -104,7 +104,7 @@ class Objective:
     Raises:
         ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory, or
             `num_chunks` is below 1 or lacks `batch_size`.
-        TypeError: If `autocast_dtype` is no dtype of torch.
+        TypeError: If `model` is not a network, `loss` cannot be called, or `autocast_dtype` is no dtype of torch.
     """
 
     def __init__(
@@ -120,6 +120,11 @@ class Objective:
         context: DistributedContext = SINGLE_PROCESS,
         weight_decay: float = 0.0,
     ) -> None:
+        if not isinstance(model, nn.Module) or not callable(loss):
+            raise TypeError(
+                f"Objective needs a network and a function, not {type(model).__name__} and {type(loss).__name__}: "
+                "Objective(model, loss) with loss(outputs, targets)"
+            )
         _require_precision(autocast_dtype)
         if num_chunks < 1:
             raise ValueError(f"num_chunks={num_chunks}: accepted are 1, 2, ...")
@@ -211,7 +216,7 @@ class Objective:
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
         """Split `batch` into parts of `size` examples; evenly if one example would remain and cannot be evaluated."""
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        # With sharded weights all processes must try one example together; `accepts_one_example` has done that before.
+        # With sharded weights all processes must try one example together, so it is not tried here.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
         is_even = has_single and is_known and not self.accepts_one_example(batch)
         return batch.split(size, min_size=2 if is_even else 1)
@@ -313,7 +318,7 @@ class Objective:
                 total[:] = [old + new for old, new in zip(total, grads, strict=True)] if total else grads
 
             # The fused attention kernels have no second derivative.
-            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH), self._checked_constants():
+            with true_gradient(branches), sdpa_kernel(SDPBackend.MATH), self._check_constants():
                 evaluation = self._make_passes(
                     batch, add_gradient, update_statistics=update_statistics, reduce=False, keep_graph=True
                 )
@@ -323,7 +328,7 @@ class Objective:
             for param in self.params:
                 param.grad = None
             share = batch.weight if reduce else 1.0
-            with true_gradient(branches), self._checked_constants():
+            with true_gradient(branches), self._check_constants():
                 evaluation = self.backward(batch, share, update_statistics=update_statistics, reduce=reduce)
             used = [param.grad is not None for param in self.params]
             found = [to_local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
@@ -350,7 +355,7 @@ class Objective:
         return self._make_passes(batch, add_gradient, update_statistics=update_statistics, reduce=reduce)
 
     def differentiate_again(self, outputs: list[Tensor], factors: list[Tensor]) -> list[Tensor | None]:
-        """Differentiate functions of the gradient that `gradient` returned last, with respect to all parameters.
+        """Go back once more, through functions of the gradient that the latest call of `gradient` returned.
 
         That call must have had ``create_graph=True``.
 
@@ -365,7 +370,7 @@ class Objective:
             TrainingError: If an operation of the model has no second derivative.
         """
         before = [param.grad for param in self.params]
-        self.work.backward += 2 * self._num_examples
+        self.work.backward += 3 * self._num_examples
         try:
             for param in self.params:
                 param.grad = None
@@ -381,8 +386,8 @@ class Objective:
             for param, grad in zip(self.params, before, strict=True):
                 param.grad = grad
 
-    def _checked_constants(self) -> AbstractContextManager[None]:
-        """Check that a pass changes no constant parameter; check only the first pass that has another one after it."""
+    def _check_constants(self) -> AbstractContextManager[None]:
+        """Check that a pass changes no constant parameter; only the first call of `gradient` is checked."""
         if self._has_checked_constants:
             return nullcontext()
         self._has_checked_constants = True
@@ -390,10 +395,10 @@ class Objective:
 
     def average_gradients(self) -> None:
         """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
-        with self._averaged():
+        with self._average_during_backward():
             pass
 
-    def _averaged(self) -> AbstractContextManager[None]:
+    def _average_during_backward(self) -> AbstractContextManager[None]:
         """Average all of ``.grad`` over the ranks during the backward pass in the context."""
         return nullcontext() if self._average is None else self._average.during_backward()
 
@@ -432,7 +437,7 @@ class Objective:
                 objective = loss + self._penalty() if self._weight_decay else loss
                 if share != 1:
                     objective = objective * share
-                average = self._averaged() if reduce and number == len(chunks) else nullcontext()
+                average = self._average_during_backward() if reduce and number == len(chunks) else nullcontext()
                 with average, statistics.recomputing(start):
                     differentiate(self.scaler.scale(objective))
                 parts.append(Evaluation(loss.detach(), map_tensors(Tensor.detach, outputs)))
@@ -464,7 +469,7 @@ class Objective:
 
 
 def _require_precision(dtype: object) -> None:
-    """Refuse a dtype now that `torch.autocast` would refuse only in the first step."""
+    """Refuse at construction a dtype that `torch.autocast` would refuse in the first step."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast_dtype={dtype!r}: accepted are torch.bfloat16, torch.float16 and None")
 

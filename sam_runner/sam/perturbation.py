@@ -153,8 +153,19 @@ def is_zero(rho: float | Tensor) -> bool:
 
 
 def require_radius(rho: float | Tensor) -> None:
-    """Raise ValueError if a radius is negative or not finite; the value of a tensor is never read."""
-    if not isinstance(rho, Tensor) and not 0 <= rho < math.inf:
+    """Require that a radius is a finite number of at least 0; the value of a tensor is never read.
+
+    Raises:
+        TypeError: If it is not a number.
+        ValueError: If it is negative or not finite.
+    """
+    if isinstance(rho, Tensor):
+        return
+    try:
+        accepted = 0 <= rho < math.inf
+    except TypeError as error:
+        raise TypeError(f"rho={rho!r} is not a number: accepted are finite numbers of at least 0") from error
+    if not accepted:
         raise ValueError(f"rho={rho} is not a radius: accepted are finite numbers of at least 0")
 
 

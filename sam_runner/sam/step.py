@@ -8,8 +8,9 @@ For a batch B, weights w and a base optimizer:
     w     = base optimizer's step from w along g_SAM
 
 `SamStep` makes everything that SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which
-they differ. The step never synchronises with the device, except for float16's loss scaler, which has to know on the
-host whether it skips the step, and for base optimizers that are not fused.
+they differ. The step never synchronises with the device, with three exceptions: float16's loss scaler, which has to
+know on the host whether it skips the step; base optimizers that are not fused; and methods that decide on the host
+whether they make a second pass (AE-SAM).
 """
 
 from dataclasses import dataclass
@@ -94,7 +95,7 @@ class SamStep:
             normalisation layers; always on with a loss scaler.
 
     Raises:
-        TypeError: If `objective` is no `Objective`, or the optimizer needs a closure.
+        TypeError: If `objective` is no `Objective`, `method` is not a `Method`, or the optimizer needs a closure.
         ValueError: If the method excludes the groups, the sharding of the weights or the network, or the optimizer's
             parameters cannot be trained, see `sam_runner.sam.objective.Objective`.
     """
@@ -119,6 +120,7 @@ class SamStep:
                 f"{type(optimizer).__name__} needs a closure, which a step does not have: use another optimizer"
             )
         method = Sam() if method is None else method
+        _require_method(method)
         if method.sync_perturbation and group_size is not None:
             raise ValueError("sync_perturbation makes one group of the batch: use group_size=None")
         if method.descends_along_g and objective.has_random_branches:
@@ -174,7 +176,7 @@ class SamStep:
 
         Raises:
             ValueError: If `rho` is negative or not finite, or the method needs the number of the step and it is None.
-            TypeError: If `batch` is no `Batch`.
+            TypeError: If `batch` is no `Batch`, or `rho` not a number.
             RuntimeError: If gradients are switched off.
         """
         if not isinstance(batch, Batch):
@@ -281,3 +283,12 @@ def _mean_over_groups(parts: list[GroupStats], batches: list[Batch], num_example
         torch.stack([value * share for value, share in zip(column, shares, strict=True)]).sum()
         for column in zip(*rows, strict=True)
     )
+
+
+def _require_method(method: object) -> None:
+    if not isinstance(method, Method):
+        given = f"the class {method.__name__}" if isinstance(method, type) else repr(method)
+        raise TypeError(
+            f"SamStep needs an instance of a method, not {given}: SamStep(objective, optimizer, Asam()) with "
+            "Asam of sam_runner.sam.methods"
+        )

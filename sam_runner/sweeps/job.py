@@ -117,7 +117,7 @@ def _train_free_jobs(group: Sequence[Job], call: Call) -> tuple[Job, ...]:
 
 
 def train_together(jobs: Sequence[Job], call: Call) -> list[Job]:
-    """Train jobs at once in this process, each in a thread; they make their passes together. One job needs no thread.
+    """Train jobs at once in this process, each in a thread, with joint passes. A single job needs no thread.
 
     Returns:
         The jobs whose run folder another process uses; they have not been trained.
@@ -151,7 +151,7 @@ def train_job(job: Job, call: Call, joint: "JointPasses | None" = None) -> None:
     Args:
         job: The job.
         call: The call of the command.
-        joint: Makes the passes together with those of the jobs in other threads; None: alone.
+        joint: Makes one pass for this job and those in other threads; None: the job makes its own passes.
 
     Raises:
         RunInterrupt: If a signal stopped the job; it has saved.

@@ -22,7 +22,7 @@ from sam_runner.utils.console import format_count
 NO_RESULT = ("failed", "refused", "not run")  # states of a job that is not continued in its call
 ENDED_EARLY = ("failed", "refused", "died", "interrupted", "preempted", "not run")
 INTERVAL = 1.0  # seconds between two looks at the files
-MAX_SHARE = 0.05  # of the time that looking takes: looks at ten thousand jobs are rarer
+MAX_SHARE = 0.05  # of the time that looking takes: a sweep of ten thousand jobs is read less often
 TAIL = 4096  # bytes at the end of metrics.jsonl that hold its last row
 
 

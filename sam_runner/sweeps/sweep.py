@@ -220,7 +220,7 @@ def _validate(job: ComposedJob) -> ExperimentConfig:
 
 
 def _require_joint_passes(configs: Sequence[ExperimentConfig]) -> None:
-    """Raise InputError if the runs of some settings cannot make their passes together, whatever their seeds."""
+    """Raise InputError if runs with these settings cannot make joint passes; their seeds do not matter."""
     from sam_runner.training.build import require_joint_passes
 
     for config in {replace(config, seed=0).fingerprint(): config for config in configs}.values():

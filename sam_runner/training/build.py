@@ -154,7 +154,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
         )
     if augment.pad_mode == "reflect" and augment.pad >= side:
         raise InputError(
-            f"augment.pad={augment.pad} reflects more pixels than the images' side of {side} pixels has\n"
+            f"augment.pad={augment.pad} is too large for augment.pad_mode=reflect on images of {side} pixels\n"
             f"  accepted: at most {side - 1}, or augment.pad_mode=zero"
         )
     if augment.cutout > side:
@@ -190,7 +190,7 @@ def _require_augmentable(augment: AugmentConfig, train: ArraySet) -> None:
         if value != entry.default and entry.name not in accepted:
             kind = str(train.inputs.dtype).removeprefix("torch.")
             raise InputError(
-                f"augment.{entry.name}={value} is not for inputs of shape {train.shape}, {kind}\n"
+                f"augment.{entry.name}={value} cannot be applied to inputs of shape {train.shape}, {kind}\n"
                 f"  accepted: {', '.join(f'augment.{name}' for name in sorted(accepted)) or 'augment=none'}"
             )
 
@@ -249,7 +249,8 @@ def _require_base_optimizer(target: str) -> None:
     kind = locate(target)
     if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
         raise InputError(
-            f"optimizer.base._target_={target} is no optimizer\n  use a class of torch.optim, like torch.optim.Adagrad"
+            f"optimizer.base._target_={target} is not an optimizer\n"
+            "  use a class of torch.optim, such as torch.optim.Adagrad"
         )
     if needs_closure(kind) or issubclass(kind, torch.optim.SparseAdam):
         raise InputError(
@@ -258,7 +259,7 @@ def _require_base_optimizer(target: str) -> None:
 
 
 def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum: bool) -> None:
-    """Require that an optimizer that is not torch's own can take a step with nothing but gradients.
+    """Require that an optimizer that is not torch's own can take a step with gradients alone.
 
     Args:
         target: Class of the optimizer.
@@ -281,7 +282,7 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum:
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
-            f"optimizer.base._target_={target} cannot take a step with nothing but gradients: {reason[0]}\n"
+            f"optimizer.base._target_={target} cannot take a step with gradients alone: {reason[0]}\n"
             "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
         ) from error
     if needs_momentum and find_momentum(optimizer, param) is None:
@@ -311,7 +312,7 @@ def build_step(
         device: The device of the run.
         total_steps: Number of steps of the training.
         context: The processes that train together.
-        joint: Makes the passes together with those of other runs; None: alone.
+        joint: Makes one pass for this run and others; None: the run makes its own passes.
 
     Raises:
         InputError: If the method does not work with the network.
@@ -429,7 +430,7 @@ def build_loaders(
 def build_telemetry(
     config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext = SINGLE_PROCESS
 ) -> Telemetry:
-    """Return what the run measures while it trains; the fixed examples are read only where they are needed."""
+    """Return the measurements that the run makes while it trains; read the fixed examples only if they need them."""
     options = config.telemetry
     if options.every is None and options.curvature_epochs is None:
         return OFF
@@ -468,7 +469,7 @@ def build_network(
 
 
 def require_joint_passes(config: ExperimentConfig) -> None:
-    """Require that runs of the settings can make their passes together; they differ in the seed.
+    """Require that runs with these settings and different seeds can make joint passes.
 
     Raises:
         InputError: If they cannot.
@@ -476,7 +477,9 @@ def require_joint_passes(config: ExperimentConfig) -> None:
     device, use_one = resolve_device(config.device), "use sweep.batch_seeds=1"
     splits = build_data(config.data, config.noise, config.seed)
     if isinstance(splits.train, ImageFiles):
-        raise InputError(f"sweep.batch_seeds needs images in memory, data.storage=disk reads them anew\n  {use_one}")
+        raise InputError(
+            f"sweep.batch_seeds needs images in memory, and data.storage=disk keeps them on disk\n  {use_one}"
+        )
     model, _ = build_network(config, len(splits.train.classes), splits.train.blank(2, torch.float32), device)
     blank = splits.train.blank(4, weights_dtype(config.precision)).to(device)
     inputs = torch.randn(blank.shape, generator=make_generator(0, "joint passes"), dtype=blank.dtype).to(device)
@@ -494,8 +497,8 @@ def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
 def _seed_training(config: ExperimentConfig, context: DistributedContext, device: torch.device) -> None:
     """Seed the random numbers of the passes; each process has its own dropout.
 
-    With sharded weights all processes must use the same parameters in a pass, and stochastic depth is usually drawn on
-    the CPU. The CPU's generators are therefore the same on all processes then.
+    With sharded weights all processes must use the same parameters in a pass. Stochastic depth is usually drawn on the
+    CPU, so in this case all processes seed the CPU's generators equally.
     """
     keys = [context.rank] if context.rank else []
     is_common = _uses_shards(config, context)
@@ -543,7 +546,7 @@ def build_run(
     if config.telemetry.every is not None and step.objective.has_random_branches:
         raise InputError(
             "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "
-            "passes draw other numbers\n  leave telemetry.every out, or use another network"
+            "passes use different random numbers\n  leave telemetry.every out, or use another network"
         )
     _require_possible_parts(config, step, splits.train, len(loader))
     decay = config.ema_decay

@@ -186,5 +186,5 @@ def _has_flag(manifest: Path, key: str) -> bool:
 def _load(path: Path) -> dict[str, Any]:
     state: dict[str, Any] = load_tensors(path)
     if not isinstance(state, dict) or not {"model", "optimizer", "step"} <= state.keys():
-        raise InputError(f"{path} is no checkpoint of a run: it lacks model, optimizer or step")
+        raise InputError(f"{path} is not a checkpoint of a run: it lacks model, optimizer or step")
     return state

@@ -109,7 +109,7 @@ def _train_epoch(
     if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
         _log_last_row(run, outputs, progress, meter)
     elif progress.window_sums.get("num_steps") and progress.step % run.log_every == 0:
-        _log_row(run, outputs, progress, meter, last=False)  # an earlier max_steps ended here
+        _log_row(run, outputs, progress, meter, last=False)  # an earlier run with max_steps ended at this step
     run.model.train()
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
@@ -120,7 +120,7 @@ def _train_epoch(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
         measured = _train_step(run, meter, next(batches), progress)
-        if measured:  # logged before the step's row, so that a run resumed with more steps has both
+        if measured:  # before the step's row: a run that continues drops what was logged after its last row
             outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         last = progress.batch == num_batches
         if last:
@@ -308,7 +308,7 @@ def _warn_of_divergence(run: Run, loss: float, loss_before: float, *, last: bool
     Args:
         run: The run.
         loss: Mean training loss of the epoch.
-        loss_before: The loss of the epoch before; if it was as large, the warning was given then.
+        loss_before: Mean training loss of the epoch before. If it was as large, the warning has been logged already.
         last: Whether the epoch is the last one; its warning is repeated.
     """
     guess = math.log(max(2, len(run.classes)))

@@ -124,7 +124,7 @@ class Progress:
         training_seconds: Seconds spent in training epochs, without evaluation and checkpoints.
         peak_memory_bytes: Largest memory of the main process up to the last checkpoint, see
             `sam_runner.utils.memory.measure_peak_memory`.
-        peak_memory_of: Memory of what: ``cuda`` or ``process``.
+        peak_memory_of: Whose memory was measured: ``cuda`` or ``process``.
         last_metrics: Metrics of the latest evaluated epoch by tag.
         best_metrics: Metrics of the best epoch by `Run.selected_by`; without a validation set those of the latest
             evaluated epoch.
@@ -243,8 +243,8 @@ def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
     if state["data_digest"] != run.data_digest:
         raise InputError(
             "the data or their labels have changed since this run was made\n"
-            "  a function of your own has to return the same data in every call: seed its splits and transformations\n"
-            "  to train anew, give another run_dir"
+            "  to continue it, give the same images and labels; for a new run: another run_dir, or config=RUN\n"
+            "  a function of your own has to return the same data in every call: seed its splits and transformations"
         )
     load_full_model_state(run.model, state["model"])
     load_full_optimizer_state(run.step.optimizer, state["optimizer"])

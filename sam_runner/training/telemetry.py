@@ -85,7 +85,7 @@ OFF = Telemetry()
 
 
 def measure_step(step: SamStep, batch: Batch, rho: float, number: int) -> tuple[StepStats, dict[str, float]]:
-    """Take a step as ``step(batch, rho, number)`` does, to the bit, and measure it.
+    """Take a step, bitwise equal to ``step(batch, rho, number)``, and measure it.
 
     Args:
         step: The step.

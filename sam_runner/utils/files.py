@@ -16,6 +16,7 @@ from sam_runner.utils.errors import InputError, TrainingError
 _PACKAGE = Path(__file__).resolve().parents[1]
 # The folder of YAML options: inside the package in a wheel, beside it in a source checkout.
 CONF = next(path for path in (_PACKAGE / "conf", _PACKAGE.parent / "conf") if path.is_dir())
+SETTINGS_FILE = "config.yaml"  # of a run folder: all its settings
 NORMALISATION_FILE = "normalisation.json"  # of a run folder: mean and std of its images
 FULL_DISK_ERRNOS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
@@ -57,6 +58,22 @@ def require_writable(folder: Path) -> None:
     if not existing.is_dir() or not os.access(existing, os.W_OK | os.X_OK):
         reason = "cannot be written to" if existing.is_dir() else "is a file"
         raise InputError(f"folder {folder} cannot be created: {existing} {reason}\n  run the command in another folder")
+
+
+def explain_missing_run(path: Path) -> str:
+    """Return why a path is not a run folder, and on a second line which folder to give instead.
+
+    That is the run that the path lies in (a checkpoint, say), or the latest run at most two levels below it.
+    """
+    reason = f"there is no {SETTINGS_FILE} in it" if os.path.exists(path) else "it does not exist"
+    for outer in path.parents[:2]:
+        if os.path.isfile(outer / SETTINGS_FILE):
+            return f"{reason}\n  did you mean {outer}?"
+    patterns = (f"*/{SETTINGS_FILE}", f"*/*/{SETTINGS_FILE}") if os.path.isdir(path) else ()
+    runs = [file.parent for pattern in patterns for file in path.glob(pattern)]
+    if runs:
+        return f"{reason}\n  did you mean {max(runs, key=os.path.getmtime)}, the latest of its runs?"
+    return f"{reason}\n  give the folder that sam-train printed; sam-status lists those in outputs/"
 
 
 def write_json(path: Path, value: Any) -> None:

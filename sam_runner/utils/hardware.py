@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("sam_runner")
 M_MMAP_MAX, M_TRIM_THRESHOLD, M_TOP_PAD = -4, -1, -2  # parameters of glibc's mallopt, see man 3 mallopt
 MAX_GPU_WORKERS = 16
-BUSY = 1.5  # load average through number of cores of a busy machine; runs one after the other make 1
-WAIT_SETTINGS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # of OpenMP, GNU's and LLVM's
+BUSY = 1.5  # load average divided by the number of cores from which a machine is busy; one run at a time makes about 1
+WAIT_SETTINGS = {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"}  # read by OpenMP, GNU's, LLVM's
 GPU_DRIVERS = ("/dev/nvidiactl", "/dev/dxg", "/dev/kfd", "/dev/nvmap")  # NVIDIA, its driver in WSL, AMD, NVIDIA Jetson
 
 
@@ -38,6 +38,24 @@ def _read_cpu_quota(path: Path) -> float:
     try:
         quota, period = path.read_text().split()
         return math.inf if quota == "max" else float(quota) / float(period)
+    except (OSError, ValueError):
+        return math.inf
+
+
+def count_usable_memory() -> float:
+    """Return the bytes of memory for this process: those of the machine, limited by a container's limit."""
+    try:
+        installed = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # not on Windows
+        return math.inf
+    return min(installed, _read_memory_limit(Path("/sys/fs/cgroup/memory.max")))
+
+
+def _read_memory_limit(path: Path) -> float:
+    """Return the bytes in a memory.max file of cgroup v2; infinite as in `_read_cpu_quota`."""
+    try:
+        limit = path.read_text().strip()
+        return math.inf if limit == "max" else float(limit)
     except (OSError, ValueError):
         return math.inf
 
@@ -120,7 +138,7 @@ def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic
         torch.use_deterministic_algorithms(deterministic)
         return
     if deterministic:
-        log.info("deterministic=true has no effect on a CPU: runs repeat to the bit there")
+        log.info("deterministic=true has no effect on a CPU: runs repeat bit for bit there")
     if "OMP_NUM_THREADS" not in os.environ and torch.get_num_threads() > count_usable_cores():
         torch.set_num_threads(count_usable_cores())
     _report_other_work(torch.get_num_threads())

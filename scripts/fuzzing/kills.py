@@ -68,7 +68,7 @@ class Kills:
             faults.append("other metrics than undisturbed")
         shutil.rmtree(folder)
         texts = [f"{answer.code}\n{answer.stdout[-600:]}{answer.stderr[-2500:]}" for answer in [*answers, *again]]
-        return f"{kind}{'' if killed else ', too late'}", faults, "\n---\n".join(texts)
+        return f"{kind}{'' if killed else ', the run ended before the kill'}", faults, "\n---\n".join(texts)
 
     def _find_faults(self, kind: str, answer: Answer) -> list[str]:
         """Return the faults of a call that was not killed itself: it may fail, but with a message."""

@@ -30,5 +30,5 @@ def write_page(reports: Sequence[Path], page: Path = PAGE) -> None:
 def _format_row(table: dict, date: str) -> str:
     counts = dict(table["rows"])
     number, broken = counts.pop("all"), counts.pop("broke a rule")
-    ways = "; ".join(f"{what}: {count:,}" if count > 1 else what for what, count in counts.items())
+    ways = "; ".join(f"{what}: {count:,}" for what, count in counts.items())
     return f"| {table['title']} | {number:,} | {broken} | {ways} | {table['note']}, {date} |"

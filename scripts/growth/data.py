@@ -77,11 +77,14 @@ def list_files(folder: Path, count: int, *, cached: bool) -> Work:
     return read
 
 
-def start_run(folder: Path, count: int) -> Work:
-    """Start a run on the folder, up to the end of its first step; the list of files is kept."""
+def start_run(folder: Path, count: int, name: str) -> Work:
+    """Start a run on the folder, up to the end of its first step; the list of files is kept.
+
+    The first run checks files and counts the levels of their pixels, which is also kept.
+    """
     words = [
         "data=image_folder", f"data.root={folder / 'images'}", "data.image_size=32", "data.storage=disk",
-        "data.num_workers=1", f"data.cache={folder / 'cache'}", f"run_dir={folder / 'run'}", "precision=fp32",
+        "data.num_workers=1", f"data.cache={folder / 'cache'}", f"run_dir={folder / name}", "precision=fp32",
         "model.width=4", "batch_size=64", "device=cpu",
     ]  # fmt: skip
     assert count
@@ -148,7 +151,8 @@ FILES = Quantity(
     {
         "listed for the first time": lambda folder, count: list_files(folder, count, cached=False),
         "kept list read and checked": lambda folder, count: list_files(folder, count, cached=True),
-        "start to the first step": start_run,
+        "first start to the first step": lambda folder, count: start_run(folder, count, "first"),
+        "start to the first step": lambda folder, count: start_run(folder, count, "second"),
     },
     make_files,
 )

@@ -13,7 +13,7 @@ import yaml
 from growth.quantity import Quantity, Work
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.hydra.compose import compose_experiment
-from sam_runner.reports.report import write_sweep_report
+from sam_runner.reports.output.files import write_sweep_report
 from sam_runner.reports.results import read_curve
 from sam_runner.runs.logging.csv_table import CsvLogger
 from sam_runner.sweeps.jobs import plan_jobs

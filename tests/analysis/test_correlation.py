@@ -87,11 +87,11 @@ def entry(measure, rho, p, n=N):
 
 
 def test_the_conclusion_says_what_the_numbers_say():
-    assert "Sharper runs have a larger gap over these 8 runs, by up (+0.90)." in conclusion(
+    assert "over these 8 runs if sharpness is measured by up (rank correlation +0.90)." in conclusion(
         [entry("up", 0.9, 0.01)], "gap"
     )
     against = conclusion([entry("up", -0.9, 0.01), entry("flat", 0.1, 0.8)], "gap")
-    assert "Against expectation" in against and "For 1 of 2 measures chance can explain" in against
+    assert "Against expectation" in against and "For 1 of 2 measures the relation can be due to chance" in against
     nothing = conclusion([entry("up", 0.4, 0.3), entry("flat", 0.1, 0.8)], "gap")
     assert "No measure of sharpness predicts the gap" in nothing and "of up, is +0.40" in nothing
     assert conclusion([entry("up", 1.0, 0.01, n=4)], "gap").startswith("4 runs say nothing")

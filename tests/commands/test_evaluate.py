@@ -118,7 +118,7 @@ def write(folder, *names):
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        (("3/a.png", "cat/b.png"), "images in no folder of a class: 1, such as"),
+        (("3/a.png", "cat/b.png"), "images outside the class folders: 1, such as"),
         (("a.png",), "with the classes 0, 1, 2"),
         (("train/3/a.png", "test/3/a.png"), "holds splits\n  give one of them: --data"),
         ((), "no image in"),
@@ -143,7 +143,7 @@ def test_an_unreadable_file_leaves_no_number(runs, call, tmp_path):
         (("ONE", "OTHER", "--data", "FOLDER"), "has other classes than"),
         (("ONE", "TWO", "--relabel", "x.npy"), "--relabel labels the training images of one run"),
         (("ONE", "--relabel", "x.npy", "--data", "FOLDER"), "with --data it has no effect"),
-        (("ONE", "--relabel", "x.csv"), "is no name of a .npy file"),
+        (("ONE", "--relabel", "x.csv"), "is not the name of a .npy file"),
         (("ONE", "--data", "nowhere"), "is not a folder"),
         (("FOLDER",), "holds no run"),
     ],

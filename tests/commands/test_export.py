@@ -1,6 +1,7 @@
 """sam-export: the files in other programs' hands, the check of the difference, refusals."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
@@ -77,6 +78,12 @@ def test_a_program_of_torch_export_has_the_logits_of_the_network(run, call, tmp_
     assert torch.allclose(program(inputs[:1]), logits_of(run, pixels[:1]), atol=1e-5)
     facts = json.loads(extra["model.json"])
     assert facts["classes"][1] == "class 1" and facts["normalisation"] == "outside"
+    printed = re.search(
+        r"\ninput: float32 images \(N, 3, 8, 8\), \(pixel values in \[0, 1\] - mean\) / std; mean (.*), std (.*)\n",
+        done.stdout,
+    )
+    for name, text in zip(("mean", "std"), printed.groups(), strict=True):
+        assert [float(word) for word in text.split()] == pytest.approx(facts[name], rel=1e-3)
 
 
 def test_onnx_runtime_has_the_logits_of_the_network(run, call, tmp_path, pixels):
@@ -93,6 +100,7 @@ def test_onnx_runtime_has_the_logits_of_the_network(run, call, tmp_path, pixels)
     assert session.run(None, {"images": inputs[:1]})[0] == pytest.approx(logits[:1], abs=1e-5)
     facts = session.get_modelmeta().custom_metadata_map
     assert json.loads(facts["input_shape"]) == [3, 8, 8] and json.loads(facts["normalisation"]) == "inside"
+    assert "\ninput: float32 images (N, 3, 8, 8), pixel values in [0, 1]\n" in done.stdout
     assert float(done.stdout.split("logit ")[1].split()[0]) < 1e-5
 
 
@@ -126,10 +134,11 @@ def test_a_network_that_cannot_be_exported_is_refused(run, monkeypatch):
     [
         (("RUN",), "the following arguments are required: --format"),
         (("RUN", "--format", "onyx"), "invalid choice"),
-        (("RUN", "--format", "onnx", "--out", "model.pt2"), "is no name of a .onnx file"),
+        (("RUN", "--format", "onnx", "--out", "model.pt2"), "is not the name of a .onnx file"),
         (("RUN", "--format", "safetensors", "--normalisation", "inside"), "has no effect with --format safetensors"),
         (("NOWHERE", "--format", "onnx"), "holds no run"),
-        (("RUN", "RUN", "--format", "onnx"), "unrecognized arguments"),
+        (("RUN", "RUN", "--format", "onnx"), "sam-export takes one RUN: call it once for each"),
+        (("RUN", "--format", "onnx", "two", "three"), "unrecognized arguments: two three\n"),
     ],
 )
 def test_bad_input_is_refused(run, call, tmp_path, words, message):

@@ -181,7 +181,7 @@ def test_an_existing_file_is_kept(runs, call, tmp_path):
         (("ONE", "nowhere"), "nowhere does not exist"),
         (("IMAGES",), "holds no run"),
         (("PHOTOS", "IMAGES", "--split", "test"), "--split test has no effect with image files"),
-        (("ONE", "--out", "table.txt"), "is no name of a .csv file"),
+        (("ONE", "--out", "table.txt"), "is not the name of a .csv file"),
         (("ONE", "--checkpoint", "newest"), "invalid choice"),
         (("ONE", "--output", "x.csv"), "did you mean --out?"),
         (("ONE", "EMPTY"), "no image in"),

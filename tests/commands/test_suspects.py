@@ -114,7 +114,7 @@ def test_the_test_images_are_ranked_too(runs, call, tmp_path):
     [
         (("ONE", "--split", "validation"), "has no validation set"),
         (("ONE", "OTHER"), "the train sets of"),
-        (("ONE", "--out", "list.txt"), "is no name of a .csv file"),
+        (("ONE", "--out", "list.txt"), "is not the name of a .csv file"),
         (("nowhere",), "is not a folder"),
         (("ONE", "--out", "old.csv"), "old.html exists already"),
     ],

@@ -125,12 +125,19 @@ def test_a_resumed_run_ends_with_the_bits_of_an_uninterrupted_one(tmp_path, monk
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["resume=run", "rho=0.3"], "rho: 0.05 -> 0.3"),
-        (["resume=run", "optimizer=sgd"], "optimizer=sgd chooses an option"),
+        (["resume=run", "rho=0.3"], "rho: 0.05 -> 0.3\n  to continue it, give the old settings\n  for a new run: "),
+        (["config=run", "optimizer=sgd"], "optimizer=sgd chooses an option"),
+        (
+            ["optimizer=sgd", "resume=run", "data=digits", "epochs=2"],
+            "leave out optimizer=sgd data=digits\n  sam-train resume=run epochs=2\n",
+        ),
+        (["resume=run/checkpoints/step-00000001.pt"], "it does not exist\n  did you mean run?"),
+        (["resume=run/checkpoints"], "there is no config.yaml in it\n  did you mean run?"),
+        (["resume=."], "there is no config.yaml in it\n  did you mean run, the latest of its runs?"),
         (["resume=run", "run_dir=other"], "config=run run_dir=other"),
         (["-m", "resume=run", "seed=0,1"], "a sweep continues by its own command"),
         (["resume=run", "config=run"], "give one of config= and resume="),
-        (["resume=nowhere"], "resume=nowhere is no run folder"),
+        (["resume=nowhere"], "resume=nowhere is not a run folder: it does not exist"),
         (["config=nowhere"], "config=nowhere is neither a file nor a run folder"),
     ],
 )

@@ -268,12 +268,12 @@ def test_only_what_hydra_would_misread_is_quoted(word, result):
 @pytest.mark.parametrize(
     ("word", "words"),
     [
-        ("noise=[1,2]", "noise=[1,2] is no option"), ("noise={a:1}", "noise={a:1} is no option"),
+        ("noise=[1,2]", "noise=[1,2] is not an option"), ("noise={a:1}", "noise={a:1} is not an option"),
         ("data=[cifar10,digits]", "choose one with data=NAME"), ("optimizer/base=[1]", "optimizer.base=[1]"),
         ("optimizer.base=[1]", "choose one with optimizer/base=NAME"), ("lr=${data}", "lr={...} has the wrong type"),
         ("lr=${data.nothere}", "lr cannot be resolved"), ("epochs=${rho}", "epochs=0.05 has the wrong type"),
         ("seed=${oc.env:HOME}", "accepted: a whole number"), ("augment.mixup=${model.width}x", "wrong type"),
-        ("checkpoint=3", "checkpoint=3 is no option"), ("data.val_fraction=${batch_size}", "out of range"),
+        ("checkpoint=3", "checkpoint=3 is not an option"), ("data.val_fraction=${batch_size}", "out of range"),
     ],
 )  # fmt: skip
 def test_values_and_interpolations_of_the_wrong_type_are_named(word, words, tmp_path, monkeypatch, capsys):

@@ -1,16 +1,19 @@
 """Mean and standard deviation of the images: where they come from, and that a run keeps them."""
 
 import json
+import logging
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+import torchvision
 from PIL import Image
 from safetensors.torch import save_file
 
 from sam_runner.data import normalisation
 from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.files.kept_pixels import keep_pixels
 from sam_runner.data.normalisation import (
     IMAGENET_NORMALISATION,
     Normalisation,
@@ -80,6 +83,26 @@ def unknown():
     return None
 
 
+def test_the_levels_of_files_are_counted_once_if_there_is_a_cache(photos, tmp_path, monkeypatch):
+    counted, count = [], normalisation._count_levels_of_files
+    monkeypatch.setattr(normalisation, "_count_levels_of_files", lambda *of: counted.append(count(*of)) or counted[-1])
+
+    def normalise(**options):
+        for cached in (normalisation._from_files, keep_pixels):
+            cached.cache_clear()
+        splits = image_folder(root=photos, image_size=8, storage="disk", cache=str(tmp_path / "cache"), **options)
+        return Normalisation.from_set(splits.read().train)
+
+    assert normalise() == normalise()
+    assert len(counted) == 1
+    assert normalise(eval_crop_ratio=0.5) != normalise()
+    assert len(counted) == 2
+    path = tmp_path / "photos" / "train" / "a" / "0.jpg"
+    Image.fromarray(np.full((30, 30, 3), 255, np.uint8)).save(path)
+    assert normalise() == Normalisation.from_counts(counted[-1]) != Normalisation.from_counts(counted[0])
+    assert len(counted) == 3
+
+
 @pytest.mark.parametrize(
     ("source", "weights", "published", "expected"),
     [
@@ -106,6 +129,20 @@ def colour_images():
     return replace(images, images_NCHW=images.images_NCHW[:, :1].expand(-1, 3, -1, -1).contiguous())
 
 
+def test_the_log_says_why_the_normalisation_is_not_that_of_the_weights(caplog):
+    caplog.set_level(logging.INFO, "sam_runner")
+    grey = replace(colour_images(), images_NCHW=colour_images().images_NCHW[:, :1])
+    choose_normalisation("auto", colour_images(), "x.pt", unknown)
+    choose_normalisation("auto", grey, "x.pt", unknown)
+    choose_normalisation("auto", grey, "x.pt", lambda: ((0.5,) * 3, (0.5,) * 3))
+    start = "normalisation: mean and std of the training set, since model.weights=x.pt has"
+    assert caplog.messages == [
+        f"{start} no mean and std; data.normalisation=imagenet for those of ImageNet",
+        f"{start} no mean and std",
+        f"{start} 3-channel mean and std",
+    ]
+
+
 def test_a_normalisation_that_does_not_fit_is_refused():
     with pytest.raises(InputError, match=r"use data\.normalisation=set or imagenet"):
         choose_normalisation("weights", colour_images(), "x.pt", unknown)
@@ -124,6 +161,19 @@ def test_published_normalisations():
     assert pretrained.torchvision_normalisation("efficientnet_v2_s", "IMAGENET1K_V1") == imagenet
     assert pretrained.timm_normalisation("vit_base_patch16_224.augreg_in21k") == ((0.5,) * 3, (0.5,) * 3)
     assert pretrained.timm_normalisation("resnet18.a1_in1k") == imagenet
+
+
+@pytest.mark.parametrize("name", ["googlenet", "inception_v3"])
+def test_networks_that_convert_their_images_get_the_converted_ones(name):
+    """With published weights torchvision's networks convert images by `transform_input`; ours get them like that."""
+    published = torchvision.models.get_model(name, num_classes=2, transform_input=True, init_weights=False)
+    pixels = torch.rand(2, 3, 4, 4, dtype=torch.float64)
+    expected = published._transform_input(scaled(pixels, IMAGENET_NORMALISATION.mean, IMAGENET_NORMALISATION.std))
+    torch.testing.assert_close(scaled(pixels, *pretrained.torchvision_normalisation(name)), expected)
+
+
+def scaled(pixels, mean, std):
+    return (pixels - torch.tensor(mean).double()[:, None, None]) / torch.tensor(std).double()[:, None, None]
 
 
 def test_weights_of_a_run_bring_its_normalisation(tmp_path):

@@ -209,7 +209,7 @@ def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepte
     if accepted:
         _require_augmentable(AugmentConfig(**augment), train)
         return
-    with pytest.raises(InputError, match=f"augment.{next(iter(augment))}=.* is not for inputs of shape"):
+    with pytest.raises(InputError, match=f"augment.{next(iter(augment))}=.* cannot be applied to inputs of shape"):
         _require_augmentable(AugmentConfig(**augment), train)
 
 
@@ -224,16 +224,16 @@ def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepte
         ((np.zeros((12, 4)), np.eye(3)[LABELS]), r"shape \(12, 3\)\n  .* one-hot labels give labels.argmax\(1\)"),
         (
             (np.zeros((12, 4)), np.array(["class 0", "cat"] * 6)),
-            "train has the label 'cat', which is no class\n  class",
+            "train has the label 'cat', which is not a class\n  class",
         ),
         (DataLoader(Items([(np.zeros(4), 0)])), "train is a DataLoader\n.*\n  give its dataset"),
         (Items([(np.zeros(4), np.inf)]), "item 0 has the label 'inf' of type float"),
-        ((np.zeros((2, 4)), [[0], [1, 2]]), "no array of numbers"),
+        ((np.zeros((2, 4)), [[0], [1, 2]]), "not an array of numbers"),
         ((np.zeros((12, 4)), LABELS + 0.5), "not whole numbers"),
         ((np.zeros(12), LABELS), r"inputs have shape \(12,\)"),
         ((np.zeros((12, 4), complex), LABELS), "inputs are complex"),
         ((np.full((12, 4), np.inf), LABELS), "input 0 holds a value that is not finite"),
-        ((np.full((12, 2), "x"), LABELS), "no array of numbers"),
+        ((np.full((12, 2), "x"), LABELS), "not an array of numbers"),
         ((np.zeros((12, 5)), LABELS), r"test: inputs have shape \(4,\), those of train \(5,\)"),
         ((np.zeros((12, 4), int), LABELS), "test: inputs are float32, those of train int64"),
         (Items([]), "train has no items"),

@@ -4,6 +4,7 @@ import itertools
 import logging
 import os
 from functools import partial
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 from sam_runner.data import noise, reading
 from sam_runner.data.datasets.image_folder import image_folder
+from sam_runner.data.files import in_threads
 from sam_runner.data.normalisation import Normalisation
 from sam_runner.data.splits import prepare_splits
 from sam_runner.utils.errors import InputError
@@ -68,7 +70,7 @@ def test_noise_that_needs_images_gets_those_of_the_run(tmp_path):
 @pytest.mark.parametrize("small", [True, False])
 def test_all_images_that_cannot_be_used_are_in_one_message(tmp_path, monkeypatch, workers, small):
     """No header, an empty file, a truncated image, another size: in both sets, also the first file."""
-    monkeypatch.setattr(reading, "SMALL_FILE_BYTES", 1 << 20 if small else 0)
+    monkeypatch.setattr(in_threads, "SMALL_FILE_BYTES", 1 << 20 if small else 0)
     for part in ("train", "test"):
         write_classes(tmp_path / part, {"a": 6, "b": 6})
     (tmp_path / "train/a/000.png").write_text("no image")
@@ -279,8 +281,29 @@ def test_of_very_many_files_the_same_part_is_checked_in_every_run(tmp_path, monk
         parts.append(sorted(seen))
         seen.clear()
     assert parts[0] == parts[1] and len(set(parts[0])) == 10
-    assert {path.relative_to(tmp_path).parts[0] for path in parts[0]} == {"train", "test"}
+    assert {Path(path).relative_to(tmp_path).parts[0] for path in parts[0]} == {"train", "test"}
     assert "10 of 24 image files are checked" in caplog.text
+
+
+def test_files_are_checked_once_if_there_is_a_cache(tmp_path, monkeypatch):
+    root, cache = write_photos(tmp_path / "set"), str(tmp_path / "cache")
+    seen, check = [], reading.check_image
+    monkeypatch.setattr(reading, "check_image", lambda path: seen.append(path) or check(path))
+
+    def read_again():
+        seen.clear()
+        reading._check_all.cache_clear()
+        image_folder(root=str(root), image_size=8, storage="disk", cache=cache).read()
+        return len(seen)
+
+    assert [read_again(), read_again()] == [24, 0]
+    path = root / "train" / "a" / "0.png"
+    os.utime(path, ns=(0, 12345))
+    assert [read_again(), read_again()] == [24, 0]
+    path.write_bytes(path.read_bytes()[:500])
+    for _ in range(2):  # a fault is not kept
+        with pytest.raises(InputError, match=rf"^{path} cannot be read"):
+            read_again()
 
 
 def test_true_is_the_cache_of_the_user(tmp_path, monkeypatch):

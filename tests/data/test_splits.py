@@ -21,6 +21,7 @@ from sam_runner.data.noise import (
     relabelled,
     symmetric,
 )
+from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits, hold_out, prepare_splits, subsample
 from sam_runner.training.build import build_data
 from sam_runner.utils.errors import InputError
@@ -143,12 +144,10 @@ def test_noise_that_needs_images_is_refused_for_files(tmp_path):
 
 
 def splits_of_classes(train, test):
-    """Sets whose images are of the given classes out of a, b, c."""
-    parts = [
-        make_image_set(torch.zeros(len(labels), 1, 2, 2, dtype=torch.uint8), torch.tensor(labels), ("a", "b", "c"))
-        for labels in (train, test)
-    ]
-    return Splits(*parts)
+    """Sets of different images of the given classes out of a, b, c."""
+    numbers = torch.arange(len(train) + len(test), dtype=torch.uint8).reshape(-1, 1, 1, 1).repeat(1, 1, 2, 2)
+    parts = zip(numbers.split([len(train), len(test)]), (train, test), strict=True)
+    return Splits(*(make_image_set(images, torch.tensor(labels), ("a", "b", "c")) for images, labels in parts))
 
 
 @pytest.mark.parametrize(
@@ -163,6 +162,29 @@ def test_classes_without_images_are_named(train, test, message, caplog, monkeypa
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     prepare_splits(splits_of_classes(train, test), none, needs="labels", seed=0)
     assert set(caplog.messages) == ({message} - {None})
+
+
+@pytest.mark.parametrize("kind", ["images", "arrays", "files"])
+def test_test_examples_that_are_trained_on_are_counted(kind, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    splits = splits_of_classes([0, 1, 2] * 4, [0, 1, 2])
+    if kind == "arrays":
+        splits = from_dataset((torch.rand(12, 5), torch.arange(12) % 3), (torch.rand(3, 5), torch.arange(3)), "abc")
+    if kind == "files":
+        write_classes(tmp_path / "train", {"a": 6, "b": 6})
+        write_classes(tmp_path / "test", {"a": 2, "b": 2})
+        splits = image_folder(root=str(tmp_path), storage="disk", image_size=8)
+
+    def warnings(splits):
+        caplog.clear()
+        prepare_splits(splits, none, needs="labels", seed=0)
+        return [message for message in caplog.messages if "examples" in message]
+
+    assert warnings(splits) == []
+    leaking = replace(splits, test=splits.train.subset(torch.tensor([0, 3, 5])))
+    assert warnings(leaking) == ["3 of 3 test examples are also training examples"]
+    held_out = replace(splits, validation=splits.train.subset(torch.tensor([1])))
+    assert warnings(held_out) == ["1 of 1 validation examples are also training examples"]
 
 
 def test_a_class_that_is_left_out_of_a_part_of_the_set_is_named(caplog, monkeypatch):

@@ -18,14 +18,14 @@ from PIL import Image
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets import image_folder as folder_module
 from sam_runner.data.datasets.image_folder import image_folder
-from sam_runner.data.decode import read_image
+from sam_runner.data.files.decode import read_image
 from sam_runner.data.image_sets import ImageFiles, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import IMAGENET_NORMALISATION, Normalisation
 from sam_runner.data.splits import hold_out
 from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.utils.errors import InputError, TrainingError
-from tests.data.test_decode import smooth_pixels
+from tests.data.files.test_decode import smooth_pixels
 from tests.helpers import command
 
 CPU = torch.device("cpu")

@@ -1,6 +1,7 @@
 """Fine-tuning: loading weights, finding the head, its learning rate, frozen batch-norm statistics."""
 
 import copy
+import math
 
 import pytest
 import torch
@@ -70,6 +71,55 @@ def test_every_key_that_does_not_fit_is_named():
     assert all(torch.equal(before[key], value) for key, value in model.state_dict().items())
 
 
+def test_counters_of_batch_norm_may_be_missing():
+    state = {name: value for name, value in make_model().state_dict().items() if "num_batches" not in name}
+    assert len(state) < len(make_model().state_dict())
+    model = make_model(seed=2)
+    load_weights(model, state, "old.pt", CLASSES)
+    assert all(torch.equal(model.state_dict()[name], value) for name, value in state.items())
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_weights_that_are_not_finite_are_refused(value):
+    model, state = make_model(seed=2), make_model().state_dict()
+    state["features.0.weight"].view(-1)[0] = value
+    before = copy.deepcopy(model.state_dict())
+    with pytest.raises(InputError, match=r"weights.pt has values that are not finite\n  features\.0\.weight \(4, 1"):
+        load_weights(model, state, "weights.pt", CLASSES)
+    assert all(torch.equal(model.state_dict()[key], entry) for key, entry in before.items())
+
+
+def test_a_buffer_may_be_infinite_but_not_nan():
+    model, state = make_model(seed=2), make_model().state_dict()
+    model.register_buffer("mask", torch.zeros(2))
+    load_weights(model, state | {"mask": torch.tensor([0, -math.inf])}, "source", CLASSES)
+    assert model.mask.tolist() == [0, -math.inf]
+    with pytest.raises(InputError, match="not finite\n  mask"):
+        load_weights(model, state | {"mask": torch.tensor([0, math.nan])}, "source", CLASSES)
+
+
+def test_auxiliary_classifiers_are_left_out():
+    model, state = make_model(seed=2), make_model().state_dict()
+    load_weights(
+        model, state | {"AuxLogits.fc.weight": torch.zeros(9, 2), "aux2.fc.bias": torch.zeros(9)}, "a", CLASSES
+    )
+    assert all(torch.equal(value, state[key]) for key, value in model.state_dict().items())
+
+
+class Positions(nn.Module):
+    """A network with a position embedding for some number of patches, as a ViT."""
+
+    def __init__(self, patches):
+        super().__init__()
+        self.pos_embed = nn.Parameter(torch.zeros(1, patches, 2))
+        self.head = nn.Linear(2, CLASSES)
+
+
+def test_positions_of_another_image_size_are_answered_with_the_setting():
+    with pytest.raises(InputError, match=r"pos_embed: \(1, 5, 2\) given, \(1, 9, 2\) needed\n.* data\.image_size"):
+        load_weights(Positions(9), Positions(5).state_dict(), "vit.pt", CLASSES)
+
+
 def test_many_keys_that_do_not_fit_are_counted():
     with pytest.raises(InputError) as caught:
         load_weights(
@@ -77,7 +127,7 @@ def test_many_keys_that_do_not_fit_are_counted():
         )
     lines = str(caught.value).splitlines()
     assert len(lines) == 15
-    assert lines[-2] == "  and 12 more"
+    assert lines[-2] == "  and 8 more"
 
 
 @pytest.mark.parametrize(

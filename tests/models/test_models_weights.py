@@ -44,12 +44,19 @@ def write_weights(folder, kind, state):
     return path
 
 
-@pytest.mark.parametrize("kind", ["safetensors", "torch", "nested", "parallel"])
-def test_a_file_gives_every_weight_and_buffer(kind, tmp_path):
+@pytest.mark.parametrize("kind", ["safetensors", "torch", "nested"])
+@pytest.mark.parametrize("prefix", ["", "module.", "module._orig_mod.", "net.backbone."])
+def test_a_file_gives_every_weight_and_buffer(kind, prefix, tmp_path):
     state = make_model().state_dict()
-    given = {f"module.{key}": value for key, value in state.items()} if kind == "parallel" else state
+    given = {f"{prefix}{key}": value for key, value in state.items()}
     found = build_tiny(write_weights(tmp_path, kind, given)).state_dict()
     assert all(torch.equal(found[key], value) for key, value in state.items())
+
+
+def test_a_prefix_of_some_names_is_not_removed(tmp_path):
+    state = {f"module.{key}": value for key, value in make_model().state_dict().items()} | {"head": torch.zeros(2)}
+    with pytest.raises(InputError, match=r"missing: features\.0\.weight"):
+        build_tiny(write_weights(tmp_path, "torch", state))
 
 
 def test_a_head_of_other_classes_is_initialised_by_the_seed_and_the_log_says_so(tmp_path, caplog):
@@ -71,6 +78,7 @@ class Harmful:
     ("write_file", "message"),
     [
         (lambda path: None, "does not exist"),
+        (lambda path: path.mkdir(), "is a folder"),
         (lambda path: path.write_bytes(b"no weights"), "holds more than tensors"),
         (lambda path: torch.save({"weight": Harmful()}, path), "holds more than tensors"),
         (lambda path: torch.save([torch.zeros(2)], path), "holds no state_dict"),
@@ -188,7 +196,8 @@ def test_the_head_has_its_own_learning_rate():
     assert len(body["params"]) + len(head["params"]) == len(list(run.model.parameters()))
 
 
-def test_a_run_with_a_rate_for_the_head_continues_to_the_same_bytes(tmp_path):
+def test_a_run_with_a_rate_for_the_head_continues_to_the_same_bytes(tmp_path, caplog):
+    caplog.set_level(logging.INFO, "sam_runner")
     options = ("head_lr=0.2", "optimizer=sam", "freeze_batchnorm_stats=true", "schedule=constant")
     whole = train_tiny(tmp_path / "whole", *options)
     part = train_tiny(tmp_path / "part", *options, "max_steps=6")

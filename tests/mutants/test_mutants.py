@@ -206,7 +206,7 @@ MUTANTS = {
         ("objective: decay is not halved", "Objective._penalty", "A / 2", "A",
          "sam/test_agreement.py::training_equals_numpy"),
         ("objective: the ascent is shaken", "Objective.gradient",
-         "with true_gradient(A), self._checked_constants(): B", "with self._checked_constants(): B",
+         "with true_gradient(A), self._check_constants(): B", "with self._check_constants(): B",
          "models/test_models_shake.py::ascent_uses"),
         ("statistics: the second pass counts", "Objective._make_passes",
          "A if update_statistics else B.frozen()", "A", "sam/test_batch_statistics.py::one_update_per_step"),
@@ -553,7 +553,7 @@ MUTANTS = {
     ],
     "models.pretrained": [
         ("fine-tuning: a head half loaded", "load_weights", "A.startswith(B)", "False",
-         "models/test_models_finetune.py::head_is_loaded", 1),
+         "models/test_models_finetune.py::head_is_loaded", 2),
     ],
     "models.frozen_batchnorm": [
         ("fine-tuning: statistics are not frozen", "", "A.train = B", "A.train()",

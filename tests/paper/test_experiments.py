@@ -77,11 +77,26 @@ def test_the_paper_reports(words, sam, sgd):
 def test_the_paper_reports_one_number_or_none():
     assert target("experiment=label_noise", "augment=mixup").endswith(": SGD 93.0")
     assert target("experiment=ascent_steps", "optimizer.ascent_steps=5").endswith(": SAM 2.77")
-    assert target("experiment=svhn_wrn28_10", "augment=cutout") == "no number for these settings"
-    for other in ("noise=pair", "data=cifar100"):
-        assert target("experiment=label_noise", other) == "no number for these settings"
-    assert target("experiment=fashion_wrn28_10", "data=cifar10") == "no number for these settings"
     assert target("data=cifar10") == ""
+
+
+@pytest.mark.parametrize(
+    ("words", "nearest"),
+    [
+        (["experiment=svhn_wrn28_10", "augment=cutout"], "row uses augment=basic"),
+        (["experiment=label_noise", "noise=pair"], "rows use noise.rate=0.2 noise=symmetric, or noise.rate=0.4 noise"),
+        (["experiment=label_noise", "data=cifar100"], "row uses data=cifar10"),
+        (["experiment=fashion_wrn28_10", "data=cifar10"], "row uses data=fashion_mnist"),
+        (["experiment=finetune_efficientnet_b7", "paper=table3.pets"], "row uses data.image_size=600"),
+        (["experiment=imagenet_resnet50", "epochs=90"], "rows use epochs=100, or epochs=200, or epochs=400"),
+    ],
+)
+def test_without_a_number_the_nearest_rows_of_the_table_are_named(words, nearest):
+    assert target(*words).startswith(f"no number for these settings; the nearest {nearest}")
+
+
+def test_a_name_of_no_row_is_named():
+    assert target("experiment=label_noise", "paper=table9").endswith("; no row of the tables is named table9")
 
 
 def test_each_row_of_imagenet_has_both_errors_and_no_other_has():

@@ -11,7 +11,8 @@ from scipy import stats
 
 from sam_runner.reports.aggregate import METHOD_SETTINGS, paired_difference, values_by_seed
 from sam_runner.reports.comparison import Baseline, Fit, find_baselines, measure_fit, parse_baseline
-from sam_runner.reports.report import make_report, write_report
+from sam_runner.reports.output.files import write_report
+from sam_runner.reports.report import make_report
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 from tests.run_folders import lay, leave

@@ -7,8 +7,8 @@ import pytest
 from matplotlib import colors
 from matplotlib import pyplot as plt
 
-from sam_runner.reports import plots
-from sam_runner.reports.plots import arm_styles, draw_plots, plot_against, plotted_settings
+from sam_runner.reports.output import plots
+from sam_runner.reports.output.plots import arm_styles, draw_plots, plot_against, plotted_settings
 from sam_runner.reports.report import make_report
 from tests import plotting
 from tests.run_folders import lay

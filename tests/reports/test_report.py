@@ -18,10 +18,11 @@ from markupsafe import escape
 from scipy import stats
 
 from sam_runner.commands import report as report_command
-from sam_runner.reports.latex import write_narrow_table
-from sam_runner.reports.page import render_page
-from sam_runner.reports.plots import draw_plots
-from sam_runner.reports.report import make_report, write_report
+from sam_runner.reports.output.files import write_report
+from sam_runner.reports.output.latex import write_narrow_table
+from sam_runner.reports.output.page import render_page
+from sam_runner.reports.output.plots import draw_plots
+from sam_runner.reports.report import make_report
 from sam_runner.reports.tables import latex_table
 from tests.helpers import TINY, config_of, invoke
 from tests.run_folders import lay, leave
@@ -281,7 +282,7 @@ def test_the_definition_of_a_noisy_validation_accuracy_says_its_ceiling(tmp_path
         leave(tmp_path / str(seed), config, accuracy=0.9, result={"data": data}, **final)
     assert dict(make_report([tmp_path / "0"]).terms)["validation/accuracy"] == "accuracy on the held-out images"
     meaning = dict(make_report([tmp_path]).terms)["validation/accuracy"]
-    assert "(20% to 40% wrong), so about 60% to 80% is what" in meaning
+    assert "(20% to 40% wrong), so a network that is always right reaches about 60% to 80%" in meaning
 
 
 @pytest.mark.parametrize(("slowest", "is_told"), [(11.9, False), (12.1, True)])

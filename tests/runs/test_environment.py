@@ -4,8 +4,11 @@ import subprocess
 
 import pytest
 
+from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.runs import environment
+from sam_runner.runs.start import start_run
 from sam_runner.utils.files import read_json
+from tests.helpers import config_of, train_tiny, write_image_folder
 
 
 @pytest.mark.parametrize(
@@ -19,3 +22,21 @@ def test_only_changes_of_the_code_and_its_options_count(tmp_path, monkeypatch, c
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "sam_runner" / "runs" / "environment.py"))
     environment.write_environment(tmp_path / "run", "cpu", "fp32")
     assert read_json(tmp_path / "run" / "environment.json")["git_changes"] is expected
+
+
+def test_another_decoder_of_images_is_named_when_a_run_goes_on(tmp_path):
+    environment.write_environment(tmp_path, "cpu", "fp32", "torchvision 0.29, pillow 13")
+    assert environment.compare_environment(tmp_path, "cpu", "fp32", "torchvision 0.29, pillow 13") == []
+    changed = environment.compare_environment(tmp_path, "cpu", "fp32", "pillow 13")
+    assert changed == ["image_decoders torchvision 0.29, pillow 13 -> pillow 13"]
+    environment.write_environment(tmp_path, "cpu", "fp32")  # a run without image files, or of an earlier version
+    assert environment.compare_environment(tmp_path, "cpu", "fp32", "pillow 13") == []
+
+
+def test_a_run_records_what_decodes_its_image_files(tmp_path):
+    root = write_image_folder(tmp_path / "images")
+    words = ("data=image_folder", f"data.root={root}", "model.width=4", "batch_size=32", "epochs=1", "device=cpu")
+    start_run(config_of(*words, f"run_dir={tmp_path / 'files'}"))
+    assert read_json(tmp_path / "files" / "environment.json")["image_decoders"] == describe_decoders()
+    train_tiny(tmp_path / "other", "epochs=1")
+    assert read_json(tmp_path / "other" / "environment.json")["image_decoders"] is None

@@ -1,5 +1,7 @@
 """``dry_run=true`` without the data: every experiment is planned from published sizes."""
 
+import json
+
 import pytest
 import torch
 from torch import nn
@@ -9,7 +11,7 @@ from sam_runner.paper.rows import load_rows
 from sam_runner.runs import dry_run
 from sam_runner.runs.dry_run import count_activation_bytes, count_state_copies, describe_time
 from sam_runner.utils.files import CONF
-from tests.helpers import invoke
+from tests.helpers import TINY, invoke
 
 HEAVY = {"cifar_pyramidnet", "cifar_pyramidnet_shakedrop", "finetune_efficientnet_b7", "imagenet_resnet152"}
 EXPERIMENTS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -139,7 +141,28 @@ def test_copies_of_the_weights_in_the_state(kind, options, copies):
     assert count_state_copies(optimizer) == copies
 
 
+def test_the_number_of_epochs_is_that_of_the_steps(tmp_path, monkeypatch, capsys):
+    words = ("data=cifar10", "model=resnet20", "epochs=9", "batch_size=100")
+    assert plan(monkeypatch, capsys, tmp_path, *words)["steps"] == "4,500 in all, 500 per epoch, 9 epochs"
+    shorter = plan(monkeypatch, capsys, tmp_path, *words, "max_steps=1001")["steps"]
+    assert shorter == "1,001 in all (max_steps), 500 per epoch, 3 epochs"
+
+
+def test_the_plan_of_a_run_that_exists_says_what_is_done(tmp_path, monkeypatch, capsys):
+    words = [*TINY, "optimizer=sam", "run_dir=run", "precision=fp32"]
+    assert "  done " not in invoke(monkeypatch, capsys, tmp_path, *words, "dry_run=true").stdout
+    invoke(monkeypatch, capsys, tmp_path, *words, "epochs=1")
+    steps = json.loads((tmp_path / "run/result.json").read_text())["step"]
+    planned = invoke(monkeypatch, capsys, tmp_path, "resume=run", "epochs=2", "dry_run=true")
+    assert f"  done       {steps:,} steps; steps, compute and time" in planned.stdout
+    assert f"  steps      {2 * steps:,} in all" in planned.stdout
+    refused = invoke(monkeypatch, capsys, tmp_path, "resume=run", "lr=0.3", "dry_run=true")
+    assert (refused.returncode, "holds a run with other settings" in refused.stderr) == (2, True)
+
+
 def test_times_are_in_a_unit_that_reads():
     assert describe_time(3.6e17, 100).startswith("1 hours at 100 TFLOP/s")
-    assert describe_time(3e15, 100).startswith("0.5 minutes at 100")
+    assert describe_time(9e15, 100).startswith("1.5 minutes at 100")
+    assert describe_time(3e15, 100).startswith("30 seconds at 100")
+    assert describe_time(3e13, 100).startswith("0.3 seconds at 100")
     assert describe_time(8.64e19, 100).startswith("10 days at 100")

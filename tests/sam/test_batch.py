@@ -1,6 +1,10 @@
 """Any model, any loss: structures of inputs, targets and outputs, against plain references in float64."""
 
 import copy
+from collections import OrderedDict, UserDict
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -261,6 +265,89 @@ def test_outputs_of_parts_are_joined():
         join_outputs([torch.zeros(2), {"x": torch.zeros(1)}], [2, 1])
     with pytest.raises(ValueError, match="zip"):
         join_outputs([torch.zeros(2), torch.zeros(1)], [2])
+
+
+@dataclass(frozen=True)
+class Outputs:
+    """Outputs that PyTorch's pytree does not know."""
+
+    logits: Any = None
+    states: Any = None
+
+
+class Entries(dict):
+    """A dictionary that pytree does not know."""
+
+
+@dataclass
+class Both(OrderedDict):
+    """A dataclass whose given fields are also entries, as Hugging Face's ``ModelOutput``; pytree does not know it."""
+
+    logits: Any = None
+    states: Any = None
+
+    def __post_init__(self):
+        self.update({name: value for name, value in vars(self).items() if value is not None})
+
+
+CONTAINERS = [Outputs, Entries, SimpleNamespace, Both]
+
+
+def entry(outputs, name):
+    return outputs[name] if isinstance(outputs, dict) else getattr(outputs, name)
+
+
+class Wrapped(nn.Module):
+    """A linear network that returns its logits in an object."""
+
+    def __init__(self, container):
+        super().__init__()
+        torch.manual_seed(0)
+        self.layer, self.container = nn.Linear(3, 2), container
+
+    def forward(self, inputs):
+        logits = self.layer(inputs)
+        return self.container(logits=logits, states=(logits + 1, None))
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("options", [{}, {"num_chunks": 3, "batch_size": 6}, {"autocast_dtype": torch.bfloat16}])
+def test_outputs_in_an_object_are_those_of_the_whole_batch(container, options):
+    model = Wrapped(container)
+    types = set()
+
+    def loss(outputs, targets):
+        types.add(entry(outputs, "logits").dtype)
+        return F.cross_entropy(entry(outputs, "logits"), targets)
+
+    batch = Batch(torch.randn(6, 3), torch.arange(6) % 2)
+    with torch.autocast("cpu", torch.bfloat16, enabled="autocast_dtype" in options):
+        expected = model.layer(batch.inputs).float().detach()
+    step = SamStep(Objective(model, loss, **options), torch.optim.SGD(model.parameters(), lr=0.1))
+    outputs = step(batch, rho=0.05).outputs
+    assert type(outputs) is container
+    found = [entry(outputs, "logits"), entry(outputs, "states")[0]]
+    for tensor, wanted in zip(found, [expected, expected + 1], strict=True):
+        assert not tensor.requires_grad
+        torch.testing.assert_close(tensor, wanted, rtol=0, atol=1e-2 if options.get("autocast_dtype") else 1e-6)
+    assert entry(outputs, "states")[1] is None
+    assert types == {torch.float32}
+    if container is Both:
+        assert outputs["logits"] is outputs.logits
+
+
+def test_objects_in_inputs_or_targets_cannot_be_split():
+    batch = Batch(torch.zeros(4, 3), Outputs(torch.zeros(4)))
+    with pytest.raises(ValueError, match="cannot split the Outputs in inputs or targets: give a dict or a tuple"):
+        batch.split(2)
+
+
+def test_a_mapping_of_inputs_is_passed_as_keyword_arguments():
+    model = Wrapped(dict)
+    inputs = UserDict(inputs=torch.ones(4, 3))
+    objective = Objective(model, lambda outputs, _: outputs["logits"].mean(), num_chunks=2, batch_size=4)
+    step = SamStep(objective, torch.optim.SGD(model.parameters(), lr=0.1))
+    assert step(Batch(inputs, None), rho=0.05).outputs["logits"].shape == (4, 2)
 
 
 def test_signatures_tell_shapes_dtypes_and_structures_apart():

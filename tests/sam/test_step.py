@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.sam.batch import Batch
-from sam_runner.sam.methods import KStep, Sam, SecondOrder
+from sam_runner.sam.methods import Asam, KStep, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.seeding import RngState
@@ -256,6 +256,14 @@ def test_misuse_of_the_step_is_answered():
     batch = Batch(torch.zeros(4, 3), torch.zeros(4, dtype=torch.long))
     with pytest.raises(TypeError, match=r"not a Linear: SamStep\(Objective\(model, loss\), optimizer\)"):
         SamStep(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    with pytest.raises(TypeError, match="an instance of a method, not the class Asam"):
+        SamStep(good, torch.optim.SGD(model.parameters(), lr=0.1), Asam)
+    with pytest.raises(TypeError, match="an instance of a method, not 'asam'"):
+        SamStep(good, torch.optim.SGD(model.parameters(), lr=0.1), "asam")
+    with pytest.raises(TypeError, match="not function and Linear: Objective"):
+        Objective(F.cross_entropy, model)
+    with pytest.raises(TypeError, match=r"rho='0\.05' is not a number"):
+        SamStep(good, torch.optim.SGD(model.parameters(), lr=0.1))(batch, rho="0.05")
     with pytest.raises(TypeError, match="LBFGS needs a closure"):
         SamStep(good, torch.optim.LBFGS(model.parameters()))
     with torch.no_grad(), pytest.raises(RuntimeError, match=r"outside torch.no_grad\(\)"):

@@ -55,6 +55,6 @@ def test_the_page_has_a_row_for_each_table(tmp_path):
     page = tmp_path / "page.md"
     page.write_text(f"a\n{BEGIN}old\n{END}b\n")
     write_page([report], page)
-    assert "| t | 4 | 0 | code 2: 3; rare | --seed 1, 2026-11-26 |" in page.read_text()
+    assert "| t | 4 | 0 | code 2: 3; rare: 1 | --seed 1, 2026-11-26 |" in page.read_text()
     assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")
     assert "old" not in page.read_text()

@@ -98,6 +98,16 @@ def test_invalid_options_are_refused(arguments, message, answer):
 
 
 @pytest.mark.slow
+def test_plans_of_a_table_need_no_images_and_write_nothing(tmp_path):
+    words = ("--table", 5, "--scale", "full", "--seeds", 1, "--rows", "fashion_wrn28_10-basic-s", "--out", tmp_path)
+    done = reproduce(*words, "dry_run=true", "data.root=/nowhere", "model.widen_factor=1")
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("  steps      46,800 in all, 234 per epoch, 200 epochs\n") == 2
+    assert done.stdout.count("  paper      Table 5") == 2
+    assert done.stdout.endswith("2 runs, all planned\n")
+    assert not list(tmp_path.iterdir())
+
+
 def test_runs_save_at_the_end_of_the_time_and_the_same_command_continues(tmp_path):
     words = ["--table", "c4", "--scale", "smoke", "--jobs", "1", "epochs=4000", "--out", tmp_path]
     done = reproduce(*words, "--minutes", "0.4", "--rows", "c4-(sgd|true)", "max_steps=12000", timeout=120)

@@ -170,6 +170,18 @@ def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys
     assert "holds neither a sweep nor a run" in refused.stderr
 
 
+def test_sam_status_finds_runs_and_sweeps_in_outputs(tmp_path, monkeypatch, capsys):
+    lay(tmp_path / "outputs/runs/a", accuracy=0.75)
+    lay(tmp_path / "outputs/mine", accuracy=0.5)
+    lay(tmp_path / "outputs/too/deep/b", accuracy=0.5)
+    lay_job(tmp_path / "outputs/sweeps/first", "a")
+    for words in ((), ("outputs",)):
+        done = invoke(monkeypatch, capsys, tmp_path, *words, entry=status_command.main)
+        assert done.returncode == 0, done.stderr
+        starts = [line.partition(":")[0].split()[-1] for line in done.stdout.splitlines() if line[0] != " "]
+        assert starts == ["outputs/mine", "outputs/runs/a", "outputs/sweeps/first"]
+
+
 def test_sam_status_answers_without_torch(tmp_path):
     lay_job(tmp_path / "first", "a")
     code = (

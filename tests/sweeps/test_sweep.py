@@ -22,7 +22,7 @@ from sam_runner.commands import train as train_command
 from sam_runner.config.hydra import guard as hydra_guard
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.messages import explain
-from sam_runner.reports import report
+from sam_runner.reports.output import files as report_files
 from sam_runner.reports.results import read_runs
 from sam_runner.runs import lock
 from sam_runner.runs.folder import require_usable, write_config
@@ -377,7 +377,7 @@ def test_signal_handlers_are_installed_again_before_each_job(tmp_path, monkeypat
     monkeypatch.setattr(job, "run_job", lambda *_: seen.append("job"))
     stop = contextlib.nullcontext(signals.SweepStop(lambda: seen.append("install")))
     monkeypatch.setattr(signals, "forward_signals", lambda _: stop)
-    monkeypatch.setattr(report, "write_sweep_report", lambda _: None)  # saves time: no job has a run
+    monkeypatch.setattr(report_files, "write_sweep_report", lambda _: None)  # saves time: no job has a run
     invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, "seed=0,1", "sweep_name=x", "sweep.jobs=auto")
     assert seen[-4:] == ["install", "job", "install", "job"]
 

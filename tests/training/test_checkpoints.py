@@ -250,7 +250,7 @@ def test_plain_values_that_are_no_state_are_refused(tmp_path, value):
     source = tmp_path / "source"
     torch.save(value, source)
     write_with_manifest(tmp_path / "checkpoints", source.read_bytes())
-    with pytest.raises(InputError, match="no checkpoint"):
+    with pytest.raises(InputError, match="not a checkpoint"):
         CheckpointFolder(tmp_path / "checkpoints").load_latest()
 
 

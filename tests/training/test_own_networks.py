@@ -213,8 +213,8 @@ def test_outputs_without_logits_are_refused(tmp_path):
 @pytest.mark.parametrize(
     ("base", "message"),
     [
-        ("NeedsClosure", "nothing but gradients"),
-        ("NeedsHessian", "nothing but gradients"),
+        ("NeedsClosure", "with gradients alone"),
+        ("NeedsHessian", "with gradients alone"),
         ("torch.optim.LBFGS", "closure"),
         ("torch.optim.SparseAdam", "sparse gradients"),
         ("torch.optim.Muon", "Muon only supports 2D parameters"),

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from sam_runner.commands import evaluate as evaluate_command
+from sam_runner.config import rules
 from sam_runner.runs import start
 from sam_runner.training import evaluation, loop
 from sam_runner.training.checkpoints import CheckpointFolder
@@ -234,12 +235,15 @@ def test_two_interrupts_end_a_run_immediately_and_keep_the_last_checkpoint(tmp_p
     assert read_status(tmp_path / "run")["status"] == "interrupted"
 
 
-def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize(("module", "name"), [(start, "build_run"), (rules, "require_files")])
+def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(
+    module, name, tmp_path, monkeypatch, capsys
+):
     def interrupt(*_, **__):
         os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(start, "build_run", interrupt)
+        patch.setattr(module, name, interrupt)
         done = invoke(patch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     assert (done.returncode, done.stderr) == (130, "interrupted before anything was written\n")
     assert not (tmp_path / "run").exists()
@@ -367,7 +371,7 @@ def test_fewer_steps_than_completed_are_refused_and_no_file_changes(after, fewer
     needed = (
         f"epochs={math.ceil((after or STEPS) / PER_EPOCH)}" if fewer == "epochs=1" else f"max_steps={after or STEPS}"
     )
-    assert f"  give {needed} or more, or another run_dir\n" in done.stderr
+    assert f"  give {needed} or more; for a new run: another run_dir, or config=RUN\n" in done.stderr
     assert {path: path.read_bytes() for path in (tmp_path / "run").rglob("*") if path.is_file()} == before
     if after is not None:
         assert invoke(monkeypatch, capsys, tmp_path, *words).returncode == 0

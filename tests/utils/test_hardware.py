@@ -27,6 +27,16 @@ def test_usable_cores_are_the_smaller_of_affinity_and_read_cpu_quota(monkeypatch
     assert hardware.count_usable_cores() == expected
 
 
+@pytest.mark.parametrize(("content", "limit"), [("1048576\n", 1 << 20), ("max\n", float("inf")), ("", float("inf"))])
+def test_usable_memory_is_that_of_the_machine_or_the_limit_of_a_control_group(tmp_path, monkeypatch, content, limit):
+    (tmp_path / "memory.max").write_text(content)
+    assert hardware._read_memory_limit(tmp_path / "memory.max") == limit
+    assert hardware._read_memory_limit(tmp_path / "nowhere") == float("inf")
+    monkeypatch.setattr(os, "sysconf", {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1000}.get)
+    monkeypatch.setattr(hardware, "_read_memory_limit", lambda path: limit)
+    assert hardware.count_usable_memory() == min(limit, 4096 * 1000)
+
+
 @pytest.mark.parametrize(
     ("supported", "precision", "reason"),
     [

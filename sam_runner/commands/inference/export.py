@@ -13,7 +13,7 @@ def main() -> int:
 
 
 def export(arguments: list[str]) -> int:
-    """Write the file, and print how far its logits are from those of the network."""
+    """Write the file, and print how far its logits are from those of the network, and what its input is."""
     parser = Parser(
         "sam-export",
         "Write the network of a run as a file. The exported and the original network are run on the same images, and"
@@ -52,4 +52,5 @@ def export(arguments: list[str]) -> int:
         f"{out}: {given.format}, {len(found.content):,} bytes; largest difference of a logit {found.difference:.3g}"
         f" (tolerance {found.tolerance:.3g})"
     )
+    print(f"input: {found.input}")
     return DONE

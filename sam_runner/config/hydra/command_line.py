@@ -1,13 +1,17 @@
 """The command line of sam-train: flags, and arguments in the form in which Hydra reads them."""
 
 import os
+import shlex
+from pathlib import Path
 from typing import NamedTuple
 
 from sam_runner.config.allowed_targets import trust_typed_targets
 from sam_runner.config.experiment import GROUPS, ExperimentConfig
+from sam_runner.config.help import list_options
 from sam_runner.config.hydra.own_options import complete_own_options, list_typed_targets
 from sam_runner.config.validation import find_close
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import CONF, SETTINGS_FILE, explain_missing_run
 
 FLAGS = frozenset(
     [
@@ -119,8 +123,8 @@ def _continue_run(name: str, flags: list[str], overrides: list[str]) -> str:
     folder = os.path.expanduser(name).rstrip("/") or "/"
     if os.path.basename(folder) == "config.yaml":
         folder = os.path.dirname(folder) or "."
-    if not os.path.isfile(os.path.join(folder, "config.yaml")):
-        raise InputError(f"resume={name} is no run folder: there is no config.yaml in it\n  give resume=RUN")
+    if not os.path.isfile(os.path.join(folder, SETTINGS_FILE)):
+        raise InputError(f"resume={name} is not a run folder: {explain_missing_run(Path(folder))}")
     if {"-m", "--multirun"} & {*flags}:
         raise InputError(
             "resume continues a single run, and -m makes several\n"
@@ -132,8 +136,22 @@ def _continue_run(name: str, flags: list[str], overrides: list[str]) -> str:
                 f"{word}: resume={name} continues the run in its own folder\n"
                 f"  for a new run with the same settings: config={name} {word}"
             )
+    _require_no_options(name, overrides)
     quoted = folder.replace("'", "\\'")
     return f"run_dir='{quoted}'"
+
+
+def _require_no_options(name: str, overrides: list[str]) -> None:
+    """Refuse options of groups with ``resume=``: the run has its options, and they cannot change."""
+    groups = list_options(CONF)
+    options = [word for word in overrides if word.lstrip("+~").partition("=")[0] in groups]
+    if options:
+        others = [word for word in overrides if word not in options]
+        raise InputError(
+            f"resume={name} continues with the options that the run has: leave out {shlex.join(options)}\n"
+            f"  sam-train {shlex.join([f'resume={name}', *others])}\n"
+            "  for a run with other options give the whole command without resume="
+        )
 
 
 def _require_accepted(argument: str) -> None:

@@ -115,7 +115,8 @@ def require_single_values(overrides: Sequence[str]) -> None:
         name = override.key_or_group
         if name in OF_WHOLE_SWEEP and override.is_sweep_override():
             raise InputError(
-                f"{override.input_line} gives several values, and the whole sweep has one\n  give one value"
+                f"{override.input_line} gives several values, but this setting applies to the whole sweep\n"
+                "  give one value"
             )
 
 

@@ -74,7 +74,7 @@ def _describe_missing_name(arguments: list[str], conf: Path) -> str:
         if equals and not group:
             return f"{argument} has no key\n  arguments are key=value, group=option or flags"
         if group in groups and value.lower() in ("null", "true", "false", ""):
-            return f"{argument} is no option of a group\n  choose one with {group}=NAME: {', '.join(groups[group])}"
+            return f"{argument} is not an option of a group\n  choose one with {group}=NAME: {', '.join(groups[group])}"
     return f"an option of a group must be a name\n  given: {' '.join(arguments)[:300]}"
 
 
@@ -185,7 +185,7 @@ def _suggest_target(arguments: list[str]) -> str:
         is_name = re.fullmatch(r"\w+(\.\w+)+", value) is not None and is_in_working_folder(value.partition(".")[0])
         target = target_of_file(value) or (value if is_name else "")
         if key in OPTIONS and target:
-            return f"{argument}: an option is no code\n  for code of your own: {key}._target_={target}"
+            return f"{argument}: an option is not a file of code\n  for code of your own: {key}._target_={target}"
     return ""
 
 
@@ -194,7 +194,7 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     group, _, name = missing.rpartition("/")
     without_option = re.fullmatch(r".*override +/?([\w/]+?) *", missing)
     if without_option:
-        return _suggest_defaults(f"{missing} names no option", without_option[1], "NAME")
+        return _suggest_defaults(f"{missing} does not name an option", without_option[1], "NAME")
     own_group = group.partition("/")[2]
     if group not in groups and own_group in groups:  # in a file of the first group, without slash
         return _suggest_defaults(

@@ -36,7 +36,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
     if not file or not os.path.isfile(path):
         reason = f"{path} does not exist" if file else "it has no value"
         raise InputError(
-            f"config={file} names no run: {reason}\n"
+            f"config={file} does not name a run: {reason}\n"
             "  give the folder of a run or its config.yaml, for example config=outputs/runs/NAME"
         )
     for word in overrides:
@@ -44,7 +44,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
         if group in list_options(CONF):
             raise InputError(
                 f"{word} chooses an option, and {file} holds the settings of all groups\n"
-                "  change single settings by their keys, or leave config= out"
+                "  change single settings by their keys, such as optimizer.rho=0.1, or leave config= out"
             )
     settings = read_yaml(path)
     if not isinstance(settings, dict):

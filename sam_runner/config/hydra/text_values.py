@@ -38,7 +38,7 @@ def _quote_word(word: str, is_sweep: bool) -> str:
     if not equals or "${" in value or value[:1] in ("", "'", '"') or key.startswith("~"):
         return word
     if name in _word_lists():
-        return word if value[0] == "[" else f"{key}={_quote(value)}"  # also with -m: they are no several values
+        return word if value[0] == "[" else f"{key}={_quote(value)}"  # also with -m: they are not several values
     if name not in _text_settings() and name not in list_options(CONF) and not (name in GROUPS and value[0] == "["):
         return word
     override = _parse(word)

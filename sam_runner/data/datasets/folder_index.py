@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.datasets.folder_layout import NEVER_IMAGES, Layout, LeftOut, Part, find_layout, suffix_of
-from sam_runner.data.decode import SUFFIXES
-from sam_runner.data.file_cache import FileCache, choose_cache
+from sam_runner.data.files.decode import SUFFIXES
+from sam_runner.data.files.file_cache import FileCache, choose_cache
 
 log = logging.getLogger("sam_runner")
 INDEX_FORMAT = 2  # to be raised when the same files give another layout

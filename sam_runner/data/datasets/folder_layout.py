@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from sam_runner.data.decode import SUFFIXES, is_image_file
+from sam_runner.data.files.decode import SUFFIXES, is_image_file
 from sam_runner.utils.errors import InputError, MissingDataError
 
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"

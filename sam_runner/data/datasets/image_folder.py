@@ -66,10 +66,10 @@ def image_folder(
 
     def make_images(part: Part) -> Images:
         labels = torch.from_numpy(np.array(part.labels, np.int64))  # faster than from a list
-        files = Path(base), tuple(part.paths), labels, layout.classes, labels, image_size or 0, eval_crop_ratio
+        files = Path(base), tuple(part.paths), labels, layout.classes, labels, image_size or 0, eval_crop_ratio, cache
         if on_disk:
             return ImageFiles(*files)
-        return UnreadImages(*files, count_usable_cores() if num_workers is None else num_workers, cache)
+        return UnreadImages(*files, num_workers=count_usable_cores() if num_workers is None else num_workers)
 
     images = make_images(layout.train)
     if layout.test is None:

@@ -166,7 +166,7 @@ def _extract_pickle(content: bytes) -> bytes:
     with zipfile.ZipFile(io.BytesIO(content)) as archive:
         entries = [entry for entry in archive.infolist() if entry.filename.endswith("data.pkl")]
         if len(entries) != 1 or entries[0].compress_type != zipfile.ZIP_STORED or entries[0].file_size > len(content):
-            raise pickle.UnpicklingError("it is no file of torch.save")
+            raise pickle.UnpicklingError("it was not written by torch.save")
         return archive.read(entries[0])
 
 

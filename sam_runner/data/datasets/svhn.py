@@ -70,7 +70,7 @@ def _read_mat(path: Path) -> ImageSet:
             raise ValueError(f"its y is {label_kind} {label_shape}, not one number for each of {shape[3]} images")
         content = loadmat(path, variable_names=["X", "y"])
     except KeyError as error:
-        raise InputError(f"{path} holds no {error.args[0]}: it is no file of SVHN") from error
+        raise InputError(f"{path} holds no {error.args[0]}: it is not a file of SVHN") from error
     except Exception as error:  # a damaged file can raise any exception
         raise InputError(
             f"{path} cannot be read: {str(error)[:200]}\n  it may be damaged; download it again"

@@ -13,8 +13,9 @@ from sam_runner.utils.seeding import make_generator
 class Esam(Method):
     """eps is SAM's times M / beta with M_i = 1 with probability beta, else 0; the mean of eps is SAM's.
 
-    The second pass differentiates the part gamma of the group's examples whose loss rises most from w to w + eps. That
-    takes a forward pass of the whole group at w + eps. A step costs 1 + gamma gradients and that forward pass.
+    The second pass differentiates the fraction gamma of the group's examples whose loss rises most from w to w + eps.
+    To choose them, the step makes a forward pass of the whole group at w + eps. So a step costs 1 + gamma gradients and
+    one forward pass.
 
     Disagreement: M is drawn for each weight, as in the paper; the authors' code (dydjw9/Efficient_SAM) draws it for
     whole tensors and does not compute the gradients of the others, a saving that is not made here. In that code
@@ -24,7 +25,7 @@ class Esam(Method):
 
     Args:
         beta: Probability that a weight is perturbed, in (0, 1].
-        gamma: Part of the examples of the second pass, in (0, 1]. beta = gamma = 1 is SAM to the bit.
+        gamma: Fraction of the examples that the second pass uses, in (0, 1]. beta = gamma = 1 is bitwise equal to SAM.
         seed: Seed of M, which is a function of the seed and the step's number.
         sync_perturbation: In data-parallel training one eps for all ranks, see `Method`.
     """

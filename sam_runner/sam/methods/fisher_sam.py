@@ -13,10 +13,10 @@ class FisherSam(Method):
     F is the paper's approximation of the Fisher matrix: the diagonal, squared batch gradients in place of squared
     gradients of the log-likelihood, and 1 added so that it has an inverse.
 
-    Disagreement: an implementation by others has ||eps||_2 = rho; two have the length rho in the Fisher metric, which
-    the ball prescribes. Sources of the defaults: the authors published no code. rho 0.1 (their gamma) and eta 1 are
-    those of the two with the Fisher metric; a third (SungJun98/SA-BMA) has rho 0.05 and eta 0.1. The paper's text was
-    not available.
+    Disagreement: in one implementation by others ||eps||_2 = rho; in two, eps has the length rho in the Fisher metric,
+    as the paper's constraint requires. Sources of the defaults: the authors published no code. rho 0.1 (their gamma)
+    and eta 1 are those of the two with the Fisher metric; a third (SungJun98/SA-BMA) has rho 0.05 and eta 0.1. The
+    paper's text was not available.
 
     Args:
         eta: Weight of the squared gradient, >= 0. eta = 0 is SAM.

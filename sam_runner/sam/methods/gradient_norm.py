@@ -9,7 +9,7 @@ from sam_runner.sam.methods.around import Around
 class GradientNorm(Around):
     """The final gradient is (1 - alpha) g + alpha g_eps: the gradient of L(w) + alpha rho ||grad L(w)|| to first order.
 
-    Disagreement: the authors' code (zhaoyang-0204/gnp) has a flag, on by default, that replaces g in the mean by
+    Disagreement: the authors' code (zhaoyang-0204/gnp) has a flag, on by default, that replaces g in this mean by
     g / ||g||; the paper's equation is followed. Sources of the defaults: alpha 0.8 is that of the authors' recipe for
     CIFAR-10, which has rho (its r) 0.1; rho here is SAM's 0.05.
 

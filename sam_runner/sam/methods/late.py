@@ -14,7 +14,7 @@ class Late(SomeSteps):
     epochs.
 
     Args:
-        fraction: In [0, 1]. 1 is SAM, 0 is the base optimizer to the bit.
+        fraction: Fraction of the steps that are SAM's, in [0, 1]. 1 is SAM, 0 is exactly the base optimizer.
         part: "last" or "first".
         total_steps: T, number of steps of the training.
         around: The method of the chosen steps. Default: SAM.

@@ -1,1 +1,1 @@
-"""What a step has to know of any network: its buffers, its trained parameters and the memory of their gradients."""
+"""What a step needs from a network (buffers, trained parameters, memory of gradients), and joint passes of networks."""

@@ -2,10 +2,10 @@
 
 Runs that differ only in their seed launch the same small kernels one after the other. Here each run is a thread. The
 threads meet where their networks are called (`sam_runner.utils.turns`), and `torch.func.vmap` over the stacked weights,
-buffers and inputs makes one pass for all of them. They meet again in the backward pass. Loss, perturbation, optimizer
-and all else stay those of each run.
+buffers and inputs makes one pass for all of them. They meet again in the backward pass. Each run still has
+its own loss, perturbation, optimizer and everything else.
 
-The numbers of a network differ from those of a pass of its own by rounding only: vmap turns matrix products into
+The results of a joint pass differ from those of separate passes by rounding only: vmap turns matrix products into
 batched ones and convolutions into grouped ones.
 """
 
@@ -72,7 +72,7 @@ class _Backward:
 
 
 class JointPasses:
-    """Lets runs in threads make their passes together.
+    """Makes joint passes for runs in threads.
 
     Args:
         read: Maps what a network returns to one tensor whose first axis is the example; logits (N, C).

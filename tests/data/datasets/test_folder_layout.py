@@ -13,7 +13,7 @@ from PIL import Image
 
 from sam_runner.data.datasets.folder_layout import find_layout, natural_key
 from sam_runner.data.datasets.image_folder import image_folder
-from sam_runner.data.decode import read_image
+from sam_runner.data.files.decode import read_image
 from sam_runner.utils.errors import InputError
 
 

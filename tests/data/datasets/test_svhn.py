@@ -78,7 +78,7 @@ def test_other_contents_are_refused(tmp_path, changed, message):
 def test_a_file_without_images_is_refused(tmp_path):
     write_files(tmp_path)
     savemat(tmp_path / "test_32x32.mat", {"y": np.ones((3, 1), np.uint8)})
-    with pytest.raises(InputError, match=r"test_32x32\.mat holds no X: it is no file of SVHN"):
+    with pytest.raises(InputError, match=r"test_32x32\.mat holds no X: it is not a file of SVHN"):
         svhn(root=str(tmp_path))
 
 

@@ -117,7 +117,7 @@ def _count_seeds(n: pd.Series) -> str:
 def plotted_settings(report: Report) -> list[str]:
     """Return the searched settings, or rho, that have at least two positive values to plot the metric against."""
     groups = report.groups[report.groups["n"] > 0]
-    names = dict.fromkeys([*report.searched[0], *(["rho"] if "rho" in groups else [])])
+    names = dict.fromkeys([*report.search_settings[0], *(["rho"] if "rho" in groups else [])])
     numeric = [name for name in names if pd.api.types.is_numeric_dtype(groups[name])]
     return [name for name in numeric if groups.loc[groups[name] > 0, name].nunique() > 1]
 

@@ -12,16 +12,9 @@ from PIL import Image
 from PIL.JpegImagePlugin import JpegImageFile
 from torchvision.transforms import RandomResizedCrop
 
-from sam_runner.data import decode
-from sam_runner.data.decode import (
-    CropBox,
-    centre_crop_box,
-    check_image,
-    crop_and_resize,
-    random_crop_box,
-    read_crop,
-    read_image,
-)
+from sam_runner.data.files import decode
+from sam_runner.data.files.boxes import CropBox, centre_crop_box, random_crop_box
+from sam_runner.data.files.decode import check_image, crop_and_resize, read_crop, read_image
 from sam_runner.utils.errors import InputError
 
 SIDES = st.integers(1, 40)
@@ -33,6 +26,10 @@ def smooth_pixels(height, width, seed=0):
     return np.asarray(Image.fromarray(small).resize((width, height), Image.Resampling.BICUBIC))
 
 
+def hwc(image_CHW):
+    return image_CHW.permute(1, 2, 0).numpy()
+
+
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK"])
 @pytest.mark.parametrize("quality", [30, 95])
 @pytest.mark.parametrize("with_torchvision", [True, False])
@@ -40,7 +37,7 @@ def test_jpeg_equals_pillow(tmp_path, monkeypatch, mode, quality, with_torchvisi
     path = tmp_path / "image.jpg"
     Image.fromarray(smooth_pixels(61, 43)).convert(mode).save(path, quality=quality)
     if not with_torchvision:
-        monkeypatch.setattr(decode, "_jpeg_decoder", lambda: None)
+        monkeypatch.setattr(decode, "whole_decoder", lambda: None)
     expected = np.asarray(Image.open(path).convert("RGB")).astype(int)
     image = read_image(path)
     assert image.dtype == torch.uint8
@@ -99,10 +96,10 @@ def test_a_crop_is_correct_at_every_reduction(tmp_path, factor, suffix, monkeypa
     result = read_crop(path, lambda height, width: box, size)
     reductions = [round(side * 1.25) / decoded[2] for _, decoded in drafts]
     assert reductions == ([2 ** int(math.log2(min(factor, 8)))] if suffix == "jpg" and factor >= 2 else [])
-    expected = crop_and_resize(read_image(path), box, size)
+    expected = crop_and_resize(hwc(read_image(path)), box, size)
     assert result.shape == (3, size, size)
     assert (result.int() - expected.int()).abs().max() <= (12 if suffix == "jpg" else 0)
-    moved = crop_and_resize(read_image(path), box._replace(top=0, left=0), size)
+    moved = crop_and_resize(hwc(read_image(path)), box._replace(top=0, left=0), size)
     assert (moved.int() - expected.int()).abs().max() > 16
 
 
@@ -114,8 +111,7 @@ def test_resizing_equals_pillows_bilinear_filter(height, width, size, data):
     pixels = smooth_pixels(height, width)
     part = Image.fromarray(pixels[top : top + box_height, left : left + box_width])
     expected = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
-    image = torch.from_numpy(pixels.copy()).permute(2, 0, 1)
-    result = crop_and_resize(image, CropBox(top, left, box_height, box_width), size)
+    result = crop_and_resize(pixels, CropBox(top, left, box_height, box_width), size)
     assert result.shape == (3, size, size)
     assert np.abs(result.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
 

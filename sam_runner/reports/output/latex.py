@@ -84,7 +84,7 @@ def _is_fraction(report: Report) -> bool:
 
 
 def _format_estimate(found: Estimate | None, is_fraction: bool, sign: str = "") -> str:
-    """Return mean and interval, of a fraction in % with two digits behind the point."""
+    """Return mean and interval, of a fraction in % with two decimals."""
     if found is None or found.n == 0:
         return DASH
     factor, digits = (100, 2) if is_fraction else (1, 4)
@@ -136,7 +136,7 @@ def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
             sentences.append(f"Cost: gradient evaluations relative to {name}.")
     chosen = sorted({choice.metric for choice in report.choices if choice.num_values > 1})
     if chosen:
-        names = " and ".join(SYMBOLS.get(name) or escape_latex(name) for name in report.searched[0])
+        names = " and ".join(SYMBOLS.get(name) or escape_latex(name) for name in report.search_settings[0])
         optimistic = ", which is optimistic" if any(choice.is_optimistic for choice in report.choices) else ""
         sentences.append(f"{names[0].upper()}{names[1:]} has the best {escape_latex(' or '.join(chosen))}{optimistic}.")
     if f"best/{report.metric}" in report.estimates or report.metric.startswith("best/"):

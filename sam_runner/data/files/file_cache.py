@@ -9,12 +9,14 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 from sam_runner.utils.manifest import check_manifest, write_manifest
@@ -63,6 +65,19 @@ class FileCache:
             write_manifest(path)
         except (OSError, RuntimeError) as error:  # torch.save raises a RuntimeError on a full disk
             log.warning("data.cache: %s cannot be written: %s", path, error)
+
+
+def files_key(root: Path, paths: Iterable[str]) -> Iterator[Any]:
+    """Yield what the pixels of files depend on: the decoders, and names, sizes and times of the files."""
+    yield [version("torch"), describe_decoders()]
+    yield str(root.resolve())
+    for path in paths:
+        try:
+            facts = os.stat(os.path.join(root, path))
+        except OSError:  # it is reported when it is decoded
+            yield [path]
+        else:
+            yield [path, facts.st_size, facts.st_mtime_ns]
 
 
 def choose_cache(setting: bool | str) -> FileCache | None:

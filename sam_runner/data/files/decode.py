@@ -1,21 +1,20 @@
 """Decode image files to uint8 tensors of one size: choose a box, crop it, and resize it once with antialiasing."""
 
 import io
-import math
 import os
-import random
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from functools import cache
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 from torch.nn import functional as F
 
+from sam_runner.data.files.boxes import CropBox
+from sam_runner.data.files.jpeg import open_parts, whole_decoder
 from sam_runner.utils.errors import InputError
 
 FORMATS = ("JPEG", "PNG", "GIF", "TIFF", "WEBP", "BMP", "PPM")  # accepted image formats, by Pillow's names
@@ -26,15 +25,6 @@ SUFFIXES = frozenset(
     }
 )  # fmt: skip
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of whole files, by Pillow's names
-
-
-class CropBox(NamedTuple):
-    """A rectangle of an image, in pixels."""
-
-    top: int
-    left: int
-    height: int
-    width: int
 
 
 def read_image(path: str | Path) -> Tensor:
@@ -49,7 +39,7 @@ def read_image(path: str | Path) -> Tensor:
     with _report_unreadable(path):
         content = Path(path).read_bytes()
         with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            return _decode_rgb(opened, content)
+            return torch.from_numpy(_decode_rgb(opened, content)).permute(2, 0, 1)
 
 
 def read_size(path: str | Path) -> tuple[int, int]:
@@ -58,8 +48,18 @@ def read_size(path: str | Path) -> tuple[int, int]:
     Raises:
         InputError: If the file does not begin like an image; the message has its path.
     """
+    _, height, width = read_format(path)
+    return height, width
+
+
+def read_format(path: str | Path) -> tuple[str, int, int]:
+    """Return format (Pillow's name), height and width of an image file from its header.
+
+    Raises:
+        InputError: If the file does not begin like an image; the message has its path.
+    """
     with _report_unreadable(path), Image.open(path, formats=FORMATS) as opened:
-        return opened.height, opened.width
+        return opened.format or "", opened.height, opened.width
 
 
 def check_image(path: str | Path) -> None:
@@ -82,11 +82,13 @@ def check_image(path: str | Path) -> None:
 def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size: int) -> Tensor:
     """Decode a part of an image file and resize it to a square; see `read_image` and `crop_and_resize`.
 
-    A JPEG whose box is at least twice `size` is decoded at 1/2, 1/4 or 1/8 of its size, which is cheaper.
+    A JPEG whose box is at least twice `size` is decoded at 1/2, 1/4 or 1/8 of its size, which is cheaper. Of another
+    JPEG only the box is decoded if nvImageCodec is installed; the pixels are the same. Damage below the box is then not
+    found.
 
     Args:
         path: Image file.
-        choose_box: Maps height and width of the whole image to the box to crop.
+        choose_box: Maps height and width of the whole image to the box to crop; it is called once.
         size: Side of the result in pixels.
 
     Returns:
@@ -96,20 +98,37 @@ def read_crop(path: str | Path, choose_box: Callable[[int, int], CropBox], size:
         InputError: If the file cannot be decoded; the message has its path.
     """
     with _report_unreadable(path):
-        content = Path(path).read_bytes()
-        with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
-            width, height = opened.size
-            box = choose_box(height, width)
-            reduction = min(box.height, box.width) // size
-            if opened.format != "JPEG" or reduction < 2:
-                return crop_and_resize(_decode_rgb(opened, content), box, size)
-            draft = opened.draft("RGB", (width // reduction, height // reduction))
-            scale = 1.0 if draft is None else draft[1][2] / width
-            right = min((box.left + box.width) * scale, opened.width)
-            bottom = min((box.top + box.height) * scale, opened.height)
-            corners = box.left * scale, box.top * scale, right, bottom
-            crop = opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, corners)
-            return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
+        with open(path, "rb") as file:
+            content = file.read()
+        parts = open_parts(content)
+        if parts is None:
+            return _read_crop_whole(content, choose_box, size)
+        box = choose_box(parts.height, parts.width)
+        part = None if can_reduce(box, size) else parts.decode(box)
+        if part is None:
+            return _read_crop_whole(content, lambda height, width: box, size)  # noqa: ARG005
+        return crop_and_resize(part, CropBox(0, 0, box.height, box.width), size)
+
+
+def can_reduce(box: CropBox, size: int) -> bool:
+    """Return whether a JPEG is decoded at a fraction of its size, to crop `box` and resize it to `size` pixels."""
+    return min(box.height, box.width) // size >= 2
+
+
+def _read_crop_whole(content: bytes, choose_box: Callable[[int, int], CropBox], size: int) -> Tensor:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as opened:
+        width, height = opened.size
+        box = choose_box(height, width)
+        if opened.format != "JPEG" or not can_reduce(box, size):
+            return crop_and_resize(_decode_rgb(opened, content), box, size)
+        reduction = min(box.height, box.width) // size
+        draft = opened.draft("RGB", (width // reduction, height // reduction))
+        scale = 1.0 if draft is None else draft[1][2] / width
+        right = min((box.left + box.width) * scale, opened.width)
+        bottom = min((box.top + box.height) * scale, opened.height)
+        corners = box.left * scale, box.top * scale, right, bottom
+        crop = opened.convert("RGB").resize((size, size), Image.Resampling.BILINEAR, corners)
+        return torch.from_numpy(np.array(crop)).permute(2, 0, 1)
 
 
 def is_image_file(path: str | Path) -> bool:
@@ -133,25 +152,11 @@ def _report_unreadable(path: str | Path) -> Iterator[None]:
         raise InputError(f"{path} cannot be read as an image: {reason[:200]}\n  remove it or replace it") from error
 
 
-def _decode_rgb(opened: Image.Image, content: bytes) -> Tensor:
-    if opened.format == "JPEG" and opened.mode in ("RGB", "L") and (decode := _jpeg_decoder()):
+def _decode_rgb(opened: Image.Image, content: bytes) -> NDArray[np.uint8]:
+    """Return the pixels of a whole image, (H, W, 3)."""
+    if opened.format == "JPEG" and opened.mode in ("RGB", "L") and (decode := whole_decoder()):
         return decode(content)
-    return torch.from_numpy(np.array(to_8_bits(opened).convert("RGB"))).permute(2, 0, 1)
-
-
-@cache
-def _jpeg_decoder() -> Callable[[bytes], Tensor] | None:
-    """Return torchvision's JPEG decoder, or None if this release has none (they are to move to TorchCodec)."""
-    try:
-        from torchvision.io import ImageReadMode, decode_jpeg  # imported here because it takes a second
-    except ImportError:
-        return None
-
-    def decode(content: bytes) -> Tensor:
-        image: Tensor = decode_jpeg(torch.frombuffer(bytearray(content), dtype=torch.uint8), mode=ImageReadMode.RGB)
-        return image
-
-    return decode
+    return np.array(to_8_bits(opened).convert("RGB"))
 
 
 def to_8_bits(image: Image.Image) -> Image.Image:
@@ -172,34 +177,26 @@ def to_8_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((np.asarray(image).astype(np.int64) >> 8).clip(0, 255).astype(np.uint8))
 
 
-def centre_crop_box(height: int, width: int, fraction: float = 1.0) -> CropBox:
-    """Return the centred square whose side is `fraction` of the shorter side, at least one pixel."""
-    side = max(1, round(fraction * min(height, width)))
-    return CropBox((height - side) // 2, (width - side) // 2, side, side)
+def crop_and_resize(image_HWC: NDArray[np.uint8], box: CropBox, size: int) -> Tensor:
+    """Crop an image to a box and resize it to a square, bilinear with antialiasing.
 
+    Args:
+        image_HWC: (H, W, C); it may be read-only.
+        box: Part of the image.
+        size: Side of the result in pixels.
 
-def random_crop_box(height: int, width: int, crop_scale_min: float, draws: random.Random) -> CropBox:
-    """Draw a box as torchvision's RandomResizedCrop does (Szegedy et al., CVPR 2015, section 6).
-
-    The area is uniform in [crop_scale_min, 1] of the image's, the aspect ratio log-uniform in [3/4, 4/3]. After ten
-    boxes that do not fit, the result is the largest centred box whose aspect ratio is in that range.
+    Returns:
+        uint8, (C, size, size), in memory (size, size, C).
     """
-    for _ in range(10):
-        area = draws.uniform(crop_scale_min, 1) * height * width
-        aspect = math.exp(draws.uniform(math.log(3 / 4), math.log(4 / 3)))
-        box_width, box_height = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
-        if 0 < box_width <= width and 0 < box_height <= height:
-            return CropBox(
-                draws.randint(0, height - box_height), draws.randint(0, width - box_width), box_height, box_width
-            )
-    box_width = min(width, round(height * 4 / 3))
-    box_height = min(height, round(width * 4 / 3))
-    return CropBox((height - box_height) // 2, (width - box_width) // 2, box_height, box_width)
+    crop = np.require(
+        image_HWC[box.top : box.top + box.height, box.left : box.left + box.width], requirements=("C", "W")
+    )
+    images_NCHW = torch.from_numpy(crop)[None].permute(0, 3, 1, 2)  # channels_last for torch, unlike x.permute()[None]
+    if (box.height, box.width) != (size, size):
+        images_NCHW = F.interpolate(images_NCHW, (size, size), mode="bilinear", antialias=True)
+    return images_NCHW[0]
 
 
-def crop_and_resize(image_CHW: Tensor, box: CropBox, size: int) -> Tensor:
-    """Crop a uint8 image to `box` and resize it to (C, size, size), bilinear with antialiasing."""
-    crop = image_CHW[:, box.top : box.top + box.height, box.left : box.left + box.width]
-    if crop.shape[1:] == (size, size):
-        return crop
-    return F.interpolate(crop[None], (size, size), mode="bilinear", antialias=True)[0]
+def stack_images(images_CHW: Sequence[Tensor]) -> Tensor:
+    """Return images of `crop_and_resize` as one tensor (N, C, size, size) in channels_last memory, the cheapest one."""
+    return torch.stack([image.permute(1, 2, 0) for image in images_CHW]).permute(0, 3, 1, 2)

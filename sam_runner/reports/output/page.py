@@ -9,7 +9,7 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
-from sam_runner.reports.plots import INK, Plot
+from sam_runner.reports.output.plots import INK, Plot
 from sam_runner.reports.report import LEFT_ALIGNED, Report
 from sam_runner.reports.results import RunRecord
 from sam_runner.reports.tables import printable
