@@ -16,7 +16,7 @@ from sam_runner.analysis.answers import Answer, StoredProducts, hold_lock, requi
 from sam_runner.analysis.options import CurvatureOptions, Measurement
 from sam_runner.analysis.subject import Subject
 from sam_runner.geometry.density import Density, density_of_probes
-from sam_runner.geometry.lanczos import MAX_BASIS, largest_eigenvalues
+from sam_runner.geometry.lanczos import MAX_BASIS, asymmetry, largest_eigenvalues
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.trace import estimate_trace, random_signs
 from sam_runner.utils.errors import InputError, TrainingError
@@ -26,6 +26,8 @@ from sam_runner.utils.seeding import make_generator
 log = logging.getLogger("sam_runner")
 TOLERANCE = 1e-3  # of the residuals of the eigenvalues, relative to the largest one
 MAX_PRODUCTS = 300
+ASYMMETRY = 1e-3  # of the products, relative; rounding in float32 is about 1e-6
+METHOD = 2  # increased when numbers change: answers of an earlier method are computed anew
 
 
 @dataclass(frozen=True)
@@ -84,18 +86,19 @@ def measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpti
 
 
 def _measure_curvature(subject: Subject, how: Measurement, options: CurvatureOptions, path: Path) -> Curvature:
-    settings = {**asdict(how), **asdict(options), "sha256": subject.digest}
+    settings = {**asdict(how), **asdict(options), "sha256": subject.digest, "method": METHOD}
     answer = Answer(path, settings)
     wanted = {"eigenvalues", *(["trace"] * (options.trace_products > 0)), *(["nodes"] * (options.density_probes > 0))}
     if wanted <= answer.values.keys():
         log.info("%s %s: from %s", subject.label, subject.checkpoint, answer.path)
+        _warn(answer.values)
         return Curvature(subject, answer.values)
     loss = subject.loss(how)
     if options.k > len(loss):
         raise InputError(f"--k {options.k} eigenvalues of {len(loss)} weights\n  accepted: 1 to {len(loss)}")
     log.info("%s", describe(subject, loss, how))
-    answer.save(**_facts(subject, loss))
-    total = 4 * options.k + 6 + options.trace_products + options.density_probes * options.density_steps
+    answer.save(**_facts(loss))
+    total = 4 * options.k + 16 + options.trace_products + options.density_probes * options.density_steps
     with tqdm(total=total, desc="products", disable=None, leave=False) as bar:
         store = StoredProducts(
             subject.files / f"products-{subject.checkpoint}-{settings_digest(settings)}.bin",
@@ -112,23 +115,25 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
     """Compute the parts of the answer that are missing; each is saved when it is finished."""
     started = time.perf_counter()
     generator = make_generator(options.seed, "probes")
-    probes = random_signs(max(options.density_probes, 1), loss.weights, generator)
+    probes = random_signs(max(options.density_probes, 2), loss.weights, generator)
+    if "asymmetry" not in answer.values:  # the products are those with which density and eigenvalues begin
+        units = [probe / probe.norm() for probe in probes[:2]]
+        answer.save(asymmetry=asymmetry(store.one, *units))
     if "eigenvalues" not in answer.values:
         found = largest_eigenvalues(
             store.one,
             probes[0],
             options.k,
             tolerance=TOLERANCE,
-            max_products=MAX_PRODUCTS,
+            max_products=max(MAX_PRODUCTS, 4 * options.k),
             max_basis=max(MAX_BASIS, 2 * options.k + 10),
             seed=options.seed,
         )
         answer.save(eigenvalues=found.values, residuals=found.residuals, converged=found.converged)
         log.info("lambda_max %.6g after %d products", found.values[0], found.num_products)
-        if not found.converged:
-            log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(found.residuals))
+        _warn(answer.values)
     if options.density_probes and "nodes" not in answer.values:  # starts from the vector of the eigenvalues
-        density = density_of_probes(store.one, list(probes), options.density_steps)
+        density = density_of_probes(store.one, list(probes[: options.density_probes]), options.density_steps)
         answer.save(nodes=density.nodes.tolist(), weights=density.weights.tolist())
     if options.trace_products and "trace" not in answer.values:
         trace = estimate_trace(store, loss.weights, options.trace_products, seed=options.seed)
@@ -136,13 +141,22 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
     answer.save(seconds=answer.values.get("seconds", 0.0) + time.perf_counter() - started)
 
 
-def _facts(subject: Subject, loss: MeanLoss) -> dict[str, Any]:
+def _warn(values: dict[str, Any]) -> None:
+    if values["asymmetry"] > ASYMMETRY:
+        log.warning(
+            "the Hessian-vector products are not symmetric, by %.2g%%: an operation of the network has a wrong second "
+            "derivative, or float32 is too coarse; compare with --dtype float64", 100 * values["asymmetry"],
+        )  # fmt: skip
+    if not values["converged"]:
+        log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(values["residuals"]))
+
+
+def _facts(loss: MeanLoss) -> dict[str, Any]:
     value, gradient = loss.gradient(loss.weights)
     norm = float(gradient.double().norm())
     if not (math.isfinite(value) and math.isfinite(norm)):
         raise TrainingError(
-            f"{subject.folder} {subject.checkpoint} has no curvature: its training loss is {value:g}, the norm of the "
-            f"gradient {norm:g}\n  leave this run out"
+            f"no curvature: the training loss is {value:g}, the norm of the gradient {norm:g}\n  leave this run out"
         )
     return {
         "loss": value,

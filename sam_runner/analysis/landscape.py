@@ -5,6 +5,7 @@ Each point is evaluated by itself and stored. So points run in parallel, and a s
 
 import json
 import logging
+import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
@@ -24,7 +25,8 @@ from sam_runner.analysis.subject import Subject
 from sam_runner.geometry.directions import Plane, filter_normalised, plane_through
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.sam.batch import Batch
-from sam_runner.utils.errors import InputError
+from sam_runner.training.subset import decay_in_loss
+from sam_runner.utils.errors import InputError, TrainingError
 
 log = logging.getLogger("sam_runner")
 MARGIN = 0.25  # of the extent of the points, around a path or a plane through checkpoints
@@ -99,15 +101,19 @@ def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options
         options: Sizes of the grids.
 
     Raises:
-        InputError: If the networks have weights of other shapes, or three checkpoints are on one line.
+        InputError: If the networks have weights of other shapes, or other values that are not weights, or three
+            checkpoints are on one line.
+        TrainingError: If the loss of a checkpoint is not finite.
     """
     loss, weights = losses[0], [own.weights for own in losses]
-    shapes = [[param.shape for param in own.parameters] for own in losses]
-    for subject, own in zip(subjects, shapes, strict=True):
-        if own != shapes[0]:
-            raise InputError(
-                f"{subject.folder} and {subjects[0].folder} have networks with weights of other shapes\n"
-                "  give runs of the same network"
+    for subject, own in zip(subjects, losses, strict=True):
+        _require_same_network(subjects[0], loss, subject, own)
+        _warn_of_other_loss(subjects[0], loss, subject, own)
+        value = own.value(own.weights)
+        if not math.isfinite(value):
+            raise TrainingError(
+                f"{subject.folder} {subject.checkpoint} has no slice: its training loss is {value:g}\n"
+                "  leave this run out"
             )
     labels = [subject.label for subject in subjects]
     if len(subjects) == 1:
@@ -131,6 +137,44 @@ def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options
     return [
         Slice("plane", plane, axes[0], axes[1], [(label, *place) for label, place in zip(labels, places, strict=True)])
     ]
+
+
+def _require_same_network(first: Subject, loss: MeanLoss, other: Subject, own: MeanLoss) -> None:
+    """Require that the weights of a run make its network of the network of the first run.
+
+    Raises:
+        InputError: If the weights have other shapes, or frozen layers, running statistics or other buffers differ.
+    """
+    if [param.shape for param in own.parameters] != [param.shape for param in loss.parameters]:
+        raise InputError(
+            f"{other.folder} and {first.folder} have networks with weights of other shapes\n"
+            "  give runs of the same network"
+        )
+    states = loss.fixed_state, own.fixed_state
+    differ = [name for name in states[0] if name not in states[1] or not torch.equal(*(s[name] for s in states))]
+    if not differ:
+        return
+    name = differ[0].removeprefix("model.")
+    statistics = all(name.endswith(("running_mean", "running_var")) for name in differ)
+    raise InputError(
+        f"{other.folder} and {first.folder} differ in {name}, which is not trained, so a point between them has no "
+        + ("running statistics\n  use --batchnorm reestimate" if statistics else "network\n  give runs that share it")
+    )
+
+
+def _warn_of_other_loss(first: Subject, loss: MeanLoss, other: Subject, own: MeanLoss) -> None:
+    """Say so if a run was trained with another loss than the first run, whose loss is measured at all points."""
+    parts = {
+        "training images or labels": not own.shares_examples(loss),
+        "label smoothing": other.config.label_smoothing != first.config.label_smoothing,
+        "weight decay in the loss": decay_in_loss(other.config) != decay_in_loss(first.config),
+    }
+    differ = [name for name, is_other in parts.items() if is_other]
+    if differ:
+        log.warning(
+            "%s was trained with other %s than %s, whose loss is measured at all points",
+            other.label, ", ".join(differ), first.label,
+        )  # fmt: skip
 
 
 def evaluate_slice(part: Slice, loss: MeanLoss, test: Batch, path: Path, *, num_threads: int) -> pd.DataFrame:

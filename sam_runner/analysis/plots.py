@@ -95,7 +95,8 @@ def draw_lambda_max(axes: Axes, curves: Sequence[tuple[str, Sequence[int], Seque
     else:
         axes.set_yticks(range(len(curves)), [label for label, _, _ in curves])
         axes.set(xlabel="largest eigenvalue", title="Largest eigenvalue", ylim=(len(curves) - 0.5, -0.5))
-        axes.set_xlim(0, 1.1 * max(max(values) for _, _, values in curves))
+        largest = max(max(values) for _, _, values in curves)
+        axes.set_xlim(0, 1.1 * largest if largest > 0 else 1)
     axes.grid(alpha=0.25, linewidth=0.5)
 
 
@@ -157,6 +158,9 @@ def draw_surface(
     grid = table.pivot(index="b", columns="a", values=column)
     values = np.nan_to_num(grid.to_numpy(), nan=np.inf)
     finite = values[np.isfinite(values)]
+    if not finite.size:
+        axes.set(xlabel="a", ylabel="b", title=f"{title}: not finite at any point")
+        return
     low, high = max(float(finite.min()), 1e-8), float(finite.max())
     levels = np.geomspace(low, max(high, low * 1.01), 16)
     clipped = np.clip(values, low, levels[-1])

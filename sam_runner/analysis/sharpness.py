@@ -20,6 +20,7 @@ from sam_runner.utils.errors import InputError
 
 log = logging.getLogger("sam_runner")
 GAPS = ("loss gap", "accuracy gap")
+METHOD = 2  # increased when numbers change: answers of an earlier method are computed anew
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,7 @@ def measure_sharpness(subject: Subject, how: Measurement, options: SharpnessOpti
 
 def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path: Path) -> dict[str, float | None]:
     """Return the content of the answer; None stands for a number that is not finite, which JSON does not have."""
-    settings = {**asdict(how), "sha256": subject.digest}
+    settings = {**asdict(how), "sha256": subject.digest, "method": METHOD}
     kept = ("num_steps", "num_restarts", "num_directions", "max_groups", "seed")
     settings |= {name: value for name, value in asdict(options).items() if name in kept}
     answer, wanted = Answer(path, settings), measures(options)
@@ -135,6 +136,7 @@ def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path
         return answer.values
     loss = subject.loss(how)
     groups = [describe_groups(m, loss.num_examples, options) for m in options.group_sizes]
+    _require_possible_groups(loss, options)
     log.info("%s", describe(subject, loss, how))
     log.info("m-sharpness: %s", "; ".join(groups))
     if "test_nll" not in answer.values:
@@ -146,6 +148,18 @@ def _measure(subject: Subject, how: Measurement, options: SharpnessOptions, path
         else:
             answer.save(**{name: _finite(found)})
     return answer.values
+
+
+def _require_possible_groups(loss: MeanLoss, options: SharpnessOptions) -> None:
+    """Refuse groups of one image if batch norm would have one value for each channel."""
+    if 1 not in options.group_sizes:
+        return
+    try:
+        loss.part(0, 1).value(loss.weights)
+    except ValueError as error:
+        raise InputError(
+            "--m 1: batch norm cannot normalise one image\n  give --m of at least 2, or --batchnorm eval"
+        ) from error
 
 
 def _finite(value: float) -> float | None:

@@ -23,6 +23,7 @@ from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.training.metrics import evaluation_metrics
 from sam_runner.training.state import Run
 from sam_runner.training.subset import fixed_subset, subset_loss
+from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json
 
 log = logging.getLogger("sam_runner")
@@ -86,10 +87,25 @@ class Subject:
         return fixed_subset(images, how.examples, self.run.train, DTYPES[how.dtype])
 
     def loss(self, how: Measurement) -> MeanLoss:
-        """Return the loss of the run on its fixed training examples, at the weights that it is evaluated with."""
-        batch = self.examples(self.train, how)
+        """Return the loss of the run on its fixed training examples, at the weights that it is evaluated with.
+
+        Raises:
+            InputError: If the network does not compute in the number format.
+            TrainingError: If the network draws random numbers in evaluation mode.
+        """
+        batch, dtype = self.examples(self.train, how), DTYPES[how.dtype]
         with evaluation_weights(self.run.step.optimizer):
-            return subset_loss(self.config, self.run.model, batch, batchnorm=how.batchnorm, dtype=DTYPES[how.dtype])
+            loss = subset_loss(self.config, self.run.model, batch, batchnorm=how.batchnorm, dtype=dtype)
+        try:
+            loss.require_repeatable()
+        except (RuntimeError, TypeError) as error:
+            if dtype == torch.float32:
+                raise
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            raise InputError(
+                f"{self.folder}: the network does not compute in {how.dtype}: {reason}\n  leave --dtype out"
+            ) from error
+        return loss
 
     def generalisation(self) -> dict[str, float]:
         """Return accuracy and mean negative log-likelihood on the whole training set and the whole test set.

@@ -83,7 +83,7 @@ def _measure(subjects: Sequence[Any], how: Measurement, options: CurvatureOption
         try:
             found.append(measure_curvature(subject, how, options))
         except TrainingError as error:
-            print_error(str(error))
+            print_error(f"{subject.folder} {subject.checkpoint}: {error}")
             continue
         finally:
             subject.release()

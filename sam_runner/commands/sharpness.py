@@ -16,7 +16,7 @@ from sam_runner.commands.arguments import (
     require_runs,
 )
 from sam_runner.commands.exit_codes import DONE, run_command
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 
 MAX_PANELS = 4
 
@@ -102,7 +102,10 @@ def _measure(subjects: Sequence[Any], how: Measurement, options: SharpnessOption
 
     found = []
     for subject in subjects:
-        found.append(measure_sharpness(subject, how, options))
+        try:
+            found.append(measure_sharpness(subject, how, options))
+        except TrainingError as error:
+            raise TrainingError(f"{subject.folder} {subject.checkpoint}: {error}") from error
         subject.release()
     return found
 

@@ -5,7 +5,7 @@ they do with the three-term recurrence in floating point (Golub and Van Loan, Ma
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,6 +15,7 @@ from sam_runner.utils.seeding import make_generator
 Product = Callable[[Tensor], Tensor]
 BREAKDOWN = 1e-6  # of float32; a residual that is smaller relative to the operator is rounding
 ROUNDING = 1e-5  # of a product in float32, relative to the largest absolute eigenvalue
+OF_ITSELF = 0.02  # largest residual of an eigenvalue that is much smaller than the largest one, relative to itself
 MIN_PRODUCTS = 10  # a random start is nearly in the null space of a large Hessian, which looks converged at first
 MAX_BASIS = 48
 
@@ -51,13 +52,19 @@ def largest_eigenvalues(
     Thick-restart Lanczos (Wu and Simon, 2000): when the basis is full, the best Ritz vectors start the next one, so
     memory is `max_basis` vectors.
 
+    Products of one start see one vector of each eigenspace. So after convergence with k > 1, a random vector that is
+    orthogonal to the eigenvectors starts `MIN_PRODUCTS` further products. If they find a larger eigenvalue, a copy of
+    one that is known, say, the iteration goes on.
+
     Args:
         product: v -> A v for v of shape (n,).
         start: Any non-zero vector, (n,): floating point, not orthogonal to the eigenvectors.
         k: Number of eigenvalues, in [1, n].
         tolerance: Bound of the residuals, relative to the largest eigenvalue. The error of an eigenvalue that is
-            separated from the others is about the square of its relative residual. Where the most negative eigenvalue
-            is far larger in absolute value, the bound is at least the rounding of the products.
+            separated from the others is about the square of its relative residual. For an eigenvalue that is less than
+            50 times the tolerance, the bound is `OF_ITSELF` of it, but not below a tenth of the tolerance. Where the
+            most negative eigenvalue is far larger in absolute value, the bound is at least the rounding of the
+            products.
         max_products: Largest number of products.
         max_basis: Largest number of vectors that are kept, at least k + 2 unless n is smaller.
         seed: Seed of the vectors that replace the start where its invariant subspace is exhausted.
@@ -70,21 +77,29 @@ def largest_eigenvalues(
         raise ValueError(f"k={k} eigenvalues of {n} weights: accepted are 1 to {n}")
     krylov = _Krylov(start, size=min(n, max(max_basis, k + 2)))
     generator = make_generator(seed, "lanczos")
-    num_products, is_replaced = 0, False
+    num_products, is_replaced, first = 0, False, k + MIN_PRODUCTS  # `first`: products before the first test
+    known: Eigenvalues | None = None
     while True:
         ritz = krylov.multiply(product)
         num_products += 1
         top = range(krylov.count - 1, max(krylov.count - 1 - k, -1), -1)
-        is_early = krylov.count < k or (ritz.beta > 0 and num_products < k + MIN_PRODUCTS)
+        values, residuals = ([float(part[i]) for i in top] for part in (ritz.values, ritz.residuals))
+        is_early = krylov.count < k or (ritz.beta > 0 and num_products < first)
+        if known is not None and not is_early and not _is_larger(values, known, tolerance):
+            return replace(known, num_products=num_products)
         is_complete = not is_early and _are_complete(ritz, top, tolerance, is_replaced=is_replaced)
-        converged = krylov.count == n or is_complete
-        if converged or num_products >= max_products:
-            values, residuals = ([float(part[i]) for i in top] for part in (ritz.values, ritz.residuals))
-            return Eigenvalues(values, residuals, num_products, converged)
-        if krylov.count == krylov.size:
+        found = Eigenvalues(values, residuals, num_products, is_complete or krylov.count == n)
+        is_certain = k == 1 or ritz.beta == 0 or krylov.count == n
+        if num_products >= max_products or (found.converged and is_certain):
+            return found
+        if found.converged:
+            krylov.restart(ritz, k)
+            known, first = found, num_products + MIN_PRODUCTS
+        elif krylov.count == krylov.size:
             krylov.restart(ritz, min(k + (krylov.size - k) // 2, krylov.size - 1))
         is_replaced = ritz.beta == 0
-        krylov.append(_next_vector(ritz.direction, ritz.beta, krylov.vectors, generator))
+        beta = 0.0 if found.converged else ritz.beta
+        krylov.append(_next_vector(ritz.direction, beta, krylov.vectors, generator))
 
 
 @dataclass(frozen=True)
@@ -150,7 +165,7 @@ class _Krylov:
 
     def restart(self, ritz: _Ritz, kept: int) -> None:
         """Replace the basis by the eigenvectors of the `kept` largest eigenvalues."""
-        self._basis[:kept] = ritz.coefficients[:, -kept:].T.to(self._basis) @ self._basis
+        self._basis[:kept] = ritz.coefficients[:, -kept:].T.to(self._basis) @ self.vectors
         self._projected.zero_()
         self._projected[range(kept), range(kept)] = ritz.values[-kept:]
         self.count = kept
@@ -164,11 +179,18 @@ class _Krylov:
 def _are_complete(ritz: _Ritz, top: range, tolerance: float, *, is_replaced: bool) -> bool:
     """Return whether the eigenvalues at the positions `top` are the largest ones of the operator, and exact enough."""
     if ritz.beta > 0:
-        bound = max(tolerance * abs(float(ritz.values[top[0]])), min(tolerance, ROUNDING) * ritz.scale)
-        return all(float(ritz.residuals[i]) <= bound for i in top)
+        least, largest = min(tolerance, ROUNDING) * ritz.scale, tolerance * abs(float(ritz.values[top[0]]))
+        bounds = [max(min(largest, max(OF_ITSELF * abs(float(ritz.values[i])), largest / 10)), least) for i in top]
+        return all(float(ritz.residuals[i]) <= bound for i, bound in zip(top, bounds, strict=True))
     # An invariant subspace may lack copies of an eigenvalue. But if a random vector is an eigenvector, so is every
     # vector that is orthogonal to the basis.
     return is_replaced and float(ritz.values[top[-1]]) >= ritz.newest - BREAKDOWN * ritz.scale
+
+
+def _is_larger(values: list[float], known: Eigenvalues, tolerance: float) -> bool:
+    """Return whether one of the eigenvalues is above the known one at its place by more than the tolerance."""
+    bound = tolerance * abs(known.values[0])
+    return any(value > old + bound for value, old in zip(values, known.values, strict=True))
 
 
 def _orthogonalise(vector: Tensor, basis: Tensor) -> tuple[Tensor, Tensor]:
@@ -186,8 +208,25 @@ def _next_vector(direction: Tensor, beta: float, basis: Tensor, generator: torch
     if beta == 0:
         direction = torch.randn(direction.shape, generator=generator, dtype=direction.dtype).to(direction.device)
         _, direction = _orthogonalise(direction, basis)
-    unit: Tensor = direction / direction.norm()
+    unit: Tensor = direction / direction.norm(dtype=torch.float64)  # squares of small numbers are 0 in float32
     return unit
+
+
+def asymmetry(product: Product, first: Tensor, second: Tensor) -> float:
+    """Return |u.Av - v.Au| relative to the usual size of u.Av, for two random vectors u and v of signs.
+
+    It is rounding for a symmetric A. For the second derivatives of a network it is about the norm of their error
+    relative to the Hessian's, if an operation has wrong ones; no wrong part that is symmetric is found.
+
+    Args:
+        product: v -> A v for v of shape (n,).
+        first: u, (n,), of length 1.
+        second: v, (n,), of length 1.
+    """
+    products = [product(vector).double() for vector in (first, second)]
+    difference = float(first.double() @ products[1] - second.double() @ products[0])
+    size = float(products[0].norm() * products[1].norm()) ** 0.5 / len(first) ** 0.5
+    return abs(difference) / size if size else 0.0
 
 
 def quadrature(product: Product, start: Tensor, num_steps: int) -> tuple[Tensor, Tensor]:
@@ -214,6 +253,6 @@ def quadrature(product: Product, start: Tensor, num_steps: int) -> tuple[Tensor,
         is_exhausted = beta <= BREAKDOWN * float(projected[:count, :count].abs().max())
         if count == size or is_exhausted:
             break
-        basis[count] = direction / direction.norm()
+        basis[count] = direction / direction.norm(dtype=torch.float64)
     values, vectors = torch.linalg.eigh(projected[:count, :count])
     return values, vectors[0].square()

@@ -17,10 +17,12 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
+from sam_runner.utils.errors import TrainingError
 
 BatchNormMode = Literal["train", "eval", "reestimate"]
 Loss = Callable[[Any, Tensor], Tensor]
 PRODUCT = "a Hessian-vector product"
+REPEATABLE = 1e-3  # largest difference of two passes, relative to the largest output; GPUs may round differently
 
 
 class Score(NamedTuple):
@@ -42,7 +44,8 @@ class MeanLoss:
 
     Args:
         model: The network, which maps inputs to logits (N, C); w are its parameters that require gradients.
-        loss: Maps (logits, targets) to the mean loss of the examples, 0-dim.
+        loss: Maps (logits, targets) to the mean loss of the examples, 0-dim. `value`, `scores` and `gradient` call it
+            with float64 logits: the rises of sharpness can be smaller than the rounding of a loss in float32.
         batch: All examples on the model's device: inputs (N, ...); targets: classes, int64, (N,), or floating-point
             numbers (N, ...).
         chunk_size: Largest number of examples that are evaluated at once, >= 1. The sizes of chunks differ by at most
@@ -103,6 +106,22 @@ class MeanLoss:
         """One tensor for each trained parameter, a view of `weights`."""
         return self.unflatten(self.weights)
 
+    @property
+    def fixed_state(self) -> dict[str, Tensor]:
+        """The tensors of the network besides w that L depends on, by name: frozen parameters and buffers.
+
+        Running statistics are among them only with batchnorm="eval".
+        """
+        replaced = [] if self._batchnorm == "eval" else [b for norm in self._norms for b in norm.buffers(recurse=False)]
+        left_out = {id(param) for param in self._params} | {id(buffer) for buffer in replaced}
+        state = [*self._model.named_parameters(), *self._model.named_buffers()]
+        return {name: value for name, value in state if id(value) not in left_out and "num_batches_tracked" not in name}
+
+    def shares_examples(self, other: "MeanLoss") -> bool:
+        """Return whether another loss has the same inputs and targets."""
+        pairs = (self._inputs, other._inputs), (self._targets, other._targets)
+        return all(a.shape == b.shape and bool((a == b).all()) for a, b in pairs)
+
     def part(self, start: int, stop: int) -> "MeanLoss":
         """Return the loss of the examples from `start` to `stop`; it shares the copy of the network."""
         other = copy.copy(self)
@@ -148,6 +167,23 @@ class MeanLoss:
             num_chunks = max(1, min(num_chunks, len(inputs) // 2))  # one example has no statistics
         return list(zip(inputs.tensor_split(num_chunks), targets.tensor_split(num_chunks), strict=True))
 
+    @torch.no_grad()
+    def require_repeatable(self) -> None:
+        """Require that two passes of the first chunk give the same outputs.
+
+        Raises:
+            TrainingError: If they differ, because the network draws random numbers in evaluation mode.
+        """
+        self._write(self.weights)
+        if self._batchnorm == "reestimate":
+            self._estimate_statistics()
+        first, second = (self._model(self._chunks[0][0]) for _ in range(2))
+        if float((first - second).abs().max()) > REPEATABLE * float(first.abs().max()):
+            raise TrainingError(
+                "the network gives other outputs for the same images in evaluation mode, so its loss is random\n"
+                "  draw random numbers only if self.training, as torch.nn.Dropout does"
+            )
+
     def value(self, weights: Tensor) -> float:
         """Return L at the given weights, (n,)."""
         return self.scores(weights)[0].loss
@@ -170,7 +206,7 @@ class MeanLoss:
         loss, num_correct, num_examples = 0.0, 0, 0
         for inputs, targets in chunks:
             logits = self._model(inputs)
-            loss += float(self._loss(logits, targets).double()) * len(inputs)
+            loss += float(self._loss(logits.double(), targets)) * len(inputs)
             if not targets.is_floating_point():
                 num_correct += int((logits.argmax(1) == targets).sum())
             num_examples += len(inputs)
@@ -186,7 +222,7 @@ class MeanLoss:
         result = self._point_gradients()
         value = self._penalty(weights)
         for inputs, targets in self._chunks:
-            loss = self._loss(self._model(inputs), targets) * (len(inputs) / self.num_examples)
+            loss = self._loss(self._model(inputs).double(), targets) * (len(inputs) / self.num_examples)
             loss.backward()
             value += float(loss.detach())
         self._clear_gradients()
@@ -198,7 +234,7 @@ class MeanLoss:
         Several vectors share the forward pass and the first backward pass of each chunk.
 
         Raises:
-            TrainingError: If an operation of the network has no second derivative.
+            TrainingError: If an operation of the network has no second derivative, or a product is not finite.
         """
         self._require_derivatives()
         self._write(self.weights)
@@ -223,6 +259,8 @@ class MeanLoss:
                             retain_graph=number < len(parts),
                         )
         self._clear_gradients()
+        if not all(bool(result.isfinite().all()) for result in results):
+            raise TrainingError(f"{PRODUCT} is not finite: a second derivative of the loss is infinite or not a number")
         return [result.add_(v, alpha=self._weight_decay) for result, v in zip(results, vectors, strict=True)]
 
     def unflatten(self, vector: Tensor) -> list[Tensor]:

@@ -67,9 +67,9 @@ def worst_case(
     generator, rises = make_generator(seed, "worst case"), [0.0]
     for restart in range(num_restarts + 1):
         u = c * at_w
-        if restart or not float(u.norm()):
+        if restart or not _norm(u):
             u = _random_direction(weights, generator)
-        rises.append(_ascend(gradient, weights, c, u * (rho / u.norm()), rho, num_steps) - base)
+        rises.append(_ascend(gradient, weights, c, u * (rho / _norm(u)), rho, num_steps) - base)
     return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)
 
 
@@ -78,7 +78,7 @@ def _ascend(gradient: Gradient, weights: Tensor, c: Tensor, u: Tensor, rho: floa
     step, (loss, grad) = 1.0, gradient(weights + c * u)
     for _ in range(num_steps - 1):
         direction = c * grad
-        norm = float(direction.norm())
+        norm = _norm(direction)
         if not math.isfinite(loss) or not math.isfinite(norm):
             return math.nan
         if norm == 0 or step < MIN_STEP:
@@ -153,6 +153,11 @@ def m_sharpness(loss: MeanLoss, m: int, rho: float, *, num_steps: int = 1, max_g
         values.append(worst_case(group.gradient, loss.weights, rho, num_steps=num_steps, num_restarts=0))
     found = torch.tensor(values, dtype=torch.float64)
     return Average(float(found.mean()), float(found.std()) / count**0.5 if count > 1 else 0.0)
+
+
+def _norm(vector: Tensor) -> float:
+    """Return the norm of a vector, (n,), in float64: in float32 the squares of numbers below 1e-22 are 0."""
+    return float(vector.norm(dtype=torch.float64))
 
 
 def _random_direction(like: Tensor, generator: torch.Generator) -> Tensor:

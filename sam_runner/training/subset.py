@@ -53,7 +53,7 @@ def subset_loss(
         batchnorm: See `MeanLoss`.
         dtype: See `MeanLoss`.
     """
-    options, smoothing = config.optimizer, config.label_smoothing
+    smoothing = config.label_smoothing
 
     def loss(logits: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(logits, labels, label_smoothing=smoothing)
@@ -64,9 +64,14 @@ def subset_loss(
         batch,
         chunk_size=examples_of_a_pass(config),
         batchnorm=batchnorm,
-        weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
+        weight_decay=decay_in_loss(config),
         dtype=dtype,
     )
+
+
+def decay_in_loss(config: ExperimentConfig) -> float:
+    """Return lambda of the term lambda/2 ||w||^2 in the loss that a run minimises, 0 without one."""
+    return config.optimizer.base.weight_decay if config.optimizer.weight_decay_in_loss else 0.0
 
 
 def examples_of_a_pass(config: ExperimentConfig) -> int:

@@ -65,6 +65,7 @@ class Telemetry:
         state = RngState.capture(self.subset.inputs.device)
         try:
             loss = subset_loss(self.config, model, self.subset)
+            loss.require_repeatable()
             start = random_signs(1, loss.weights, make_generator(0, "lanczos start"))[0]
             found = largest_eigenvalues(lambda v: loss.hessian_products([v])[0], start, 1, tolerance=TOLERANCE)
         except (TrainingError, RuntimeError) as error:  # also torch.OutOfMemoryError
@@ -75,6 +76,8 @@ class Telemetry:
         if not math.isfinite(found.values[0]):
             log.warning("telemetry.curvature_epochs: no lambda_max: it is not finite")
             return {}
+        if not found.converged:
+            log.warning("telemetry.curvature_epochs: lambda_max is exact to %.2g only", found.residuals[0])
         return {"telemetry/lambda_max": found.values[0]}
 
 

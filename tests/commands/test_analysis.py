@@ -1,8 +1,10 @@
 """sam-curvature, sam-sharpness and sam-landscape on tiny runs: numbers, files, continuation, refusals."""
 
 import contextlib
+import functools
 import io
 import json
+import math
 import re
 import shutil
 import sys
@@ -10,14 +12,17 @@ import sys
 import pandas as pd
 import pytest
 import torch
+from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.analysis.options import Measurement
 from sam_runner.analysis.subject import find_subjects
 from sam_runner.commands import curvature, landscape, sharpness
 from sam_runner.data import reading
+from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
+from sam_runner.sam.network import second_derivatives
 from sam_runner.training import build, subset
 from sam_runner.utils.manifest import write_manifest
 from tests.helpers import at_once, config_of, invoke, train_tiny, write_image_folder
@@ -154,16 +159,21 @@ def test_only_what_was_computed_is_in_the_table(runs, call, tmp_path):
     assert not table.isna().any().any() and not {"trace", "lambda_min", "lambda_1"} & set(table)
 
 
+def scale_weights(folder, factor):
+    """Multiply the weights of a run's only checkpoint, all but biases and those of batch norm."""
+    (path,) = (folder / "checkpoints").glob("*.pt")
+    state = torch.load(path, weights_only=True)
+    state["model"] = {key: value * factor if value.ndim > 1 else value for key, value in state["model"].items()}
+    torch.save(state, path)
+    write_manifest(path, is_best=True, is_kept=False)
+
+
 @pytest.fixture
 def diverged(runs, tmp_path):
     """A run whose weights are so large that its loss is not finite."""
     folder = tmp_path / "diverged"
     shutil.copytree(runs["other"], folder, ignore=shutil.ignore_patterns("analysis"))
-    (path,) = (folder / "checkpoints").glob("*.pt")
-    state = torch.load(path, weights_only=True)
-    state["model"] = {key: value * 1e30 if value.ndim > 1 else value for key, value in state["model"].items()}
-    torch.save(state, path)
-    write_manifest(path, is_best=True, is_kept=False)
+    scale_weights(folder, 1e30)
     return folder
 
 
@@ -181,6 +191,14 @@ def test_a_diverged_run_is_named_and_the_others_are_measured(runs, call, diverge
     name = table.loc[str(diverged), "run"]
     assert "loss is not finite near the weights: no worst case, rho 0.1;" in done.stdout + done.stderr
     assert f"Not finite, so left out: {name}." in done.stdout
+
+
+@pytest.mark.parametrize("others", [(), ("sam",), ("sam", "sgd")], ids=len)
+def test_a_landscape_with_a_run_whose_loss_is_not_finite_is_refused(runs, call, diverged, others):
+    scale_weights(diverged, math.inf)
+    done = call(landscape, *(runs[name] for name in others), diverged, *SMALL)
+    assert done.returncode == 1 and f"error: {diverged} step-" in done.stderr, done.stderr
+    assert "has no slice: its training loss is nan" in done.stderr and "leave this run out" in done.stderr
 
 
 def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_path, monkeypatch):
@@ -218,23 +236,33 @@ def test_two_calls_at_once_give_the_same_answer_once(runs, tmp_path):
     assert len(json.loads(path.read_text())["answers"]) == 1 and not list((folder / "analysis").glob("products-*"))
 
 
+def own_loss(subject):
+    """The training loss of a checkpoint on 40 images in 3 chunks, batch norm by the statistics of a chunk."""
+    batch = subject.examples(subject.train, type("How", (), {"examples": 40, "dtype": "float32"}))
+    model = subject.run.model.train()
+    parts = zip(batch.inputs.tensor_split(3), batch.targets.tensor_split(3), strict=True)
+    losses = [F.cross_entropy(model(x), y, label_smoothing=0.1, reduction="sum").item() for x, y in parts]
+    return sum(losses) / 40
+
+
 @pytest.mark.parametrize("names", [("sam",), ("sam", "sgd"), ("sam", "sgd", "other")], ids=len)
 def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
     sizes = {1: ("--points", "3", "--line-points", "3"), 2: ("--line-points", "7"), 3: ("--points", "5")}[len(names)]
     folders = [runs[name] for name in names]
-    words = (*folders, *SMALL, *sizes, "--jobs", "2", "--batchnorm", "eval", "--out", tmp_path)
+    words = (*folders, *SMALL, *sizes, "--jobs", "2", "--batchnorm", "train", "--out", tmp_path)
     done = call(landscape, *words)
     assert done.returncode == 0, done.stderr
-    subject = find_subjects(folders[:1], "last")[0]
-    run = subject.run
-    batch = subject.examples(subject.train, how := type("How", (), {"examples": 40, "dtype": "float32"}))
-    logits = run.model.eval()(batch.inputs)
-    exact = F.cross_entropy(logits, batch.targets, label_smoothing=0.1).item()
+    assert "was trained with other" not in done.stdout + done.stderr
+    exact = [own_loss(subject) for subject in find_subjects(folders, "last")]
     kinds = {1: ("line", "surface"), 2: ("path",), 3: ("plane",)}[len(names)]
     for kind in kinds:
         table = pd.read_csv(tmp_path / f"landscape-{kind}.csv")
         own = table.iloc[(table["a"].abs() + table["b"].abs()).argmin()]
-        assert own["train_loss"] == pytest.approx(exact, rel=1e-5) and (own["a"], own["b"]) == (0, 0)
+        assert own["train_loss"] == pytest.approx(exact[0], rel=1e-5) and (own["a"], own["b"]) == (0, 0)
+        for value in exact[1:]:
+            assert (table["train_loss"] - value).abs().min() < 1e-5 * value
+        if kind == "path":
+            assert table.set_index("a").loc[1.0, "train_loss"] == pytest.approx(exact[1], rel=1e-5)
         assert (tmp_path / f"landscape-{kind}.svg").is_file() and (tmp_path / f"landscape-{kind}.png").is_file()
         if kind in ("surface", "plane"):
             page = (tmp_path / f"landscape-{kind}.html").read_text()
@@ -248,7 +276,7 @@ def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
     kept = points[path].splitlines()
     path.write_text("\n".join(kept[:2]) + "\n" + kept[2][:9])  # a stopped command
     again = call(landscape, *words)
-    assert again.returncode == 0 and how
+    assert again.returncode == 0
     rows = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("]")]
     assert sorted(rows) == sorted(json.loads(line) for line in kept)
 
@@ -272,6 +300,8 @@ def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
         (landscape, ("SAM", "--points", "10"), "give --points 11"),
         (landscape, ("SAM", "--line-points", "50"), "give --line-points 51"),
         (landscape, ("SAM", "SGD", "OTHER", "SGD2"), "is not a folder"),
+        (landscape, ("SAM", "SGD", "--batchnorm", "eval"), "features.1.running_mean"),
+        (landscape, ("SAM", "SGD", "OTHER", "--batchnorm", "eval"), "use --batchnorm reestimate"),
         (landscape, ("SAM", "--checkpoint", "all"), "invalid choice"),
     ],
 )
@@ -280,6 +310,105 @@ def test_bad_input_is_refused(runs, call, module, words, message):
     done = call(module, *(places.get(word, word) for word in words))
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_wrong_second_derivatives_are_refused_or_told(call, tmp_path, monkeypatch):
+    """Those of weight norm are known to be wrong; others are found by products that are not symmetric."""
+    own = SmallCNN.__init__
+
+    @functools.wraps(own)
+    def normed(self, *args, **options):
+        own(self, *args, **options)
+        self.head = nn.utils.parametrizations.weight_norm(self.head[0])
+
+    monkeypatch.setattr(SmallCNN, "__init__", normed)
+    run = train_tiny(tmp_path / "run", "max_steps=1")
+    done = call(curvature, run, *SMALL, "--trace", "0", "--density", "0")
+    assert done.returncode == 1 and f"error: {run} step-" in done.stderr and "weight_norm is wrong" in done.stderr
+    monkeypatch.setattr(second_derivatives, "WRONG", {})
+    for _ in range(2):  # computed, then read
+        done = call(curvature, run, *SMALL, "--trace", "0", "--density", "0")
+        assert done.returncode == 0 and "products are not symmetric, by" in done.stdout + done.stderr
+
+
+def test_groups_of_one_image_are_refused_if_batch_norm_cannot_normalise_them(call, tmp_path, monkeypatch):
+    own = SmallCNN.__init__
+
+    @functools.wraps(own)
+    def normed(self, *args, **options):
+        own(self, *args, **options)
+        self.head = nn.Sequential(nn.BatchNorm1d(8), self.head)
+
+    monkeypatch.setattr(SmallCNN, "__init__", normed)
+    run = train_tiny(tmp_path / "run", "max_steps=1")
+    done = call(sharpness, run, "--m", "1,16", *SMALL)
+    assert done.returncode == 2 and "--m 1: batch norm cannot normalise one image" in done.stderr, done.stderr
+
+
+def test_a_number_format_that_the_network_does_not_compute_in_is_refused(runs, call, monkeypatch):
+    own = SmallCNN.forward
+    monkeypatch.setattr(SmallCNN, "forward", lambda self, images: own(self, images.float()))
+    for module in (curvature, sharpness, landscape):
+        done = call(module, runs["sam"], *SMALL, "--dtype", "float64")
+        assert done.returncode == 2 and "does not compute in float64" in done.stderr, done.stderr
+        assert "leave --dtype out" in done.stderr
+
+
+def test_a_network_that_is_random_in_evaluation_mode_has_no_measures(runs, call, monkeypatch):
+    own = SmallCNN.forward
+    monkeypatch.setattr(SmallCNN, "forward", lambda self, images: own(self, F.dropout(images)))
+    for module in (curvature, sharpness, landscape):
+        done = call(module, runs["other"], *SMALL, "--seed", "7")
+        assert done.returncode == 1 and "its loss is random" in done.stderr, done.stderr
+
+
+def test_frozen_layers_must_be_those_of_the_first_run(call, tmp_path, monkeypatch):
+    """The weights of the second run do not make its network of the first one if their frozen layers differ."""
+    own = SmallCNN.__init__
+
+    @functools.wraps(own)
+    def frozen(self, *args, **options):
+        own(self, *args, **options)
+        self.features[0].weight.requires_grad_(False)
+
+    monkeypatch.setattr(SmallCNN, "__init__", frozen)
+    folders = [train_tiny(tmp_path / seed, f"seed={seed}", "max_steps=1") for seed in "01"]
+    done = call(landscape, *folders, *SMALL)
+    assert done.returncode == 2 and "differ in features.0.weight, which is not trained" in done.stderr, done.stderr
+
+
+def test_runs_with_other_labels_are_told(runs, call, tmp_path):
+    noisy = train_tiny(tmp_path / "noisy", "noise=symmetric", "noise.rate=0.4", "max_steps=1")
+    done = call(landscape, runs["sam"], noisy, *SMALL, "--line-points", "3", "--out", tmp_path)
+    assert done.returncode == 0, done.stderr
+    text = " ".join((done.stdout + done.stderr).split())
+    assert "was trained with other training images or labels, label smoothing than sam" in text
+
+
+def test_as_many_eigenvalues_as_were_asked_for_are_found(runs, call, tmp_path, monkeypatch):
+    """The limit of products grows with k, which it would cut otherwise."""
+    monkeypatch.setattr("sam_runner.analysis.curvature.MAX_PRODUCTS", 12)
+    done = call(curvature, runs["other"], *SMALL, "--k", "15", "--trace", "0", "--density", "0", "--out", tmp_path)
+    assert done.returncode == 0 and "lambda_max/lambda_15" in done.stdout
+    assert {"lambda_max", "lambda_15"} <= set(pd.read_csv(tmp_path / "curvature.csv"))
+
+
+def test_answers_of_an_earlier_method_are_computed_anew(runs, call, tmp_path, monkeypatch):
+    """An answer that has not converged says so each time it is printed."""
+    folder = tmp_path / "run"
+    shutil.copytree(runs["sgd"], folder, ignore=shutil.ignore_patterns("analysis"))
+    words = (folder, *SMALL, "--trace", "0", "--density", "0")
+    monkeypatch.setattr("sam_runner.analysis.curvature.MAX_PRODUCTS", 7)
+    for _ in range(2):
+        done = call(curvature, *words)
+        assert "have not converged" in done.stdout + done.stderr
+    monkeypatch.undo()
+    (path,) = (folder / "analysis").glob("curvature-*.json")
+    content = json.loads(path.read_text())
+    content["answers"][0]["settings"].pop("method")
+    path.write_text(json.dumps(content))
+    again = call(curvature, *words)
+    assert "from " not in again.stdout and "have not converged" not in again.stdout + again.stderr
 
 
 def test_runs_of_other_networks_are_refused(runs, call, tmp_path):

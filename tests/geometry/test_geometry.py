@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from sam_runner.geometry.density import density_of_probes, estimate_density
-from sam_runner.geometry.lanczos import largest_eigenvalues, quadrature
+from sam_runner.geometry.lanczos import asymmetry, largest_eigenvalues, quadrature
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.trace import estimate_trace
 from sam_runner.sam.batch import Batch
@@ -102,6 +102,47 @@ def test_lanczos_does_not_stop_at_the_null_space(largest):
     start = torch.where(torch.rand(len(diagonal), generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
     found = largest_eigenvalues(lambda v: diagonal * v, start, 1)
     assert found.converged and found.values == pytest.approx([largest], rel=1e-4)
+
+
+def signs(n):
+    return torch.where(torch.rand(n, generator=torch.Generator().manual_seed(0)) < 0.5, -1.0, 1.0)
+
+
+@pytest.mark.parametrize("top", [[1.0] * 9, [1.0, 1.0], [1.0, 0.5, 0.5, 0.5]], ids=len)
+def test_lanczos_finds_copies_that_the_products_of_one_start_do_not_see(top):
+    bulk = 0.3 * torch.rand(200, generator=torch.Generator().manual_seed(1))
+    diagonal = torch.cat([torch.tensor(top), bulk, torch.zeros(2000)])
+    found = largest_eigenvalues(lambda v: diagonal * v, signs(len(diagonal)), 5)
+    assert found.converged and found.values == pytest.approx(diagonal.sort()[0].flip(0)[:5].tolist(), abs=1e-3)
+
+
+def test_small_eigenvalues_beside_a_large_one_are_exact_to_a_few_percent():
+    """lambda_max / lambda_5 of a Hessian with one outlier; a bound relative to lambda_max would allow any value."""
+    bulk = torch.rand(2000, generator=torch.Generator().manual_seed(1)) / 100
+    diagonal = torch.cat([torch.ones(1), bulk, torch.zeros(8000)])
+    found = largest_eigenvalues(lambda v: diagonal * v, signs(len(diagonal)), 5)
+    assert found.converged and found.values == pytest.approx(diagonal.sort()[0].flip(0)[:5].tolist(), rel=0.1)
+
+
+def test_eigenvalues_and_density_of_a_saturated_network_do_not_underflow():
+    """A network with huge logits has eigenvalues such as 1e-25, whose squares are 0 in float32."""
+    diagonal = torch.cat([torch.linspace(1, 2, 30), torch.zeros(300)])
+    start = signs(len(diagonal))
+    found = largest_eigenvalues(lambda v: diagonal * 1e-25 * v, start, 3)
+    assert found.converged and found.values == pytest.approx([2e-25, 57 / 29 * 1e-25, 56 / 29 * 1e-25], rel=1e-3)
+    density = density_of_probes(lambda v: diagonal * 1e-25 * v, [start], 20)
+    assert density.moment(1) == pytest.approx(45e-25, rel=1e-4)
+
+
+def test_asymmetry_is_the_error_of_the_products():
+    A, _ = problems.matrix(400)
+    units = [torch.randn(400, generator=torch.Generator().manual_seed(s)).double().sign() / 20 for s in (0, 1)]
+    assert asymmetry(lambda v: A @ v, *units) < 1e-12
+    wrong = (
+        A + 0.1 * torch.linalg.matrix_norm(A) * torch.randn(400, 400, generator=torch.Generator().manual_seed(2)) / 400
+    )
+    assert 0.01 < asymmetry(lambda v: wrong @ v, *units) < 1
+    assert asymmetry(lambda v: 0 * v, *units) == 0
 
 
 def test_too_few_products_are_said_to_be_too_few():
@@ -205,3 +246,61 @@ def test_an_operation_without_second_derivative_is_named():
     loss = problems.mean_loss(network)
     with pytest.raises(TrainingError, match="second derivatives"):
         loss.hessian_products([loss.weights])
+
+
+@pytest.mark.parametrize("wrap", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.weight_norm])
+@pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
+def test_weight_norm_is_refused_since_its_second_derivative_in_torch_is_wrong(wrap):
+    v, g = torch.eye(3, 4).double().requires_grad_() + 1, torch.ones(3, 1).double().requires_grad_()
+    with pytest.raises(RuntimeError, match="Jacobian mismatch"):  # once this passes, the refusal can go
+        torch.autograd.gradgradcheck(lambda v, g: torch._weight_norm(v, g, 0).square().square(), (v, g))
+    network = nn.Sequential(nn.Flatten(), wrap(nn.Linear(32, 3).double()))
+    with torch.no_grad():
+        network(problems.examples().inputs)
+    loss = problems.mean_loss(network)
+    with pytest.raises(TrainingError, match=r"second derivatives.*weight_norm is wrong"):
+        loss.hessian_products([loss.weights])
+
+
+def test_a_product_that_is_not_finite_is_an_error():
+    class Layer(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.power = nn.Parameter(torch.zeros(3))
+
+        def forward(self, x):
+            return x + self.power.abs().pow(1.5)
+
+    loss = problems.mean_loss(nn.Sequential(nn.Flatten(), nn.Linear(32, 3), Layer()).double())
+    assert bool(loss.gradient(loss.weights)[1].isfinite().all())
+    with pytest.raises(TrainingError, match="product is not finite"):
+        loss.hessian_products([loss.weights])
+
+
+class Noisy(nn.Module):
+    """Dropout in every mode."""
+
+    def forward(self, x):
+        return nn.functional.dropout(x, 0.5)
+
+
+def test_a_network_that_is_random_in_evaluation_mode_is_refused():
+    network = nn.Sequential(nn.Flatten(), Noisy(), nn.Linear(32, 3)).double()
+    with pytest.raises(TrainingError, match="its loss is random"):
+        problems.mean_loss(network).require_repeatable()
+    for network in problems.networks().values():
+        for mode in ("train", "eval", "reestimate"):
+            problems.mean_loss(network, mode).require_repeatable()
+
+
+def test_fixed_state_is_what_the_loss_depends_on_besides_the_weights():
+    network = problems.networks()["batchnorm"]
+    network[1].weight.requires_grad_(False)
+    statistics = {"2.running_mean", "2.running_var"}
+    for mode in ("train", "reestimate"):
+        assert set(problems.mean_loss(network, mode).fixed_state) == {"1.weight"}
+    assert set(problems.mean_loss(network, "eval").fixed_state) == {"1.weight"} | statistics
+    loss = problems.mean_loss(network)
+    assert loss.shares_examples(problems.mean_loss(network, "eval"))
+    batch = problems.examples()
+    assert not loss.shares_examples(problems.mean_loss(network, batch=Batch(batch.inputs, batch.targets.flip(0))))

@@ -29,6 +29,15 @@ def test_worst_case_of_a_quadratic_is_the_solution_of_the_trust_region():
     assert at_minimum == pytest.approx(0.5**2 * 4 / 2, abs=1e-6)
 
 
+def test_worst_case_with_a_gradient_whose_squares_underflow_in_float32():
+    def tiny(w):
+        loss, grad = quadratic(w.double())
+        return loss * 1e-25, (grad * 1e-25).float()
+
+    found = worst_case(tiny, W.float(), 0.5, num_steps=40, num_restarts=0) * 1e25
+    assert found == pytest.approx(9.3884164696 - 6.5, rel=1e-4)
+
+
 def test_adaptive_worst_case_of_a_linear_loss():
     """L = a . w: the maximum over ||e / |w| ||_2 <= rho of a . e is rho || |w| a ||_2."""
     a = torch.tensor([2.0, -5.0], dtype=torch.float64)
@@ -94,6 +103,27 @@ def test_m_sharpness_of_least_squares_has_a_closed_form():
     assert m_sharpness(loss, 1, rho, max_groups=1).value == pytest.approx(float(exact[0]), rel=1e-12)
     with pytest.raises(ValueError, match="larger than the number of examples"):
         m_sharpness(loss, 4, rho)
+
+
+@pytest.mark.parametrize("factor", [1.0, 3.0])
+def test_rises_in_float32_are_not_those_of_rounding(factor):
+    """A mean loss of 2 has a rounding of 1e-7 in float32, as large as a rise; the losses of examples add up in float64.
+
+    The rounding at w is in all directions, so the standard error would not show it.
+    """
+
+    def network(dtype):
+        torch.manual_seed(3)
+        model = nn.Sequential(nn.Flatten(), nn.Linear(32, 6), nn.Tanh(), nn.Linear(6, 3))
+        batch = problems.examples(300)
+        return MeanLoss(model, F.cross_entropy, Batch(batch.inputs * factor, batch.targets), chunk_size=100,
+                        dtype=dtype)  # fmt: skip
+
+    single, double = network(torch.float32), network(torch.float64)
+    exact = double.value(double.weights)
+    assert max(abs(single.value(single.weights) - exact), abs(single.gradient(single.weights)[0] - exact)) < 2e-8
+    rises = [average_case(loss.value, loss.weights, 0.003, num_directions=5).value for loss in (single, double)]
+    assert rises[0] == pytest.approx(rises[1], rel=0.06)
 
 
 @pytest.mark.parametrize("factor", [3.0, 0.02])

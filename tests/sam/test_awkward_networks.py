@@ -1,6 +1,7 @@
 """Networks of any kind: the step equals Algorithm 1 in plain float64, and all state belongs to the pass at w."""
 
 import copy
+import math
 import random
 
 import numpy as np
@@ -207,3 +208,16 @@ def test_a_function_that_can_be_differentiated_once_is_refused_by_its_name(name)
     with pytest.raises(TrainingError, match=r"Hessian-vector product needs .*SquareOnce is marked once_differentiable"):
         loss.hessian_products([loss.weights])
     assert SamStep(step.objective, step.optimizer)(Batch(inputs, labels), 0.5).finite.all()
+
+
+def test_the_second_order_term_of_weight_norm_is_refused():
+    """torch differentiates the norm in its backward pass as a constant."""
+    (inputs, labels), layer = batches(1)[0], nn.Linear(math.prod(batches(1)[0][0].shape[1:]), 3)
+    model = nn.Sequential(nn.Flatten(), nn.utils.parametrizations.weight_norm(layer)).to(inputs.dtype)
+    step = SamStep(
+        Objective(model, lambda outputs, _: outputs.square().mean()),
+        torch.optim.SGD(model.parameters(), lr=LR),
+        family.SecondOrder(),
+    )
+    with pytest.raises(TrainingError, match=r"second-order term needs .*weight_norm is wrong"):
+        step(Batch(inputs, labels), 0.5)

@@ -7,11 +7,13 @@ import pytest
 import torch
 from torch import nn
 
+from sam_runner.geometry.lanczos import Eigenvalues
 from sam_runner.runs.folder import read_config, write_config
 from sam_runner.runs.load import restore_run
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
+from sam_runner.training import telemetry
 from sam_runner.training.telemetry import Telemetry, measure_step
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of, train_tiny
@@ -191,3 +193,21 @@ def test_a_network_without_second_derivatives_trains_on(caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     assert Telemetry(curvature_epochs=1, config=config_of(), subset=batch).lambda_max(model) == {}
     assert "no lambda_max: a Hessian-vector product needs second derivatives" in caplog.text
+
+
+def test_a_lambda_max_that_has_not_converged_is_told(caplog, monkeypatch):
+    found = Eigenvalues([1.0], [0.25], 300, converged=False)
+    monkeypatch.setattr(telemetry, "largest_eigenvalues", lambda *args, **options: found)
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    batch = Batch(torch.ones(6, 1, 2, 2), torch.arange(6) % 3)
+    measured = Telemetry(curvature_epochs=1, config=config_of(), subset=batch)
+    assert measured.lambda_max(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))) == {"telemetry/lambda_max": 1.0}
+    assert "lambda_max is exact to 0.25 only" in caplog.text
+
+    class Noisy(nn.Module):
+        def forward(self, x):
+            return nn.functional.dropout(x)
+
+    random = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), Noisy())
+    caplog.clear()
+    assert measured.lambda_max(random) == {} and "its loss is random" in caplog.text

@@ -11,13 +11,15 @@ from torch.autograd.function import once_differentiable
 from sam_runner.utils.errors import TrainingError
 
 ONCE = once_differentiable(print).__code__  # of the backward method of every function that is marked
+WRONG = {"WeightNormInterfaceBackward0": "weight_norm"}  # nodes whose backward pass torch differentiates wrongly
 
 
 def require_second_derivatives(loss: Tensor, purpose: str, hint: str = "") -> None:
-    """Require that no function in the graph of a loss is marked ``once_differentiable``.
+    """Require that torch has the second derivative of every function in the graph of a loss.
 
-    The backward pass of such a function raises only if the gradient that reaches it depends on a weight. Otherwise, for
-    example in the last layer before a linear loss, torch would leave the function's second derivative out.
+    The backward pass of a function that is marked ``once_differentiable`` raises only if the gradient that reaches it
+    depends on a weight. Otherwise, for example in the last layer before a linear loss, torch would leave the function's
+    second derivative out. torch's backward pass of weight norm takes ||v|| as a constant, so its derivative is wrong.
 
     Args:
         loss: A tensor with a graph, 0-dim.
@@ -25,7 +27,7 @@ def require_second_derivatives(loss: Tensor, purpose: str, hint: str = "") -> No
         hint: What to do instead, for the message.
 
     Raises:
-        TrainingError: If there is one; it names the function.
+        TrainingError: If it lacks one; the message names the function.
     """
     nodes, seen = [loss.grad_fn], set[Any]()
     while nodes:
@@ -33,6 +35,8 @@ def require_second_derivatives(loss: Tensor, purpose: str, hint: str = "") -> No
         if node is None or node in seen:
             continue
         seen.add(node)
+        if type(node).__name__ in WRONG:
+            raise _error(purpose, f"torch's second derivative of {WRONG[type(node).__name__]} is wrong", hint)
         function = getattr(type(node), "_forward_cls", None)  # of a torch.autograd.Function
         if function is not None and getattr(function.backward, "__code__", None) is ONCE:
             raise _error(purpose, f"{function.__name__} is marked once_differentiable", hint)
