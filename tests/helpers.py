@@ -53,7 +53,7 @@ def write_image_folder(folder):
         for name in ("a", "b"):
             (folder / part / name).mkdir(parents=True)
             for index in range(32):
-                Image.new("RGB", (8, 8), (index, 0, 0)).save(folder / part / name / f"{index}.png")
+                Image.new("RGB", (8, 8), (index, 0, 64 * (part == "test"))).save(folder / part / name / f"{index}.png")
     return folder
 
 
