@@ -58,7 +58,7 @@ class _PreparedImages(Dataset[Tensor]):
             images = crop_and_flip(crops, torch.arange(len(images)), self._table[1][indices], self._augmentation)
             return apply_policy(images, self._policy, self._seed, epoch, indices)
         except InputError as error:
-            return error
+            return InputError(str(error))  # without the frames of the original, which would keep the loader alive
 
     def _read_batch(self, epoch: int, indices: list[int]) -> Tensor:
         if isinstance(self._data, ImageSet):

@@ -149,7 +149,9 @@ def _report_unreadable(path: str | Path) -> Iterator[None]:
         reason = str(error).rpartition("decode_jpeg.cpp")[2].partition(", ")[2] or str(error)
         if isinstance(error, UnidentifiedImageError):  # its own message has the address of a buffer
             reason = "its content is no image" if Path(path).stat().st_size else "it is empty"
-        raise InputError(f"{path} cannot be read as an image: {reason[:200]}\n  remove it or replace it") from error
+        message = f"{path} cannot be read as an image: {reason[:200]}\n  remove it or replace it"
+        # Since Python 3.13 the frames of the original keep it alive, and with it the loader that reads the file.
+        raise InputError(message) from error.with_traceback(None)
 
 
 def _decode_rgb(opened: Image.Image, content: bytes) -> NDArray[np.uint8]:
