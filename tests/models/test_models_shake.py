@@ -146,9 +146,7 @@ def test_a_method_that_descends_along_the_true_gradient_is_refused(problem):
     model, batch = problem
     with pytest.raises(ValueError, match="interval descends along g too"):
         step_gradient(model, batch, 0.3, method=Interval(2, Gsam()))
-    with pytest.raises(
-        ValueError, match=r"k_step descends along g in a step, .*descends_along_g = False\n  set it to True"
-    ):
+    with pytest.raises(ValueError, match=r"k_step descends along g in a step, .* = False"):
         step_gradient(model, batch, 0.3, method=OnePass(1))
 
 
