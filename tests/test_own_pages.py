@@ -8,8 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
+from sam_runner import load_run
 from sam_runner.commands import evaluate, train
 from sam_runner.training import build
+from sam_runner.utils.errors import InputError
 from tests.helpers import invoke
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -64,6 +66,25 @@ def test_the_commands_of_a_page_work_in_an_empty_folder(name, count, folder, mon
     assert len(results) >= sum(
         command == "sam-train" and "resume" not in " ".join(words) for _, (command, *words) in commands
     )
+
+
+def test_a_run_without_trust_names_all_modules_and_new_inputs_are_predicted(folder, monkeypatch, capsys):
+    page = (DOCS / "own_data.md").read_text()
+    write_files(page, folder)
+    words = ["data._target_=my_data.waves", "model._target_=my_models.convolutions", "batch_size=32", "epochs=1"]
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_data,my_models")
+    assert invoke(monkeypatch, capsys, folder, *words, "run_dir=waves").returncode == 0
+    scope = {}
+    exec((folder / "predict_waves.py").read_text(), scope)
+    torch.testing.assert_close(scope["probabilities"].sum(1), torch.ones(5))
+    assert "SAM_RUNNER_TRUSTED=my_data,my_models python predict_waves.py" in page
+    monkeypatch.setenv("SAM_RUNNER_TRUSTED", "")
+    for script, command in (("sam-eval", "sam-eval waves"), ("predict_waves.py", "python predict_waves.py waves")):
+        monkeypatch.setattr(sys, "argv", [script, "waves"])
+        with pytest.raises(InputError) as caught:
+            load_run(folder / "waves").model()
+        expected = f"if my_data and my_models are your own code: SAM_RUNNER_TRUSTED=my_data,my_models {command}"
+        assert str(caught.value).splitlines()[-1].strip() == expected
 
 
 def test_the_noise_model_of_the_page_changes_dark_images(folder):

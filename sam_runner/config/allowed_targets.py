@@ -72,18 +72,23 @@ class UntrustedError(InputError):
     """A target that is in no trusted module."""
 
 
-def require_trusted_name(target: str) -> None:
-    """Raise UntrustedError for a dotted name outside the trusted modules."""
+def require_trusted_name(target: str, others: Sequence[str] = ()) -> None:
+    """Raise UntrustedError for a dotted name outside the trusted modules.
+
+    Args:
+        target: The name.
+        others: Further modules in the working folder that the command has to trust.
+    """
     hidden = any(part.startswith("_") for part in target.split("."))
     if hidden or not f"{target}.".startswith(list_trusted_prefixes()):
         raise UntrustedError(
             f"_target_={target} is not in a trusted module\n"
             f"  trusted: {', '.join(name + '*' for name in list_trusted_prefixes())}\n"
-            f"  {_describe_trust(target)}"
+            f"  {_describe_trust(target, others)}"
         )
 
 
-def _describe_trust(target: str) -> str:
+def _describe_trust(target: str, others: Sequence[str]) -> str:
     """Return the way to run a user's own code: the command itself if the module is found."""
     name, _, rest = target.partition(".")
     key = next((word.partition("=")[0] for word in sys.argv if word.endswith(f"_target_={target}")), "_target_")
@@ -94,7 +99,9 @@ def _describe_trust(target: str) -> str:
     if not rest and is_in_working_folder(name):
         return f"name a function or class of the module: _target_={target}.NAME"
     if is_in_working_folder(name):
-        return f"if {name} is your own code: {trusting_command([name], sys.argv)}"
+        names = list(dict.fromkeys([name, *others]))
+        verb = "is" if len(names) == 1 else "are"
+        return f"if {' and '.join(names)} {verb} your own code: {trusting_command(names, sys.argv)}"
     if name in sys.stdlib_module_names or name in {prefix.partition(".")[0] for prefix in ALLOWED}:
         return f"for your own code: {VARIABLE}=your_module sam-train ..."
     if name.isidentifier() and (found := importlib.util.find_spec(name)) is not None:
@@ -139,7 +146,9 @@ def trusting_command(names: Sequence[str], command: Sequence[str]) -> str:
         command: The command, in the form of ``sys.argv``.
     """
     program = os.path.basename(command[0])
-    words = ["python", "-m", "sam_runner"] if program == "__main__.py" else [program]
+    words = [program]
+    if program.endswith(".py"):
+        words = ["python", "-m", "sam_runner"] if program == "__main__.py" else ["python", command[0]]
     trusted = ",".join(dict.fromkeys([*_list_own_modules(), *names]))
     return f"{VARIABLE}={trusted} {shlex.join([*words, *command[1:]])}"
 
@@ -159,27 +168,30 @@ def find_own_modules(settings: Any) -> list[str]:
     return []
 
 
-def require_allowed_targets(node: Any) -> None:
+def require_allowed_targets(node: Any, others: Sequence[str] | None = None) -> None:
     """Refuse every ``_target_`` outside the trusted modules, before anything is imported.
 
     `sam_runner.config.instantiate` also checks the object that the name refers to.
 
     Args:
         node: Settings as plain types.
+        others: Modules in the working folder that the message names too; by default those of `node`.
 
     Raises:
         InputError: If a target is not trusted, or for another key of the form ``_key_``, which Hydra would interpret.
     """
+    if others is None:
+        others = [name for name in find_own_modules(node) if is_in_working_folder(name)]
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "_target_":
                 if value == REQUIRED:
                     continue  # refused with the name of its group when the settings are built
-                require_trusted_name(str(value))
+                require_trusted_name(str(value), others)
             elif str(key).startswith("_") and str(key).endswith("_"):
                 raise InputError(f"{key} is not supported in a configuration")
             else:
-                require_allowed_targets(value)
+                require_allowed_targets(value, others)
     elif isinstance(node, list | tuple):
         for entry in node:
-            require_allowed_targets(entry)
+            require_allowed_targets(entry, others)

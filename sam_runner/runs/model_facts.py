@@ -45,7 +45,8 @@ class ModelFacts:
         if self.input_type != "image":
             raise InputError(
                 f"the inputs of {folder} are {self.input_type} of shape {self.input_shape}, not images\n"
-                "  sam-predict can read the sets of the run: --split test"
+                "  sam-predict can read the sets of the run: --split test\n"
+                "  for other inputs use Python: load_run(RUN).model() (docs/own_data.md)"
             )
 
 
