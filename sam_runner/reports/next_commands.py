@@ -8,7 +8,7 @@ import pandas as pd
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.reports.comparison import COSTS, Baseline, MissingBaseline, find_missing_baselines
-from sam_runner.reports.rerun import change_setting, final_command, train_command, typed_command
+from sam_runner.reports.rerun import change_setting, final_command, same_sweep, train_command, typed_command
 from sam_runner.reports.results import RunRecord
 from sam_runner.reports.selection import Choice
 from sam_runner.reports.tables import column_title
@@ -71,7 +71,7 @@ def _beyond_command(report: "Report", choice: Choice, name: str) -> tuple[str, s
 
 def _same_sweep_command(report: "Report", record: RunRecord, config: ExperimentConfig, groups: Sequence[int]) -> str:
     """Return the command that trains `config` with the seeds of some groups, in the sweep of a run."""
-    return train_command(record, config, report.list_seeds(groups), record.folder.resolve().parent.name)
+    return train_command(record, config, report.list_seeds(groups), same_sweep(record))
 
 
 def _final_commands(report: "Report", groups: Sequence[int]) -> list[tuple[str, str]]:

@@ -17,6 +17,7 @@ from sam_runner.config.keys import walk
 from sam_runner.reports.results import RunRecord
 from sam_runner.reports.tables import printable
 from sam_runner.runs.environment import format_command
+from sam_runner.runs.plan import PLAN
 from sam_runner.utils.errors import InputError
 
 NOT_REPEATED = {"seed", "sweep_name", "run_dir", "search", "dry_run", "data.val_fraction", "data.val_labels"}
@@ -38,14 +39,27 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
     Args:
         record: A run.
         seeds: Seeds of the new runs.
-        sweep_name: Name of the new sweep.
+        sweep_name: Name of the new sweep; characters that a sweep's name cannot have are replaced.
     """
     assert record.config is not None
     data = replace(record.config.data, val_fraction=0.0, val_labels="clean")
-    return train_command(record, replace(record.config, data=data), seeds, sweep_name)
+    return train_command(record, replace(record.config, data=data), seeds, _name_sweep(sweep_name))
 
 
-def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[int], sweep_name: str) -> str:
+def same_sweep(record: RunRecord) -> str:
+    """Return the setting that puts further runs into the sweep of a run, for `train_command`."""
+    folder = record.folder.resolve().parent
+    is_elsewhere = folder.parent.parts[-2:] != ("outputs", "sweeps") and (folder / PLAN).is_file()
+    if is_elsewhere and re.fullmatch(r"[\w./+-]+", str(folder), re.ASCII):  # other characters mean something to Hydra
+        return f"hydra.sweep.dir={folder}"
+    return _name_sweep(folder.name)
+
+
+def _name_sweep(name: str) -> str:
+    return "sweep_name=" + re.sub(r"[^\w.=+ -]", "_", name, flags=re.ASCII)[-100:]
+
+
+def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[int], sweep: str) -> str:
     """Return the command that trains `config`, some of whose values differ from those of a run, once for each seed.
 
     The command keeps the words that the user typed and adds settings, if composing these words gives exactly `config`.
@@ -55,7 +69,7 @@ def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[i
         record: A run.
         config: The settings, of the same groups as those of the run.
         seeds: Seeds of the new runs.
-        sweep_name: Name of the new sweep; other characters than those of a sweep's name are replaced.
+        sweep: Setting of the folder: ``sweep_name=NAME`` or ``hydra.sweep.dir=FOLDER``.
     """
     assert record.config is not None
     line = _read_command_line(record)
@@ -68,8 +82,7 @@ def train_command(record: RunRecord, config: ExperimentConfig, seeds: Sequence[i
         words = [*([] if config_dir is None else ["--config-dir", config_dir]), *_join(kept, added)]
     else:
         words = [f"config={record.folder}", *(_list_changes(record.config, config) or ())]
-    name = re.sub(r"[^\w.=+ -]", "_", sweep_name, flags=re.ASCII)[-100:]
-    words = [*words, f"seed={','.join(map(str, seeds))}", f"sweep_name={name}"]
+    words = [*words, f"seed={','.join(map(str, seeds))}", sweep]
     return printable(f"{trust_prefix(config.to_dict())}sam-train -m {shlex.join(words)}")
 
 

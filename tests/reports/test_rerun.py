@@ -10,6 +10,7 @@ from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.command_line import parse_command_line
 from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings
 from sam_runner.reports.report import make_report
+from sam_runner.reports.rerun import same_sweep, train_command
 from tests.helpers import TINY, invoke
 from tests.run_folders import leave
 
@@ -112,3 +113,17 @@ def test_seeds_that_are_added_are_explained(folder):
     for purpose, command in make_report([folder / "more" / "s"]).next_commands:
         assert purpose.endswith(" on all training images")
         assert " seed=0,7,8,9 " in command
+
+
+def test_further_runs_of_a_sweep_are_trained_in_its_folder(folder, monkeypatch, capsys):
+    lay_sweep(folder, CASES["radii"][0])
+    record = make_report([folder / "s"]).first_record(1)
+    assert same_sweep(record) == "sweep_name=s"  # a folder of runs
+    (folder / "s" / "plan.json").write_text("{}")
+    assert same_sweep(record) == f"hydra.sweep.dir={folder / 's'}"
+    command = train_command(record, record.config, [5], same_sweep(record))
+    (folder / "s" / "plan.json").unlink()
+    runs = len(list((folder / "s").glob("*/result.json")))
+    assert invoke(monkeypatch, capsys, folder, *shlex.split(command)[1:]).returncode == 0
+    assert len(list((folder / "s").glob("*/result.json"))) == runs + 1
+    assert not (folder / "outputs").exists()
