@@ -35,6 +35,7 @@ from sam_runner.models.build import (
     published_normalisation,
     weights_dtype,
 )
+from sam_runner.models.layers.float32_depthwise import compute_depthwise_in_float32
 from sam_runner.models.outputs import get_logits
 from sam_runner.models.pretrained import require_weights_file
 from sam_runner.sam.batch import Batch, part_sizes
@@ -473,6 +474,8 @@ def build_network(
         sync_batchnorm=config.sync_batchnorm,
         freeze_batchnorm_stats=config.freeze_batchnorm_stats,
     )
+    if device.type == "cpu":
+        compute_depthwise_in_float32(model)
     channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
     return place_model(model, device, weights_dtype(config.precision), channels_last=channels_last), channels_last
 
