@@ -1,11 +1,11 @@
 """Deep pyramidal residual networks (Han, Kim and Kim, CVPR 2017), with and without ShakeDrop."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.config.model import Init
 from sam_runner.models.layers.initialisation import initialise
+from sam_runner.models.layers.pooling import mean_over_pixels
 from sam_runner.models.layers.shake import ShakeDrop
 
 
@@ -111,5 +111,5 @@ class PyramidNet(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the logits (N, C) of the images."""
         features = F.relu(self.bn(self.blocks(self.stem(images_NCHW))))
-        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        logits: Tensor = self.head(mean_over_pixels(features))
         return logits

@@ -1,11 +1,11 @@
 """Residual networks for CIFAR (He, Zhang, Ren and Sun, CVPR 2016, section 4.2): ResNet-20, 32, 44, 56 and 110."""
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.config.model import Init
 from sam_runner.models.layers.initialisation import initialise
+from sam_runner.models.layers.pooling import every_nth_pixel, mean_over_pixels
 from sam_runner.models.layers.stages import build_stages
 
 
@@ -28,7 +28,7 @@ class _Block(nn.Module):
         branch = self.bn2(self.conv2(F.relu(self.bn1(self.conv1(x)))))
         if self.stride != 1 or self.new_channels:
             half = self.new_channels // 2
-            x = F.pad(x[:, :, :: self.stride, :: self.stride], (0, 0, 0, 0, half, self.new_channels - half))
+            x = F.pad(every_nth_pixel(x, self.stride), (0, 0, 0, 0, half, self.new_channels - half))
         return F.relu(branch + x)
 
 
@@ -62,6 +62,6 @@ class ResNetCifar(nn.Module):
 
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the logits (N, C) of the images."""
-        features = torch.flatten(F.adaptive_avg_pool2d(self.blocks(self.stem(images_NCHW)), 1), 1)
+        features = mean_over_pixels(self.blocks(self.stem(images_NCHW)))
         logits: Tensor = self.head(features)
         return logits

@@ -7,12 +7,12 @@ half a million.
 
 from functools import partial
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.config.model import Init
 from sam_runner.models.layers.initialisation import initialise
+from sam_runner.models.layers.pooling import mean_over_pixels
 from sam_runner.models.layers.stages import build_stages
 
 LEAK = 0.1  # negative slope of the leaky ReLUs
@@ -83,5 +83,5 @@ class ResNetMentorMix(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the logits (N, C) of the images."""
         features = F.leaky_relu(self.bn(self.blocks(self.stem(images_NCHW))), LEAK)
-        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        logits: Tensor = self.head(mean_over_pixels(features))
         return logits

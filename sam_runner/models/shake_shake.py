@@ -6,6 +6,7 @@ from torch.nn import functional as F
 
 from sam_runner.config.model import Init
 from sam_runner.models.layers.initialisation import initialise
+from sam_runner.models.layers.pooling import every_nth_pixel, mean_over_pixels
 from sam_runner.models.layers.shake import ShakeShake
 from sam_runner.models.layers.stages import build_stages
 
@@ -38,7 +39,7 @@ class _Shortcut(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         # Subsample before the convolutions, not by their stride: in torch 2.14 oneDNN writes past its memory in 1x1
         # convolutions of 4 channels with stride 2.
-        pixels, shifted = (image[:, :, :: self.stride, :: self.stride] for image in (x, F.pad(x, (-1, 1, -1, 1))))
+        pixels, shifted = (every_nth_pixel(image, self.stride) for image in (x, F.pad(x, (-1, 1, -1, 1))))
         normalised: Tensor = self.bn(torch.cat([self.conv1(pixels), self.conv2(shifted)], 1))
         return normalised
 
@@ -91,5 +92,5 @@ class ShakeShakeNet(nn.Module):
     def forward(self, images_NCHW: Tensor) -> Tensor:
         """Return the logits (N, C) of the images."""
         features = F.relu(self.blocks(self.stem(images_NCHW)))
-        logits: Tensor = self.head(torch.flatten(F.adaptive_avg_pool2d(features, 1), 1))
+        logits: Tensor = self.head(mean_over_pixels(features))
         return logits

@@ -2,6 +2,8 @@
 
 from torch import Tensor, nn
 
+from sam_runner.models.layers.pooling import MeanOverPixels
+
 
 class SmallCNN(nn.Module):
     """Two 3x3 convolutions, 2x2 max pooling, two more convolutions, global average pooling and a linear layer.
@@ -34,8 +36,7 @@ class SmallCNN(nn.Module):
             nn.MaxPool2d(2),
             *block(width, 2 * width),
             *block(2 * width, 2 * width),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
+            MeanOverPixels(),
         )
         self.head = nn.Sequential(*([nn.Dropout(dropout)] if dropout else []), nn.Linear(2 * width, num_classes))
 
