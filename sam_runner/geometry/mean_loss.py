@@ -145,7 +145,7 @@ class MeanLoss:
         self._model = model
         self._params = [param for param in model.parameters() if param.requires_grad]
         for param in self._params:
-            param.data = param.data.contiguous()  # the parts of a flat vector are
+            param.data = _contiguous(param.data)  # the parts of a flat vector are
         self._norms: list[Any] = [
             module
             for module in model.train().modules()
@@ -245,6 +245,8 @@ class MeanLoss:
                 sdpa_kernel(SDPBackend.MATH),
                 explain_missing_derivative(PRODUCT),
             ):
+                if inputs.device.type == "cpu":
+                    inputs = _contiguous(inputs)  # second derivatives take a third longer with channels_last
                 loss = self._loss(self._model(inputs), targets) * (len(inputs) / self.num_examples)
                 require_second_derivatives(loss, PRODUCT)
                 found = torch.autograd.grad(loss, self._params, create_graph=True, materialize_grads=True)
@@ -301,3 +303,8 @@ class MeanLoss:
     def _write(self, weights: Tensor) -> None:
         for param, part in zip(self._params, self.unflatten(weights), strict=True):
             param.copy_(part)
+
+
+def _contiguous(tensor: Tensor) -> Tensor:
+    """Return a copy with the strides of a new tensor. `Tensor.contiguous` keeps channels_last with one channel."""
+    return tensor.clone(memory_format=torch.contiguous_format)
