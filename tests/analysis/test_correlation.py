@@ -56,7 +56,7 @@ def test_p_values_of_more_runs_agree_with_scipy():
     rho, p = permutation_test(first, second)
     other = stats.permutation_test(
         (standard_ranks(first),), lambda orders, axis: orders @ standard_ranks(second), permutation_type="pairings",
-        vectorized=True, n_resamples=3000,
+        vectorized=True, n_resamples=3000, random_state=0,
     ).pvalue  # fmt: skip
     assert 0.01 < p < 0.5 and abs(p - other) < 4 * (p * (1 - p) * (1 / 3000 + 1 / 9999)) ** 0.5
     assert permutation_test(first, second) == (rho, p)
