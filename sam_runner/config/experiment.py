@@ -210,7 +210,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
-        "number format of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU",
+        "number format of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU; "
+        "on a CPU, depthwise convolutions compute in fp32 under bf16",
         "auto",
         effect="rounding",
     )

@@ -2,9 +2,11 @@
 
 import pytest
 import torch
+import torch.fx
 from torch.nn import functional as F
 
 from sam_runner.models.layers.pooling import every_nth_pixel, mean_over_pixels
+from sam_runner.models.resnet_cifar import ResNetCifar
 
 FUNCTIONS = {
     "mean": (mean_over_pixels, lambda x: F.adaptive_avg_pool2d(x, 1).flatten(1)),
@@ -38,3 +40,9 @@ def test_second_derivatives_and_vmap(name):
     assert torch.autograd.gradgradcheck(lambda x: ours(x).square(), (images,))
     stacked = torch.stack([images.detach(), 2 * images.detach()])
     torch.testing.assert_close(torch.vmap(ours)(stacked)[1], 2 * ours(images).detach())
+
+
+def test_networks_with_it_can_be_traced():
+    model = ResNetCifar(3, 3, depth=8).eval()
+    images = torch.randn(2, 3, 8, 8)
+    assert torch.equal(torch.fx.symbolic_trace(model)(images), model(images))

@@ -4,6 +4,7 @@ The gradients of torch's `adaptive_avg_pool2d` with one pixel and of a slice ``[
 In a network with the layout channels_last, the next ReLU then reads two layouts at once, which takes ten times as long.
 """
 
+import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -13,6 +14,9 @@ def mean_over_pixels(images_NCHW: Tensor) -> Tensor:
     if images_NCHW.stride(1) == 1:  # channels_last
         return images_NCHW.permute(0, 2, 3, 1).mean((1, 2))
     return images_NCHW.mean((2, 3))
+
+
+torch.fx.wrap("mean_over_pixels")  # symbolic traces cannot follow its condition
 
 
 def every_nth_pixel(images_NCHW: Tensor, n: int) -> Tensor:
