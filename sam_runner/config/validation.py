@@ -1,6 +1,7 @@
 """Validate settings: check names, types and ranges, and convert plain values to the settings dataclasses."""
 
 import contextlib
+import math
 import re
 import types
 from collections.abc import Mapping, Sequence
@@ -14,6 +15,7 @@ from sam_runner.config.keys import REQUIRED, Key
 from sam_runner.utils.errors import InputError
 
 WORDS = {int: "a whole number, like 20", float: "a number, like 0.05", bool: "true or false", str: "a text"}
+FLOAT32_MAX = 3.4e38  # torch's optimizers fail with larger numbers
 
 
 class UnknownKeyError(InputError):
@@ -185,6 +187,9 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
     """Raise InputError, with the accepted range, for a number or an entry of a list outside it."""
     if facts.range is None or value is None or isinstance(value, str):
         return
+    for entry in value if isinstance(value, tuple) else (value,):
+        if FLOAT32_MAX < abs(entry) < math.inf:
+            raise InputError(f"{name}={entry} is too large for float32\n  accepted: at most {FLOAT32_MAX:g}")
     if isinstance(value, tuple):
         for entry in value:
             if entry not in facts.range:

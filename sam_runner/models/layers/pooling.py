@@ -4,19 +4,15 @@ The gradients of torch's `adaptive_avg_pool2d` with one pixel and of a slice ``[
 In a network with the layout channels_last, the next ReLU then reads two layouts at once, which takes ten times as long.
 """
 
-import torch.fx
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 
 def mean_over_pixels(images_NCHW: Tensor) -> Tensor:
     """Return the mean over the pixels of each channel, (N, C)."""
-    if images_NCHW.stride(1) == 1:  # channels_last
+    if isinstance(images_NCHW, Tensor) and images_NCHW.stride(1) == 1:  # channels_last; no Tensor: a symbolic trace
         return images_NCHW.permute(0, 2, 3, 1).mean((1, 2))
     return images_NCHW.mean((2, 3))
-
-
-torch.fx.wrap("mean_over_pixels")  # symbolic traces cannot follow its condition
 
 
 def every_nth_pixel(images_NCHW: Tensor, n: int) -> Tensor:
