@@ -1,5 +1,6 @@
 """`sam-train`: train a run, or with ``-m`` the jobs of a sweep. Imports no torch before the settings are valid."""
 
+import errno
 import itertools
 import os
 import sys
@@ -174,6 +175,11 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
         from sam_runner.config.hydra.messages import explain
 
         raise InputError(explain(error, CONF, line.words, line.config_dir)) from error
+    except OSError as error:
+        if error.errno != errno.ENAMETOOLONG:
+            raise
+        longest = max(line.words, key=len, default="")
+        raise InputError(f"{longest[:60]}... is too long for the name of an option or a file") from error
 
 
 def _job(cfg: Any, codes: list[int]) -> None:

@@ -100,6 +100,7 @@ BAD_INPUT = [
     (["optimizer=sam", "optimizer.p=nan"], "optimizer.p=nan", "[1, inf]"),
     (["lr=0"], "lr=0", "(0, inf)"),
     (["lr=nan"], "lr=nan", "(0, inf)"),
+    ([f"schedule={'x' * 5000}"], "is too long for the name of an option", "schedule=xxx"),
     (["weight_decay=1e40"], "weight_decay=1e+40 is too large for float32", "at most 3.4e+38"),
     (["weight_decay=-1"], "weight_decay=-1", "[0, inf)"),
     (["epochs=0"], "epochs=0", "[1, inf)"),
