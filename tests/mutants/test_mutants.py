@@ -1,6 +1,6 @@
 """The oracles have teeth: each mutant of the mathematics breaks one rule, and the tests of that rule must fail on it.
 
-`mutation` explains patterns. scripts/random_mutants.py makes mutants at random.
+`mutation` explains patterns. scripts/checks/random_mutants.py makes mutants at random.
 """
 
 import ast
