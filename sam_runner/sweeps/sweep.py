@@ -15,7 +15,7 @@ from sam_runner.config.rules import require_files
 from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import hold_call
-from sam_runner.sweeps.job import Call, train_jobs
+from sam_runner.sweeps.job_runner import Call, train_jobs
 from sam_runner.sweeps.jobs import Job, Typed, group_seeds, job_cost, plan_jobs
 from sam_runner.sweeps.outcomes import (
     JobOutcome,
