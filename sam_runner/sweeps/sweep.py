@@ -204,7 +204,9 @@ class Sweep:
     def outcomes(self) -> list[JobOutcome]:
         """Return how the jobs of this call ended, those with refused settings last."""
         found = read_outcomes(self.folder, self.jobs, self._call.since)
-        outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in zip(self.jobs, found, strict=True)]
+        outcomes = [
+            outcome or JobOutcome(job.overrides_text, "", "") for job, outcome in zip(self.jobs, found, strict=True)
+        ]
         return [*outcomes, *read_refusals(self.folder)]
 
 

@@ -64,7 +64,7 @@ def list_guards(step: SamStep) -> dict[str, tuple[int, Callable[[], object]]]:
         "gradients that share memory": (2, lambda: own_gradients(objective.params)),
         "gradients of other parameters": (1, enter(objective.keep_other_gradients)),
         "changed lists of parameters": (1, step.update_parameters),
-        "buffers, and layers computed again": (2, enter(lambda: state.recomputing(state.copy_start()))),
+        "buffers, and layers computed again": (2, enter(lambda: state.recompute_from(state.copy_start()))),
         "random state of Python and NumPy": (1, restore_all),
         "less that of torch": (-1, restore_torch),
     }

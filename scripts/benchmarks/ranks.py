@@ -69,7 +69,7 @@ def sent(step: Callable[[], object], repeats: int = 5) -> float:
     return (loopback() - before) / repeats
 
 
-def measured(rounds: int, case: tuple, count: int) -> dict[str, tuple[float, float]]:
+def measure_on_rank(rounds: int, case: tuple, count: int) -> dict[str, tuple[float, float]]:
     """Return the milliseconds of each kind of step on this rank, and the bytes that it sends."""
     name, batch_size, shape = case
     torch.manual_seed(1)
@@ -83,7 +83,7 @@ def rank(number: int, count: int, threads: int, port: int, rounds: int, case: tu
     torch.set_num_threads(threads)
     if count > 1:
         distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=number, world_size=count)
-    found = measured(rounds, case, count)
+    found = measure_on_rank(rounds, case, count)
     if number == 0:
         queue.put(found)
     if count > 1:

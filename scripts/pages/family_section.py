@@ -81,7 +81,7 @@ class Side:
         """Return the mean of a metric over seeds, a fraction."""
         return self.block.estimate(arm, metric).mean
 
-    def unfitted(self, least: float) -> list[str]:
+    def list_unfitted(self, least: float) -> list[str]:
         """Return the methods that fit less than a fraction of the training images whose labels are right."""
         return [arm for arm in self.methods if self.mean(arm, RIGHT) < least]
 
@@ -101,7 +101,7 @@ class Side:
         """Return the smallest mean over the methods of the right labels that are fitted, a fraction."""
         return min(self.mean(arm, RIGHT) for arm in self.methods)
 
-    def divided(self, least: float) -> list[str]:
+    def differ_between_seeds(self, least: float) -> list[str]:
         """Return the methods whose memorised fraction of the wrong labels varies over seeds by more than a limit."""
         memorised = {arm: self.block.column(arm, "final/train/memorised") for arm in self.methods}
         return [arm for arm, values in memorised.items() if values.max() - values.min() > least]

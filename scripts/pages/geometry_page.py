@@ -61,7 +61,7 @@ class Results:
     def has_whole(self) -> bool:
         """Whether the eigenvalues on all training images are known for every run over time."""
         rows = self.over_time[self.over_time["epoch"] == self.last_epoch]
-        return bool(rows["whole/lambda_max"].notna().all()) and len(rows) == self.num_planned("over_time")
+        return bool(rows["whole/lambda_max"].notna().all()) and len(rows) == self.count_planned("over_time")
 
     @property
     def rhos(self) -> list[float]:
@@ -139,12 +139,12 @@ class Results:
         found = self.correlations()
         return [conclusion(found, gap) for gap in GAPS]
 
-    def finished(self, part: str) -> int:
+    def count_finished(self, part: str) -> int:
         """Return how many planned runs of a part have been measured."""
         rows = self.sweep if part == "sweep" else self.over_time[self.over_time["epoch"] == self.last_epoch]
         return len(rows)
 
-    def num_planned(self, part: str) -> int:
+    def count_planned(self, part: str) -> int:
         """Return how many runs of a part are planned."""
         return sum(part in job.parts for job in self.planned)
 

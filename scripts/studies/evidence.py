@@ -132,7 +132,7 @@ class Study:
             most = 1 if self.smoke else max(seeds.values())
             yield Part(block, searches, [(arm, seed) for seed in range(most) for arm in arms if seed < seeds[arm]])
 
-    def planned(self) -> list[tuple[str, str, str, int]]:
+    def list_planned(self) -> list[tuple[str, str, str, int]]:
         """(block, arm, value, seed) of every run of the plan; the value of a final run is "" until it is chosen."""
         runs = [(job.block, job.arm, job.value, job.seed) for part in self.parts() for job in part.searches]
         runs += [(part.block, arm, "", seed) for part in self.parts() for arm, seed in part.finals]
@@ -156,7 +156,7 @@ class Study:
 
         The last three add up to the first.
         """
-        planned, statuses = len(self.planned()), [row["status"] for row in self.planned_rows()]
+        planned, statuses = len(self.list_planned()), [row["status"] for row in self.planned_rows()]
         finished, failed = statuses.count("finished"), sum(status in FAILED for status in statuses)
         return {"planned": planned, "finished": finished, "failed": failed, "open": planned - finished - failed}
 

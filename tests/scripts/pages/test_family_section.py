@@ -70,9 +70,9 @@ def test_a_bargain_is_clearly_cheaper_than_sam_and_not_below_it(side):
 
 
 def test_fit_divided_seeds_edges_of_the_search_and_open_runs(side):
-    assert side.unfitted(0.95) == ["cheap", "unsure"] and side.unfitted(0.5) == ["unsure"]
+    assert side.list_unfitted(0.95) == ["cheap", "unsure"] and side.list_unfitted(0.5) == ["unsure"]
     assert side.untrained_seeds("unsure", 0.2) == 2 and side.least_right() == pytest.approx(1.1 / 3)
-    assert side.divided(0.5) == ["unsure"]
+    assert side.differ_between_seeds(0.5) == ["unsure"]
     assert side.at_edge("largest") == ["sam"] and side.at_edge("smallest") == ["dear"]
     assert side.open_runs() == ["cheap"] and side.count("cheap") == 2
     assert side.gain("sgd") == pytest.approx(0.01)

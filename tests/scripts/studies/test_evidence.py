@@ -39,7 +39,7 @@ def finish(study, job, tmp_path, accuracy, status="finished", code=None, machine
 @pytest.mark.parametrize("name", STUDIES)
 def test_every_arm_of_a_study_is_in_its_plan(name):
     study = evidence.Study(name)
-    planned = study.planned()
+    planned = study.list_planned()
     for block in study.content["blocks"]:
         for arm, entry in study.content["arms"].items():
             seeds = {seed for found, role, value, seed in planned if (found, role) == (block, arm) and not value}
@@ -107,7 +107,7 @@ def test_the_count_is_that_of_the_plan_and_failed_and_died_runs_are_listed(tmp_p
     assert [study.rows[job.command]["status"] for job in (first, second, third, fourth)] == [
         "finished", "died", "preempted", "failed"
     ]  # fmt: skip
-    planned = len(study.planned())
+    planned = len(study.list_planned())
     assert study.count_runs() == {"planned": planned, "finished": 1, "failed": 2, "open": planned - 3}
     assert len(study.rows) == 6
     (block,) = results_page.read_blocks(study)

@@ -95,7 +95,7 @@ def test_means_intervals_and_correlations_are_those_of_scipy():
     assert results.verdict("lambda_max") == "lambda_max is below SGD's for SAM, rho 0.1."
     unshown = "It is not shown that lambda_max / lambda_5 is below SGD's: the interval contains 1 for SAM, rho 0.1."
     assert results.verdict("ratio") == unshown
-    assert results.measures == ["worst"] and results.finished("over_time") == results.finished("sweep") == 6
+    assert results.measures == ["worst"] and results.count_finished("over_time") == results.count_finished("sweep") == 6
     rho = scipy.stats.spearmanr(last["sharpness/worst"], last["loss gap"]).statistic
     assert [entry.rho for entry in results.correlations()] == pytest.approx([rho, rho])
     fitted = last[last["seed"] < 2]
