@@ -41,19 +41,19 @@ docs: $(VENV)/.docs ## build the site into site/ (open site/index.html); a warni
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build
 
 smoke: $(VENV)/.run ## run a few steps of every shipped option through the command line
-	sh scripts/smoke.sh $(BIN)
+	sh scripts/checks/smoke.sh $(BIN)
 
 bench: $(VENV)/.dev ## run the benchmarks (five minutes); FASHION=FOLDER with Fashion-MNIST adds the end-to-end comparison
-	$(BIN)/python scripts/bench_startup.py --quick
-	$(BIN)/python -W ignore scripts/bench_data.py --quick
-	$(BIN)/python -W ignore scripts/bench_jpeg.py --quick $(if $(DATA),--images $(DATA))
-	$(BIN)/python -W ignore scripts/bench_step.py --quick
-	$(BIN)/python -W ignore scripts/bench_ranks.py --quick
-	$(BIN)/python -W ignore scripts/bench_growth.py --quick
-	if ls $(FASHION)/fashion-mnist/train-images* >/dev/null 2>&1; then $(BIN)/python scripts/bench_end_to_end.py $(FASHION) --quick; fi
+	$(BIN)/python scripts/benchmarks/startup.py --quick
+	$(BIN)/python -W ignore scripts/benchmarks/data.py --quick
+	$(BIN)/python -W ignore scripts/benchmarks/jpeg.py --quick $(if $(DATA),--images $(DATA))
+	$(BIN)/python -W ignore scripts/benchmarks/step.py --quick
+	$(BIN)/python -W ignore scripts/benchmarks/ranks.py --quick
+	$(BIN)/python -W ignore scripts/growth/measure_growth.py --quick
+	if ls $(FASHION)/fashion-mnist/train-images* >/dev/null 2>&1; then $(BIN)/python scripts/benchmarks/end_to_end.py $(FASHION) --quick; fi
 
 guard: $(VENV)/.dev ## check that the step and the data path have not become slower (ratios with wide bounds)
-	$(BIN)/python scripts/guard.py
+	$(BIN)/python scripts/checks/speed_guard.py
 
 upgrade: $(VENV)/.dev ## run the fast tests with the newest Hydra, OmegaConf and TensorBoard, also pre-releases (ARGS="tests/config" for a part)
 	rm -rf outputs/upgrade
@@ -62,23 +62,23 @@ upgrade: $(VENV)/.dev ## run the fast tests with the newest Hydra, OmegaConf and
 	PYTHONPATH=outputs/upgrade $(BIN)/python -m pytest -n 2 $(if $(filter command environment,$(origin ARGS)),$(ARGS))
 
 faults: $(VENV)/.dev ## kill and damage runs, and compare how they continue (four minutes)
-	$(BIN)/python scripts/faults.py
+	$(BIN)/python scripts/reliability/faults.py
 
 faults-long: $(VENV)/.dev ## the same with 250 kills (25 minutes)
-	$(BIN)/python scripts/faults.py --long
+	$(BIN)/python scripts/reliability/faults.py --long
 
 fuzz: $(VENV)/.dev ## random command lines, damaged folders, full disks and kills (five minutes); ARGS="--seed 7 --minutes 60" for others
-	$(BIN)/python scripts/fuzz.py --parts settings lines folders disk kills $(if $(filter command environment,$(origin ARGS)),$(ARGS))
+	$(BIN)/python scripts/reliability/fuzz.py --parts settings lines folders disk kills $(if $(filter command environment,$(origin ARGS)),$(ARGS))
 
 gpu: $(VENV)/.dev ## run tests, benchmarks and training on a GPU in nine minutes (DATA=FOLDER with CIFAR-10 images); DEVICE=cpu: a small version
-	$(BIN)/python -W ignore scripts/gpu.py --device $(DEVICE) $(if $(DATA),--data $(DATA))
+	$(BIN)/python -W ignore scripts/checks/gpu.py --device $(DEVICE) $(if $(DATA),--data $(DATA))
 
 gpu-table4: $(VENV)/.dev ## run the paper's Table 4 on a GPU, nine minutes per call (DATA=FOLDER with CIFAR-10 images); DEVICE=cpu: a small version
-	$(BIN)/python scripts/reproduce.py --table 4 --rows basic --minutes 9 --out outputs/table4 \
+	$(BIN)/python scripts/studies/reproduce.py --table 4 --rows basic --minutes 9 --out outputs/table4 \
 		$(if $(filter cpu,$(DEVICE)),--scale smoke,--scale gpu --jobs 8 device=$(DEVICE) $(if $(DATA),data.root=$(DATA)))
 
 evidence-smoke: $(VENV)/.dev ## run a few steps of every arm of a study on small made-up images
-	$(BIN)/python -W ignore scripts/evidence.py human_noise --scale smoke --jobs 2 --out outputs/evidence-smoke
+	$(BIN)/python -W ignore scripts/studies/evidence.py human_noise --scale smoke --jobs 2 --out outputs/evidence-smoke
 
 # before the environment is made: without images the studies for a GPU cannot begin
 ifneq ($(and $(filter gpu-evidence,$(MAKECMDGOALS)),$(filter-out cpu,$(DEVICE))),)
@@ -86,12 +86,12 @@ $(if $(and $(DATA),$(wildcard $(DATA)/)),,$(error DATA=$(DATA) is no folder: mak
 endif
 
 gpu-evidence: $(VENV)/.dev ## run studies on a GPU, nine minutes per call (DATA=FOLDER with CIFAR-10 images; STUDIES, JOBS, FOLDERS="cifar10n=FOLDER lite0=FOLDER"); DEVICE=cpu: a few steps
-	$(BIN)/python -W ignore scripts/evidence.py $(STUDIES) --jobs $(JOBS) $(if $(filter cpu,$(DEVICE)),--scale smoke \
+	$(BIN)/python -W ignore scripts/studies/evidence.py $(STUDIES) --jobs $(JOBS) $(if $(filter cpu,$(DEVICE)),--scale smoke \
 		--out outputs/evidence-smoke,--device $(DEVICE) --minutes 9 --word compile=capture \
 		--word data.cache=outputs/evidence/cache $(foreach folder,cifar10=$(DATA) $(FOLDERS),--folder $(folder)))
 
 reproduce-smoke: $(VENV)/.dev ## run three steps of every row of the paper's tables
-	$(BIN)/python scripts/reproduce.py --table all --scale smoke --out outputs/reproduce
+	$(BIN)/python scripts/studies/reproduce.py --table all --scale smoke --out outputs/reproduce
 
 clean: ## remove the environment and caches; outputs/ is kept
 	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis build dist site

@@ -13,7 +13,7 @@ from sam_runner.config.experiment import GROUPS, ExperimentConfig
 from sam_runner.config.hydra.command_line import FLAGS
 from sam_runner.config.hydra.launchers import DEFAULTS
 from sam_runner.config.keys import walk
-from scripts import architecture_picture
+from scripts.pages import architecture_picture
 
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
@@ -27,7 +27,7 @@ OPTIONS = {path.relative_to(ROOT / "conf").with_suffix("").as_posix() for path i
 OPTIONS |= set(DEFAULTS)
 # Files that pages write; a launcher named as refused.
 EXAMPLES = OWN | {"model/mlp", "data/waves", "noise/next_class", "optimizer/mine", "hydra/launcher/ray_aws"}
-# "key=value", "group=option"; arguments of own classes; folders of scripts/evidence.py
+# "key=value", "group=option"; arguments of own classes; folders of scripts/studies/evidence.py
 EXAMPLE_SETTINGS = {
     "key", "group", "optimizer.base.eps", "optimizer.last", "data.length", "noise.part", "data.path", "cifar10",
     "cifar10n", "lite0", "fashion",
@@ -122,7 +122,7 @@ def test_commands_and_their_flags_exist(path):
         flags = re.findall(r"(?<!\S)(--[a-z-]+)", code)
         if make := re.match(r"make ([a-z0-9-]+)", code):
             assert make[1] in targets, code
-        elif script := re.match(r"(?:python )?(scripts/\w+\.py)", code):
+        elif script := re.match(r"(?:python )?(scripts/[\w/]+\.py)", code):
             source = (ROOT / script[1]).read_text(encoding="utf-8")
             assert all(f'"{flag}"' in source for flag in flags), code
         elif "torchrun" in code or "sam-train" in code:
@@ -168,7 +168,7 @@ def test_the_version_is_the_same_everywhere():
 
 def test_the_picture_of_the_architecture_is_up_to_date():
     drawn = architecture_picture.picture()
-    assert architecture_picture.PICTURE.read_text() == drawn, "run python scripts/architecture_picture.py"
+    assert architecture_picture.PICTURE.read_text() == drawn, "run python scripts/pages/architecture_picture.py"
 
 
 def test_the_examples_of_extending_run(tmp_path, monkeypatch):

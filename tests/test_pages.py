@@ -19,7 +19,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from PIL import Image
 
-from scripts.site_hooks import list_commands
+from scripts.pages.site_hooks import list_commands
 from tests.helpers import CALLS, command
 from tests.test_docs import ROOT, join_lines
 

@@ -22,7 +22,7 @@ from tqdm import tqdm
 from sam_runner.analysis.answers import hold_lock, require_folder, settings_digest
 from sam_runner.analysis.options import GridOptions, Measurement
 from sam_runner.analysis.subject import Subject
-from sam_runner.geometry.directions import Plane, filter_normalised, plane_through
+from sam_runner.geometry.directions import Plane, draw_filter_normalised_direction, plane_through
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.sam.batch import Batch
 from sam_runner.training.subset import decay_in_loss
@@ -117,7 +117,7 @@ def make_slices(subjects: Sequence[Subject], losses: Sequence[MeanLoss], options
             )
     labels = [subject.label for subject in subjects]
     if len(subjects) == 1:
-        first, second = (filter_normalised(loss, number, options.seed) for number in (0, 1))
+        first, second = (draw_filter_normalised_direction(loss, number, options.seed) for number in (0, 1))
         line = centred_coordinates(options.extent, options.line_points)
         grid = centred_coordinates(options.extent, options.points)
         marks = [(labels[0], 0.0, 0.0)]

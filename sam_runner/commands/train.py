@@ -192,7 +192,7 @@ def _job(cfg: Any, codes: list[int]) -> None:
     hydra_config = HydraConfig.get()
     overrides = typed_overrides(hydra_config)
     if hydra_config.mode == RunMode.MULTIRUN:
-        from sam_runner.sweeps.job import run_job
+        from sam_runner.sweeps.job_runner import run_job
 
         run_job(cfg, hydra_config, overrides)
     else:

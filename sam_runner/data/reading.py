@@ -84,7 +84,7 @@ def use_kept_pixels(part: ImageFiles) -> ImageFiles:
 
 @lru_cache(maxsize=1)  # the jobs of a sweep mostly share one data set
 def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...], cache: bool | str) -> None:
-    chosen = _choose_checked(sets)
+    chosen = _choose_files_to_check(sets)
     store = choose_cache(cache)
     entry = None
     if store is not None:
@@ -101,7 +101,7 @@ def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...], cache: bool | str
         store.write(entry, {"files": len(files)})
 
 
-def _choose_checked(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> list[tuple[Path, Sequence[str]]]:
+def _choose_files_to_check(sets: tuple[tuple[Path, tuple[str, ...]], ...]) -> list[tuple[Path, Sequence[str]]]:
     """Return the files of each set that are to be checked."""
     num_files = sum(len(paths) for _, paths in sets)
     if num_files <= MAX_CHECKED:

@@ -28,7 +28,7 @@ class Plane(NamedTuple):
         return weights if self.second is None else weights + b * self.second
 
 
-def filter_normalised(loss: MeanLoss, number: int, seed: int = 0) -> Tensor:
+def draw_filter_normalised_direction(loss: MeanLoss, number: int, seed: int = 0) -> Tensor:
     """Return a random direction whose filters have the norms of the network's filters, (n,).
 
     Li, Xu, Taylor, Studer and Goldstein (NeurIPS 2018, arXiv 1712.09913), section 4: d_ij <- d_ij / ||d_ij|| ||w_ij||

@@ -44,7 +44,7 @@ def find_suspects(folders: Sequence[Path], which: str, device: str | None = None
 
     Northcutt, Jiang and Chuang (JAIR 2021) call it self-confidence. They compute it out of sample, since a network
     that has memorised a wrong label is confident in it. With "train" the runs predict their own training images, so
-    the runs must not have memorised them: see `list_memorised`.
+    the runs must not have memorised them: see `find_memorising_runs`.
 
     Args:
         folders: Run folders with the same images and labels.
@@ -65,7 +65,7 @@ def rank_examples(predictions: Predictions) -> Suspects:
     return Suspects(predictions, self_confidence, self_confidence.argsort(stable=True))
 
 
-def list_memorised(predictions: Predictions) -> dict[Path, float]:
+def find_memorising_runs(predictions: Predictions) -> dict[Path, float]:
     """Return the runs whose accuracy on the given labels is above `MEMORISED`, with this accuracy."""
     labels = predictions.examples.labels
     accuracies = {

@@ -43,13 +43,13 @@ class Baseline:
         return " ".join(value if name == "optimizer" else f"{name}={value}" for name, value in self.settings.items())
 
     @property
-    def ignored(self) -> set[str]:
+    def ignored_settings(self) -> set[str]:
         """The settings in which a group may differ from its baseline."""
         methods = METHOD_SETTINGS if "optimizer" in self.settings else set()
         return {*self.settings, *methods, *(LENGTH_SETTINGS if self.against else ())}
 
     @property
-    def typed(self) -> str:
+    def option_value(self) -> str:
         """The baseline as the value of --baseline."""
         return ",".join(f"{name}={value}" for name, value in self.settings.items())
 
@@ -102,8 +102,8 @@ def _is_value(value: Any, text: str) -> bool:
 def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series) -> dict[int, int]:
     """Return the baseline of each group that has one.
 
-    A baseline has the group's values in all settings but `Baseline.ignored`. At equal cost it is the one with the
-    nearest cost, within `COST_TOLERANCE`; it may differ in `LENGTH_SETTINGS`.
+    A baseline has the group's values in all settings but `Baseline.ignored_settings`. At equal cost it is the one with
+    the nearest cost, within `COST_TOLERANCE`; it may differ in `LENGTH_SETTINGS`.
 
     Args:
         settings: The settings of the groups, indexed by group.
@@ -129,7 +129,7 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
 
 
 def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, list[int]]:
-    """Return the baselines that have a group's values in all settings but `Baseline.ignored`, for each group.
+    """Return the baselines that have a group's values in all settings but `Baseline.ignored_settings`, for each group.
 
     Groups without a baseline are left out. A group that is a baseline is listed as its own baseline.
 
@@ -137,7 +137,7 @@ def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, li
         settings: The settings of the groups, indexed by group.
         baseline: The baseline.
     """
-    compared = [str(name) for name in settings if name not in baseline.ignored]
+    compared = [str(name) for name in settings if name not in baseline.ignored_settings]
     rows = rows_by_group(settings)
     values = {
         group: tuple(None if pd.isna(row[name]) else row[name] for name in compared) for group, row in rows.items()
@@ -159,10 +159,9 @@ def _require_one(rows: Mapping[int, Mapping[str, Any]], bases: Sequence[int], ba
     ]
     if names:
         settings = [{name: format_value(rows[base][name], name) for name in names} for base in bases]
-        accepted = [Baseline({**baseline.settings, **found}).typed for found in settings]
-        raise InputError(
-            f"--baseline {baseline.typed} matches several groups\n  accepted: {'; '.join(dict.fromkeys(accepted))}"
-        )
+        accepted = [Baseline({**baseline.settings, **found}).option_value for found in settings]
+        choices = "; ".join(dict.fromkeys(accepted))
+        raise InputError(f"--baseline {baseline.option_value} matches several groups\n  accepted: {choices}")
 
 
 def _are_equal(first: Any, second: Any) -> bool:
@@ -226,7 +225,7 @@ class MissingBaseline:
     length: Mapping[str, Any]
 
     @property
-    def typed(self) -> str:
+    def length_text(self) -> str:
         """The length as a word of a command line."""
         return " ".join(f"{name}={value}" for name, value in self.length.items())
 

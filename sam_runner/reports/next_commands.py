@@ -33,7 +33,7 @@ def suggest_commands(report: "Report") -> list[tuple[str, str]]:
     commands = [_beyond_command(report, choice, name) for choice in report.choices for name in choice.at_edge]
     for missing in report.missing_baselines or _missing_at_equal_cost(report):
         if missing.base is not None and missing.length:
-            purpose = f"{report.baseline} with {missing.typed}, for --against {report.against or 'cost'}"
+            purpose = f"{report.baseline} with {missing.length_text}, for --against {report.against or 'cost'}"
             record = report.first_record(missing.base)
             config = replace(cast("ExperimentConfig", record.config), **missing.length)
             commands.append((purpose, _same_sweep_command(report, record, config, missing.groups)))

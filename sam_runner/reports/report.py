@@ -361,7 +361,7 @@ class Report:
         return cells
 
     @property
-    def unfinished(self) -> list[str]:
+    def unfinished_runs(self) -> list[str]:
         """A line for each run that has not finished: its status, its name and the first line of its error."""
         lines = []
         for run in self.results[self.results["status"] != "finished"].to_dict("records"):
@@ -412,7 +412,7 @@ class Report:
     def to_text(self) -> str:
         """Return the tables as aligned text, with notes, findings, the unfinished runs and the next commands."""
         parts = [] if self.table.empty else [text_table(self.table), *self.notes]
-        parts += self.unfinished
+        parts += self.unfinished_runs
         parts += [f"warning: {text}" for text in self.setup.warnings]
         if not self.choice_table.empty:
             parts += ["", text_table(self.choice_table)]
@@ -427,7 +427,7 @@ class Report:
             parts += map(escape_markdown, self.findings if self.baseline is not None or self.choices else [])
             parts += [] if self.choice_table.empty else [markdown_table(self.choice_table)]
             parts += [markdown_table(self.table), "\n".join(f"- {escape_markdown(note)}" for note in self.notes)]
-        for lines in (self.unfinished, self.setup.warnings):
+        for lines in (self.unfinished_runs, self.setup.warnings):
             parts.append("\n".join(f"- {escape_markdown(line)}" for line in lines))
         if self.setup.facts:
             parts.append(markdown_table(pd.DataFrame(self.setup.facts, columns=["set-up", ""])))

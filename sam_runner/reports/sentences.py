@@ -106,7 +106,7 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
     words = [
         *("sam-report", *map(_shorten, report.folders)),
         *(("--metric", report.metric) if report.metric != "test/accuracy" else ()),
-        *(("--baseline", report.baseline.typed) if report.baseline_settings is not None else ()),
+        *(("--baseline", report.baseline.option_value) if report.baseline_settings is not None else ()),
         *("--against", "cost"),
     ]
     train = "" if is_known else f"train {report.baseline} for {ratio:.3g} times the epochs as well, then "
@@ -297,6 +297,6 @@ def _describe_missing_costs(report: "Report") -> list[str]:
         cost = f"{missing.cost:,.0f} {name.replace('_', ' ')}"
         lines.append(
             f"{who} no baseline of equal cost ({cost}): train {report.baseline} with"
-            f" {missing.typed or 'another number of epochs'}."
+            f" {missing.length_text or 'another number of epochs'}."
         )
     return lines

@@ -197,7 +197,7 @@ def _load_checkpoint(folder: Path, which: str, device: str | None) -> tuple[Expe
     if which == "last":
         state = checkpoints.load_latest()
     else:
-        state = checkpoints.load_best() if which == "best" else checkpoints.load_named(which)
+        state = checkpoints.load_best() if which == "best" else checkpoints.load_by_name(which)
     if state is None:
         raise _no_checkpoint(folder)
     device = device or config.device

@@ -29,7 +29,7 @@ from sam_runner.sam.network.buffers import (
     are_alike,
     copy_buffers,
     copy_values,
-    exchanged_buffers,
+    swapped_buffers,
     write_buffers,
 )
 from sam_runner.sam.spectral_norm import PowerIterations
@@ -76,12 +76,12 @@ class RunningStatistics:
         return any(isinstance(layer, SyncBatchNorm) and layer.training for layer in self._modules)
 
     @contextmanager
-    def frozen(self) -> Iterator[None]:
+    def discard_updates(self) -> Iterator[None]:
         """Start from the buffers that the first pass of the group started from, and discard all writes in the context.
 
         Outside of a step, start from the present buffers.
         """
-        with self._power.stopped(), self._discarding(self.copy_group_start(), "forward"):
+        with self._power.pause(), self._discard_writes(self.copy_group_start(), "forward"):
             yield
 
     def begin_group(self) -> None:
@@ -93,11 +93,11 @@ class RunningStatistics:
     def single_statistics_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
         """Make one update of the running statistics, with the mean of the statistics of all passes in the context.
 
-        Each pass must be inside `accumulate_statistics` or `frozen`. One pass makes exactly PyTorch's own update. An
-        exception in the context restores the statistics.
+        Each pass must be inside `accumulate_statistics` or `discard_updates`. One pass makes exactly PyTorch's own
+        update. An exception in the context restores the statistics.
 
         Args:
-            num_passes: Number of passes in the context that are not `frozen`.
+            num_passes: Number of passes in the context outside of `discard_updates`.
             weight: Weight of the rank's batch in the mean over ranks, see `sam_runner.sam.batch.Batch`. If ranks have
                 different numbers of examples, the weight makes the mean of their running statistics a mean over
                 examples.
@@ -132,7 +132,7 @@ class RunningStatistics:
             self._mean.begin()
         if keep_graph:
             values = copy_buffers(self._modules)
-            with exchanged_buffers(values):
+            with swapped_buffers(values):
                 yield
                 values = [(module, dict(module._buffers)) for module, _ in values]
             write_buffers(values)
@@ -143,27 +143,27 @@ class RunningStatistics:
             self._mean.add(num_examples)
 
     def copy_group_start(self) -> Values:
-        """Return copies of the buffers from which the passes of the group started, for `recomputing`."""
+        """Return copies of the buffers from which the passes of the group started, for `recompute_from`."""
         return self._copy() if self._start is None else self._resume(self._start)
 
     def copy_start(self) -> Values:
-        """Return copies of the buffers before a forward pass, for `recomputing`."""
+        """Return copies of the buffers before a forward pass, for `recompute_from`."""
         return self._copy()
 
     @contextmanager
-    def recomputing(self, start: Values) -> Iterator[None]:
+    def recompute_from(self, start: Values) -> Iterator[None]:
         """Make a backward pass in the context: recomputed layers start from `start`, and their writes are discarded.
 
         Args:
             start: Result of `copy_start` before the forward pass; it is overwritten.
         """
-        with self._power.stopped(), self._discarding(self._kept_caches(start), "backward"):
+        with self._power.pause(), self._discard_writes(self._kept_caches(start), "backward"):
             yield
 
     @contextmanager
-    def _discarding(self, start: Values, purpose: str) -> Iterator[None]:
+    def _discard_writes(self, start: Values, purpose: str) -> Iterator[None]:
         """Let the modules hold `start` and scratch tensors inside the context."""
-        with exchanged_buffers(start), exchanged_buffers(self._scratch_values(purpose)):
+        with swapped_buffers(start), swapped_buffers(self._scratch_values(purpose)):
             yield
 
     def _copy(self) -> Values:

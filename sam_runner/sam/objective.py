@@ -235,7 +235,7 @@ class Objective:
             self._accepts_one = True
             state = RngState.capture(self.device, self.generators)
             try:
-                with torch.no_grad(), self.statistics.frozen():
+                with torch.no_grad(), self.statistics.discard_updates():
                     call_model(self.model, batch.split(1)[0].inputs)
             except ValueError as error:
                 self._accepts_one = "more than 1 value per channel" not in str(error)
@@ -250,7 +250,7 @@ class Objective:
         """
         chunks, parts = self.chunks(batch), []
         self.work.forward += len(batch)
-        with torch.no_grad(), self.statistics.frozen():
+        with torch.no_grad(), self.statistics.discard_updates():
             for chunk in chunks:
                 outputs, loss = self._evaluate(chunk)
                 parts.append(Evaluation(loss, outputs))
@@ -378,7 +378,7 @@ class Objective:
             # of raising.
             with (
                 explain_missing_derivative(*SECOND_ORDER),
-                self.statistics.recomputing(self.statistics.copy_group_start()),
+                self.statistics.recompute_from(self.statistics.copy_group_start()),
             ):
                 torch.autograd.backward(outputs, factors)
             return [param.grad for param in self.params]
@@ -427,7 +427,7 @@ class Objective:
         self.work.backward += len(batch)
         if update_statistics:
             statistics.begin_group()
-        with nullcontext() if update_statistics else statistics.frozen():
+        with nullcontext() if update_statistics else statistics.discard_updates():
             for number, chunk in enumerate(chunks, 1):
                 share = len(chunk) / len(batch)
                 start = statistics.copy_start()
@@ -438,7 +438,7 @@ class Objective:
                 if share != 1:
                     objective = objective * share
                 average = self._average_during_backward() if reduce and number == len(chunks) else nullcontext()
-                with average, statistics.recomputing(start):
+                with average, statistics.recompute_from(start):
                     differentiate(self.scaler.scale(objective))
                 parts.append(Evaluation(loss.detach(), map_tensors(Tensor.detach, outputs)))
         return self._join(batch, chunks, parts)

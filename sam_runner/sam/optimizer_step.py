@@ -72,7 +72,7 @@ class OptimizerStep:
             raise ValueError("the loss depends on no parameter that the optimizer trains")
         is_pending_finite = self._are_finite(pending, finite)
         if self._scaler.is_enabled():
-            return self._scaled(params, finite, is_pending_finite)
+            return self._step_with_scaler(params, finite, is_pending_finite)
         norm = self._clip(params)
         finite = torch.cat([finite, (norm.isfinite() & is_pending_finite)[None]])
         if self._fused:
@@ -92,7 +92,7 @@ class OptimizerStep:
             return torch.ones((), dtype=torch.bool, device=like.device)
         return self._shards.all_reduce_and(get_total_norm(tensors, math.inf).isfinite())  # the largest cannot overflow
 
-    def _scaled(
+    def _step_with_scaler(
         self, params: list[nn.Parameter], finite: Tensor, is_pending_finite: Tensor
     ) -> tuple[Tensor, Tensor, bool]:
         """Step with a loss scaler. It checks only ``.grad``, so NaN is added there if another number is not finite."""

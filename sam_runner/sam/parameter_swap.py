@@ -21,7 +21,7 @@ def swapped_parameters(params: list[nn.Parameter], values: list[Tensor]) -> Iter
         values: Tensors of the same shapes in other storage; for sharded parameters, the shapes of the local shards.
     """
     if is_sharded(params[0]):
-        with _overwritten_shards([to_local(param.detach()) for param in params], values):
+        with _overwrite_shards([to_local(param.detach()) for param in params], values):
             del values
             yield
         return
@@ -37,7 +37,7 @@ def swapped_parameters(params: list[nn.Parameter], values: list[Tensor]) -> Iter
 
 
 @contextmanager
-def _overwritten_shards(shards: list[Tensor], values: list[Tensor]) -> Iterator[None]:
+def _overwrite_shards(shards: list[Tensor], values: list[Tensor]) -> Iterator[None]:
     originals = [shard.clone() for shard in shards]
     try:
         for shard, value in zip(shards, values, strict=True):

@@ -33,7 +33,7 @@ class PowerIterations:
         self._is_single = False
 
     @contextmanager
-    def stopped(self) -> Iterator[None]:
+    def pause(self) -> Iterator[None]:
         """Make no power iteration in the passes inside the context."""
         before = [method.n_power_iterations for method, _ in self._methods]
         self._stop()

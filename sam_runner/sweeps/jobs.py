@@ -36,7 +36,7 @@ class Job:
         return self.digests[0]
 
     @property
-    def typed(self) -> str:
+    def overrides_text(self) -> str:
         """What the user typed, as one text."""
         return " ".join(self.overrides)
 

@@ -59,7 +59,7 @@ def record_failure(sweep_folder: Path, job: Job, state: str, error: str, log: st
     """
     status = read_status(job.folder)
     if status.get("call") == call_name() and status.get("status") == "failed":
-        write_json(job.folder / "status.json", status | {"job": job.typed})
+        write_json(job.folder / "status.json", status | {"job": job.overrides_text})
         return
     _record(sweep_folder, job.folder.name, job.overrides, state, error, log)
 
@@ -125,7 +125,7 @@ def read_outcome(
         failures: `find_job_folders` of the folder ``not_started/``, for a reader of many jobs; None looks for the job.
     """
     if read_finished_result(job.folder) is not None:
-        return JobOutcome(job.typed, "finished", "")
+        return JobOutcome(job.overrides_text, "finished", "")
     failures = find_job_folders(sweep_folder / NOT_STARTED) if failures is None else failures
     failure = failures.get(job.fingerprint)
     for folder in filter(None, (job.folder, failure)):
@@ -135,7 +135,7 @@ def read_outcome(
             state = "died"
         is_over = state in (*FAILED_STATES, *STOP_CODES) if is_own else state in FAILED_STATES
         if is_over and (is_own or _is_later(status, since)):
-            return JobOutcome(job.typed, state, str(status.get("error", "")))
+            return JobOutcome(job.overrides_text, state, str(status.get("error", "")))
     return None
 
 

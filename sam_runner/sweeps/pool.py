@@ -16,7 +16,7 @@ from collections.abc import Sequence
 from multiprocessing.connection import Connection, wait
 from multiprocessing.process import BaseProcess
 
-from sam_runner.sweeps.job import Call, leave_ctrl_c_to_parent, train_jobs
+from sam_runner.sweeps.job_runner import Call, leave_ctrl_c_to_parent, train_jobs
 from sam_runner.sweeps.jobs import Job
 from sam_runner.sweeps.outcomes import read_outcomes, record_deaths
 from sam_runner.sweeps.signals import stop_between_jobs

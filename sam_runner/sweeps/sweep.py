@@ -15,7 +15,7 @@ from sam_runner.config.rules import require_files
 from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import hold_call
-from sam_runner.sweeps.job import Call, train_jobs
+from sam_runner.sweeps.job_runner import Call, train_jobs
 from sam_runner.sweeps.jobs import Job, Typed, group_seeds, job_cost, plan_jobs
 from sam_runner.sweeps.outcomes import (
     JobOutcome,
@@ -204,7 +204,9 @@ class Sweep:
     def outcomes(self) -> list[JobOutcome]:
         """Return how the jobs of this call ended, those with refused settings last."""
         found = read_outcomes(self.folder, self.jobs, self._call.since)
-        outcomes = [outcome or JobOutcome(job.typed, "", "") for job, outcome in zip(self.jobs, found, strict=True)]
+        outcomes = [
+            outcome or JobOutcome(job.overrides_text, "", "") for job, outcome in zip(self.jobs, found, strict=True)
+        ]
         return [*outcomes, *read_refusals(self.folder)]
 
 

@@ -134,7 +134,7 @@ class CheckpointFolder:
         intact = (path.stem for path in manifests if check_manifest(path) is None)
         return list(islice(intact, 1 if which == "last" else None))[::-1]
 
-    def load_named(self, name: str) -> dict[str, Any] | None:
+    def load_by_name(self, name: str) -> dict[str, Any] | None:
         """Load the checkpoint with a name of `list_names`; None if there is none.
 
         Raises:

@@ -1,1 +1,1 @@
-"""The quantities of bench_growth.py: how their files are made, and the work that is measured."""
+"""How seconds and memory grow with the size of a problem: measure_growth.py, and a file for each kind of quantity."""

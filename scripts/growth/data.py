@@ -12,7 +12,6 @@ import numpy as np
 import torch
 from PIL import Image
 
-from growth.quantity import Quantity, Work
 from sam_runner.data.datasets.image_folder import image_folder
 from sam_runner.data.image_sets import make_image_set
 from sam_runner.data.loader import ImageLoader
@@ -20,6 +19,7 @@ from sam_runner.data.noise import pair
 from sam_runner.data.normalisation import Normalisation
 from sam_runner.training.metrics import confusion_matrix, evaluation_metrics
 from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix
+from scripts.growth.quantity import Quantity, Work
 
 IMAGENET = 1_281_167  # training images of ImageNet
 NUM_CLASSES, MAX_LINKS = 1000, 30_000

@@ -10,7 +10,6 @@ from pathlib import Path
 import torch
 import yaml
 
-from growth.quantity import Quantity, Work
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.reports.output.files import write_sweep_report
@@ -20,6 +19,7 @@ from sam_runner.sweeps.jobs import plan_jobs
 from sam_runner.sweeps.outcomes import record_refusal
 from sam_runner.sweeps.progress import SweepProgress, read_state
 from sam_runner.training.checkpoints import CheckpointFolder
+from scripts.growth.quantity import Quantity, Work
 
 NUM_SEEDS, NUM_EPOCHS = 10, 10
 REFUSED = 10  # of so many jobs one is refused

@@ -8,12 +8,12 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from growth.quantity import Quantity, Work
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import Sam
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.training.checkpoints import CheckpointFolder
+from scripts.growth.quantity import Quantity, Work
 
 NUM_STEPS, BATCH, RHO = 5, 32, 0.05
 DEPTH = 3  # layers of the networks with more and more weights

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from sam_runner.geometry.directions import Plane, filter_normalised, plane_through
+from sam_runner.geometry.directions import Plane, draw_filter_normalised_direction, plane_through
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.sharpness import average_case, m_sharpness, worst_case
 from sam_runner.sam.batch import Batch
@@ -158,14 +158,14 @@ def test_adaptive_sharpness_does_not_change_under_a_rescaling_of_layers(factor):
 def test_filters_of_a_direction_have_the_norms_of_the_networks_filters():
     network = problems.networks()["conv"]
     loss = problems.mean_loss(network)
-    direction, other = (filter_normalised(loss, number) for number in (0, 1))
+    direction, other = (draw_filter_normalised_direction(loss, number) for number in (0, 1))
     for param, part in zip(loss.parameters, loss.unflatten(direction), strict=True):
         if param.ndim == 1:
             assert not part.any()
         else:
             torch.testing.assert_close(part.flatten(1).norm(dim=1), param.flatten(1).norm(dim=1))
     assert abs(float(direction @ other / direction.norm() / other.norm())) < 0.6
-    assert torch.equal(direction, filter_normalised(loss, 0))
+    assert torch.equal(direction, draw_filter_normalised_direction(loss, 0))
 
 
 def test_a_plane_contains_its_three_points():

@@ -15,7 +15,7 @@ from sam_runner.inference.suspects import (
     Suspects,
     average_precision,
     describe_ranking,
-    list_memorised,
+    find_memorising_runs,
     precision_at,
     suspects_table,
 )
@@ -68,7 +68,7 @@ def test_a_run_that_predicts_its_labels_is_named():
     for folder, values in logits.items():
         values[int(str(folder)) :, 0] = 1.0
         values[: int(str(folder)), 1] = 1.0
-    assert list_memorised(Predictions(examples, logits)) == {Path("4"): pytest.approx(0.96)}
+    assert find_memorising_runs(Predictions(examples, logits)) == {Path("4"): pytest.approx(0.96)}
 
 
 def test_the_page_shows_the_first_images_and_escapes_text():

@@ -1,6 +1,6 @@
 """The oracles have teeth: each mutant of the mathematics breaks one rule, and the tests of that rule must fail on it.
 
-`mutation` explains patterns. scripts/random_mutants.py makes mutants at random.
+`mutation` explains patterns. scripts/checks/random_mutants.py makes mutants at random.
 """
 
 import ast
@@ -194,7 +194,7 @@ MUTANTS = {
         ("network: parameters of the loss are left out", "Objective.train_parameters", "outside = A", "outside = []",
          "sam/test_own_networks.py::weights_of_a_loss"),
         ("network: what a backward pass recomputes stays", "Objective._make_passes",
-         "with average, statistics.recomputing(A): B", "with average: B",
+         "with average, statistics.recompute_from(A): B", "with average: B",
          "sam/test_awkward_networks.py::every_part_alone"),
         ("second order: shaken", "Objective.gradient",
          "with true_gradient(A), sdpa_kernel(D), C: B", "with sdpa_kernel(D), C: B",
@@ -209,7 +209,7 @@ MUTANTS = {
          "with true_gradient(A), self._check_constants(): B", "with self._check_constants(): B",
          "models/test_models_shake.py::ascent_uses"),
         ("statistics: the second pass counts", "Objective._make_passes",
-         "A if update_statistics else B.frozen()", "A", "sam/test_batch_statistics.py::one_update_per_step"),
+         "A if update_statistics else B.discard_updates()", "A", "sam/test_batch_statistics.py::one_update_per_step"),
     ],
     "sam.methods.k_step": [
         ("k steps: one", "KStep.perturb", "range(A - 1)", "range(0)", "sam/test_sam.py::further_ascent_steps"),
@@ -239,9 +239,9 @@ MUTANTS = {
     "sam.optimizer_step": [
         ("update: not clipped", "OptimizerStep._clip", "clip_grads_with_norm_(...)", "pass",
          "sam/test_sam.py::only_the_final"),
-        ("update: the first pass is not checked", "OptimizerStep._scaled", "A.masked_fill(...)", "A",
+        ("update: the first pass is not checked", "OptimizerStep._step_with_scaler", "A.masked_fill(...)", "A",
          "sam/test_precision.py::second_pass_does_not_show"),
-        ("update: the scale grows twice", "OptimizerStep._scaled", "A.update()", "A.update(), A.update()",
+        ("update: the scale grows twice", "OptimizerStep._step_with_scaler", "A.update()", "A.update(), A.update()",
          "sam/test_precision.py::clean_step"),
         ("update: made although not finite", "OptimizerStep.__call__", "(~A.all()).to(B)", "A.all().to(B) * 0",
          "sam/test_step.py::not_finite_leaves_weights"),
@@ -251,9 +251,9 @@ MUTANTS = {
          "sam/test_step.py::what_is_not_finite"),
     ],
     "sam.batch_statistics": [
-        ("statistics: the second pass uses the running ones", "RunningStatistics.frozen", "yield",
+        ("statistics: the second pass uses the running ones", "RunningStatistics.discard_updates", "yield",
          "[layer.eval() for layer in self._layers]\nyield", "sam/test_batch_statistics.py::both_passes_normalise"),
-        ("network: a later pass starts from the buffers of the first one's end", "RunningStatistics.frozen",
+        ("network: a later pass starts from the buffers of the first one's end", "RunningStatistics.discard_updates",
          "A.copy_group_start()", "A._copy()", "sam/test_awkward_networks.py::every_part_alone"),
         ("statistics: every group counts", "RunningStatistics.single_statistics_update", "A <= 1 and B", "True",
          "sam/test_batch_statistics.py::groups_and_micro"),
@@ -286,7 +286,7 @@ MUTANTS = {
     "sam.network.buffers": [
         ("network: buffers that share memory are separated", "_copy_tensors", "A > 1", "A > 2",
          "sam/test_awkward_networks.py::every_part_alone and shared"),
-        ("statistics: a later pass leaves its writes", "exchanged_buffers", "try:\n A\nfinally:\n B", "A",
+        ("statistics: a later pass leaves its writes", "swapped_buffers", "try:\n A\nfinally:\n B", "A",
          "sam/test_batch_statistics.py::groups_and_micro"),
     ],
     "sam.network.joint_passes": [
@@ -300,7 +300,7 @@ MUTANTS = {
          "sam/test_joint_passes.py::ends_earlier"),
     ],
     "sam.spectral_norm": [
-        ("spectral norm: iterates at w + eps", "PowerIterations.stopped", "A._stop()", "pass",
+        ("spectral norm: iterates at w + eps", "PowerIterations.pause", "A._stop()", "pass",
          "sam/test_spectral_norm.py::frozen_pass"),
         ("spectral norm: every group iterates", "PowerIterations.end_pass", "self._is_single", "False",
          "sam/test_spectral_norm.py::step_iterates"),
@@ -430,8 +430,9 @@ MUTANTS = {
          "analysis/test_landscape.py::plane_contain"),
     ],
     "geometry.directions": [
-        ("directions: by layer instead of filter", "filter_normalised", "rows.norm(dim=1) / drawn.norm(dim=1)",
-         "(rows.norm() / drawn.norm()).expand(len(rows))", "geometry/test_sharpness.py::filters_of_a_direction"),
+        ("directions: by layer instead of filter", "draw_filter_normalised_direction",
+         "rows.norm(dim=1) / drawn.norm(dim=1)", "(rows.norm() / drawn.norm()).expand(len(rows))",
+         "geometry/test_sharpness.py::filters_of_a_direction"),
     ],
     "training.telemetry": [
         ("telemetry: a step that is left out is measured never", "Telemetry.measures_step", "A > B",
@@ -622,7 +623,7 @@ MUTANTS = {
          "reports/test_comparison.py::paired_t_test"),
     ],
     "reports.comparison": [
-        ("reports: a baseline with other settings", "find_equal_bases", "A not in baseline.ignored", "False",
+        ("reports: a baseline with other settings", "find_equal_bases", "A not in baseline.ignored_settings", "False",
          "reports/test_comparison.py::same_settings"),
         ("reports: a baseline of another cost", "find_baselines", "A <= COST_TOLERANCE", "True",
          "reports/test_comparison.py::trained_for_longer"),

@@ -1,4 +1,4 @@
-"""Reference training curves, frozen in tests/assets/curves.json by scripts/freeze_curves.py."""
+"""Reference training curves, frozen in tests/assets/curves.json by scripts/checks/freeze_curves.py."""
 
 import torch
 from torch import nn

@@ -31,7 +31,7 @@ def target(*overrides):
 def test_every_experiment_is_in_a_row():
     """Every experiment has a row, so `make reproduce-smoke`, which takes steps of every row, takes steps of each.
 
-    The experiment with EfficientNet-Lite0 is ours; scripts/evidence.py runs it.
+    The experiment with EfficientNet-Lite0 is ours; scripts/studies/evidence.py runs it.
     """
     in_rows = {row.overrides.split()[0].partition("=")[2] for row in load_rows()}
     assert in_rows | {"finetune_efficientnet_lite0"} == set(EXPERIMENTS)

@@ -338,7 +338,7 @@ def test_files_that_were_damaged_stop_no_report(tmp_path):
     (lay(tmp_path / "good", seed=12, accuracy=0.7))
     report = make_report([tmp_path])
     write_report(report, tmp_path, "x")
-    (line,) = report.unfinished
+    (line,) = report.unfinished_runs
     assert line.startswith("unreadable: text: ") and line.endswith(
         "text/result.json is missing or damaged; the same command again writes it"
     )

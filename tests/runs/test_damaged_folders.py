@@ -1,4 +1,4 @@
-"""Run folders that something else than the run has changed: scripts/fuzz.py found these."""
+"""Run folders that something else than the run has changed: scripts/reliability/fuzz.py found these."""
 
 import json
 import shutil

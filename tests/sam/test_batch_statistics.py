@@ -125,7 +125,7 @@ def test_a_pass_that_raises_leaves_momentum_and_statistics():
 
     with pytest.raises(RuntimeError, match="in the body"):
         passes()
-    with pytest.raises(RuntimeError, match="frozen"), statistics.frozen():
+    with pytest.raises(RuntimeError, match="frozen"), statistics.discard_updates():
         raise RuntimeError("frozen")
     assert model[1].momentum == 0.1
     assert model[1].track_running_stats
@@ -137,7 +137,7 @@ def test_synchronised_batch_norm_is_covered():
     model = nn.SyncBatchNorm.convert_sync_batchnorm(network())
     statistics = RunningStatistics(model)
     mean = model[1].running_mean
-    with statistics.frozen():
+    with statistics.discard_updates():
         assert model[1].running_mean is not mean
     assert model[1].running_mean is mean
 
@@ -212,7 +212,7 @@ def test_a_frozen_pass_through_instance_norm_is_one_in_training_without_a_trace(
     images = data(3).inputs.float()
     model(images)
     statistics, before = RunningStatistics(model), copy.deepcopy(model.state_dict())
-    with statistics.frozen():
+    with statistics.discard_updates():
         frozen = model(images)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(frozen, model(images))

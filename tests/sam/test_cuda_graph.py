@@ -1,5 +1,6 @@
-"""Recording and replaying a step, on the CPU with a recorder that calls the function again; tests/scripts/test_gpu.py
-records CUDA graphs.
+"""Recording and replaying a step, on the CPU with a recorder that calls the function again.
+
+tests/scripts/checks/test_gpu.py records CUDA graphs.
 """
 
 import copy

@@ -109,7 +109,7 @@ def test_a_frozen_pass_leaves_the_vectors(kind):
     """This holds outside of a step, too."""
     model = network(kind)
     before, statistics = vectors(model), RunningStatistics(model)
-    with statistics.frozen():
+    with statistics.discard_updates():
         model(batch().inputs)
     assert all(torch.equal(value, before[name]) for name, value in vectors(model).items())
     model(batch().inputs)
@@ -120,7 +120,7 @@ def test_a_frozen_pass_leaves_the_vectors(kind):
 def test_a_pass_that_raises_leaves_the_iterations_on(kind):
     model = network(kind, 2)
     power = PowerIterations(model)
-    with pytest.raises(RuntimeError, match="stopped"), power.stopped():
+    with pytest.raises(RuntimeError, match="stopped"), power.pause():
         raise RuntimeError("stopped")
     with pytest.raises(RuntimeError, match="single"), power.single_iteration():
         raise RuntimeError(f"single {power.end_pass()}")
@@ -133,7 +133,7 @@ def test_what_has_no_vectors_is_left_alone():
     vector = parametrizations.spectral_norm(nn.LayerNorm(3))  # a one-dimensional weight has no vectors
     for model in (plain, vector):
         state = copy.deepcopy(model.state_dict())
-        with PowerIterations(model).stopped():
+        with PowerIterations(model).pause():
             model(torch.ones(1, 3))
         assert not PowerIterations(model).slots
         assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())

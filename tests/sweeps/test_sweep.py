@@ -29,7 +29,7 @@ from sam_runner.runs.folder import require_usable, write_config
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.status import write_status
-from sam_runner.sweeps import job, outcomes, signals, sweep
+from sam_runner.sweeps import job_runner, outcomes, signals, sweep
 from sam_runner.sweeps.jobs import plan_jobs
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.errors import FolderInUseError, InputError, RunInterrupt
@@ -374,7 +374,7 @@ def test_signal_handlers_are_installed_again_before_each_job(tmp_path, monkeypat
         assert signal.getsignal(signal.SIGTERM) is ours
     assert signal.getsignal(signal.SIGTERM) is before
     monkeypatch.setattr(launchers, "in_subprocesses", lambda _: True)
-    monkeypatch.setattr(job, "run_job", lambda *_: seen.append("job"))
+    monkeypatch.setattr(job_runner, "run_job", lambda *_: seen.append("job"))
     stop = contextlib.nullcontext(signals.SweepStop(lambda: seen.append("install")))
     monkeypatch.setattr(signals, "forward_signals", lambda _: stop)
     monkeypatch.setattr(report_files, "write_sweep_report", lambda _: None)  # saves time: no job has a run

@@ -41,14 +41,14 @@ def suspects(arguments: list[str]) -> int:
     page = require_output(out.with_suffix(".html"), [".html"], overwrite=given.overwrite)
     from sam_runner.inference.contact_sheet import NUM_IMAGES, render_contact_sheet
     from sam_runner.inference.predictions import read_split, write_file, write_table
-    from sam_runner.inference.suspects import describe_ranking, find_suspects, list_memorised, suspects_table
+    from sam_runner.inference.suspects import describe_ranking, find_memorising_runs, find_suspects, suspects_table
 
     found = find_suspects(folders, given.checkpoint, given.device, given.split)
     quality = describe_ranking(found)
     memorised = [
         f"warning: {folder} predicts {accuracy:.1%} of its training labels; it does not doubt wrong labels that it has"
         " memorised. Train with fewer epochs, or SAM with a larger rho"
-        for folder, accuracy in (list_memorised(found.predictions) if given.split == "train" else {}).items()
+        for folder, accuracy in (find_memorising_runs(found.predictions) if given.split == "train" else {}).items()
     ]
     ranked = f"{len(found.order):,} {SETS[given.split]} images"
     note = f"First {NUM_IMAGES} of {ranked}, by the probability of the label (in brackets)."

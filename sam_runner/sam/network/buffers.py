@@ -71,7 +71,7 @@ def _copy_tensors(tensors: dict[int, Tensor]) -> dict[int, Tensor]:
 
 
 @contextmanager
-def exchanged_buffers(values: Values) -> Iterator[None]:
+def swapped_buffers(values: Values) -> Iterator[None]:
     """Let the modules hold the tensors of `values` inside the context; give them their own back on exit."""
     before = [(module._buffers, dict(module._buffers)) for module, _ in values]
     for module, slots in values:

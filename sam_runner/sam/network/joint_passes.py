@@ -101,7 +101,7 @@ class JointPasses:
         """
 
         def call(inputs: Tensor) -> Tensor:
-            outputs: Tensor = _JointPass.apply(self, model, inputs, torch.is_grad_enabled(), *_trained(model))
+            outputs: Tensor = _JointPass.apply(self, model, inputs, torch.is_grad_enabled(), *_trainable_params(model))
             return outputs
 
         return call
@@ -150,7 +150,7 @@ class _JointPass(torch.autograd.Function):
         return None, None, None, None, *ctx.joint.meet(request, grad_outputs.device)
 
 
-def _trained(model: nn.Module) -> list[nn.Parameter]:
+def _trainable_params(model: nn.Module) -> list[nn.Parameter]:
     return [param for param in model.parameters() if param.requires_grad]
 
 
@@ -214,7 +214,7 @@ def explain_impossible_passes(model: nn.Module, inputs: Tensor, read: Callable[[
     networks = [deepcopy(model) for _ in range(4)]
     with torch.no_grad():
         for network in networks[1::2]:
-            for param in _trained(network):
+            for param in _trainable_params(network):
                 param.mul_(0.9)
     state, parts = RngState.capture(inputs.device), [inputs, inputs.flip(0) / 2]
     alone = [_differentiate(network, read, part) for network, part in zip(networks[:2], parts, strict=True)]
@@ -244,6 +244,6 @@ def _differentiate(
 ) -> Tensor:
     """Make a pass; return its outputs, a gradient and the buffers of the network, all in one vector."""
     outputs = read((forward or model)(inputs))
-    grads = torch.autograd.grad(outputs.square().sum(), _trained(model), materialize_grads=True)
+    grads = torch.autograd.grad(outputs.square().sum(), _trainable_params(model), materialize_grads=True)
     found = [outputs, *grads, *model.buffers()]
     return torch.cat([tensor.detach().flatten().to(outputs.dtype) for tensor in found])

@@ -1,0 +1,1 @@
+"""Speed of steps, loaders, start-up and whole runs, compared with other programs; measuring.py times and reports."""

@@ -1,0 +1,175 @@
+"""The figures of docs/results.md."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
+from matplotlib.ticker import NullLocator
+
+from sam_runner.reports.aggregate import estimate
+from scripts.pages.results_tables import Block
+from scripts.studies.evidence import Study, name_run
+
+plt.switch_backend("Agg")
+COLOURS = {"sgd": "#000000", "sgd-2x": "#666666", "sam": "#D55E00", "sam-m32": "#E69F00"}
+OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9")
+MARKERS = "os^DvP*X<>"  # of the blocks
+RADII = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # that the axis of rho names
+
+
+def colour(study: Study, arm: str) -> str:
+    """Return the colour of an arm, the same on all figures of a study."""
+    others = [name for name in study.content["arms"] if name not in COLOURS]
+    return COLOURS.get(arm) or OTHER_COLOURS[others.index(arm) % len(OTHER_COLOURS)]
+
+
+def plot_block(axes: Axes, block: Block) -> None:
+    """Draw the test accuracy of every arm: a small mark per seed, mean and 95% interval as a large one."""
+    arms = block.arms[::-1]
+    for row, arm in enumerate(arms):
+        for offset, (kind, marker) in zip((0.14, -0.14), (("final", "o"), ("best", "D")), strict=True):
+            values, found = block.column(arm, f"{kind}/test/accuracy"), block.estimate(arm, f"{kind}/test/accuracy")
+            style = {"color": colour(block.study, arm)}
+            axes.plot(100 * values, [row + offset] * len(values), ".", alpha=0.4, markersize=5, **style)
+            axes.errorbar(
+                100 * found.mean, row + offset, xerr=100 * found.half_width if found.n > 1 else None, fmt=marker,
+                mfc="white" if kind == "best" else style["color"], markersize=7, capsize=3, **style,
+            )  # fmt: skip
+    axes.set_yticks(range(len(arms)), [" ".join(filter(None, [arm, block.value(arm)])) for arm in arms])
+    axes.set_ylim(-0.6, len(arms) - 0.4)
+    left, right = axes.get_xlim()
+    axes.set_xlim(max(left, 0), min(right, 100))
+    axes.set_title(block.title, loc="left", fontsize=10)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+
+
+def draw_study(study: Study, blocks: list[Block], folder: Path) -> str | None:
+    """Draw one frame for each block into a file; returns its name, None without final runs."""
+    blocks = [block for block in blocks if block.arms]
+    if not blocks:
+        return None
+    heights = [0.55 * len(block.arms) + 0.6 for block in blocks]
+    figure, frames = plt.subplots(
+        len(blocks),
+        figsize=(7, sum(heights) + 0.6),
+        squeeze=False,
+        layout="constrained",
+        height_ratios=heights,
+        dpi=120,
+    )
+    for axes, block in zip(frames[:, 0], blocks, strict=True):
+        plot_block(axes, block)
+    figure.supxlabel("test accuracy in % (filled: last epoch; open: early stopping on held-out labels)", fontsize=10)
+    return save(figure, folder, f"results_{study.name}")
+
+
+def draw_benefit(blocks: list[Block], folder: Path) -> str | None:
+    """Draw SAM minus its baseline in every block: a mark for each seed, and the mean with its 95% interval."""
+    entries = []
+    for block in blocks:
+        for arm in [name for name in block.arms if name.partition("-")[0] == "sam"]:
+            baseline = block.baseline(arm)
+            gain = (block.column(arm, "final/test/accuracy") - block.column(baseline, "final/test/accuracy")).dropna()
+            if len(gain):
+                entries.append((describe_fit(block, arm, gain.index), gain, colour(block.study, arm)))
+    if not entries:
+        return None
+    figure, axes = plt.subplots(figsize=(8.5, 0.62 * len(entries) + 0.9), layout="constrained", dpi=120)
+    for row, (_, gain, mark) in enumerate(reversed(entries)):
+        found = estimate(gain)
+        axes.plot(100 * gain, [row - 0.18] * len(gain), ".", color=mark, alpha=0.5, markersize=5)
+        width = 100 * found.half_width if found.n > 1 else None
+        axes.errorbar(100 * found.mean, row, xerr=width, fmt="o", color=mark, markersize=7, capsize=3)
+    axes.set_yticks(range(len(entries)), [label for label, *_ in reversed(entries)], fontsize=8)
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_xlabel("test accuracy at the last epoch, SAM minus its baseline, points", fontsize=9)
+    axes.grid(axis="x", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    return save(figure, folder, "results_benefit")
+
+
+def describe_fit(block: Block, arm: str, seeds: pd.Index) -> str:
+    """Return the name of a comparison, and how far its baseline has fitted and memorised."""
+    baseline = block.baseline(arm)
+    fit = block.fit(baseline, seeds)
+    memorised = "" if math.isnan(fit.memorised) else f", memorises {100 * fit.memorised:.0f}% of the wrong ones"
+    title = f"{block.study.content['title']}: {block.name}, {arm} {block.value(arm)}"
+    return f"{title}\n{baseline} fits {100 * fit.accuracy:.0f}% of its labels{memorised}"
+
+
+def draw_curves(blocks: list[Block], folder: Path) -> str | None:
+    """Draw the test accuracy by epoch in every block: the mean of the seeds, and a band from the lowest to the highest.
+
+    Arms with other numbers of epochs than the baseline are left out.
+    """
+    blocks = [block for block in blocks if "sgd" in block.arms and "sam" in block.arms]
+    if not blocks:
+        return None
+    figure, frames = plt.subplots(1, len(blocks), figsize=(9, 3.4), squeeze=False, layout="constrained", dpi=120)
+    for axes, block in zip(frames[0], blocks, strict=True):
+        for arm in [name for name in block.arms if name != "sgd-2x"]:
+            curves = pd.DataFrame(
+                {seed: read_curve(block, arm, seed) for seed in block.column(arm, "final/test/accuracy").index}
+            )
+            style = {"color": colour(block.study, arm)}
+            axes.plot(100 * curves.mean(axis=1), label=arm, **style)
+            axes.fill_between(curves.index, 100 * curves.min(axis=1), 100 * curves.max(axis=1), alpha=0.15, **style)
+        axes.set_title(block.title, loc="left", fontsize=10)
+        axes.set_xlabel("epoch")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    frames[0][0].set_ylabel("test accuracy, %")
+    figure.legend(
+        *frames[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4, frameon=False
+    )
+    return save(figure, folder, f"results_{blocks[0].study.name}_curves")
+
+
+def read_curve(block: Block, arm: str, seed: int) -> pd.Series:
+    """Return the test accuracy of a final run by epoch."""
+    path = block.study.kept / f"{name_run(block.name, arm, block.value(arm), 'final', seed)}.jsonl"
+    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    return pd.Series({line["epoch"]: line["test/accuracy"] for line in lines})
+
+
+def draw_radius(blocks: list[Block], folder: Path) -> str | None:
+    """Draw what the searches of SAM's radius found: held-out accuracy, and wrong labels memorised."""
+    figure, frames = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", dpi=120)
+    number = 0
+    for block in blocks:
+        for arm in ("sam", "sam-m32", "sam-adamw"):
+            found = block.searches[(block.searches["arm"] == arm) & block.searches["value"].str.startswith("rho=")]
+            if len(found) < 2:
+                continue
+            radii = found["value"].str.removeprefix("rho=").astype(float)
+            style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}", "linewidth": 1}
+            label = f"{block.study.content['title']}\n{block.title}, {arm}"
+            frames[0].plot(radii, 100 * found["final/validation/accuracy"], label=label, **style)
+            frames[1].plot(radii, 100 * found["final/train/memorised"], **style)
+            number += 1
+    if not number:
+        plt.close(figure)
+        return None
+    for axes, title in zip(frames, ("accuracy on held-out images, %", "wrong labels memorised, %"), strict=True):
+        axes.set_xscale("log")
+        axes.set_xticks(RADII, [f"{radius:g}" for radius in RADII])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlabel("rho")
+        axes.set_title(title, fontsize=10, loc="left")
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(fontsize=7.5, loc="outside lower center", ncols=2, frameon=False)
+    return save(figure, folder, "results_radius")
+
+
+def save(figure: Any, folder: Path, name: str) -> str:
+    """Write a figure as PNG without the date, so that the same numbers give the same bytes; returns the file's name."""
+    folder.mkdir(parents=True, exist_ok=True)
+    figure.savefig(folder / f"{name}.png", metadata={"Software": None})
+    plt.close(figure)
+    return f"{name}.png"

@@ -1,0 +1,188 @@
+"""Make docs/results.md, its figures and docs/results/<study>.md from the CSV files of the studies.
+
+    python scripts/pages/results_page.py            # write the pages and figures
+    python scripts/pages/results_page.py --check    # exit with 1 if the pages are not what the CSV files say
+
+Every number of the pages is computed here. The text around them is templates/results.md.j2.
+scripts/studies/evidence.py writes the CSV files.
+"""
+
+import argparse
+import math
+import re
+import sys
+import tempfile
+import textwrap
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import jinja2
+
+from sam_runner.reports.aggregate import Estimate
+from sam_runner.reports.comparison import FITTED_ACCURACY, FITTED_WRONG_LABELS
+from scripts.pages.results_figures import draw_benefit, draw_curves, draw_radius, draw_study
+from scripts.pages.results_tables import Block, Repeats, at_edge, read_blocks
+from scripts.pages.templates import open_templates
+from scripts.studies.evidence import FAILED, RESULTS, STUDIES, Study, name_run
+
+DOCS = RESULTS.parent
+OTHER_PAGES = {Path("results/geometry.md")}  # of scripts/pages/geometry_page.py
+
+
+def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, signed: bool = False) -> str:
+    """Return "46.7 ± 1.2" (or without an interval for one seed); a dash without a value."""
+    if found.n == 0:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{found.mean * scale:{sign}.{digits}f}"
+    return text if found.n < 2 else f"{text} ± {found.half_width * scale:.{digits}f}"
+
+
+def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environment) -> str:
+    """Return the answer of a study, whose text is in its YAML file and whose numbers are computed here.
+
+    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``, ``nll(block,
+    arm)``, ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose
+    difference to the baseline is larger than its interval) and ``low_fit(block, share)`` (those that predict less of
+    their training labels).
+    """
+    known = {block.name: block for block in blocks}
+
+    def clear(name: str) -> str:
+        block, found = known[name], {}
+        for arm in block.arms:
+            if arm != block.baseline(arm):
+                found[arm] = block.difference(arm, block.baseline(arm), "final/test/accuracy")
+        clear_of_0 = {arm: gain for arm, gain in found.items() if gain.n > 1 and abs(gain.mean) > gain.half_width}
+        ordered = sorted(clear_of_0, key=lambda arm: -clear_of_0[arm].mean)
+        return ", ".join(f"{arm} ({format_estimate(clear_of_0[arm], signed=True)})" for arm in ordered) or "none"
+
+    def low_fit(name: str, share: float) -> str:
+        block = known[name]
+        return ", ".join(arm for arm in block.arms if block.estimate(arm, "final/train/accuracy").mean < share)
+
+    return environment.from_string(study.content["answer"]).render(
+        clear=clear,
+        low_fit=low_fit,
+        acc=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/test/accuracy').mean:.1f}%",
+        memorised=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/train/memorised').mean:.0f}%",
+        nll=lambda block, arm: f"{known[block].estimate(arm, 'final/test/nll').mean:.2f}",
+        gain=lambda block, arm, other: format_estimate(
+            known[block].difference(arm, other, "final/test/accuracy"), signed=True
+        ),
+    )
+
+
+def format_mean(found: Estimate) -> str:
+    """Return the mean without digits after the point; a dash without a value."""
+    return f"{found.mean:,.0f}" if found.n else "-"
+
+
+def format_percent(value: float) -> str:
+    """Return a fraction as a percentage; a dash for NaN."""
+    return "-" if math.isnan(value) else f"{100 * value:.1f}"
+
+
+def conclude(blocks: list[Block]) -> str:
+    """Say in how many of the comparisons SAM is ahead of its baseline, and how far the baselines have fitted."""
+    entries = [(block, arm) for block in blocks for arm in block.arms if arm.partition("-")[0] == "sam"]
+    gains = [block.difference(arm, block.baseline(arm), "final/test/accuracy") for block, arm in entries]
+    ahead = sum(gain.n > 1 and gain.mean > gain.half_width for gain in gains)
+    behind = sum(gain.n > 1 and -gain.mean > gain.half_width for gain in gains)
+    fits = [block.estimate(block.baseline(arm), "final/train/accuracy").mean for block, arm in entries]
+    return (
+        f"The 95% interval of SAM's gain over its baseline at equal epochs lies above 0 in {ahead} of {len(gains)} "
+        f"comparisons, and below 0 in {behind or 'none'}. Every baseline fits at least "
+        f"{100 * min(fits):.0f}% of its training labels. So these studies do not say where SAM begins to help, only "
+        "that it helps where the baseline fits its labels. The gain is largest where the chosen radius keeps the "
+        "network from memorising wrong labels."
+    )
+
+
+def wrap_paragraphs(text: str) -> str:
+    """Break each paragraph into lines of at most 120 characters."""
+    return "\n\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in text.splitlines() if line)
+
+
+def make_anchor(heading: str) -> str:
+    """Return the anchor that GitHub gives to a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def list_runs(study: Study) -> list[dict[str, Any]]:
+    """Return the rows of a study with the name of each run, and whether its settings are kept."""
+    runs, planned = [], set(study.planned_commands())
+    for row in study.rows.values():
+        name = name_run(row["block"], row["arm"], row["value"], row["role"], int(row["seed"]))
+        is_planned = row["command"] in planned
+        is_kept = is_planned and (study.kept / f"{name}.yaml").is_file()
+        runs.append({**row, "name": name, "is_kept": is_kept, "is_planned": is_planned})
+    return runs
+
+
+def make_pages(docs: Path) -> None:
+    """Write results.md, results/<study>.md and the figures into a folder."""
+    studies = [Study(path.stem) for path in sorted(STUDIES.glob("*.yaml"))]
+    studies = sorted((study for study in studies if study.rows), key=lambda study: study.content["page_order"])
+    blocks = {study.name: read_blocks(study) for study in studies}
+    environment = open_templates(
+        estimate=format_estimate, mean=format_mean, anchor=make_anchor, paragraphs=wrap_paragraphs,
+        percent=format_percent,
+    )  # fmt: skip
+    figures = {study.name: draw_study(study, blocks[study.name], docs / "img") for study in studies}
+    curves = {
+        study.name: draw_curves(blocks[study.name], docs / "img") for study in studies if "curves" in study.content
+    }
+    figures["radius"] = draw_radius([block for found in blocks.values() for block in found], docs / "img")
+    figures["benefit"] = draw_benefit([block for found in blocks.values() for block in found], docs / "img")
+    is_open = any(study.count_runs()["open"] for study in studies)
+    page = environment.get_template("results.md.j2").render(
+        studies=studies, blocks=blocks, figures=figures, is_open=is_open, at_edge=at_edge, curves=curves,
+        answers={study.name: write_answer(study, blocks[study.name], environment)
+                 for study in studies if "answer" in study.content},
+        repeats={study.name: Repeats(study) for study in studies},
+        benefit=conclude([block for found in blocks.values() for block in found]),
+        failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
+                for study in studies},
+        fitted_accuracy=FITTED_ACCURACY, fitted_wrong_labels=FITTED_WRONG_LABELS,
+    )  # fmt: skip
+    (docs / "results.md").write_text(page, encoding="utf-8")
+    for study in studies:
+        runs = environment.get_template("runs.md.j2").render(study=study, runs=list_runs(study), repeats=Repeats(study))
+        (docs / "results").mkdir(exist_ok=True)
+        (docs / "results" / f"{study.name}.md").write_text(runs, encoding="utf-8")
+
+
+@cache
+def expected_pages() -> dict[Path, str]:
+    """Return the pages that the CSV files make, by their path in docs/."""
+    with tempfile.TemporaryDirectory() as folder:
+        make_pages(Path(folder))
+        return {
+            path.relative_to(folder): path.read_text(encoding="utf-8") for path in sorted(Path(folder).rglob("*.md"))
+        }
+
+
+def find_differences(docs: Path = DOCS) -> list[str]:
+    """Return the pages in `docs` that are not what the CSV files say, by name; also those that no study has."""
+    expected = expected_pages()
+    found = {Path("results.md"), *(path.relative_to(docs) for path in (docs / "results").glob("*.md"))} - OTHER_PAGES
+    texts = {page: (docs / page).read_text(encoding="utf-8") for page in found if (docs / page).is_file()}
+    return [str(page) for page in sorted({*expected, *texts}) if expected.get(page) != texts.get(page)]
+
+
+def main() -> int:
+    """Write or check the pages."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="compare the pages with the CSV files, write nothing")
+    if not parser.parse_args().check:
+        make_pages(DOCS)
+        return 0
+    wrong = find_differences()
+    print(f"pages that are not what the CSV files say: {', '.join(wrong) or 'none'}")
+    return int(bool(wrong))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

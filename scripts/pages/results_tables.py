@@ -1,0 +1,97 @@
+"""The finished runs of a study as tables: what results_page.py writes and results_figures.py draws."""
+
+import math
+from pathlib import Path
+
+import pandas as pd
+
+from sam_runner.reports.aggregate import Estimate, estimate
+from sam_runner.reports.comparison import Fit
+from scripts.studies.evidence import COLUMNS, METRIC_COLUMNS, RESULTS, Study
+
+
+class Block:
+    """The finished final runs of one block of a study.
+
+    Args:
+        study: The study.
+        name: The block.
+        rows: Rows of the plan that belong to the block.
+    """
+
+    def __init__(self, study: Study, name: str, rows: pd.DataFrame) -> None:
+        self.study, self.name, self.title = study, name, study.content["block_titles"][name]
+        self.searches = rows[rows["role"] == "search"]
+        self.searches = self.searches[self.searches["status"] == "finished"]
+        self.finals = rows[(rows["role"] == "final") & (rows["status"] == "finished")]
+        self.arms = [arm for arm in study.content["arms"] if arm in set(self.finals["arm"])]
+        self._by_seed = {arm: rows.set_index("seed") for arm, rows in self.finals.groupby("arm")}
+
+    def column(self, arm: str, metric: str) -> pd.Series:
+        """Return a metric of the arm's final runs by seed."""
+        return self._by_seed.get(arm, self.finals.iloc[:0].set_index("seed"))[metric]
+
+    def estimate(self, arm: str, metric: str) -> Estimate:
+        """Return mean and interval of a metric over the arm's seeds."""
+        return estimate(self.column(arm, metric))
+
+    def difference(self, arm: str, other: str, metric: str) -> Estimate:
+        """Return mean and interval of arm minus other, over the seeds that both have."""
+        return estimate((self.column(arm, metric) - self.column(other, metric)).dropna())
+
+    def baseline(self, arm: str) -> str:
+        """Return the arm without SAM that an arm is compared with."""
+        return str(self.study.content["arms"][arm].get("baseline", self.study.content.get("baseline", "sgd")))
+
+    def value(self, arm: str) -> str:
+        """Return the setting that the arm's search chose."""
+        return next(iter(self.finals.loc[self.finals["arm"] == arm, "value"]), "")
+
+    def cost(self, arm: str) -> float:
+        """Return the gradient evaluations of a run divided by its baseline's; NaN where one is not recorded."""
+        evaluations = self.finals.groupby("arm")["gradient_evaluations"].mean()
+        return float(evaluations[arm] / evaluations.get(self.baseline(arm), float("nan")))
+
+    def fit(self, arm: str, seeds: pd.Index) -> Fit:
+        """Return how far the arm's runs of some seeds have fitted their training labels."""
+        tags = ("final/train/accuracy", "final/train/accuracy_clean", "final/train/memorised")
+        return Fit(*(float(self.column(arm, tag).reindex(seeds).mean()) for tag in tags))
+
+
+def read_blocks(study: Study) -> list[Block]:
+    """Return the blocks of a study that have finished final runs; only runs on its main machine have seconds."""
+    rows = pd.DataFrame(study.planned_rows(), columns=[*COLUMNS, *METRIC_COLUMNS])
+    numbers = ["seed", "gradient_evaluations", "training_seconds", *METRIC_COLUMNS]
+    rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
+    is_elsewhere = ~rows["machine"].isin(rows.loc[rows["training_seconds"].notna(), "machine"].mode())
+    rows.loc[is_elsewhere, "training_seconds"] = math.nan
+    blocks = [Block(study, name, rows[rows["block"] == name]) for name in study.content["blocks"]]
+    return [block for block in blocks if len(block.searches) or block.arms]
+
+
+def at_edge(study: Study, block: Block, arm: str) -> bool:
+    """Whether the value that an arm's search chose is the smallest or largest of those searched."""
+    values = [job.value for job in study.search_jobs(block.name, arm)]
+    return bool(values) and block.value(arm) in (values[0], values[-1])
+
+
+class Repeats:
+    """Runs whose commands were also run on another machine, from docs/results/elsewhere/<study>.csv.
+
+    Attributes:
+        rows: The run elsewhere as a dictionary, with the column ``here`` for its accuracy in the study.
+        difference: Mean and interval of the test accuracy elsewhere minus that in the study.
+    """
+
+    def __init__(self, study: Study, folder: Path = RESULTS / "elsewhere") -> None:
+        path, column = folder / f"{study.name}.csv", "final/test/accuracy"
+        table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[*COLUMNS, *METRIC_COLUMNS])
+        finished = {command: row for command, row in study.rows.items() if row["status"] == "finished"}
+        table["here"] = [float(finished[name][column]) if name in finished else math.nan for name in table["command"]]
+        self.rows = table.dropna(subset=["here"]).to_dict("records")
+        self.difference = estimate((table[column] - table["here"]).dropna())
+
+    @property
+    def machines(self) -> str:
+        """The processors of the runs elsewhere."""
+        return ", ".join(sorted({row["machine"] for row in self.rows}))

@@ -1,0 +1,49 @@
+"""scripts/reliability/fuzz.py: a seed repeats its trials, the full disk, what counts as lost, the table of the page."""
+
+import errno
+import json
+import os
+import random
+
+import pytest
+
+from scripts.reliability.fuzzing.command_lines import Drawer
+from scripts.reliability.fuzzing.folders import find_losses
+from scripts.reliability.fuzzing.full_disk import FullDisk
+from scripts.reliability.fuzzing.page import BEGIN, END, write_page
+
+
+def test_a_seed_repeats_a_command_line():
+    lines = [[Drawer().draw(random.Random(f"{seed} lines 3")) for _ in range(2)] for seed in (1, 2)]
+    assert lines[0][0] == lines[0][1]
+    assert lines[0][0] != lines[1][0]
+
+
+def test_writes_below_the_folder_fail_from_a_number_on(tmp_path):
+    disk = FullDisk(tmp_path / "disk", 2)
+    for _ in range(2):
+        disk.take(tmp_path / "disk" / "a")
+    disk.take(tmp_path / "elsewhere")
+    with pytest.raises(OSError, match=os.strerror(errno.ENOSPC)):
+        disk.take(tmp_path / "disk" / "a")
+
+
+def test_what_a_command_may_change():
+    before = {"r/notes.txt": "1", "r/metrics.jsonl": "1", "r/run.log": "1"}
+    changed = dict.fromkeys(before, "2")
+    assert find_losses(before, {**before, "r/report.html": "1"}, "report", 0) == []
+    assert find_losses(before, changed, "eval", 0) == ["changed or deleted r/notes.txt, r/metrics.jsonl, r/run.log"]
+    assert find_losses(before, changed, "resume", 2) == ["changed or deleted r/notes.txt, r/metrics.jsonl"]
+    assert find_losses(before, changed, "resume", 0) == ["changed or deleted r/notes.txt"]
+
+
+def test_the_page_has_a_row_for_each_table(tmp_path):
+    table = {"title": "t", "rows": [["code 2", 3], ["rare", 1], ["all", 4], ["broke a rule", 0]], "note": "--seed 1"}
+    report = tmp_path / "fuzz.json"
+    report.write_text(json.dumps({"conditions": {"date": "2026-11-26"}, "tables": [table]}))
+    page = tmp_path / "page.md"
+    page.write_text(f"a\n{BEGIN}old\n{END}b\n")
+    write_page([report], page)
+    assert "| t | 4 | 0 | code 2: 3; rare: 1 | --seed 1, 2026-11-26 |" in page.read_text()
+    assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")
+    assert "old" not in page.read_text()

@@ -1,0 +1,232 @@
+"""The studies: their plans, the choice of a value, and the numbers of docs/results.md."""
+
+import csv
+import dataclasses
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import scipy.stats
+
+from scripts.pages import results_page
+from scripts.studies import evidence
+
+ROOT = Path(__file__).resolve().parents[3]
+STUDIES = sorted(path.stem for path in evidence.STUDIES.glob("*.yaml"))
+
+
+def finish(study, job, tmp_path, accuracy, status="finished", code=None, machine="x", **result):
+    """Add a made-up run to a study."""
+    folder = tmp_path / "runs" / job.folder_name
+    folder.mkdir(parents=True, exist_ok=True)
+    tags = dict.fromkeys(evidence.METRICS, accuracy)
+    gradients = 20.0 if "optimizer=sam" in job.words else 10.0
+    result = {
+        "status": "finished", "step": 10, "final": tags, "best": tags, "best_epoch": 3, "images_per_second": 9.99,
+        "gradient_evaluations": gradients, "training_seconds": 5.04, **result,
+    }  # fmt: skip
+    if status == "finished":
+        (folder / "result.json").write_text(json.dumps(result))
+    (folder / "status.json").write_text(json.dumps({"status": status, "time": "2026-01-01"}))
+    (folder / "environment.json").write_text(json.dumps({"git_commit": "abc", "processor": machine}))
+    (folder / "config.yaml").write_text("data:\n  root: /somewhere/images\n")
+    (folder / "metrics.jsonl").write_text("{}\n")
+    code = code if code is not None else int(status != "finished")
+    study.add(job, folder, {"cifar10": "/somewhere/images"}, code)
+
+
+@pytest.mark.parametrize("name", STUDIES)
+def test_every_arm_of_a_study_is_in_its_plan(name):
+    study = evidence.Study(name)
+    planned = study.list_planned()
+    for block in study.content["blocks"]:
+        for arm, entry in study.content["arms"].items():
+            seeds = {seed for found, role, value, seed in planned if (found, role) == (block, arm) and not value}
+            assert seeds == set(range(entry["seeds"])), (block, arm)
+    commands = [job.command for part in study.parts() for job in part.searches]
+    assert len(set(commands)) == sum(value != "" for _, _, value, _ in planned)
+
+
+def test_the_value_with_the_best_validation_metric_is_used_and_kept_for_the_next_call(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    jobs = study.search_jobs("worst", "sam")
+    for job, accuracy in zip(jobs[:-1], (0.3, 0.5, 0.4, 0.45), strict=True):
+        finish(study, job, tmp_path, accuracy)
+    finish(study, jobs[-1], tmp_path, 0.0, status="failed")
+    assert not study.is_chosen("worst", "sam")
+    again = evidence.Study("human_noise", results=tmp_path)
+    assert [again.is_finished(job) for job in jobs] == [True] * 4 + [False]
+    finish(again, jobs[-1], tmp_path, 0.2)
+    assert again.choice("worst", "sam") == "rho=0.2"
+    assert again.final_job("worst", "sam", 3).words[-2:] == ("seed=3", "rho=0.2")
+    with (tmp_path / "human_noise.csv").open() as handle:
+        rows = list(csv.DictReader(handle))
+    assert [row["value"] for row in rows] == ["rho=0.1", "rho=0.2", "rho=0.3", "rho=0.4", "rho=0.5"]
+    assert (rows[0]["gradient_evaluations"], rows[0]["training_seconds"]) == ("20.0", "5.0")
+    kept = tmp_path / "human_noise" / "worst-sam-rho0.1-search-seed100.yaml"
+    assert kept.read_text() == "data:\n  root: {cifar10}\n"
+
+
+def test_a_value_whose_run_diverged_is_not_chosen(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    jobs = study.search_jobs("worst", "sam")
+    for job in jobs:
+        finish(study, job, tmp_path, float("nan"))
+    assert not study.is_chosen("worst", "sam")
+    finish(study, jobs[2], tmp_path, 0.1)
+    assert study.choice("worst", "sam") == "rho=0.3"
+
+
+def test_costs_are_those_of_the_result_only(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    job = study.search_jobs("worst", "sam")[0]
+    folder = tmp_path / "runs" / job.folder_name
+    finish(study, job, tmp_path, 0.5)
+    result = json.loads((folder / "result.json").read_text())
+    del result["gradient_evaluations"], result["training_seconds"]
+    (folder / "result.json").write_text(json.dumps(result))
+    study.add(job, folder, {}, 0)
+    row = study.rows[job.command]
+    assert (row["steps"], row["gradient_evaluations"], row["training_seconds"]) == (10, "", "")
+
+
+def test_the_count_is_that_of_the_plan_and_failed_and_died_runs_are_listed(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    first, second, third, fourth, fifth = study.search_jobs("worst", "sam")
+    finish(study, first, tmp_path, 0.5)
+    finish(study, second, tmp_path, 0.5, status="running", code=-9)  # killed
+    finish(study, third, tmp_path, 0.5, status="preempted", code=75)
+    study.add(fourth, tmp_path / "nothing", {}, 2)  # refused before it had a folder
+    other_scale = evidence.Study("human_noise", smoke=True, results=tmp_path)
+    finish(other_scale, other_scale.search_jobs("worst", "sam")[0], tmp_path, 0.9)
+    old = study._job("worst", "sgd", "final", "", 0)
+    old = dataclasses.replace(old, words=(*old.words, "epochs=1"))  # of an earlier plan
+    study = evidence.Study("human_noise", results=tmp_path)
+    finish(study, old, tmp_path, 0.9)
+    assert [study.rows[job.command]["status"] for job in (first, second, third, fourth)] == [
+        "finished", "died", "preempted", "failed"
+    ]  # fmt: skip
+    planned = len(study.list_planned())
+    assert study.count_runs() == {"planned": planned, "finished": 1, "failed": 2, "open": planned - 3}
+    assert len(study.rows) == 6
+    (block,) = results_page.read_blocks(study)
+    assert block.arms == [] and list(block.searches["value"]) == ["rho=0.1"]
+    listed = {(run["status"], run["is_planned"]) for run in results_page.list_runs(study)}
+    assert {("finished", False), ("died", True), ("failed", True)} <= listed
+    assert not study.is_finished(fifth)
+
+
+def test_a_run_of_another_plan_or_scale_has_another_folder():
+    full, smoke = (evidence.Study("human_noise", smoke=smoke).search_jobs("worst", "sam")[0] for smoke in (False, True))
+    assert full.name == smoke.name
+    assert full.folder_name != smoke.folder_name
+
+
+def test_the_whole_plan_finished_leaves_nothing_open(tmp_path):
+    study = evidence.Study("gpu_resnet18", results=tmp_path)
+    for part in study.parts():
+        for job in part.searches:
+            finish(study, job, tmp_path, 0.5)
+        for arm, seed in part.finals:
+            finish(study, study.final_job(part.block, arm, seed), tmp_path, 0.5)
+    counts = study.count_runs()
+    assert counts["finished"] == counts["planned"] == len(study.rows)
+    assert (counts["failed"], counts["open"]) == (0, 0)
+    assert study.open_arms() == []
+
+
+def test_open_arms_have_the_number_of_their_open_runs(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    finish(study, study.final_job("worst", "sgd", 0), tmp_path, 0.1)
+    for job, accuracy in zip(study.search_jobs("worst", "smoothing"), (0.3, 0.5, 0.4), strict=True):
+        finish(study, job, tmp_path, accuracy)
+    found = study.open_arms()
+    assert {"worst sgd (4 runs)", "worst smoothing (3 runs)", "worst sam (10 runs)"} <= set(found)
+    assert sum(int(name.partition("(")[2].split()[0]) for name in found) == 76 - 4
+
+
+def test_a_chosen_value_at_the_end_of_the_search_is_marked(tmp_path):
+    for best, is_edge in ((0, True), (2, False), (4, True)):
+        study = evidence.Study("human_noise", results=tmp_path / str(best))
+        for number, job in enumerate(study.search_jobs("worst", "sam")):
+            finish(study, job, tmp_path / str(best), 0.5 if number == best else 0.1)
+        finish(study, study.final_job("worst", "sam", 0), tmp_path / str(best), 0.4)
+        (block,) = results_page.read_blocks(study)
+        assert results_page.at_edge(study, block, "sam") is is_edge
+
+
+def test_commands_that_another_machine_has_run_are_compared(tmp_path):
+    here, there = (evidence.Study("human_noise", results=tmp_path / name) for name in ("here", "elsewhere"))
+    for seed, (first, second) in enumerate([(0.1, 0.2), (0.3, 0.36), (0.5, None)]):
+        finish(here, here.final_job("worst", "sgd", seed), tmp_path / "here", first)
+        if second is not None:
+            finish(there, there.final_job("worst", "sgd", seed), tmp_path / "elsewhere", second)
+    repeats = results_page.Repeats(here, tmp_path / "elsewhere")
+    assert len(repeats.rows) == repeats.difference.n == 2
+    assert repeats.difference.mean == pytest.approx(0.08)
+    assert repeats.machines == "x"
+
+
+def test_a_word_of_the_machine_is_left_out_where_an_arm_cannot_have_it(tmp_path):
+    study = evidence.Study("family_human", results=tmp_path)
+    folders = {"cifar10": "a", "cifar10n": "b"}
+    runner = evidence.Runner(study, tmp_path, folders, None, ["device=cuda", "compile=capture"])
+    for arm, has_word in (("sam", True), ("ae_sam", False)):
+        command = runner.command(study.search_jobs("worst", arm)[0])
+        assert ("compile=capture" in command) is has_word
+        assert "device=cuda" in command
+
+
+def test_the_copy_of_the_settings_has_no_folder_of_the_machine(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    runner = evidence.Runner(study, tmp_path, {"cifar10": "/a"}, None, ["device=cpu", "data.cache=/b/cache"])
+    job = study.search_jobs("worst", "sam")[0]
+    finish(study, job, tmp_path, 0.5)
+    folder = tmp_path / "runs" / job.folder_name
+    (folder / "config.yaml").write_text("data:\n  root: /a/images\n  cache: /b/cache\ndevice: cpu\n")
+    study.add(job, folder, runner.places())
+    kept = (tmp_path / "human_noise" / f"{job.name}.yaml").read_text()
+    assert kept == "data:\n  root: {cifar10}/images\n  cache: {data.cache}\ndevice: cpu\n"
+
+
+def test_differences_are_paired_and_only_the_chosen_value_counts(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for job, accuracy in zip(study.search_jobs("worst", "sam"), (0.3, 0.5, 0.4, 0.45, 0.2), strict=True):
+        finish(study, job, tmp_path, accuracy)
+    for seed, (sgd, sam) in enumerate([(0.1, 0.4), (0.3, 0.5), (0.2, 0.45)]):
+        finish(study, study.final_job("worst", "sgd", seed), tmp_path, sgd)
+        finish(study, study.final_job("worst", "sam", seed), tmp_path, sam)
+    other = study._job("worst", "sam", "final", "rho=0.1", 0)  # of an earlier choice
+    finish(study, other, tmp_path, 0.99)
+    (block,) = results_page.read_blocks(study)
+    difference = block.difference("sam", "sgd", "final/test/accuracy")
+    expected = scipy.stats.ttest_rel([0.4, 0.5, 0.45], [0.1, 0.3, 0.2]).confidence_interval()
+    assert difference.mean - difference.half_width == pytest.approx(expected.low)
+    assert difference.mean + difference.half_width == pytest.approx(expected.high)
+    assert block.cost("sam") == 2
+    assert study.count_runs()["finished"] == 11
+
+
+def test_seconds_are_those_of_the_machine_that_made_most_runs(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for seed, (machine, seconds) in enumerate([("x", 5.0), ("slow", 2000.0), ("x", 7.0)]):
+        job = study.final_job("worst", "sgd", seed)
+        finish(study, job, tmp_path, 0.3, machine=machine, training_seconds=seconds)
+    (block,) = results_page.read_blocks(study)
+    assert (block.estimate("sgd", "training_seconds").mean, block.estimate("sgd", "final/test/accuracy").n) == (6.0, 3)
+
+
+def test_the_pages_are_what_the_tables_say():
+    assert results_page.find_differences() == []
+
+
+def test_a_number_that_was_changed_by_hand_and_a_page_without_a_study_are_found(tmp_path):
+    shutil.copytree(ROOT / "docs" / "results", tmp_path / "results", ignore=lambda _, names: [
+        name for name in names if not name.endswith(".md")
+    ])  # fmt: skip
+    page = (ROOT / "docs" / "results.md").read_text()
+    (tmp_path / "results.md").write_text(page.replace("97.4 ± 1.0", "98.4 ± 1.0"))
+    (tmp_path / "results" / "unknown.md").write_text("x")
+    (tmp_path / "results" / "human_noise.md").unlink()
+    assert results_page.find_differences(tmp_path) == ["results/human_noise.md", "results/unknown.md", "results.md"]
