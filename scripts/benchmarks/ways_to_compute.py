@@ -1,6 +1,6 @@
 """Compare ways to compute a SAM step and an evaluation on a CPU: precision, layout, torch.compile, folded batch norm.
 
-    python scripts/bench_compute.py [--quick] [--threads 1] [--only ResNet-20]
+    python scripts/benchmarks/ways_to_compute.py [--quick] [--threads 1] [--only ResNet-20]
 
 All ways of a network take turns in one process. With one thread the time is that of the processor (process_time), so
 other work on the machine disturbs it little. EfficientNet-Lite0 needs timm. "auto" is what sam-train chooses: bf16,
@@ -12,8 +12,6 @@ import time
 from collections.abc import Callable
 
 import torch
-from bench_step import MODELS, RHO, SGD, Case
-from measuring import Report, make_parser, median, ratio, spread, take_turns
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.nn import functional as F
@@ -22,6 +20,8 @@ from sam_runner.models.layers.float32_depthwise import compute_depthwise_in_floa
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
 from sam_runner.utils.hardware import configure_torch
+from scripts.benchmarks.measuring import Report, make_parser, median, ratio, spread, take_turns
+from scripts.benchmarks.step import MODELS, RHO, SGD, Case
 
 BF16 = torch.bfloat16
 CASES = {"ResNet-20": (128, 32), "WRN-16-4": (32, 32), "small CNN": (128, 28), "EfficientNet-Lite0": (64, 64)}
