@@ -12,8 +12,6 @@ import torch
 from torch import Tensor
 
 from sam_runner.geometry.lanczos import Product, quadrature
-from sam_runner.geometry.trace import random_signs
-from sam_runner.utils.seeding import make_generator
 
 
 @dataclass(frozen=True)
@@ -49,21 +47,6 @@ class Density:
         grid = torch.linspace(low - 5 * sigma, high + 5 * sigma, num_points, dtype=torch.float64)
         curves = torch.exp(-0.5 * ((grid[:, None] - self.nodes) / sigma) ** 2) / (sigma * (2 * torch.pi) ** 0.5)
         return grid, curves @ self.weights
-
-
-def estimate_density(product: Product, like: Tensor, *, num_probes: int, num_steps: int, seed: int = 0) -> Density:
-    """Estimate the density of the eigenvalues from random vectors of signs.
-
-    Args:
-        product: v -> A v for v of shape (n,).
-        like: A vector (n,) whose dtype and device the vectors have.
-        num_probes: Number of random vectors.
-        num_steps: Number of products for each of them.
-        seed: Seed of the random vectors.
-    """
-    generator = make_generator(seed, "density")
-    probes = [random_signs(1, like, generator)[0] for _ in range(num_probes)]
-    return density_of_probes(product, probes, num_steps)
 
 
 def density_of_probes(product: Product, probes: Sequence[Tensor], num_steps: int) -> Density:

@@ -6,12 +6,13 @@ import pytest
 import torch
 from torch import nn
 
-from sam_runner.geometry.density import density_of_probes, estimate_density
+from sam_runner.geometry.density import density_of_probes
 from sam_runner.geometry.lanczos import asymmetry, largest_eigenvalues, quadrature
 from sam_runner.geometry.mean_loss import MeanLoss
-from sam_runner.geometry.trace import estimate_trace
+from sam_runner.geometry.trace import estimate_trace, random_signs
 from sam_runner.sam.batch import Batch
 from sam_runner.utils.errors import TrainingError
+from sam_runner.utils.seeding import make_generator
 from tests.geometry import problems
 
 CASES = [(name, mode) for name in ("mlp", "batchnorm", "conv") for mode in ("train", "eval")]
@@ -183,7 +184,8 @@ def test_hutch_is_unbiased_and_its_standard_error_is_true():
 
 def test_density_of_random_probes_estimates_the_moments():
     A, values = problems.matrix(60)
-    found = estimate_density(lambda v: A @ v, torch.ones(60).double(), num_probes=40, num_steps=20)
+    probes = random_signs(40, torch.ones(60).double(), make_generator(0, "density"))
+    found = density_of_probes(lambda v: A @ v, list(probes), 20)
     assert float(found.weights.sum()) == pytest.approx(1) and found.n == 60
     exact = [float(values.sum()), float(values.square().sum())]
     spread = [2 * ((A**power - torch.diag(torch.diag(A**power))).square().sum() / 40) ** 0.5 for power in (1,)]
