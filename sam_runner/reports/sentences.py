@@ -130,7 +130,7 @@ def _describe_search(report: "Report", choice: Choice) -> list[str]:
     training = "" if math.isnan(seconds) else f" ({format_duration(seconds)} of training)"
     return [
         f"Searching {names}{arm and f' for {arm}'} took {format_count(num_runs, 'run')} and"
-        f" {total:,.0f} gradient evaluations{training}, {total / chosen:.3g} times those of the chosen value."
+        f" {total:,.0f} gradient evaluations{training}, {total / chosen:.3g} times as many as the chosen value alone."
     ]
 
 

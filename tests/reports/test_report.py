@@ -180,6 +180,13 @@ def test_the_page_answers_the_questions_of_a_reader(tmp_path):
     assert "The same command again runs what is missing, if it names its sweep (sweep_name) or run (run_dir)." in page
 
 
+def test_a_folder_of_images_is_named(tmp_path):
+    leave(tmp_path / "x", config_of("data=image_folder", "data.root=/somewhere/photos"), accuracy=0.5)
+    setup = make_report([tmp_path]).setup
+    assert dict(setup.facts)["data"].startswith("image_folder photos: ")
+    assert " on image_folder photos, " in setup.task
+
+
 def test_the_set_up_says_which_labels_the_held_out_images_had(tmp_path):
     facts = {"train": 900, "validation": 100, "test": 300, "classes": 10, "wrong_labels": 360}
     for number, labels in enumerate(("noisy", "noisy", "clean")):
