@@ -102,10 +102,10 @@ def _describe(job: JobState) -> str:
     details: dict[str, Any] = job.status or {}
     parts = [f"{job.state:11} {job.name}"]
     if job.state not in ("finished", "failed", "refused", "not run"):
-        parts.append(f"epoch {job.done} of {job.epochs}")
+        parts.append(f"epoch {int(job.done)} of {job.epochs}")
     if job.state == "running":
         if job.paid_cost and job.seconds:
-            parts.append(f"about {format_duration(job.remaining_cost * job.seconds / job.paid_cost)} left")
+            parts.append(f"about {format_duration(job.seconds_left(job.seconds / job.paid_cost))} left")
         parts.append(f"process {details.get('pid')} on {details.get('host')}")
     error = str(details.get("error", "")).partition("\n")[0]
     return ", ".join([*parts, *filter(None, [error])])

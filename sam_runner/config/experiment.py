@@ -138,6 +138,13 @@ class SweepConfig:
     on_error: Literal["continue", "stop"] = key(
         "stop: no further job starts after a job has failed or its settings were refused", "continue", effect="none"
     )
+    verbose: bool = key(
+        "print the epochs of each job also where several jobs run at once; false: only starts, ends and warnings (all"
+        " lines are in run.log of each run)",
+        False,
+        effect="none",
+        in_reports=False,
+    )
 
 
 @dataclass(frozen=True)

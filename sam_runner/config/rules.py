@@ -82,7 +82,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         raise InputError("search has no effect without -m: it is a sweep\n  use sam-train -m search=...")
     if "dry_run_tflops" in typed and not config.dry_run:
         raise InputError("dry_run_tflops has no effect without dry_run=true\n  leave it out")
-    for name in ("sweep.on_error", "sweep.jobs", "sweep.batch_seeds"):
+    for name in ("sweep.on_error", "sweep.jobs", "sweep.batch_seeds", "sweep.verbose"):
         if name in typed:
             raise InputError(f"{name} has no effect without -m\n  leave it out")
     if "run_dir" in typed and config.run_dir == "":

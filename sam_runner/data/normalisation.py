@@ -18,6 +18,7 @@ from sam_runner.data.files.file_cache import choose_cache, files_key
 from sam_runner.data.files.in_threads import describe_faults
 from sam_runner.data.files.kept_pixels import KeptPixels
 from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet
+from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
 from sam_runner.utils.hardware import count_usable_cores
@@ -156,7 +157,7 @@ def choose_normalisation(
         chosen = Normalisation(*published, "weights")
     chosen.require_channels(train.shape[0])
     mean, std = (" ".join(f"{value:.4g}" for value in values) for values in (chosen.mean, chosen.std))
-    log.info("normalisation: mean %s, std %s (of %s)", mean, std, chosen.source)
+    log.info("normalisation: mean %s, std %s (of %s)", mean, std, chosen.source, extra=DETAIL)
     return chosen
 
 

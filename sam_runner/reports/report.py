@@ -5,6 +5,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -50,8 +51,8 @@ from sam_runner.reports.setup import Setup, describe_setup
 from sam_runner.reports.tables import (
     column_title,
     escape_markdown,
+    format_p_value,
     format_value,
-    latex_table,
     markdown_table,
     printable,
     settings_label,
@@ -224,6 +225,13 @@ class Report:
         """The folders that the runs are in, as absolute paths."""
         return sorted({os.path.abspath(record.folder.parent) for record in self.records})
 
+    @property
+    def name(self) -> str:
+        """A name of the compared runs and of the comparison in letters, digits and hyphens, for labels."""
+        parts = [Path(folder).name for folder in self.folders]
+        parts += [self.metric] if self.metric != "test/accuracy" else []
+        return re.sub(r"[^A-Za-z0-9]+", "-", "-".join([*parts, self.against])).strip("-") or "runs"
+
     @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
         """`differences` among the chosen groups only, whose searched settings may differ from the baseline's."""
@@ -258,6 +266,10 @@ class Report:
         """Return the gradient evaluations of a group relative to another's; NaN where they are unknown."""
         costs = self.costs["cost"]
         return costs[group] / costs[base] if costs[base] else math.nan
+
+    def total_cost(self, groups: Sequence[int], kind: str) -> float:
+        """Return the cost of all runs of some groups, by kind (the values of --against); NaN where one is unknown."""
+        return float(self.runs.loc[self.runs["group"].isin(groups), COSTS[kind]].sum(skipna=False))
 
     @property
     def choice_settings(self) -> pd.DataFrame:
@@ -346,6 +358,7 @@ class Report:
             is_baseline = self.baseline.contains(self.rows[group])
             cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _estimate_text(found, "+")
             cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
+            cells["p"] = format_p_value(found.p_value) if found else "-"
             if "early stopping" in cells:
                 early = None if base is None else self.early_difference(group, base)
                 cells["difference, early stopping"] = "baseline" if is_baseline else _estimate_text(early, "+")
@@ -422,7 +435,7 @@ class Report:
 
     def to_markdown(self) -> str:
         """Return the findings, tables, notes, unfinished runs, the set-up and the next commands as Markdown."""
-        parts = list[str]()
+        parts = [escape_markdown(f"{self.setup.task}.")] if self.setup.task else []
         if not self.table.empty:
             parts += map(escape_markdown, self.findings if self.baseline is not None or self.choices else [])
             parts += [] if self.choice_table.empty else [markdown_table(self.choice_table)]
@@ -434,23 +447,16 @@ class Report:
         parts += [f"{escape_markdown(purpose)}:\n\n```\n{command}\n```" for purpose, command in self.next_commands]
         return "\n\n".join(filter(None, parts)) + "\n"
 
-    def to_latex(self) -> str:
-        """Return the tables, each as wide as the text, as LaTeX for booktabs and graphicx; the notes are comments."""
-        tables = [table for table in (self.choice_table, self.table) if not table.empty]
-        notes = "".join(f"% {note}\n" for note in ["\\usepackage{booktabs,graphicx}", *self.notes])
-        left = LEFT_ALIGNED | self.text_columns
-        texts = [latex_table(table, {*map(str, table)} - left) for table in tables]
-        return "\n".join([notes, *(f"\\noindent\\resizebox{{\\linewidth}}{{!}}{{%\n{text}}}\\par\n" for text in texts)])
-
     @property
     def text_columns(self) -> set[str]:
         """The columns of the tables that contain settings."""
         return {column_title(name) for name in self.settings}
 
     def to_csv(self) -> str:
-        """Return one row a run: distinguishing settings, seed, status, metrics with all digits, costs, and folder."""
+        """Return one row a run; docs/reports.md lists the columns."""
         costs = [name for name in COSTS.values() if self.results[name].notna().any()]
-        columns = [*self.settings, "seed", "status", *self.metrics, *costs, "folder"]
+        commit = ["commit"] if self.results["commit"].notna().any() else []
+        columns = [*self.settings, "seed", "status", *self.metrics, *costs, *commit, "folder"]
         return self.results.to_csv(columns=columns, index=False, lineterminator="\n")
 
     def to_table_csv(self) -> str:
@@ -468,7 +474,7 @@ class Report:
         if group in self.differences:
             base, found = self.differences[group]
             cells |= {"baseline": self.labels[base], "pairs": found.n, "difference": found.mean}
-            cells |= {"difference_half_width": found.half_width}
+            cells |= {"difference_half_width": found.half_width, "p_value": found.p_value}
         cells |= {name: self.costs[kind][group] for kind, name in COSTS.items()}
         return cells | {tag: self.estimates[tag][group].mean for tag in FIT_METRICS if tag in self.estimates}
 

@@ -28,7 +28,7 @@ from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import keep_numbers
 
-RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", *COSTS, "fingerprint"]
+RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", "commit", *COSTS, "fingerprint"]
 
 
 UNREADABLE = "unreadable"
@@ -77,6 +77,12 @@ class RunRecord:
     def job(self) -> str:
         """Overrides of a sweep's job that failed; "" for other runs."""
         return str(self.status_json.get("job", ""))
+
+    @property
+    def commit(self) -> str:
+        """Commit of the source, 12 digits, with "-dirty" where there were uncommitted changes; "" if unknown."""
+        commit = str(self.environment.get("git_commit") or "")[:12]
+        return f"{commit}-dirty" if commit and self.environment.get("git_changes") else commit
 
     @cached_property
     def settings(self) -> dict[str, Any]:
@@ -181,6 +187,7 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     - the settings that reports show (``optimizer``, then by name);
     - ``seed``, ``status``, ``error``, ``job``, ``folder``;
     - ``resolved_precision``, e.g. "bf16", which ``precision=auto`` chose;
+    - ``commit`` of the source, 12 digits, with "-dirty" where there were uncommitted changes;
     - the costs ``gradient_evaluations``, ``images_forward``, ``images_backward``, ``training_seconds`` and
       ``peak_memory_bytes``;
     - ``fingerprint``;
@@ -196,7 +203,8 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     facts = [
         (
             run.config.seed if run.config else None, run.status, run.error, run.job, str(run.folder),
-            run.environment.get("resolved_precision"), *(run.result.get(cost) for cost in COSTS), run.fingerprint,
+            run.environment.get("resolved_precision"), run.commit or None,
+            *(run.result.get(cost) for cost in COSTS), run.fingerprint,
         )
         for run in runs
     ]  # fmt: skip

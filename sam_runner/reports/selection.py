@@ -26,6 +26,7 @@ class Choice:
         at_edge: The searched settings whose chosen value is the smallest or the largest of at least three numbers;
             none where all values are equally good.
         num_best: Number of values, or combinations of values, that are equally good and the best.
+        searched: The groups that it was chosen from.
     """
 
     settings: Mapping[str, Any]
@@ -35,6 +36,7 @@ class Choice:
     is_held_out: bool
     at_edge: tuple[str, ...] = ()
     num_best: int = 1
+    searched: tuple[int, ...] = ()
 
     @property
     def is_optimistic(self) -> bool:
@@ -115,7 +117,7 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
         num_best = int((scores == scores.max()).sum())
         at_edge = tuple(name for name in select if num_best < values and _is_at_edge(part[name], best))
         settings = {name: part.iloc[0][name] for name in by}
-        choices.append(Choice(settings, best, values, chosen_by, bool(is_held_out), at_edge, num_best))
+        choices.append(Choice(settings, best, values, chosen_by, bool(is_held_out), at_edge, num_best, tuple(members)))
     return choices
 
 

@@ -16,7 +16,8 @@ from sam_runner.reports.comparison import (
     time_spread,
 )
 from sam_runner.reports.selection import Choice
-from sam_runner.reports.tables import column_title, printable
+from sam_runner.reports.setup import format_duration
+from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
 from sam_runner.utils.console import format_count
 
 if TYPE_CHECKING:
@@ -50,6 +51,7 @@ def describe_findings(report: "Report") -> list[str]:
             base, _ = differences[group]
             findings += [*_describe_early_stopping(report, group, base), *_describe_fit(report, group, base)]
             findings += _describe_cost(report, group, base)
+        findings += _describe_search(report, chosen[group]) if group in chosen else []
     return findings
 
 
@@ -116,6 +118,22 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
     ]
 
 
+def _describe_search(report: "Report", choice: Choice) -> list[str]:
+    """Return a sentence on the cost of a search, relative to the runs of the chosen value; none without a search."""
+    total, chosen = (report.total_cost(groups, "cost") for groups in (choice.searched, [choice.group]))
+    if choice.num_values < 2 or math.isnan(total) or not chosen:
+        return []
+    names = " and ".join(map(column_title, report.search_settings[0]))
+    arm = settings_label(choice.settings)
+    num_runs = int(report.runs["group"].isin(choice.searched).sum())
+    seconds = report.total_cost(choice.searched, "seconds")
+    training = "" if math.isnan(seconds) else f" ({format_duration(seconds)} of training)"
+    return [
+        f"Searching {names}{arm and f' for {arm}'} took {format_count(num_runs, 'run')} and"
+        f" {total:,.0f} gradient evaluations{training}, {total / chosen:.3g} times as many as the chosen value alone."
+    ]
+
+
 def _shorten(folder: str) -> str:
     """Return a folder relative to the working folder if it is inside, otherwise unchanged."""
     path = Path(folder)
@@ -152,7 +170,9 @@ def _judge_difference(report: "Report", group: int, difference: Estimate) -> str
     if difference.contains_zero is None:
         text += " for one seed: no interval, so significance is unknown; run more seeds."
     else:
-        text += f", 95% interval {mean - half_width:+.4f} to {mean + half_width:+.4f} (n = {n} pairs)"
+        p_value = format_p_value(difference.p_value)
+        text += f", 95% interval {mean - half_width:+.4f} to {mean + half_width:+.4f} (n = {n} pairs,"
+        text += f" p {p_value if p_value.startswith('<') else f'= {p_value}'})"
         better = "better" if ranking_sign(report.metric) * mean > 0 else "worse"
         text += (
             ": it contains 0, so the difference is not significant."
@@ -204,6 +224,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         first = f"difference to {report.baseline}"
         meaning = f"whether the interval of {first} contains 0; if not, the difference is significant (5%)"
         terms.append(("contains 0", meaning))
+        terms.append(("p", f"p-value of the paired t-test of {first}, two-sided, of one comparison"))
     if "gradients" in columns:
         terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
     if "seconds" in columns:

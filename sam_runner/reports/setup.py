@@ -3,6 +3,7 @@
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -15,6 +16,7 @@ from sam_runner.reports.results import RunRecord, report_settings, setting_colum
 from sam_runner.reports.tables import column_title, format_value, printable
 
 NOT_RECORDED = "not recorded (runs of an earlier version)"
+MAX_NAMED = 3  # runs that a warning names
 
 
 @dataclass(frozen=True)
@@ -22,6 +24,7 @@ class Setup:
     """How runs were made.
 
     Attributes:
+        task: Network, data, wrong labels and epochs in one line; "" without a run.
         facts: Name and description of each fact.
         warnings: Sentences on differences between runs that a comparison should not have.
         commands: The distinct commands that started the runs.
@@ -29,6 +32,7 @@ class Setup:
         default_settings: Name and value of each setting that has the default in all runs.
     """
 
+    task: str
     facts: Sequence[tuple[str, str]]
     warnings: Sequence[str]
     commands: Sequence[str]
@@ -64,6 +68,7 @@ def describe_setup(records: Sequence[RunRecord], results: pd.DataFrame) -> Setup
     }
     is_default = {name: value == defaults.get(name) for name, value in shared.items()}
     return Setup(
+        task=printable(_describe_task(runs)),
         facts=[(name, printable(text)) for name, text in facts.items() if text],
         warnings=_warn(runs),
         commands=_distinct(filter(None, map(typed_command, runs))),
@@ -99,7 +104,9 @@ def _describe_component(component: Component, group: str) -> str:
         if name != "_target_" and isinstance(value, bool | int | float | str)
     ]
     name = component.target.rpartition(".")[2]
-    return name if group == "data" or not arguments else f"{name} ({', '.join(arguments)})"
+    if group == "data":
+        return " ".join([name, *(Path(str(value)).name for key, value in values if key == "root")])
+    return f"{name} ({', '.join(arguments)})" if arguments else name
 
 
 def _per_value(
@@ -118,6 +125,38 @@ def _per_value(
 
 def _data_facts(runs: Sequence[RunRecord]) -> list[dict[str, int]]:
     return [run.result["data"] for run in runs if isinstance(run.result.get("data"), dict)]
+
+
+def _describe_task(runs: Sequence[RunRecord]) -> str:
+    """Return the task in one line, such as "SmallCNN on digits, 20% of the training labels wrong, 5 epochs"."""
+    configs = [run.config for run in runs if run.config is not None]
+    if not configs:
+        return ""
+    networks = _distinct(config.model.target.rpartition(".")[2] for config in configs)
+    data = _distinct(_describe_component(config.data, "data") for config in configs)
+    return ", ".join(
+        [
+            f"{' or '.join(networks)} on {' or '.join(data)}",
+            *_describe_noise(runs),
+            f"{_range(config.epochs for config in configs)} epochs",
+        ]
+    )
+
+
+def _describe_noise(runs: Sequence[RunRecord]) -> list[str]:
+    """Return which fraction of the training labels is wrong, and how they were made wrong; nothing if unknown."""
+    by_noise: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        if run.config is not None and _data_facts([run]):
+            by_noise.setdefault(_describe_component(run.config.noise, "noise"), []).append(run)
+    rates: dict[str, float] = {}
+    for noise, members in by_noise.items():
+        facts = _data_facts(members)
+        rates[noise] = 100 * sum(entry["wrong_labels"] for entry in facts) / sum(entry["train"] for entry in facts)
+    names = _distinct(noise.partition(" ")[0] for noise, rate in rates.items() if rate)
+    texts = _distinct(f"{rate:.3g}" for rate in sorted(rates.values()))
+    wrong = f" wrong ({' or '.join(names)})" if names else " wrong"
+    return [f"{', '.join(texts)}% of the training labels{wrong}"] if rates else []
 
 
 def _count_images(runs: Sequence[RunRecord]) -> str:
@@ -228,7 +267,8 @@ def _describe_time(records: Sequence[RunRecord]) -> str:
     )
     if len(seconds):
         training = (
-            f"training took {_duration(seconds.sum())}, summed over runs, {_duration(seconds.median())} a run (median)"
+            f"training took {format_duration(seconds.sum())}, summed over runs,"
+            f" {format_duration(seconds.median())} a run (median)"
         )
         training += f", of {len(seconds)} of {len(finished)} runs" if len(seconds) < len(finished) else ""
     else:
@@ -238,7 +278,8 @@ def _describe_time(records: Sequence[RunRecord]) -> str:
     return "; ".join(filter(None, [days, training, peak]))
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Return a duration such as "22.7 s", "12 min 5 s" or "3 h 20 min"."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if seconds < 60:
@@ -248,7 +289,6 @@ def _duration(seconds: float) -> str:
 
 def _warn(runs: Sequence[RunRecord]) -> list[str]:
     """Return a sentence for each difference between runs that may explain a difference of their metrics."""
-    environments = [run.environment for run in runs if run.environment]
     kinds: dict[str, Callable[[dict[str, Any]], Any]] = {
         "commits": lambda found: found.get("git_commit") and str(found["git_commit"])[:12],
         "precisions": lambda found: found.get("resolved_precision"),
@@ -258,11 +298,24 @@ def _warn(runs: Sequence[RunRecord]) -> list[str]:
     }
     warnings = []
     for name, read in kinds.items():
-        counts = Counter(str(value) for value in map(read, environments) if value)  # type: ignore[arg-type]
-        if len(counts) > 1:
-            listed = ", ".join(f"{value} ({n})" for value, n in counts.items())
-            warnings.append(printable(f"The runs have different {name}: {listed}."))
-    dirty = sum(bool(found.get("git_changes")) for found in environments)
+        members: dict[str, list[RunRecord]] = {}
+        for run in runs:
+            if value := read(dict(run.environment)):
+                members.setdefault(str(value), []).append(run)
+        if len(members) > 1:
+            listed = ", ".join(f"{value} ({len(found)})" for value, found in members.items())
+            most = max(members, key=lambda value: len(members[value]))
+            named = "; ".join(f"{value}: {_name_runs(found)}" for value, found in members.items() if value != most)
+            warnings.append(printable(f"The runs have different {name}: {listed}. Runs of {named}."))
+    dirty = [run for run in runs if run.environment.get("git_changes")]
     if dirty:
-        warnings.append(f"{dirty} of {len(runs)} runs used source code with uncommitted changes.")
+        named = f": {_name_runs(dirty)}" if len(dirty) < len(runs) else ""
+        text = f"{len(dirty)} of {len(runs)} runs used source code with uncommitted changes{named}."
+        warnings.append(printable(text))
     return warnings
+
+
+def _name_runs(runs: Sequence[RunRecord]) -> str:
+    """Return the names of the first runs, and how many more there are."""
+    names = ", ".join(run.folder.name for run in runs[:MAX_NAMED])
+    return f"{names} and {len(runs) - MAX_NAMED} more" if len(runs) > MAX_NAMED else names

@@ -1,5 +1,6 @@
 """Format tables as aligned text, Markdown and LaTeX, and settings as table cells."""
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -34,6 +35,13 @@ def format_value(value: Any, key: str = "", missing: str = "-") -> str:
     if key.endswith("._target_"):
         return printable(str(value).rpartition(".")[2])
     return f"{value:.10g}" if isinstance(value, float) else printable(str(value))
+
+
+def format_p_value(p_value: float) -> str:
+    """Return a p-value with two digits, "<0.001" below 0.001, "-" for NaN."""
+    if math.isnan(p_value):
+        return "-"
+    return "<0.001" if p_value < 0.001 else f"{p_value:.2g}"
 
 
 def settings_label(settings: Mapping[Any, Any]) -> str:

@@ -42,6 +42,7 @@ from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import Outputs, Progress, Run, restore_state
+from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 from sam_runner.utils.files import explain_write_errors
 from sam_runner.utils.signals import StopRequest, catch_stop_signals
@@ -218,7 +219,8 @@ def _train(
     if progress.before_end and run.max_steps > progress.step:  # the run was made longer
         logger_states = progress.return_to_before_end() or logger_states
     if state is None:
-        log.info("run folder %s%s", folder, "" if is_job else f"  (to continue it: {_continuation(folder, config)})")
+        hint = "" if is_job else f"  (to continue it: {_continuation(folder, config)})"
+        log.info("run folder %s%s", folder, hint, extra=DETAIL)
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
     _log_settings(run, config, overrides, precision, reason)
@@ -259,17 +261,17 @@ def _train(
 
 def _log_settings(run: Run, config: ExperimentConfig, overrides: Sequence[str], precision: str, reason: str) -> None:
     """Log what a run uses: data, precision and learning rates, and remarks on its settings."""
-    log.info("data: %s", describe_data(run))
+    log.info("data: %s", describe_data(run), extra=DETAIL)
     for remark in list_remarks(run, config, overrides):
         log.warning("%s", remark)
     if reason:
         hint = "" if precision == "fp32" else " (precision=fp32 for float32)"
-        log.info("precision %s: %s%s", precision, reason, hint)
+        log.info("precision %s: %s%s", precision, reason, hint, extra=DETAIL)
     if config.head_lr is not None:
         head = find_head(run.model, len(run.classes))
-        log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr)
+        log.info("head %s: learning rate %g, other layers %g", head, config.head_lr, config.lr, extra=DETAIL)
     if describe_method(config):
-        log.info("sharpness: loss at w + eps minus loss at w, on the training batches")
+        log.info("sharpness: loss at w + eps minus loss at w, on the training batches", extra=DETAIL)
 
 
 def _continuation(folder: Path, config: ExperimentConfig) -> str:

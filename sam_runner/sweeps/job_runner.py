@@ -50,6 +50,7 @@ class Call:
         stop_on_error: Whether no further job starts after one has failed.
         numbered_lines: Whether each line of the log begins with the number of its job, since other jobs run at once.
         batch_seeds: Largest number of jobs, apart in the seed only, that a process trains at once.
+        verbose: Whether the epochs of a job are printed also if its lines are numbered.
     """
 
     folder: Path
@@ -57,6 +58,7 @@ class Call:
     stop_on_error: bool
     numbered_lines: bool = False
     batch_seeds: int = 1
+    verbose: bool = False
 
 
 def train_jobs(jobs: Sequence[Job], call: Call) -> None:
@@ -158,7 +160,7 @@ def train_job(job: Job, call: Call, joint: "JointPasses | None" = None) -> None:
         FolderInUseError: If another process writes into the run folder.
     """
     if call.numbered_lines:
-        set_line_prefix(f"[{job.number}] ")
+        set_line_prefix(f"[{job.number}] ", details=call.verbose)
     log.info("job %d: %s", job.number, job.folder.name)
     if is_main_process():
         clear_failure(call.folder, job)
@@ -197,7 +199,7 @@ def run_job(cfg: Any, hydra_config: Any, overrides: list[str]) -> None:
     set_line_prefix(f"[{number + 1}] ")
     config = load_experiment(plain_settings(cfg), overrides, multirun=True).with_absolute_paths()
     (job,), _ = plan_jobs(folder, [(overrides, config)], first=number + 1)
-    call = Call(folder, now(), cfg.sweep.on_error == "stop", numbered_lines=True)
+    call = Call(folder, now(), cfg.sweep.on_error == "stop", numbered_lines=True, verbose=True)
     try:
         while not read_stop_flag(folder):
             with claim(folder, job.fingerprint) as is_claimed:

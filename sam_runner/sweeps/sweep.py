@@ -59,7 +59,8 @@ class Sweep:
         self._is_dry, self._is_search = bool(config.dry_run), launchers.is_search(config.hydra)
         self._has_launcher = launchers.in_subprocesses(config.hydra) and not self._is_dry
         batch_seeds = _choose_batch_seeds(config, has_launcher=self._has_launcher)
-        self._call = Call(self.folder, now(), config.sweep.on_error == "stop", batch_seeds=batch_seeds)
+        stops, verbose = config.sweep.on_error == "stop", bool(config.sweep.verbose)
+        self._call = Call(self.folder, now(), stops, batch_seeds=batch_seeds, verbose=verbose)
         self._jobs_at_once = 1 if self._is_dry else _choose_jobs_at_once(config, has_launcher=self._has_launcher)
 
     @property
@@ -176,7 +177,10 @@ class Sweep:
             return
         chosen = [jobs[number] for number in unfinished]
         size = self._call.batch_seeds
+        hint = "" if self._call.verbose else "epochs are in run.log of each job (sweep.verbose=true prints them)"
         if self.in_this_process:
+            if hint and size > 1:
+                log.info("%s", hint)
             train_jobs(chosen, replace(self._call, numbered_lines=size > 1))
             return
         share = min(self._jobs_at_once, len(group_seeds(jobs, size)))
@@ -185,11 +189,13 @@ class Sweep:
         cores = count_usable_cores()
         at_once = format_count(num_workers, "job") if size == 1 else f"{format_count(num_workers, 'group')} of seeds"
         log.info("%s at once (sweep.jobs), %d of %d cores each", at_once, max(1, cores // share), cores)
+        if hint:
+            log.info("%s", hint)
         train_at_once(chosen, call, num_workers, share)
 
     def _show_progress(self) -> Any:
         entries = [
-            PlanEntry(job.fingerprint, job.folder.name, (), job.config.epochs, job_cost(job.config))
+            PlanEntry(job.fingerprint, job.folder.name, job.overrides, job.config.epochs, job_cost(job.config))
             for job in self.jobs
         ]
         return show_progress(SweepProgress(self.folder, lambda: entries), lambda line: log.info("%s", line))

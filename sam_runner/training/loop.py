@@ -23,6 +23,7 @@ from sam_runner.training.metrics import SUMS, TrainMeter, count_pairs, is_better
 from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix, draw_image_grid
 from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
 from sam_runner.training.telemetry import measure_step
+from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import RunInterrupt, TrainingError
 from sam_runner.utils.memory import reset_peak_memory
 from sam_runner.utils.signals import StopRequest, raise_for_signal
@@ -203,7 +204,7 @@ def _end_epoch(
     progress.epoch_sums = {}
     outputs.loggers.scalars(progress.step, progress.epoch, values)
     is_best = must_evaluate and _record_evaluation(progress, values, run.selected_by)
-    log.info("%s", _format_epoch(run, progress, values))
+    log.info("%s", _format_epoch(run, progress, values), extra=DETAIL)
     _warn_of_divergence(run, values["train/loss"], loss_before, last=last)
     last = last or run.stops_early(progress)
     for picture in pictures if last else ():

@@ -12,7 +12,9 @@ from typing import NoReturn
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
 MAX_ERROR_LINES = 18
+DETAIL = {"is_detail": True}  # `extra` of a message that the console leaves out where several jobs run at once
 _line_prefix: ContextVar[str] = ContextVar("line_prefix", default="")
+_shows_details: ContextVar[bool] = ContextVar("shows_details", default=True)
 
 
 def is_distributed() -> bool:
@@ -90,6 +92,8 @@ def log_to_console() -> None:
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
+            if hasattr(record, "is_detail") and not _shows_details.get():
+                return
             print_line(_line_prefix.get() + self.format(record))
 
     prepare_streams()
@@ -99,9 +103,15 @@ def log_to_console() -> None:
     logger.propagate = False
 
 
-def set_line_prefix(prefix: str) -> None:
-    """Print a text before each line of the log of this thread; it names the job if several of a sweep run at once."""
+def set_line_prefix(prefix: str, *, details: bool = True) -> None:
+    """Choose how this thread prints the lines of its log.
+
+    Args:
+        prefix: Text before each line; it names the job if several of a sweep run at once.
+        details: Whether messages with `DETAIL` are printed too.
+    """
     _line_prefix.set(prefix)
+    _shows_details.set(details)
 
 
 def report_exception(error: Exception) -> tuple[str, str]:

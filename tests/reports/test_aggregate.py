@@ -49,6 +49,14 @@ def test_an_estimate_leaves_out_missing_values():
     assert np.isnan(none.mean)
 
 
+def test_the_p_value_is_that_of_the_example_of_students_paper():
+    extra_sleep = pd.Series([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])  # Student, Biometrika 1908, differences
+    assert estimate(extra_sleep).p_value == pytest.approx(0.002833, abs=5e-7)  # R 4.3: t.test(..., paired = TRUE)
+    assert estimate(pd.Series([0.1, 0.1])).p_value == 0
+    assert estimate(pd.Series([0.0, 0.0])).p_value == 1
+    assert np.isnan(estimate(pd.Series([0.1])).p_value)
+
+
 def test_runs_are_grouped_by_all_settings_but_the_seed(sweep):
     folder, accuracies = sweep
     found = groups_of(folder)

@@ -38,6 +38,7 @@ def test_the_interval_is_that_of_a_paired_t_test(pairs):
         result = stats.ttest_rel(first, second)
         low, high = result.confidence_interval(0.95)
         assert (found.mean - found.half_width, found.mean + found.half_width) == pytest.approx((low, high), abs=1e-9)
+        assert found.p_value == pytest.approx(result.pvalue, rel=1e-6, abs=1e-12)
         if abs(result.pvalue - 0.05) > 1e-6:
             assert found.contains_zero == (result.pvalue > 0.05)
 

@@ -19,7 +19,7 @@ from scipy import stats
 
 from sam_runner.commands import report as report_command
 from sam_runner.reports.output.files import write_report
-from sam_runner.reports.output.latex import write_narrow_table
+from sam_runner.reports.output.latex import write_full_tables, write_narrow_table
 from sam_runner.reports.output.page import render_page
 from sam_runner.reports.output.plots import draw_plots
 from sam_runner.reports.report import make_report
@@ -42,7 +42,7 @@ def test_the_table_has_the_numbers(sweep):
     folder, accuracies = sweep
     table = make_report([folder]).table
     assert list(table.columns) == [
-        "optimizer", "rho", "test/accuracy", "95% interval", "n", "seeds", "difference to sgd", "contains 0"
+        "optimizer", "rho", "test/accuracy", "95% interval", "n", "seeds", "difference to sgd", "contains 0", "p"
     ]  # fmt: skip
     baseline = accuracies["sgd", None]
     for row, ((optimizer, rho), values) in zip(table.to_numpy().tolist(), accuracies.items(), strict=True):
@@ -50,7 +50,7 @@ def test_the_table_has_the_numbers(sweep):
             result = stats.ttest_rel(values, baseline)
             width = result.confidence_interval(0.95).high - result.confidence_interval(0.95).low
             assert row[6] == f"{np.mean(values) - np.mean(baseline):+.4f} ± {width / 2:.4f}"
-            assert row[7] == ("yes" if result.pvalue > 0.05 else "no")
+            assert row[7:] == ["yes" if result.pvalue > 0.05 else "no", f"{result.pvalue:.2g}"]
         low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
         assert row[:2] == [optimizer, "-" if rho is None else f"{rho:g}"]
         assert row[2].rstrip("*") == f"{sum(values) / 3:.4f}"
@@ -133,7 +133,7 @@ def test_the_page_loads_nothing_from_elsewhere_and_escapes(tmp_path, drawn_plots
     ]
     assert all(len({len(re.findall(r"(?<!\\)\|", line)) for line in table}) == 1 for table in tables)
     assert len(tables) == 2 and not re.search(r"<|(?<!\\)\[|(?<!\\)`(?!``)\w", "\n".join(prose).replace("```", ""))
-    for latex in (report.to_latex(), write_narrow_table(report)):
+    for latex in (write_full_tables(report), write_narrow_table(report)):
         assert not re.search(r"(?<!\\)\$\\frac", re.sub(r"^%.*", "", latex, flags=re.M))
 
 
@@ -178,6 +178,13 @@ def test_the_page_answers_the_questions_of_a_reader(tmp_path):
     page = html_of(report)
     assert "sam-train -m optimizer=sgd,sam rho=0.1 seed=0,1 noise=symmetric" in page
     assert "The same command again runs what is missing, if it names its sweep (sweep_name) or run (run_dir)." in page
+
+
+def test_a_folder_of_images_is_named(tmp_path):
+    leave(tmp_path / "x", config_of("data=image_folder", "data.root=/somewhere/photos"), accuracy=0.5)
+    setup = make_report([tmp_path]).setup
+    assert dict(setup.facts)["data"].startswith("image_folder photos: ")
+    assert " on image_folder photos, " in setup.task
 
 
 def test_the_set_up_says_which_labels_the_held_out_images_had(tmp_path):
@@ -230,6 +237,7 @@ def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
         "seconds",
         "gradients",
         "contains 0",
+        "p",
     } <= terms.keys()
     assert "n = 2 pairs" in terms["difference to sgd"]
     page = html_of(report)
@@ -239,6 +247,7 @@ def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
     assert csv.loc["sam", "best/test/accuracy mean"] == pytest.approx(0.925)
     assert csv.loc["sam", "training_seconds"] == pytest.approx(20.5)
     assert csv.loc["sam", "pairs"] == 2
+    assert csv.loc["sam", "p_value"] == pytest.approx(stats.ttest_rel(last["sam"], last["sgd"]).pvalue)
     early = make_report([tmp_path], "best/test/accuracy")
     sam = next(group for group, label in early.labels.items() if label.startswith("sam"))
     assert early.differences[sam][1].mean == pytest.approx(0.1)
@@ -258,8 +267,9 @@ def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeyp
     report = make_report([tmp_path / "it's"])
     headline, early, cost = report.findings
     assert "test/accuracy in the last epoch 0.9100" in headline and "significantly better" in headline
-    found = stats.ttest_rel(best["sam"], best["sgd"]).confidence_interval(0.95)
-    assert f"Difference +0.0800, 95% interval {found.low:+.4f} to {found.high:+.4f} (n = 2 pairs): it contains" in early
+    test = stats.ttest_rel(best["sam"], best["sgd"])
+    found, pairs = test.confidence_interval(0.95), f"(n = 2 pairs, p = {test.pvalue:.2g})"
+    assert f"Difference +0.0800, 95% interval {found.low:+.4f} to {found.high:+.4f} {pairs}: it contains" in early
     sam = report.table.set_index("optimizer").loc["sam"]
     assert sam["difference, early stopping"] == f"+0.0800 ± {(found.high - found.low) / 2:.4f}"
     assert cost.startswith("sam, rho 0.05 costs 2 times the gradients of sgd. At equal cost: train sgd for 2 times")
@@ -413,6 +423,58 @@ def test_the_table_for_a_paper_is_narrow_in_percent_and_marks_what_is_significan
     assert "% data: digits" in latex and "over $n$ = 2 seeds" in latex
     loss = write_narrow_table(make_report([tmp_path], "test/nll"))
     assert "test nll & difference & $n$ & cost" in loss and "$-$0.3050" in loss
+
+
+@pytest.mark.parametrize(
+    ("folder", "rates", "task"),
+    [
+        ("noise_40", (0.4,), "SmallCNN on digits, 40% of the training labels wrong (symmetric), 3 epochs"),
+        ("both", (0, 0.2, 0.4), "SmallCNN on digits, 0, 20, 40% of the training labels wrong (symmetric), 3 epochs"),
+        ("none", (0,), "SmallCNN on digits, 0% of the training labels wrong, 3 epochs"),
+    ],
+)
+def test_page_and_captions_name_the_task_and_labels_name_the_sweep(folder, rates, task, tmp_path):
+    for rate, optimizer, seed in itertools.product(rates, ("sgd", "sam"), range(2)):
+        noise = {"_target_": "sam_runner.data.noise.symmetric", "rate": rate, "include_true_class": False}
+        noise = noise if rate else {"_target_": "sam_runner.data.noise.none"}
+        facts = {"train": 1000, "test": 300, "classes": 10, "wrong_labels": 1000 * rate}
+        lay(tmp_path / folder / f"{rate}{optimizer}{seed}", optimizer=optimizer, seed=seed, noise=noise,
+            result={"data": facts})  # fmt: skip
+    report = make_report([tmp_path / folder])
+    assert f'<p class="task">{task}</p>' in html_of(report)
+    assert report.to_markdown().startswith(f"{task}.")
+    name = folder.replace("_", "-")
+    labels = [f"tab:{name}", f"tab:{name}-all"]
+    for latex, label in zip((write_narrow_table(report), write_full_tables(report)), labels, strict=True):
+        (caption,) = re.findall(r"\\caption\{(.*)\}", latex)
+        assert task.replace("%", r"\%") + ". " in caption and "over $n$ = 2 seeds" in caption
+        assert re.findall(r"\\label\{(.*)\}", latex) == [label]
+    other = make_report([tmp_path / folder], "test/nll", against="cost")
+    assert rf"\label{{tab:{name}-test-nll-cost}}" in write_narrow_table(other)
+
+
+@pytest.mark.parametrize(
+    ("commits", "warnings"),
+    [
+        ("aabbbbB", ["The runs have different commits: {a} (2), {b} (5). Runs of {a}: run0, run1.",
+                     "1 of 7 runs used source code with uncommitted changes: run6."]),
+        ("aabbbbccc", ["The runs have different commits: {a} (2), {b} (4), {c} (3). Runs of {a}: run0, run1;"
+                       " {c}: run6, run7, run8."]),
+        ("aaaabbbbb", ["The runs have different commits: {a} (4), {b} (5). Runs of {a}: run0, run1, run2 and 1 more."]),
+        ("AA", ["2 of 2 runs used source code with uncommitted changes."]),
+        ("aa", []),
+    ],
+)  # fmt: skip
+def test_warnings_name_the_runs_that_differ_and_each_run_has_its_commit(commits, warnings, tmp_path):
+    for seed, letter in enumerate(commits):
+        environment = {"git_commit": letter.lower() * 40, "git_changes": letter.isupper()}
+        lay(tmp_path / f"run{seed}", seed=seed, environment=environment)
+    report = make_report([tmp_path])
+    assert report.setup.warnings == [text.format(**{name: name * 12 for name in "abc"}) for text in warnings]
+    cells = [letter.lower() * 12 + ("-dirty" if letter.isupper() else "") for letter in commits]
+    assert list(pd.read_csv(io.StringIO(report.to_csv()))["commit"]) == cells
+    shown = re.findall(r"<td>\d</td><td>finished</td><td>(.*?)</td>", html_of(report))
+    assert shown == (cells if len({*cells}) > 1 else [])
 
 
 def test_latex_has_minus_signs_and_no_character_that_breaks_it():

@@ -66,6 +66,18 @@ def test_each_group_has_the_value_with_the_best_validation_metric(tmp_path):
     assert "optimistic" not in report.to_text()
 
 
+def test_the_cost_of_a_search_is_that_of_all_its_runs(tmp_path):
+    for name, rho, seed in (("sgd", 0, 0), ("sgd", 0, 1), *itertools.product(["sam"], (0.1, 0.2), (0, 1))):
+        words = (f"optimizer={name}", *([f"rho={rho}"] if rho else []), f"seed={seed}", "data.val_fraction=0.1")
+        steps = 1000 if rho < 0.2 else 500  # another rho stopped early
+        result = {"gradient_evaluations": steps * (2 if rho else 1), "training_seconds": steps / 100}
+        leave(tmp_path / f"{name}{rho}{seed}", config_of(*words), accuracy=0.5 + rho, result=result,
+              **{"validation/accuracy": 0.9 - rho})  # fmt: skip
+    report = make_report([tmp_path], select=["rho"], by=["optimizer"])
+    sentence = "Searching rho for sam took 4 runs and 6,000 gradient evaluations (30.0 s of training), 1.5 times as"
+    assert [text.startswith(sentence) for text in report.findings] == [False, False, True]
+
+
 @pytest.mark.parametrize("by", [["noise.rate", "optimizer"], ["optimizer", "noise.rate"]])
 def test_the_rows_have_the_order_of_the_settings_that_are_named(by, tmp_path):
     table = make_report([lay_search(tmp_path / "s", small_at_low_noise)], select=["rho"], by=by).choice_table
@@ -247,7 +259,7 @@ def test_the_command_line_chooses_and_writes_the_tables(tmp_path, monkeypatch, c
     done = invoke(monkeypatch, capsys, tmp_path, *words, entry=report_command.main)
     assert done.returncode == 0, done.stderr
     assert "chosen rho" in done.stdout
-    assert r"$\rho$ has the best validation/accuracy." in (folder / "report.tex").read_text()
+    assert r"$\rho$ has the best validation/accuracy of 2 values." in (folder / "report.tex").read_text()
     assert "validation/accuracy" in (folder / "report-full.tex").read_text()
     assert "chosen rho" in (folder / "report.md").read_text()
 

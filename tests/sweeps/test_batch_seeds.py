@@ -73,7 +73,7 @@ def test_jobs_are_grouped_by_what_they_share_but_the_seed(tmp_path):
 
 
 def test_seeds_at_once_have_the_results_of_seeds_one_after_the_other(tmp_path, monkeypatch, capsys, alone):
-    words = ["-m", *WORDS, "seed=0,1,2", "sweep_name=joint", "sweep.batch_seeds=3"]
+    words = ["-m", *WORDS, "seed=0,1,2", "sweep_name=joint", "sweep.batch_seeds=3", "sweep.verbose=true"]
     done = invoke(monkeypatch, capsys, tmp_path, *words)
     assert done.returncode == 0, done.stderr
     folders = sweep_folders(tmp_path, "joint")

@@ -54,7 +54,11 @@ def test_jobs_at_once_have_the_results_of_jobs_one_after_the_other(tmp_path, mon
     assert done.returncode == 0, done.stderr
     assert "4 jobs, 3 of them distinct: equal jobs run once\n2 jobs at once (sweep.jobs)" in done.stdout
     assert done.stdout.splitlines()[-1] == "next: tensorboard --logdir outputs/sweeps/x"
-    assert re.search(r"^\[2\] epoch 2/2 ", done.stdout, re.MULTILINE)
+    assert {line.split()[1] for line in done.stdout.splitlines() if line.startswith("[2]")} == {"job", "finished:"}
+    assert all("epoch 2/2 " in path.read_text() for path in sweep_folder(tmp_path).glob("*/run.log"))
+    more = invoke(monkeypatch, capsys, tmp_path, "-m", *words, "seed=1", "sweep_name=more", "sweep.jobs=2",
+                  "sweep.verbose=true")  # fmt: skip
+    assert re.search(r"^\[2\] epoch 2/2 ", more.stdout, re.MULTILINE)
     environments = [json.loads(path.read_text()) for path in sweep_folder(tmp_path).glob("*/environment.json")]
     assert [found["threads"] for found in environments] == [1, 1, 1]
     assert {found["resolved_precision"] for found in environments} == {"fp32"}

@@ -1,9 +1,11 @@
 """How far a sweep is: the line that it shows, sam-status, and the estimate of the remaining time."""
 
 import json
+import os
 import re
 import subprocess
 import sys
+import time
 from datetime import datetime, timedelta, timezone
 
 import pytest
@@ -11,22 +13,32 @@ import pytest
 from sam_runner.commands import status as status_command
 from sam_runner.runs.plan import PlanEntry, extend_plan
 from sam_runner.runs.status import write_status
+from sam_runner.sweeps import progress as progress_module
 from sam_runner.sweeps.claims import hold_call
-from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
-from tests.helpers import invoke
+from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state, show_progress
+from tests.helpers import invoke, wait_for
 from tests.run_folders import lay
 
 
-def lay_job(sweep, name, status="", epoch=0, **details):
-    """Plan a job of 4 epochs with SAM, and write its status and the last row of its metrics."""
-    extend_plan(sweep, lambda _: [PlanEntry(name, name, (), 4, 8)])
+def lay_job(sweep, name, status="", epoch=0, settings=(), cost=8, **details):
+    """Plan a job of 4 epochs, by default with SAM, and write its status and the last row of its metrics."""
+    extend_plan(sweep, lambda _: [PlanEntry(name, name, settings, 4, cost)])
     if status:
-        (sweep / name).mkdir()
-        write_status(sweep / name, status, **details)
-        row = {"step": 1, "epoch": epoch, "test/nll": 0.0}
-        (sweep / name / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(row) + "\n")
-        if status == "finished":
-            (sweep / name / "result.json").write_text(json.dumps({"status": "finished"}))
+        lay_status(sweep, name, status, epoch, **details)
+
+
+def lay_status(sweep, name, status, epoch, **details):
+    (sweep / name).mkdir(exist_ok=True)
+    write_status(sweep / name, status, **details)
+    row = {"step": 1, "epoch": epoch, "test/nll": 0.0}
+    (sweep / name / "metrics.jsonl").write_text(json.dumps({"epoch": 1}) + "\n" + json.dumps(row) + "\n")
+    if status == "finished":
+        (sweep / name / "result.json").write_text(json.dumps({"status": "finished"}))
+
+
+def began(seconds):
+    """The time of a status that was written some seconds ago."""
+    return (datetime.now(timezone.utc) - timedelta(seconds=seconds)).isoformat()
 
 
 def progress_of(sweep):
@@ -36,21 +48,65 @@ def progress_of(sweep):
 
 
 def test_the_line_counts_the_jobs_and_estimates_the_time(tmp_path):
-    lay_job(tmp_path, "a", "finished", 4, seconds=100.0)  # 8 units in 100 s
-    began = (datetime.now(timezone.utc) - timedelta(seconds=60)).isoformat()
-    lay_job(tmp_path, "b", "running", 2, time=began)  # 4 units in 60 s, 4 are left
+    lay_job(tmp_path, "a", "finished", 4, seconds=120.0)
+    lay_job(tmp_path, "b", "running", 2, time=began(100))  # slower until now, it has half of its work left
     lay_job(tmp_path, "c", "failed", 1, error="no")
-    lay_job(tmp_path, "d")  # 8 units are left
+    lay_job(tmp_path, "d")
     progress = progress_of(tmp_path)
-    assert progress.seconds_left == pytest.approx((4 + 8) / (12 / 160), rel=0.02)
+    assert progress.seconds_left == pytest.approx(60 + 120, rel=0.02)  # as long as the job that has finished
     assert progress.line() == "job 3 of 4, 1 finished, 1 failed, about 3 min left"
 
 
 def test_jobs_that_run_at_once_share_the_remaining_work(tmp_path):
-    began = (datetime.now(timezone.utc) - timedelta(seconds=100)).isoformat()
     for name in ("a", "b"):
-        lay_job(tmp_path, name, "running", 2, time=began, call="other")  # half of the work in 100 s each
+        lay_job(tmp_path, name, "running", 2, time=began(100), call="other")  # half of the work in 100 s each
     assert progress_of(tmp_path).seconds_left == pytest.approx(100, rel=0.02)
+
+
+def test_jobs_take_as_long_as_finished_ones_that_differ_in_the_seed_only(tmp_path):
+    sgd, sam, new = ("optimizer=sgd",), ("optimizer=sam",), ("optimizer=asam",)
+    lay_job(tmp_path, "sgd0", "finished", 4, ("seed=0", *sgd), 4, seconds=100.0)
+    lay_job(tmp_path, "sam0", "finished", 4, ("seed=0", *sam), 8, seconds=300.0)  # not 200 s, as its cost says
+    lay_job(tmp_path, "sgd1", "running", 2, ("seed=1", *sgd), 4, time=began(50))
+    lay_job(tmp_path, "sam1", "running", 2, ("seed=1", *sam), 8, time=began(150))
+    assert progress_of(tmp_path).seconds_left == pytest.approx(150, rel=0.02)  # the longer one
+    lay_job(tmp_path, "sgd2", settings=("seed=2", *sgd), cost=4)
+    lay_job(tmp_path, "sam2", settings=("seed=2", *sam), cost=8)
+    assert progress_of(tmp_path).seconds_left == pytest.approx(50 + 100 + 300, rel=0.02)
+    lay_job(tmp_path, "asam0", settings=("seed=0", *new), cost=6)  # 400 s for a cost of 12: 200 s, after 150 s
+    assert progress_of(tmp_path).seconds_left == pytest.approx(50 + 100 + 300, rel=0.02)
+    lay_job(tmp_path, "asam1", settings=("seed=1", *new), cost=6)
+    assert progress_of(tmp_path).seconds_left == pytest.approx(150 + 200 + 200, rel=0.02)
+
+
+def test_the_estimate_does_not_jump_within_an_epoch_or_between_two_jobs(tmp_path):
+    lay_job(tmp_path, "a", "finished", 4, seconds=100.0)
+    lay_job(tmp_path, "b", "running", 2, time=began(200))
+    for age, left in ((0, 50), (10, 40), (24, 26), (300, 25)):  # at most until the end of the epoch
+        now = time.time()
+        os.utime(tmp_path / "b" / "metrics.jsonl", (now - age, now - age))
+        assert progress_of(tmp_path).seconds_left == pytest.approx(left, abs=0.5)
+    os.utime(tmp_path / "b" / "metrics.jsonl")
+    lay_job(tmp_path, "c", "running", 3, time=began(75))
+    lay_job(tmp_path, "d")
+    progress = progress_of(tmp_path)
+    assert progress.seconds_left == pytest.approx(25 + 100, abs=0.5)
+    lay_status(tmp_path, "c", "finished", 4, seconds=100.0)  # its process has not yet begun the next job
+    progress.update()
+    assert progress.seconds_left == pytest.approx(100, abs=0.5)
+
+
+def test_without_a_terminal_a_line_is_printed_for_each_change_and_from_time_to_time(tmp_path, monkeypatch):
+    lay_job(tmp_path, "a", "running", 2, time=began(100), call="other")
+    monkeypatch.setattr(progress_module, "INTERVAL", 0.01)
+    for repeat, is_repeated in ((1000.0, False), (0.02, True)):
+        monkeypatch.setattr(progress_module, "REPEAT", repeat)
+        lines = []
+        with show_progress(SweepProgress(tmp_path), lines.append):
+            wait_for(lambda lines=lines: lines)
+            time.sleep(0.2)
+        assert (len(lines) > 1) == is_repeated
+        assert lines[0] == "job 1 of 1, 0 finished, about 2 min left"
 
 
 def test_only_the_epochs_of_this_call_count_for_the_speed():
@@ -78,8 +134,15 @@ def test_an_epoch_counts_when_it_has_been_evaluated(tmp_path):
     (tmp_path / "metrics.jsonl").write_text('{"epoch": 3, "train/loss": 1.0}\n')
     write_status(tmp_path, "preempted")
     assert read_state(tmp_path, 4).done == 2
-    (tmp_path / "metrics.jsonl").write_text('{"epoch": 3, "test/nll": 1.0}\n')
+    (tmp_path / "metrics.jsonl").write_text('{"epoch": 3, "step": 30, "test/nll": 1.0}\n')
     assert read_state(tmp_path, 4).done == 3
+    rows = '{"epoch": 2, "step": 20, "test/nll": 1.0}\n{"epoch": 3, "step": 25}\n'
+    for torn in ("", '{"epoch": 3, "st'):
+        (tmp_path / "metrics.jsonl").write_text(rows + torn)
+        assert read_state(tmp_path, 4).done == 2.5  # 10 steps an epoch
+    long = json.dumps({"epoch": 1, "step": 1, "padding": "x" * 20_000})
+    (tmp_path / "metrics.jsonl").write_text(long + "\n" + rows)
+    assert read_state(tmp_path, 4).done == 2.5
     (tmp_path / "metrics.jsonl").write_text('{"epo')
     assert read_state(tmp_path, 4).done == 0
 

@@ -454,9 +454,8 @@ def test_jobs_at_once_are_as_many_as_gpus_or_cores(device, given, gpus, at_once,
     monkeypatch.setattr(sweep, "count_gpus", lambda: gpus)
     monkeypatch.setattr(sweep, "count_usable_cores", lambda: 6)
     config = compose()
-    config.update(
-        {"device": device, "sweep": {"jobs": given, "batch_seeds": 1, "on_error": "continue"}, "dry_run": False}
-    )
+    options = {"jobs": given, "batch_seeds": 1, "on_error": "continue", "verbose": False}
+    config.update({"device": device, "sweep": options, "dry_run": False})
     config.hydra.sweep.dir = "x"
     assert sweep.Sweep(config).in_this_process is (at_once == 1)
     assert sweep._choose_jobs_at_once(config, has_launcher=False) == at_once

@@ -64,6 +64,7 @@ OF_WHOLE_SWEEP = (
     "sweep.batch_seeds",
     "sweep.jobs",
     "sweep.on_error",
+    "sweep.verbose",
     "sweep_name",
 )  # settings that no job has alone
 _AFTER_CHECK: list[Callable[[DictConfig], None]] = []

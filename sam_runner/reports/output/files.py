@@ -4,7 +4,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from sam_runner.reports import sentences
-from sam_runner.reports.output.latex import write_narrow_table
+from sam_runner.reports.output.latex import write_full_tables, write_narrow_table
 from sam_runner.reports.output.page import render_page
 from sam_runner.reports.output.plots import draw_plots
 from sam_runner.reports.report import Report
@@ -31,7 +31,7 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
         f"{stem}-table.csv": report.to_table_csv(),
         f"{stem}.md": report.to_markdown(),
         f"{stem}.tex": write_narrow_table(report),
-        f"{stem}-full.tex": report.to_latex(),
+        f"{stem}-full.tex": write_full_tables(report),
         f"{stem}.html": render_page(report, title + sentences.AT_COST[report.against], plots, folder),
     }
     contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}

@@ -1,12 +1,12 @@
-"""Write report.tex: a narrow table of the compared groups for a paper of one column, with its caption."""
+"""Write the tables for a paper: report.tex, narrow enough for one column, and report-full.tex, with all columns."""
 
 import math
 from collections.abc import Mapping
 
 from sam_runner.reports.aggregate import Estimate
-from sam_runner.reports.report import Report
+from sam_runner.reports.report import LEFT_ALIGNED, Report
 from sam_runner.reports.selection import held_out_metric
-from sam_runner.reports.tables import escape_latex, format_value
+from sam_runner.reports.tables import escape_latex, format_value, latex_table
 
 SYMBOLS = {"rho": r"$\rho$", "optimizer.alpha": r"$\alpha$", "lr": "learning rate", "noise.rate": "noise rate"}
 INITIALS = {"sgd", "sam", "asam", "esam", "gsam", "wsam"}  # optimizers whose names are initials
@@ -44,9 +44,9 @@ def write_narrow_table(report: Report) -> str:
         [
             *lines,
             r"\begin{table}[t]",
-            r"\centering\small",
+            r"\centering\small\setlength{\tabcolsep}{3pt}",
             rf"\caption{{{_write_caption(report, bool(differences), has_costs)}}}",
-            r"\label{tab:sam-runner}",
+            rf"\label{{tab:{report.name}}}",
             rf"\begin{{tabularx}}{{\linewidth}}{{{columns}}}",
             r"\toprule",
             " & ".join(heads) + r" \\",
@@ -57,6 +57,28 @@ def write_narrow_table(report: Report) -> str:
             "",
         ]
     )
+
+
+def write_full_tables(report: Report) -> str:
+    """Return the tables with all columns, each as wide as the text, as LaTeX for the packages booktabs and graphicx.
+
+    The notes are comments.
+    """
+    tables = {"chosen": ("Chosen settings", report.choice_table), "all": ("All settings", report.table)}
+    left = LEFT_ALIGNED | report.text_columns
+    lines = ["% \\usepackage{booktabs,graphicx}", *(f"% {note}" for note in report.notes)]
+    for label, (title, table) in tables.items():
+        if table.empty:
+            continue
+        lines += [
+            r"\begin{table}[t]",
+            r"\centering",
+            rf"\caption{{{title}. {_write_task(report)}{_define_metric(report, report.metric)}}}",
+            rf"\label{{tab:{report.name}-{label}}}",
+            rf"\resizebox{{\linewidth}}{{!}}{{%{chr(10)}{latex_table(table, {*map(str, table)} - left)}}}",
+            r"\end{table}",
+        ]
+    return "\n".join([*lines, ""])
 
 
 def _format_row(
@@ -115,15 +137,23 @@ def _metric_title(report: Report) -> str:
     return words + (r" (\%)" if _is_fraction(report) else "")
 
 
-def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
-    """Return sentences that define each number of the table."""
+def _write_task(report: Report) -> str:
+    """Return network, data, noise and epochs as a sentence."""
+    return f"{escape_latex(report.setup.task)}. " if report.setup.task else ""
+
+
+def _define_metric(report: Report, title: str) -> str:
+    """Return a sentence on the mean and the interval of the metric, and n."""
     counts = sorted({found.n for found in report.estimates[report.metric].values()})
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
-    metric = _metric_title(report)
-    sentences = [
-        f"{metric[0].upper()}{metric[1:]}: mean over $n$ = {seeds} seeds $\\pm$ half its 95\\% interval"
-        " (Student's $t$)."
-    ]
+    return (
+        f"{title[0].upper()}{title[1:]}: mean over $n$ = {seeds} seeds $\\pm$ half its 95\\% interval (Student's $t$)."
+    )
+
+
+def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
+    """Return sentences that define each number of the table."""
+    sentences = [f"{_write_task(report)}{_define_metric(report, _metric_title(report))}"]
     if has_baseline:
         baseline = str(report.baseline)
         name = baseline.upper() if baseline in INITIALS else escape_latex(baseline)
@@ -138,7 +168,10 @@ def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
     if chosen:
         names = " and ".join(SYMBOLS.get(name) or escape_latex(name) for name in report.search_settings[0])
         optimistic = ", which is optimistic" if any(choice.is_optimistic for choice in report.choices) else ""
-        sentences.append(f"{names[0].upper()}{names[1:]} has the best {escape_latex(' or '.join(chosen))}{optimistic}.")
+        counts = sorted({choice.num_values for choice in report.choices if choice.num_values > 1})
+        values = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
+        metrics = escape_latex(" or ".join(chosen))
+        sentences.append(f"{names[0].upper()}{names[1:]} has the best {metrics} of {values} values{optimistic}.")
     if f"best/{report.metric}" in report.estimates or report.metric.startswith("best/"):
         best = escape_latex(held_out_metric("best/test/accuracy").removeprefix("best/"))
         sentences.append(f"Early stopping: the epoch of the best {best} of the same run.")

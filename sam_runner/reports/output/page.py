@@ -76,11 +76,12 @@ def _inline_svg(plot: Plot) -> Markup:
 
 
 def _describe_run(record: RunRecord, folder: Path) -> dict[str, str]:
-    """Return name, link, status and seed of a run."""
+    """Return name, link, status, seed and commit of a run."""
     link = os.path.relpath(os.path.abspath(record.folder), os.path.abspath(folder))
     return {
         "name": printable(record.folder.name),
         "link": "./" + quote(link.encode("utf-8", "surrogateescape")),
         "status": printable(record.status),
         "seed": "" if record.config is None else str(record.config.seed),
+        "commit": record.commit or "-",
     }
