@@ -1,12 +1,13 @@
 """Compare ways to compute a SAM step and an evaluation on a CPU: precision, layout, torch.compile, folded batch norm.
 
-    python scripts/benchmarks/ways_to_compute.py [--quick] [--threads 1] [--only ResNet-20]
+    python scripts/benchmarks/ways_to_compute.py [--quick] [--threads 1] [--only ResNet-20 ...]
 
 All ways of a network take turns in one process. With one thread the time is that of the processor (process_time), so
 other work on the machine disturbs it little. EfficientNet-Lite0 needs timm. "auto" is what sam-train chooses: bf16,
 channels_last, depthwise convolutions in float32.
 """
 
+import contextlib
 import copy
 import time
 from collections.abc import Callable
@@ -14,6 +15,7 @@ from collections.abc import Callable
 import torch
 from torch import nn
 from torch.fx.experimental.optimization import fuse
+from torch.fx.proxy import TraceError
 from torch.nn import functional as F
 
 from sam_runner.models.layers.float32_depthwise import compute_depthwise_in_float32
@@ -96,14 +98,11 @@ def measure_evaluation(report: Report, name: str, rounds: int, clock: Callable[[
         return compute
 
     torch._dynamo.reset()
-    with torch.no_grad():
-        folded = fuse(copy.deepcopy(model)).to(memory_format=torch.channels_last)
     torch._inductor.config.freezing = True
-    ways = {
-        "auto": logits_of(model),
-        "batch norm folded into convolutions": logits_of(folded),
-        "torch.compile with freezing": logits_of(torch.compile(frozen)),
-    }
+    ways = {"auto": logits_of(model), "torch.compile with freezing": logits_of(torch.compile(frozen))}
+    with torch.no_grad(), contextlib.suppress(TraceError):  # timm's EfficientNet cannot be traced
+        folded = fuse(copy.deepcopy(model)).to(memory_format=torch.channels_last)
+        ways["batch norm folded into convolutions"] = logits_of(folded)
     seconds = take_turns(ways, rounds, case.device, clock)
     torch._inductor.config.freezing = False
     rows = [[way, batch_size / median(seconds, way), ratio(seconds, way, "auto")] for way in ways]
@@ -134,23 +133,26 @@ def measure_onednn(report: Report, rounds: int, clock: Callable[[], float]) -> N
     report.table("Convolutions: ResNet-20, batch 32, fp32", ["library", "SAM, images/s"], rows, f"n = {rounds}")
 
 
+OTHERS = {"batch-sizes": measure_batch_sizes, "onednn": measure_onednn}
+
+
 def main() -> int:
     """Measure, print, write."""
     parser = make_parser(__doc__.splitlines()[0])
     parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--only", choices=CASES, help="only this network")
+    parser.add_argument("--only", nargs="+", choices=[*CASES, *OTHERS], default=[*CASES, *OTHERS], help="default: all")
     options = parser.parse_args()
     torch.set_num_threads(options.threads)
     configure_torch(torch.device("cpu"))
     rounds = 5 if options.quick else 11
     clock = time.process_time if options.threads == 1 else time.perf_counter
     report = Report("Ways to compute on a CPU", torch.device("cpu"))
-    for name in [options.only] if options.only else CASES:
-        measure_steps(report, name, rounds, clock)
-        measure_evaluation(report, name, rounds, clock)
-    if not options.only:
-        measure_batch_sizes(report, rounds, clock)
-        measure_onednn(report, rounds, clock)
+    for name in options.only:
+        if name in OTHERS:
+            OTHERS[name](report, rounds, clock)
+        else:
+            measure_steps(report, name, rounds, clock)
+            measure_evaluation(report, name, rounds, clock)
     report.write(options.out, "compute")
     return 0
 
