@@ -43,7 +43,7 @@ docs: $(VENV)/.docs ## build the site into site/ (open site/index.html); a warni
 smoke: $(VENV)/.run ## run a few steps of every shipped option through the command line
 	sh scripts/checks/smoke.sh $(BIN)
 
-bench: $(VENV)/.dev ## run the benchmarks (five minutes); FASHION=FOLDER with Fashion-MNIST adds the end-to-end comparison
+bench: $(VENV)/.dev ## run the benchmarks (six minutes); FASHION=FOLDER with Fashion-MNIST adds the end-to-end comparison
 	$(BIN)/python scripts/benchmarks/startup.py --quick
 	$(BIN)/python -W ignore scripts/benchmarks/data.py --quick
 	$(BIN)/python -W ignore scripts/benchmarks/jpeg.py --quick $(if $(DATA),--images $(DATA))

@@ -51,7 +51,7 @@ def list_commands(page):
             yield trusted, words
 
 
-@pytest.mark.parametrize(("name", "count"), [("own_model", 6), ("own_data", 5), ("extending", 4)])
+@pytest.mark.parametrize(("name", "count"), [("own_model", 6), ("own_data", 5), ("extending", 2)])
 def test_the_commands_of_a_page_work_in_an_empty_folder(name, count, folder, monkeypatch, capsys):
     page = (DOCS / f"{name}.md").read_text()
     write_files(page, folder)

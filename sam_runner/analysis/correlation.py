@@ -126,10 +126,11 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)
     parts = []
     if positive:
-        parts.append(f"Sharper runs have a larger {gap} over these {n} runs{_name_measures(positive)}.")
+        parts.append(f"With {_name_measures(positive)} sharper runs have a larger {gap} ({n} runs).")
     if negative:
-        start = "Against expectation, sharper runs have a smaller"
-        parts.append(f"{start} {gap} over these {n} runs{_name_measures(negative)}.")
+        parts.append(
+            f"With {_name_measures(negative)} sharper runs have a smaller {gap} ({n} runs), against expectation."
+        )
     without = len(entries) - len(significant)
     if without:
         parts.append(f"For {without} of {len(entries)} measures the relation can be due to chance.")
@@ -138,4 +139,4 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
 
 def _name_measures(entries: list[Correlation]) -> str:
     names = [f"{entry.measure} (rank correlation {entry.rho:+.2f})" for entry in entries]
-    return f" if sharpness is measured by {' or '.join(names)}"
+    return f"the measure {names[0]}" if len(names) == 1 else f"the measures {' and '.join(names)}"

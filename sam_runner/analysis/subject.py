@@ -90,7 +90,7 @@ class Subject:
         """Return the loss of the run on its fixed training examples, at the weights that it is evaluated with.
 
         Raises:
-            InputError: If the network does not compute in the number format.
+            InputError: If the network does not compute in the precision.
             TrainingError: If the network draws random numbers in evaluation mode.
         """
         batch, dtype = self.examples(self.train, how), DTYPES[how.dtype]

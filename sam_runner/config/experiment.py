@@ -70,7 +70,7 @@ class CheckpointConfig:
         "epochs whose last checkpoint is kept, e.g. [50,100]", (), range=AT_LEAST_ONE, effect="none"
     )
     every_epochs: int | None = key(
-        "epochs between two epochs whose last checkpoint is kept; null: none", None, range=AT_LEAST_ONE, effect="none"
+        "keep the last checkpoint of every N-th epoch; null: none", None, range=AT_LEAST_ONE, effect="none"
     )
 
 
@@ -83,7 +83,7 @@ class EarlyStoppingConfig:
         " weights of its best epoch, even if it reached the last epoch; null: off",
         None,
         range=AT_LEAST_ONE,
-        on_resume="the run ends by the new patience",
+        on_resume="the run stops according to the new patience",
         sets_length=True,
         added_later=True,
     )
@@ -100,15 +100,15 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "steps between two measurements of the geometry, each made in the next step with a second pass: cosine of g and"
-        " g_SAM, part of g_SAM orthogonal to g, share of ||eps||^2 by layer; null: none",
+        "measure the geometry every N steps, or in the next step that makes a second pass: cosine of g and g_SAM, part"
+        " of g_SAM orthogonal to g, share of ||eps||^2 by layer; null: never",
         None,
         range=AT_LEAST_ONE,
         effect="none",
     )
     curvature_epochs: int | None = key(
-        "epochs between two measurements of the largest Hessian eigenvalue, on 1000 training images without"
-        " augmentation; null: none",
+        "measure the largest Hessian eigenvalue after every N-th epoch, on 1000 training images without augmentation;"
+        " null: never",
         None,
         range=AT_LEAST_ONE,
         effect="none",
@@ -128,8 +128,8 @@ class SweepConfig:
         in_reports=False,
     )
     batch_seeds: int = key(
-        "largest number of jobs, which differ only in the seed, that one process trains together: torch.func.vmap makes"
-        " one pass for all of them, and results differ by rounding; 1: each job makes its own passes",
+        "maximum number of jobs that one process trains together; the jobs differ only in the seed. torch.func.vmap"
+        " makes one pass for all of them, and results differ by rounding; 1: each job makes its own passes",
         1,
         range=AT_LEAST_ONE,
         effect="none",
@@ -217,7 +217,7 @@ class ExperimentConfig:
         in_reports=False,
     )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
-        "number format of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU; "
+        "precision of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU; "
         "on a CPU, depthwise convolutions compute in fp32 under bf16",
         "auto",
         effect="rounding",
@@ -372,8 +372,8 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "optimizer.around": AROUND,
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,
-}  # settings classes of each group with options; if a group has a general class, it is the first
-OPTIONAL_GROUPS = ("optimizer.around",)  # groups that only some options of their parent group have
+}  # settings classes of each config group (folder of conf/); if a group has a general class, it is the first
+OPTIONAL_GROUPS = ("optimizer.around",)  # config groups that exist only for some options of the parent group
 
 
 def settings_classes() -> dict[str, type[Any]]:
@@ -408,14 +408,14 @@ def load_experiment(
 
 
 def check_setting(name: str, value: Any) -> None:
-    """Raise InputError if a setting outside the groups with options has a wrong type or range."""
+    """Raise InputError if a setting outside the config groups (folders of conf/) has a wrong type or range."""
     for known, facts, _ in walk(ExperimentConfig()):
         if known == name and known.partition(".")[0] not in GROUPS:
             require_in_range(convert(value, find_annotation(name), name), facts, name)
 
 
 def find_annotation(name: str) -> Any:
-    """Return the type annotation of a setting outside the groups with options, by its dotted name."""
+    """Return the type annotation of a setting outside the config groups (folders of conf/), by its dotted name."""
     annotation: Any = ExperimentConfig
     for part in name.split("."):
         annotation = get_type_hints(annotation)[part]

@@ -80,7 +80,7 @@ class OptimizerConfig:
 
     @property
     def mean_cost(self) -> float:
-        """Mean cost of a step in gradients of its batch, to estimate how long a run takes."""
+        """Mean cost of a step, to estimate how long a run takes; 1 is one gradient evaluation of the whole batch."""
         return 1.0
 
 
@@ -377,7 +377,7 @@ class LookSamConfig(AroundConfig):
 
     schema: ClassVar[str] = "optimizer/looksam"
     name: str = key("name of the method", "looksam", short="optimizer")
-    interval: int = key("steps from one step with two passes to the next (k)", 5, range=AT_LEAST_ONE)
+    interval: int = key("period k: every k-th step makes two passes", 5, range=AT_LEAST_ONE)
     alpha: float = key("length of the reused direction relative to the gradient", 0.7, range=NOT_NEGATIVE)
 
     @property
@@ -392,7 +392,7 @@ class IntervalConfig(AroundConfig):
 
     schema: ClassVar[str] = "optimizer/interval"
     name: str = key("name of the method", "interval", short="optimizer")
-    interval: int = key("steps from one step with two passes to the next", 5, range=AT_LEAST_ONE)
+    interval: int = key("period k: every k-th step makes two passes", 5, range=AT_LEAST_ONE)
 
     @property
     def perturbed_share(self) -> float:

@@ -108,7 +108,9 @@ def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
         f"optimizer.{field.name}" for field in fields(OptimizerConfig)
     }
     for name in sorted(names & typed - {"optimizer.rho"}):
-        raise InputError(f"{name} has no effect with rho=0: the step makes one pass\n  give a rho, or leave it out")
+        raise InputError(
+            f"{name} has no effect with rho=0: the step makes one pass\n  set rho above 0, or leave {name} out"
+        )
 
 
 def _is_utf8(text: str) -> bool:
@@ -135,7 +137,10 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
     if not isinstance(config.optimizer, AscentConfig) or not config.optimizer.sync_perturbation:
         return
     if config.optimizer.m is not None:
-        raise InputError("optimizer.sync_perturbation=true makes one group of the batch\n  leave optimizer.m out")
+        raise InputError(
+            "optimizer.sync_perturbation=true computes one perturbation for the whole batch and cannot be combined with"
+            " optimizer.m\n  leave optimizer.m out"
+        )
     if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
         raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
 

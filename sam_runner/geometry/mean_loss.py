@@ -55,7 +55,7 @@ class MeanLoss:
             "reestimate": by running statistics that are computed anew from the examples at each w, as the mean over
             chunks; no derivatives. Layers whose statistics are frozen normalise by the running ones in every mode.
         weight_decay: lambda of a term lambda/2 ||w||^2 in L.
-        dtype: float32 or float64: number format of weights, examples and results.
+        dtype: dtype of weights, examples and results: float32 or float64.
 
     Attributes:
         weights: w of the network, (n,).

@@ -29,8 +29,9 @@ class Trace:
 def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed: int = 0, at_once: int = 8) -> Trace:
     """Estimate tr(A).
 
-    A third of the products finds the range Q of the largest eigenvalues, a third gives tr(Q^T A Q) exactly, and a third
-    estimates the trace of the rest, (I - Q Q^T) A (I - Q Q^T), from random vectors of signs (Hutchinson).
+    A third of the products finds Q, a basis of about the subspace of the eigenvectors with the largest eigenvalues. A
+    third gives tr(Q^T A Q) exactly. A third estimates the trace of the rest, (I - Q Q^T) A (I - Q Q^T), from random
+    vectors of signs (Hutchinson).
 
     Args:
         products: Maps vectors (n,) to their products A v.

@@ -142,7 +142,7 @@ def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[s
 
 
 def _choose_precision(config: ExperimentConfig, context: DistributedContext) -> tuple[str, str, str]:
-    """Return the number format of the passes, why ``precision=auto`` chose it, and the type of the device."""
+    """Return the precision of the passes, why ``precision=auto`` chose it, and the type of the device."""
     device = resolve_device(config.device, context)
     return *resolve_precision(config.precision, device), device.type
 
@@ -150,7 +150,7 @@ def _choose_precision(config: ExperimentConfig, context: DistributedContext) -> 
 def _agree_on_precision(
     config: ExperimentConfig, precision: str, reason: str, device_type: str, job_folder: Path | None
 ) -> tuple[str, str]:
-    """Return the number format and the reason; jobs of a sweep have the format that ``precision=auto`` chose first."""
+    """Return the precision and the reason; jobs of a sweep have the precision that ``precision=auto`` chose first."""
     if config.precision != "auto" or job_folder is None:
         return precision, reason
     agreed = agree_on_precision(job_folder.parent, device_type, precision)
@@ -289,7 +289,7 @@ class _LogFile(logging.FileHandler):
 
 @contextmanager
 def _record_end(folder: Path, config: ExperimentConfig, *, is_job: bool) -> Iterator[None]:
-    """Write the log of the body to run.log, and how the body ended to status.json.
+    """Write log messages to run.log while the context is open, and the exit status to status.json when it closes.
 
     Args:
         folder: The run folder.

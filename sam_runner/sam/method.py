@@ -152,8 +152,8 @@ class Group:
 
         Args:
             batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share. The
-                random state after this pass is the one before it, so the next group draws the same random numbers as
-                after a pass of the whole group.
+                random state is restored to its value before this call. The next group therefore draws the same numbers
+                as if this group had made only whole-group passes.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)
@@ -211,12 +211,18 @@ class Group:
             yield
 
     def _begin_pass(self) -> bool:
-        """Restore the random state of the first pass for a later one; return whether this is the first."""
+        """Return whether this is the first pass of the group.
+
+        For a later pass, first restore the random state of the first pass.
+        """
         if not self._has_begun:
             self._has_begun = True
             return True
         if self._rng is None:
-            raise RuntimeError("a pass follows a first pass by Group.backward: make the first pass by Group.gradient")
+            raise RuntimeError(
+                "Group.backward was the first pass, so no further pass is possible: use Group.gradient for the first"
+                " pass"
+            )
         self._rng.restore(self.context.objective.device, self.context.objective.generators)
         return False
 
@@ -236,13 +242,14 @@ class Method:
 
     State. A method that remembers something creates tensors in `prepare`, as lists in ``self.state`` by name, and reads
     them in its hooks. New values go into ``self.staged``; `commit` writes them in place, and only if the step is
-    finite. So checkpoints hold the state, a resumed run has its bits, and a CUDA graph finds it at fixed addresses.
+    finite. Checkpoints therefore contain the state, a resumed run restores it bit for bit, and a CUDA graph reads it at
+    fixed addresses.
 
     Attributes:
         name: Name of the method in settings and reports.
         combines: Whether the step keeps g beside g_eps and calls `combine`. Costs a copy of the weights in memory, and
             in data-parallel training a message of their size.
-        descends_along_g: Whether the final gradient has a part of g. In networks with random branches (Shake-Shake,
+        descends_along_g: Whether g is a term of the final gradient. In networks with random branches (Shake-Shake,
             ShakeDrop) the base optimizer's gradient is not g, so the method is refused there.
         needs_number: Whether the step's number has to be given.
         data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.

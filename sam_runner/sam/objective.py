@@ -51,8 +51,8 @@ class Work:
     Attributes:
         gradient: Examples in gradient evaluations, each of which has a forward and a backward pass.
         forward: Examples in forward passes.
-        backward: Examples in backward passes. A second derivative adds three per example: one through the forward pass
-            of the gradient, and two through its backward pass, which has twice the operations of the forward pass.
+        backward: Examples in backward passes. A second derivative counts as three backward passes per example: one for
+            differentiating the forward pass, two for the backward pass, which has twice the operations.
     """
 
     gradient: int = 0
@@ -79,7 +79,8 @@ class Objective:
     Args:
         model: The network in training mode; w are its parameters that require gradients. A `SamStep` replaces
             them by the parameters that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
-            perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights cannot represent.
+            perturbation of a network with 36 M weights is 8e-6 per weight, which is lost to rounding when it is added
+            to bfloat16 weights.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
             first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
         forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model`
@@ -170,7 +171,10 @@ class Objective:
 
     @property
     def has_random_branches(self) -> bool:
-        """Whether g, from which eps is computed, is not the base optimizer's gradient (Shake-Shake, ShakeDrop)."""
+        """Whether the model has random branches (Shake-Shake, ShakeDrop).
+
+        For these the gradient g, from which eps is computed, differs from the base optimizer's gradient.
+        """
         return bool(self._random_branches)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
@@ -214,7 +218,11 @@ class Objective:
         return self.split(batch, self.chunk_size)
 
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
-        """Split `batch` into parts of `size` examples; evenly if one example would remain and cannot be evaluated."""
+        """Split `batch` into parts of `size` examples.
+
+        If the last part would have one example and the model cannot evaluate one (batch norm), the parts are made about
+        equal instead.
+        """
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
         # With sharded weights all processes must try one example together, so it is not tried here.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
@@ -257,7 +265,9 @@ class Objective:
         return self._join(batch, chunks, parts)
 
     def example_losses(self, batch: Batch, outputs: Any) -> Tensor:
-        """Return the loss of each example, (N,), without weight decay: the loss function of a batch of one.
+        """Return the loss of each example, (N,), computed by calling the loss function on batches of one.
+
+        Weight decay is not included.
 
         Args:
             batch: The examples.
@@ -293,8 +303,8 @@ class Objective:
             batch: B; its micro-batches together give one gradient.
             update_statistics: Whether this pass updates the running statistics of normalisation layers.
             create_graph: Keep the graph, so the gradient can be differentiated.
-            shaken: Whether random branches (Shake-Shake, ShakeDrop) have their shaken gradient, as in `backward`.
-                Otherwise they have their true gradient.
+            shaken: Whether random branches (Shake-Shake, ShakeDrop) draw independent random scales in the backward
+                pass, as in `backward`. Otherwise it uses the scales of the forward pass, which gives the true gradient.
             reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
                 which each rank computes its own eps as in the paper.
 
@@ -302,9 +312,10 @@ class Objective:
             TrainingError: If the forward pass changes a parameter that is not trained; checked in the first call only.
 
         Returns:
-            The evaluation; the gradient times the loss scale, one tensor per parameter in the memory format of the
-            parameter (the local shard of a sharded one), zero for an unused parameter, owned by the caller; a flag per
-            parameter, False if it is unused.
+            - The evaluation.
+            - The gradient times the loss scale: one tensor per parameter (for a sharded parameter, its local shard) in
+              the memory format of the parameter, zero if it is unused. The caller owns the tensors.
+            - A flag per parameter, False if it is unused.
         """
         branches = [] if shaken else self._random_branches
         if create_graph:
@@ -355,7 +366,7 @@ class Objective:
         return self._make_passes(batch, add_gradient, update_statistics=update_statistics, reduce=reduce)
 
     def differentiate_again(self, outputs: list[Tensor], factors: list[Tensor]) -> list[Tensor | None]:
-        """Go back once more, through functions of the gradient that the latest call of `gradient` returned.
+        """Backpropagate a second time, through functions of the gradient that the latest call of `gradient` returned.
 
         That call must have had ``create_graph=True``.
 

@@ -122,7 +122,7 @@ class SamStep:
         method = Sam() if method is None else method
         _require_method(method)
         if method.sync_perturbation and group_size is not None:
-            raise ValueError("sync_perturbation makes one group of the batch: use group_size=None")
+            raise ValueError("sync_perturbation computes one perturbation for the whole batch: use group_size=None")
         if method.descends_along_g and objective.has_random_branches:
             raise ValueError(
                 f"{method.name} descends along g too, and with random branches (Shake-Shake, ShakeDrop) the base "

@@ -92,7 +92,7 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
-    """Return the number format of the passes and, for ``precision=auto``, the reason for it, otherwise "".
+    """Return the precision of the passes and, for ``precision=auto``, the reason for it, otherwise "".
 
     Raises:
         InputError: If the device does not support the format.
@@ -104,7 +104,10 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
 
 @lru_cache(maxsize=1)
 def _read_data(target: str, arguments: str) -> Splits:
-    """Call the function `target` with `arguments`, a JSON object; the jobs of a sweep mostly share one data set."""
+    """Call the function `target` with `arguments`, a JSON object.
+
+    The result is cached, because the jobs of a sweep usually share a data set.
+    """
     splits = call_target(target, json.loads(arguments), "data")
     if not isinstance(splits, Splits):
         raise InputError(
@@ -303,7 +306,7 @@ def build_step(
     context: DistributedContext = SINGLE_PROCESS,
     joint: JointPasses | None = None,
 ) -> SamStep | CapturedStep:
-    """Return the optimizer step; the step of plain training is SAM's with rho 0.
+    """Return the optimizer step. Plain training uses the same step with rho = 0.
 
     Args:
         config: The settings.
@@ -313,7 +316,7 @@ def build_step(
         device: The device of the run.
         total_steps: Number of steps of the training.
         context: The processes that train together.
-        joint: Makes one pass for this run and others; None: the run makes its own passes.
+        joint: Runs joint passes of several runs; None if the run makes its own passes.
 
     Raises:
         InputError: If the method does not work with the network.
@@ -440,7 +443,7 @@ def build_loaders(
 def build_telemetry(
     config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext = SINGLE_PROCESS
 ) -> Telemetry:
-    """Return the measurements that the run makes while it trains; read the fixed examples only if they need them."""
+    """Return the telemetry of a run. The fixed examples are read only if curvature is measured."""
     options = config.telemetry
     if options.every is None and options.curvature_epochs is None:
         return OFF

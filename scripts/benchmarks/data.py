@@ -87,7 +87,7 @@ def measure_in_memory(report: Report, rounds: int, device: torch.device) -> None
     seconds = take_turns(contenders, rounds, device)
     speed = {name: counts[name] / median(seconds, name) for name in contenders}
     rows = [[name, value, value / speed["PIL + DataLoader"]] for name, value in speed.items()]
-    report.table("Images of 32x32 in memory: crop, flip, normalise", ["program", "images/s", "times"], rows)
+    report.table("Images of 32x32 in memory: crop, flip, normalise", ["program", "images/s", "speed-up"], rows)
     report.check("batched augmentation, images/s", speed["ours"], 70_000, at_most=False)
     report.check(
         "speed of batched augmentation / PIL + DataLoader", speed["ours"] / speed["PIL + DataLoader"], 15, at_most=False

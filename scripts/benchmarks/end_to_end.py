@@ -92,7 +92,7 @@ def main() -> int:
         accuracy = "-" if options.quick else f"{statistics.mean(accuracies):.2f} +- {spread:.2f}"
         speed = median(kind, "images_per_second")
         rows.append([kind, speed, speed / base, median(kind, "whole"), accuracy])
-    columns = ["program", "images/s in training", "times", "whole process, s", "test accuracy, %"]
+    columns = ["program", "images/s in training", "speed-up", "whole process, s", "test accuracy, %"]
     note = f"Medians of {seeds} seeds; accuracy: mean and standard deviation."
     report.table("Two epochs" if not steps else f"{steps} steps", columns, rows, note)
     for way, other, bound in (

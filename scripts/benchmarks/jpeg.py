@@ -94,7 +94,7 @@ def measure_crops(report: Report, rounds: int, files: ImageFiles, cache: str, or
         [name, len(files) / median(seconds, name), ratio(seconds, "PIL RandomResizedCrop", name)] for name in contenders
     ]
     title = f"JPEG files to {SIZE} pixels, one core ({origin}, {rounds} rounds of {len(files)} files)"
-    report.table(title, ["program", "images/s", "times PIL"], rows)
+    report.table(title, ["program", "images/s", "speed-up over PIL"], rows)
     for name, bound in (("ours", 1.5), ("ours, extra jpeg", 1.8), ("ours, second epoch with data.cache", 4)):
         if name in contenders:
             value = ratio(seconds, "PIL RandomResizedCrop", name)
@@ -161,7 +161,7 @@ def measure_decoders(report: Report, rounds: int, contents: list[bytes]) -> None
     seconds = take_turns(contenders, rounds, CPU, process_time)
     first = next(iter(contenders))
     rows = [[name, 1000 * median(seconds, name) / len(contents), ratio(seconds, first, name)] for name in contenders]
-    report.table("Decoding alone, one core", ["decoder", "ms an image", f"times {first}"], rows)
+    report.table("Decoding alone, one core", ["decoder", "ms an image", f"speed-up over {first}"], rows)
 
 
 def compare_pixels(report: Report, contents: list[bytes], folder: Path) -> None:

@@ -65,8 +65,8 @@ def list_guards(step: SamStep) -> dict[str, tuple[int, Callable[[], object]]]:
         "gradients of other parameters": (1, enter(objective.keep_other_gradients)),
         "changed lists of parameters": (1, step.update_parameters),
         "buffers, and layers computed again": (2, enter(lambda: state.recompute_from(state.copy_start()))),
-        "random state of Python and NumPy": (1, restore_all),
-        "less that of torch": (-1, restore_torch),
+        "random state of Python, NumPy and torch": (1, restore_all),
+        "torch's part of it, subtracted": (-1, restore_torch),
     }
 
 

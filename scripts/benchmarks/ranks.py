@@ -134,9 +134,10 @@ def main() -> int:
         "SAM own eps, ms",
         "SAM common eps, ms",
         "SAM/SGD",
-        "SAM's speed / that of another run of 1 process, 1 thread",
+        "SAM's speed / speed of a separate baseline run",
     ]
-    report.table("A step of the whole batch on one machine of two cores", columns, rows)
+    note = "The baseline run has 1 process and 1 thread, as the first row of each case: their ratio shows the noise."
+    report.table("A step of the whole batch on one machine of two cores", columns, rows, note)
     columns = ["case", "ranks", "step", "2 (W - 1) 4 P, MB", "measured, MB", "measured / model"]
     report.table("Bytes between the ranks in a step", columns, messages)
     report.write(options.out, "ranks")

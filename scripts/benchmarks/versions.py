@@ -102,7 +102,7 @@ def main() -> None:
         for checkout in checkouts:
             checkout.close()
     report.table(
-        f"A SAM step of {arguments.batch_size} images, {arguments.steps} turns, CPU time of one thread",
+        f"A SAM step of {arguments.batch_size} images, {arguments.steps} rounds, CPU time of one thread",
         ["model", "before, ms", "difference, %", "standard error, %"],
         rows,
     )

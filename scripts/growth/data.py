@@ -66,7 +66,7 @@ def make_files(folder: Path, count: int) -> None:
 
 
 def list_files(folder: Path, count: int, *, cached: bool) -> Work:
-    """List a folder, for the first time or from the kept list, which is checked."""
+    """List a folder, for the first time or from the cached list, which is checked."""
 
     def read() -> None:
         kept = (folder / "cache").is_dir()
@@ -150,7 +150,7 @@ FILES = Quantity(
     (2000, 10_000),
     {
         "listed for the first time": lambda folder, count: list_files(folder, count, cached=False),
-        "kept list read and checked": lambda folder, count: list_files(folder, count, cached=True),
+        "cached list read and checked": lambda folder, count: list_files(folder, count, cached=True),
         "first start to the first step": lambda folder, count: start_run(folder, count, "first"),
         "start to the first step": lambda folder, count: start_run(folder, count, "second"),
     },

@@ -145,7 +145,7 @@ JOBS = Quantity(
     "jobs of a sweep",
     (100, 1000, 4000),
     (10, 40),
-    {"planned, half of them again": plan_sweep, "sam-status, nothing begun": read_status},
+    {"plan, half of the jobs have a folder": plan_sweep, "sam-status, nothing begun": read_status},
 )
 CHECKPOINTS = Quantity("checkpoints kept", (10, 100, 1000), (10, 40), {"ten more saved": save_with_others})
 ROWS = Quantity(

@@ -96,28 +96,20 @@ class Results:
         return middle, low, high
 
     def verdict(self, name: str) -> str:
-        """Answer in a sentence whether SAM's value is below SGD's at the last epoch."""
-        factors = {name_method(rho): self.factor(rho, name) for rho in self.rhos[1:]}
-        below = [method for method, (_, low, _) in factors.items() if low > 1]
-        others = [method for method in factors if method not in below]
+        """Say for which radii SAM's value is smaller or larger than SGD's at the last epoch."""
+        found: dict[str, list[str]] = {"smaller": [], "larger": [], "unclear": []}
+        for rho in self.rhos[1:]:
+            _, low, high = self.factor(rho, name)
+            found["smaller" if low > 1 else "larger" if high < 1 else "unclear"].append(f"rho = {rho:g}")
         title = {"ratio": "lambda_max / lambda_5"}.get(name.rpartition("/")[2], "lambda_max")
-        claim = f"{title} is below SGD's"
-        if not below:
-            return f"It is not shown that {claim}: the interval contains 1 for {' and '.join(others)}."
-        shown = f"{claim} for {' and '.join(below)}"
-        return (
-            f"{shown}. For {' and '.join(others)} this is not shown: the interval contains 1."
-            if others
-            else f"{shown}."
-        )
-
-    def compare(self, rho: float, name: str) -> str:
-        """Say how SAM's value compares with SGD's at the last epoch."""
-        if self.difference(rho, name).n < 2:
-            return "one seed, so nothing can be said"
-        middle, low, high = self.factor(rho, name)
-        text = f"SGD's is {middle:.2f} times as large, interval {low:.2f} to {high:.2f}"
-        return f"not clearly different: {text}" if low <= 1 <= high else text
+        parts = [
+            f"SAM with {' and '.join(found[size])} has a {size} {title} than SGD."
+            for size in ("smaller", "larger")
+            if found[size]
+        ]
+        if found["unclear"]:
+            parts.append(f"For {' and '.join(found['unclear'])} no difference of {title} is shown.")
+        return " ".join(parts)
 
     def lower_epochs(self, rho: float, name: str) -> list[int]:
         """Return the epochs at which SAM's value is lower and the interval of the factor excludes 1."""

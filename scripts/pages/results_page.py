@@ -94,8 +94,8 @@ def conclude(blocks: list[Block]) -> str:
     return (
         f"The 95% interval of SAM's gain over its baseline at equal epochs lies above 0 in {ahead} of {len(gains)} "
         f"comparisons, and below 0 in {behind or 'none'}. Every baseline fits at least "
-        f"{100 * min(fits):.0f}% of its training labels. So these studies do not say where SAM begins to help, only "
-        "that it helps where the baseline fits its labels. The gain is largest where the chosen radius keeps the "
+        f"{math.floor(100 * min(fits))}% of its training labels. So these studies do not say where SAM begins to help, "
+        "only that it helps where the baseline fits its labels. The gain is largest where the chosen radius keeps the "
         "network from memorising wrong labels."
     )
 

@@ -33,13 +33,16 @@ from scripts.pages.results_page import format_estimate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TABLE, PAGE = DOCS / "results" / "suspects.csv", DOCS / "predict.md"
-BEGIN = "<!-- made by scripts/studies/suspects_study.py -->"
-END = "<!-- end of the part made by scripts/studies/suspects_study.py -->"
-COMMAND = (
-    "sam-train -m data=image_folder data.root=CIFAR10 data.image_size=16 data.val_fraction=0.04 data.val_labels=noisy"
-    " data.train_fraction=0.0416667 noise=human noise.file=CIFAR-10_human.pt noise.set=worst model=resnet20"
-    " batch_size=64 lr=0.05 epochs=14 eval_every=3 precision=fp32 seed=0,1,2 optimizer=sgd,sam rho=0.2"
+BEGIN, END = (
+    "<!-- made by scripts/studies/suspects_study.py -->",
+    "<!-- end of the part made by scripts/studies/suspects_study.py -->",
 )
+COMMAND = r"""```
+sam-train -m data=image_folder data.root=CIFAR10 data.image_size=16 data.val_fraction=0.04 data.val_labels=noisy \
+    data.train_fraction=0.0416667 noise=human noise.file=CIFAR-10_human.pt noise.set=worst model=resnet20 \
+    batch_size=64 lr=0.05 epochs=14 eval_every=3 precision=fp32 seed=0,1,2 optimizer=sgd,sam rho=0.2
+```"""
+OPTIONS = {"ResNetCifar": "model=resnet20"}  # by the name of the class in the CSV file
 OURS = "sam-suspects"
 SCORES = ("self_confidence", "normalized_margin", "confidence_weighted_entropy")  # of cleanlab
 FILTER = "find_label_issues"  # of cleanlab: what it finds first, then the others, both by self-confidence
@@ -223,26 +226,27 @@ def make_part(table: pd.DataFrame) -> str:
         first = rows.iloc[0]
         text = (
             f"Labels `{noise}` of CIFAR-10N: {first['images']:,} training images of 16x16 pixels, of which"
-            f" {first['wrong']:,} ({first['wrong'] / first['images']:.0%}) have a wrong label, {first['model']},"
-            f" {first['epochs']} epochs. The columns of methods have the average precision (a random order has"
+            f" {first['wrong']:,} ({first['wrong'] / first['images']:.0%}) have a wrong label,"
+            f" `{OPTIONS[first['model']]}`, {first['epochs']} epochs."
+            " The columns of methods have the average precision (a random order has"
             f" {first['wrong'] / first['images']:.2f}); means over n seeds with 95% intervals (Student's t):"
         )
         lines += [*textwrap.wrap(text, 120), "", *results.table_of(noise), "", *results.findings(noise), ""]
     largest = float((own - same).abs().max())
     source = (
         f"cleanlab {runs['cleanlab'].iloc[0]} ranked the images from the same probabilities. Its `self_confidence`"
-        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). The column"
-        " `find_label_issues` ranks the images that this function finds before all others."
+        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). For the column"
+        " `find_label_issues`, the images that the function returns come first in the ranking, then all others."
     )
     checkpoint = (
         "`best` is the checkpoint with the best accuracy on held-out images, whose labels are as wrong as those of the"
         " training images. No run was trained on the images of the rows *held-out*."
         " [All numbers](results/suspects.csv)."
     )
-    command = f"This command made the runs of the first table; `noise.set` names the labels: `{COMMAND}`"
+    command = "This command made the runs of the first table; for the second table `noise.set` is `aggre`:"
     for words in (source, checkpoint, command):
         lines += [*textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False), ""]
-    return "\n".join(lines).rstrip()
+    return "\n".join([*lines, COMMAND])
 
 
 def replace_part(page: str, part: str) -> str:

@@ -142,7 +142,7 @@ def test_more_patience_continues_to_the_bits_of_the_whole_run(stopped, whole, tm
     assert "already finished" in again.stdout
     more = invoke(monkeypatch, capsys, tmp_path, *TINY, *HARD, "early_stopping.patience=100", f"run_dir={folder}")
     assert more.returncode == 0, more.stderr
-    assert f"early_stopping.patience changed, {PATIENCE} -> 100: the run ends by the new patience" in more.stdout
+    assert f"patience changed, {PATIENCE} -> 100: the run stops according to the new patience" in more.stdout
     assert (folder / "metrics.jsonl").read_bytes() == (whole / "metrics.jsonl").read_bytes()
     result, accuracies = read_result(folder), [row["validation/accuracy"] for row in epoch_rows(whole)]
     assert (result["epoch"], result["stopped_early"]) == (30, False)

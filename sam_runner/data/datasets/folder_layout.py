@@ -64,7 +64,7 @@ class Layout:
         validation: The validation set; None unless there are a validation folder and a test folder.
         test: The test set; None if there is no folder for it, so that a part of the training set must be used.
         left_out: Files and folders that are not read.
-        suffixes: Number of image files by suffix in lower case, "" for none, in the order of their number.
+        suffixes: Number of image files by suffix in lower case ("" for files without one), the largest number first.
     """
 
     classes: tuple[str, ...]
@@ -182,7 +182,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
 
 
 def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
-    """Return folders such as training_set and test_set, if there are training and other ones."""
+    """Return folders such as training_set and test_set by split, or nothing unless "train" and another split exist."""
     groups: dict[str, list[str]] = {}
     for name in names:
         words = (SPLIT_WORD.fullmatch(word) for word in re.findall("[a-z]+", name.lower()))
@@ -238,9 +238,9 @@ def _require_one_level(root: str, classes: tuple[str, ...]) -> None:
     if len(names) < 2 or any(_holds_images(f"{root}/{name}") for name in classes):
         return
     raise InputError(
-        f"{' and '.join(classes[:MAX_LISTED])} all have the folders {', '.join(names[:MAX_LISTED])}: which of them are "
-        f"the classes is not clear\n  if the inner ones are, use data.root={root}/{classes[0]}; if the outer ones are, "
-        f"move them into {root}/train"
+        f"{' and '.join(classes[:MAX_LISTED])} all have the folders {', '.join(names[:MAX_LISTED])}, so it is not "
+        f"clear which are the classes\n  if the inner folders are the classes, use data.root={root}/{classes[0]}\n"
+        f"  if the outer folders are the classes, move them into {root}/train"
     )
 
 
@@ -276,7 +276,7 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
 
 
 def _count_outside(folder: str, root: str, left_out: LeftOut) -> None:
-    """Count what is in a folder of class folders, or of splits, and is not read: images, hidden files and folders."""
+    """Count the images and hidden entries directly in a folder of class folders or splits: they are not read."""
     for entry in _scan(folder):
         if _is_hidden(entry.name):
             left_out.add("hidden", os.path.relpath(entry.path, root))

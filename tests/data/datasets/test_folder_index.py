@@ -1,4 +1,4 @@
-"""The kept list of a folder's files equals a new list after every change that it must notice."""
+"""The cached list of a folder's files equals a new list after every change that it must notice."""
 
 import os
 import time

@@ -217,6 +217,16 @@ def test_seconds_are_those_of_the_machine_that_made_most_runs(tmp_path):
     assert (block.estimate("sgd", "training_seconds").mean, block.estimate("sgd", "final/test/accuracy").n) == (6.0, 3)
 
 
+def test_at_least_means_that_the_percentage_is_rounded_down(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for job in study.search_jobs("worst", "sam"):
+        finish(study, job, tmp_path, 0.5)
+    for seed in (0, 1):
+        finish(study, study.final_job("worst", "sgd", seed), tmp_path, 0.986)
+        finish(study, study.final_job("worst", "sam", seed), tmp_path, 0.99)
+    assert "fits at least 98% of its training labels" in results_page.conclude(results_page.read_blocks(study))
+
+
 def test_the_pages_are_what_the_tables_say():
     assert results_page.find_differences() == []
 
