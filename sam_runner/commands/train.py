@@ -178,7 +178,7 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
     except OSError as error:
         if error.errno != errno.ENAMETOOLONG:
             raise
-        longest = max(line.words, key=len, default="")
+        longest = max([*sys.argv[1:], *line.words], key=len)
         raise InputError(f"{longest[:60]}... is too long for the name of an option or a file") from error
 
 
