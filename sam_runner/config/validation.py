@@ -15,7 +15,7 @@ from sam_runner.config.keys import REQUIRED, Key
 from sam_runner.utils.errors import InputError
 
 WORDS = {int: "a whole number, like 20", float: "a number, like 0.05", bool: "true or false", str: "a text"}
-FLOAT32_MAX = 3.4e38  # torch's optimizers fail with larger numbers
+LARGEST = {int: 2**63 - 1, float: 3.4e38}  # torch computes in int64 and float32, and fails with larger numbers
 
 
 class UnknownKeyError(InputError):
@@ -188,8 +188,8 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
     if facts.range is None or value is None or isinstance(value, str):
         return
     for entry in value if isinstance(value, tuple) else (value,):
-        if FLOAT32_MAX < abs(entry) < math.inf:
-            raise InputError(f"{name}={entry} is too large for float32\n  accepted: at most {FLOAT32_MAX:g}")
+        if LARGEST.get(type(entry), math.inf) < abs(entry) < math.inf:
+            raise InputError(f"{name}={entry} is too large\n  accepted: at most {LARGEST[type(entry)]:g}")
     if isinstance(value, tuple):
         for entry in value:
             if entry not in facts.range:

@@ -11,6 +11,7 @@ from typing import NoReturn
 
 from sam_runner.utils.errors import InputError, RankError, TrainingError
 
+MEMORY_ERRORS = ("can't allocate memory", "Storage size calculation overflowed")  # of torch's allocator on a CPU
 MAX_ERROR_LINES = 18
 DETAIL = {"is_detail": True}  # `extra` of a message that the console leaves out where several jobs run at once
 _line_prefix: ContextVar[str] = ContextVar("line_prefix", default="")
@@ -115,7 +116,7 @@ def set_line_prefix(prefix: str, *, details: bool = True) -> None:
 
 
 def report_exception(error: Exception) -> tuple[str, str]:
-    """Print an exception: only the message of an `InputError` or a `TrainingError`, the traceback of any other.
+    """Print an exception: the message of an `InputError` or a `TrainingError`, the traceback of most others.
 
     Returns:
         The error's message, and the text to store: the same message, or the traceback if one was printed.
@@ -125,9 +126,22 @@ def report_exception(error: Exception) -> tuple[str, str]:
         return str(error), str(error)
     if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
         print_error(f"the output cannot be written: {error.strerror}")
+    elif _is_out_of_memory(error):
+        reason = str(error).splitlines() or ["the system has no more"]
+        print_error(
+            f"out of memory: {reason[0][:200]}\n  use a smaller batch_size, or accumulate=2; a smaller model or data set; "
+            "dry_run=true estimates the memory"
+        )
     else:
         _print_on_stderr(traceback.format_exc().rstrip())
     return f"{type(error).__name__}: {error}", traceback.format_exc()
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether memory was refused. On a CPU torch has only the text of a RuntimeError for it."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_ERRORS)
 
 
 def exit_immediately(error: RankError) -> NoReturn:

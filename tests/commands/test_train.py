@@ -102,7 +102,8 @@ BAD_INPUT = [
     (["lr=nan"], "lr=nan", "(0, inf)"),
     (["--config-name", "x" * 5000], "is too long for the name of an option", "xxx..."),
     ([f"schedule={'x' * 5000}"], "is too long for the name of an option", "schedule=xxx"),
-    (["weight_decay=1e40"], "weight_decay=1e+40 is too large for float32", "at most 3.4e+38"),
+    (["weight_decay=1e40"], "weight_decay=1e+40 is too large", "at most 3.4e+38"),
+    (["data=synthetic", f"data.image_size={2**64}"], "data.image_size=18446744073709551616 is too large", "at most 9.22337e+18"),
     (["weight_decay=-1"], "weight_decay=-1", "[0, inf)"),
     (["epochs=0"], "epochs=0", "[1, inf)"),
     (["max_steps=0"], "max_steps=0", "[1, inf)"),
@@ -191,6 +192,13 @@ def check_message(done, named, way_out):
     assert way_out in done.stderr
     assert "Traceback" not in done.stderr + done.stdout
     assert len(done.stderr.splitlines()) <= 20
+
+
+@pytest.mark.parametrize("width", [10**12, 9 * 10**18])
+def test_memory_that_the_system_refuses_is_one_message(tmp_path, monkeypatch, capsys, width):
+    done = invoke(monkeypatch, capsys, tmp_path, *TINY, f"model.width={width}", "run_dir=run")
+    assert done.returncode == 1 and done.stderr.startswith("error: out of memory: ")
+    assert "dry_run=true estimates the memory" in done.stderr and "Traceback" not in done.stderr
 
 
 @pytest.mark.parametrize(("arguments", "named", "way_out"), BAD_INPUT, ids=lambda value: " ".join(value)[:60])
