@@ -122,7 +122,7 @@ def compose_single(line: CommandLine) -> Any:
         ),
         line,
     )
-    hydra_guard.check(config)
+    _explain_errors(lambda: hydra_guard.check(config), line)
     hydra_guard.refuse_sweep_files(config, line.words)
     return config
 

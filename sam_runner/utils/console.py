@@ -129,8 +129,8 @@ def report_exception(error: Exception) -> tuple[str, str]:
     elif _is_out_of_memory(error):
         reason = str(error).splitlines() or ["the system has no more"]
         print_error(
-            f"out of memory: {reason[0][:200]}\n  use a smaller batch_size, or accumulate=2; a smaller model or data set; "
-            "dry_run=true estimates the memory"
+            f"out of memory: {reason[0][:200]}\n"
+            "  use a smaller batch_size or accumulate=2, a smaller model or data set; dry_run=true estimates the memory"
         )
     else:
         _print_on_stderr(traceback.format_exc().rstrip())
