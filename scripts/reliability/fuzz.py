@@ -76,7 +76,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"))
     parser.add_argument("--epochs", type=int, default=1000, help="of a run of the part leaks")
     parser.add_argument("--jobs", type=int, default=500, help="of a sweep of the part leaks")
-    parser.add_argument("--page", nargs="+", type=Path, help="write docs/reliability.md from these fuzz.json, and stop")
+    parser.add_argument("--page", nargs="+", type=Path, help="add rows of these fuzz.json to docs/reliability.md")
     options = parser.parse_args()
     if options.page:
         write_page(options.page)

@@ -9,22 +9,19 @@ BEGIN, END = "<!-- from scripts/reliability/fuzz.py --page -->\n", "<!-- end -->
 
 
 def write_page(reports: Sequence[Path], page: Path = PAGE) -> None:
-    """Replace the table in a page.
+    """Add rows to the table in a page; a row that is there already is not added again.
 
     Args:
         reports: Files ``fuzz.json``, in the order of the rows.
-        page: The page, with the lines `BEGIN` and `END`.
+        page: The page, with the table between the lines `BEGIN` and `END`.
     """
-    lines = [
-        "| trials of | number | broke a rule | how they ended | seed and trials |",
-        "| --- | --- | --- | --- | --- |",
-    ]
+    before, _, rest = page.read_text().partition(BEGIN)
+    table, _, after = rest.partition(END)
+    lines = table.strip().splitlines()
     for path in reports:
         content = json.loads(path.read_text())
         lines += [_format_row(table, content["conditions"]["date"]) for table in content["tables"]]
-    before, _, rest = page.read_text().partition(BEGIN)
-    _, _, after = rest.partition(END)
-    page.write_text(f"{before}{BEGIN}\n" + "\n".join(lines) + f"\n\n{END}{after}")
+    page.write_text(f"{before}{BEGIN}\n" + "\n".join(dict.fromkeys(lines)) + f"\n\n{END}{after}")
 
 
 def _format_row(table: dict, date: str) -> str:

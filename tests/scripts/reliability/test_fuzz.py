@@ -37,13 +37,14 @@ def test_what_a_command_may_change():
     assert find_losses(before, changed, "resume", 0) == ["changed or deleted r/notes.txt"]
 
 
-def test_the_page_has_a_row_for_each_table(tmp_path):
+def test_the_page_gets_a_row_for_each_table(tmp_path):
     table = {"title": "t", "rows": [["code 2", 3], ["rare", 1], ["all", 4], ["broke a rule", 0]], "note": "--seed 1"}
     report = tmp_path / "fuzz.json"
     report.write_text(json.dumps({"conditions": {"date": "2026-11-26"}, "tables": [table]}))
     page = tmp_path / "page.md"
-    page.write_text(f"a\n{BEGIN}old\n{END}b\n")
+    page.write_text(f"a\n{BEGIN}\n| old |\n\n{END}b\n")
+    write_page([report, report], page)
     write_page([report], page)
     assert "| t | 4 | 0 | code 2: 3; rare: 1 | --seed 1, 2026-11-26 |" in page.read_text()
     assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")
-    assert "old" not in page.read_text()
+    assert page.read_text().count("\n| ") == 2 and "\n| old |\n" in page.read_text()
