@@ -97,7 +97,8 @@ def test_the_estimate_does_not_jump_within_an_epoch_or_between_two_jobs(tmp_path
 
 
 def test_without_a_terminal_a_line_is_printed_for_each_change_and_from_time_to_time(tmp_path, monkeypatch):
-    lay_job(tmp_path, "a", "running", 2, time=began(100), call="other")
+    lay_job(tmp_path, "a", "running", 2, time=began(100), call="this")
+    monkeypatch.setenv("SAM_RUNNER_STARTED", "this")
     monkeypatch.setattr(progress_module, "INTERVAL", 0.01)
     for repeat, is_repeated in ((1000.0, False), (0.02, True)):
         monkeypatch.setattr(progress_module, "REPEAT", repeat)
