@@ -281,7 +281,10 @@ def test_displaced_holds_w_plus_eps_inside_and_the_bits_of_w_after(in_place):
         (lambda: KStep(2, projected=True, p=3), "projected"),
         (lambda: KStep(0), "ascent_steps=0"),
         (lambda: epsilon([torch.ones(2)], 0.1, 0.5), "p=0.5"),
-        (lambda: make_step(Quadratic(), mean_output, method=Sam(sync_perturbation=True), group_size=1), "group_size=None"),
+        (
+            lambda: make_step(Quadratic(), mean_output, method=Sam(sync_perturbation=True), group_size=1),
+            "group_size=None",
+        ),
     ],
 )
 def test_undefined_combinations_are_refused(make, message):
