@@ -609,12 +609,22 @@ MUTANTS = {
         ("sweep: one claim for all jobs", "claim_all", "int(A, 16)", "0", "sweeps/test_pool.py::claim_is_held"),
     ],
     "sweeps.progress": [
-        ("progress: jobs at once do not share the work", "SweepProgress.seconds_left", "A / B / running", "A / B",
+        ("progress: jobs at once do not share the work", "SweepProgress.seconds_left", "[A] * workers", "[A]",
          "sweeps/test_progress.py::share_the_remaining"),
         ("progress: epochs of earlier calls count", "JobState.paid_cost", "A - B", "A",
          "sweeps/test_progress.py::only_the_epochs"),
-        ("progress: an epoch counts before it ends", "_read_epoch", "A - B", "A",
-         "sweeps/test_progress.py::evaluated", 1),
+        ("progress: an epoch counts before it ends", "_read_progress", "A - B", "A",
+         "sweeps/test_progress.py::evaluated", 2),
+    ],
+    "models.layers.pooling": [
+        ("pooling: a mean instead of a pixel", "every_nth_pixel", "F.avg_pool2d(A, 1, n)", "F.avg_pool2d(A, n, n)",
+         "models/test_pooling.py::those_of_torch"),
+        ("pooling: gradients in another layout", "mean_over_pixels", "A.stride(1) == 1", "False",
+         "models/test_pooling.py::those_of_torch"),
+    ],
+    "models.layers.float32_depthwise": [
+        ("depthwise: all grouped convolutions in float32", "compute_depthwise_in_float32", "1 < A == B", "1 < A",
+         "models/test_float32_depthwise.py::only_depthwise"),
     ],
     "reports.aggregate": [
         ("reports: the difference has the wrong sign", "paired_difference", "A.get_group(B) - C", "C - A.get_group(B)",
