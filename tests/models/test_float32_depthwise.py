@@ -1,6 +1,7 @@
 """Depthwise convolutions in float32 under autocast: their dtype, values and gradients, and which layers they are."""
 
 import copy
+import pickle
 
 import torch
 from torch import nn
@@ -48,6 +49,11 @@ def test_without_autocast_and_in_a_copy_nothing_else_changes():
         other[1].bias.zero_()
     assert not other[1](plain[0](images)).any() and model[1](plain[0](images)).any()
     assert list(model.state_dict()) == list(plain.state_dict())
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert pickle.loads(pickle.dumps(model))[:2](images).dtype == torch.float32
+    own = network()
+    own[1].forward = lambda images: images
+    assert compute_depthwise_in_float32(own) == 0
 
 
 def test_the_network_of_a_run_has_such_layers_on_a_cpu():

@@ -1,6 +1,6 @@
 """Depthwise convolutions in float32 under bfloat16 autocast on a CPU, where their bfloat16 gradients are slow."""
 
-from types import MethodType
+from functools import partial
 
 import torch
 from torch import Tensor, nn
@@ -14,15 +14,16 @@ def compute_depthwise_in_float32(model: nn.Module) -> int:
     trains twice as fast with this change. Without autocast, and on other devices, the layers compute as before.
 
     Args:
-        model: The network. The method ``forward`` of its depthwise layers is replaced.
+        model: The network. The method ``forward`` of its depthwise layers is replaced, except where a layer has a
+            ``forward`` of its own already.
 
     Returns:
-        The number of depthwise convolutions: those with one group per input channel, and more than one group.
+        The number of changed layers. A convolution is depthwise if it has one group per input channel, and several.
     """
     convolutions = [layer for layer in model.modules() if isinstance(layer, nn.Conv2d)]
-    layers = [layer for layer in convolutions if 1 < layer.groups == layer.in_channels]
+    layers = [layer for layer in convolutions if 1 < layer.groups == layer.in_channels and "forward" not in vars(layer)]
     for layer in layers:
-        layer.forward = MethodType(_forward, layer)  # type: ignore[method-assign]
+        layer.forward = partial(_forward, layer)  # type: ignore[method-assign]  # a partial can be pickled
     return len(layers)
 
 

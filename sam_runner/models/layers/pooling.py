@@ -1,7 +1,8 @@
 """Pooling whose gradients keep the memory layout of the images.
 
 The gradients of torch's `adaptive_avg_pool2d` with one pixel and of a slice ``[:, :, ::2, ::2]`` are contiguous (NCHW).
-In a network with the layout channels_last, the next ReLU then reads two layouts at once, which takes ten times as long.
+In a network with the layout channels_last, the next ReLU then reads two layouts at once, which takes more than ten
+times as long.
 """
 
 from torch import Tensor, nn
