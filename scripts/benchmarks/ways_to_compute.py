@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 
 import torch
+import torchvision
 from torch import nn
 from torch.fx.experimental.optimization import fuse
 from torch.fx.proxy import TraceError
@@ -26,7 +27,14 @@ from scripts.benchmarks.measuring import Report, make_parser, median, ratio, spr
 from scripts.benchmarks.step import MODELS, RHO, SGD, Case
 
 BF16 = torch.bfloat16
-CASES = {"ResNet-20": (128, 32), "WRN-16-4": (32, 32), "small CNN": (128, 28), "EfficientNet-Lite0": (64, 64)}
+CASES = {
+    "ResNet-20": (128, 32),
+    "WRN-16-4": (32, 32),
+    "small CNN": (128, 28),
+    "EfficientNet-Lite0": (64, 64),
+    "MobileNetV2": (64, 64),
+    "EfficientNet-B0": (64, 64),
+}
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 
 
@@ -37,7 +45,11 @@ def efficientnet_lite0() -> nn.Module:
     return timm.create_model("tf_efficientnet_lite0", num_classes=10)
 
 
-MODELS["EfficientNet-Lite0"] = efficientnet_lite0
+MODELS |= {
+    "EfficientNet-Lite0": efficientnet_lite0,
+    "MobileNetV2": lambda: torchvision.models.mobilenet_v2(num_classes=10),
+    "EfficientNet-B0": lambda: torchvision.models.efficientnet_b0(num_classes=10),
+}
 
 
 def compiled_step(case: Case) -> tuple[Callable[[], object], float]:
