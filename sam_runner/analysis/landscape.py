@@ -9,7 +9,6 @@ import math
 import os
 import threading
 from collections.abc import Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +26,7 @@ from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.sam.batch import Batch
 from sam_runner.training.subset import decay_in_loss
 from sam_runner.utils.errors import InputError, TrainingError
+from sam_runner.utils.hardware import start_threads
 
 log = logging.getLogger("sam_runner")
 MARGIN = 0.25  # of the extent of the points, around a path or a plane through checkpoints
@@ -218,7 +218,7 @@ def _evaluate_points(
         scores = local.loss.scores(part.plane.point(*point), [test])
         return point, [value for score in scores for value in score]
 
-    with path.open("a", encoding="utf-8") as handle, ThreadPoolExecutor(num_threads) as pool:
+    with path.open("a", encoding="utf-8") as handle, start_threads(num_threads) as pool:
         try:
             for point, values in tqdm(pool.map(evaluate, points), part.kind, len(points), disable=None, leave=False):
                 found[point] = values

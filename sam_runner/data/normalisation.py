@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import lru_cache, partial
 from itertools import chain
@@ -21,7 +20,7 @@ from sam_runner.data.image_sets import ArraySet, ImageFiles, Images, ImageSet
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
-from sam_runner.utils.hardware import count_usable_cores
+from sam_runner.utils.hardware import count_usable_cores, start_threads
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
@@ -226,7 +225,7 @@ def _count_levels_of_files(
 
     every = range(len(paths))
     tasks = [every[start : start + IMAGES_PER_TASK] for start in every[::IMAGES_PER_TASK]]
-    with ThreadPoolExecutor(count_usable_cores()) as pool:
+    with start_threads(count_usable_cores()) as pool:
         counts = torch.stack(list(pool.map(count, tasks))).sum(0)
     if faults:
         raise describe_faults(sorted(faults), len(paths))

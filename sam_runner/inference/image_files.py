@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -14,7 +14,7 @@ from sam_runner.data.datasets.folder_layout import MAX_LISTED, SPLIT_NAMES, list
 from sam_runner.data.files.boxes import centre_crop_box
 from sam_runner.data.files.decode import read_crop, read_image
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import count_usable_cores
+from sam_runner.utils.hardware import count_usable_cores, start_threads
 
 log = logging.getLogger("sam_runner")
 UNKNOWN = -1  # label of an image whose class is not known
@@ -143,7 +143,7 @@ def decode_files(
         For each chunk of `IMAGES_PER_CHUNK` files: the images that can be read, uint8, (n, C, H, W); their positions in
         `paths`; and an error for each other file. A chunk without a readable file has an empty tensor.
     """
-    with ThreadPoolExecutor(count_usable_cores()) as pool:
+    with start_threads(count_usable_cores()) as pool:
 
         def submit(start: int) -> list[Future[Tensor]]:
             return [pool.submit(read, path) for path in paths[start : start + IMAGES_PER_CHUNK]]

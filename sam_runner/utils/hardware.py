@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from concurrent.futures import ThreadPoolExecutor
+
     import torch
 
 log = logging.getLogger("sam_runner")
@@ -143,6 +145,21 @@ def configure_torch(device: "torch.device", *, tf32: bool = False, deterministic
         torch.set_num_threads(count_usable_cores())
     _report_other_work(torch.get_num_threads())
     _keep_freed_memory()
+
+
+def start_threads(count: int) -> "ThreadPoolExecutor":
+    """Return a pool of threads that may call torch at once, also in a forked process.
+
+    In a fork of a process that has called ``torch.set_num_threads``, the first thread that calls torch renews torch's
+    own threads. If two threads do so at once, one of them fails ("Invalid thread pool!"), so a single one goes first.
+    """
+    from concurrent.futures import ThreadPoolExecutor
+
+    import torch
+
+    pool = ThreadPoolExecutor(count)
+    pool.submit(torch.get_num_threads).result()
+    return pool
 
 
 def let_waiting_threads_sleep() -> None:

@@ -140,3 +140,28 @@ def test_waiting_threads_sleep_on_a_busy_machine(load, typed, policy, monkeypatc
     monkeypatch.setattr(hardware.os, "cpu_count", lambda: 4)
     hardware.let_waiting_threads_sleep()
     assert hardware.os.environ.get("OMP_WAIT_POLICY") == policy
+
+
+FORKS = """
+import os
+import threading
+import torch
+from sam_runner.utils.hardware import start_threads
+
+torch.set_num_threads(4)
+levels = torch.zeros(100_000, dtype=torch.uint8)
+torch.bincount(levels)
+for _ in range(60):
+    if not os.fork():
+        together = threading.Barrier(4)
+        with start_threads(4) as pool:
+            list(pool.map(lambda _: together.wait() < 4 and torch.bincount(levels), range(4)))
+        os._exit(0)
+    assert os.wait()[1] == 0
+"""
+
+
+def test_threads_of_a_fork_may_call_torch_at_once():
+    """In a plain ThreadPoolExecutor one of 5 such forks fails: torch renews its own threads in the first call."""
+    answer = subprocess.run([sys.executable, "-c", FORKS], capture_output=True, text=True)
+    assert answer.returncode == 0, answer.stderr[-500:]

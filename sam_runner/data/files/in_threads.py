@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, as_completed
+from concurrent.futures import as_completed
 from pathlib import Path
 from typing import TypeVar
 
@@ -10,6 +10,7 @@ from tqdm import tqdm
 
 from sam_runner.utils.console import is_main_process
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.hardware import start_threads
 
 AnyPath = TypeVar("AnyPath", str, Path)
 log = logging.getLogger("sam_runner")
@@ -37,7 +38,7 @@ def for_each_file(
                     faults[path] = str(error)
         return len(part)
 
-    pool = ThreadPoolExecutor(workers)
+    pool = start_threads(workers)
     hide_bar = None if is_main_process() else True  # None shows the bar on a terminal only
     try:
         parts = [files[start : start + FILES_PER_TASK] for start in range(0, len(files), FILES_PER_TASK)]
