@@ -108,6 +108,8 @@ def _work(
     errors: Connection,
 ) -> None:
     """Train jobs until none is left; the main function of a process."""
+    from tqdm import tqdm
+
     for number, connection, name in ((1, output, "stdout"), (2, errors, "stderr")):
         os.dup2(connection.fileno(), number)
         connection.close()
@@ -117,6 +119,7 @@ def _work(
     os.environ["SAM_RUNNER_JOBS_AT_ONCE"] = str(share)
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cores() // share)))
     log_to_console()
+    tqdm.set_lock(threading.RLock())  # its default is a semaphore, of which Python warns where the process is killed
     threading.Thread(target=_end_with_parent, daemon=True).start()
     try:
         with stop_between_jobs():

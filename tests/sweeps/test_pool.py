@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -86,6 +87,20 @@ def test_a_process_that_is_killed_ends_its_own_job_only(tmp_path):
     assert again.startswith("next: python -m sam_runner -m data=synthetic") and again.endswith("sweep.jobs=2")
     assert status == "next: sam-status outputs/sweeps/x"
     assert not list(sweep_folder(tmp_path).glob(".stop*"))
+
+
+@pytest.mark.slow
+def test_the_processes_hold_no_semaphore_that_a_killed_resource_tracker_could_miss(tmp_path):
+    """Without its list, the tracker that Python starts in its place prints a KeyError for each that is given back."""
+    process = start_sweep(tmp_path, *LONG, "seed=0,1")
+    wait_for_training(tmp_path, 2)
+    children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+    (tracker,) = [pid for pid in children if b"resource_tracker" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    os.kill(int(tracker), signal.SIGKILL)
+    process.send_signal(signal.SIGTERM)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 75, errors
+    assert "Traceback" not in errors
 
 
 FATAL = """
