@@ -126,10 +126,10 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)
     parts = []
     if positive:
-        parts.append(f"With {_name_measures(positive)} sharper runs have a larger {gap} ({n} runs).")
+        parts.append(f"By {_name_measures(positive)}, sharper runs have a larger {gap} ({n} runs).")
     if negative:
         parts.append(
-            f"With {_name_measures(negative)} sharper runs have a smaller {gap} ({n} runs), against expectation."
+            f"By {_name_measures(negative)}, sharper runs have a smaller {gap} ({n} runs), against expectation."
         )
     without = len(entries) - len(significant)
     if without:
@@ -138,5 +138,5 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
 
 
 def _name_measures(entries: list[Correlation]) -> str:
-    names = [f"{entry.measure} (rank correlation {entry.rho:+.2f})" for entry in entries]
+    names = [f'"{entry.measure}" (rank correlation {entry.rho:+.2f})' for entry in entries]
     return f"the measure {names[0]}" if len(names) == 1 else f"the measures {' and '.join(names)}"

@@ -49,7 +49,7 @@ SelectionMetric = Literal[
 class CheckpointConfig:
     """Settings of the group checkpoint.
 
-    At the end of each epoch a checkpoint is written too, unless `min_interval` excludes it.
+    A checkpoint is also written at the end of each epoch, unless `min_interval` excludes it.
     """
 
     every_steps: int | None = key(
@@ -120,8 +120,8 @@ class SweepConfig:
     """Settings of a sweep."""
 
     jobs: int | Literal["auto"] = key(
-        "jobs that run at once on this machine and share its cores; auto: as many as there are GPUs, or cores without a"
-        " GPU; 1: one after the other",
+        "jobs that run at once on this machine and share its cores; auto: as many as there are GPUs, or as there are"
+        " cores on a machine without a GPU; 1: one after the other",
         "auto",
         range=AT_LEAST_ONE,
         effect="none",

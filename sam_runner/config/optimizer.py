@@ -259,7 +259,7 @@ class MomentumSamConfig(RadiusConfig):
 
     @property
     def perturbed_cost(self) -> float:
-        """Cost of a step: the perturbation is the base optimizer's momentum."""
+        """Cost of a step: one gradient, since the perturbation is the base optimizer's momentum."""
         return 1.0
 
 

@@ -152,8 +152,8 @@ class Group:
 
         Args:
             batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share. The
-                random state is restored to its value before this call. The next group therefore draws the same numbers
-                as if this group had made only whole-group passes.
+                random state after such a pass is that before this call. The next group therefore draws the same numbers
+                as if this group had made only passes on all of its examples.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)
@@ -254,7 +254,8 @@ class Method:
         needs_number: Whether the step's number has to be given.
         data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.
         sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
-            their examples, for a message of the size of the weights. Otherwise each rank has its own, as in the paper.
+            their examples. This costs a message of the size of the weights. Otherwise each rank has its own eps, as in
+            the paper.
         capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
         shard_blocker: Why the method does not work with sharded parameters (FSDP); empty if it does. A method that
             computes eps from g needs ``sync_perturbation`` there, since the gradients of shards are means over ranks.
@@ -288,7 +289,7 @@ class Method:
         """Return the radius of step `number`; 0 makes one pass at w. It is decided on the host, before the first pass.
 
         Args:
-            rho: Radius by the schedule, > 0. (A step with rho 0 is one of the base optimizer; no method is asked.)
+            rho: Radius by the schedule, > 0. (With rho 0 the base optimizer makes the step, and this is not called.)
             number: Number of the step in its run, from 0; None if the caller gives none.
             lr: Learning rate of the first parameter group.
         """

@@ -51,8 +51,8 @@ class Work:
     Attributes:
         gradient: Examples in gradient evaluations, each of which has a forward and a backward pass.
         forward: Examples in forward passes.
-        backward: Examples in backward passes. A second derivative counts as three backward passes per example: one for
-            differentiating the forward pass, two for the backward pass, which has twice the operations.
+        backward: Examples in backward passes. A second derivative counts as three backward passes per example. It
+            differentiates the forward pass (one) and the backward pass, which has twice the operations (two).
     """
 
     gradient: int = 0

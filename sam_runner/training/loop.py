@@ -121,7 +121,8 @@ def _train_epoch(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
         measured = _train_step(run, meter, next(batches), progress)
-        if measured:  # before the step's row: on resume, all that was logged after the last row of metrics is dropped
+        if measured:
+            # Logged before the step's row of metrics: a resumed run drops all that was logged after the last row.
             outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         last = progress.batch == num_batches
         if last:

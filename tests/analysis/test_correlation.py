@@ -88,7 +88,7 @@ def entry(measure, rho, p, n=N):
 
 def test_the_conclusion_says_what_the_numbers_say():
     alone = conclusion([entry("up", 0.9, 0.01)], "gap")
-    assert alone == "With the measure up (rank correlation +0.90) sharper runs have a larger gap (8 runs)."
+    assert alone == 'By the measure "up" (rank correlation +0.90), sharper runs have a larger gap (8 runs).'
     against = conclusion([entry("up", -0.9, 0.01), entry("flat", 0.1, 0.8)], "gap")
     assert "smaller gap (8 runs), against expectation. For 1 of 2 measures the relation can be due to chance" in against
     nothing = conclusion([entry("up", 0.4, 0.3), entry("flat", 0.1, 0.8)], "gap")
