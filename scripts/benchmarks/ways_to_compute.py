@@ -35,6 +35,8 @@ CASES = {
     "MobileNetV2": (64, 64),
     "EfficientNet-B0": (64, 64),
 }
+LAYERS = ((32, 32), (96, 32), (144, 16), (672, 8), (1152, 4))  # channels and pixels, as in EfficientNets
+KERNELS = ((3, 1), (3, 2), (5, 1), (5, 2), (7, 1))  # size and stride
 BATCH_SIZES = (16, 32, 64, 128, 256, 512)
 
 
@@ -145,7 +147,36 @@ def measure_onednn(report: Report, rounds: int, clock: Callable[[], float]) -> N
     report.table("Convolutions: ResNet-20, batch 32, fp32", ["library", "SAM, images/s"], rows, f"n = {rounds}")
 
 
-OTHERS = {"batch-sizes": measure_batch_sizes, "onednn": measure_onednn}
+def measure_depthwise_layers(report: Report, rounds: int, clock: Callable[[], float]) -> None:
+    """Compare single depthwise convolutions in bfloat16 and float32, forward and backward pass."""
+    rows = []
+    for channels, side in LAYERS:
+        row: list[object] = [f"{channels} channels, {side} x {side}"]
+        for kernel, stride in KERNELS:
+            layer = nn.Conv2d(channels, channels, kernel, stride, kernel // 2, groups=channels, bias=False)
+            passes = {}
+            for name, dtype in (("fp32", torch.float32), ("bf16", BF16)):
+                copied = copy.deepcopy(layer).to(dtype, memory_format=torch.channels_last)
+                images = torch.randn(32, channels, side, side, dtype=dtype).to(memory_format=torch.channels_last)
+                passes[name] = forward_and_backward(copied, images.requires_grad_())
+            seconds = take_turns(passes, rounds, torch.device("cpu"), clock)
+            row.append(ratio(seconds, "bf16", "fp32"))
+        rows.append(row)
+    columns = ["layer", *(f"{kernel} x {kernel}, stride {stride}" for kernel, stride in KERNELS)]
+    report.table("Depthwise convolutions, batch 32: time in bf16 / fp32", columns, rows, f"n = {rounds}")
+
+
+def forward_and_backward(layer: nn.Module, images: torch.Tensor) -> Callable[[], None]:
+    """Return a function that computes a layer's output and the gradients of its inputs and weights."""
+    gradient = torch.ones_like(layer(images))
+
+    def compute() -> None:
+        torch.autograd.grad(layer(images), [images, *layer.parameters()], gradient)
+
+    return compute
+
+
+OTHERS = {"batch-sizes": measure_batch_sizes, "onednn": measure_onednn, "depthwise": measure_depthwise_layers}
 
 
 def main() -> int:
