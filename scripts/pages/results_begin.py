@@ -78,6 +78,7 @@ class Comparison:
         self.points = [
             Point(int(epoch), estimate(gain), float(fitted[epoch]), float(memorised[epoch]))
             for epoch, gain in gains.iterrows()
+            if len(gain)  # no seed has both runs
         ]
 
     @property
@@ -184,7 +185,7 @@ def conclude_parts(noisy: Sequence[Comparison]) -> str:
     if not noisy:
         return ""
     if not parts:
-        least = math.floor(100 * min(entry.last.memorised for entry in noisy))
+        least = math.floor(100 * min(entry.last.memorised for entry in noisy) + 1e-9)  # a mean of 0.95 can be below
         return (
             f"In the last epoch every baseline has memorised at least {least}% of the wrong labels. What is said about "
             "smaller fractions comes from epochs within these runs."

@@ -86,7 +86,8 @@ def format_percent(value: float) -> str:
 
 def wrap_paragraphs(text: str) -> str:
     """Break each paragraph into lines of at most 120 characters."""
-    return "\n\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in text.splitlines() if line)
+    lines = (" ".join(line.split()) for line in text.splitlines())  # templates leave spaces
+    return "\n\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in lines if line)
 
 
 def make_anchor(heading: str) -> str:
