@@ -133,10 +133,12 @@ def conclude(comparisons: Sequence[Comparison]) -> str:
     noisy = [entry for entry in comparisons if entry.has_wrong_labels]
     clean = [entry for entry in comparisons if not entry.has_wrong_labels]
     largest = max(comparisons, key=lambda entry: entry.last.gain.mean)
-    behind = sum(entry.last.is_behind for entry in comparisons) or "none"
+    behind_first = sum(entry.points[0].gain.mean < 0 for entry in comparisons)
+    behind_last = sum(entry.last.is_behind for entry in comparisons) or "none"
     text = (
-        f"In the last epoch the interval lies above 0 in {count_ahead(comparisons)}, and below 0 in {behind}. The "
-        f"largest gain is {format_estimate(largest.last.gain, signed=True)} points ({largest.name})."
+        f"At the first evaluated epoch SAM's mean is behind in {behind_first} of {len(comparisons)}. In the last epoch "
+        f"the interval lies above 0 in {count_ahead(comparisons)}, and below 0 in {behind_last}. The largest gain is "
+        f"{format_estimate(largest.last.gain, signed=True)} points ({largest.name})."
     )
     return "\n".join(filter(None, [conclude_noisy(noisy), conclude_clean(clean), text, conclude_parts(noisy)]))
 
@@ -157,17 +159,16 @@ def conclude_noisy(noisy: Sequence[Comparison]) -> str:
     """Say how far the baselines have memorised wrong labels when the gain begins to stay above 0."""
     if not noisy:
         return ""
-    text = (
-        "With wrong labels the 95% interval of SAM's gain over its baseline at the same epoch stays above 0 until the "
-        f"end in {count_ahead(noisy)}."
-    )
+    interval = "the 95% interval of SAM's gain over its baseline at the same epoch"
     started = sorted((entry for entry in noisy if entry.start), key=lambda entry: entry.start.progress)
-    if started:
-        ends = [say_progress(entry) for entry in (started[0], started[-1])]
-        span = f"between {ends[0]} and {ends[1]}" if len(started) > 1 else ends[0]
-        text += f" It begins to do so when the baseline has memorised {span} of the wrong labels."
-    behind = sum(entry.points[0].gain.mean < 0 for entry in noisy)
-    return f"{text} At the first evaluated epoch SAM's mean is behind in {behind} of {len(noisy)}."
+    if not started:
+        return f"With wrong labels {interval} stays above 0 until the end in no comparison."
+    ends = [say_progress(entry) for entry in (started[0], started[-1])]
+    span = f"between {ends[0]} and {ends[1]}" if len(started) > 1 else ends[0]
+    return (
+        f"SAM begins to help when its baseline has memorised {span} of the wrong labels. From there until the end "
+        f"{interval} stays above 0. This is so in {count_ahead(noisy)} with wrong labels."
+    )
 
 
 def conclude_clean(clean: Sequence[Comparison]) -> str:

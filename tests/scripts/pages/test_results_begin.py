@@ -161,13 +161,20 @@ def test_the_answer_has_the_least_and_the_largest_fraction(study, tmp_path):
     assert "has memorised 60% (Made: only, sam) of the wrong labels." in study_text
     assert "has memorised 97% (Late: only, sam) of the wrong labels." in late_text
     text = conclude(compare([made.block() for made in (never, late, study)]))
-    assert "stays above 0 until the end in 2 of 3 comparisons." in text
+    assert "This is so in 2 of 3 comparisons with wrong labels." in text
     assert "has memorised between 60% (Made: only, sam) and 97% (Late: only, sam) of the wrong labels." in text
     assert "At the first evaluated epoch SAM's mean is behind in 2 of 3." in text
     assert "In the last epoch the interval lies above 0 in 2 of 3 comparisons, and below 0 in 1." in text
     assert "The largest gain is +6.0 ± 2.5 points" in text
     assert "every baseline has memorised at least 95% of the wrong labels" in text
     assert "memorised at least 96% of the wrong labels" in late_text  # rounded down
+
+
+def test_an_answer_without_a_start(tmp_path):
+    made = Made(tmp_path)
+    made.add_pair(means=dict.fromkeys(MEANS, 0.01))  # the intervals contain 0
+    text = conclude(compare([made.block()]))
+    assert text.startswith("With wrong labels the 95% interval") and "until the end in no comparison." in text
 
 
 def test_a_start_at_the_first_evaluated_epoch_is_an_upper_bound(tmp_path):

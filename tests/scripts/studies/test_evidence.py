@@ -232,7 +232,9 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
 
     def answer():
         text = results_page.write_answer(study, results_page.read_blocks(study), environment)
-        return " ".join(results_page.wrap_paragraphs(text).split())
+        wrapped = results_page.wrap_paragraphs(text)
+        assert "  " not in wrapped and "\n " not in wrapped
+        return " ".join(wrapped.split())
 
     finish(study, study.final_job("epochs20", "sgd", 0), tmp_path, 0.4)
     assert answer() == "These runs are open."
