@@ -10,7 +10,6 @@ import pandas as pd
 import yaml
 
 from sam_runner.reports.aggregate import Estimate, estimate
-from sam_runner.reports.comparison import Fit
 from scripts.studies.evidence import COLUMNS, METRIC_COLUMNS, RESULTS, Study, name_run
 
 
@@ -55,11 +54,6 @@ class Block:
         """Return the gradient evaluations of a run divided by its baseline's; NaN where one is not recorded."""
         evaluations = self.finals.groupby("arm")["gradient_evaluations"].mean()
         return float(evaluations[arm] / evaluations.get(self.baseline(arm), float("nan")))
-
-    def fit(self, arm: str, seeds: pd.Index) -> Fit:
-        """Return how far the arm's runs of some seeds have fitted their training labels."""
-        tags = ("final/train/accuracy", "final/train/accuracy_clean", "final/train/memorised")
-        return Fit(*(float(self.column(arm, tag).reindex(seeds).mean()) for tag in tags))
 
     def sam_arms(self) -> list[str]:
         """Return the arms with SAM whose runs have as many steps as those of their baseline."""
