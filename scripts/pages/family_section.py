@@ -18,8 +18,8 @@ from matplotlib.axes import Axes
 from sam_runner.reports.aggregate import Estimate
 from scripts.pages.geometry_page import wrap
 from scripts.pages.results_figures import save
-from scripts.pages.results_page import DOCS, format_estimate
-from scripts.pages.results_tables import read_blocks
+from scripts.pages.results_page import DOCS
+from scripts.pages.results_tables import format_estimate, read_blocks
 from scripts.pages.templates import open_templates
 from scripts.studies.evidence import Study
 

@@ -24,7 +24,7 @@ from sam_runner.analysis.plots import colour
 from sam_runner.analysis.sharpness import GAPS
 from sam_runner.reports.aggregate import Estimate, estimate
 from scripts.pages.results_figures import save
-from scripts.pages.results_page import format_estimate
+from scripts.pages.results_tables import format_estimate
 from scripts.pages.templates import open_templates
 from scripts.studies.geometry_study import RESULTS, Study, read_plan
 

@@ -1,18 +1,14 @@
 """The figures of docs/results.md."""
 
-import json
-import math
 from pathlib import Path
 from typing import Any
 
-import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
 
-from sam_runner.reports.aggregate import estimate
 from scripts.pages.results_tables import Block
-from scripts.studies.evidence import Study, name_run
+from scripts.studies.evidence import Study
 
 plt.switch_backend("Agg")
 COLOURS = {"sgd": "#000000", "sgd-2x": "#666666", "sam": "#D55E00", "sam-m32": "#E69F00"}
@@ -68,40 +64,6 @@ def draw_study(study: Study, blocks: list[Block], folder: Path) -> str | None:
     return save(figure, folder, f"results_{study.name}")
 
 
-def draw_benefit(blocks: list[Block], folder: Path) -> str | None:
-    """Draw SAM minus its baseline in every block: a mark for each seed, and the mean with its 95% interval."""
-    entries = []
-    for block in blocks:
-        for arm in [name for name in block.arms if name.partition("-")[0] == "sam"]:
-            baseline = block.baseline(arm)
-            gain = (block.column(arm, "final/test/accuracy") - block.column(baseline, "final/test/accuracy")).dropna()
-            if len(gain):
-                entries.append((describe_fit(block, arm, gain.index), gain, colour(block.study, arm)))
-    if not entries:
-        return None
-    figure, axes = plt.subplots(figsize=(8.5, 0.62 * len(entries) + 0.9), layout="constrained", dpi=120)
-    for row, (_, gain, mark) in enumerate(reversed(entries)):
-        found = estimate(gain)
-        axes.plot(100 * gain, [row - 0.18] * len(gain), ".", color=mark, alpha=0.5, markersize=5)
-        width = 100 * found.half_width if found.n > 1 else None
-        axes.errorbar(100 * found.mean, row, xerr=width, fmt="o", color=mark, markersize=7, capsize=3)
-    axes.set_yticks(range(len(entries)), [label for label, *_ in reversed(entries)], fontsize=8)
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_xlabel("test accuracy at the last epoch, SAM minus its baseline, points", fontsize=9)
-    axes.grid(axis="x", alpha=0.3)
-    axes.spines[["top", "right"]].set_visible(False)
-    return save(figure, folder, "results_benefit")
-
-
-def describe_fit(block: Block, arm: str, seeds: pd.Index) -> str:
-    """Return the name of a comparison, and how far its baseline has fitted and memorised."""
-    baseline = block.baseline(arm)
-    fit = block.fit(baseline, seeds)
-    memorised = "" if math.isnan(fit.memorised) else f", memorises {100 * fit.memorised:.0f}% of the wrong ones"
-    title = f"{block.study.content['title']}: {block.name}, {arm} {block.value(arm)}"
-    return f"{title}\n{baseline} fits {100 * fit.accuracy:.0f}% of its labels{memorised}"
-
-
 def draw_curves(blocks: list[Block], folder: Path) -> str | None:
     """Draw the test accuracy by epoch in every block: the mean of the seeds, and a band from the lowest to the highest.
 
@@ -113,9 +75,7 @@ def draw_curves(blocks: list[Block], folder: Path) -> str | None:
     figure, frames = plt.subplots(1, len(blocks), figsize=(9, 3.4), squeeze=False, layout="constrained", dpi=120)
     for axes, block in zip(frames[0], blocks, strict=True):
         for arm in [name for name in block.arms if name != "sgd-2x"]:
-            curves = pd.DataFrame(
-                {seed: read_curve(block, arm, seed) for seed in block.column(arm, "final/test/accuracy").index}
-            )
+            curves = block.by_epoch(arm, "test/accuracy")
             style = {"color": colour(block.study, arm)}
             axes.plot(100 * curves.mean(axis=1), label=arm, **style)
             axes.fill_between(curves.index, 100 * curves.min(axis=1), 100 * curves.max(axis=1), alpha=0.15, **style)
@@ -128,13 +88,6 @@ def draw_curves(blocks: list[Block], folder: Path) -> str | None:
         *frames[0][0].get_legend_handles_labels(), fontsize=8, loc="outside lower center", ncols=4, frameon=False
     )
     return save(figure, folder, f"results_{blocks[0].study.name}_curves")
-
-
-def read_curve(block: Block, arm: str, seed: int) -> pd.Series:
-    """Return the test accuracy of a final run by epoch."""
-    path = block.study.kept / f"{name_run(block.name, arm, block.value(arm), 'final', seed)}.jsonl"
-    lines = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-    return pd.Series({line["epoch"]: line["test/accuracy"] for line in lines})
 
 
 def draw_radius(blocks: list[Block], folder: Path) -> str | None:

@@ -21,8 +21,9 @@ import jinja2
 
 from sam_runner.reports.aggregate import Estimate
 from sam_runner.reports.comparison import FITTED_ACCURACY, FITTED_WRONG_LABELS
-from scripts.pages.results_figures import draw_benefit, draw_curves, draw_radius, draw_study
-from scripts.pages.results_tables import Block, Repeats, at_edge, read_blocks
+from scripts.pages.results_begin import compare, conclude, draw_begin, draw_benefit
+from scripts.pages.results_figures import draw_curves, draw_radius, draw_study
+from scripts.pages.results_tables import Block, Repeats, at_edge, format_estimate, read_blocks
 from scripts.pages.templates import open_templates
 from scripts.studies.evidence import FAILED, RESULTS, STUDIES, Study, name_run
 
@@ -30,24 +31,23 @@ DOCS = RESULTS.parent
 OTHER_PAGES = {Path("results/geometry.md")}  # of scripts/pages/geometry_page.py
 
 
-def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, signed: bool = False) -> str:
-    """Return "46.7 ± 1.2" (or without an interval for one seed); a dash without a value."""
-    if found.n == 0:
-        return "-"
-    sign = "+" if signed else ""
-    text = f"{found.mean * scale:{sign}.{digits}f}"
-    return text if found.n < 2 else f"{text} ± {found.half_width * scale:.{digits}f}"
-
-
 def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environment) -> str:
     """Return the answer of a study, whose text is in its YAML file and whose numbers are computed here.
 
     The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``, ``nll(block,
     arm)``, ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose
-    difference to the baseline is larger than its interval) and ``low_fit(block, share)`` (those that predict less of
-    their training labels).
+    difference to the baseline is larger than its interval), ``low_fit(block, share)`` (those that predict less of
+    their training labels), ``value(block, arm)`` (the searched setting), ``compared(arm, other)`` (the blocks that have
+    both arms) and ``above(arm, other)`` (those of them where the interval of the difference lies above 0).
     """
     known = {block.name: block for block in blocks}
+
+    def compared(arm: str, other: str) -> list[str]:
+        return [block.name for block in blocks if arm in block.arms and other in block.arms]
+
+    def above(arm: str, other: str) -> list[str]:
+        gains = {name: known[name].difference(arm, other, "final/test/accuracy") for name in compared(arm, other)}
+        return [name for name, gain in gains.items() if gain.mean > gain.half_width]
 
     def clear(name: str) -> str:
         block, found = known[name], {}
@@ -63,15 +63,15 @@ def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environm
         return ", ".join(arm for arm in block.arms if block.estimate(arm, "final/train/accuracy").mean < share)
 
     return environment.from_string(study.content["answer"]).render(
-        clear=clear,
-        low_fit=low_fit,
+        clear=clear, low_fit=low_fit, compared=compared, above=above,
+        value=lambda block, arm: known[block].value(arm).replace("=", " = "),
         acc=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/test/accuracy').mean:.1f}%",
         memorised=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/train/memorised').mean:.0f}%",
         nll=lambda block, arm: f"{known[block].estimate(arm, 'final/test/nll').mean:.2f}",
         gain=lambda block, arm, other: format_estimate(
             known[block].difference(arm, other, "final/test/accuracy"), signed=True
         ),
-    )
+    )  # fmt: skip
 
 
 def format_mean(found: Estimate) -> str:
@@ -84,25 +84,10 @@ def format_percent(value: float) -> str:
     return "-" if math.isnan(value) else f"{100 * value:.1f}"
 
 
-def conclude(blocks: list[Block]) -> str:
-    """Say in how many of the comparisons SAM is ahead of its baseline, and how far the baselines have fitted."""
-    entries = [(block, arm) for block in blocks for arm in block.arms if arm.partition("-")[0] == "sam"]
-    gains = [block.difference(arm, block.baseline(arm), "final/test/accuracy") for block, arm in entries]
-    ahead = sum(gain.n > 1 and gain.mean > gain.half_width for gain in gains)
-    behind = sum(gain.n > 1 and -gain.mean > gain.half_width for gain in gains)
-    fits = [block.estimate(block.baseline(arm), "final/train/accuracy").mean for block, arm in entries]
-    return (
-        f"The 95% interval of SAM's gain over its baseline at equal epochs lies above 0 in {ahead} of {len(gains)} "
-        f"comparisons, and below 0 in {behind or 'none'}. Every baseline fits at least "
-        f"{math.floor(100 * min(fits))}% of its training labels. So these studies do not say where SAM begins to help, "
-        "only that it helps where the baseline fits its labels. The gain is largest where the chosen radius keeps the "
-        "network from memorising wrong labels."
-    )
-
-
 def wrap_paragraphs(text: str) -> str:
     """Break each paragraph into lines of at most 120 characters."""
-    return "\n\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in text.splitlines() if line)
+    lines = (" ".join(line.split()) for line in text.splitlines())  # templates leave spaces
+    return "\n\n".join(textwrap.fill(line, 120, break_on_hyphens=False) for line in lines if line)
 
 
 def make_anchor(heading: str) -> str:
@@ -135,14 +120,15 @@ def make_pages(docs: Path) -> None:
         study.name: draw_curves(blocks[study.name], docs / "img") for study in studies if "curves" in study.content
     }
     figures["radius"] = draw_radius([block for found in blocks.values() for block in found], docs / "img")
-    figures["benefit"] = draw_benefit([block for found in blocks.values() for block in found], docs / "img")
+    comparisons = compare([block for found in blocks.values() for block in found])
+    figures |= {"begin": draw_begin(comparisons, docs / "img"), "benefit": draw_benefit(comparisons, docs / "img")}
     is_open = any(study.count_runs()["open"] for study in studies)
     page = environment.get_template("results.md.j2").render(
         studies=studies, blocks=blocks, figures=figures, is_open=is_open, at_edge=at_edge, curves=curves,
         answers={study.name: write_answer(study, blocks[study.name], environment)
                  for study in studies if "answer" in study.content},
         repeats={study.name: Repeats(study) for study in studies},
-        benefit=conclude([block for found in blocks.values() for block in found]),
+        comparisons=comparisons, begin=conclude(comparisons) if comparisons else "",
         failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
                 for study in studies},
         fitted_accuracy=FITTED_ACCURACY, fitted_wrong_labels=FITTED_WRONG_LABELS,

@@ -1,13 +1,16 @@
 """The finished runs of a study as tables: what results_page.py writes and results_figures.py draws."""
 
+import json
 import math
+import re
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import yaml
 
 from sam_runner.reports.aggregate import Estimate, estimate
-from sam_runner.reports.comparison import Fit
-from scripts.studies.evidence import COLUMNS, METRIC_COLUMNS, RESULTS, Study
+from scripts.studies.evidence import COLUMNS, METRIC_COLUMNS, RESULTS, Study, name_run
 
 
 class Block:
@@ -52,16 +55,47 @@ class Block:
         evaluations = self.finals.groupby("arm")["gradient_evaluations"].mean()
         return float(evaluations[arm] / evaluations.get(self.baseline(arm), float("nan")))
 
-    def fit(self, arm: str, seeds: pd.Index) -> Fit:
-        """Return how far the arm's runs of some seeds have fitted their training labels."""
-        tags = ("final/train/accuracy", "final/train/accuracy_clean", "final/train/memorised")
-        return Fit(*(float(self.column(arm, tag).reindex(seeds).mean()) for tag in tags))
+    def sam_arms(self) -> list[str]:
+        """Return the arms with SAM whose runs have as many steps as those of their baseline."""
+        steps = self.finals.groupby("arm")["steps"].mean()
+        found = [arm for arm in self.arms if arm.partition("-")[0] == "sam"]
+        return [arm for arm in found if steps[arm] == steps.get(self.baseline(arm))]
+
+    def by_epoch(self, arm: str, tag: str) -> pd.DataFrame:
+        """Return a metric of the arm's final runs at the evaluated epochs (rows) by seed (columns).
+
+        Runs that do not have the metric have no column.
+        """
+        found = {}
+        for seed in self.column(arm, "status").index:
+            lines = [json.loads(line) for line in self._file(arm, seed, "jsonl").read_text("utf-8").splitlines()]
+            found[seed] = pd.Series({line["epoch"]: line[tag] for line in lines if tag in line}, dtype=float)
+        return pd.DataFrame(found)
+
+    def read_settings(self, arm: str, seed: int) -> dict[str, Any]:
+        """Return the settings of a final run; names of folders have no braces, which YAML takes for a mapping."""
+        text = self._file(arm, seed, "yaml").read_text(encoding="utf-8")
+        settings: dict[str, Any] = yaml.safe_load(re.sub(r"\{([\w.]+)\}", r"\1", text))
+        return settings
+
+    def _file(self, arm: str, seed: int, suffix: str) -> Path:
+        """Return a file that the study keeps of a final run."""
+        return self.study.kept / f"{name_run(self.name, arm, self.value(arm), 'final', seed)}.{suffix}"
+
+
+def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, signed: bool = False) -> str:
+    """Return "46.7 ± 1.2" (or without an interval for one seed); a dash without a value."""
+    if found.n == 0:
+        return "-"
+    sign = "+" if signed else ""
+    text = f"{found.mean * scale:{sign}.{digits}f}"
+    return text if found.n < 2 else f"{text} ± {found.half_width * scale:.{digits}f}"
 
 
 def read_blocks(study: Study) -> list[Block]:
     """Return the blocks of a study that have finished final runs; only runs on its main machine have seconds."""
     rows = pd.DataFrame(study.planned_rows(), columns=[*COLUMNS, *METRIC_COLUMNS])
-    numbers = ["seed", "gradient_evaluations", "training_seconds", *METRIC_COLUMNS]
+    numbers = ["seed", "steps", "gradient_evaluations", "training_seconds", *METRIC_COLUMNS]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
     is_elsewhere = ~rows["machine"].isin(rows.loc[rows["training_seconds"].notna(), "machine"].mode())
     rows.loc[is_elsewhere, "training_seconds"] = math.nan

@@ -29,7 +29,7 @@ from sam_runner.reports.aggregate import Estimate, estimate
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.result import read_finished_result
 from sam_runner.utils.files import read_json
-from scripts.pages.results_page import format_estimate
+from scripts.pages.results_tables import format_estimate
 
 DOCS = Path(__file__).resolve().parents[2] / "docs"
 TABLE, PAGE = DOCS / "results" / "suspects.csv", DOCS / "predict.md"
