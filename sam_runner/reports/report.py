@@ -154,7 +154,8 @@ class Report:
     def selection(self) -> list[Choice]:
         """The choices that have a star in the table.
 
-        Those of a search. Without a search, the best group; none if the groups differ in the optimizer.
+        With a search they are `choices`. Without a search it is the best group, or nothing if the groups differ in the
+        optimizer.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 

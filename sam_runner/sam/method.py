@@ -151,9 +151,9 @@ class Group:
         A method whose first pass is `backward` must not make another pass.
 
         Args:
-            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share. The
-                random state after such a pass is that before this call. The next group therefore draws the same numbers
-                as if this group had made only passes on all of its examples.
+            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share.
+                Such a pass draws fewer random numbers than one of the whole group, so the random state before this call
+                is restored after it. The next group then draws the numbers that it would draw without this pass.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)

@@ -90,7 +90,7 @@ class SamStep:
             setting of m examples per device with unsynchronised perturbations. None: the batch (of each rank) is one
             group.
         grad_clip: Largest norm of the gradient for the base optimizer, > 0 (the paper's code: 5.0); None: no clipping.
-            The gradient that eps is computed from is never clipped: eps does not depend on its length.
+            The gradient that eps is computed from is never clipped.
         keep_statistics: Whether a step with a non-finite loss or gradient also restores the running statistics of
             normalisation layers; always on with a loss scaler.
 

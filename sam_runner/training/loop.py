@@ -110,7 +110,8 @@ def _train_epoch(
     if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
         _log_last_row(run, outputs, progress, meter)
     elif progress.window_sums.get("num_steps") and progress.step % run.log_every == 0:
-        _log_row(run, outputs, progress, meter, last=False)  # an earlier run with max_steps ended at this step
+        # An earlier max_steps ended the run at this step, so the steps since the last row have not been logged yet.
+        _log_row(run, outputs, progress, meter, last=False)
     run.model.train()
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)

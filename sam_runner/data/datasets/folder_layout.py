@@ -152,7 +152,8 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
     with_classes = {
         split: kept for split, found in groups.items() if (kept := [n for n in found if _list_folders(f"{root}/{n}")])
     }
-    if not with_classes and others and len(groups) < 2:  # no split, or a class that is called train
+    # All folders are classes, also one that has the name of a split but no folders inside.
+    if not with_classes and others and len(groups) < 2:
         return {}
     if groups and "train" not in with_classes:
         if "train" in groups:

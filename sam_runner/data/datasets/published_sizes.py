@@ -107,9 +107,10 @@ def make_published_splits(size: PublishedSize, image_size: int | None) -> Splits
     """
     classes = tuple(f"class {label}" for label in range(size.classes))
 
-    def make(count: int) -> Images:
+    def make(split: str, count: int) -> Images:
         labels = torch.arange(count) % size.classes
         side = image_size or size.side or 224
-        return UnavailableImages(Path(), ("",) * count, labels, classes, labels, side, channels=size.channels)
+        paths = tuple(map(str, range(count)))  # different ones: files with the same path count as the same image
+        return UnavailableImages(Path(split), paths, labels, classes, labels, side, channels=size.channels)
 
-    return Splits(train=make(size.train), test=make(size.test))
+    return Splits(train=make("train", size.train), test=make("test", size.test))
