@@ -2,6 +2,7 @@
 
 import atexit
 import random
+import signal
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
@@ -170,7 +171,9 @@ class WorkerStream:
 
     def _batches(self, epoch: int, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         self._sampler.epoch, self._sampler.batches = epoch, iter(indices)
-        with block_stop_signals():  # a signal must not kill a worker before the worker ignores signals
+        # A stop signal must not kill a worker before the worker ignores it. torch's handler of SIGCHLD, which raises an
+        # error where a worker has died, must not run in the middle of a fork: Python would print and ignore the error.
+        with block_stop_signals(signal.SIGCHLD):
             prepared = iter(self._loader)
         # Registered again for each epoch, to run before the exit functions that torch and multiprocessing registered.
         atexit.unregister(kill_data_workers)

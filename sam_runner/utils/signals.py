@@ -78,7 +78,7 @@ def ignore_stop_signals(_: int) -> None:
     """
     for number in EXIT_CODES:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, EXIT_CODES)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, {*EXIT_CODES, signal.SIGCHLD})
 
 
 def kill_data_workers() -> None:
@@ -92,9 +92,9 @@ def kill_data_workers() -> None:
 
 
 @contextmanager
-def block_stop_signals() -> Iterator[None]:
-    """Deliver stop signals only after the body; processes started inside it begin with these signals blocked."""
-    previous = signal.pthread_sigmask(signal.SIG_BLOCK, EXIT_CODES)
+def block_stop_signals(*others: signal.Signals) -> Iterator[None]:
+    """Deliver stop signals and `others` only after the body; processes started inside it begin with them blocked."""
+    previous = signal.pthread_sigmask(signal.SIG_BLOCK, {*EXIT_CODES, *others})
     try:
         yield
     finally:

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from sam_runner.config.data import AugmentConfig
 from sam_runner.data.datasets import image_folder as folder_module
@@ -186,6 +187,24 @@ def test_a_worker_that_is_killed_is_one_message(root):
         list(batches)
     assert caught.value.__cause__ is None
     assert caught.value.__context__ is None
+
+
+@pytest.mark.dist
+def test_a_worker_that_dies_is_told_only_after_the_next_workers_have_started(root, monkeypatch):
+    """Python prints and ignores an error that torch's handler of SIGCHLD raises while Python forks."""
+    start, blocked = DataLoader.__iter__, []
+
+    def record(loader):
+        blocked.append(signal.SIGCHLD in signal.pthread_sigmask(signal.SIG_BLOCK, []))
+        return start(loader)
+
+    monkeypatch.setattr(DataLoader, "__iter__", record)
+    batches = make_loader(load_splits(root, "disk").train, batch_size=1, num_workers=1).epoch(0)
+    next(batches)
+    assert blocked == [True]
+    assert signal.SIGCHLD not in signal.pthread_sigmask(signal.SIG_BLOCK, [])
+    status = Path(f"/proc/{multiprocessing.active_children()[0].pid}/status").read_text()
+    assert int(status.split("SigBlk:")[1].split()[0], 16) == 0  # a worker blocks no signal
 
 
 def test_a_worker_that_is_killed_outside_of_the_loader_is_the_same_message():

@@ -1,8 +1,10 @@
 """Calls of the program's commands in forked processes, and the rules that every answer has to keep."""
 
+import atexit
 import contextlib
 import gc
 import importlib
+import multiprocessing.util
 import os
 import resource
 import signal
@@ -126,6 +128,8 @@ def _run(entry: Entry, words: Sequence[str], folder: Path, log: Path, patch: Pat
     code, leave = 99, os._exit
     try:
         os.setsid()
+        atexit._clear()  # the functions of the process that makes the trials, which remove its folders
+        atexit.register(multiprocessing.util._exit_function)
         for number, name in ((1, "out"), (2, "err")):
             os.dup2(os.open(f"{log}.{name}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         sys.stdin = open(os.devnull)  # noqa: SIM115 - lives as long as the process
@@ -149,6 +153,7 @@ def _run(entry: Entry, words: Sequence[str], folder: Path, log: Path, patch: Pat
         traceback.print_exc()
     finally:
         with contextlib.suppress(Exception):
+            atexit._run_exitfuncs()
             sys.stdout.flush()
             os._exit(code)
         leave(code)
