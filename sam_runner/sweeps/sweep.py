@@ -106,6 +106,10 @@ class Sweep:
                 _require_several_seeds(configs, self._call.batch_seeds)
             if not self._is_dry:
                 _require_joint_passes(configs)
+        if self._is_search and not self.jobs:
+            metric = valid[0][1].early_stopping.metric
+            best = "lowest" if metric.endswith("/nll") else "highest"
+            log.info("searching the settings with the %s %s at the end (early_stopping.metric)", best, metric)
         write = is_main_process() and not self._is_dry
         jobs, job_of = plan_jobs(self.folder, valid, first=len(self.jobs) + 1, write=write)
         self.jobs += jobs

@@ -105,6 +105,22 @@ def test_equal_values_are_named_and_are_no_reason_to_search_further(tmp_path):
     assert "The chosen rho is at the edge of the values searched" in two_equal
 
 
+@pytest.mark.parametrize(
+    ("metric", "compared", "said"),
+    [
+        ("validation/accuracy", "test/accuracy", "by validation/accuracy)"),
+        ("validation/nll", "test/accuracy", "by validation/accuracy, not by early_stopping.metric=validation/nll)"),
+        ("validation/nll", "test/nll", "by validation/nll)"),
+    ],
+)
+def test_a_choice_by_another_metric_than_that_of_early_stopping_is_named(metric, compared, said, tmp_path):
+    for rho in (0.1, 0.2):
+        config = composed("optimizer=sam", f"rho={rho}", "data.val_fraction=0.1", f"early_stopping.metric={metric}")
+        values = {"validation/accuracy": rho, "validation/nll": rho}
+        leave(tmp_path / f"{rho}", config, accuracy=0.5, **values)
+    assert f"(rho chosen from 2 values {said}" in make_report([tmp_path], metric=compared).to_text()
+
+
 @pytest.mark.parametrize(("best", "beyond"), [(0.4, 0.8), (0.1, 0.05), (0.2, None)])
 def test_a_value_at_the_edge_has_a_command_with_the_next_one(tmp_path, best, beyond):
     typed = {"command": ["sam-train", "-m", "optimizer=sam", "rho=0.1,0.2,0.4", "data.val_fraction=0.1", "seed=0,1"]}
