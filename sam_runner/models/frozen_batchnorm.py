@@ -22,5 +22,5 @@ def freeze_batchnorm(model: nn.Module) -> int:
     return len(layers)
 
 
-def _ignore_mode(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - the signature of train
+def _ignore_mode(layer: _BatchNorm, mode: bool = True) -> _BatchNorm:  # noqa: ARG001 - the signature of train
     return layer

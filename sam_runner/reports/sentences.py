@@ -16,9 +16,8 @@ from sam_runner.reports.comparison import (
     time_spread,
 )
 from sam_runner.reports.selection import Choice
-from sam_runner.reports.setup import format_duration
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
-from sam_runner.utils.console import format_count
+from sam_runner.utils.console import format_count, format_duration
 
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report

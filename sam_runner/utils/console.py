@@ -71,6 +71,27 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def format_duration(seconds: float, *, is_rough: bool = False) -> str:
+    """Return a duration such as "2.5 s", "40 s", "12 min 5 s", "3 h 20 min" or "2.1 days".
+
+    Args:
+        seconds: The duration.
+        is_rough: One unit and about two digits, for an estimate: "40 s", "12 min", "3.3 h".
+    """
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if is_rough and seconds >= 90:
+        return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    if is_rough:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (0 if hours else rest, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
 def print_line(text: str, stream: str = "stdout") -> None:
     """Print a line above a progress bar if there is one.
 

@@ -74,7 +74,7 @@ def test_the_cost_of_a_search_is_that_of_all_its_runs(tmp_path):
         leave(tmp_path / f"{name}{rho}{seed}", config_of(*words), accuracy=0.5 + rho, result=result,
               **{"validation/accuracy": 0.9 - rho})  # fmt: skip
     report = make_report([tmp_path], select=["rho"], by=["optimizer"])
-    sentence = "Searching rho for sam took 4 runs and 6,000 gradient evaluations (30.0 s of training), 1.5 times as"
+    sentence = "Searching rho for sam took 4 runs and 6,000 gradient evaluations (30 s of training), 1.5 times as"
     assert [text.startswith(sentence) for text in report.findings] == [False, False, True]
 
 
