@@ -8,14 +8,14 @@ from typing import Any
 
 from sam_runner.analysis.options import CurvatureOptions, Measurement
 from sam_runner.commands.arguments import Parser, add_measurement_options, integer, require_runs
-from sam_runner.commands.exit_codes import DONE, FAILED, run_command
+from sam_runner.commands.exit_codes import DONE, FAILED, LESS_MEMORY_FOR_MEASURES, run_command
 from sam_runner.utils.console import print_error
 from sam_runner.utils.errors import InputError, TrainingError
 
 
 def main() -> int:
     """Run `sam-curvature RUN... [--checkpoint last|best|all] [--k K] ...`. Returns the exit code."""
-    return run_command(curvature)
+    return run_command(curvature, LESS_MEMORY_FOR_MEASURES)
 
 
 def curvature(arguments: list[str]) -> int:

@@ -1,13 +1,13 @@
 """`sam-eval`: metrics of checkpoints."""
 
 from sam_runner.commands.arguments import Parser, add_run_options, path, require_runs
-from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MODELS, run_command
 from sam_runner.utils.errors import InputError
 
 
 def main() -> int:
     """Run `sam-eval RUN... [--data FOLDER] [--checkpoint last|best] [--relabel FILE.npy]`. Returns the exit code."""
-    return run_command(evaluate)
+    return run_command(evaluate, LESS_MEMORY_FOR_MODELS)
 
 
 def evaluate(arguments: list[str]) -> int:

@@ -4,19 +4,21 @@ import os
 import sys
 from collections.abc import Callable
 
-from sam_runner.utils.console import is_main_process, log_to_console, print_error, print_line
-from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
-from sam_runner.utils.files import FULL_DISK_ERRNOS
+from sam_runner.utils.console import is_main_process, log_to_console, print_line, report_exception
+from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, is_bad_input
 from sam_runner.utils.hardware import let_waiting_threads_sleep
 
 DONE, FAILED, BAD_INPUT = 0, 1, 2  # those of runs that a signal stopped are in sam_runner.utils.errors
+LESS_MEMORY_FOR_MODELS = "free some memory, or give another --device"
+LESS_MEMORY_FOR_MEASURES = "give fewer --examples, free some memory, or give another --device"
 
 
-def run_command(command: Callable[[list[str]], int]) -> int:
+def run_command(command: Callable[[list[str]], int], less_memory: str = "free some memory") -> int:
     """Run a command with the arguments of the process.
 
     Args:
         command: Takes the arguments and returns the exit code.
+        less_memory: What to do if the system refuses memory.
 
     Returns:
         The exit code: that of the command, or that of the error which ended it.
@@ -26,12 +28,6 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     try:
         _require_working_folder()
         return command(sys.argv[1:])
-    except InputError as error:
-        print_error(str(error))
-        return BAD_INPUT
-    except TrainingError as error:
-        print_error(str(error))
-        return FAILED
     except RunInterrupt as stopped:
         return stopped.code
     except KeyboardInterrupt as stopped:  # a run names what it has kept
@@ -43,11 +39,14 @@ def run_command(command: Callable[[list[str]], int]) -> int:
     except BrokenPipeError:  # the reader of the output, such as head, has ended
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return DONE
-    except OSError as error:
-        if error.errno not in FULL_DISK_ERRNOS:
-            raise
-        print_error(f"{error.strerror}: {error.filename or 'output'}\n  free some space and repeat the command")
-        return FAILED
+    except Exception as error:
+        report_exception(error, less_memory)
+        return exit_code_of(error)
+
+
+def exit_code_of(error: Exception) -> int:
+    """Return the exit code of a command that an error has ended."""
+    return BAD_INPUT if is_bad_input(error) else FAILED
 
 
 def _require_working_folder() -> None:

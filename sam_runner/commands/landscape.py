@@ -8,14 +8,14 @@ from typing import Any
 
 from sam_runner.analysis.options import GridOptions, Measurement
 from sam_runner.commands.arguments import Parser, add_measurement_options, integer, positive_numbers, require_runs
-from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MEASURES, run_command
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
 
 def main() -> int:
     """Run `sam-landscape RUN [RUN [RUN]] [--points N] [--extent E] ...`. Returns the exit code."""
-    return run_command(landscape)
+    return run_command(landscape, LESS_MEMORY_FOR_MEASURES)
 
 
 def landscape(arguments: list[str]) -> int:

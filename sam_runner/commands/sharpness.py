@@ -15,7 +15,7 @@ from sam_runner.commands.arguments import (
     positive_numbers,
     require_runs,
 )
-from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MEASURES, run_command
 from sam_runner.utils.errors import InputError, TrainingError
 
 MAX_PANELS = 4
@@ -23,7 +23,7 @@ MAX_PANELS = 4
 
 def main() -> int:
     """Run `sam-sharpness RUN... [--rho R,R] [--adaptive-rho R,R] [--m M,M] ...`. Returns the exit code."""
-    return run_command(sharpness)
+    return run_command(sharpness, LESS_MEMORY_FOR_MEASURES)
 
 
 def sharpness(arguments: list[str]) -> int:

@@ -12,7 +12,8 @@ from sam_runner.runs.folder import NOT_STARTED, SETTINGS
 from sam_runner.runs.plan import PLAN
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import is_call_alive
-from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state
+from sam_runner.sweeps.progress import JobState, SweepProgress, read_state
+from sam_runner.utils.console import format_duration
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.yaml import read_yaml
 
@@ -105,7 +106,8 @@ def _describe(job: JobState) -> str:
         parts.append(f"epoch {int(job.done)} of {job.epochs}")
     if job.state == "running":
         if job.paid_cost and job.seconds:
-            parts.append(f"about {format_duration(job.seconds_left(job.seconds / job.paid_cost))} left")
+            seconds = job.seconds_left(job.seconds / job.paid_cost)
+            parts.append(f"about {format_duration(seconds, is_rough=True)} left")
         parts.append(f"process {details.get('pid')} on {details.get('host')}")
     error = str(details.get("error", "")).partition("\n")[0]
     return ", ".join([*parts, *filter(None, [error])])

@@ -76,6 +76,7 @@ class SweepCall:
         for name in sorted({*self._typed, *hydra_guard.OF_WHOLE_SWEEP}):  # swept settings are checked in their jobs
             if name in config or "." in name:
                 check_setting(name, select_value(config, name))
+        hydra_guard.check_search(config)
         launchers.prepare(config.hydra)
         if not config.dry_run:
             require_writable(Path(config.hydra.sweep.dir))

@@ -7,12 +7,12 @@ import sys
 from collections.abc import Callable
 from typing import Any
 
-from sam_runner.commands.exit_codes import BAD_INPUT, DONE, FAILED, run_command
+from sam_runner.commands.exit_codes import DONE, exit_code_of, run_command
 from sam_runner.commands.next_step import after_run, print_next_step
 from sam_runner.config.hydra.command_line import HYDRA_COMMANDS, CommandLine, parse_command_line
 from sam_runner.runs.environment import record_command
 from sam_runner.runs.status import new_call_name
-from sam_runner.utils.console import exit_immediately, is_distributed, report_exception
+from sam_runner.utils.console import LESS_MEMORY, exit_immediately, is_distributed, report_exception
 from sam_runner.utils.errors import InputError, RankError
 from sam_runner.utils.files import CONF
 
@@ -21,7 +21,7 @@ CALLS = itertools.count()  # numbers the calls of this process
 
 def main() -> int:
     """Run `sam-train`. Returns the exit code."""
-    code = run_command(train)
+    code = run_command(train, LESS_MEMORY)
     if is_distributed():
         from sam_runner.distributed.torchrun import leave_process_group
 
@@ -222,5 +222,5 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
         exit_immediately(error)
     except Exception as error:
         report_exception(error)
-        return BAD_INPUT if isinstance(error, InputError) else FAILED
+        return exit_code_of(error)
     return DONE

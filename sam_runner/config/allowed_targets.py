@@ -162,7 +162,7 @@ def find_own_modules(settings: Any) -> list[str]:
     """Return the top-level modules of all targets in nested settings that only SAM_RUNNER_TRUSTED lets run."""
     if isinstance(settings, dict):
         target = str(settings.get("_target_", REQUIRED))
-        own = [] if target == REQUIRED or f"{target}.".startswith(ALLOWED) else [target.partition(".")[0]]
+        own = [] if target in ("None", REQUIRED) or f"{target}.".startswith(ALLOWED) else [target.partition(".")[0]]
         below = [name for value in settings.values() for name in find_own_modules(value)]
         return list(dict.fromkeys([*own, *below]))
     return []
@@ -185,7 +185,7 @@ def require_allowed_targets(node: Any, others: Sequence[str] | None = None) -> N
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "_target_":
-                if value == REQUIRED:
+                if value is None or value == REQUIRED:
                     continue  # refused with the name of its group when the settings are built
                 require_trusted_name(str(value), others)
             elif str(key).startswith("_") and str(key).endswith("_"):

@@ -158,6 +158,13 @@ class ImageListConfig(DataConfig):
     test_fraction: float = key(
         "part of each class that becomes the test set if the file names no test images", 0.2, range=OPEN_UNIT
     )
+    cache: Literal[True, False] | str = key(
+        "folder that keeps decoded images for the next run; true: ~/.cache/sam_runner",
+        False,
+        effect="none",
+        in_reports=False,
+        path=True,
+    )
     num_workers: int | None = key(
         "processes that decode from disk or apply augment.policy; null: chosen from the number of cores",
         None,

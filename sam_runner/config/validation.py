@@ -13,6 +13,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from sam_runner.config.keys import REQUIRED, Key
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import CONF
 
 WORDS = {int: "a whole number, like 20", float: "a number, like 0.05", bool: "true or false", str: "a text"}
 LARGEST = {int: 2**63 - 1, float: 3.4e38}  # torch computes in int64 and float32, and fails with larger numbers
@@ -51,9 +52,8 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
     if not isinstance(values, Mapping):
         if path in groups:
             raise InputError(describe_missing_option(path, values))
-        given = "null" if values is None else values
         keys = ", ".join(f"{path}.{entry.name}" for entry in fields(kind) if entry.name != "own_arguments")
-        raise InputError(f"{path}={given} is not an option of a group\n  give its settings: {keys}")
+        raise InputError(f"{path}={_format_value(values)} is not an option of a group\n  give its settings: {keys}")
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
@@ -105,7 +105,7 @@ def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any], pat
         names = {_get_default(found, "name"): found for found in classes if found not in own}
         given = values.get("name", next(iter(names)))
         if not isinstance(given, str) or given not in names:
-            raise InputError(f"{path}.name={given} is not known\n  accepted: {', '.join(names)}")
+            raise InputError(f"{path}.name={_format_value(given)} is not known\n  accepted: {', '.join(names)}")
         return names[given]
     return next((found for found in classes if str(values.get("_target_")) in found.targets), classes[0])
 
@@ -133,7 +133,7 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
             return value
         (annotation,) = (entry for entry in options if entry is not type(None) and get_origin(entry) is not Literal)
     if value is None:
-        raise InputError(f"{name} needs a value, not null")
+        raise InputError(f"{name} needs a value, not null\n  accepted: {_list_accepted(annotation, words)}")
     if get_origin(annotation) is Literal:
         return _convert_choice(value, get_args(annotation), name)
     if get_origin(annotation) is tuple:
@@ -151,9 +151,17 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
             return float(value)  # YAML's own infinity is .inf
     if annotation is int and isinstance(value, int | float) and not isinstance(value, bool) and value == value // 1:
         return int(value)
-    texts = [str(word).lower() if isinstance(word, bool) else word for word in words]
-    accepted = ", or ".join([WORDS[annotation], *texts]) + _suggest(value, annotation, name)
+    accepted = _list_accepted(annotation, words) + _suggest(value, annotation, name)
     raise InputError(f"{name}={_format_value(value)} has the wrong type\n  accepted: {accepted}")
+
+
+def _list_accepted(annotation: Any, words: Sequence[Any] = ()) -> str:
+    """Return the values of a type in words: the choices of a Literal, otherwise the kind of value, or some words."""
+    if get_origin(annotation) is Literal:
+        return ", ".join(map(_format_value, get_args(annotation)))
+    if get_origin(annotation) is tuple:
+        return f"a list of: {_list_accepted(get_args(annotation)[0])}"
+    return ", or ".join([WORDS[annotation], *map(_format_value, words)])
 
 
 def _suggest(value: Any, annotation: type, name: str) -> str:
@@ -177,7 +185,7 @@ def _convert_choice(value: Any, accepted: tuple[Any, ...], name: str) -> Any:
     for entry in accepted:
         if given == entry and isinstance(given, bool) == isinstance(entry, bool):
             return entry
-    words = [str(entry).lower() if isinstance(entry, bool) else str(entry) for entry in accepted]
+    words = list(map(_format_value, accepted))
     close = find_close(str(value), words)
     hint = f"; did you mean {close[0]}?" if close else ""
     raise InputError(f"{name}={_format_value(value)} is not known\n  accepted: {', '.join(words)}{hint}")
@@ -203,6 +211,8 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
 def _format_value(value: Any) -> str:
     if isinstance(value, Mapping):
         return "{...}"  # a group, to which an interpolation refers
+    if value is None:
+        return "null"
     return str(value).lower() if isinstance(value, bool) else str(value)[:200]
 
 
@@ -262,10 +272,13 @@ def describe_unknown_key(key: str, accepted: Sequence[str], value: Any = "...") 
 
 def describe_missing_option(group: str, value: Any) -> str:
     """Return the message for a group, by its dotted name, whose value is not one of its options."""
+    from sam_runner.config.help import list_options  # imports this module
+
     slashed = group.replace(".", "/")
-    option = value if isinstance(value, str) and re.fullmatch(r"[\w.-]+", value) else "NAME"
-    given = "null" if value is None else _format_value(value)
-    lines = [f"{group}={given} is not an option of a group", f"  choose one with {slashed}={option}"]
+    is_name = isinstance(value, str) and re.fullmatch(r"[\w.-]+", value)
+    option, options = (value, "") if is_name else ("NAME", f": {', '.join(list_options(CONF)[slashed])}")
+    lines = [f"{group}={_format_value(value)} is not an option of a group"]
+    lines += [f"  choose one with {slashed}={option}{options}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
     lines += [f"  and indent the settings of {group} below it"] if value is None else []
     return "\n".join(lines)

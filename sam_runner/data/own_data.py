@@ -1,6 +1,7 @@
 """`from_dataset`: the sets of a run from a user's own arrays or torch datasets."""
 
 import logging
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -60,6 +61,8 @@ def _make_set(part: Any, classes: tuple[str, ...], name: str) -> ImageSet | Arra
         return part
     if isinstance(part, tuple | list) and len(part) == 2 and hasattr(part[0], "shape"):
         inputs, labels = _to_tensor(part[0], name), _to_tensor(number_names(part[1], classes, name), name)
+    elif isinstance(part, tuple | list) and len(part) == 2 and _holds_arrays(part[0]):
+        raise InputError(f"{name}: {_describe_no_array(part[0])}")
     else:
         inputs, labels = _read_items(part, classes, name)
     labels = check_labels(labels, len(inputs), len(classes), name)
@@ -82,6 +85,13 @@ def _make_set(part: Any, classes: tuple[str, ...], name: str) -> ImageSet | Arra
     )
 
 
+def _holds_arrays(value: Any) -> bool:
+    """Return whether a value is a tuple or list of arrays, each of more than one number."""
+    return isinstance(value, tuple | list) and any(
+        isinstance(entry, Tensor | np.ndarray) and math.prod(entry.shape) > 1 for entry in value
+    )
+
+
 def _label_errors(name: str, make: Any) -> ImageSet:
     """Return what `make` returns; an `InputError` gets the name of the set."""
     try:
@@ -93,13 +103,27 @@ def _label_errors(name: str, make: Any) -> ImageSet:
 
 def _to_tensor(value: Any, name: str) -> Tensor:
     """Return an array, a tensor or a list of numbers as a tensor on the CPU."""
+    if isinstance(value, Tensor):
+        if value.layout != torch.strided:
+            raise InputError(f"{name}: a sparse tensor is not accepted\n  give tensor.to_dense()")
+        return value.detach().cpu()
     try:
-        return value.detach().cpu() if isinstance(value, Tensor) else torch.from_numpy(np.array(value))
-    except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{name}: a {type(value).__name__} is not an array of numbers: {str(error).splitlines()[0]}\n"
-            "  accepted: tensors, numpy arrays, lists of numbers"
-        ) from error
+        return torch.from_numpy(np.array(value))
+    except (TypeError, ValueError, RuntimeError) as error:  # NumPy's words do not name what was given
+        raise InputError(f"{name}: {_describe_no_array(value)}") from error
+
+
+def _describe_no_array(value: Any) -> str:
+    """Return the message for a value that is no array of numbers of one shape."""
+    accepted = "accepted: tensors, numpy arrays, lists of numbers"
+    if isinstance(value, np.ndarray):
+        return f"an array of {value.dtype} is not an array of numbers\n  {accepted}"
+    shapes = [tuple(entry.shape) for entry in value if isinstance(entry, Tensor | np.ndarray)]
+    if not shapes:
+        return f"a {type(value).__name__} is not an array of numbers of one shape\n  {accepted}"
+    listed = ", ".join(map(str, shapes[:3])) + (", ..." if len(shapes) > 3 else "")
+    way = "torch.stack" if len(set(shapes)) == 1 else "torch.cat, and let the network split it"
+    return f"a {type(value).__name__} of arrays of the shapes {listed} is not one array\n  join them by {way}"
 
 
 def _read_items(dataset: Any, classes: tuple[str, ...], name: str) -> tuple[Tensor, Tensor]:

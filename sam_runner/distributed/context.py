@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, distributed, nn
 
-from sam_runner.utils.errors import InputError, RankError, TrainingError
+from sam_runner.utils.errors import InputError, RankError, TrainingError, find_memory_error
 
 T = TypeVar("T")
 # Parts of the messages with which gloo and nccl report a lost connection.
@@ -198,7 +198,7 @@ class DistributedContext:
                 self.store.set("first_error", text)
         if is_lost:
             text = f"rank {self.rank} has lost the other ranks: rank 0 was killed, or its machine does not respond"
-        return RankError(text, is_local=True, is_explained=is_lost)
+        return RankError(text, is_local=True, is_explained=is_lost or find_memory_error(error) is not None)
 
     def _find_first_error(self) -> str:
         self.store.set(f"waiting/{self.rank}", "")

@@ -1,6 +1,6 @@
 """Frozen batch-norm statistics, for fine-tuning."""
 
-from types import MethodType
+from functools import partial
 
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
@@ -18,9 +18,9 @@ def freeze_batchnorm(model: nn.Module) -> int:
     layers = [module for module in model.modules() if isinstance(module, _BatchNorm)]
     for layer in layers:
         layer.eval()
-        layer.train = MethodType(_ignore_mode, layer)  # type: ignore[method-assign]
+        layer.train = partial(_ignore_mode, layer)  # type: ignore[method-assign]  # a partial can be pickled
     return len(layers)
 
 
-def _ignore_mode(layer: nn.Module, mode: bool = True) -> nn.Module:  # noqa: ARG001 - the signature of train
+def _ignore_mode(layer: _BatchNorm, mode: bool = True) -> _BatchNorm:  # noqa: ARG001 - the signature of train
     return layer

@@ -129,11 +129,14 @@ def _candidates(config: ExperimentConfig, typed: Sequence[str]) -> Iterator[list
     """Yield the typed words with the values of the run, once for each choice of the typed options."""
     values = config.flat()
     aliases = {name: facts.alias for name, facts, _ in walk(config) if facts.alias}
+    keys = {word.lstrip("+").partition("=")[0] for word in typed}
+    names = {aliases.get(key, key) for key in keys}
     choices: list[list[str]] = []
     for word in typed:
         key, equals, value = word.lstrip("+").partition("=")
         searched = SEARCHED.get(value) if key == "search" else None
-        if searched in values:  # show the chosen value, also a default; "" where it has no effect, as for SGD
+        if searched in values and aliases.get(searched, searched) not in names:
+            # show the chosen value, also a default; "" where it has no effect, as for SGD
             choices.append([f"{searched}={_format_value(values[searched])}", ""])
         if not equals or key in NOT_REPEATED or key.startswith("hydra"):
             continue

@@ -16,9 +16,8 @@ from sam_runner.reports.comparison import (
     time_spread,
 )
 from sam_runner.reports.selection import Choice
-from sam_runner.reports.setup import format_duration
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
-from sam_runner.utils.console import format_count
+from sam_runner.utils.console import format_count, format_duration
 
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report
@@ -61,7 +60,8 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
         names = " and ".join(map(column_title, report.search_settings[0]))
         optimistic = ", which is optimistic" if choice.is_optimistic else ""
         equal = f"; {choice.num_best} of them are equally good" if choice.num_best > 1 else ""
-        text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{optimistic}{equal})"
+        other = _name_other_metric(report, choice)
+        text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{other}{optimistic}{equal})"
     if choice is not None and choice.at_edge:
         names = " and ".join(map(column_title, choice.at_edge))
         edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
@@ -72,6 +72,14 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
     base, difference = compared
     judgement = _judge(report, group, base, difference)
     return f"{text}; {report.labels[base]}: {_describe_mean(report, base, report.metric)}. {judgement}{edge}"
+
+
+def _name_other_metric(report: "Report", choice: Choice) -> str:
+    """Return ", not by early_stopping.metric=..." where the runs choose their best epoch by another held-out metric."""
+    config = report.first_record(choice.group).config
+    metric = choice.metric if config is None else config.early_stopping.metric
+    is_other = choice.is_held_out and metric != choice.metric.removeprefix("best/")
+    return f", not by early_stopping.metric={metric}" if is_other else ""
 
 
 def _describe_early_stopping(report: "Report", group: int, base: int) -> list[str]:

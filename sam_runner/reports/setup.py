@@ -14,6 +14,7 @@ from sam_runner.config.keys import walk
 from sam_runner.reports.rerun import typed_command
 from sam_runner.reports.results import RunRecord, report_settings, setting_columns
 from sam_runner.reports.tables import column_title, format_value, printable
+from sam_runner.utils.console import format_duration
 
 NOT_RECORDED = "not recorded (runs of an earlier version)"
 MAX_NAMED = 3  # runs that a warning names
@@ -276,15 +277,6 @@ def _describe_time(records: Sequence[RunRecord]) -> str:
     memory = [result["peak_memory_bytes"] for result in finished if result.get("peak_memory_bytes")]
     peak = f"peak memory {max(memory) / 2**20:,.0f} MiB" if memory else ""
     return "; ".join(filter(None, [days, training, peak]))
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration such as "22.7 s", "12 min 5 s" or "3 h 20 min"."""
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    return f"{hours} h {minutes} min" if hours else f"{minutes} min {rest} s"
 
 
 def _warn(runs: Sequence[RunRecord]) -> list[str]:

@@ -31,7 +31,7 @@ from sam_runner.utils.console import (
     report_exception,
     set_line_prefix,
 )
-from sam_runner.utils.errors import FolderInUseError, InputError, RankError, RunInterrupt
+from sam_runner.utils.errors import FolderInUseError, RankError, RunInterrupt, is_bad_input
 
 if TYPE_CHECKING:
     from sam_runner.sam.network.joint_passes import JointPasses
@@ -177,7 +177,7 @@ def train_job(job: Job, call: Call, joint: "JointPasses | None" = None) -> None:
             raise
         message, text = report_exception(error)
         if is_main_process():
-            record_failure(call.folder, job, "refused" if isinstance(error, InputError) else "failed", message, text)
+            record_failure(call.folder, job, "refused" if is_bad_input(error) else "failed", message, text)
             if call.stop_on_error:
                 set_stop_flag(call.folder, "failure")
     finally:

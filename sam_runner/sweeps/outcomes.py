@@ -174,13 +174,16 @@ def choose_exit_code(outcomes: Sequence[JobOutcome]) -> int:
 
 
 def read_objective(job: Job) -> float | None:
-    """Return the objective that a search maximises: the validation accuracy at the end of the job's run.
+    """Return the objective that a search maximises: the ``early_stopping.metric`` at the end of the job's run.
 
     Returns:
-        The accuracy in [0, 1], or None if the run has not finished or there is no validation set.
+        An accuracy in [0, 1], or minus a negative log-likelihood; None if the run has not finished.
     """
-    value = (read_finished_result(job.folder) or {}).get("final", {}).get("validation/accuracy")
-    return None if value is None else float(value)
+    metric = job.config.early_stopping.metric
+    value = (read_finished_result(job.folder) or {}).get("final", {}).get(metric)
+    if value is None:
+        return None
+    return -float(value) if metric.endswith("/nll") else float(value)
 
 
 def remove_leftovers(sweep_folder: Path) -> None:

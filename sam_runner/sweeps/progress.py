@@ -18,7 +18,7 @@ from sam_runner.runs.lock import is_locked
 from sam_runner.runs.plan import PlanEntry, read_plan
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import call_name, read_status
-from sam_runner.utils.console import format_count
+from sam_runner.utils.console import format_count, format_duration
 
 NO_RESULT = ("failed", "refused", "not run")  # states of a job that is not continued in its call
 ENDED_EARLY = ("failed", "refused", "died", "interrupted", "preempted", "not run")
@@ -227,17 +227,8 @@ class SweepProgress:
         )
         parts += [f"{elsewhere} running in another call"] if elsewhere else []
         seconds = self.seconds_left
-        parts += [f"about {format_duration(seconds)} left"] if seconds is not None else []
+        parts += [f"about {format_duration(seconds, is_rough=True)} left"] if seconds is not None else []
         return ", ".join(parts)
-
-
-def format_duration(seconds: float) -> str:
-    """Return a duration with two digits or so: "40 s", "12 min", "3.5 h", "2.1 days"."""
-    if seconds < 90:
-        return f"{max(1, round(seconds))} s"
-    if seconds < 90 * 60:
-        return f"{round(seconds / 60)} min"
-    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
 
 
 @contextmanager

@@ -100,8 +100,16 @@ class Sweep:
             set_stop_flag(self.folder, "failure")
         if not valid:
             return [None] * num_composed
-        if self._call.batch_seeds > 1 and not self._is_dry:
-            _require_joint_passes([config for _, config in valid])
+        if self._call.batch_seeds > 1:
+            configs = [config for _, config in valid]
+            if not self.jobs:  # a later batch of hydra.sweeper.max_batch_size may be the rest of the seeds
+                _require_several_seeds(configs, self._call.batch_seeds)
+            if not self._is_dry:
+                _require_joint_passes(configs)
+        if self._is_search and not self.jobs:
+            metric = valid[0][1].early_stopping.metric
+            best = "lowest" if metric.endswith("/nll") else "highest"
+            log.info("searching the settings with the %s %s at the end (early_stopping.metric)", best, metric)
         write = is_main_process() and not self._is_dry
         jobs, job_of = plan_jobs(self.folder, valid, first=len(self.jobs) + 1, write=write)
         self.jobs += jobs
@@ -225,6 +233,15 @@ def _validate(job: ComposedJob) -> ExperimentConfig:
     config = load_experiment(plain_settings(job.settings), job.overrides, multirun=True)
     require_files(config)
     return config.with_absolute_paths()
+
+
+def _require_several_seeds(configs: Sequence[ExperimentConfig], batch_seeds: int) -> None:
+    """Raise InputError if no two jobs differ only in the seed: every process would train one job at a time."""
+    if len({replace(config, seed=0).fingerprint() for config in configs}) == len({c.fingerprint() for c in configs}):
+        raise InputError(
+            f"sweep.batch_seeds={batch_seeds} has no effect: no two jobs differ only in the seed\n"
+            "  give several seeds, such as seed=0,1,2, or leave sweep.batch_seeds out"
+        )
 
 
 def _require_joint_passes(configs: Sequence[ExperimentConfig]) -> None:

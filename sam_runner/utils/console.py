@@ -1,7 +1,6 @@
 """Console output of a run: log lines on stdout, errors on stderr, and only from one process under torchrun."""
 
 import contextlib
-import errno
 import logging
 import os
 import sys
@@ -9,9 +8,10 @@ import traceback
 from contextvars import ContextVar
 from typing import NoReturn
 
-from sam_runner.utils.errors import InputError, RankError, TrainingError
+from sam_runner.utils.errors import InputError, RankError, TrainingError, find_memory_error
+from sam_runner.utils.files import FULL_DISK_ERRNOS
 
-MEMORY_ERRORS = ("can't allocate memory", "Storage size calculation overflowed")  # of torch's allocator on a CPU
+LESS_MEMORY = "use a smaller batch_size or accumulate=2, a smaller model or data set; dry_run=true estimates the memory"
 MAX_ERROR_LINES = 18
 DETAIL = {"is_detail": True}  # `extra` of a message that the console leaves out where several jobs run at once
 _line_prefix: ContextVar[str] = ContextVar("line_prefix", default="")
@@ -71,6 +71,27 @@ def format_count(number: int, noun: str) -> str:
     return f"{number:,} {noun}{'s' * (number != 1)}"
 
 
+def format_duration(seconds: float, *, is_rough: bool = False) -> str:
+    """Return a duration such as "2.5 s", "40 s", "12 min 5 s", "3 h 20 min" or "2.1 days".
+
+    Args:
+        seconds: The duration.
+        is_rough: One unit and about two digits, for an estimate: "40 s", "12 min", "3.3 h".
+    """
+    if seconds >= 48 * 3600:
+        return f"{seconds / 86400:.1f} days"
+    if is_rough and seconds >= 90:
+        return f"{round(seconds / 60)} min" if seconds < 90 * 60 else f"{seconds / 3600:.1f} h"
+    if is_rough:
+        return f"{max(1, round(seconds))} s"
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    parts = [(hours, "h"), (minutes, "min"), (0 if hours else rest, "s")]
+    return " ".join(f"{number} {unit}" for number, unit in parts if number)
+
+
 def print_line(text: str, stream: str = "stdout") -> None:
     """Print a line above a progress bar if there is one.
 
@@ -115,33 +136,30 @@ def set_line_prefix(prefix: str, *, details: bool = True) -> None:
     _shows_details.set(details)
 
 
-def report_exception(error: Exception) -> tuple[str, str]:
-    """Print an exception: the message of an `InputError` or a `TrainingError`, the traceback of most others.
+def report_exception(error: Exception, less_memory: str = LESS_MEMORY) -> tuple[str, str]:
+    """Print an exception: one message if its reason is known, otherwise the traceback.
+
+    The reason is known of an `InputError` and a `TrainingError`, of a full disk and of memory that the system refused.
+
+    Args:
+        error: The exception.
+        less_memory: What the command can do with less memory.
 
     Returns:
-        The error's message, and the text to store: the same message, or the traceback if one was printed.
+        The error's message, and the text to store: the same message, or the traceback.
     """
-    if isinstance(error, InputError | TrainingError):
+    message = f"{type(error).__name__}: {error}"
+    if (refused := find_memory_error(error)) is not None:
+        reason = str(refused).splitlines() or ["the system has no more"]
+        print_error(f"out of memory: {reason[0][:200]}\n  {less_memory}")
+    elif isinstance(error, InputError | TrainingError):
         print_error(str(error))
         return str(error), str(error)
-    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT) and error.filename is None:
-        print_error(f"the output cannot be written: {error.strerror}")
-    elif _is_out_of_memory(error):
-        reason = str(error).splitlines() or ["the system has no more"]
-        print_error(
-            f"out of memory: {reason[0][:200]}\n"
-            "  use a smaller batch_size or accumulate=2, a smaller model or data set; dry_run=true estimates the memory"
-        )
+    elif isinstance(error, OSError) and error.errno in FULL_DISK_ERRNOS:
+        print_error(f"{error.strerror}: {error.filename or 'output'}\n  free some space and repeat the command")
     else:
         _print_on_stderr(traceback.format_exc().rstrip())
-    return f"{type(error).__name__}: {error}", traceback.format_exc()
-
-
-def _is_out_of_memory(error: Exception) -> bool:
-    """Return whether memory was refused. On a CPU torch has only the text of a RuntimeError for it."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_ERRORS)
+    return message, traceback.format_exc()
 
 
 def exit_immediately(error: RankError) -> NoReturn:

@@ -1,6 +1,10 @@
 """Exceptions whose message is complete for the user, so that commands print it without a traceback."""
 
 PREEMPTED, INTERRUPTED = 75, 130  # exit codes: stopped by a signal after saving (try again), and by Ctrl-C
+MEMORY_ERRORS = (
+    "can't allocate memory", "Storage size calculation overflowed",  # of torch's allocator on a CPU
+    "CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED",
+)  # fmt: skip
 
 
 class InputError(Exception):
@@ -48,3 +52,22 @@ class RunInterrupt(BaseException):
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
         self.code, self.reason = code, reason
+
+
+def find_memory_error(error: BaseException | None) -> BaseException | None:
+    """Return the error that says that memory was refused: an error, or one that it was raised from; None without one.
+
+    On a CPU torch has only the text of a RuntimeError for it.
+    """
+    while error is not None:
+        if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":
+            return error
+        if isinstance(error, RuntimeError) and any(text in str(error) for text in MEMORY_ERRORS):
+            return error
+        error = error.__cause__
+    return None
+
+
+def is_bad_input(error: BaseException) -> bool:
+    """Return whether an error refuses what the user gave. An `InputError` for lack of memory does not."""
+    return isinstance(error, InputError) and find_memory_error(error) is None

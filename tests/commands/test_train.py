@@ -105,7 +105,11 @@ BAD_INPUT = [
     (["optimizer=sam", "optimizer.p=nan"], "optimizer.p=nan", "[1, inf]"),
     (["lr=0"], "lr=0", "(0, inf)"),
     (["lr=nan"], "lr=nan", "(0, inf)"),
-    (["--config-name", "x" * 5000], "is too long for the name of an option", "xxx..."),
+    (["-cp", "x"], "-cp would replace the settings of sam-train", "own groups: --config-dir FOLDER"),
+    (["--config-path=x", "-m", "seed=0,1"], "--config-path would replace", "own groups: --config-dir FOLDER"),
+    (["--config-path"], "--config-path would replace", "own groups: --config-dir FOLDER"),
+    (["-cn", "x"], "-cn would replace the settings of sam-train", "own settings: config=FILE.yaml"),
+    (["--config-name", "x"], "--config-name would replace", "own settings: config=FILE.yaml"),
     ([f"schedule={'x' * 5000}"], "is too long for the name of an option", "schedule=xxx"),
     (["weight_decay=1e40"], "weight_decay=1e+40 is too large", "at most 3.4e+38"),
     (

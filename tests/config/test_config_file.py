@@ -74,6 +74,16 @@ def test_other_forms_of_a_file(text, words, tmp_path, monkeypatch):
         ("model:\n  _target_: os.system\n", "is not in a trusted module"), ("hydra.mode: MULTIRUN\n", "-m is missing"),
         ("hydra.job.env_set:\n  SAM_RUNNER_TRUSTED: os\n", "hydra.job.env_set cannot be changed"),
         ("lr: &a 0.1\nrho: *a\n", "aliases are not accepted"),
+        ("data: .nan\n", "data=nan is not an option of a group\n  choose one with data=NAME: cifar10, cifar100, "),
+        ("schedule: no\n", "schedule=false is not an option of a group\n  choose one with schedule=NAME: constant, "),
+        ("optimizer/base: 1.5\n", "choose one with optimizer/base=NAME: adamw, rmsprop, sgd, torch"),
+        ("defaults:\n  - override /data: true\n", "choose one with data=NAME: cifar10, cifar100, "),
+        ("data: null\n", "choose one with data=NAME: cifar10, cifar100, "),
+        ("data: {_target_: null}\n", "data._target_ needs a value, not null"),
+        ("optimizer: {name: null}\n", "optimizer.name=null is not known\n  accepted: sgd, none, sam, "),
+        ("precision: null\n", "precision needs a value, not null\n  accepted: auto, fp64, "),
+        ("channels_last: null\n", "channels_last needs a value, not null\n  accepted: true, false, auto"),
+        ("logger: null\nepochs: null\n", "epochs needs a value, not null\n  accepted: a whole number, like 20"),
     ],
 )  # fmt: skip
 def test_a_mistake_in_the_file_is_answered(text, message, tmp_path, monkeypatch, capsys):

@@ -269,10 +269,11 @@ def test_only_what_hydra_would_misread_is_quoted(word, result):
     ("word", "words"),
     [
         ("noise=[1,2]", "noise=[1,2] is not an option"), ("noise={a:1}", "noise={a:1} is not an option"),
-        ("data=[cifar10,digits]", "choose one with data=NAME"), ("optimizer/base=[1]", "optimizer.base=[1]"),
+        ("data=[cifar10,digits]", "choose one with data=NAME: cifar10, "), ("optimizer/base=[1]", "optimizer.base=[1]"),
         ("optimizer.base=[1]", "choose one with optimizer/base=NAME"), ("lr=${data}", "lr={...} has the wrong type"),
         ("lr=${data.nothere}", "lr cannot be resolved"), ("epochs=${rho}", "epochs=0.05 has the wrong type"),
         ("seed=${oc.env:HOME}", "accepted: a whole number"), ("augment.mixup=${model.width}x", "wrong type"),
+        ("compile=null", "accepted: off, default, "), ("checkpoint=true", "checkpoint=true is not an option"),
         ("checkpoint=3", "checkpoint=3 is not an option"), ("data.val_fraction=${batch_size}", "out of range"),
     ],
 )  # fmt: skip
@@ -281,6 +282,16 @@ def test_values_and_interpolations_of_the_wrong_type_are_named(word, words, tmp_
     assert done.returncode == 2
     assert words in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_an_option_in_the_defaults_of_a_file_is_a_name(tmp_path, monkeypatch, capsys):
+    (tmp_path / "mine" / "experiment").mkdir(parents=True)
+    text = "# @package _global_\ndefaults:\n  - override /data: .nan\n"
+    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(text)
+    done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "experiment=own")
+    assert done.returncode == 2
+    assert "the option of a group in a configuration file is no name but a float" in done.stderr
+    assert "- override /GROUP: NAME" in done.stderr
 
 
 def test_a_runs_config_file_runs_again(tmp_path, monkeypatch, capsys):

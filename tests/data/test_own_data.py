@@ -96,6 +96,31 @@ def test_a_dataset_gives_the_same_sets_as_its_arrays():
         assert found.digest() == expected.digest()
 
 
+PAIR, ALIKE = (torch.zeros(3), torch.zeros(2)), (torch.zeros(3, requires_grad=True), torch.zeros(3))
+LABELS_OF_4 = [0, 1, 0, 1]
+NO_ARRAYS = {
+    "item": (Items([(PAIR, 0)] * 4), "item 0: a tuple of arrays of the shapes (3,), (2,) is not one array\n  join"),
+    "item of NumPy": (Items([([np.zeros(3), np.zeros(2)], 0)] * 4), "a list of arrays of the shapes (3,), (2,)"),
+    "item with gradients": (Items([(ALIKE, 0)] * 4), "shapes (3,), (3,) is not one array\n  join them by torch.stack"),
+    "pair": (((torch.zeros(4, 3), torch.zeros(4, 2)), LABELS_OF_4), "train: a tuple of arrays of the shapes (4, 3), "),
+    "list": (([torch.zeros(3)] * 4, LABELS_OF_4), "train: a list of arrays of the shapes (3,), (3,), (3,), ... is"),
+    "ragged": (Items([([[1.0], [1.0, 2.0]], 0)] * 4), "item 0: a list is not an array of numbers of one shape"),
+    "ragged labels": ((torch.zeros(2, 3), [[0], [0, 1]]), "train: a list is not an array of numbers of one shape"),
+    "objects": (Items([(np.array([None]), 0)] * 4), "item 0: an array of object is not an array of numbers\n"),
+    "texts": ((np.array(["a", "b"]), [0, 1]), "train: an array of <U1 is not an array of numbers\n"),
+    "sparse": ((torch.zeros(2, 3).to_sparse(), [0, 1]), "train: a sparse tensor is not accepted"),
+}
+
+
+@pytest.mark.parametrize("case", NO_ARRAYS)
+def test_inputs_that_are_no_array_are_named_in_our_own_words(case):
+    part, message = NO_ARRAYS[case]
+    with pytest.raises(InputError) as raised:
+        from_dataset(part, part, 2)
+    assert message in str(raised.value)
+    assert not any(word in str(raised.value) for word in ("inhomogeneous", "np.ndarray", "setting an array"))
+
+
 @pytest.mark.parametrize("kind", [np.array, list, lambda names: np.array(names, object)])
 def test_names_of_classes_are_labels(kind):
     values, classes = DRAWS.normal(size=(12, 4)).astype(np.float32), ["low", "2", "high"]

@@ -2,6 +2,7 @@
 
 import copy
 import math
+import pickle
 
 import pytest
 import torch
@@ -172,10 +173,11 @@ def test_frozen_statistics_stay_and_normalise():
     assert not torch.equal(before.features[1].weight, model.features[1].weight)
 
 
-def test_a_copy_of_a_frozen_network_is_frozen_itself():
+@pytest.mark.parametrize("make_copy", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
+def test_a_copy_of_a_frozen_network_is_frozen_itself(make_copy):
     model = make_model()
     freeze_batchnorm(model)
-    copied = copy.deepcopy(model)
+    copied = make_copy(model)
     copied.train()
     layer = copied.features[1]
     assert not layer.training

@@ -166,7 +166,7 @@ def test_the_page_answers_the_questions_of_a_reader(tmp_path):
             "digits: 1,000 training, 300 test images, 10 classes",
             "398 to 402 of 1,000 training labels (40.0%) are wrong, no images are held out, test labels are clean",
             "SmallCNN (width 32, batch_norm True, dropout 0): 1,234 parameters",
-            "training took 2 min 42 s, summed over runs, 40.5 s a run (median)",
+            "training took 2 min 42 s, summed over runs, 40 s a run (median)",
             "trained on the CPU: Some CPU, 2 threads",
             "bf16 (precision=auto)",
             "sam-runner 0.1.0, torch 2.14.1, Python 3.11.7",

@@ -20,6 +20,8 @@ SEARCHED = f"{READABLE} rho=0.1 noise=symmetric noise.rate=0.4 "
 CASES = {  # what was typed beside optimizer=sgd,sam; how the final command for SAM begins
     "radii": (["rho=choice(0.02,0.1)", *NOISE, "data.val_fraction=0.1"], f"{READABLE} rho=0.1 "),
     "search": (["search=rho", *NOISE], SEARCHED),
+    "search with values": (["search=rho", "rho=0.02,0.1", *NOISE], f"{READABLE} rho=0.1 noise=symmetric "),
+    "search with full name": (["optimizer.rho=0.02,0.1", "search=rho"], f"{READABLE} optimizer.rho=0.1 data="),
     "part": (["rho=0.02,0.1", "data.val_fraction=0.1", "data.train_fraction=0.5"],
              f"{READABLE} rho=0.1 data.train_fraction=0.5 "),
     "noisy labels": (["search=rho", *NOISE, "data.val_labels=noisy", "sweep.jobs=1"], SEARCHED),
@@ -53,7 +55,7 @@ def lay_sweep(folder, typed, seeds=(0, 1)):
     """SGD and SAM with two radii on some seeds, the larger radius the better; returns the settings of the chosen."""
     words = typed if typed is not None else [*NOISE, "data.val_fraction=0.1", "data.val_labels=noisy"]
     environment = {"command": ["sam-train", "-m", "optimizer=sgd,sam", *words, *TINY], "folder": str(folder)}
-    fixed = [word for word in words if not word.startswith("rho=") and not word.startswith("sweep.")]
+    fixed = [word for word in words if not word.startswith(("rho=", "optimizer.rho=", "sweep."))]
     chosen = {}
     for name, rho in (("sgd", 0.05), ("sam", 0.02), ("sam", 0.1)):
         chosen[name] = compose_line([*fixed, f"optimizer={name}", *([f"rho={rho}"] if name == "sam" else []), *TINY])

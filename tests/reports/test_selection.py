@@ -74,7 +74,7 @@ def test_the_cost_of_a_search_is_that_of_all_its_runs(tmp_path):
         leave(tmp_path / f"{name}{rho}{seed}", config_of(*words), accuracy=0.5 + rho, result=result,
               **{"validation/accuracy": 0.9 - rho})  # fmt: skip
     report = make_report([tmp_path], select=["rho"], by=["optimizer"])
-    sentence = "Searching rho for sam took 4 runs and 6,000 gradient evaluations (30.0 s of training), 1.5 times as"
+    sentence = "Searching rho for sam took 4 runs and 6,000 gradient evaluations (30 s of training), 1.5 times as"
     assert [text.startswith(sentence) for text in report.findings] == [False, False, True]
 
 
@@ -103,6 +103,22 @@ def test_equal_values_are_named_and_are_no_reason_to_search_further(tmp_path):
     assert "at the edge" not in all_equal
     assert "; 2 of them are equally good)" in two_equal
     assert "The chosen rho is at the edge of the values searched" in two_equal
+
+
+@pytest.mark.parametrize(
+    ("metric", "compared", "said"),
+    [
+        ("validation/accuracy", "test/accuracy", "by validation/accuracy)"),
+        ("validation/nll", "test/accuracy", "by validation/accuracy, not by early_stopping.metric=validation/nll)"),
+        ("validation/nll", "test/nll", "by validation/nll)"),
+    ],
+)
+def test_a_choice_by_another_metric_than_that_of_early_stopping_is_named(metric, compared, said, tmp_path):
+    for rho in (0.1, 0.2):
+        config = composed("optimizer=sam", f"rho={rho}", "data.val_fraction=0.1", f"early_stopping.metric={metric}")
+        values = {"validation/accuracy": rho, "validation/nll": rho}
+        leave(tmp_path / f"{rho}", config, accuracy=0.5, **values)
+    assert f"(rho chosen from 2 values {said}" in make_report([tmp_path], metric=compared).to_text()
 
 
 @pytest.mark.parametrize(("best", "beyond"), [(0.4, 0.8), (0.1, 0.05), (0.2, None)])

@@ -159,6 +159,8 @@ def test_a_seed_that_fails_leaves_the_others(tmp_path, monkeypatch, capsys, alon
         (["hydra/launcher=submitit_local"], "has no effect: each job has its own processes"),
         (["hydra/sweeper=optuna"], "has no effect: a search chooses the jobs"),
         (["data.storage=disk", "data=image_folder", "data.root=images", "data.image_size=8"], "needs images in memory"),
+        (["seed=3", "lr=0.1,0.2"], "has no effect: no two jobs differ only in the seed"),
+        (["seed=3", "dry_run=true"], "has no effect: no two jobs differ only in the seed"),
         (["sweep.batch_seeds=0"], "sweep.batch_seeds=0 is out of range"),
         (["sweep.batch_seeds=1,2"], "sweep.batch_seeds=1,2 gives several values"),
     ],
@@ -167,9 +169,17 @@ def test_what_cannot_make_joint_passes_is_refused_before_any_work(tmp_path, monk
     given = [] if any("batch_seeds" in word for word in words) else ["sweep.batch_seeds=2"]
     base = [word for word in WORDS if not (word.startswith("data") and "data=image_folder" in words)]
     write_image_folder(tmp_path / "images")
-    done = invoke(monkeypatch, capsys, tmp_path, "-m", *base, "seed=0,1", "sweep_name=x", *given, *words)
+    seeds = [] if "seed=3" in words else ["seed=0,1"]
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *base, *seeds, "sweep_name=x", *given, *words)
     assert done.returncode == 2 and message in done.stderr, done.stderr
     assert not list(Path(tmp_path).glob("outputs/sweeps/x/*"))
+
+
+def test_the_last_batch_of_a_sweep_may_be_one_seed(tmp_path, monkeypatch, capsys):
+    words = ["seed=0,1,2", "hydra.sweeper.max_batch_size=2", "sweep_name=x", "sweep.batch_seeds=2"]
+    done = invoke(monkeypatch, capsys, tmp_path, "-m", *TINY, *words, "epochs=1")
+    assert done.returncode == 0, done.stderr
+    assert len(sweep_folders(tmp_path, "x")) == 3
 
 
 def test_a_single_run_refuses_it(tmp_path, monkeypatch, capsys):

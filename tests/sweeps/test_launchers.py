@@ -240,6 +240,23 @@ def test_jobs_are_submitted_to_slurm_and_requeued(tmp_path, monkeypatch):
     assert "continuing " in log
 
 
+@skip_without("optuna")
+@pytest.mark.parametrize("metric", ["validation/accuracy", "validation/nll"])
+def test_a_search_says_what_it_looks_for(metric, tmp_path, monkeypatch, capsys):
+    words = ["-m", "hydra/sweeper=optuna", "hydra.sweeper.n_trials=2", *TINY, "epochs=1", "optimizer=sam"]
+    words += ["optimizer.m=16", "data.val_fraction=0.25", f"early_stopping.metric={metric}", "sweep_name=x"]
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    best = "lowest" if metric.endswith("nll") else "highest"
+    assert done.stdout.count(f"searching the settings with the {best} {metric} at the end") == 1
+    found = [json.loads(path.read_text())["final"][metric] for path in sweep_folder(tmp_path).glob("*/result.json")]
+    objective = max(-value if metric.endswith("nll") else value for value in found)
+    assert f"best_value: {objective}" in (sweep_folder(tmp_path) / "optimization_results.yaml").read_text()
+    refused = invoke(monkeypatch, capsys, tmp_path, *words[:-1], "data.val_fraction=0", "sweep_name=y")
+    assert refused.returncode == 2 and "needs held-out images" in refused.stderr
+    assert not sweep_folder(tmp_path, "y").exists()
+
+
 @pytest.mark.slow
 @skip_without("optuna")
 def test_a_search_maximises_the_validation_accuracy_and_continues(tmp_path):

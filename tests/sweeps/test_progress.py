@@ -15,7 +15,7 @@ from sam_runner.runs.plan import PlanEntry, extend_plan
 from sam_runner.runs.status import write_status
 from sam_runner.sweeps import progress as progress_module
 from sam_runner.sweeps.claims import hold_call
-from sam_runner.sweeps.progress import JobState, SweepProgress, format_duration, read_state, show_progress
+from sam_runner.sweeps.progress import JobState, SweepProgress, read_state, show_progress
 from tests.helpers import invoke, wait_for
 from tests.run_folders import lay
 
@@ -121,14 +121,6 @@ def test_the_line_at_the_start_and_at_the_end(tmp_path):
     assert progress_of(tmp_path).seconds_left is None
     lay_job(tmp_path, "b", "finished", 4)
     assert progress_of(tmp_path).line() == "job 1 of 2, 1 finished"
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"),
-    [(0.2, "1 s"), (89, "89 s"), (720, "12 min"), (5340, "89 min"), (3600 * 3.54, "3.5 h"), (86400 * 2.1, "2.1 days")],
-)
-def test_durations_have_about_two_digits(seconds, text):
-    assert format_duration(seconds) == text
 
 
 def test_an_epoch_counts_when_it_has_been_evaluated(tmp_path):

@@ -31,11 +31,13 @@ from sam_runner.runs.plan import agree_on_precision
 from sam_runner.runs.status import write_status
 from sam_runner.sweeps import job_runner, outcomes, signals, sweep
 from sam_runner.sweeps.jobs import plan_jobs
+from sam_runner.sweeps.outcomes import read_objective
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.errors import FolderInUseError, InputError, RunInterrupt
 from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs, choose_precision
 from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
 from tests.helpers import TINY, config_of, invoke, job_config, wait_for
+from tests.run_folders import leave
 
 JOB = ["optimizer=sam", "rho=0.1"]
 
@@ -389,7 +391,11 @@ def test_a_launcher_that_exits_with_a_signal_number_gives_code_75(monkeypatch, t
 
 def test_a_search_needs_held_out_images():
     with pytest.raises(InputError, match=r"data\.val_fraction=0\.1"):
-        hydra_guard.check(compose(val_fraction=0.0, sweeper=OPTUNA))
+        hydra_guard.check_search(compose(val_fraction=0.0, sweeper=OPTUNA))
+    for direction in ("minimize", ["maximize", "minimize"]):
+        with pytest.raises(InputError, match=r"(?s)hydra\.sweeper\.direction=.*early_stopping\.metric=validation/nll"):
+            hydra_guard.check_search(compose(sweeper=OPTUNA | {"direction": direction}))
+    hydra_guard.check_search(compose(sweeper=OPTUNA | {"direction": "maximize"}))
 
 
 @pytest.mark.parametrize(("missing", "extra"), sorted(launchers.EXTRAS.items()))
@@ -466,6 +472,19 @@ def test_jobs_at_once_are_as_many_as_gpus_or_cores(device, given, gpus, at_once,
             sweep._choose_jobs_at_once(search, has_launcher=False)
     elif given == "auto":
         assert sweep._choose_jobs_at_once(search, has_launcher=False) == min(2, at_once)
+
+
+@pytest.mark.parametrize(
+    ("metric", "objective"), [("validation/accuracy", 0.75), ("validation/nll", -0.5), ("validation_ema/nll", -0.25)]
+)
+def test_a_search_maximises_the_metric_of_early_stopping(metric, objective, tmp_path):
+    ema = ("ema_decay=0.9",) if "ema" in metric else ()
+    config = job_config("optimizer=sam", "data.val_fraction=0.1", f"early_stopping.metric={metric}", *ema)
+    (job,), _ = plan_jobs(tmp_path, [((), config)], write=False)
+    assert read_objective(job) is None
+    final = {"validation/accuracy": 0.75, "validation/nll": 0.5, "validation_ema/nll": 0.25}
+    leave(job.folder, config, accuracy=0.5, **final)
+    assert read_objective(job) == objective
 
 
 def test_the_launcher_of_joblib_is_answered_by_the_setting_in_its_place():

@@ -8,7 +8,7 @@ import textwrap
 import pytest
 
 from sam_runner.commands import evaluate, report, train, verify
-from sam_runner.utils.console import print_error
+from sam_runner.utils.console import format_duration, print_error
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import read_json, require_writable, write_json
 from sam_runner.utils.yaml import read_yaml
@@ -95,3 +95,22 @@ def test_a_run_folder_whose_name_is_not_utf8_is_refused():
     name = os.fsdecode(b"na\xefve")
     with pytest.raises(InputError, match="not UTF-8"):
         config_of(f"run_dir='{name}'")
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (0.04, "0.0 s"), (2.54, "2.5 s"), (9.96, "10 s"), (59.6, "1 min"), (89, "1 min 29 s"), (720, "12 min"),
+        (3599.6, "1 h"), (5340, "1 h 29 min"), (3600 * 3.54, "3 h 32 min"), (86400 * 2.1, "2.1 days"),
+    ],
+)  # fmt: skip
+def test_durations_have_at_most_two_units(seconds, text):
+    assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(0.2, "1 s"), (89, "89 s"), (720, "12 min"), (5340, "89 min"), (3600 * 3.54, "3.5 h"), (86400 * 2.1, "2.1 days")],
+)
+def test_rough_durations_have_about_two_digits(seconds, text):
+    assert format_duration(seconds, is_rough=True) == text

@@ -9,7 +9,7 @@ from sam_runner.commands.arguments import (
     require_output,
     run_folder,
 )
-from sam_runner.commands.exit_codes import BAD_INPUT, DONE, run_command
+from sam_runner.commands.exit_codes import BAD_INPUT, DONE, LESS_MEMORY_FOR_MODELS, run_command
 from sam_runner.utils.console import print_error
 from sam_runner.utils.errors import InputError
 
@@ -18,7 +18,7 @@ USAGE = "sam-predict RUN... [FOLDER | FILES]"
 
 def main() -> int:
     """Run `sam-predict RUN... [FOLDER | FILES] [--split S] [--out FILE.csv]`. Returns the exit code."""
-    return run_command(predict)
+    return run_command(predict, LESS_MEMORY_FOR_MODELS)
 
 
 def predict(arguments: list[str]) -> int:

@@ -9,14 +9,14 @@ from sam_runner.commands.arguments import (
     require_output,
     require_runs,
 )
-from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MODELS, run_command
 
 SETS = {"train": "training", "test": "test", "validation": "held-out"}
 
 
 def main() -> int:
     """Run `sam-suspects RUN... [--split S] [--checkpoint last|best] [--out FILE.csv]`. Returns the exit code."""
-    return run_command(suspects)
+    return run_command(suspects, LESS_MEMORY_FOR_MODELS)
 
 
 def suspects(arguments: list[str]) -> int:

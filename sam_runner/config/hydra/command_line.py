@@ -16,22 +16,26 @@ from sam_runner.utils.files import CONF, SETTINGS_FILE, explain_missing_run
 FLAGS = frozenset(
     [
         "--help", "--hydra-help", "--version", "--cfg", "--resolve", "--package", "--run", "--multirun", "--info",
-        "--shell-completion", "--config-path", "--config-name", "--config-dir",
-        "-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cp", "-cn", "-cd",
+        "--shell-completion", "--config-dir",
+        "-h", "-c", "-p", "-r", "-m", "-i", "-sc", "-cd",
     ]
 )  # fmt: skip
 _FOLDER, _COMPLETION = "give the folder of your own groups", 'for bash: eval "$(sam-train -sc install=bash)"'
 WITH_VALUE = {  # flags that a value must follow, and what it is
     "--cfg": "give --cfg job", "-c": "give --cfg job", "--config-dir": _FOLDER, "-cd": _FOLDER,
     "--shell-completion": _COMPLETION, "-sc": _COMPLETION, "--package": "give --package optimizer, for example",
-    "-p": "give -p optimizer, for example", "--config-path": _FOLDER, "-cp": _FOLDER, "--config-name": "give a name",
-    "-cn": "give a name",
+    "-p": "give -p optimizer, for example",
+}  # fmt: skip
+_PATH = "for a folder of your own groups: --config-dir FOLDER"
+_NAME = "for a file of your own settings: config=FILE.yaml"
+REFUSED = {  # flags of Hydra that would replace the settings of this program, and what to give instead
+    "--config-path": _PATH, "-cp": _PATH, "--config-name": _NAME, "-cn": _NAME,
 }  # fmt: skip
 _INFO = ("all", "config", "defaults", "defaults-tree", "plugins", "searchpath")
 CHOICES = {"--cfg": ("job", "hydra", "all"), "-c": ("job", "hydra", "all"), "--info": _INFO, "-i": _INFO}
 HYDRA_COMMANDS = {  # flags that Hydra's own main answers
     "--cfg", "-c", "--info", "-i", "--shell-completion", "-sc", "--hydra-help", "--resolve", "--package", "-p",
-    "--config-path", "-cp", "--config-name", "-cn", "--run", "-r",
+    "--run", "-r",
 }  # fmt: skip
 
 
@@ -162,6 +166,8 @@ def _require_accepted(argument: str) -> None:
         raise InputError("hydra.mode has no effect\n  for all combinations of values: sam-train -m ...")
     if key.lstrip("+") == "search" and "," in argument:
         raise InputError(f"{argument[:200]} names two searches\n  run one after the other, each as a sweep of its own")
+    if key in REFUSED:
+        raise InputError(f"{key} would replace the settings of sam-train\n  {REFUSED[key]}")
     if argument.startswith("-") and key not in FLAGS:
         raise InputError(f"{argument[:200]} is not a flag\n  {_suggest(argument)}")
     _require_no_value(argument)

@@ -152,7 +152,6 @@ def check(config: DictConfig) -> None:
                 raise InputError(f"hydra.{plugin} contains a text with a line break\n  write the text in one line")
             if "${" in text and text not in COMPUTED:  # it can call a function: ${oc.create:{_target_: ...}}
                 raise InputError(f"hydra.{plugin} contains the interpolation {text}\n  write the value itself")
-    _require_held_out(config)
     params = _get_value(hydra, "sweeper.params")
     if isinstance(params, dict):
         words = [f"{key}={value}" for key, value in params.items() if isinstance(value, str)]
@@ -161,6 +160,32 @@ def check(config: DictConfig) -> None:
     name = OmegaConf.select(config, "sweep_name", default="unnamed")
     if not re.fullmatch(r"[\w.=+-][\w.=+ -]{0,99}", str(name), re.ASCII) or str(name).strip(".") == "":
         raise InputError(f"sweep_name={name} is not a folder name\n  accepted: up to 100 letters, digits and ._=+-")
+
+
+def check_search(config: DictConfig) -> None:
+    """Refuse a search without held-out images, which would choose settings by the test set, and one for the worst.
+
+    It is apart from `check`, which also sees configurations that lack the values which a user has typed.
+
+    Args:
+        config: The complete configuration of a sweep or of a job, with Hydra's own settings.
+
+    Raises:
+        InputError: If the search is refused.
+    """
+    if not is_search(config.hydra):
+        return
+    if not OmegaConf.select(config, "data.val_fraction", default=0):
+        raise InputError(
+            "hydra/sweeper=optuna needs held-out images: it compares trials by a metric of them\n"
+            "  add data.val_fraction=0.1"
+        )
+    direction = OmegaConf.select(config, "hydra.sweeper.direction", default="maximize")
+    if str(direction) != "maximize":
+        raise InputError(
+            f"hydra.sweeper.direction={direction} is not accepted: a trial has a larger objective the better it is\n"
+            "  leave it out; early_stopping.metric=validation/nll searches the lowest negative log-likelihood"
+        )
 
 
 def refuse_sweep_settings(words: Sequence[str]) -> None:
@@ -203,15 +228,6 @@ def _get_value(node: Any, key: str) -> Any:
     for part in key.split("."):
         node = node.get(part) if isinstance(node, dict) else None
     return node
-
-
-def _require_held_out(config: DictConfig) -> None:
-    """Refuse a search without held-out images: it must not choose settings by the test set."""
-    if is_search(config.hydra) and not OmegaConf.select(config, "data.val_fraction", default=0):
-        raise InputError(
-            "hydra/sweeper=optuna needs held-out images: it compares trials by their accuracy\n"
-            "  add data.val_fraction=0.1"
-        )
 
 
 def _list_texts(node: Any) -> list[str]:

@@ -53,6 +53,7 @@ class JobComposer:
         job = config.hydra.job
         job.override_dirname = get_overrides_dirname(overrides=of_task, **job.config.override_dirname)
         guard.check(config)
+        guard.check_search(config)
         return config
 
     def _is_merged(self, override: Override) -> bool:

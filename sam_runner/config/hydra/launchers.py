@@ -57,7 +57,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # option: default values that replace t
     },
     "hydra/sweeper/sampler/tpe": {"seed": 0},
     "hydra/sweeper/optuna": {
-        "direction": "maximize",  # a job returns its accuracy on the held-out images
+        "direction": "maximize",  # a job returns its accuracy on the held-out images, or minus their nll
         "storage": STORAGE,  # a file in the sweep's folder, so that the same command continues the study
         "study_name": NAMES[1],
         "n_trials": 20,  # number of trials per command

@@ -117,6 +117,11 @@ def _describe_wrong_defaults(text: str, conf: Path, config_dir: str | None) -> s
             return f"there is no group {group}\n  {hint}"
     if "defaults must be a list" in text:
         return f"{text.splitlines()[0]}\n  begin each line below defaults with a dash: - override /model: NAME"
+    if number := re.search(r"Unsupported item value in defaults : (\w+)", text):
+        return (
+            f"the option of a group in a configuration file is no name but a {number[1]}\n"
+            "  write - override /GROUP: NAME, and a name such as 1 or off in quotes"
+        )
     if "Overrides must be at the end" in text:
         return f"{' '.join(text.split())}\n  move the lines with override to the end of defaults"
     if "Cannot merge DictConfig with ListConfig" in text:

@@ -13,6 +13,7 @@ from sam_runner.config.experiment import GROUPS
 from sam_runner.config.help import list_options
 from sam_runner.config.hydra.own_options import OPTIONS
 from sam_runner.config.hydra.saved_config import store_saved_config
+from sam_runner.config.validation import describe_missing_option
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 
@@ -57,18 +58,35 @@ def _compose_node(settings: Mapping[str, Any]) -> dict[str, Any]:
     for key, value in settings.items():
         group = key.replace(".", "/")
         if group in list_options(CONF) and not isinstance(value, dict) and value is not None:
-            choices[group] = value
+            choices[group] = _require_name(group, value)
         elif key != "defaults":
             _set(node, key.split("."), value)
     defaults = list(settings.get("defaults") or ["_self_"])
-    listed = {str(name).removeprefix("override ").strip(" /") for entry in defaults if isinstance(entry, dict)
-              for name in entry}  # fmt: skip
+    listed = {
+        str(name).removeprefix("override ").strip(" /"): value
+        for entry in defaults
+        if isinstance(entry, dict)
+        for name, value in entry.items()
+    }
+    for group, value in listed.items():
+        _require_name(group, value)
     for group, option in OPTIONS.items():
         own, _, name = option.partition("=")
         if own not in {*choices, *listed} and "_target_" in _get(node, group.split(".")):
             choices[own] = name
     node["defaults"] = [*defaults, *({f"override /{group}": option} for group, option in choices.items())]
     return node
+
+
+def _require_name(group: str, value: Any) -> Any:
+    """Return the option of a group, which YAML may have read as a number or as true or false.
+
+    Raises:
+        InputError: If it is neither a name nor a list of names.
+    """
+    if group in list_options(CONF) and not isinstance(value, str | list | None):
+        raise InputError(describe_missing_option(group.replace("/", "."), value))
+    return value
 
 
 def _set(node: dict[str, Any], parts: Sequence[str], value: Any) -> None:

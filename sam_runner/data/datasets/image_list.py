@@ -24,6 +24,7 @@ def image_list(
     image_size: int | None = None,
     storage: str = "memory",
     test_fraction: float = ImageListConfig.test_fraction,
+    cache: bool | str = False,
 ) -> Splits:
     """Read the images that a CSV file lists.
 
@@ -40,6 +41,7 @@ def image_list(
         storage: "memory" decodes the images once and keeps them; "disk" decodes them in every epoch and needs
             `image_size`.
         test_fraction: Fraction of each class for testing, in (0, 1), if there is no test or validation split.
+        cache: Value of ``data.cache``: where decoded images are kept.
 
     Raises:
         InputError: If a column, a value or an image is missing or cannot be used; the message names the line.
@@ -62,7 +64,7 @@ def image_list(
         labels, clean = (
             torch.tensor([classes.index(row[name]) for row in chosen]) for name in ("label", "clean_label")
         )
-        files = path.parent, paths, labels, classes, clean, image_size or 0
+        files = path.parent, paths, labels, classes, clean, image_size or 0, 1.0, cache
         made = ImageFiles(*files) if storage == "disk" else UnreadImages(*files, num_workers=count_usable_cores())
         return made if split == "train" else made.with_labels(clean)
 

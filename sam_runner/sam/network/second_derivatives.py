@@ -4,11 +4,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sam_runner.utils.errors import TrainingError
+from sam_runner.utils.errors import TrainingError, find_memory_error
 
 ONCE = once_differentiable(print).__code__  # of the backward method of every function that is marked
 WRONG = {"WeightNormInterfaceBackward0": "weight_norm"}  # nodes whose backward pass torch differentiates wrongly
@@ -48,9 +47,9 @@ def explain_missing_derivative(purpose: str, hint: str = "") -> Iterator[None]:
     """Turn torch's error for an operation without a second derivative into a `TrainingError`; see above."""
     try:
         yield
-    except torch.OutOfMemoryError:
-        raise
     except RuntimeError as error:
+        if find_memory_error(error):
+            raise
         raise _error(purpose, str(error).strip().splitlines()[0], hint) from error
 
 

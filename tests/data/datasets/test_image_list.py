@@ -4,6 +4,7 @@ import pytest
 import torch
 from PIL import Image
 
+from sam_runner.data import reading
 from sam_runner.data.datasets.image_list import image_list
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
@@ -84,3 +85,19 @@ def test_noisy_validation_labels_need_no_noise_model(tmp_path):
     assert config_of(*words).data.val_labels == "noisy"
     with pytest.raises(InputError, match="has no effect with noise=none"):
         config_of("data.val_fraction=0.2", "data.val_labels=noisy")
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_the_cache_keeps_the_images(storage, tmp_path, caplog):
+    rows = [f"photos/{number}.png,{'dog' if number % 2 else 'cat'}" for number in range(12)]
+    file, cache = write(tmp_path, ["path,label", *rows]), str(tmp_path / "cache")
+    splits = image_list(file=file, storage=storage, cache=cache, image_size=6)
+    assert splits.train.cache == cache
+    if storage == "memory":
+        caplog.set_level("INFO", "sam_runner")
+        first = reds(splits.read().train)
+        reading._read_all.cache_clear()
+        assert reds(read(file=file, cache=cache, image_size=6).train) == first
+        assert "12 images from data.cache" in caplog.text
+    config = config_of("data=image_list", f"data.file={file}", f"data.cache={cache}")
+    assert config.data.cache == cache
