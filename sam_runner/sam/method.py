@@ -249,8 +249,9 @@ class Method:
         name: Name of the method in settings and reports.
         combines: Whether the step keeps g beside g_eps and calls `combine`. Costs a copy of the weights in memory, and
             in data-parallel training a message of their size.
-        descends_along_g: Whether g is a term of the final gradient. In networks with random branches (Shake-Shake,
-            ShakeDrop) the base optimizer's gradient is not g, so the method is refused there.
+        descends_along_g: Whether g is a term of the final gradient. If so, networks with random branches (Shake-Shake,
+            ShakeDrop) are refused: there the final gradient needs random scales in the backward pass, and g, from
+            which eps is computed, is made without them.
         needs_number: Whether the step's number has to be given.
         data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.
         sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all

@@ -82,8 +82,8 @@ class Side:
         return self.block.estimate(arm, metric).mean
 
     def list_unfitted(self, least: float) -> list[str]:
-        """Return the methods that fit less than a fraction of the training images whose labels are right."""
-        return [arm for arm in self.methods if self.mean(arm, RIGHT) < least]
+        """Return the methods that fit less than a fraction of the right labels, in whole percent as in the table."""
+        return [arm for arm in self.methods if round(self.mean(arm, RIGHT), 2) < least]
 
     def untrained_seeds(self, arm: str, least: float) -> int:
         """Return the number of seeds on which an arm fits less than a fraction of the right labels."""

@@ -177,7 +177,9 @@ def conclude_clean(clean: Sequence[Comparison]) -> str:
         return ""
     text = f"With true labels the interval stays above 0 until the end in {count_ahead(clean)}"
     fits = [say_progress(entry) for entry in clean if entry.start]
-    return f"{text}, from where the baseline fits {', '.join(fits)} of its labels." if fits else f"{text}."
+    if not fits:
+        return f"{text}."
+    return f"{text}, from the epoch at which the baseline fits this fraction of its labels: {', '.join(fits)}."
 
 
 def conclude_parts(noisy: Sequence[Comparison]) -> str:

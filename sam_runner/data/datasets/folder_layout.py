@@ -152,7 +152,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
     with_classes = {
         split: kept for split, found in groups.items() if (kept := [n for n in found if _list_folders(f"{root}/{n}")])
     }
-    # All folders are classes, also one that has the name of a split but no folders inside.
+    # Folders with the name of a split (one split at most) have no folders inside: they are classes like all others.
     if not with_classes and others and len(groups) < 2:
         return {}
     if groups and "train" not in with_classes:
@@ -183,7 +183,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
 
 
 def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
-    """Return folders such as training_set and test_set by split, or nothing unless "train" and another split exist."""
+    """Return folders such as training_set and test_set by split; empty if "train" or all other splits are missing."""
     groups: dict[str, list[str]] = {}
     for name in names:
         words = (SPLIT_WORD.fullmatch(word) for word in re.findall("[a-z]+", name.lower()))

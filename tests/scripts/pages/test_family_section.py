@@ -78,6 +78,11 @@ def test_fit_divided_seeds_edges_of_the_search_and_open_runs(side):
     assert side.gain("sgd") == pytest.approx(0.01)
 
 
+def test_the_fit_is_compared_as_the_table_prints_it(side, monkeypatch):
+    monkeypatch.setattr(side, "mean", lambda arm, metric: 0.4998 if arm == "dear" else 0.494)
+    assert side.list_unfitted(0.5) == ["late", "cheap", "unsure", "sam"]  # the table has 50 for dear, 49 for the others
+
+
 def test_lists_of_methods_are_written_out():
     assert [name_all(arms) for arms in ([], ["a"], ["a", "b"], ["a", "b", "c"])] == [
         "none", "`a`", "`a` and `b`", "`a`, `b` and `c`"
