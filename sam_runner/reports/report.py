@@ -77,8 +77,8 @@ class Report:
         select: Searched settings; None chooses the hyperparameters that vary.
         by: One choice is made for each combination of the values of these settings; None takes all settings that are
             not selected.
-        baseline_settings: Settings of the baseline, ``key=value,key=value``; None takes ``optimizer=sgd`` if there are
-            such runs and others.
+        baseline_settings: Settings of the baseline, ``key=value,key=value``. None takes ``optimizer=sgd``, or
+            ``optimizer=none`` without such runs, if there are other methods too.
         against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
     """
 

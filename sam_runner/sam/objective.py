@@ -77,8 +77,8 @@ class Objective:
     """L_B(w) of a model: its gradient as tensors (`gradient`) or added to ``.grad`` (`backward`).
 
     Args:
-        model: The network in training mode; w are its parameters that require gradients; in a `SamStep`, w are
-            the parameters that the optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
+        model: The network in training mode. w are its parameters that require gradients, until a `SamStep` replaces
+            them by those that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
             perturbation of a network with 36 M weights is 8e-6 per weight, which is lost to rounding when it is added
             to bfloat16 weights.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
@@ -173,7 +173,8 @@ class Objective:
     def has_random_branches(self) -> bool:
         """Whether the model has random branches (Shake-Shake, ShakeDrop).
 
-        For these g, from which eps is computed, has no random scales in the backward pass; the final gradient has them.
+        In such a model the pass that computes g, the gradient for eps, draws no random scales in its backward pass. The
+        pass that computes the final gradient draws them.
         """
         return bool(self._random_branches)
 

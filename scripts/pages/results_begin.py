@@ -194,10 +194,14 @@ def conclude_parts(noisy: Sequence[Comparison]) -> str:
             "smaller fractions comes from epochs within these runs."
         )
     gains = [
-        f"{format_estimate(entry.last.gain, signed=True)} points at {100 * entry.last.memorised:.0f}% ({entry.name})"
+        f"{format_estimate(entry.last.gain, signed=True)} points where {100 * entry.last.memorised:.0f}% are memorised"
+        f" ({entry.name})"
         for entry in parts
     ]
-    return f"In runs whose baseline ends with less than {100 * PART:.0f}% memorised SAM gains {', '.join(gains)}."
+    return (
+        f"In some runs the baseline has memorised less than {100 * PART:.0f}% of the wrong labels at the end. There the"
+        f" difference between SAM and the baseline is {' and '.join(gains)}."
+    )
 
 
 def draw_begin(comparisons: Sequence[Comparison], folder: Path) -> str | None:
