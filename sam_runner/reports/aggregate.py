@@ -138,8 +138,9 @@ def student_t(degrees_of_freedom: pd.Series) -> pd.Series:
 
 def rows_by_group(table: pd.DataFrame) -> dict[int, dict[str, Any]]:
     """Return the rows of a table that is indexed by group, as dictionaries."""
-    rows = zip(table.index.to_list(), table.to_dict("records"), strict=True)
-    return {int(group): {str(name): value for name, value in row.items()} for group, row in rows}
+    rows = table.to_dict("index").values()  # pandas 2 makes no "records" of a table without columns
+    groups = zip(table.index.to_list(), rows, strict=True)
+    return {int(group): {str(name): value for name, value in row.items()} for group, row in groups}
 
 
 def values_by_seed(runs: pd.DataFrame, metric: str) -> "SeriesGroupBy[Any, Any]":

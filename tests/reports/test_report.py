@@ -389,8 +389,9 @@ def test_the_table_is_written_as_latex_markdown_and_csv_and_every_plot_in_three_
     assert latex.count(r"\toprule") == latex.count(r"\bottomrule") == 2
     assert r"95\% interval" in latex and r"$\pm$" in latex
     table = pd.read_csv(tmp_path / "report-table.csv")
-    assert list(table["mean"]) == list(report.groups["mean"])
-    assert list(table["difference"].dropna()) == [found.mean for _, found in report.differences.values()]
+    assert list(table["mean"]) == pytest.approx(list(report.groups["mean"]), rel=1e-12)
+    differences = [found.mean for _, found in report.differences.values()]
+    assert list(table["difference"].dropna()) == pytest.approx(differences, rel=1e-12)
     assert "| optimizer | rho | test/accuracy |" in (tmp_path / "report.md").read_text()
     signatures = {"png": b"\x89PNG\r\n\x1a\n", "svg": b"<?xml", "pdf": b"%PDF"}
     for name, (suffix, start) in itertools.product(("rho", "differences", "curves", "gap"), signatures.items()):

@@ -120,7 +120,7 @@ def test_a_run_that_noted_its_own_end_is_not_noted_twice(tmp_path):
     planned = make_job(tmp_path)
     write_job_status(planned.folder, "failed", error="boom")
     outcomes.record_failure(tmp_path, planned, "failed", "boom", "boom")
-    assert list(tmp_path.glob("*/")) == [planned.folder]
+    assert [path for path in tmp_path.iterdir() if path.is_dir()] == [planned.folder]
     assert json.loads((planned.folder / "status.json").read_text())["job"] == "optimizer=sam rho=0.1"
 
 
