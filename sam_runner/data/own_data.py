@@ -118,7 +118,8 @@ def _describe_no_array(value: Any) -> str:
     accepted = "accepted: tensors, numpy arrays, lists of numbers"
     if isinstance(value, np.ndarray):
         return f"an array of {value.dtype} is not an array of numbers\n  {accepted}"
-    shapes = [tuple(entry.shape) for entry in value if isinstance(entry, Tensor | np.ndarray)]
+    entries = value if isinstance(value, tuple | list) else []
+    shapes = [tuple(entry.shape) for entry in entries if isinstance(entry, Tensor | np.ndarray)]
     if not shapes:
         return f"a {type(value).__name__} is not an array of numbers of one shape\n  {accepted}"
     listed = ", ".join(map(str, shapes[:3])) + (", ..." if len(shapes) > 3 else "")

@@ -108,6 +108,7 @@ NO_ARRAYS = {
     "ragged labels": ((torch.zeros(2, 3), [[0], [0, 1]]), "train: a list is not an array of numbers of one shape"),
     "objects": (Items([(np.array([None]), 0)] * 4), "item 0: an array of object is not an array of numbers\n"),
     "texts": ((np.array(["a", "b"]), [0, 1]), "train: an array of <U1 is not an array of numbers\n"),
+    "no labels": ((torch.zeros(2, 3), None), "train: a NoneType is not an array of numbers of one shape\n  accepted"),
     "sparse": ((torch.zeros(2, 3).to_sparse(), [0, 1]), "train: a sparse tensor is not accepted"),
 }
 
