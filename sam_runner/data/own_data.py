@@ -204,6 +204,8 @@ def _to_input(value: Any, place: str) -> Tensor:
         raise InputError(
             f"{place} has an input of type {type(value).__name__}\n  accepted: a tensor, an array, numbers, a PIL image"
         )
+    if _holds_arrays(value):
+        raise InputError(f"{place}: {_describe_no_array(value)}")
     return _to_tensor(value, place)
 
 

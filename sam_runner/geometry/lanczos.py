@@ -62,10 +62,7 @@ def largest_eigenvalues(
         start: Any non-zero vector, (n,): floating point, not orthogonal to the eigenvectors.
         k: Number of eigenvalues, in [1, n].
         tolerance: Bound of the residuals, relative to the largest eigenvalue. The error of an eigenvalue that is
-            separated from the others is about the square of its relative residual. For an eigenvalue that is less than
-            50 times the tolerance, the bound is `OF_ITSELF` of it, but not below a tenth of the tolerance. Where the
-            most negative eigenvalue is far larger in absolute value, the bound is at least the rounding of the
-            products.
+            separated from the others is about the square of its relative residual.
         max_products: Largest number of products.
         max_basis: Largest number of vectors that are kept, at least k + 2 unless n is smaller.
         seed: Seed of the vectors that replace the start where its invariant subspace is exhausted.
@@ -178,7 +175,12 @@ class _Krylov:
 
 
 def _are_complete(ritz: _Ritz, top: range, tolerance: float, *, is_replaced: bool) -> bool:
-    """Return whether the eigenvalues at the positions `top` are the largest ones of the operator, and exact enough."""
+    """Return whether the eigenvalues at the positions `top` are the largest ones of the operator, and exact enough.
+
+    The residual of an eigenvalue that is less than 50 times the tolerance is bounded by `OF_ITSELF` of it, but not
+    below a tenth of the tolerance. Where the most negative eigenvalue is far larger in absolute value, the bound is at
+    least the rounding of the products.
+    """
     if ritz.beta > 0:
         least, largest = min(tolerance, ROUNDING) * ritz.scale, tolerance * abs(float(ritz.values[top[0]]))
         bounds = [max(min(largest, max(OF_ITSELF * abs(float(ritz.values[i])), largest / 10)), least) for i in top]

@@ -65,7 +65,7 @@ class RunRecord:
     @property
     def best_metrics(self) -> Mapping[str, float]:
         """Metrics at the epoch that early stopping would choose; empty without held-out images."""
-        is_selected = str(self.result.get("selected_by")).startswith("validation/")
+        is_selected = str(self.result.get("selected_by")).startswith(("validation/", "validation_ema/"))
         return keep_numbers(self.result.get("best")) if is_selected else {}
 
     @property
@@ -216,8 +216,12 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _metric_cells(run: RunRecord) -> dict[str, float]:
-    best = {f"best/{tag}": value for tag, value in run.best_metrics.items() if tag.split("/")[0] in METRIC_SETS}
+    best = {f"best/{tag}": value for tag, value in run.best_metrics.items() if _is_of_a_set(tag)}
     return {**run.metrics, **best}
+
+
+def _is_of_a_set(tag: str) -> bool:
+    return tag.split("/")[0].removesuffix("_ema") in METRIC_SETS
 
 
 def setting_columns(results: pd.DataFrame) -> list[str]:

@@ -560,8 +560,7 @@ def build_run(
     step = build_step(config, model, optimizer, dtype, device, total_steps, context, joint)
     _require_comparable_gradients(config, step)
     _require_possible_parts(config, step, splits.train, len(loader))
-    decay = config.ema_decay
-    averaged = build_average(model, decay) if decay else None
+    averaged = build_average(model, config.ema_decay) if config.ema_decay else None
     _seed_training(config, context, device)
     return Run(
         model=model,

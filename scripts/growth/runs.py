@@ -143,7 +143,7 @@ def make_rows(folder: Path, count: int) -> None:
 RUNS = Quantity("runs in a report", (100, 1000, 10_000), (10, 40), {"report written": report_runs}, make_runs)
 JOBS = Quantity(
     "jobs of a sweep",
-    (100, 1000, 4000),
+    (100, 1000, 4000, 16_000),
     (10, 40),
     {"plan, half of the jobs have a folder": plan_sweep, "sam-status, nothing begun": read_status},
 )

@@ -102,6 +102,7 @@ NO_ARRAYS = {
     "item": (Items([(PAIR, 0)] * 4), "item 0: a tuple of arrays of the shapes (3,), (2,) is not one array\n  join"),
     "item of NumPy": (Items([([np.zeros(3), np.zeros(2)], 0)] * 4), "a list of arrays of the shapes (3,), (2,)"),
     "item with gradients": (Items([(ALIKE, 0)] * 4), "shapes (3,), (3,) is not one array\n  join them by torch.stack"),
+    "item of tensors": (Items([((torch.zeros(3), torch.zeros(3)), 0)] * 4), "item 0: a tuple of arrays"),
     "pair": (((torch.zeros(4, 3), torch.zeros(4, 2)), LABELS_OF_4), "train: a tuple of arrays of the shapes (4, 3), "),
     "list": (([torch.zeros(3)] * 4, LABELS_OF_4), "train: a list of arrays of the shapes (3,), (3,), (3,), ... is"),
     "ragged": (Items([([[1.0], [1.0, 2.0]], 0)] * 4), "item 0: a list is not an array of numbers of one shape"),

@@ -305,13 +305,16 @@ def test_times_that_differ_between_seeds_are_told(slowest, is_told, tmp_path):
     assert all("up to 1.2 times as long" in text for text in told)
 
 
-def test_the_metric_that_chose_the_epoch_of_early_stopping_is_named(tmp_path):
+@pytest.mark.parametrize("metric", ["validation/nll", "validation_ema/accuracy"])
+def test_the_metric_that_chose_the_epoch_of_early_stopping_is_named(metric, tmp_path):
     for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
-        result = {"best": {"test/accuracy": 0.8 + 0.01 * seed}, "best_epoch": 2, "selected_by": "validation/nll"}
+        best = {"test/accuracy": 0.8 + 0.01 * seed, "test_ema/accuracy": 0.9 + 0.01 * seed}
+        result = {"best": best, "best_epoch": 2, "selected_by": metric}
         lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=0.6, result=result)
     report = make_report([tmp_path])
-    assert "the epoch with the best validation/nll;" in dict(report.terms)["early stopping"]
-    assert any("(epoch of the best validation/nll)" in sentence for sentence in report.findings)
+    assert f"the epoch with the best {metric};" in dict(report.terms)["early stopping"]
+    assert any(f"(epoch of the best {metric})" in sentence for sentence in report.findings)
+    assert report.runs["best/test_ema/accuracy"].mean() == pytest.approx(0.905)
 
 
 def test_without_held_out_images_there_is_no_early_stopping(tmp_path):
