@@ -4,7 +4,6 @@ import atexit
 import random
 import signal
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -21,7 +20,7 @@ from sam_runner.data.files.jpeg import load_decoder
 from sam_runner.data.image_sets import ImageFiles, Images, ImageSet
 from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import derive_seed
-from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, kill_data_workers
+from sam_runner.utils.signals import block_stop_signals, ignore_stop_signals, keep_handler, kill_data_workers
 
 Key = tuple[int, int]  # epoch and index of an example
 
@@ -101,20 +100,6 @@ def _says_worker_was_killed(error: RuntimeError) -> bool:
     return str(error).startswith("DataLoader worker")  # torch has no class for it
 
 
-@contextmanager
-def explain_killed_workers() -> Iterator[None]:
-    """Turn torch's error about a worker that was killed into a `TrainingError`.
-
-    torch raises it in a handler of SIGCHLD, so anywhere in the body, not only while batches are read.
-    """
-    try:
-        yield
-    except RuntimeError as error:
-        if not _says_worker_was_killed(error):
-            raise
-        raise TrainingError(WORKER_KILLED) from error
-
-
 class WorkerStream:
     """Stream of batches that worker processes prepare.
 
@@ -171,9 +156,10 @@ class WorkerStream:
 
     def _batches(self, epoch: int, indices: Iterable[Tensor]) -> Iterator[Tensor]:
         self._sampler.epoch, self._sampler.batches = epoch, iter(indices)
-        # A stop signal must not kill a worker before the worker ignores it. torch's handler of SIGCHLD, which raises an
-        # error where a worker has died, must not run in the middle of a fork: Python would print and ignore the error.
-        with block_stop_signals(signal.SIGCHLD):
+        # A stop signal must not kill a worker before the worker ignores it. torch's handler of SIGCHLD is undone: if a
+        # worker dies, it raises an error wherever the program is, in an exit function or in the release of a lock, say.
+        # Without it the loader finds the dead worker when it has waited 5 seconds for a batch.
+        with block_stop_signals(signal.SIGCHLD), keep_handler(signal.SIGCHLD):
             prepared = iter(self._loader)
         # Registered again for each epoch, to run before the exit functions that torch and multiprocessing registered.
         atexit.unregister(kill_data_workers)

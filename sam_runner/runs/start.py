@@ -21,7 +21,6 @@ from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.data.normalisation import read_normalisation
-from sam_runner.data.worker_stream import explain_killed_workers
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
 from sam_runner.models.pretrained import find_head
@@ -189,7 +188,6 @@ def _prepare_folder(
             f"run folder {folder} cannot be created: {error.strerror}\n  give another folder: run_dir=FOLDER"
         ) from error
     stack.enter_context(explain_write_errors(folder))
-    stack.enter_context(explain_killed_workers())
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
         write_config(folder, config)

@@ -99,3 +99,14 @@ def block_stop_signals(*others: signal.Signals) -> Iterator[None]:
         yield
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, previous)
+
+
+@contextmanager
+def keep_handler(number: signal.Signals) -> Iterator[None]:
+    """Undo a change that the body makes to the handler of a signal. Only the main thread can change handlers."""
+    previous = signal.getsignal(number)
+    try:
+        yield
+    finally:
+        if signal.getsignal(number) is not previous:
+            signal.signal(number, previous)
