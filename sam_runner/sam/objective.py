@@ -173,8 +173,8 @@ class Objective:
     def has_random_branches(self) -> bool:
         """Whether the model has random branches (Shake-Shake, ShakeDrop).
 
-        In such a model the pass that computes g, the gradient for eps, draws no random scales in its backward pass. The
-        pass that computes the final gradient draws them.
+        In such a model the pass that computes g, the gradient for eps, uses its forward scales in the backward pass
+        too. The pass that computes the final gradient uses other random scales there.
         """
         return bool(self._random_branches)
 
@@ -304,8 +304,8 @@ class Objective:
             batch: B; its micro-batches together give one gradient.
             update_statistics: Whether this pass updates the running statistics of normalisation layers.
             create_graph: Keep the graph, so the gradient can be differentiated.
-            shaken: Whether random branches (Shake-Shake, ShakeDrop) draw independent random scales in the backward
-                pass, as in `backward`. Otherwise it uses the scales of the forward pass, which gives the true gradient.
+            shaken: Whether random branches (Shake-Shake, ShakeDrop) use independent random scales in the backward pass,
+                as in `backward`. Otherwise they use the scales of the forward pass, which gives the true gradient.
             reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
                 which each rank computes its own eps as in the paper.
 

@@ -125,8 +125,8 @@ class SamStep:
             raise ValueError("sync_perturbation computes one perturbation for the whole batch: use group_size=None")
         if method.descends_along_g and objective.has_random_branches:
             raise ValueError(
-                f"{method.name} descends along g too. With random branches (Shake-Shake, ShakeDrop) g has no random "
-                "scales in the backward pass, and the final gradient needs them"
+                f"{method.name} descends along g too. With random branches (Shake-Shake, ShakeDrop) g uses the "
+                "forward scales in the backward pass, and the final gradient needs other random scales there"
             )
         if objective.shards.world_size > 1 and method.shard_blocker:
             raise ValueError(method.shard_blocker)

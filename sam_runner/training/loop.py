@@ -167,7 +167,7 @@ class _Stopwatch:
 
 
 def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter) -> None:
-    """Add the last row of an epoch to its sums.
+    """Add the sums of the last steps of an epoch to those of the epoch, which `_end_epoch` logs.
 
     If `max_steps` ends the run within the epoch, first remember the progress from which a longer run can continue.
     """

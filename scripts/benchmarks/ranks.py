@@ -138,7 +138,7 @@ def main() -> int:
     ]
     note = "The baseline run has 1 process and 1 thread, as the first row of each case: their ratio shows the noise."
     report.table("A step of the whole batch on one machine of two cores", columns, rows, note)
-    columns = ["case", "ranks", "step", "2 (W - 1) 4 P, MB", "measured, MB", "measured / model"]
+    columns = ["case", "ranks", "step", "model, MB", "measured, MB", "measured / model"]
     report.table("Bytes between the ranks in a step", columns, messages)
     report.write(options.out, "ranks")
     return 0

@@ -179,7 +179,7 @@ def conclude_clean(clean: Sequence[Comparison]) -> str:
     fits = [say_progress(entry) for entry in clean if entry.start]
     if not fits:
         return f"{text}."
-    return f"{text}, from the epoch at which the baseline fits this fraction of its labels: {', '.join(fits)}."
+    return f"{text}. It begins to do so when the baseline fits {' or '.join(fits)} of its labels."
 
 
 def conclude_parts(noisy: Sequence[Comparison]) -> str:

@@ -152,7 +152,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
     with_classes = {
         split: kept for split, found in groups.items() if (kept := [n for n in found if _list_folders(f"{root}/{n}")])
     }
-    # If only one split has folders with its name, and none of them has folders inside, they are classes as the others.
+    # Folders named after one split only (say "test"), without folders inside, are classes, if there are other folders.
     if not with_classes and others and len(groups) < 2:
         return {}
     if groups and "train" not in with_classes:

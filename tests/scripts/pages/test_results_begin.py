@@ -147,9 +147,9 @@ def test_without_wrong_labels_the_fit_says_how_far_the_baseline_is(tmp_path):
     assert entry.describe(entry.start) == "4 (75% fitted)"
     text = conclude([entry])
     assert text.startswith(
-        "With true labels the interval stays above 0 until the end in 1 of 1 comparison, from the epoch "
+        "With true labels the interval stays above 0 until the end in 1 of 1 comparison. It begins to do so when "
     )
-    assert "fits this fraction of its labels: 75% (Made: only, sam)." in text and "memorised" not in text
+    assert "the baseline fits 75% (Made: only, sam) of its labels." in text and "memorised" not in text
 
 
 def test_the_answer_has_the_least_and_the_largest_fraction(study, tmp_path):
