@@ -37,14 +37,21 @@ def test_what_a_command_may_change():
     assert find_losses(before, changed, "resume", 0) == ["changed or deleted r/notes.txt"]
 
 
-def test_the_page_gets_a_row_for_each_table(tmp_path):
-    table = {"title": "t", "rows": [["code 2", 3], ["rare", 1], ["all", 4], ["broke a rule", 0]], "note": "--seed 1"}
-    report = tmp_path / "fuzz.json"
-    report.write_text(json.dumps({"conditions": {"date": "2026-11-26"}, "tables": [table]}))
+def test_the_page_gets_a_row_for_consecutive_trials(tmp_path):
+    reports = []
+    for number, (first, count) in enumerate(((0, 3), (3, 2), (7, 2))):
+        rows = [["code 2", count - 1], ["rare", 1], ["all", count], ["broke a rule", first // 3]]
+        note = f"--parts lines --seed 1{f' --first {first}' * bool(first)} --count {count} (1,000 s)"
+        tables = [{"title": "t", "rows": rows, "note": note}]
+        reports.append(tmp_path / f"{number}.json")
+        reports[-1].write_text(json.dumps({"conditions": {"date": "2026-11-26"}, "tables": tables}))
     page = tmp_path / "page.md"
     page.write_text(f"a\n{BEGIN}\n| old |\n\n{END}b\n")
-    write_page([report, report], page)
-    write_page([report], page)
-    assert "| t | 4 | 0 | code 2: 3; rare: 1 | --seed 1, 2026-11-26 |" in page.read_text()
-    assert page.read_text().startswith("a\n") and page.read_text().endswith("b\n")
-    assert page.read_text().count("\n| ") == 2 and "\n| old |\n" in page.read_text()
+    write_page(reports, page)
+    write_page(reports, page)
+    assert page.read_text() == (
+        f"a\n{BEGIN}\n| old |\n"
+        "| t | 5 | 1 | code 2: 3; rare: 2 | --parts lines --seed 1 --count 5 (2,000 s), 2026-11-26 |\n"
+        "| t | 2 | 2 | code 2: 1; rare: 1 | --parts lines --seed 1 --first 7 --count 2 (1,000 s), 2026-11-26 |\n"
+        f"\n{END}b\n"
+    )
