@@ -254,12 +254,10 @@ class MeanLoss:
                 for number, (part, result) in enumerate(zip(parts, results, strict=True), 1):
                     self._point_gradients(result)
                     if outputs:
-                        # Not autograd.grad: it would leave out functions that are marked once_differentiable.
-                        torch.autograd.backward(
-                            [grad for grad, _ in outputs],
-                            [part[index] for _, index in outputs],
-                            retain_graph=number < len(parts),
-                        )
+                        # Not autograd.grad: it would leave out functions that are marked once_differentiable. Not the
+                        # parts of v as gradients of the outputs: torch would import its compiler, which takes a second.
+                        dots = [(grad * part[index]).sum() for grad, index in outputs]
+                        torch.stack(dots).sum().backward(retain_graph=number < len(parts))
         self._clear_gradients()
         if not all(bool(result.isfinite().all()) for result in results):
             raise TrainingError(f"{PRODUCT} is not finite: a second derivative of the loss is infinite or not a number")
