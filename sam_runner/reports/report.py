@@ -78,7 +78,7 @@ class Report:
         by: One choice is made for each combination of the values of these settings; None takes all settings that are
             not selected.
         baseline_settings: Settings of the baseline, ``key=value,key=value``. None takes ``optimizer=sgd``, or
-            ``optimizer=none`` if no run has ``optimizer=sgd``; there is no baseline then if all runs have one optimizer.
+            ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
         against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
     """
 
