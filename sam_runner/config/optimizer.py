@@ -40,7 +40,7 @@ class SgdConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class AdamWConfig(BaseOptimizerConfig):
-    """Settings of optimizer/base=adamw, with the defaults of torch."""
+    """Settings of optimizer/base=adamw. betas and eps have the defaults of torch."""
 
     schema: ClassVar[str] = "base/adamw"
     targets: ClassVar[tuple[str, ...]] = ("torch.optim.AdamW",)
@@ -50,7 +50,7 @@ class AdamWConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class RMSpropConfig(BaseOptimizerConfig):
-    """Settings of optimizer/base=rmsprop, with the defaults of torch."""
+    """Settings of optimizer/base=rmsprop. momentum, alpha and eps have the defaults of torch."""
 
     schema: ClassVar[str] = "base/rmsprop"
     targets: ClassVar[tuple[str, ...]] = ("torch.optim.RMSprop",)

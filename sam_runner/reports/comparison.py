@@ -263,7 +263,7 @@ def _find_length(runs: pd.DataFrame, base: int, factor: float) -> dict[str, Any]
 
 @dataclass(frozen=True)
 class Fit:
-    """How far a group has fitted its training labels, in the last epoch, as means over seeds.
+    """How far a group has fitted its training labels, by the final metrics, as means over seeds.
 
     Attributes:
         accuracy: Accuracy on the training labels, a fraction; NaN where it is unknown.

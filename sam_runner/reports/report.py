@@ -78,7 +78,7 @@ class Report:
         by: One choice is made for each combination of the values of these settings; None takes all settings that are
             not selected.
         baseline_settings: Settings of the baseline, ``key=value,key=value``. None takes ``optimizer=sgd``, or
-            ``optimizer=none`` without such runs, if there are other methods too.
+            ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
         against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
     """
 
@@ -262,6 +262,13 @@ class Report:
         """The metrics of held-out images that chose the epochs of early stopping, e.g. ``validation/accuracy``."""
         chosen = {str(run.result.get("selected_by")) for run in self.records if run.best_metrics}
         return " or ".join(sorted(chosen))
+
+    @property
+    def last_epoch(self) -> str:
+        """The epoch that the final metrics are from: with a patience a run ends with the weights of its best epoch."""
+        configs = [record.config for record in self.records if record.config is not None]
+        has_patience = any(config.early_stopping.patience is not None for config in configs)
+        return "last epoch (best epoch with early_stopping.patience)" if has_patience else "last epoch"
 
     def cost_ratio(self, group: int, base: int) -> float:
         """Return the gradient evaluations of a group relative to another's; NaN where they are unknown."""

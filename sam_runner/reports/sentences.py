@@ -65,7 +65,7 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
     if choice is not None and choice.at_edge:
         names = " and ".join(map(column_title, choice.at_edge))
         edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
-    when = " in the last epoch" if f"best/{report.metric}" in report.estimates else ""
+    when = f" in the {report.last_epoch}" if f"best/{report.metric}" in report.estimates else ""
     text += f": {report.metric}{when} {_describe_mean(report, group, report.metric)}"
     if compared is None:
         return f"{text}.{edge}"
@@ -214,7 +214,8 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         terms.append(
             (
                 "early stopping",
-                f"{report.metric} at the epoch with the best {report.early_metrics}; other columns: last epoch",
+                f"{report.metric} at the epoch with the best {report.early_metrics}; other columns: "
+                f"{report.last_epoch}",
             )
         )
     if report.baseline is not None:
@@ -239,7 +240,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:
         fitted = f" (fitted: {FITTED_ACCURACY:.0%} or more)" if "memorised" not in columns else ", right and wrong ones"
-        terms.append(("fit", f"accuracy on the training labels in the last epoch{fitted}"))
+        terms.append(("fit", f"accuracy on the training labels in the {report.last_epoch}{fitted}"))
     if "right" in columns:
         terms.append(("right", "accuracy on the training images whose labels are right"))
     if "memorised" in columns:
@@ -306,8 +307,8 @@ def _warn_of_times(report: "Report") -> list[str]:
     slowest = spread.index.to_list()[spread.argmax()]
     return [
         f"seconds are unreliable: of runs that differ in the seed only, the slowest took up to {spread.max():.1f} times"
-        f" as long for a gradient as the fastest ({report.labels[slowest]}), as on a machine with other"
-        " work. Compare gradients instead."
+        f" as long for a gradient as the fastest ({report.labels[slowest]}). Other work on the machine can cause this."
+        " Compare gradients instead."
     ]
 
 

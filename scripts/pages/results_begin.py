@@ -163,11 +163,16 @@ def conclude_noisy(noisy: Sequence[Comparison]) -> str:
     started = sorted((entry for entry in noisy if entry.start), key=lambda entry: entry.start.progress)
     if not started:
         return f"With wrong labels {interval} stays above 0 until the end in no comparison."
-    ends = [say_progress(entry) for entry in (started[0], started[-1])]
-    span = f"between {ends[0]} and {ends[1]}" if len(started) > 1 else ends[0]
+    least, most = (say_progress(entry) for entry in (started[0], started[-1]))
+    beginning = (
+        "Over the comparisons, the fraction of the wrong labels that the baseline has memorised when SAM begins to "
+        f"help ranges from {least} to {most}."
+        if len(started) > 1
+        else f"SAM begins to help when its baseline has memorised {least} of the wrong labels."
+    )
     return (
-        f"SAM begins to help when its baseline has memorised {span} of the wrong labels. From there until the end "
-        f"{interval} stays above 0. This is so in {count_ahead(noisy)} with wrong labels."
+        f"{beginning} From then until the end {interval} stays above 0. This is so in {count_ahead(noisy)} with wrong "
+        "labels."
     )
 
 

@@ -317,6 +317,22 @@ def test_the_metric_that_chose_the_epoch_of_early_stopping_is_named(metric, tmp_
     assert report.runs["best/test_ema/accuracy"].mean() == pytest.approx(0.905)
 
 
+@pytest.mark.parametrize(
+    ("patience", "epoch"), [(None, "last epoch"), (2, "last epoch (best epoch with early_stopping.patience)")]
+)
+def test_the_columns_of_runs_with_a_patience_are_from_the_best_epoch(patience, epoch, tmp_path):
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        result = {"best": {"test/accuracy": 0.8 + 0.01 * seed}, "best_epoch": 2, "selected_by": "validation/accuracy"}
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=0.6, result=result,
+            early_stopping={"patience": patience}, final={"train/accuracy": 0.9})  # fmt: skip
+    report = make_report([tmp_path])
+    terms = dict(report.terms)
+    assert terms["early stopping"].endswith(f"; other columns: {epoch}")
+    assert f" in the {epoch} (fitted: 95% or more)" in terms["fit"]
+    assert f"test/accuracy in the {epoch} 0.6000" in report.findings[0]
+    assert rf"\emph{{{epoch.replace('_', chr(92) + '_')}}}" in write_narrow_table(report)
+
+
 def test_without_held_out_images_there_is_no_early_stopping(tmp_path):
     lay(tmp_path / "a", result={"best": {"test/accuracy": 0.9}, "best_epoch": 3, "selected_by": "last epoch"})
     report = make_report([tmp_path])

@@ -152,7 +152,8 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
     with_classes = {
         split: kept for split, found in groups.items() if (kept := [n for n in found if _list_folders(f"{root}/{n}")])
     }
-    # Folders named after one split only (say "test"), without folders inside, are classes, if there are other folders.
+    # A folder that is named like a split (say "test") but has no folders inside is a class like the folders beside it,
+    # unless there is a folder of another split too.
     if not with_classes and others and len(groups) < 2:
         return {}
     if groups and "train" not in with_classes:

@@ -30,9 +30,8 @@ def write_narrow_table(report: Report) -> str:
     heads = ["method", _metric_title(report), "difference", "$n$", "cost"]
     heads = [head for head in heads if (head != "difference" or differences) and (head != "cost" or has_costs)]
     early = f"best/{report.metric}"
-    blocks = (
-        {"last epoch": report.metric, "early stopping": early} if early in report.estimates else {"": report.metric}
-    )
+    titles = {escape_latex(report.last_epoch): report.metric, "early stopping": early}
+    blocks = titles if early in report.estimates else {"": report.metric}
     rows = list[str]()
     for title, metric in blocks.items():
         rows += [r"\midrule"] + ([rf"\multicolumn{{{len(heads)}}}{{l}}{{\emph{{{title}}}}} \\"] if title else [])

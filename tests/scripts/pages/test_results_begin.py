@@ -162,7 +162,7 @@ def test_the_answer_has_the_least_and_the_largest_fraction(study, tmp_path):
     assert "has memorised 97% (Late: only, sam) of the wrong labels." in late_text
     text = conclude(compare([made.block() for made in (never, late, study)]))
     assert "This is so in 2 of 3 comparisons with wrong labels." in text
-    assert "has memorised between 60% (Made: only, sam) and 97% (Late: only, sam) of the wrong labels." in text
+    assert "begins to help ranges from 60% (Made: only, sam) to 97% (Late: only, sam)." in text
     assert "At the first evaluated epoch SAM's mean is behind in 2 of 3." in text
     assert "In the last epoch the interval lies above 0 in 2 of 3 comparisons, and below 0 in 1." in text
     assert "The largest gain is +6.0 ± 2.5 points" in text
