@@ -11,6 +11,7 @@ repeats one. Failures are printed with that command, and the exit code is 1. The
 import argparse
 import os
 import random
+import shlex
 import sys
 import tempfile
 import time
@@ -25,7 +26,7 @@ import torch
 from scripts.benchmarks.measuring import Report
 from scripts.reliability.fuzzing.disk import Disk
 from scripts.reliability.fuzzing.folders import Folders
-from scripts.reliability.fuzzing.kills import Kills
+from scripts.reliability.fuzzing.kills import KINDS, Kills
 from scripts.reliability.fuzzing.leaks import Leaks
 from scripts.reliability.fuzzing.lines import Lines
 from scripts.reliability.fuzzing.page import write_page
@@ -47,6 +48,9 @@ def run_part(name: str, options: argparse.Namespace, report: Report, seconds: fl
     """Run the trials of a part; return the number that broke a rule."""
     rows: Counter = Counter()
     broken, number, began = 0, options.first, time.monotonic()
+    words = f"--parts {name} --seed {options.seed}"
+    if name == "kills" and options.kills:
+        words += f" --kills {shlex.join(options.kills)}"
     with tempfile.TemporaryDirectory() as folder:
         part = PARTS[name](Path(folder))
         while number < options.first + (options.count or 10**9) and time.monotonic() < began + seconds:
@@ -54,11 +58,11 @@ def run_part(name: str, options: argparse.Namespace, report: Report, seconds: fl
             rows[what] += 1
             broken += bool(faults)
             if faults:
-                repeat = f"--parts {name} --seed {options.seed} --first {number} --count 1"
+                repeat = f"{words} --first {number} --count 1"
                 print(f"FAILED {', '.join(faults)}\n  {repeat}\n{details}\n", flush=True)
             number += 1
     trials = rows.total()
-    repeat = f"--parts {name} --seed {options.seed}{f' --first {options.first}' * bool(options.first)} --count {trials}"
+    repeat = f"{words}{f' --first {options.first}' * bool(options.first)} --count {trials}"
     note = f"{repeat} ({time.monotonic() - began:,.0f} s)"
     table = [[what, count] for what, count in rows.most_common()]
     report.table(part.title, ["what happened", "trials"], [*table, ["all", trials], ["broke a rule", broken]], note)
@@ -74,6 +78,7 @@ def main() -> int:
     parser.add_argument("--count", type=int, help="trials of each part; default: as many as there is time for")
     parser.add_argument("--minutes", type=float, help="time for all parts together; default: 5, with --count no limit")
     parser.add_argument("--out", type=Path, default=Path("outputs/fuzz"))
+    parser.add_argument("--kills", nargs="+", choices=KINDS, metavar="KIND", help=f"default: {', '.join(KINDS)}")
     parser.add_argument("--epochs", type=int, default=1000, help="of a run of the part leaks")
     parser.add_argument("--jobs", type=int, default=500, help="of a sweep of the part leaks")
     parser.add_argument("--page", nargs="+", type=Path, help="add rows of these fuzz.json to docs/reliability.md")
@@ -85,6 +90,7 @@ def main() -> int:
     report = Report("Random trials", torch.device("cpu"))
     preload()
     Leaks.epochs, Leaks.jobs = options.epochs, options.jobs
+    Kills.kinds = tuple(options.kills or KINDS)
     broken = sum(run_part(name, options, report, 60 * minutes / len(options.parts)) for name in options.parts)
     report.write(options.out, "fuzz")
     return 1 if broken else 0

@@ -18,32 +18,39 @@ SECONDS = 240.0  # that a call may take, on a machine with other work
 BASE = ["device=cpu", "precision=fp32", "batch_size=16", "epochs=2", "log_every=1", "checkpoint.every_steps=1",
         "checkpoint.min_interval=0", "model.width=4", "augment=basic", "augment.pad=1", "optimizer=sam"]  # fmt: skip
 SYNTHETIC = ["data=synthetic", "data.num_train=96", "data.num_test=32", "data.image_size=8", "data.num_classes=4"]
+KINDS = (
+    "run", "worker of the data", "one of two ranks", "first process of a sweep", "process of a job of a sweep",
+    "one of two calls of a sweep", "one of two calls of a run",
+)  # fmt: skip
 SWEEP = ["-m", *BASE, *SYNTHETIC, "sweep.jobs=2", "seed=0,1,2", "rho=0.05,0.1", "sweep_name=s"]
 
 
 class Kills:
-    """Trials of kills. Each kills a process at a random moment and then repeats the command until it is done."""
+    """Trials of kills. Each kills a process at a random moment and then repeats the command until it is done.
+
+    Attributes:
+        kinds: What is killed; a trial draws one of them.
+    """
 
     title = "kills, then the same command"
+    kinds: tuple[str, ...] = KINDS
 
     def __init__(self, work: Path) -> None:
         self._work, self._images = work, write_images(work / "images")
         self._references: dict[str, tuple[float, dict[str, bytes]]] = {}
         disk = ["data=image_folder", f"data.root={self._images}", "data.storage=disk", "data.image_size=8"]
-        self._words = {
-            "run": [*BASE, *SYNTHETIC, "run_dir=r"],
-            "worker of the data": [*BASE, *disk, "data.num_workers=2", "run_dir=r"],
-            "one of two ranks": [*BASE, *SYNTHETIC, "rank_timeout=20", "run_dir=r"],
-            "first process of a sweep": SWEEP,
-            "process of a job of a sweep": SWEEP,
-            "one of two calls of a sweep": SWEEP,
-            "one of two calls of a run": [*BASE, *SYNTHETIC, "run_dir=r"],
-        }
-        self._kinds = list(self._words)
+        words = (
+            [*BASE, *SYNTHETIC, "run_dir=r"],
+            [*BASE, *disk, "data.num_workers=2", "run_dir=r"],
+            [*BASE, *SYNTHETIC, "rank_timeout=20", "run_dir=r"],
+            *[SWEEP] * 3,
+            [*BASE, *SYNTHETIC, "run_dir=r"],
+        )
+        self._words = dict(zip(KINDS, words, strict=True))
 
     def try_one(self, draws: random.Random) -> tuple[str, list[str], str]:
         """Kill a process of a call; see `Lines.try_one`."""
-        kind = draws.choice(self._kinds)
+        kind = draws.choice(self.kinds)
         duration, expected = self._reference(kind)
         folder = self._work / "trial"
         folder.mkdir()

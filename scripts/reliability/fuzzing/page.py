@@ -9,7 +9,7 @@ from pathlib import Path
 
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "reliability.md"
 BEGIN, END = "<!-- from scripts/reliability/fuzz.py --page -->\n", "<!-- end -->\n"
-NOTE = re.compile(r"(--parts \w+ --seed \d+)(?: --first (\d+))? --count (\d+) \(([\d,]+) s\)")
+NOTE = re.compile(r"(--parts \w+ --seed \d+(?: --kills .+?)?)(?: --first (\d+))? --count (\d+) \(([\d,]+) s\)")
 
 
 @dataclass(frozen=True)
