@@ -96,8 +96,9 @@ def _identity(batch: Any) -> Any:
     return batch
 
 
-def _says_worker_was_killed(error: RuntimeError) -> bool:
-    return str(error).startswith("DataLoader worker")  # torch has no class for it
+def _says_worker_was_killed(error: Exception) -> bool:
+    """Return whether torch found a dead worker (it has no class for this), or a connection to a worker broke off."""
+    return not isinstance(error, RuntimeError) or str(error).startswith("DataLoader worker")
 
 
 class WorkerStream:
@@ -147,8 +148,8 @@ class WorkerStream:
         was_killed = False
         try:
             yield from self._batches(epoch, indices)
-        except RuntimeError as error:
-            was_killed = _says_worker_was_killed(error)
+        except (RuntimeError, EOFError, ConnectionError) as error:
+            was_killed = self._loader.num_workers > 0 and _says_worker_was_killed(error)
             if not was_killed:
                 raise
         if was_killed:  # raised here, without the original, which would keep its frames and the workers alive

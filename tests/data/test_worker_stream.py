@@ -206,6 +206,20 @@ def test_a_worker_that_is_killed_is_one_message(root, default_handler):
     assert caught.value.__context__ is None
 
 
+@pytest.mark.parametrize("error", [EOFError(), ConnectionResetError(104, "Connection reset by peer")])
+def test_a_worker_that_is_killed_while_it_sends_a_batch_is_the_same_message(root, monkeypatch, error):
+    def fail(_):
+        raise error
+        yield
+
+    monkeypatch.setattr(DataLoader, "__iter__", fail)
+    data = load_splits(root, "disk").train
+    with pytest.raises(TrainingError, match="a worker process that reads images was killed"):
+        list(make_loader(data, num_workers=1).epoch(0))
+    with pytest.raises(type(error)):  # there is no worker
+        list(make_loader(data, num_workers=0).epoch(0))
+
+
 @pytest.mark.dist
 def test_workers_start_with_signals_blocked_and_block_none_themselves(root, monkeypatch):
     start, blocked = DataLoader.__iter__, []
