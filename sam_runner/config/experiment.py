@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "number of evaluations without a better early_stopping.metric after which the run ends; the run then has the"
-        " weights of its best epoch, even if it reached the last epoch; null: off",
+        "number of evaluations without a better early_stopping.metric after which the run ends; every run with a"
+        " patience ends with the weights of its best epoch, even if it reached the last epoch; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run stops according to the new patience",
@@ -100,8 +100,8 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "measure the geometry every N steps, or in the next step that makes a second pass: cosine of g and g_SAM, part"
-        " of g_SAM orthogonal to g, share of ||eps||^2 by layer; null: never",
+        "measure every N steps: cosine of g and g_SAM, part of g_SAM orthogonal to g, share of ||eps||^2 by layer; if"
+        " such a step makes one pass, the next step with two passes is measured; null: never",
         None,
         range=AT_LEAST_ONE,
         effect="none",
@@ -299,8 +299,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     dry_run: bool = key(
-        "print the plan (parameters, FLOPs, steps, memory) and train nothing; data that are not there are replaced by"
-        " their published sizes",
+        "print the plan (parameters, FLOPs, steps, memory) and train nothing; if the data are not there, their"
+        " published sizes are used",
         False,
         effect="none",
         in_reports=False,
