@@ -49,7 +49,7 @@ SelectionMetric = Literal[
 class CheckpointConfig:
     """Settings of the group checkpoint.
 
-    A checkpoint is also written at the end of each epoch, unless `min_interval` excludes it.
+    A checkpoint is also written at the end of each epoch, unless `min_interval` excludes the epoch.
     """
 
     every_steps: int | None = key(
@@ -59,7 +59,7 @@ class CheckpointConfig:
         "seconds between two checkpoints within an epoch; null: none", 300.0, range=POSITIVE, effect="none"
     )
     min_interval: float = key(
-        "an epoch is not saved if it ends within this many seconds of the last checkpoint, unless it is the last epoch,"
+        "an epoch that ends within this many seconds of the last checkpoint is not saved, unless it is the last epoch,"
         " the best on the validation set, or kept by keep_epochs or every_epochs",
         1.0,
         range=NOT_NEGATIVE,
@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "number of evaluations without a better early_stopping.metric after which the run ends; the run then has the"
-        " weights of its best epoch, even if it reached the last epoch; null: off",
+        "number of evaluations without a better early_stopping.metric after which the run ends; every run with a"
+        " patience ends with the weights of its best epoch, even if it reached the last epoch; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run stops according to the new patience",
@@ -100,8 +100,8 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "measure the geometry every N steps, or in the next step that makes a second pass: cosine of g and g_SAM, part"
-        " of g_SAM orthogonal to g, share of ||eps||^2 by layer; null: never",
+        "measure every N steps: cosine of g and g_SAM, part of g_SAM orthogonal to g, share of ||eps||^2 by layer; if"
+        " such a step makes one pass, the next step with two passes is measured; null: never",
         None,
         range=AT_LEAST_ONE,
         effect="none",
@@ -139,8 +139,8 @@ class SweepConfig:
         "stop: no further job starts after a job has failed or its settings were refused", "continue", effect="none"
     )
     verbose: bool = key(
-        "print the epochs of each job also where several jobs run at once; false: only starts, ends and warnings (all"
-        " lines are in run.log of each run)",
+        "true: print the epochs of each job; false: if several jobs run at once, print only starts, ends and warnings"
+        " (run.log of each run has all lines)",
         False,
         effect="none",
         in_reports=False,
@@ -223,7 +223,7 @@ class ExperimentConfig:
         effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
-        "NHWC memory layout; auto: if the network has 2-D convolutions and its weights are not sharded",
+        "NHWC memory layout; auto: true if the network has 2-D convolutions and its weights are not sharded",
         "auto",
         effect="rounding",
         on_resume=ROUNDING,
@@ -299,8 +299,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     dry_run: bool = key(
-        "print the plan (parameters, FLOPs, steps, memory) and train nothing; data that are not there are replaced by"
-        " their published sizes",
+        "print the plan (parameters, FLOPs, steps, memory) and train nothing; if the data are not there, their"
+        " published sizes are used",
         False,
         effect="none",
         in_reports=False,
@@ -335,7 +335,7 @@ class ExperimentConfig:
     def fingerprint(self) -> str:
         """Return 12 hex digits of a hash of the settings that affect the result.
 
-        Settings without an effect on the numbers, such as `run_dir`, are left out. So equal runs in different folders
+        Settings without an effect on the numbers, such as `run_dir`, are left out, so equal runs in different folders
         have the same fingerprint.
         """
         defaults = _defaults_added_later()
@@ -399,7 +399,7 @@ def load_experiment(
     try:
         is_plan = settings.get("dry_run") is True  # a plan needs neither data nor weights
         config: ExperimentConfig = build(ExperimentConfig, settings, "", GROUPS, missing_paths=is_plan)
-    except UnknownKeyError as error:  # the key may be another group's
+    except UnknownKeyError as error:  # the key may belong to another group
         others = {*ExperimentConfig().flat(), *list_names(settings)} - {error.key}
         raise InputError(describe_unknown_key(error.key, [*error.accepted, *others], error.value)) from error
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}

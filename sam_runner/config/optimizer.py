@@ -20,7 +20,7 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class BaseOptimizerConfig(Component):
-    """Settings of every base optimizer. A class that ``optimizer.base._target_`` names gets further keys."""
+    """Settings of every base optimizer. Further keys are passed to the class that ``optimizer.base._target_`` names."""
 
     schema: ClassVar[str] = ""
     lr: float = key("initial learning rate; set with lr=", 0.05, range=POSITIVE, short="lr")
@@ -61,13 +61,13 @@ class RMSpropConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of optimizer=sgd, SGD alone. Every method has them."""
+    """Settings of optimizer=sgd, SGD alone; every other method has these settings too."""
 
     schema: ClassVar[str] = "optimizer/sgd"
     name: str = key("name of the method", "sgd", short="optimizer")
     m: int | None = key(
-        "images in a group. Each group has its own batch-norm statistics and, with SAM, its own perturbation"
-        " (m-sharpness); null: the whole batch",
+        "images in a group of the batch. Each group has its own batch-norm statistics and, with SAM, its own"
+        " perturbation (m-sharpness); null: the whole batch",
         None,
         range=AT_LEAST_ONE,
     )
@@ -145,22 +145,22 @@ class SamConfig(AscentConfig):
     p: float = key("norm of the ball (eq. 2)", 2.0, range=Range(1, math.inf, high_open=False))
     direction: Literal["gradient", "random"] = key(
         "direction of the perturbation; gradient: that of eq. 2; random: drawn for each step (the paper's"
-        " Appendix C.5). Both have the length rho",
+        " Appendix C.5). Both have length rho",
         "gradient",
     )
     ascent_steps: int = key(
         "gradient evaluations that find the perturbation (the paper's Table 11)", 1, range=AT_LEAST_ONE
     )
     ascent: Literal["sphere", "projected"] = key(
-        "further ascent steps: sphere places eps on the sphere along the new gradient; projected adds a step and"
-        " projects on the ball",
+        "how a further ascent step changes eps; sphere: eps is computed anew from the gradient at w + eps; projected:"
+        " this new eps is added to the old one, and the sum is projected on the ball of radius rho",
         "sphere",
     )
     second_order: bool = key("keep the second-order term that eq. 3 drops (the paper's Appendix C.4)", False)
 
     @property
     def perturbed_cost(self) -> float:
-        """Cost of a step; the second-order term costs two further gradients."""
+        """Cost of a step with a perturbation; the second-order term costs two gradients more."""
         return 4.0 if self.second_order else 1.0 + self.ascent_steps
 
 
@@ -254,7 +254,8 @@ class MomentumSamConfig(RadiusConfig):
     schema: ClassVar[str] = "optimizer/momentum_sam"
     name: str = key("name of the method", "momentum_sam", short="optimizer")
     rho: float = _radius(
-        "radius of the perturbation (the authors' class; their commands have 3, which is worse on the digits)", 0.3
+        "radius of the perturbation (the authors' class; the authors' commands use 3, which is worse on the digits)",
+        0.3,
     )
 
     @property
@@ -433,7 +434,7 @@ class AeSamConfig(AroundConfig):
 
     @property
     def perturbed_share(self) -> float:
-        """Share of the steps that have a perturbation: about half are expected; the data decide."""
+        """Share of the steps that have a perturbation: an estimate, since the data decide."""
         return 0.5
 
 

@@ -73,7 +73,8 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         and not isinstance(config.optimizer, AscentConfig)
     ):
         raise InputError(
-            "telemetry.every has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave it out"
+            "telemetry.every has no effect with this optimizer: it makes one pass\n"
+            "  use optimizer=sam, or leave telemetry.every out"
         )
     _check_zero_radius(config, typed)
     if "sweep_name" in typed:
@@ -101,7 +102,7 @@ def _check_joint_seeds(config: "ExperimentConfig") -> None:
 
 
 def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Refuse settings of the perturbation with rho=0; a sweep over rho may have them."""
+    """Refuse typed settings of the perturbation with rho=0, in a single run: a sweep over rho may have them."""
     if not isinstance(config.optimizer, RadiusConfig) or config.optimizer.rho != 0:
         return
     names = {f"optimizer.{field.name}" for field in fields(config.optimizer)} - {
@@ -131,7 +132,7 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
             f"  accepted: at least {config.world_size}"
         )
     if config.sync_batchnorm and config.world_size == 1:
-        raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave it out")
+        raise InputError("sync_batchnorm has no effect with one process\n  use torchrun, or leave sync_batchnorm out")
     if config.parallel == "fsdp":
         _check_sharded_weights(config)
     if not isinstance(config.optimizer, AscentConfig) or not config.optimizer.sync_perturbation:
@@ -149,13 +150,13 @@ def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
     """Refuse settings that have no effect with one process."""
     for name in ("optimizer.sync_perturbation", "rank_timeout"):
         if name in typed and config.world_size == 1:
-            raise InputError(f"{name} has no effect with one process\n  use torchrun, or leave it out")
+            raise InputError(f"{name} has no effect with one process\n  use torchrun, or leave {name} out")
     if "deterministic" in typed and config.deterministic and config.device == "cpu":
         raise InputError("deterministic=true has no effect on a CPU: runs repeat bit for bit there\n  leave it out")
 
 
 def _check_sharded_weights(config: "ExperimentConfig") -> None:
-    """Require what a run with sharded weights needs (sam_runner.distributed.sharding)."""
+    """Require the settings that sharded weights need (sam_runner.distributed.sharding)."""
     optimizer = config.optimizer
     sam = optimizer if isinstance(optimizer, SamConfig) else None
     needed = {
@@ -250,7 +251,7 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
     """Refuse a rho from a file if the command line chooses a method that measures rho in another unit than SAM.
 
-    The files of the group experiment set SAM's rho; the defaults of ASAM and others are up to ten times as large.
+    The files of the group experiment set a rho for SAM; the default rho of other methods is up to ten times as large.
     """
     if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
         return
@@ -315,16 +316,18 @@ def _check_telemetry(config: "ExperimentConfig", _: set[str]) -> None:
     options = config.telemetry
     if options.every is not None and config.records_step:
         raise InputError(
-            f"telemetry.every does not work with compile={config.compile}\n  use compile=default, or leave it out"
+            f"telemetry.every does not work with compile={config.compile}\n"
+            "  use compile=default, or leave telemetry.every out"
         )
     if options.curvature_epochs is not None and config.sync_batchnorm:
         raise InputError(
-            "telemetry.curvature_epochs measures in one process, and sync_batchnorm=true needs all of them\n"
-            "  leave one of them out"
+            "telemetry.curvature_epochs measures in one process, and sync_batchnorm=true needs all processes\n"
+            "  leave one of the two settings out"
         )
     if options.curvature_epochs is not None and config.parallel == "fsdp":
         raise InputError(
-            "telemetry.curvature_epochs needs all weights in one process\n  use parallel=ddp, or leave it out"
+            "telemetry.curvature_epochs needs all weights in one process\n"
+            "  use parallel=ddp, or leave telemetry.curvature_epochs out"
         )
 
 
@@ -375,7 +378,9 @@ def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
         config.data.target not in DataConfig.targets and type(config.data) is DataConfig
     )
     if config.noise.target == "sam_runner.data.noise.none" and not has_own_noise:
-        raise InputError("data.val_labels=noisy has no effect with noise=none\n  choose a noise, or leave it out")
+        raise InputError(
+            "data.val_labels=noisy has no effect with noise=none\n  choose a noise, or use data.val_labels=clean"
+        )
     if isinstance(config.noise, LabelFileConfig):
         raise InputError(
             "data.val_labels=noisy: the file of noise=relabelled has no labels for held-out images\n"
@@ -418,7 +423,7 @@ def _describe_absent(path: str) -> str:
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Raise InputError for a missing folder, file of paths or labels, or package, before torch is imported."""
+    """Raise InputError for a missing package, data folder, or file of image paths or labels; torch is not imported."""
     for name in config.logger:
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise InputError(f"logger={name} needs the package {name}\n  pip install {name}")

@@ -74,9 +74,9 @@ class Report:
     Attributes:
         records: The runs and jobs, each distinct run once.
         metric: Metric that is compared, e.g. ``test/accuracy``.
-        select: Searched settings; None chooses the hyperparameters that vary.
-        by: One choice is made for each combination of the values of these settings; None takes all settings that are
-            not selected.
+        select: Searched settings. None: the hyperparameters whose values differ between the runs.
+        by: One choice is made for each combination of the values of these settings. None: all settings that distinguish
+            the runs and are not in `select`.
         baseline_settings: Settings of the baseline, ``key=value,key=value``. None takes ``optimizer=sgd``, or
             ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
         against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
@@ -140,7 +140,7 @@ class Report:
 
     @cached_property
     def search_settings(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and the settings to group by: each combination of their values has one choice."""
+        """The searched settings; and the settings of which each combination of values has one choice."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
@@ -154,8 +154,7 @@ class Report:
     def selection(self) -> list[Choice]:
         """The choices that have a star in the table.
 
-        With a search they are `choices`. Without a search it is the best group, or nothing if the groups differ in the
-        optimizer.
+        With a search: `choices`. Without a search: the best group, or none if the groups differ in the optimizer.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 
@@ -191,7 +190,7 @@ class Report:
 
     @cached_property
     def no_default_baseline(self) -> list[str]:
-        """Why the runs without SAM cannot be the baseline; empty if they can, or if there are none."""
+        """Why the runs without SAM cannot be the baseline; empty if they can, or if there are no such runs."""
         baseline = self._default_baseline
         if baseline is None or self.baseline_settings is not None:
             return []
@@ -212,7 +211,7 @@ class Report:
 
     @cached_property
     def with_equal_cost(self) -> set[int] | None:
-        """The groups that have a baseline of equal cost; None where a group has several."""
+        """The groups that have a baseline of equal cost; None if any group has several such baselines."""
         if self.baseline is None:
             return set()
         at_cost = Baseline(self.baseline.settings, "cost")
@@ -235,7 +234,7 @@ class Report:
 
     @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
-        """`differences` among the chosen groups only, whose searched settings may differ from the baseline's."""
+        """The differences of the chosen groups to the chosen baselines; their searched settings may differ."""
         if self.baseline is None or not self.choices:
             return {}
         return compare(self.runs, self.metric, self.choice_settings, self.baseline)
@@ -265,7 +264,7 @@ class Report:
 
     @property
     def last_epoch(self) -> str:
-        """The epoch that the final metrics are from: with a patience a run ends with the weights of its best epoch."""
+        """The epoch of the final metrics: the best one for runs with early_stopping.patience, otherwise the last."""
         configs = [record.config for record in self.records if record.config is not None]
         has_patience = any(config.early_stopping.patience is not None for config in configs)
         return "last epoch (best epoch with early_stopping.patience)" if has_patience else "last epoch"
@@ -357,7 +356,7 @@ class Report:
         }
 
     def _difference_cells(self, group: int, differences: dict[int, tuple[int, Estimate]]) -> dict[str, str]:
-        """Return the cells of early stopping, of the difference to the baseline, cost and fit, as far as known."""
+        """Return the cells of early stopping, difference to the baseline, cost and fit; without unknown columns."""
         cells = {}
         if f"best/{self.metric}" in self.estimates:
             cells["early stopping"] = _estimate_text(self.estimates[f"best/{self.metric}"][group])

@@ -31,8 +31,8 @@ RHO = "radius of the neighbourhood of the weights in which SAM takes the largest
 def describe_findings(report: "Report") -> list[str]:
     """Return what the runs show: the metric of each chosen group, and whether it beats the baseline.
 
-    Further sentences compare the group at the epochs of early stopping, if images were held out, and say what it
-    costs. Without a search the groups are those with a baseline, if they are few, otherwise the best group.
+    Further sentences compare the group at the epochs of early stopping, if images were held out, and say what the group
+    costs. Without a search the groups are those with a baseline; if these are more than `MAX_FINDINGS`, the best group.
     """
     if report.runs.empty:
         return []
@@ -94,7 +94,7 @@ def _describe_early_stopping(report: "Report", group: int, base: int) -> list[st
 
 
 def _describe_fit(report: "Report", group: int, base: int) -> list[str]:
-    """Return a sentence on which labels both sides have fitted; none where no training label is wrong."""
+    """Return a sentence on which labels a group and its baseline have fitted; none where no training label is wrong."""
     fits = [report.fits[arm] for arm in (group, base)]
     if any(math.isnan(fit.right) or math.isnan(fit.memorised) for fit in fits):
         return []
@@ -106,7 +106,7 @@ def _describe_fit(report: "Report", group: int, base: int) -> list[str]:
 
 
 def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
-    """Return a sentence on the cost of a group that costs more or less than its baseline, with what to type next."""
+    """Return a sentence on the cost of a group relative to its baseline, with what to type next; none if equal."""
     ratio = report.cost_ratio(group, base)
     if report.against or report.baseline is None or not abs(ratio - 1) > COST_TOLERANCE:
         return []
@@ -173,7 +173,7 @@ def _judge_difference(report: "Report", group: int, difference: Estimate) -> str
     """Return a difference with its interval, and whether it is significant."""
     n, mean, half_width = difference
     if n == 0:
-        return "They have no seed in common, so the difference is not paired and not tested."
+        return "The two groups have no seed in common, so there is no paired difference and no test."
     text = f"Difference {mean:+.4f}"
     if difference.contains_zero is None:
         text += " for one seed: no interval, so significance is unknown; run more seeds."
@@ -233,7 +233,9 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         first = f"difference to {report.baseline}"
         meaning = f"whether the interval of {first} contains 0; if not, the difference is significant (5%)"
         terms.append(("contains 0", meaning))
-        terms.append(("p", f"p-value of the paired t-test of {first}, two-sided, of one comparison"))
+        terms.append(
+            ("p", f"p-value of the paired t-test of {first}, two-sided, not corrected for the number of comparisons")
+        )
     if "gradients" in columns:
         terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
     if "seconds" in columns:
@@ -287,7 +289,7 @@ def write_remarks(report: "Report") -> list[str]:
     missing = int(report.runs[report.metric].isna().sum()) if report.metric in report.runs else 0
     if missing:
         remarks.append(
-            f"{missing} of {len(report.runs)} finished runs have no {report.metric}, or NaN: n leaves them out."
+            f"{missing} of {len(report.runs)} finished runs have no {report.metric}, or NaN; n does not count them."
         )
     if any(found.n == 2 for found in report.estimates.get(report.metric, {}).values()):
         of_two, of_three = map(float, student_t(pd.Series([1, 2])))
@@ -300,7 +302,7 @@ def write_remarks(report: "Report") -> list[str]:
 
 
 def _warn_of_times(report: "Report") -> list[str]:
-    """Return a sentence where equal work took different times, so that the column seconds misleads."""
+    """Return a warning of the column seconds if runs that differ in the seed only took different times."""
     spread = time_spread(report.runs).dropna()
     if spread.empty or spread.max() < TIME_SPREAD:
         return []
@@ -313,7 +315,7 @@ def _warn_of_times(report: "Report") -> list[str]:
 
 
 def _describe_missing_costs(report: "Report") -> list[str]:
-    """Return a sentence for a comparison at equal cost that cannot be made."""
+    """Return sentences on the groups that cannot be compared at equal cost, and on what to train for it."""
     if not report.against or report.baseline is None:
         return []
     name = COSTS[report.against]

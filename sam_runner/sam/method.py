@@ -7,7 +7,7 @@
 3. when: which steps make a second pass, and with which rho (`Method.radius`).
 
 A method that needs other passes than one at w and one at w + eps overrides `Method.accumulate`. A method that changes
-only *how* or *when* can take another method as argument, pass the other questions on to it and share its ``state``.
+only *how* or *when* can take another method as argument, which answers the other questions, and share its ``state``.
 """
 
 from collections.abc import Callable, Iterator
@@ -174,7 +174,7 @@ class Group:
     def add_gradient(self, grads: list[Tensor]) -> None:
         """Add the gradient of the latest pass by `gradient` to ``.grad``, as part of the step's final gradient.
 
-        The step averages ``.grad`` over the ranks if needed. Parameters that are not `used` stay as they are.
+        The step averages ``.grad`` over the ranks if needed. Parameters that are not `used` keep their ``.grad``.
 
         Args:
             grads: One tensor per parameter, times the loss scale.
@@ -259,7 +259,7 @@ class Method:
             the paper.
         capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
         shard_blocker: Why the method does not work with sharded parameters (FSDP); empty if it does. A method that
-            computes eps from g needs ``sync_perturbation`` there, since the gradients of shards are means over ranks.
+            computes eps from g needs ``sync_perturbation`` with FSDP, whose gradients are means over the ranks.
         state: Lists of tensors by name. A list of tensors with the parameters' shapes, made by
             ``[torch.zeros_like(param) for param in params]``, works with sharded parameters too.
         staged: New values of entries of ``state``, of the same lengths and (local) shapes. The step is skipped if one
@@ -308,7 +308,7 @@ class Method:
         """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``.
 
         Raises:
-            ValueError: If the network has random branches and there is no second pass, see ``descends_along_g``.
+            ValueError: If `perturb` returns None for a network with random branches, see ``descends_along_g``.
         """
         first, grads = group.gradient()
         eps = self.perturb(grads, group)

@@ -1,7 +1,8 @@
 """The training objective L_B(w) of a batch, and its gradient.
 
 Everything between a batch and a gradient is here: autocast, loss scale, micro-batches, weight decay as part of the
-loss, and which passes update the running statistics. `sam_runner.sam.method` decides at which weights it is evaluated.
+loss, and the running statistics, which a pass updates or not. `sam_runner.sam.method` decides at which weights L_B is
+evaluated.
 """
 
 from collections.abc import Callable, Iterator
@@ -81,17 +82,17 @@ class Objective:
             them by those that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
             perturbation of a network with 36 M weights is 8e-6 per weight, which is lost to rounding when it is added
             to bfloat16 weights.
-        loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; anything else raises ValueError in the
-            first pass. Floating-point tensors in the outputs are promoted to at least float32 first.
+        loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; another result raises ValueError in the
+            first pass. Floating-point tensors in the outputs are promoted to at least float32 before `loss` is called.
         forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model`
             says how it gets its arguments.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
         scaler: Loss scaler for float16; None: no loss scale.
-        num_chunks: Number of micro-batches that a full batch is evaluated in (gradient accumulation), >= 1.
+        num_chunks: Number of micro-batches that a full batch is split into (gradient accumulation), >= 1.
         batch_size: Number of examples of a full batch, needed with `num_chunks`: together they give the size of a
             micro-batch.
         context: The processes that train together. Default: this process only. The model's parameters and buffers
-            become those of rank 0; gradients are averaged here, so the model must not be wrapped.
+            become those of rank 0. The objective averages gradients itself, so the model must not be wrapped (in DDP).
         weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters in the loss of every pass, as in the
             paper's code (flax_training.py); 0 if the base optimizer decays the weights.
 
@@ -179,7 +180,7 @@ class Objective:
         return bool(self._random_branches)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
-        """Set w to the given parameters: first those of the model in its order, then all others (of the loss).
+        """Set w to the given parameters: those of the model in its order, then all others, such as those of the loss.
 
         Parameters of the model that are not given are constants: they are not perturbed, and their ``.grad`` is left
         alone.
@@ -215,7 +216,7 @@ class Objective:
                 param.grad = grad
 
     def chunks(self, batch: Batch) -> list[Batch]:
-        """Split `batch` into the micro-batches that it is evaluated in."""
+        """Split `batch` into micro-batches."""
         return self.split(batch, self.chunk_size)
 
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
@@ -233,7 +234,7 @@ class Objective:
     def accepts_one_example(self, batch: Batch) -> bool:
         """Return whether the model in training mode can be evaluated for one example.
 
-        Batch norm needs more than one value per channel. Without batch norm nothing is tried.
+        Batch norm needs more than one value per channel. For a model without batch norm this is True without a try.
 
         Args:
             batch: At least one example of the kind that the model is trained with.
@@ -406,7 +407,7 @@ class Objective:
         return constants_stay(self.model, self.params)
 
     def average_gradients(self) -> None:
-        """Replace ``.grad`` by its mean over the ranks; needed if no `backward` did so."""
+        """Replace ``.grad`` by its mean over the ranks, if no call of `backward` with ``reduce=True`` has done so."""
         with self._average_during_backward():
             pass
 

@@ -63,7 +63,7 @@ AUTOCAST_DTYPES = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloa
 
 
 def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
-    """Return the device to train on; each process of a machine has its own GPU.
+    """Return the device to train on. With CUDA each process of a machine has its own GPU.
 
     Args:
         name: "auto", "cpu", "cuda" or "cuda:N".
@@ -80,7 +80,7 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
         if torch.cuda.device_count() < context.local_world_size:
             raise InputError(
                 f"{context.local_world_size} processes on a machine with {torch.cuda.device_count()} CUDA devices\n"
-                "  use torchrun --nproc-per-node with that number, or device=cpu"
+                "  start at most one process for each CUDA device (torchrun --nproc-per-node), or use device=cpu"
             )
         return torch.device("cuda", context.local_rank)
     device = torch.device(name)
@@ -147,7 +147,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
     if config.data.drop_last and len(train) < config.batch_size:
         raise InputError(
             f"batch_size={config.batch_size} is larger than the training set of {len(train)} images, and "
-            "data.drop_last=true leaves incomplete batches out\n  use a smaller batch_size or data.drop_last=false"
+            "data.drop_last=true leaves out incomplete batches\n  use a smaller batch_size or data.drop_last=false"
         )
     if isinstance(train, ArraySet):
         _require_augmentable(augment, train)
@@ -168,7 +168,7 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
 
 
 def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
-    """Refuse early stopping, or a metric that chooses the best epoch, if the data do not allow it."""
+    """Refuse early stopping, or a chosen early_stopping.metric, without held-out images or for too few classes."""
     patience, metric = config.early_stopping.patience, config.early_stopping.metric
     is_chosen = metric != EarlyStoppingConfig.metric
     if splits.validation is None and (patience is not None or is_chosen):
@@ -243,7 +243,7 @@ def build_optimizer(
 
 
 def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
-    """Return whether torch has a fused step of the optimizer, and the user's arguments permit it."""
+    """Return whether torch has a fused step of the optimizer and the user's arguments permit the fused step."""
     parameters = inspect.signature(locate(target)).parameters
     chosen = {"fused", "foreach", "differentiable"} & set(arguments)
     return "fused" in parameters and not chosen and not arguments.get("dampening")
@@ -264,16 +264,16 @@ def _require_base_optimizer(target: str) -> None:
 
 
 def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum: bool) -> None:
-    """Require that an optimizer that is not torch's own can take a step with gradients alone.
+    """Require that an optimizer can take a step with gradients alone; those of torch are tried for momentum only.
 
     Args:
         target: Class of the optimizer.
         arguments: Its arguments.
-        needs_momentum: Whether it must have momentum after the step.
+        needs_momentum: Whether the optimizer must have momentum after the step.
 
     Raises:
-        InputError: If the step fails, for example because it needs a closure or second derivatives, or if there is no
-            momentum.
+        InputError: If the step fails, for example because the optimizer needs a closure or second derivatives, or if
+            the optimizer must have momentum and has none.
     """
     if target.startswith("torch.optim.") and not needs_momentum:
         return
@@ -355,8 +355,8 @@ def _require_comparable_gradients(config: ExperimentConfig, step: SamStep | Capt
     """Refuse telemetry of a network with random branches."""
     if config.telemetry.every is not None and step.objective.has_random_branches:
         raise InputError(
-            "telemetry.every compares g and g_SAM, and with random branches (Shake-Shake, ShakeDrop) their backward "
-            "passes use different random numbers\n  leave telemetry.every out, or use another network"
+            "telemetry.every compares g with g_SAM. With random branches (Shake-Shake, ShakeDrop) the backward passes "
+            "of the two use different random numbers\n  leave telemetry.every out, or use another network"
         )
 
 
@@ -366,8 +366,8 @@ def _require_possible_parts(
     """Require that the network can be trained with every group and micro-batch of the run.
 
     Raises:
-        InputError: If a part has one image, and batch norm would have one value per channel, or if processes that
-            communicate in every pass make different numbers of passes.
+        InputError: If a group or micro-batch has one image and batch norm would have one value per channel, or if
+            processes that communicate in every pass would make different numbers of passes.
     """
     objective, world_size = step.objective, step.objective.context.world_size
     totals = {config.batch_size, min(config.batch_size, len(train) - config.batch_size * (num_batches - 1))}

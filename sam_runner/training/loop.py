@@ -29,7 +29,7 @@ from sam_runner.utils.memory import reset_peak_memory
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
 log = logging.getLogger(__name__)
-DIVERGED = 100  # times the loss of equal probabilities
+DIVERGED = 100  # a run whose loss exceeds this many times the loss of equal probabilities has diverged
 
 
 def fit(
@@ -180,10 +180,10 @@ def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMe
 def _end_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> bool:
-    """End an epoch: evaluate and save if it is time to, and log. Returns whether a checkpoint was written."""
+    """End an epoch: evaluate and save if either is due, and log. Return whether a checkpoint was written."""
     if not progress.epoch_sums.get("num_steps"):
         raise TrainingError(
-            f"every step of epoch {progress.epoch + 1} was skipped: its loss or gradient was not finite\n"
+            f"every step of epoch {progress.epoch + 1} was skipped, because a loss or gradient was not finite\n"
             "  use precision=bf16 or fp32, or a smaller lr or rho"
         )
     last = progress.epoch + 1 == run.epochs or progress.step >= run.max_steps
@@ -281,7 +281,7 @@ def _require_finite(values: Mapping[str, float], when: str) -> None:
 
 
 def _nonfinite_error(name: str, when: str, *, can_skip: bool = True) -> TrainingError:
-    """Return the error of a number that is not finite; on_nonfinite=skip is advice for numbers of a step only."""
+    """Return the error of a number that is not finite; with `can_skip` it also advises on_nonfinite=skip."""
     advice = "use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5"
     return TrainingError(
         f"{name} is not finite {when}\n"
@@ -291,9 +291,9 @@ def _nonfinite_error(name: str, when: str, *, can_skip: bool = True) -> Training
 
 
 def _record_evaluation(progress: Progress, values: dict[str, float], selected_by: str | None) -> bool:
-    """Store the metrics of an evaluated epoch and return whether it is the best so far.
+    """Store the metrics of an evaluated epoch and return whether the epoch is the best so far.
 
-    `Run.selected_by` decides, which is a metric of the validation set, never of the test set.
+    The metric `selected_by` decides, one of the validation set; if it is None, the latest epoch counts as the best.
     """
     progress.last_metrics, progress.evaluated_epoch = dict(values), progress.epoch
     best = progress.best_metrics
@@ -306,12 +306,12 @@ def _record_evaluation(progress: Progress, values: dict[str, float], selected_by
 
 
 def _warn_of_divergence(run: Run, loss: float, loss_before: float, *, last: bool) -> None:
-    """Warn of a loss that is far above that of a network which gives equal probabilities to all classes.
+    """Warn of a loss more than `DIVERGED` times that of a network which gives equal probabilities to all classes.
 
     Args:
         run: The run.
         loss: Mean training loss of the epoch.
-        loss_before: Mean training loss of the epoch before. If it was as large, the warning has been logged already.
+        loss_before: Mean training loss of the epoch before. If it was above the limit, the warning exists already.
         last: Whether the epoch is the last one; its warning is repeated.
     """
     guess = math.log(max(2, len(run.classes)))

@@ -345,7 +345,7 @@ def test_runs_whose_metric_is_not_a_number_are_counted(tmp_path):
         lay(tmp_path / str(seed), seed=seed, accuracy=value)
     report = make_report([tmp_path])
     assert list(report.table["n"]) == ["2"]
-    assert "1 of 3 finished runs have no test/accuracy, or NaN: n leaves them out." in report.remarks
+    assert "1 of 3 finished runs have no test/accuracy, or NaN; n does not count them." in report.remarks
 
 
 DAMAGED = [

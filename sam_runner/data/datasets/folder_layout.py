@@ -62,7 +62,7 @@ class Layout:
         classes: Names of the classes, in natural order.
         train: The training set.
         validation: The validation set; None unless there are a validation folder and a test folder.
-        test: The test set; None if there is no folder for it, so that a part of the training set must be used.
+        test: The test set; None without a test or validation folder: a part of the training set must be used then.
         left_out: Files and folders that are not read.
         suffixes: Number of image files by suffix in lower case ("" for files without one), the largest number first.
     """
@@ -83,10 +83,10 @@ class Layout:
 def find_layout(root: str) -> Layout:
     """Read the names of the files below a folder, without decoding images.
 
-    The folders of the splits are found by name (`SPLIT_NAMES`); without a training folder the folders in `root` are the
+    The folders of the splits are found by name (`SPLIT_NAMES`); without such folders the folders in `root` are the
     classes. A validation folder without a test folder is the test set. Hidden files and folders are left out, links are
-    followed, and folders inside a class belong to the class. The suffix of a file says whether it is an image; without
-    a known suffix its content does.
+    followed, and folders inside a class belong to the class. The suffix of a file says whether the file is an image; if
+    the suffix is unknown, the content does.
 
     Args:
         root: Path of the folder.
@@ -184,7 +184,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
 
 
 def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
-    """Return folders such as training_set and test_set by split; empty if "train" or all other splits are missing."""
+    """Return folders such as training_set and test_set by split; empty unless "train" and another split exist."""
     groups: dict[str, list[str]] = {}
     for name in names:
         words = (SPLIT_WORD.fullmatch(word) for word in re.findall("[a-z]+", name.lower()))
@@ -195,7 +195,7 @@ def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
 
 
 def _require_no_unknown_split(root: str, train: str, others: list[str]) -> None:
-    """Refuse a folder beside the training folder that has its classes: a test set of another name."""
+    """Refuse a folder beside the training folder that has the same classes: it is a test set of an unknown name."""
     classes = set(_list_folders(train))
     for name in others:
         if classes & set(_list_folders(f"{root}/{name}")):
@@ -234,7 +234,7 @@ def _find_classes(root: str, folder: str) -> tuple[str, ...]:
 
 
 def _require_one_level(root: str, classes: tuple[str, ...]) -> None:
-    """Refuse folders without images that all have the same folders inside: either level could be the classes."""
+    """Refuse folders that all have the same folders inside and no images: either level could be the classes."""
     inner = {tuple(_list_folders(f"{root}/{name}")) for name in classes}
     names = inner.pop() if len(inner) == 1 else ()
     if len(names) < 2 or any(_holds_images(f"{root}/{name}") for name in classes):
@@ -278,7 +278,7 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
 
 
 def _count_outside(folder: str, root: str, left_out: LeftOut) -> None:
-    """Count the images and hidden entries directly in a folder of class folders or splits: they are not read."""
+    """Count the images and hidden entries that lie beside the class folders or split folders; they are not read."""
     for entry in _scan(folder):
         if _is_hidden(entry.name):
             left_out.add("hidden", os.path.relpath(entry.path, root))
