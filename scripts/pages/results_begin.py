@@ -136,14 +136,15 @@ def conclude(comparisons: Sequence[Comparison]) -> str:
     behind_first = sum(entry.points[0].gain.mean < 0 for entry in comparisons)
     behind_last = sum(entry.last.is_behind for entry in comparisons) or "none"
     meaning = (
-        "A comparison consists of SAM and its baseline in one block, with equal epochs. SAM begins to help in the first "
-        "epoch from which until the end the 95% interval of its gain over the baseline in the same epoch stays above 0."
+        "A comparison consists of SAM and its baseline in one block, with equal epochs. SAM begins to help in the "
+        "first epoch from which until the end the 95% interval of its gain over the baseline in the same epoch stays "
+        "above 0."
     )
     text = (
-        f"In the first evaluated epoch SAM's mean gain is below 0 in {behind_first} of {len(comparisons)} comparisons. "
-        f"In the last epoch the interval of the gain lies above 0 in {count_ahead(comparisons)}, and below 0 in "
-        f"{behind_last}. The largest gain in the last epoch is {format_estimate(largest.last.gain, signed=True)} points "
-        f"({largest.name})."
+        f"In the first evaluated epoch SAM's mean gain is below 0 in {behind_first} of {len(comparisons)} "
+        f"comparisons. In the last epoch the interval of the gain lies above 0 in {count_ahead(comparisons)}, and "
+        f"below 0 in {behind_last}. The largest gain in the last epoch is "
+        f"{format_estimate(largest.last.gain, signed=True)} points ({largest.name})."
     )
     return "\n".join(filter(None, [meaning, conclude_noisy(noisy), conclude_clean(clean), text, conclude_parts(noisy)]))
 
