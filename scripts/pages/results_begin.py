@@ -136,9 +136,9 @@ def conclude(comparisons: Sequence[Comparison]) -> str:
     behind_first = sum(entry.points[0].gain.mean < 0 for entry in comparisons)
     behind_last = sum(entry.last.is_behind for entry in comparisons) or "none"
     meaning = (
-        "A comparison consists of SAM and its baseline in one block, with equal epochs. SAM begins to help in the "
-        "first epoch from which until the end the 95% interval of its gain over the baseline in the same epoch stays "
-        "above 0."
+        "A comparison, named by study, block and arm, consists of SAM and its baseline with equal epochs. SAM begins "
+        "to help in the first epoch from which on the 95% interval of its gain over the baseline in the same epoch "
+        "stays above 0 until the end."
     )
     text = (
         f"In the first evaluated epoch SAM's mean gain is below 0 in {behind_first} of {len(comparisons)} "
@@ -184,7 +184,8 @@ def conclude_clean(clean: Sequence[Comparison]) -> str:
         return ""
     text = f"With true labels SAM begins to help in {count_ahead(clean)}."
     fits = [say_progress(entry) for entry in clean if entry.start]
-    return f"{text} In that epoch the baseline fits {' or '.join(fits)} of its training labels." if fits else text
+    fraction = "In that epoch the fraction of the training labels that the baseline fits is"
+    return f"{text} {fraction} {' or '.join(fits)}." if fits else text
 
 
 def conclude_parts(noisy: Sequence[Comparison]) -> str:
@@ -205,7 +206,7 @@ def conclude_parts(noisy: Sequence[Comparison]) -> str:
     ]
     return (
         f"In some comparisons the baseline has memorised less than {100 * PART:.0f}% of the wrong labels in the last "
-        f"epoch. In these SAM minus baseline is {' and '.join(gains)}."
+        f"epoch. In these comparisons, SAM minus baseline is {' and '.join(gains)}."
     )
 
 

@@ -147,7 +147,7 @@ def test_without_wrong_labels_the_fit_says_how_far_the_baseline_is(tmp_path):
     assert entry.describe(entry.start) == "4 (75% fitted)"
     text = conclude([entry])
     assert "With true labels SAM begins to help in 1 of 1 comparison." in text
-    assert "the baseline fits 75% (Made: only, sam) of its training labels." in text and "memorised" not in text
+    assert "that the baseline fits is 75% (Made: only, sam)." in text and "memorised" not in text
 
 
 def test_the_answer_has_the_least_and_the_largest_fraction(study, tmp_path):
