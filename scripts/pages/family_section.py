@@ -159,7 +159,7 @@ def make_section(sides: dict[str, Side]) -> str:
     """Return the section, with its heading."""
     environment = open_templates(estimate=format_estimate, names=name_all)
     text = environment.get_template("family.md.j2").render(**sides, large=read_blocks(Study("human_noise"))[0])
-    return wrap(text.rstrip("\n")) + "\n\n"
+    return wrap(text).rstrip("\n") + "\n\n"
 
 
 def read_sides() -> dict[str, Side]:

@@ -135,12 +135,18 @@ def conclude(comparisons: Sequence[Comparison]) -> str:
     largest = max(comparisons, key=lambda entry: entry.last.gain.mean)
     behind_first = sum(entry.points[0].gain.mean < 0 for entry in comparisons)
     behind_last = sum(entry.last.is_behind for entry in comparisons) or "none"
+    meaning = (
+        "A comparison, named by study, block and arm, consists of SAM and its baseline with equal epochs. SAM begins "
+        "to help in the first epoch from which on the 95% interval of its gain over the baseline in the same epoch "
+        "stays above 0 until the end."
+    )
     text = (
-        f"At the first evaluated epoch SAM's mean is behind in {behind_first} of {len(comparisons)}. In the last epoch "
-        f"the interval lies above 0 in {count_ahead(comparisons)}, and below 0 in {behind_last}. The largest gain is "
+        f"In the first evaluated epoch SAM's mean gain is below 0 in {behind_first} of {len(comparisons)} "
+        f"comparisons. In the last epoch the interval of the gain lies above 0 in {count_ahead(comparisons)}, and "
+        f"below 0 in {behind_last}. The largest gain in the last epoch is "
         f"{format_estimate(largest.last.gain, signed=True)} points ({largest.name})."
     )
-    return "\n".join(filter(None, [conclude_noisy(noisy), conclude_clean(clean), text, conclude_parts(noisy)]))
+    return "\n".join(filter(None, [meaning, conclude_noisy(noisy), conclude_clean(clean), text, conclude_parts(noisy)]))
 
 
 def count_ahead(comparisons: Sequence[Comparison]) -> str:
@@ -156,35 +162,30 @@ def say_progress(entry: Comparison) -> str:
 
 
 def conclude_noisy(noisy: Sequence[Comparison]) -> str:
-    """Say how far the baselines have memorised wrong labels when the gain begins to stay above 0."""
+    """Say how far the baselines have memorised wrong labels when SAM begins to help."""
     if not noisy:
         return ""
-    interval = "the 95% interval of SAM's gain over its baseline at the same epoch"
     started = sorted((entry for entry in noisy if entry.start), key=lambda entry: entry.start.progress)
     if not started:
-        return f"With wrong labels {interval} stays above 0 until the end in no comparison."
+        return "With wrong labels SAM begins to help in no comparison."
     least, most = (say_progress(entry) for entry in (started[0], started[-1]))
     beginning = (
-        "Over the comparisons, the fraction of the wrong labels that the baseline has memorised when SAM begins to "
-        f"help ranges from {least} to {most}."
+        "Over these comparisons, the fraction of the wrong labels that the baseline has memorised in that epoch ranges "
+        f"from {least} to {most}."
         if len(started) > 1
-        else f"SAM begins to help when its baseline has memorised {least} of the wrong labels."
+        else f"In that epoch the baseline has memorised {least} of the wrong labels."
     )
-    return (
-        f"{beginning} From then until the end {interval} stays above 0. This is so in {count_ahead(noisy)} with wrong "
-        "labels."
-    )
+    return f"With wrong labels SAM begins to help in {count_ahead(noisy)}. {beginning}"
 
 
 def conclude_clean(clean: Sequence[Comparison]) -> str:
-    """Say how far the baselines fit true labels when the gain begins to stay above 0."""
+    """Say how far the baselines fit true labels when SAM begins to help."""
     if not clean:
         return ""
-    text = f"With true labels the interval stays above 0 until the end in {count_ahead(clean)}"
+    text = f"With true labels SAM begins to help in {count_ahead(clean)}."
     fits = [say_progress(entry) for entry in clean if entry.start]
-    if not fits:
-        return f"{text}."
-    return f"{text}. It begins to do so when the baseline fits {' or '.join(fits)} of its labels."
+    fraction = "In that epoch the fraction of the training labels that the baseline fits is"
+    return f"{text} {fraction} {' or '.join(fits)}." if fits else text
 
 
 def conclude_parts(noisy: Sequence[Comparison]) -> str:
@@ -195,17 +196,17 @@ def conclude_parts(noisy: Sequence[Comparison]) -> str:
     if not parts:
         least = math.floor(100 * min(entry.last.memorised for entry in noisy) + 1e-9)  # a mean of 0.95 can be below
         return (
-            f"In the last epoch every baseline has memorised at least {least}% of the wrong labels. What is said about "
-            "smaller fractions comes from epochs within these runs."
+            f"In the last epoch every baseline has memorised at least {least}% of the wrong labels, so what is said "
+            "about smaller fractions comes from earlier epochs of these runs."
         )
     gains = [
-        f"{format_estimate(entry.last.gain, signed=True)} points where {100 * entry.last.memorised:.0f}% are memorised"
-        f" ({entry.name})"
+        f"{format_estimate(entry.last.gain, signed=True)} points where the baseline has memorised "
+        f"{100 * entry.last.memorised:.0f}% ({entry.name})"
         for entry in parts
     ]
     return (
-        f"In some runs the baseline has memorised less than {100 * PART:.0f}% of the wrong labels at the end. There the"
-        f" difference between SAM and the baseline is {' and '.join(gains)}."
+        f"In some comparisons the baseline has memorised less than {100 * PART:.0f}% of the wrong labels in the last "
+        f"epoch. In these comparisons, SAM minus baseline is {' and '.join(gains)}."
     )
 
 

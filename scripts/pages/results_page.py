@@ -20,7 +20,6 @@ from typing import Any
 import jinja2
 
 from sam_runner.reports.aggregate import Estimate
-from sam_runner.reports.comparison import FITTED_ACCURACY, FITTED_WRONG_LABELS
 from scripts.pages.results_begin import compare, conclude, draw_begin, draw_benefit
 from scripts.pages.results_figures import draw_curves, draw_radius, draw_study
 from scripts.pages.results_tables import Block, Repeats, at_edge, format_estimate, read_blocks
@@ -131,7 +130,6 @@ def make_pages(docs: Path) -> None:
         comparisons=comparisons, begin=conclude(comparisons) if comparisons else "",
         failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
                 for study in studies},
-        fitted_accuracy=FITTED_ACCURACY, fitted_wrong_labels=FITTED_WRONG_LABELS,
     )  # fmt: skip
     (docs / "results.md").write_text(page, encoding="utf-8")
     for study in studies:

@@ -201,7 +201,9 @@ class Results:
         for checkpoint in CHECKPOINTS if {"sgd", "sam"} <= {*names} else ():
             sgd, sam = (common | {"checkpoint": checkpoint, "optimizer": name} for name in ("sgd", "sam"))
             lines.append(f"sam-suspects, {checkpoint} checkpoints, SAM minus SGD: {self.compare(sam, sgd)}.")
-        lines.append(f"sam-suspects, mean of the probabilities of all seeds: {self.describe_means(noise)}.")
+        lines.append(
+            f"sam-suspects, average precision of the mean of all seeds' probabilities: {self.describe_means(noise)}."
+        )
         return [line for entry in lines for line in textwrap.wrap(f"- {entry}", 120, subsequent_indent="  ")]
 
     def describe_means(self, noise: str) -> str:
@@ -228,22 +230,26 @@ def make_part(table: pd.DataFrame) -> str:
             f"Labels `{noise}` of CIFAR-10N: {first['images']:,} training images of 16x16 pixels, of which"
             f" {first['wrong']:,} ({first['wrong'] / first['images']:.0%}) have a wrong label,"
             f" `{OPTIONS[first['model']]}`, {first['epochs']} epochs."
-            " The columns of methods have the average precision (a random order has"
-            f" {first['wrong'] / first['images']:.2f}); means over n seeds with 95% intervals (Student's t):"
+            f" The columns `{OURS}` to `{FILTER}` have the average precision of these rankings (a random order has"
+            f" {first['wrong'] / first['images']:.2f}). Values are means over n seeds with 95% intervals (Student's t):"
         )
-        lines += [*textwrap.wrap(text, 120), "", *results.table_of(noise), "", *results.findings(noise), ""]
+        differences = "Differences of average precision, on the training images where *held-out* is not said:"
+        lines += [*textwrap.wrap(text, 120, break_on_hyphens=False), "", *results.table_of(noise), ""]
+        lines += [differences, "", *results.findings(noise), ""]
     largest = float((own - same).abs().max())
     source = (
         f"cleanlab {runs['cleanlab'].iloc[0]} ranked the images from the same probabilities. Its `self_confidence`"
         f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). For the column"
-        " `find_label_issues`, the images that the function returns come first in the ranking, then all others."
+        " `find_label_issues`, the images that this function returns come first in the ranking, then all others."
     )
     checkpoint = (
         "`best` is the checkpoint with the best accuracy on held-out images, whose labels are as wrong as those of the"
         " training images. No run was trained on the images of the rows *held-out*."
         " [All numbers](results/suspects.csv)."
     )
-    command = "This command made the runs of the first table; for the second table `noise.set` is `aggre`:"
+    command = (
+        "This command made the runs with the labels `worst`; those with the labels `aggre` have `noise.set=aggre`:"
+    )
     for words in (source, checkpoint, command):
         lines += [*textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False), ""]
     return "\n".join([*lines, COMMAND])

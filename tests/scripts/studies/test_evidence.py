@@ -240,12 +240,13 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
     assert answer() == "These runs are open."
     finish_short_runs(study, "epochs20", tmp_path, (0.01, 0.02, 0.03))  # 2.0 ± 2.5
     text = answer()
-    assert text.startswith("The 95% interval of SAM's gain over SGD lies above 0 in none of 1 block. After 20 epochs")
-    assert "ends at 40.0%; SAM with rho = 0.1 memorises" in text and text.endswith("(+2.0 ± 2.5 points).")
+    assert "at equal epochs lies above 0 in none of 1 measured block. Open: 5 epochs, 10 epochs, 60 epochs of" in text
+    assert "SAM minus SGD is +2.0 ± 2.5 points with 20 epochs (SGD memorises" in text
+    assert "of the wrong labels, SAM with rho = 0.1" in text
     finish_short_runs(study, "epochs10", tmp_path, (0.03, 0.04, 0.05))
     text = answer()
-    assert "lies above 0 in 1 of 2 blocks. After 10 epochs" in text
-    assert text.endswith("SAM with 10 epochs costs as much as SGD with 20 and ends at 44.0%, SGD at 40.0%.")
+    assert "lies above 0 in 1 of 2 measured blocks. Open: 5 epochs, 60 epochs of the narrow network. SAM" in text
+    assert text.endswith("the test accuracy is 44.0% after 10 epochs with SAM and 40.0% after 20 epochs with SGD.")
 
 
 def test_every_study_says_which_network_each_block_trains():
