@@ -36,7 +36,9 @@ class _Row:
     def format(self) -> str:
         """Return the row of the table."""
         ways = [
-            f"{what}: {count:,}" for what, count in self.counts.most_common() if what not in ("all", "broke a rule")
+            f"{what}: {count:,}" if self.counts["all"] > 1 else what
+            for what, count in self.counts.most_common()
+            if what not in ("all", "broke a rule")
         ]
         command = f"{self.command}{f' --first {self.first}' * bool(self.first)} --count {self.counts['all']}"
         cells = (
