@@ -249,9 +249,9 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
-    """Refuse a rho from a file if the command line chooses a method that measures rho in another unit than SAM.
+    """Refuse a rho from a file if the command line chooses a method whose default rho is not SAM's.
 
-    The files of the group experiment set a rho for SAM; the default rho of other methods is up to ten times as large.
+    The files of the group experiment set a rho for SAM. The default rho of other methods is a fifth to ten times SAM's.
     """
     if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
         return

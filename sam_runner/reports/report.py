@@ -140,7 +140,7 @@ class Report:
 
     @cached_property
     def search_settings(self) -> tuple[list[str], list[str]]:
-        """The searched settings; and the settings of which each combination of values has one choice."""
+        """The searched settings, and the other settings: one choice is made for each combination of their values."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property

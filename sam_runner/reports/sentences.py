@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_FINDINGS = 6  # largest number of compared groups that are described, a sentence each
 AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
-TIME_SPREAD = 1.2  # slowest divided by fastest run of a group; from this ratio on a report warns of the times
+TIME_SPREAD = 1.2  # slowest divided by fastest run of a group; if it is at least this large, a report warns
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
 
 
@@ -163,7 +163,7 @@ def _judge(report: "Report", group: int, base: int, difference: Estimate) -> str
         meaning = (
             "the difference may only show which side learns faster"
             if difference.contains_zero is False
-            else "expect no effect before longer training or a larger network fits them"
+            else "expect no effect until one has; train longer, or use a larger network"
         )
         text += f" Neither side has fitted its training labels ({fits[group]}; {fits[base]}): {meaning}."
     return text

@@ -7,7 +7,8 @@
 3. when: which steps make a second pass, and with which rho (`Method.radius`).
 
 A method that needs other passes than one at w and one at w + eps overrides `Method.accumulate`. A method that changes
-only *how* or *when* can take another method as argument, which answers the other questions, and share its ``state``.
+only *how* or *when* can take another method as an argument. That method then answers the other questions, and the two
+share one ``state``.
 """
 
 from collections.abc import Callable, Iterator

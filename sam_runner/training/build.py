@@ -210,8 +210,8 @@ def build_optimizer(
     """Return the base optimizer over all parameters that require gradients.
 
     Args:
-        options: Settings of the method. `base` and `weight_decay_in_loss` are used, and the class: momentum_sam needs
-            momentum.
+        options: Settings of the method. `base` and `weight_decay_in_loss` are used, and the class of `options`, because
+            momentum_sam needs a base optimizer with momentum.
         model: The network.
         num_classes: Number of outputs of the network, which identifies its head.
         head_lr: Initial learning rate of the head, or None for the learning rate of the other parameters.

@@ -93,7 +93,8 @@ def main() -> int:
         speed = median(kind, "images_per_second")
         rows.append([kind, speed, speed / base, median(kind, "whole"), accuracy])
     columns = ["program", "images/s in training", "speed-up", "whole process, s", "test accuracy, %"]
-    note = f"Medians of {seeds} seeds; accuracy: mean and standard deviation."
+    measured = "the test accuracy is not measured" if options.quick else "accuracy: mean and standard deviation"
+    note = f"Medians of {seeds} seeds; {measured}."
     report.table("Two epochs" if not steps else f"{steps} steps", columns, rows, note)
     for way, other, bound in (
         ("sam-train", "typical script", 2.7), ("sam-train, fp32", "typical script", 1.6),

@@ -136,9 +136,9 @@ def conclude(comparisons: Sequence[Comparison]) -> str:
     behind_first = sum(entry.points[0].gain.mean < 0 for entry in comparisons)
     behind_last = sum(entry.last.is_behind for entry in comparisons) or "none"
     meaning = (
-        "A comparison, named by study, block and arm, consists of SAM and its baseline with equal epochs. SAM begins "
-        "to help in the first epoch from which on the 95% interval of its gain over the baseline in the same epoch "
-        "stays above 0 until the end."
+        "A comparison, named by study, block and arm, consists of SAM and its baseline with equal epochs. The gain in "
+        "an epoch is SAM's accuracy minus the baseline's accuracy in that epoch. SAM begins to help in epoch E if E is "
+        "the first evaluated epoch from which the 95% interval of the gain stays above 0 until the end."
     )
     text = (
         f"In the first evaluated epoch SAM's mean gain is below 0 in {behind_first} of {len(comparisons)} "
