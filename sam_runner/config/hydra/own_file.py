@@ -38,7 +38,12 @@ def store_config_file(file: str, overrides: Sequence[str]) -> tuple[str, list[st
         raise InputError(
             f"config={file[:200]} is neither a file nor a run folder\n  give config=FILE.yaml or config=RUN"
         )
-    settings = OmegaConf.to_container(OmegaConf.load(path))
+    try:
+        settings = OmegaConf.to_container(OmegaConf.load(path))
+    except OSError as error:
+        raise InputError(
+            f"config={file[:200]} cannot be read: {error.strerror}\n  give a file that you may read"
+        ) from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration\n  write one line for each setting: key: value")
     if all(isinstance(settings.get(group), dict) for group in GROUPS if "." not in group):
