@@ -121,7 +121,7 @@ class SweepConfig:
 
     jobs: int | Literal["auto"] = key(
         "jobs that run at once on this machine and share its cores; auto: as many as there are GPUs, or as there are"
-        " cores on a machine without a GPU; 1: one after the other",
+        " cores on a machine without a GPU, and one with device=cuda; 1: one after the other",
         "auto",
         range=AT_LEAST_ONE,
         effect="none",

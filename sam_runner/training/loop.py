@@ -261,7 +261,7 @@ def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, 
     bad = [name for name, key in zip(CHECKED, SUMS[-len(CHECKED) :], strict=True) if sums[key]]
     if bad and not run.skip_nonfinite:
         several = f"within the last {run.log_every} steps, up to step {progress.step}"
-        raise _nonfinite_error(bad[0], f"in step {progress.step}" if run.log_every == 1 else several)
+        raise _nonfinite_error(bad[0], f"at step {progress.step}" if run.log_every == 1 else several)
     progress.num_nonfinite += round(sums["num_nonfinite"])
     progress.epoch_sums = {name: progress.epoch_sums.get(name, 0.0) + sums[name] for name in SUMS}
     if not last and sums["num_steps"]:  # the means over skipped steps alone are undefined

@@ -52,7 +52,7 @@ BAD_INPUT = [
     (["config=outputs/nope"], "config=outputs/nope is neither a file nor a run", "config=RUN"),
     ([f"config={'x' * 5000}"], "is neither a file nor a run folder", "config=RUN"),
     (["config=~["], "config=~[ is neither a file nor a run", "config=RUN"),
-    (["config=/proc/self/mem"], "config=/proc/self/mem cannot be read: ", "a file that you may read"),
+    (["config=/proc/self/mem"], "config=/proc/self/mem cannot be read: ", "config=RUN"),
     (["data=image_folder", f"data.root={'x' * 5000}"], "data.root", "folder"),
     (["config="], "it has no value", "config=outputs/runs/NAME"),
     (["sweep_name=${..x}"], "sweep_name cannot be resolved", "${group.key}"),

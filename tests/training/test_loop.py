@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -12,8 +13,9 @@ from sam_runner.runs.logging.tensorboard import tensorboard_tag
 from sam_runner.sam.optimizer_step import OptimizerStep
 from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
+from sam_runner.training.metrics import SUMS
 from sam_runner.training.state import Progress
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 from tests.helpers import invoke, train_tiny
 
 MEASURED = ("training_seconds", "peak_memory_bytes")
@@ -302,3 +304,15 @@ def test_eval_every_leaves_evaluations_out(tmp_path):
     accuracies = {epoch: ends[1][epoch]["validation/accuracy"] for epoch in (2, 4, 5)}
     assert best["best"]["validation/accuracy"] == max(accuracies.values())
     assert best["best_epoch"] == max(accuracies, key=accuracies.get)
+
+
+@pytest.mark.parametrize(
+    ("log_every", "when"), [(1, "is not finite at step 7"), (5, "within the last 5 steps, up to step 7")]
+)
+def test_a_fault_that_is_read_with_the_sums_names_its_steps(log_every, when):
+    """On a GPU the finite check is read only with the sums of a row."""
+    sums = {**dict.fromkeys(SUMS, 0.0), "nonfinite_grad": 1.0}
+    run = SimpleNamespace(skip_nonfinite=False, log_every=log_every)
+    progress = SimpleNamespace(step=7, window_sums={})
+    with pytest.raises(TrainingError, match=f"^the gradient at w .*{when}"):
+        loop._log_row(run, None, progress, SimpleNamespace(read_and_reset=lambda: sums), last=False)

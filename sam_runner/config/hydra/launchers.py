@@ -61,7 +61,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {  # option: default values that replace t
         "storage": STORAGE,  # a file in the sweep's folder, so that the same command continues the study
         "study_name": NAMES[1],
         "n_trials": 20,  # number of trials per command
-        "n_jobs": 1,  # number of trials at once; more than one needs another launcher
+        "n_jobs": 1,  # number of trials at once
         "max_failure_rate": 1.0,  # failing trials do not stop the search
         "params": {  # searched settings; the command line or `hydra.sweeper.params` can change them
             "rho": "tag(log, interval(0.01, 0.5))",  # around the paper's grid, section 3.1

@@ -42,7 +42,7 @@ def store_config_file(file: str, overrides: Sequence[str]) -> tuple[str, list[st
         settings = OmegaConf.to_container(OmegaConf.load(path))
     except OSError as error:
         raise InputError(
-            f"config={file[:200]} cannot be read: {error.strerror}\n  give a file that you may read"
+            f"config={file[:200]} cannot be read: {error.strerror}\n  give config=FILE.yaml or config=RUN"
         ) from error
     if not isinstance(settings, dict):
         raise InputError(f"{path} is not a configuration\n  write one line for each setting: key: value")
