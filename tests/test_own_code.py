@@ -8,7 +8,7 @@ import torch
 
 from sam_runner.commands import evaluate
 from sam_runner.config.hydra.own_options import complete_own_options
-from sam_runner.training import build
+from sam_runner.training.builders import data
 from tests.helpers import invoke
 from tests.test_own_pages import folder  # noqa: F401 - a fixture
 
@@ -250,7 +250,7 @@ def test_random_data_are_warned_of_and_later_refused_with_the_reason(own, monkey
     done = invoke(monkeypatch, capsys, own, *words, *TINY)
     assert done.returncode == 0, done.stderr
     assert "train: item 0 has another input when it is read again" in done.stderr + done.stdout
-    build._read_data.cache_clear()
+    data._read_data.cache_clear()
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "my_data,my_linear")
     done = invoke(monkeypatch, capsys, own, "run", entry=evaluate.main)
     assert done.returncode == 2 and "seed its splits and transformations" in done.stderr

@@ -10,7 +10,7 @@ import torch
 
 from sam_runner import load_run
 from sam_runner.commands import evaluate, train
-from sam_runner.training import build
+from sam_runner.training.builders import data
 from sam_runner.utils.errors import InputError
 from tests.helpers import invoke
 
@@ -25,11 +25,11 @@ def folder(tmp_path, monkeypatch):
     monkeypatch.setenv("SAM_RUNNER_TRUSTED", "")
     for name in [name for name in sys.modules if name.startswith("my_")]:
         monkeypatch.delitem(sys.modules, name)
-    build._read_data.cache_clear()
+    data._read_data.cache_clear()
     yield tmp_path
     for name in [name for name in sys.modules if name.startswith("my_")]:
         del sys.modules[name]
-    build._read_data.cache_clear()
+    data._read_data.cache_clear()
 
 
 def write_files(page, folder):

@@ -18,7 +18,8 @@ from sam_runner.reports.tables import settings_label
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.load import checkpoint_names, restore_run
 from sam_runner.sam.batch import Batch
-from sam_runner.training.build import build_data, resolve_device
+from sam_runner.training.builders.data import build_data
+from sam_runner.training.builders.run import resolve_device
 from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.training.metrics import evaluation_metrics
 from sam_runner.training.state import Run

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from sam_runner.models.outputs import get_logits
 from sam_runner.runs.load import TrainedNetwork, load_network
-from sam_runner.training.build import build_network
+from sam_runner.training.builders.run import build_network
 from sam_runner.utils.errors import InputError, TrainingError
 from sam_runner.utils.seeding import make_generator
 

@@ -17,7 +17,7 @@ from sam_runner.inference.image_files import IMAGES_PER_CHUNK, UNKNOWN, FoundFil
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.load import load_network, restore_run
 from sam_runner.runs.model_facts import read_model_facts
-from sam_runner.training.build import build_data
+from sam_runner.training.builders.data import build_data
 from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically

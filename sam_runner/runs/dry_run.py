@@ -26,7 +26,8 @@ from sam_runner.paper.rows import describe_target
 from sam_runner.runs.result import count_examples
 from sam_runner.sam.method import Method
 from sam_runner.sam.methods import Plain
-from sam_runner.training.build import build_data, build_run, resolve_precision
+from sam_runner.training.builders.data import build_data
+from sam_runner.training.builders.run import build_run, resolve_precision
 from sam_runner.training.state import Run
 from sam_runner.utils.console import format_count
 from sam_runner.utils.errors import MissingDataError

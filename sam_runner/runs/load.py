@@ -20,10 +20,10 @@ from sam_runner.runs.folder import read_config
 from sam_runner.runs.model_facts import ModelFacts, read_model_facts
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
-from sam_runner.training.build import (
+from sam_runner.training.builders.optimizer import build_optimizer
+from sam_runner.training.builders.run import (
     AUTOCAST_DTYPES,
     build_network,
-    build_optimizer,
     build_run,
     resolve_device,
     resolve_precision,

@@ -36,7 +36,7 @@ from sam_runner.runs.remarks import list_remarks
 from sam_runner.runs.result import RESULT, read_finished_result, summarise_result, write_result
 from sam_runner.runs.status import read_status, write_status
 from sam_runner.sam.network.joint_passes import JointPasses
-from sam_runner.training.build import build_run, resolve_device, resolve_precision
+from sam_runner.training.builders.run import build_run, resolve_device, resolve_precision
 from sam_runner.training.checkpoints import CheckpointFolder, CheckpointSchedule
 from sam_runner.training.loop import fit
 from sam_runner.training.metrics_logger import MetricsLoggers

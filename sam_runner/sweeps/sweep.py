@@ -246,7 +246,7 @@ def _require_several_seeds(configs: Sequence[ExperimentConfig], batch_seeds: int
 
 def _require_joint_passes(configs: Sequence[ExperimentConfig]) -> None:
     """Raise InputError if runs with these settings cannot make joint passes; their seeds do not matter."""
-    from sam_runner.training.build import require_joint_passes
+    from sam_runner.training.builders.run import require_joint_passes
 
     for config in {replace(config, seed=0).fingerprint(): config for config in configs}.values():
         require_joint_passes(config)

@@ -23,7 +23,8 @@ from sam_runner.models.small_cnn import SmallCNN
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
 from sam_runner.sam.network import second_derivatives
-from sam_runner.training import build, subset
+from sam_runner.training import subset
+from sam_runner.training.builders import data as data_builder
 from sam_runner.utils.manifest import write_manifest
 from tests.helpers import at_once, config_of, invoke, train_tiny, write_image_folder
 
@@ -207,7 +208,7 @@ def test_image_files_are_read_once_for_several_runs_of_the_same_data(call, tmp_p
              "device=cpu", "checkpoint.min_interval=0", "data.val_fraction=0.25")  # fmt: skip
     for seed in (0, 1):
         start_run(config_of(*words, f"seed={seed}", f"run_dir={tmp_path}/{seed}"), ())
-    build._read_data.cache_clear()
+    data_builder._read_data.cache_clear()
     reading._read_all.cache_clear()
     reads = []
     monkeypatch.setattr(reading, "_decode_set", lambda *args, own=reading._decode_set: reads.append(1) or own(*args))

@@ -14,7 +14,7 @@ from sam_runner.config.experiment import load_experiment, settings_classes
 from sam_runner.config.help import list_keys, list_options
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.instantiate import locate
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.utils.errors import InputError
 from tests.data.datasets.test_cifar import random_files, write_dataset, write_labels_file
 from tests.helpers import TINY, compose_config, config_of, job_config, write_image_folder

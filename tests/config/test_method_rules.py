@@ -3,8 +3,8 @@
 import pytest
 
 from sam_runner.config.help import list_options
-from sam_runner.training.build import build_run
-from sam_runner.training.build_method import build_method
+from sam_runner.training.builders.method import build_method
+from sam_runner.training.builders.run import build_run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import CONF
 from tests.helpers import TINY, config_of

@@ -23,7 +23,8 @@ from sam_runner.data.noise import (
 )
 from sam_runner.data.splits import Splits, prepare_splits
 from sam_runner.training import loop
-from sam_runner.training.build import build_data, build_run
+from sam_runner.training.builders.data import build_data
+from sam_runner.training.builders.run import build_run
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import make_generator
 from tests.data.datasets.test_cifar import random_files, training_labels, write_dataset, write_labels_file

@@ -23,7 +23,7 @@ from sam_runner.data.normalisation import (
 from sam_runner.models import pretrained
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.utils.errors import InputError
 from tests.data.test_image_sets import numbered_images
 from tests.helpers import config_of, train_tiny

@@ -14,7 +14,7 @@ from sam_runner.data.image_sets import ArraySet, ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import Normalisation, choose_normalisation
 from sam_runner.data.splits import prepare_splits
-from sam_runner.training.build import _require_augmentable
+from sam_runner.training.builders.data import _require_augmentable
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import seed_everything
 

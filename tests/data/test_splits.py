@@ -23,7 +23,7 @@ from sam_runner.data.noise import (
 )
 from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits, hold_out, prepare_splits, subsample
-from sam_runner.training.build import build_data
+from sam_runner.training.builders.data import build_data
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
 from tests.data.datasets.test_image_folder import write_classes

@@ -8,7 +8,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from sam_runner.models.layers.float32_depthwise import compute_depthwise_in_float32
-from sam_runner.training.build import build_network
+from sam_runner.training.builders.run import build_network
 from tests.helpers import config_of
 
 

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from sam_runner.models.pretrained import find_head
 from sam_runner.models.torchvision_timm import torchvision_model
 from sam_runner.runs.load import restore_run
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.training.evaluation import evaluate
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, config_of, train_tiny

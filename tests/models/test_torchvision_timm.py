@@ -9,7 +9,7 @@ import yaml
 
 from sam_runner.commands.train import CONF
 from sam_runner.models.torchvision_timm import small_image_resnet, timm_model, torchvision_model
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 from tests.models.test_models import num_parameters

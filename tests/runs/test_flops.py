@@ -10,7 +10,7 @@ from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import KStep, Plain, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from tests.helpers import TINY, config_of
 
 HE = "He et al., CVPR 2016, arXiv 1512.03385: Table 1, and Figure 3 for VGG-19"

@@ -9,7 +9,7 @@ import torch
 import sam_runner
 from sam_runner.runs.load import load_network, restore_run
 from sam_runner.runs.model_facts import read_model_facts
-from sam_runner.training import build
+from sam_runner.training.builders import data
 from sam_runner.utils.errors import InputError
 from tests.helpers import train_tiny, write_image_folder
 
@@ -22,7 +22,7 @@ def photos(tmp_path_factory):
     words = ("data=image_folder", f"data.root={root}", "data.image_size=8", "model=small_cnn", "model.width=4")
     sam_runner.train([*words, "epochs=1", "batch_size=16", "device=cpu", f"run_dir={folder / 'run'}"])
     shutil.move(root, folder / "moved")
-    build._read_data.cache_clear()
+    data._read_data.cache_clear()
     return folder / "run"
 
 

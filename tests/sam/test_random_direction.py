@@ -17,7 +17,7 @@ from sam_runner.sam.batch import Batch
 from sam_runner.sam.cuda_graph import CapturedStep, EagerRecorder
 from sam_runner.sam.methods import RandomDirection, Sam
 from sam_runner.training import loop
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.training.state import Progress
 from sam_runner.utils.seeding import derive_seed, make_generator
 from tests.data.augment.test_mixing import RecordingStep

@@ -13,7 +13,7 @@ from sam_runner.runs.folder import NAME_LENGTH, job_name, settings_of_run
 from sam_runner.runs.plan import agree_on_precision, extend_plan, read_plan
 from sam_runner.sam.methods import Plain
 from sam_runner.sweeps.jobs import hash_words, job_cost, plan_jobs
-from sam_runner.training.build_method import build_method
+from sam_runner.training.builders.method import build_method
 from sam_runner.utils.files import CONF
 from tests.helpers import TINY, config_of, job_config
 

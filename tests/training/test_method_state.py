@@ -8,7 +8,7 @@ import torch
 
 from sam_runner.sam.step import SamStep
 from sam_runner.training import loop
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.state import Outputs, Progress, restore_state, save_checkpoint
 from tests.helpers import TINY, config_of

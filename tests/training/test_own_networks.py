@@ -15,7 +15,7 @@ from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.start import start_run
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.training.evaluation import evaluate
 from sam_runner.training.loop import _train_step
 from sam_runner.training.metrics import TrainMeter

@@ -17,7 +17,7 @@ from sam_runner.config.data import AugmentConfig
 from sam_runner.data.augment.mixing import cutmix_box, mix_batch
 from sam_runner.sam.batch import Batch
 from sam_runner.training import loop
-from sam_runner.training.build import build_run
+from sam_runner.training.builders.run import build_run
 from sam_runner.training.state import Progress
 from tests.data.test_loader import make_loader, random_set
 from tests.helpers import TINY, config_of

@@ -1,36 +1,23 @@
-"""Build a run from its settings: data, network, base optimizer, step, loaders and schedules.
+"""Build a run: `build_run` turns an `ExperimentConfig` into a `Run`; the other functions here build parts of it."""
 
-`build_run` is the one place that turns an `ExperimentConfig` into a `Run`; the other functions build its parts.
-"""
-
-import inspect
-import json
 import os
-from collections.abc import Mapping
-from dataclasses import fields
-from functools import lru_cache, partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
-from sam_runner.config.experiment import EarlyStoppingConfig, ExperimentConfig
-from sam_runner.config.instantiate import call_target, instantiate, locate
-from sam_runner.config.optimizer import MomentumSamConfig, OptimizerConfig
-from sam_runner.data.image_sets import ArraySet, ImageFiles, Images
+from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.data.image_sets import ImageFiles, Images
 from sam_runner.data.loader import ImageLoader
-from sam_runner.data.noise import noise_needs
 from sam_runner.data.normalisation import Normalisation, choose_normalisation
-from sam_runner.data.splits import Splits, prepare_splits
+from sam_runner.data.splits import Splits
 from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
-from sam_runner.distributed.sharding import is_sharded, shard_model
+from sam_runner.distributed.sharding import shard_model
 from sam_runner.models.build import (
     build_average,
     build_model,
     is_channels_last,
-    parameter_groups,
     place_model,
     published_normalisation,
     weights_dtype,
@@ -40,13 +27,12 @@ from sam_runner.models.outputs import get_logits
 from sam_runner.models.pretrained import require_weights_file
 from sam_runner.sam.batch import Batch, part_sizes
 from sam_runner.sam.cuda_graph import CapturedStep
-from sam_runner.sam.methods.momentum_sam import find_momentum
 from sam_runner.sam.network.joint_passes import JointPasses, explain_impossible_passes
 from sam_runner.sam.objective import Objective
-from sam_runner.sam.optimizer_step import needs_closure
 from sam_runner.sam.step import SamStep
-from sam_runner.training.build_method import build_method
-from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
+from sam_runner.training.builders.data import build_data, require_fitting_data, require_held_out_images
+from sam_runner.training.builders.method import build_method
+from sam_runner.training.builders.optimizer import build_optimizer
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.training.subset import NUM_EXAMPLES, fixed_subset
@@ -56,21 +42,21 @@ from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_
 from sam_runner.utils.seeding import derive_seed, make_generator, seed_everything
 
 EVAL_BATCH_SIZE = 512
-# torch.compile's own CUDA graphs are off: they need weights at fixed addresses, and in the second pass the parameters
-# point to other memory.
+# torch.compile's own CUDA graphs are off: they need weights at fixed addresses, but the second pass stores w + eps in
+# other memory.
 COMPILE_MODES = {"default": "default", "max-autotune": "max-autotune-no-cudagraphs", "graph": "default"}
 AUTOCAST_DTYPES = {"fp64": None, "fp32": None, "tf32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> torch.device:
-    """Return the device to train on. With CUDA each process of a machine has its own GPU.
+    """Return the device to train on. If several processes train on CUDA devices, each has its own.
 
     Args:
         name: "auto", "cpu", "cuda" or "cuda:N".
         context: The processes that train together.
 
     Raises:
-        InputError: If the CUDA device does not exist.
+        InputError: If the CUDA device does not exist, or a machine has fewer CUDA devices than processes.
     """
     if name == "auto":
         name = choose_device(os.environ.get("SAM_RUNNER_JOB"), torch.cuda.device_count())
@@ -92,7 +78,7 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
 
 
 def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
-    """Return the precision of the passes and, for ``precision=auto``, the reason for it, otherwise "".
+    """Return the precision of the passes, and why ``precision=auto`` chose it ("" for any other setting).
 
     Raises:
         InputError: If the device does not support the format.
@@ -100,201 +86,6 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
     return (precision, "") if precision != "auto" else choose_precision(device)
-
-
-@lru_cache(maxsize=1)
-def _read_data(target: str, arguments: str) -> Splits:
-    """Call the function `target` with `arguments`, a JSON object.
-
-    The result is cached, because the jobs of a sweep usually share a data set.
-    """
-    splits = call_target(target, json.loads(arguments), "data")
-    if not isinstance(splits, Splits):
-        raise InputError(
-            f"data ({target}) returns a {type(splits).__name__}\n"
-            "  return from_dataset(train, test, classes) of sam_runner (docs/own_data.md)"
-        )
-    return splits
-
-
-def build_data(data: DataConfig, noise: NoiseConfig, seed: int, whole: Splits | None = None) -> Splits:
-    """Return the training set with its label noise, the held-out set and the test set.
-
-    Args:
-        data: Settings of the data set.
-        noise: Settings of the label noise.
-        seed: Seed of the label noise.
-        whole: The sets before anything is held out; None calls the function of the data set.
-    """
-    return prepare_splits(
-        whole or _read_data(data.target, json.dumps(data.arguments(), sort_keys=True)),
-        partial(instantiate, noise, "noise"),
-        needs=noise_needs(locate(noise.target)),
-        seed=seed,
-        val_fraction=data.val_fraction,
-        train_fraction=data.train_fraction,
-        val_labels=data.val_labels,
-    )
-
-
-def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
-    """Require that the settings fit the training set.
-
-    Raises:
-        InputError: If the batch is larger than the set, or an augmentation does not fit the images.
-    """
-    augment: AugmentConfig = config.augment
-    if config.data.drop_last and len(train) < config.batch_size:
-        raise InputError(
-            f"batch_size={config.batch_size} is larger than the training set of {len(train)} images, and "
-            "data.drop_last=true leaves out incomplete batches\n  use a smaller batch_size or data.drop_last=false"
-        )
-    if isinstance(train, ArraySet):
-        _require_augmentable(augment, train)
-    side = min(train.shape[1:], default=1)
-    if augment.crop_scale_min is not None and not isinstance(train, ImageFiles):
-        raise InputError(
-            "augment.crop_scale_min needs image files, but the images are in memory\n  set data.storage=disk"
-        )
-    if augment.pad_mode == "reflect" and augment.pad >= side:
-        raise InputError(
-            f"augment.pad={augment.pad} is too large for augment.pad_mode=reflect on images of {side} pixels\n"
-            f"  accepted: at most {side - 1}, or augment.pad_mode=zero"
-        )
-    if augment.cutout > side:
-        raise InputError(
-            f"augment.cutout={augment.cutout} is larger than images of {side} pixels\n  accepted: at most {side}"
-        )
-
-
-def _require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
-    """Refuse early stopping, or a chosen early_stopping.metric, without held-out images or for too few classes."""
-    patience, metric = config.early_stopping.patience, config.early_stopping.metric
-    is_chosen = metric != EarlyStoppingConfig.metric
-    if splits.validation is None and (patience is not None or is_chosen):
-        name = f"early_stopping.metric={metric}" if is_chosen else "early_stopping.patience"
-        raise InputError(f"{name} needs held-out images, which choose the best epoch\n  add data.val_fraction=0.1")
-    if metric.endswith("/accuracy_top5") and len(splits.train.classes) <= 5:
-        raise InputError(
-            f"early_stopping.metric={metric} needs more than five classes, the data have {len(splits.train.classes)}\n"
-            "  use validation/accuracy or validation/nll"
-        )
-
-
-def _require_augmentable(augment: AugmentConfig, train: ArraySet) -> None:
-    """Refuse augmentations that the inputs do not permit.
-
-    Floats permit mixup. Floats of shape (C, H, W) also permit crop, flip, cutout, erasing and CutMix.
-    """
-    accepted = {"mixup"} if train.inputs.dtype.is_floating_point else set()
-    if accepted and len(train.shape) == 3:
-        accepted |= {"pad", "pad_mode", "flip", "cutout", "cutout_per_batch", "erasing", "cutmix"}
-    for entry in fields(augment):
-        value = getattr(augment, entry.name)
-        if value != entry.default and entry.name not in accepted:
-            kind = str(train.inputs.dtype).removeprefix("torch.")
-            raise InputError(
-                f"augment.{entry.name}={value} cannot be applied to inputs of shape {train.shape}, {kind}\n"
-                f"  accepted: {', '.join(f'augment.{name}' for name in sorted(accepted)) or 'augment=none'}"
-            )
-
-
-def build_optimizer(
-    options: OptimizerConfig,
-    model: nn.Module,
-    num_classes: int,
-    *,
-    head_lr: float | None = None,
-    compiled: bool = False,
-) -> torch.optim.Optimizer:
-    """Return the base optimizer over all parameters that require gradients.
-
-    Args:
-        options: Settings of the method. `base` and `weight_decay_in_loss` are used, and the class of `options`, because
-            momentum_sam needs a base optimizer with momentum.
-        model: The network.
-        num_classes: Number of outputs of the network, which identifies its head.
-        head_lr: Initial learning rate of the head, or None for the learning rate of the other parameters.
-        compiled: Whether the run uses torch.compile; otherwise the import of the compiler is avoided.
-    """
-    target, arguments = options.base.target, options.base.arguments()
-    if options.weight_decay_in_loss:
-        arguments["weight_decay"] = 0.0
-    params = [param for param in model.parameters() if param.requires_grad]
-    groups = parameter_groups(model, num_classes, head_lr)
-    _require_base_optimizer(target)
-    if "weight_decay" not in inspect.signature(locate(target)).parameters:
-        if options.base.weight_decay != 0:
-            raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
-        del arguments["weight_decay"]
-    if _supports_fused(target, arguments) and all(
-        param.is_floating_point() and not is_sharded(param) for param in params
-    ):
-        arguments["fused"] = True
-    if not compiled:
-        avoid_compiler_import(locate(target))  # type: ignore[arg-type]
-    _try_optimizer(target, arguments, needs_momentum=isinstance(options, MomentumSamConfig))
-    optimizer: torch.optim.Optimizer = call_target(target, arguments, "optimizer.base", params=groups)
-    if callable(getattr(optimizer, "train", None)):  # a schedule-free optimizer
-        optimizer.train()  # type: ignore[attr-defined]
-    for group in optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
-    return optimizer
-
-
-def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
-    """Return whether torch has a fused step of the optimizer and the user's arguments permit the fused step."""
-    parameters = inspect.signature(locate(target)).parameters
-    chosen = {"fused", "foreach", "differentiable"} & set(arguments)
-    return "fused" in parameters and not chosen and not arguments.get("dampening")
-
-
-def _require_base_optimizer(target: str) -> None:
-    """Require a subclass of torch.optim.Optimizer that needs neither a closure nor sparse gradients."""
-    kind = locate(target)
-    if not (inspect.isclass(kind) and issubclass(kind, torch.optim.Optimizer)) or kind is torch.optim.Optimizer:
-        raise InputError(
-            f"optimizer.base._target_={target} is not an optimizer\n"
-            "  use a class of torch.optim, such as torch.optim.Adagrad"
-        )
-    if needs_closure(kind) or issubclass(kind, torch.optim.SparseAdam):
-        raise InputError(
-            f"optimizer.base._target_={target} needs a closure or sparse gradients\n  use another class of torch.optim"
-        )
-
-
-def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum: bool) -> None:
-    """Require that an optimizer can take a step with gradients alone; those of torch are tried for momentum only.
-
-    Args:
-        target: Class of the optimizer.
-        arguments: Its arguments.
-        needs_momentum: Whether the optimizer must have momentum after the step.
-
-    Raises:
-        InputError: If the step fails, for example because the optimizer needs a closure or second derivatives, or if
-            the optimizer must have momentum and has none.
-    """
-    if target.startswith("torch.optim.") and not needs_momentum:
-        return
-    param = nn.Parameter(torch.ones(2, 2))
-    optimizer = call_target(target, {**arguments}, "optimizer.base", params=[param])
-    param.grad = torch.ones_like(param)
-    try:
-        if callable(getattr(optimizer, "train", None)):
-            optimizer.train()
-        optimizer.step()
-    except Exception as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise InputError(
-            f"optimizer.base._target_={target} cannot take a step with gradients alone: {reason[0]}\n"
-            "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
-        ) from error
-    if needs_momentum and find_momentum(optimizer, param) is None:
-        raise InputError(
-            f"optimizer=momentum_sam needs momentum, and optimizer.base._target_={target} has none\n"
-            "  use optimizer/base=sgd or optimizer/base=adamw"
-        )
 
 
 def build_step(
@@ -307,17 +98,17 @@ def build_step(
     context: DistributedContext = SINGLE_PROCESS,
     joint: JointPasses | None = None,
 ) -> SamStep | CapturedStep:
-    """Return the optimizer step. Plain training uses the same step with rho = 0.
+    """Return the optimizer step. Training without SAM uses it too, with rho = 0.
 
     Args:
         config: The settings.
         model: The network.
         optimizer: The base optimizer.
-        dtype: Type of autocast, or None.
+        dtype: dtype of autocast; None: no autocast.
         device: The device of the run.
         total_steps: Number of steps of the training.
         context: The processes that train together.
-        joint: Runs joint passes of several runs; None if the run makes its own passes.
+        joint: Makes one pass for this run and others (``sweep.batch_seeds``); None: the run makes its own passes.
 
     Raises:
         InputError: If the method does not work with the network.
@@ -355,8 +146,8 @@ def _require_comparable_gradients(config: ExperimentConfig, step: SamStep | Capt
     """Refuse telemetry of a network with random branches."""
     if config.telemetry.every is not None and step.objective.has_random_branches:
         raise InputError(
-            "telemetry.every compares g with g_SAM. With random branches (Shake-Shake, ShakeDrop) the backward passes "
-            "of the two use different random numbers\n  leave telemetry.every out, or use another network"
+            "telemetry.every cannot compare g with g_SAM in a network with random branches (Shake-Shake, ShakeDrop): "
+            "their backward passes use different random numbers\n  leave telemetry.every out, or use another network"
         )
 
 
@@ -366,8 +157,8 @@ def _require_possible_parts(
     """Require that the network can be trained with every group and micro-batch of the run.
 
     Raises:
-        InputError: If a group or micro-batch has one image and batch norm would have one value per channel, or if
-            processes that communicate in every pass would make different numbers of passes.
+        InputError: If batch norm would get a group or micro-batch of one image with one value per channel. Also if the
+            processes would make different numbers of passes although they communicate in every pass.
     """
     objective, world_size = step.objective, step.objective.context.world_size
     totals = {config.batch_size, min(config.batch_size, len(train) - config.batch_size * (num_batches - 1))}
@@ -381,8 +172,8 @@ def _require_possible_parts(
         largest, smallest = (len(parts(size, 1)) for size in (-(-total // world_size), total // world_size))
         if largest != smallest:
             raise InputError(
-                f"processes would make {largest} and {smallest} passes for a batch of {total} images, and wait for "
-                f"each other: parallel=fsdp and sync_batchnorm=true communicate in every pass (accumulate="
+                f"the processes would make {largest} and {smallest} passes for a batch of {total} images, and wait for "
+                "each other: parallel=fsdp and sync_batchnorm=true communicate in every pass (accumulate="
                 f"{config.accumulate}, optimizer.m={config.optimizer.m}, {world_size} processes)\n"
                 f"  use a batch_size that is a multiple of {world_size} and data.drop_last=true, or leave accumulate "
                 "and optimizer.m out"
@@ -410,9 +201,9 @@ def build_loaders(
     context: DistributedContext = SINGLE_PROCESS,
     normalisation: Normalisation | None = None,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
-    """Return the loader of the training set, and the loaders of the evaluated sets by name.
+    """Return the loader of the training set, and the loaders of the test and validation sets by name.
 
-    Without `normalisation` the mean and standard deviation are chosen by ``data.normalisation``.
+    If `normalisation` is None, ``data.normalisation`` chooses the mean and the standard deviation.
     """
     train, workers = splits.train, config.data.num_decoding_workers
     num_processes = context.local_world_size * int(os.environ.get("SAM_RUNNER_JOBS_AT_ONCE", "1"))  # on this machine
@@ -444,7 +235,7 @@ def build_loaders(
 def build_telemetry(
     config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext = SINGLE_PROCESS
 ) -> Telemetry:
-    """Return the telemetry of a run. The fixed examples are read only if curvature is measured."""
+    """Return the telemetry of a run. The examples for the curvature are read only if the curvature is measured."""
     options = config.telemetry
     if options.every is None and options.curvature_epochs is None:
         return OFF
@@ -461,11 +252,11 @@ def build_network(
     Args:
         config: The settings.
         num_classes: Number of outputs.
-        examples: Two images or other inputs of zeros, as in `build_model`.
+        examples: Two inputs of zeros in the shape of the data, see `build_model`.
         device: The device.
 
     Returns:
-        The network, and whether it has the memory layout channels_last.
+        The network, and whether its memory layout is channels_last.
 
     Raises:
         InputError: If the network cannot be built, or does not fit the images or the weights.
@@ -485,7 +276,7 @@ def build_network(
 
 
 def require_joint_passes(config: ExperimentConfig) -> None:
-    """Require that runs with these settings and different seeds can make joint passes.
+    """Require that runs with these settings and different seeds can share their passes (``sweep.batch_seeds``).
 
     Raises:
         InputError: If they cannot.
@@ -511,10 +302,10 @@ def _uses_shards(config: ExperimentConfig, context: DistributedContext) -> bool:
 
 
 def _seed_training(config: ExperimentConfig, context: DistributedContext, device: torch.device) -> None:
-    """Seed the random numbers of the passes; each process has its own dropout.
+    """Seed the random numbers of the passes. Each process has its own, so dropout differs between the processes.
 
-    With sharded weights all processes must use the same parameters in a pass. Stochastic depth is usually drawn on the
-    CPU, so in this case all processes seed the CPU's generators equally.
+    With sharded weights all processes must use the same layers in a pass. Stochastic depth usually draws the layers on
+    the CPU, so the generators of the CPU then have the same seed in all processes.
     """
     keys = [context.rank] if context.rank else []
     is_common = _uses_shards(config, context)
@@ -535,8 +326,8 @@ def build_run(
     Args:
         config: The settings.
         context: The processes that train together; each of them builds the run.
-        normalisation: Mean and standard deviation stored in the run folder; None: see `build_loaders`.
-        splits: The sets; None reads those of the settings.
+        normalisation: Mean and standard deviation from the run folder; None: see `build_loaders`.
+        splits: The image sets; None: those that the settings name are read.
         joint: See `build_step`.
 
     Raises:
@@ -549,7 +340,7 @@ def build_run(
     require_weights_file(config.model.weights)  # before the data are read, which can take long
     splits = splits or build_data(config.data, config.noise, config.seed)
     require_fitting_data(config, splits.train)
-    _require_held_out_images(config, splits)
+    require_held_out_images(config, splits)
     num_classes = len(splits.train.classes)
     model, channels_last = build_network(config, num_classes, splits.train.blank(2, torch.float32), device)
     if _uses_shards(config, context):
