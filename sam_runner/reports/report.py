@@ -1,6 +1,6 @@
-"""Compare runs: tables of means over seeds, choices of searched settings, and differences to a baseline.
+"""Compare runs: means over seeds, choices of searched settings, and differences to a baseline.
 
-`Report` computes all of it; `output` writes it into files.
+`Report` computes these; `output` writes them into files. A group is a set of runs that differ in the seed only.
 """
 
 import math
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import pandas as pd
 
-from sam_runner.reports import next_commands, sentences
+from sam_runner.reports import group_tables, next_commands, sentences
 from sam_runner.reports.aggregate import (
     WITHOUT_SAM,
     Estimate,
@@ -51,8 +51,6 @@ from sam_runner.reports.setup import Setup, describe_setup
 from sam_runner.reports.tables import (
     column_title,
     escape_markdown,
-    format_p_value,
-    format_value,
     markdown_table,
     printable,
     settings_label,
@@ -63,9 +61,6 @@ from sam_runner.utils.errors import InputError
 if TYPE_CHECKING:
     from pandas.core.groupby import SeriesGroupBy
 
-LEFT_ALIGNED = {"seeds", "chosen by", "contains 0"}
-FIT_COLUMNS = {"fit": "accuracy", "right": "right", "memorised": "memorised"}  # title: attribute of `Fit`
-
 
 @dataclass(frozen=True)
 class Report:
@@ -75,11 +70,12 @@ class Report:
         records: The runs and jobs, each distinct run once.
         metric: Metric that is compared, e.g. ``test/accuracy``.
         select: Searched settings. None: the hyperparameters whose values differ between the runs.
-        by: One choice is made for each combination of the values of these settings. None: all settings that distinguish
-            the runs and are not in `select`.
-        baseline_settings: Settings of the baseline, ``key=value,key=value``. None takes ``optimizer=sgd``, or
+        by: One value of the searched settings is chosen for each combination of the values of these settings. None: all
+            settings that differ between the runs and are not in `select`.
+        baseline_settings: Settings of the baseline, ``key=value,key=value``. None: ``optimizer=sgd``, or
             ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
-        against: "" compares at equal settings, "cost" at equal gradient evaluations, "seconds" at equal training time.
+        against: How a run is compared with the baseline. "": at equal settings; "cost": at equal gradient evaluations;
+            "seconds": at equal training time.
     """
 
     records: Sequence[RunRecord]
@@ -93,8 +89,7 @@ class Report:
         """Refuse options that do not fit the runs.
 
         Raises:
-            InputError: If there are finished runs but none has the metric, or an option names a setting that no run
-                has.
+            InputError: If runs have finished and none has the metric, or an option names a setting that no run has.
         """
         if self.metrics and self.metric not in self.metrics:
             raise InputError(f"no run has the metric {self.metric}\n  accepted: {', '.join(self.metrics)}")
@@ -108,7 +103,7 @@ class Report:
 
     @property
     def metrics(self) -> list[str]:
-        """The metrics that runs have; empty before a run has finished."""
+        """The metrics of the finished runs."""
         return metric_columns(self.results)
 
     @cached_property
@@ -140,7 +135,7 @@ class Report:
 
     @cached_property
     def search_settings(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and the other settings: one choice is made for each combination of their values."""
+        """The searched settings, and the settings as in `by`."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property
@@ -154,19 +149,20 @@ class Report:
     def selection(self) -> list[Choice]:
         """The choices that have a star in the table.
 
-        With a search: `choices`. Without a search: the best group, or none if the groups differ in the optimizer.
+        They are `choices`, or without a search the best group. Without a search and with several optimizers there is
+        none.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 
     @cached_property
     def ranking(self) -> list[Choice]:
-        """The choice among all groups; empty where there is one group or none."""
+        """The best of all groups as the only entry; empty if there are fewer than two groups."""
         choices = [] if self.runs.empty else choose(self.runs, self.metric, self.settings, [])
         return [choice for choice in choices if choice.num_values > 1]
 
     @property
     def best(self) -> set[int]:
-        """The groups with a star: those chosen among several."""
+        """The groups with a star: each was chosen among several."""
         return {choice.group for choice in self.selection if choice.num_values > 1}
 
     @cached_property
@@ -204,14 +200,14 @@ class Report:
 
     @cached_property
     def differences(self) -> dict[int, tuple[int, Estimate]]:
-        """The baseline of each group that has one, and the difference to it."""
+        """The baseline and the difference to it, for each group that has a baseline."""
         if self.baseline is None:
             return {}
         return compare(self.runs, self.metric, self.groups[self.settings], self.baseline)
 
     @cached_property
     def with_equal_cost(self) -> set[int] | None:
-        """The groups that have a baseline of equal cost; None if any group has several such baselines."""
+        """The groups that have a baseline of equal cost; None if a group has several."""
         if self.baseline is None:
             return set()
         at_cost = Baseline(self.baseline.settings, "cost")
@@ -222,60 +218,60 @@ class Report:
 
     @cached_property
     def folders(self) -> list[str]:
-        """The folders that the runs are in, as absolute paths."""
+        """The absolute paths of the folders that contain the run folders."""
         return sorted({os.path.abspath(record.folder.parent) for record in self.records})
 
     @property
     def name(self) -> str:
-        """A name of the compared runs and of the comparison in letters, digits and hyphens, for labels."""
+        """A name of the comparison for labels, made of letters, digits and hyphens."""
         parts = [Path(folder).name for folder in self.folders]
         parts += [self.metric] if self.metric != "test/accuracy" else []
         return re.sub(r"[^A-Za-z0-9]+", "-", "-".join([*parts, self.against])).strip("-") or "runs"
 
     @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
-        """The differences of the chosen groups to the chosen baselines; their searched settings may differ."""
+        """As `differences`, between the chosen groups; the searched settings of group and baseline may differ."""
         if self.baseline is None or not self.choices:
             return {}
         return compare(self.runs, self.metric, self.choice_settings, self.baseline)
 
     @cached_property
     def missing_baselines(self) -> list[MissingBaseline]:
-        """The baselines that are missing for a comparison at equal cost; empty where the cost of a run is unknown."""
+        """The baselines that are missing for a comparison at equal cost; empty if the cost of a run is unknown."""
         if self.baseline is None or not self.against or self.runs[COSTS[self.against]].isna().any():
             return []
         return find_missing_baselines(self.runs, self.groups[self.settings], self.baseline)
 
     def early_difference(self, group: int, base: int) -> Estimate | None:
-        """Return the difference of two groups at the epochs of early stopping; None where no images were held out."""
+        """Return the difference of two groups at the epochs of early stopping; None if no images were held out."""
         return None if self._early_values is None else paired_difference(self._early_values, group, base)
 
     @cached_property
     def _early_values(self) -> "SeriesGroupBy[Any, Any] | None":
-        """The metric at the epochs of early stopping by group and seed; None where no images were held out."""
+        """The metric at the epochs of early stopping by group and seed; None if no images were held out."""
         tag = f"best/{self.metric}"
         return values_by_seed(self.runs, tag) if tag in self.runs else None
 
     @property
     def early_metrics(self) -> str:
-        """The metrics of held-out images that chose the epochs of early stopping, e.g. ``validation/accuracy``."""
+        """The metrics that chose the epochs of early stopping, e.g. ``validation/accuracy``."""
         chosen = {str(run.result.get("selected_by")) for run in self.records if run.best_metrics}
         return " or ".join(sorted(chosen))
 
     @property
     def last_epoch(self) -> str:
-        """The epoch of the final metrics: the best one for runs with early_stopping.patience, otherwise the last."""
+        """The epoch of the final metrics in words: the best with early_stopping.patience, otherwise the last."""
         configs = [record.config for record in self.records if record.config is not None]
         has_patience = any(config.early_stopping.patience is not None for config in configs)
         return "last epoch (best epoch with early_stopping.patience)" if has_patience else "last epoch"
 
     def cost_ratio(self, group: int, base: int) -> float:
-        """Return the gradient evaluations of a group relative to another's; NaN where they are unknown."""
+        """Return the gradient evaluations of `group` divided by those of `base`; NaN if they are unknown."""
         costs = self.costs["cost"]
         return costs[group] / costs[base] if costs[base] else math.nan
 
     def total_cost(self, groups: Sequence[int], kind: str) -> float:
-        """Return the cost of all runs of some groups, by kind (the values of --against); NaN where one is unknown."""
+        """Return the cost of all runs of some groups; NaN if one is unknown. `kind` is a value of --against."""
         return float(self.runs.loc[self.runs["group"].isin(groups), COSTS[kind]].sum(skipna=False))
 
     @property
@@ -295,7 +291,7 @@ class Report:
 
     @cached_property
     def costs(self) -> dict[str, dict[int, float]]:
-        """The mean cost of each group, by kind (the values of --against); NaN where a run has not recorded it."""
+        """The mean cost of each group by kind (the values of --against); NaN if a run has not recorded it."""
         means = {kind: mean_costs(self.runs, kind) for kind in COSTS}
         return {kind: {group: float(mean[group]) for group in self.labels} for kind, mean in means.items()}
 
@@ -312,73 +308,12 @@ class Report:
     @cached_property
     def table(self) -> pd.DataFrame:
         """The table of all groups as text, one row a group; a star marks `best`."""
-        seeds = self.runs.groupby("group")["seed"].agg(lambda found: " ".join(map(str, found)))
-        rows = [
-            {column_title(name): format_value(row[name], name) for name in self.settings}
-            | self._number_cells(group)
-            | {"seeds": seeds[group]}
-            | self._difference_cells(group, self.differences)
-            for group, row in self.rows.items()
-        ]
-        return pd.DataFrame(rows, dtype=str)
+        return group_tables.tabulate_groups(self)
 
     @cached_property
     def choice_table(self) -> pd.DataFrame:
         """The table of the chosen groups as text; empty where no setting is searched."""
-        select, by = self.search_settings
-        rows = []
-        for choice in self.choices:
-            settings = self.rows[choice.group]
-            warning = " (optimistic)" if choice.is_optimistic else ""
-            rows.append(
-                {column_title(name): format_value(choice.settings[name], name) for name in by}
-                | {f"chosen {column_title(name)}": format_value(settings[name], name) for name in select}
-                | {
-                    "values searched": str(choice.num_values),
-                    "chosen by": choice.metric + warning if choice.num_values > 1 else "one value",
-                }
-                | self._number_cells(choice.group, star=False)
-                | self._difference_cells(choice.group, self.choice_differences)
-            )
-        return pd.DataFrame(rows, dtype=str)
-
-    def _number_cells(self, group: int, *, star: bool = True) -> dict[str, str]:
-        """Return the cells of a group's metrics: the validation metric where there is one, the metric, interval, n."""
-        found, mark = self.estimates[self.metric][group], "*" if star and group in self.best else ""
-        held_out = held_out_metric(self.metric)
-        cells = {}
-        if held_out != self.metric and held_out in self.estimates:
-            cells[held_out] = _number(self.estimates[held_out][group].mean)
-        return cells | {
-            self.metric: f"{found.mean:.4f}{mark}" if found.n else "-",
-            "95% interval": f"± {found.half_width:.4f}" if found.n > 1 else "-",
-            "n": f"{found.n}",
-        }
-
-    def _difference_cells(self, group: int, differences: dict[int, tuple[int, Estimate]]) -> dict[str, str]:
-        """Return the cells of early stopping, difference to the baseline, cost and fit; without unknown columns."""
-        cells = {}
-        if f"best/{self.metric}" in self.estimates:
-            cells["early stopping"] = _estimate_text(self.estimates[f"best/{self.metric}"][group])
-        if self.baseline is not None:
-            base, found = differences.get(group, (None, None))
-            is_baseline = self.baseline.contains(self.rows[group])
-            cells[f"difference to {self.baseline}"] = "baseline" if is_baseline else _estimate_text(found, "+")
-            cells["contains 0"] = {None: "-", True: "yes", False: "no"}[found.contains_zero if found else None]
-            cells["p"] = format_p_value(found.p_value) if found else "-"
-            if "early stopping" in cells:
-                early = None if base is None else self.early_difference(group, base)
-                cells["difference, early stopping"] = "baseline" if is_baseline else _estimate_text(early, "+")
-        for kind, title in (("cost", "gradients"), ("seconds", "seconds")):
-            cost = self.costs[kind]
-            if any(not pd.isna(value) for value in cost.values()):
-                digits = 1 if kind == "seconds" and max(cost.values()) < 100 else 0
-                cells[title] = "-" if pd.isna(cost[group]) else f"{cost[group]:,.{digits}f}"
-        for title, name in FIT_COLUMNS.items():
-            if any(not pd.isna(getattr(fit, name)) for fit in self.fits.values()):
-                value = getattr(self.fits[group], name)
-                cells[title] = "-" if pd.isna(value) else f"{value:.1%}"
-        return cells
+        return group_tables.tabulate_choices(self)
 
     @property
     def unfinished_runs(self) -> list[str]:
@@ -392,12 +327,12 @@ class Report:
 
     @cached_property
     def terms(self) -> list[tuple[str, str]]:
-        """The terms that the tables use, and what each means."""
+        """The terms in the tables, each with its meaning."""
         return [] if self.table.empty else sentences.define_terms(self)
 
     @cached_property
     def remarks(self) -> list[str]:
-        """Sentences on what a reader of the tables has to know."""
+        """Sentences that a reader of the tables has to know."""
         return [] if self.table.empty else sentences.write_remarks(self)
 
     @property
@@ -407,7 +342,7 @@ class Report:
 
     @cached_property
     def findings(self) -> list[str]:
-        """What the runs show, a sentence or more for each chosen or compared group."""
+        """Sentences on each chosen or compared group: what the runs show."""
         return sentences.describe_findings(self)
 
     def first_record(self, group: int) -> RunRecord:
@@ -416,7 +351,7 @@ class Report:
 
     @cached_property
     def _first_rows(self) -> dict[int, int]:
-        """The row in `results`, and so the position in `records`, of the first run of each group."""
+        """The position in `records` of the first run of each group."""
         first = self.runs.drop_duplicates("group")
         return dict(zip(first["group"].tolist(), first.index.tolist(), strict=True))
 
@@ -456,7 +391,7 @@ class Report:
 
     @property
     def text_columns(self) -> set[str]:
-        """The columns of the tables that contain settings."""
+        """The titles of the columns that contain settings."""
         return {column_title(name) for name in self.settings}
 
     def to_csv(self) -> str:
@@ -468,36 +403,13 @@ class Report:
 
     def to_table_csv(self) -> str:
         """Return one row a group with all digits; docs/reports.md lists the columns."""
-        rows = {group: self._table_csv_cells(group) for group in self.rows}
+        rows = {group: group_tables.list_numbers(self, group) for group in self.rows}
         columns = pd.DataFrame.from_dict(rows, orient="index").dropna(axis="columns", how="all")
         return self.groups.join(columns).to_csv(index=False, lineterminator="\n")
-
-    def _table_csv_cells(self, group: int) -> dict[str, Any]:
-        """Return the numbers of a group other than its settings and the metric."""
-        cells: dict[str, Any] = {}
-        for tag in (held_out_metric(self.metric), f"best/{self.metric}"):
-            if tag != self.metric and tag in self.estimates:
-                _, cells[f"{tag} mean"], cells[f"{tag} half_width"] = self.estimates[tag][group]
-        if group in self.differences:
-            base, found = self.differences[group]
-            cells |= {"baseline": self.labels[base], "pairs": found.n, "difference": found.mean}
-            cells |= {"difference_half_width": found.half_width, "p_value": found.p_value}
-        cells |= {name: self.costs[kind][group] for kind, name in COSTS.items()}
-        return cells | {tag: self.estimates[tag][group].mean for tag in FIT_METRICS if tag in self.estimates}
 
 
 def _estimate(row: Mapping[str, Any]) -> Estimate:
     return Estimate(int(row["n"]), float(row["mean"]), float(row["half_width"]))
-
-
-def _number(value: float) -> str:
-    return "-" if pd.isna(value) else f"{value:.4f}"
-
-
-def _estimate_text(found: Estimate | None, sign: str = "") -> str:
-    if found is None or found.n == 0:
-        return "-"
-    return f"{found.mean:{sign}.4f}" + (f" ± {found.half_width:.4f}" if found.n > 1 else "")
 
 
 def make_report(
@@ -515,7 +427,7 @@ def make_report(
         folders: Folders of runs or sweeps.
         metric: See `Report`, also for the arguments below.
         select: Searched settings.
-        by: One choice is made for each combination of the values of these settings.
+        by: Settings; one value of the searched settings is chosen for each combination of their values.
         baseline: Settings of the baseline.
         against: "", "cost" or "seconds".
 

@@ -4,7 +4,8 @@ import math
 from collections.abc import Mapping
 
 from sam_runner.reports.aggregate import Estimate
-from sam_runner.reports.report import LEFT_ALIGNED, Report
+from sam_runner.reports.group_tables import LEFT_ALIGNED
+from sam_runner.reports.report import Report
 from sam_runner.reports.selection import held_out_metric
 from sam_runner.reports.tables import escape_latex, format_value, latex_table
 

@@ -9,8 +9,9 @@ from urllib.parse import quote
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
+from sam_runner.reports.group_tables import LEFT_ALIGNED
 from sam_runner.reports.output.plots import INK, Plot
-from sam_runner.reports.report import LEFT_ALIGNED, Report
+from sam_runner.reports.report import Report
 from sam_runner.reports.results import RunRecord
 from sam_runner.reports.tables import printable
 

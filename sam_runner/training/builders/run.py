@@ -147,7 +147,7 @@ def _require_comparable_gradients(config: ExperimentConfig, step: SamStep | Capt
     if config.telemetry.every is not None and step.objective.has_random_branches:
         raise InputError(
             "telemetry.every cannot compare g with g_SAM in a network with random branches (Shake-Shake, ShakeDrop): "
-            "their backward passes use different random numbers\n  leave telemetry.every out, or use another network"
+            "the two backward passes use different random numbers\n  leave telemetry.every out, or use another network"
         )
 
 
