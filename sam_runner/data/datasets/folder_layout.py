@@ -16,7 +16,8 @@ SPLIT_NAMES = {  # folder names of a split, in upper or lower case; also as a wo
     "test": "test", "testing": "test",
 }  # fmt: skip
 SPLIT_WORD = re.compile(f"({'|'.join(SPLIT_NAMES)})(?:set|data|images)?")  # a word of a name: test, testset, testdata
-SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})  # hold copies of images
+# Written by operating systems and other programs. Some hold copies or thumbnails of the images.
+SYSTEM_FOLDERS = frozenset({"__MACOSX", "__pycache__", "@eaDir", "$RECYCLE.BIN", "lost+found"})
 NEVER_IMAGES = frozenset({".txt", ".csv", ".tsv", ".json", ".jsonl", ".xml", ".md", ".html", ".py", ".yaml", ".yml"})
 MAX_LISTED = 10  # names in a message
 

@@ -10,13 +10,14 @@ from sam_runner.sam.perturbation import Perturbation, divide_radius
 class FisherSam(Method):
     """eps = rho F^-1 g / sqrt(g . F^-1 g) with F = 1 + eta g^2 elementwise, so sqrt(eps . F eps) = rho.
 
-    F is the paper's approximation of the Fisher matrix: the diagonal, squared batch gradients in place of squared
-    gradients of the log-likelihood, and 1 added so that it has an inverse.
+    F approximates the Fisher matrix: it is diagonal, has squared batch gradients instead of squared gradients of the
+    log-likelihood, and 1 is added so that it has an inverse.
 
-    Disagreement: in one implementation by others ||eps||_2 = rho; in two, eps has the length rho in the Fisher metric,
-    as the paper's constraint requires. Sources of the defaults: the authors published no code. rho 0.1 (their gamma)
-    and eta 1 are those of the two with the Fisher metric; a third (SungJun98/SA-BMA) has rho 0.05 and eta 0.1. The
-    paper's text was not available.
+    The formulas are those of implementations by others; they were not checked against the paper. No code of the authors
+    was found. Disagreement: in two implementations eps has the length rho in the Fisher metric; in one ||eps||_2 = rho.
+
+    Sources of the defaults: rho 0.1 (called gamma there) and eta 1 are those of the two implementations with the Fisher
+    metric. A third (SungJun98/SA-BMA) has rho 0.05 and eta 0.1.
 
     Args:
         eta: Weight of the squared gradient, >= 0. eta = 0 is SAM.

@@ -14,9 +14,11 @@ class LayerwiseSam(Method):
     This is the direction of Look-LayerSAM. ||eps||_2 is rho sqrt(number of tensors with a gradient), so rho has to be
     smaller than SAM's.
 
-    Disagreement: the paper scales by the ratio of ||w_l|| and ||g_l||, an independent implementation (PhysicsNeMo) by
-    1 / ||g_l|| only; `scale_by_weights` chooses. The authors published no code. Source of the default: ours. rho 0.01
-    with 25 tensors is SAM's rho 0.05.
+    The formulas are those of descriptions by others; they were not checked against the paper. No code of the authors
+    was found. Disagreement: according to these descriptions the paper scales by ||w_l|| / ||g_l||, but PhysicsNeMo
+    scales by 1 / ||g_l||. `scale_by_weights` chooses.
+
+    Source of the default: our choice. With 25 tensors, rho 0.01 gives the ||eps||_2 of SAM's rho 0.05.
 
     Args:
         scale_by_weights: Multiply by ||w_l||_2.

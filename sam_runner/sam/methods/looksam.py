@@ -1,4 +1,4 @@
-"""LookSAM: SAM in every k-th step, whose direction is used again (Liu et al., CVPR 2022, arXiv 2203.02714, Alg. 2)."""
+"""LookSAM: every k-th step is SAM's, the others reuse its direction (Liu et al., CVPR 2022, arXiv 2203.02714, Alg. 2)."""
 
 import torch
 from torch import Tensor
@@ -14,11 +14,13 @@ class LookSam(Around):
 
     The other steps make one pass; their final gradient is g + alpha ||g||_2 u.
 
-    Disagreement: pytorch-optimizer decomposes tensor by tensor; the paper's equations decompose the whole gradient, as
-    does the third-party code that was read (MSAM's baseline, PhysicsNeMo). The authors published no code. Sources of
-    the defaults: k 5 and alpha 0.7 are those of implementations by others (Leminhbinh0209/LookSAM). By MSAM's paper,
-    0.7 is the authors' value for vision transformers and too large for convolutional networks on CIFAR-100, where they
-    found 0.1. rho is SAM's.
+    The formulas are those of implementations by others; they were not checked against the paper. No code of the authors
+    was found. Disagreement: pytorch-optimizer decomposes each tensor separately. MSAM's baseline and PhysicsNeMo
+    decompose the whole gradient, as this class does.
+
+    Sources of the defaults: k 5 and alpha 0.7 are those of implementations by others (Leminhbinh0209/LookSAM).
+    According to MSAM's paper, 0.7 is the authors' value for vision transformers. It is too large for convolutional
+    networks on CIFAR-100, for which MSAM's authors found 0.1. rho is SAM's.
 
     Args:
         interval: k, >= 1. k = 1 is SAM.
