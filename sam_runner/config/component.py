@@ -20,7 +20,7 @@ class Component:
 
     schema: ClassVar[str] = ""
     targets: ClassVar[tuple[str, ...]] = ()
-    _target_: str = key("dotted name of the function or class that is called", in_reports=True, argument=False)
+    _target_: str = key("dotted name of the function or class to call", in_reports=True, argument=False)
 
     @property
     def target(self) -> str:

@@ -20,12 +20,12 @@ from sam_runner.config.keys import (
 
 @dataclass(frozen=True)
 class DataConfig(Component):
-    """Settings of every data set. A user's own data set may have further keys; its function gets them."""
+    """Settings of every data set. The function of your own data set gets all further keys."""
 
     schema: ClassVar[str] = "data/digits"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.digits.digits",)
     train_fraction: float = key(
-        "fraction of the training images, after val_fraction, to train on; the same images for every seed",
+        "fraction of the training images to train on, after val_fraction is held out; the same images for every seed",
         1.0,
         range=UP_TO_ONE,
         argument=False,
@@ -40,13 +40,12 @@ class DataConfig(Component):
         "labels of the held-out images: clean, or with the label noise of the training set", "clean", argument=False
     )
     normalisation: Literal["auto", "set", "imagenet", "weights"] = key(
-        "source of the mean and std for normalisation; set: the training set; imagenet: ImageNet; weights:"
-        " the images that model.weights were trained on; auto: weights if their mean and std are known, else set;"
-        " inputs other than images are not normalised",
+        "where the mean and std to normalise images come from; set: the training set; imagenet: ImageNet; weights: the"
+        " images that model.weights were trained on; auto: weights if their mean and std are known, else set",
         "auto",
         argument=False,
     )
-    drop_last: bool = key("leave out the last batch of an epoch if it is smaller", True, argument=False)
+    drop_last: bool = key("true: leave out the last batch of an epoch if it is smaller", True, argument=False)
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -61,11 +60,11 @@ class SyntheticConfig(DataConfig):
 
     schema: ClassVar[str] = "data/synthetic"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.synthetic.synthetic",)
-    num_train: int = key("training images", 512, range=AT_LEAST_ONE)
-    num_test: int = key("test images", 128, range=AT_LEAST_ONE)
-    num_classes: int = key("classes", 10, range=Range(2))
-    channels: int = key("channels of an image", 3, range=AT_LEAST_ONE)
-    image_size: int = key("height and width in pixels", 32, range=Range(4))
+    num_train: int = key("number of training images", 512, range=AT_LEAST_ONE)
+    num_test: int = key("number of test images", 128, range=AT_LEAST_ONE)
+    num_classes: int = key("number of classes", 10, range=Range(2))
+    channels: int = key("channels of each image", 3, range=AT_LEAST_ONE)
+    image_size: int = key("height and width of each image in pixels", 32, range=Range(4))
     data_seed: int = key("seed of the images", 0, range=NOT_NEGATIVE)
 
 
@@ -82,7 +81,7 @@ class ArchiveConfig(DataConfig):
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
     download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
     url: str = key(
-        "address of the folder from which files are downloaded; the options have the published addresses",
+        "address of the folder to download files from; each option has the published address",
         effect="none",
         in_reports=False,
     )
@@ -94,7 +93,7 @@ class SvhnConfig(ArchiveConfig):
 
     schema: ClassVar[str] = "data/svhn"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.svhn.svhn",)
-    extra: bool = key("also train on the 531,131 images of extra_32x32.mat (1.9 GB in memory)", False)
+    extra: bool = key("true: also train on the 531,131 images of extra_32x32.mat (1.9 GB in memory)", False)
 
 
 @dataclass(frozen=True)
@@ -112,23 +111,25 @@ class ImageFolderConfig(DataConfig):
         range=Range(4),
     )
     eval_crop_ratio: float = key(
-        "side of the centre crop relative to the shorter side; usual for ImageNet: 0.875", 1.0, range=UP_TO_ONE
+        "side of the centre crop divided by the image's shorter side; usual for ImageNet: 0.875",
+        1.0,
+        range=UP_TO_ONE,
     )
     storage: Literal["auto", "memory", "disk"] = key(
-        "memory: decode once; disk: decode in every epoch; auto: memory up to 2 GiB of pixels", "auto"
+        "memory: decode once; disk: decode in every epoch; auto: memory for up to 2 GiB of pixels, else disk", "auto"
     )
     test_fraction: float = key(
-        "part of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
+        "fraction of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
     )
     cache: Literal[True, False] | str = key(
-        "folder that keeps decoded images and the list of the files for the next run; true: ~/.cache/sam_runner",
+        "folder that keeps decoded images and the list of the files for later runs; true: ~/.cache/sam_runner",
         False,
         effect="none",
         in_reports=False,
         path=True,
     )
     num_workers: int | None = key(
-        "threads that decode into memory; processes that decode from disk or apply augment.policy; null: chosen from"
+        "threads that decode into memory, or processes that decode from disk or apply augment.policy; null: chosen from"
         " the number of cores",
         None,
         range=NOT_NEGATIVE,
@@ -144,8 +145,7 @@ class ImageListConfig(DataConfig):
     schema: ClassVar[str] = "data/image_list"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.image_list.image_list",)
     file: str = key(
-        "CSV file with the columns path and label, and optionally split and clean_label; paths are relative to its"
-        " folder",
+        "CSV file with the columns path and label; optional: split and clean_label. Paths are relative to its folder",
         on_resume="",
         path=True,
     )
@@ -156,10 +156,10 @@ class ImageListConfig(DataConfig):
     )
     storage: Literal["memory", "disk"] = key("memory: decode once; disk: decode in every epoch", "memory")
     test_fraction: float = key(
-        "part of each class that becomes the test set if the file names no test images", 0.2, range=OPEN_UNIT
+        "fraction of each class that becomes the test set if the file names no test images", 0.2, range=OPEN_UNIT
     )
     cache: Literal[True, False] | str = key(
-        "folder that keeps decoded images for the next run; true: ~/.cache/sam_runner",
+        "folder that keeps decoded images for later runs; true: ~/.cache/sam_runner",
         False,
         effect="none",
         in_reports=False,
@@ -181,24 +181,24 @@ class HuggingFaceConfig(DataConfig):
 
     schema: ClassVar[str] = "data/hugging_face"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.hugging_face.hugging_face",)
-    root: str = key("folder that datasets saved (save_to_disk), or of parquet files", on_resume="", path=True)
+    root: str = key("folder that save_to_disk of datasets wrote, or folder of parquet files", on_resume="", path=True)
     inputs: str | None = key(
-        "column of the inputs; null: the column of images, or the only column other than the labels", None
+        "column of the inputs; null: the column of images, else the only column besides the labels", None
     )
-    labels: str | None = key("column of the labels; null: the column of type ClassLabel, or label or labels", None)
+    labels: str | None = key("column of the labels; null: the column of type ClassLabel, else label or labels", None)
     image_size: int | None = key(
         "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
         None,
         range=Range(4),
     )
     test_fraction: float = key(
-        "part of each class that becomes the test set if there is no split test or validation", 0.2, range=OPEN_UNIT
+        "fraction of each class that becomes the test set if there is no split test or validation", 0.2, range=OPEN_UNIT
     )
 
 
 @dataclass(frozen=True)
 class NoiseConfig(Component):
-    """Settings of noise=none. A user's own noise model may have any keys; its function gets them."""
+    """Settings of noise=none. The function of your own noise model gets all further keys."""
 
     schema: ClassVar[str] = "noise/none"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.none",)
@@ -216,7 +216,7 @@ class RateNoiseConfig(NoiseConfig):
         "sam_runner.data.noise.instance",
     )
     rate: float = key(
-        "fraction of the labels that are replaced",
+        "fraction of the training labels that are replaced",
         0.4,
         range=CLOSED_UNIT,
     )
@@ -228,7 +228,9 @@ class SymmetricNoiseConfig(RateNoiseConfig):
 
     schema: ClassVar[str] = "noise/symmetric"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.symmetric",)
-    include_true_class: bool = key("draw the new label from all classes instead of the other classes", False)
+    include_true_class: bool = key(
+        "true: draw the new label from all classes; false: from all but the true class", False
+    )
 
 
 @dataclass(frozen=True)
@@ -238,7 +240,7 @@ class LabelFileConfig(NoiseConfig):
     schema: ClassVar[str] = "noise/label_file"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.relabelled",)
     file: str = key(
-        "file of labels, .npy or .pt: the class of each training image, in the order of the data set",
+        ".npy or .pt file with the class of each training image, in the order of the data set",
         on_resume="",
         in_reports=False,
         path=True,
@@ -263,12 +265,12 @@ class AugmentConfig:
 
     schema: ClassVar[str] = "augment"
     pad: int = key(
-        "pixels that are added on each side before a window of the original size is cropped; 0: no crop",
+        "pixels added on each side before a random crop of the original size; 0: no crop",
         0,
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "values of the added pixels; reflect: the mirrored image, edge not repeated (the paper's code); zero: 0",
+        "values of the added pixels; reflect: the image mirrored at its edge (the paper's code); zero: 0",
         "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)
@@ -278,20 +280,20 @@ class AugmentConfig:
         0,
         range=NOT_NEGATIVE,
     )
-    cutout_per_batch: bool = key("draw one position of the square for a whole batch, as the paper's code", False)
+    cutout_per_batch: bool = key("true: one position of the square for all images of a batch (the paper's code)", False)
     policy: Literal["none", "cifar10", "svhn", "imagenet", "randaugment", "trivialaugment"] = key(
-        "AutoAugment's policy for cifar10, svhn or imagenet, randaugment, or trivialaugment", "none"
+        "cifar10, svhn, imagenet: AutoAugment's policy for this set; randaugment, trivialaugment: these methods", "none"
     )
-    num_ops: int = key("transformations of RandAugment (default: torchvision's)", 2, range=AT_LEAST_ONE)
+    num_ops: int = key("number of RandAugment's transformations (default: torchvision's)", 2, range=AT_LEAST_ONE)
     magnitude: int = key(
         "strength of RandAugment's transformations (default: torchvision's)", 9, range=Range(0, 30, high_open=False)
     )
-    erasing: float = key("probability of erasing a rectangle (Zhong et al., 2020)", 0.0, range=CLOSED_UNIT)
+    erasing: float = key("probability that a rectangle is erased (Zhong et al., 2020)", 0.0, range=CLOSED_UNIT)
     mixup: float | None = key("alpha of mixup (Zhang et al., 2018); null: none", None, range=POSITIVE)
     cutmix: float | None = key("alpha of CutMix (Yun et al., 2019); null: none", None, range=POSITIVE)
     crop_scale_min: float | None = key(
-        "smallest fraction of the image's area that a random crop covers, for sets on disk (Szegedy et al., 2015);"
-        " null: the centre crop",
+        "for sets on disk: smallest fraction of an image's area that a random crop covers (Szegedy et al., 2015);"
+        " null: centre crop",
         None,
         range=UP_TO_ONE,
     )

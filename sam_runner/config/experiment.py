@@ -59,13 +59,13 @@ class CheckpointConfig:
         "seconds between two checkpoints within an epoch; null: none", 300.0, range=POSITIVE, effect="none"
     )
     min_interval: float = key(
-        "an epoch that ends within this many seconds of the last checkpoint is not saved, unless it is the last epoch,"
-        " the best on the validation set, or kept by keep_epochs or every_epochs",
+        "an epoch that ends within this many seconds of the last checkpoint is not saved. Exceptions: the last epoch,"
+        " the best one on the validation set, and those of keep_epochs and every_epochs",
         1.0,
         range=NOT_NEGATIVE,
         effect="none",
     )
-    keep: int = key("number of latest checkpoints to keep in addition to the best", 2, range=Range(2), effect="none")
+    keep: int = key("number of latest checkpoints to keep besides the best", 2, range=Range(2), effect="none")
     keep_epochs: tuple[int, ...] = key(
         "epochs whose last checkpoint is kept, e.g. [50,100]", (), range=AT_LEAST_ONE, effect="none"
     )
@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "number of evaluations without a better early_stopping.metric after which the run ends; every run with a"
-        " patience ends with the weights of its best epoch, even if it reached the last epoch; null: off",
+        "end the run after this many evaluations without a better early_stopping.metric. The run always ends with the"
+        " weights of its best epoch; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run stops according to the new patience",
@@ -88,8 +88,8 @@ class EarlyStoppingConfig:
         added_later=True,
     )
     metric: SelectionMetric = key(
-        "metric of the held-out images that chooses the best epoch and the best checkpoint: the highest accuracy or the"
-        " lowest negative log-likelihood (nll); validation_ema/...: metrics of the averaged weights (ema_decay)",
+        "metric of the held-out images that chooses the best epoch and checkpoint: highest accuracy or lowest negative"
+        " log-likelihood (nll); validation_ema/...: of the averaged weights (ema_decay)",
         "validation/accuracy",
         added_later=True,
     )
@@ -100,14 +100,14 @@ class TelemetryConfig:
     """Settings of the group telemetry: measurements during training. They change no number of the run."""
 
     every: int | None = key(
-        "measure every N steps: cosine of g and g_SAM, part of g_SAM orthogonal to g, share of ||eps||^2 by layer; if"
-        " such a step makes one pass, the next step with two passes is measured; null: never",
+        "every N steps, measure the cosine of g and g_SAM, the part of g_SAM orthogonal to g, and each layer's share of"
+        " ||eps||^2. If the step has one pass, the next one with two is measured; null: never",
         None,
         range=AT_LEAST_ONE,
         effect="none",
     )
     curvature_epochs: int | None = key(
-        "measure the largest Hessian eigenvalue after every N-th epoch, on 1000 training images without augmentation;"
+        "after every N-th epoch, measure the largest Hessian eigenvalue on 1000 training images without augmentation;"
         " null: never",
         None,
         range=AT_LEAST_ONE,
@@ -120,27 +120,27 @@ class SweepConfig:
     """Settings of a sweep."""
 
     jobs: int | Literal["auto"] = key(
-        "jobs that run at once on this machine and share its cores; auto: as many as there are GPUs, or as there are"
-        " cores on a machine without a GPU, and one with device=cuda; 1: one after the other",
+        "jobs that run at once on this machine and share its cores; auto: one per GPU, or one per core without a GPU;"
+        " with device=cuda: one",
         "auto",
         range=AT_LEAST_ONE,
         effect="none",
         in_reports=False,
     )
     batch_seeds: int = key(
-        "maximum number of jobs that one process trains together; the jobs differ only in the seed. torch.func.vmap"
-        " makes one pass for all of them, and results differ by rounding; 1: each job makes its own passes",
+        "largest number of jobs that share their passes (torch.func.vmap). Such jobs differ only in the seed, and their"
+        " results change by rounding; 1: each job makes its own passes",
         1,
         range=AT_LEAST_ONE,
         effect="none",
         in_reports=False,
     )
     on_error: Literal["continue", "stop"] = key(
-        "stop: no further job starts after a job has failed or its settings were refused", "continue", effect="none"
+        "after a job has failed or its settings were refused; stop: start no further job", "continue", effect="none"
     )
     verbose: bool = key(
-        "true: print the epochs of each job; false: if several jobs run at once, print only starts, ends and warnings"
-        " (run.log of each run has all lines)",
+        "true: print the epochs of each job; false: if several jobs run at once, print only starts, ends and warnings;"
+        " run.log has all lines",
         False,
         effect="none",
         in_reports=False,
@@ -161,14 +161,19 @@ class ExperimentConfig:
         alias="optimizer.rho",
     )
     lr: float = key(
-        "initial learning rate; our choice for digits (the paper: 0.1 for WRN-28-10, Table 6)",
+        "initial learning rate; the default is our choice for the digits (the paper: 0.1 for WRN-28-10, Table 6)",
         0.05,
         range=POSITIVE,
         alias="optimizer.base.lr",
     )
-    weight_decay: float = key("weight decay (Table 6)", 0.0005, range=NOT_NEGATIVE, alias="optimizer.base.weight_decay")
+    weight_decay: float = key(
+        "weight decay (the paper's Table 6)",
+        0.0005,
+        range=NOT_NEGATIVE,
+        alias="optimizer.base.weight_decay",
+    )
     head_lr: float | None = key(
-        "initial learning rate of the model's last layer, for fine-tuning; null: lr", None, range=POSITIVE
+        "initial learning rate of the last layer, for fine-tuning; null: lr", None, range=POSITIVE
     )
     epochs: int = key(
         "passes over the training set",
@@ -186,7 +191,7 @@ class ExperimentConfig:
     )
     batch_size: int = key("images per optimizer step, over all processes", 128, range=AT_LEAST_ONE)
     accumulate: int = key(
-        "micro-batches that a batch is split into to save memory; batch norm normalises each of them alone",
+        "number of micro-batches per batch, to save memory; batch norm normalises each micro-batch alone",
         1,
         range=AT_LEAST_ONE,
     )
@@ -195,13 +200,13 @@ class ExperimentConfig:
         "decay of an exponential moving average of the weights, e.g. 0.999; null: no average", None, range=OPEN_UNIT
     )
     grad_clip: float | None = key(
-        "norm to which the base optimizer's gradient is clipped; the paper's code used 5.0; null: no clipping",
+        "largest norm of the base optimizer's gradient (the paper's code: 5.0); null: no clipping",
         None,
         range=POSITIVE,
     )
     freeze_batchnorm_stats: bool = key(
-        "batch norm normalises by its running statistics and does not update them, as in the paper's fine-tuning"
-        " (Appendix C.2)",
+        "true: batch norm uses its running statistics and does not update them, as in the paper's fine-tuning (Appendix"
+        " C.2)",
         False,
     )
     seed: int = key(
@@ -218,36 +223,35 @@ class ExperimentConfig:
     )
     precision: Literal["auto", "fp64", "fp32", "tf32", "bf16", "fp16"] = key(
         "precision of the passes; auto: bf16 if the device computes in it, otherwise fp16 on a GPU, fp32 on a CPU; "
-        "on a CPU, depthwise convolutions compute in fp32 under bf16",
+        "with bf16 on a CPU, depthwise convolutions compute in fp32",
         "auto",
         effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
-        "NHWC memory layout; auto: true if the network has 2-D convolutions and its weights are not sharded",
+        "true: memory layout NHWC; auto: true if the network has 2-D convolutions and its weights are not sharded",
         "auto",
         effect="rounding",
         on_resume=ROUNDING,
     )
     compile: Literal["off", "default", "max-autotune", "graph", "capture"] = key(
-        "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph; capture: the step as one "
-        "CUDA graph without torch.compile",
+        "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph; capture: the step as one"
+        " CUDA graph without torch.compile",
         "off",
         effect="rounding",
         on_resume=ROUNDING,
     )
     deterministic: bool = key(
-        "on CUDA, use only algorithms that give the same bits in every run; they are slower",
+        "true: on CUDA, use only algorithms that give the same bits in every run; they are slower",
         False,
         effect="rounding",
         on_resume=ROUNDING,
     )
-    world_size: int = key("processes that share each batch; torchrun sets it", 1, range=AT_LEAST_ONE)
+    world_size: int = key("number of processes that share each batch; torchrun sets it", 1, range=AT_LEAST_ONE)
     parallel: Literal["ddp", "fsdp"] = key(
-        "ddp: every process has all weights; fsdp: each process has a part of the weights (FSDP2)", "ddp"
+        "ddp: each process has all weights; fsdp: each process has a part of the weights (FSDP2)", "ddp"
     )
     sync_batchnorm: bool = key(
-        "true: batch norm normalises over the images of all processes (CUDA); false: over the images of each process,"
-        " as the paper's code",
+        "true: batch norm normalises over all processes (CUDA); false: over each process, as the paper's code",
         False,
     )
     rank_timeout: float = key(
@@ -258,19 +262,19 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "after a non-finite loss or gradient; stop: end the run; skip: leave the weights unchanged and continue",
+        "if a loss or gradient is not finite; stop: end the run; skip: leave the weights unchanged and continue",
         "stop",
         on_resume="",
     )
     logger: tuple[Literal["tensorboard", "csv", "wandb", "mlflow"], ...] = key(
-        "where metrics go in addition to metrics.jsonl, as logger=csv,wandb or [csv,wandb]; []: nowhere else; csv:"
-        " metrics.csv; wandb and mlflow are configured by their own environment variables",
+        "where metrics go besides metrics.jsonl, e.g. logger=csv,wandb; csv: metrics.csv; []: nowhere else. wandb and"
+        " mlflow read their own environment variables",
         ("tensorboard",),
         effect="none",
         in_reports=False,
     )
     log_every: int = key(
-        "steps between two rows of training metrics", 50, range=AT_LEAST_ONE, effect="none", in_reports=False
+        "steps between two logged rows of training metrics", 50, range=AT_LEAST_ONE, effect="none", in_reports=False
     )
     eval_every: int = key(
         "epochs between two evaluations; the last epoch is always evaluated",
@@ -286,27 +290,27 @@ class ExperimentConfig:
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
     )
     sweep_name: str = key(
-        "name of a sweep; its folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs",
+        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs",
         "unnamed",
         effect="none",
         in_reports=False,
     )
     sweep: SweepConfig = field(default_factory=SweepConfig)
     paper: str | None = key(
-        "rows of the paper to compare the run with; the files of the group experiment set it",
+        "rows of the paper's tables to compare the run with; the files of the group experiment set it",
         None,
         effect="none",
         in_reports=False,
     )
     dry_run: bool = key(
-        "print the plan (parameters, FLOPs, steps, memory) and train nothing; if the data are not there, their"
-        " published sizes are used",
+        "true: print the plan (parameters, FLOPs, steps, memory) and train nothing. Data that are not there count with"
+        " their published sizes",
         False,
         effect="none",
         in_reports=False,
     )
     dry_run_tflops: float | None = key(
-        "TFLOP/s that the device reaches in training, for the time in the plan",
+        "TFLOP/s that the device reaches in training, to estimate the time in the plan",
         None,
         range=POSITIVE,
         effect="none",

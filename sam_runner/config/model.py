@@ -11,17 +11,17 @@ DEPTH = Range(8)
 PUBLISHED_WEIGHTS = ("torchvision", "timm")  # values of model.weights that are not paths
 Init = Literal["fan_in", "fan_out", "sam", "torch"]
 INIT = (
-    "initialisation of the convolutions: fan_in and fan_out of He et al.; sam: the SAM paper's code; torch: PyTorch's"
+    "initialisation of the convolutions; fan_in, fan_out: of He et al.; sam: of the SAM paper's code; torch: PyTorch's"
 )
 
 
 @dataclass(frozen=True)
 class ModelConfig(Component):
-    """Settings of every network. A user's own network may have further keys; its function gets them."""
+    """Settings of every network. The function of your own network gets all further keys."""
 
     weights: str | None = key(
-        "weights to start from: a file (.safetensors, a state_dict saved by torch, a checkpoint of a run), or"
-        " torchvision or timm for published weights, e.g. torchvision:IMAGENET1K_V1; null: initialise from the seed",
+        "weights to start from: a file (.safetensors, a state_dict, a checkpoint of a run), or published weights of"
+        " torchvision or timm, e.g. torchvision:IMAGENET1K_V1; null: random weights from the seed",
         None,
         argument=False,
         path=True,
@@ -36,7 +36,7 @@ class SmallCnnConfig(ModelConfig):
     schema: ClassVar[str] = "model/small_cnn"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.models.small_cnn.SmallCNN",)
     width: int = key("channels of the first convolution", 32, range=AT_LEAST_ONE)
-    batch_norm: bool = key("whether batch norm follows each convolution", True)
+    batch_norm: bool = key("true: batch norm follows each convolution", True)
     dropout: float = key("dropout probability before the last layer", 0.0, range=BELOW_ONE)
 
 
@@ -58,9 +58,9 @@ class WideResnetConfig(ModelConfig):
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.models.wide_resnet.WideResNet",)
     depth: int = key("number of convolutions, 6n + 4", 28, range=DEPTH)
     init: Init = key(INIT, "fan_out")
-    widen_factor: int = key("channels relative to a residual network", 10, range=AT_LEAST_ONE)
+    widen_factor: int = key("number of channels divided by that of a residual network", 10, range=AT_LEAST_ONE)
     dropout: float = key(
-        "dropout probability between a block's convolutions; the SAM paper uses none", 0.0, range=BELOW_ONE
+        "dropout probability between the convolutions of a block; the SAM paper uses none", 0.0, range=BELOW_ONE
     )
     batch_norm: bool = key("false: no batch norm, as in the SAM paper's section 4.2", True)
 
@@ -76,7 +76,7 @@ class BranchWidthConfig(ModelConfig):
     )
     depth: int = key("number of weighted layers, 6n + 2", 26, range=DEPTH)
     init: Init = key(INIT, "fan_out")
-    width: int = key("channels of the first stage (Shake-Shake: of each branch)", 96, range=AT_LEAST_ONE)
+    width: int = key("channels of the first stage; with Shake-Shake, of each branch of it", 96, range=AT_LEAST_ONE)
 
 
 @dataclass(frozen=True)
@@ -87,8 +87,8 @@ class PyramidNetConfig(ModelConfig):
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.models.pyramidnet.PyramidNet",)
     depth: int = key("number of weighted layers: 9n + 2 with bottlenecks, else 6n + 2", 272, range=DEPTH)
     init: Init = key(INIT, "fan_out")
-    alpha: int = key("channels that are added from the first to the last block", 200, range=AT_LEAST_ONE)
-    bottleneck: bool = key("whether a block is three convolutions, 1x1, 3x3, 1x1", True)
+    alpha: int = key("channels added from the first to the last block", 200, range=AT_LEAST_ONE)
+    bottleneck: bool = key("true: a block has three convolutions (1x1, 3x3, 1x1)", True)
     shakedrop: float = key("largest probability of ShakeDrop; 0: no ShakeDrop", 0.0, range=CLOSED_UNIT)
 
 

@@ -17,10 +17,12 @@ from sam_runner.config.keys import (
     key,
 )
 
+NAME = "name of the method, which each option sets"
+
 
 @dataclass(frozen=True)
 class BaseOptimizerConfig(Component):
-    """Settings of every base optimizer. Further keys are passed to the class that ``optimizer.base._target_`` names."""
+    """Settings of every base optimizer. The class that ``optimizer.base._target_`` names gets all further keys."""
 
     schema: ClassVar[str] = ""
     lr: float = key("initial learning rate; set with lr=", 0.05, range=POSITIVE, short="lr")
@@ -35,7 +37,7 @@ class SgdConfig(BaseOptimizerConfig):
     schema: ClassVar[str] = "base/sgd"
     targets: ClassVar[tuple[str, ...]] = ("torch.optim.SGD",)
     momentum: float = key("momentum", 0.9, range=BELOW_ONE)
-    nesterov: bool = key("whether momentum is Nesterov's, as in the paper's code", True)
+    nesterov: bool = key("true: Nesterov momentum, as in the paper's code", True)
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,9 @@ class AdamWConfig(BaseOptimizerConfig):
 
     schema: ClassVar[str] = "base/adamw"
     targets: ClassVar[tuple[str, ...]] = ("torch.optim.AdamW",)
-    betas: tuple[float, ...] = key("decay of the two moving averages", (0.9, 0.999), range=BELOW_ONE)
+    betas: tuple[float, ...] = key(
+        "decays of the mean gradient and mean squared gradient", (0.9, 0.999), range=BELOW_ONE
+    )
     eps: float = key("term added to the denominator", 1e-8, range=NOT_NEGATIVE)
 
 
@@ -61,19 +65,19 @@ class RMSpropConfig(BaseOptimizerConfig):
 
 @dataclass(frozen=True)
 class OptimizerConfig:
-    """Settings of optimizer=sgd, SGD alone; every other method has these settings too."""
+    """Settings of every method. The options without SAM (optimizer=sgd, adamw, rmsprop and none) have no others."""
 
     schema: ClassVar[str] = "optimizer/sgd"
-    name: str = key("name of the method", "sgd", short="optimizer")
+    name: str = key(NAME, "sgd", short="optimizer")
     m: int | None = key(
-        "images in a group of the batch. Each group has its own batch-norm statistics and, with SAM, its own"
-        " perturbation (m-sharpness); null: the whole batch",
+        "images in a group (m-sharpness). Each group of the batch has its own batch-norm statistics and perturbation;"
+        " null: the batch is one group",
         None,
         range=AT_LEAST_ONE,
     )
     weight_decay_in_loss: bool = key(
-        "true: weight decay is lambda/2 ||w||^2 in the loss of every pass, as in the paper's code;"
-        " false: the base optimizer applies it",
+        "true: add weight_decay/2 ||w||^2 to the loss of every pass, as the paper's code; false: the base optimizer"
+        " decays the weights",
         False,
     )
     base: BaseOptimizerConfig = field(default_factory=lambda: SgdConfig(_target_="torch.optim.SGD"))
@@ -86,10 +90,10 @@ class OptimizerConfig:
 
 @dataclass(frozen=True)
 class NoMethodConfig(OptimizerConfig):
-    """Settings of optimizer=none, the base optimizer alone, and of optimizer=adamw and optimizer=rmsprop."""
+    """Settings of optimizer=none, optimizer=adamw and optimizer=rmsprop: the base optimizer without SAM."""
 
     schema: ClassVar[str] = "optimizer/none"
-    name: str = key("name of the method", "none", short="optimizer")
+    name: str = key(NAME, "none", short="optimizer")
 
 
 def _radius(meaning: str, default: float) -> float:
@@ -104,8 +108,8 @@ class RadiusConfig(OptimizerConfig):
 
     rho: float = _radius("radius of the perturbation", 0.05)
     rho_schedule: Literal["constant", "linear", "cosine"] = key("how rho changes during training", "constant")
-    rho_final: float = key("fraction of rho at the end of a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
-    rho_warmup_epochs: float = key("epochs in which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
+    rho_final: float = key("final fraction of rho in a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
+    rho_warmup_epochs: float = key("epochs during which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
 
     @property
     def mean_cost(self) -> float:
@@ -129,8 +133,8 @@ class AscentConfig(RadiusConfig):
     """Settings of every method whose perturbation depends on the gradient."""
 
     sync_perturbation: bool = key(
-        "under torchrun, true: one perturbation from the images of all processes; false: each process has its own, as"
-        " in the paper",
+        "true: all processes of torchrun use one perturbation, from all images; false: each process has its own, as in"
+        " the paper",
         False,
     )
 
@@ -140,23 +144,23 @@ class SamConfig(AscentConfig):
     """Settings of optimizer=sam."""
 
     schema: ClassVar[str] = "optimizer/sam"
-    name: str = key("name of the method", "sam", short="optimizer")
+    name: str = key(NAME, "sam", short="optimizer")
     rho: float = _radius("radius of the perturbation (eq. 2)", 0.05)
-    p: float = key("norm of the ball (eq. 2)", 2.0, range=Range(1, math.inf, high_open=False))
+    p: float = key("p of the p-norm that rho limits (eq. 2)", 2.0, range=Range(1, math.inf, high_open=False))
     direction: Literal["gradient", "random"] = key(
-        "direction of the perturbation; gradient: that of eq. 2; random: drawn for each step (the paper's"
-        " Appendix C.5). Both have length rho",
+        "direction of the perturbation, which always has length rho; gradient: eq. 2; random: drawn for each step (the"
+        " paper's Appendix C.5)",
         "gradient",
     )
     ascent_steps: int = key(
-        "gradient evaluations that find the perturbation (the paper's Table 11)", 1, range=AT_LEAST_ONE
+        "number of gradients that find the perturbation (the paper's Table 11)", 1, range=AT_LEAST_ONE
     )
     ascent: Literal["sphere", "projected"] = key(
-        "how a further ascent step changes eps; sphere: eps is computed anew from the gradient at w + eps; projected:"
-        " this new eps is added to the old one, and the sum is projected on the ball of radius rho",
+        "how a further ascent step uses the new eps, from the gradient at w + eps; sphere: instead of the old eps;"
+        " projected: the sum of both, projected on the ball of radius rho",
         "sphere",
     )
-    second_order: bool = key("keep the second-order term that eq. 3 drops (the paper's Appendix C.4)", False)
+    second_order: bool = key("true: keep the second-order term that eq. 3 drops (the paper's Appendix C.4)", False)
 
     @property
     def perturbed_cost(self) -> float:
@@ -168,7 +172,7 @@ class SamConfig(AscentConfig):
 class AsamKeys:
     """Settings of ASAM's perturbation."""
 
-    eta: float = key("term added to |w| (Kwon et al., 2021; the authors' code)", 0.01, range=NOT_NEGATIVE)
+    eta: float = key("number added to |w| (Kwon et al., 2021; the authors' code)", 0.01, range=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -182,8 +186,12 @@ class FisherSamKeys:
 class FriendlySamKeys:
     """Settings of Friendly SAM's perturbation."""
 
-    sigma: float = key("factor of the mean gradient that is subtracted (Li et al., 2024)", 1.0, range=CLOSED_UNIT)
-    decay: float = key("decay lambda of the mean gradient (the authors' script)", 0.95, range=BELOW_ONE)
+    sigma: float = key(
+        "factor of the mean gradient that is subtracted (Li et al., 2024)",
+        1.0,
+        range=CLOSED_UNIT,
+    )
+    decay: float = key("decay (lambda) of the mean gradient (the authors' script)", 0.95, range=BELOW_ONE)
 
 
 @dataclass(frozen=True)
@@ -191,7 +199,7 @@ class SamOnKeys:
     """Settings of SAM-ON's perturbation."""
 
     only: Literal["normalisation", "others"] = key(
-        "parameters that are perturbed: those of normalisation layers, or all others", "normalisation"
+        "which parameters are perturbed: those of normalisation layers, or all others", "normalisation"
     )
 
 
@@ -199,7 +207,7 @@ class SamOnKeys:
 class LayerwiseSamKeys:
     """Settings of layer-wise SAM's perturbation."""
 
-    scale_by_weights: bool = key("multiply the perturbation of each tensor by the norm of its weights", False)
+    scale_by_weights: bool = key("true: multiply the perturbation of each tensor by the norm of its weights", False)
 
 
 @dataclass(frozen=True)
@@ -207,7 +215,7 @@ class AsamConfig(AsamKeys, AscentConfig):
     """Settings of optimizer=asam."""
 
     schema: ClassVar[str] = "optimizer/asam"
-    name: str = key("name of the method", "asam", short="optimizer")
+    name: str = key(NAME, "asam", short="optimizer")
     rho: float = _radius("radius in units of the weights (Kwon et al., 2021: 0.5 on CIFAR-10)", 0.5)
 
 
@@ -216,7 +224,7 @@ class FisherSamConfig(FisherSamKeys, AscentConfig):
     """Settings of optimizer=fisher_sam."""
 
     schema: ClassVar[str] = "optimizer/fisher_sam"
-    name: str = key("name of the method", "fisher_sam", short="optimizer")
+    name: str = key(NAME, "fisher_sam", short="optimizer")
     rho: float = _radius("radius in the Fisher metric", 0.1)
 
 
@@ -225,7 +233,7 @@ class FriendlySamConfig(FriendlySamKeys, AscentConfig):
     """Settings of optimizer=friendly_sam."""
 
     schema: ClassVar[str] = "optimizer/friendly_sam"
-    name: str = key("name of the method", "friendly_sam", short="optimizer")
+    name: str = key(NAME, "friendly_sam", short="optimizer")
     rho: float = _radius("radius of the perturbation (the authors' script)", 0.2)
 
 
@@ -234,7 +242,7 @@ class SamOnConfig(SamOnKeys, AscentConfig):
     """Settings of optimizer=sam_on."""
 
     schema: ClassVar[str] = "optimizer/sam_on"
-    name: str = key("name of the method", "sam_on", short="optimizer")
+    name: str = key(NAME, "sam_on", short="optimizer")
     rho: float = _radius("radius of the perturbation (the authors' class)", 0.5)
 
 
@@ -243,7 +251,7 @@ class LayerwiseSamConfig(LayerwiseSamKeys, AscentConfig):
     """Settings of optimizer=layerwise_sam."""
 
     schema: ClassVar[str] = "optimizer/layerwise_sam"
-    name: str = key("name of the method", "layerwise_sam", short="optimizer")
+    name: str = key(NAME, "layerwise_sam", short="optimizer")
     rho: float = _radius("radius of each tensor's perturbation; our choice", 0.01)
 
 
@@ -252,9 +260,9 @@ class MomentumSamConfig(RadiusConfig):
     """Settings of optimizer=momentum_sam."""
 
     schema: ClassVar[str] = "optimizer/momentum_sam"
-    name: str = key("name of the method", "momentum_sam", short="optimizer")
+    name: str = key(NAME, "momentum_sam", short="optimizer")
     rho: float = _radius(
-        "radius of the perturbation (the authors' class; the authors' commands use 3, which is worse on the digits)",
+        "radius of the perturbation (the authors' class; their commands use 3, which is worse on the digits)",
         0.3,
     )
 
@@ -269,7 +277,7 @@ class EsamConfig(AscentConfig):
     """Settings of optimizer=esam."""
 
     schema: ClassVar[str] = "optimizer/esam"
-    name: str = key("name of the method", "esam", short="optimizer")
+    name: str = key(NAME, "esam", short="optimizer")
     beta: float = key("probability that a weight is perturbed (the authors' script)", 0.6, range=UP_TO_ONE)
     gamma: float = key("fraction of the images that the second pass uses (the authors' script)", 0.5, range=UP_TO_ONE)
 
@@ -283,7 +291,7 @@ class EsamConfig(AscentConfig):
 class PerturbationConfig:
     """Settings of every option of optimizer/around."""
 
-    name: str = key("name of the method", "sam")
+    name: str = key(NAME, "sam")
 
 
 @dataclass(frozen=True)
@@ -298,7 +306,7 @@ class AroundAsamConfig(AsamKeys, PerturbationConfig):
     """Settings of optimizer/around=asam."""
 
     schema: ClassVar[str] = "around/asam"
-    name: str = key("name of the method", "asam")
+    name: str = key(NAME, "asam")
 
 
 @dataclass(frozen=True)
@@ -306,7 +314,7 @@ class AroundFisherSamConfig(FisherSamKeys, PerturbationConfig):
     """Settings of optimizer/around=fisher_sam."""
 
     schema: ClassVar[str] = "around/fisher_sam"
-    name: str = key("name of the method", "fisher_sam")
+    name: str = key(NAME, "fisher_sam")
 
 
 @dataclass(frozen=True)
@@ -314,7 +322,7 @@ class AroundFriendlySamConfig(FriendlySamKeys, PerturbationConfig):
     """Settings of optimizer/around=friendly_sam."""
 
     schema: ClassVar[str] = "around/friendly_sam"
-    name: str = key("name of the method", "friendly_sam")
+    name: str = key(NAME, "friendly_sam")
 
 
 @dataclass(frozen=True)
@@ -322,7 +330,7 @@ class AroundSamOnConfig(SamOnKeys, PerturbationConfig):
     """Settings of optimizer/around=sam_on."""
 
     schema: ClassVar[str] = "around/sam_on"
-    name: str = key("name of the method", "sam_on")
+    name: str = key(NAME, "sam_on")
 
 
 @dataclass(frozen=True)
@@ -330,7 +338,7 @@ class AroundLayerwiseSamConfig(LayerwiseSamKeys, PerturbationConfig):
     """Settings of optimizer/around=layerwise_sam."""
 
     schema: ClassVar[str] = "around/layerwise_sam"
-    name: str = key("name of the method", "layerwise_sam")
+    name: str = key(NAME, "layerwise_sam")
 
 
 @dataclass(frozen=True)
@@ -345,11 +353,17 @@ class GsamConfig(AroundConfig):
     """Settings of optimizer=gsam."""
 
     schema: ClassVar[str] = "optimizer/gsam"
-    name: str = key("name of the method", "gsam", short="optimizer")
+    name: str = key(NAME, "gsam", short="optimizer")
     rho: float = _radius("radius at the largest learning rate", 0.05)
-    alpha: float = key("weight of the surrogate gap (pytorch-optimizer)", 0.4, range=NOT_NEGATIVE)
+    alpha: float = key(
+        "weight of the surrogate gap (default: pytorch-optimizer's)",
+        0.4,
+        range=NOT_NEGATIVE,
+    )
     rho_min: float = key(
-        "radius at the smallest learning rate; in between, rho is linear in the learning rate", 0.0, range=NOT_NEGATIVE
+        "radius at the smallest learning rate; in between, it is linear in the learning rate",
+        0.0,
+        range=NOT_NEGATIVE,
     )
 
 
@@ -358,7 +372,7 @@ class GradientNormConfig(AroundConfig):
     """Settings of optimizer=gradient_norm."""
 
     schema: ClassVar[str] = "optimizer/gradient_norm"
-    name: str = key("name of the method", "gradient_norm", short="optimizer")
+    name: str = key(NAME, "gradient_norm", short="optimizer")
     alpha: float = key("weight of the gradient at w + eps (the authors' recipe)", 0.8, range=CLOSED_UNIT)
 
 
@@ -367,9 +381,9 @@ class WsamConfig(AroundConfig):
     """Settings of optimizer=wsam."""
 
     schema: ClassVar[str] = "optimizer/wsam"
-    name: str = key("name of the method", "wsam", short="optimizer")
-    gamma: float = key("gamma; the sharpness has weight gamma / (1 - gamma) (the authors' code)", 0.9, range=BELOW_ONE)
-    decoupled: bool = key("add the sharpness after the base optimizer's step (the authors' code)", True)
+    name: str = key(NAME, "wsam", short="optimizer")
+    gamma: float = key("the sharpness has weight gamma / (1 - gamma) (the authors' code)", 0.9, range=BELOW_ONE)
+    decoupled: bool = key("true: add the sharpness term after the base optimizer's step (the authors' code)", True)
 
 
 @dataclass(frozen=True)
@@ -377,9 +391,9 @@ class LookSamConfig(AroundConfig):
     """Settings of optimizer=looksam."""
 
     schema: ClassVar[str] = "optimizer/looksam"
-    name: str = key("name of the method", "looksam", short="optimizer")
+    name: str = key(NAME, "looksam", short="optimizer")
     interval: int = key("period k: every k-th step makes two passes", 5, range=AT_LEAST_ONE)
-    alpha: float = key("length of the reused direction relative to the gradient", 0.7, range=NOT_NEGATIVE)
+    alpha: float = key("length of the reused direction divided by that of the gradient", 0.7, range=NOT_NEGATIVE)
 
     @property
     def perturbed_share(self) -> float:
@@ -392,7 +406,7 @@ class IntervalConfig(AroundConfig):
     """Settings of optimizer=interval."""
 
     schema: ClassVar[str] = "optimizer/interval"
-    name: str = key("name of the method", "interval", short="optimizer")
+    name: str = key(NAME, "interval", short="optimizer")
     interval: int = key("period k: every k-th step makes two passes", 5, range=AT_LEAST_ONE)
 
     @property
@@ -406,7 +420,7 @@ class RandomSamConfig(AroundConfig):
     """Settings of optimizer=random_sam."""
 
     schema: ClassVar[str] = "optimizer/random_sam"
-    name: str = key("name of the method", "random_sam", short="optimizer")
+    name: str = key(NAME, "random_sam", short="optimizer")
     start: float = key("probability of a second pass in the first step", 0.5, range=CLOSED_UNIT)
     end: float = key(
         "probability of a second pass in the last step; it changes linearly from start to end", 0.5, range=CLOSED_UNIT
@@ -423,14 +437,14 @@ class AeSamConfig(AroundConfig):
     """Settings of optimizer=ae_sam."""
 
     schema: ClassVar[str] = "optimizer/ae_sam"
-    name: str = key("name of the method", "ae_sam", short="optimizer")
+    name: str = key(NAME, "ae_sam", short="optimizer")
     start: float = key(
-        "c in the first step: a second pass is made if the squared gradient norm is at least its running mean plus c"
-        " standard deviations",
+        "c in the first step; a step makes a second pass if the squared gradient norm is at least its running mean plus"
+        " c standard deviations",
         1.0,
     )
     end: float = key("c in the last step; it changes linearly from start to end", -1.0)
-    decay: float = key("decay of the mean and variance of the squared gradient norm", 0.9, range=BELOW_ONE)
+    decay: float = key("decay of the running mean and variance of the squared gradient norm", 0.9, range=BELOW_ONE)
 
     @property
     def perturbed_share(self) -> float:
@@ -443,9 +457,9 @@ class LateConfig(AroundConfig):
     """Settings of optimizer=late."""
 
     schema: ClassVar[str] = "optimizer/late"
-    name: str = key("name of the method", "late", short="optimizer")
+    name: str = key(NAME, "late", short="optimizer")
     fraction: float = key("fraction of the steps that make a second pass", 0.2, range=CLOSED_UNIT)
-    part: Literal["last", "first"] = key("whether the last or the first steps make the second pass", "last")
+    part: Literal["last", "first"] = key("which steps make the second pass: the last or the first", "last")
 
     @property
     def perturbed_share(self) -> float:
@@ -455,7 +469,7 @@ class LateConfig(AroundConfig):
 
 @dataclass(frozen=True)
 class OwnMethodConfig(AscentConfig, Component):
-    """Settings of a user's own subclass of sam_runner.sam.method.Method; the subclass gets all further keys."""
+    """Settings of your own subclass of sam_runner.sam.method.Method, which gets all further keys."""
 
     schema: ClassVar[str] = "optimizer/own"
     name: str = key("name of the method in reports", "own", short="optimizer")

@@ -10,12 +10,12 @@ from sam_runner.config.keys import NOT_NEGATIVE, OPEN_UNIT, POSITIVE, key
 
 @dataclass(frozen=True)
 class ScheduleConfig(Component):
-    """Settings of every schedule. A user's own schedule may have further keys; its function gets them."""
+    """Settings of every schedule. The function of your own schedule gets all further keys."""
 
     schema: ClassVar[str] = "schedule/constant"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.training.schedules.constant",)
     warmup_epochs: float = key(
-        "epochs in which the learning rate rises linearly from 0", 0.0, range=NOT_NEGATIVE, argument=False
+        "epochs during which the learning rate rises linearly from 0", 0.0, range=NOT_NEGATIVE, argument=False
     )
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
@@ -29,7 +29,7 @@ class DecayConfig(ScheduleConfig):
         "sam_runner.training.schedules.cosine",
         "sam_runner.training.schedules.linear",
     )
-    final_factor: float = key("learning rate at the end, relative to the initial one", 0.0, range=NOT_NEGATIVE)
+    final_factor: float = key("learning rate at the end divided by the initial one", 0.0, range=NOT_NEGATIVE)
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class StepDecayConfig(ScheduleConfig):
     schema: ClassVar[str] = "schedule/step"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.training.schedules.step",)
     milestones: tuple[float, ...] = key(
-        "fractions of the training after which the learning rate is multiplied by gamma",
+        "fractions of the training; after each, the learning rate is multiplied by gamma",
         (0.3, 0.6, 0.8),
         range=OPEN_UNIT,
     )

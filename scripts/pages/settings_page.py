@@ -8,16 +8,19 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam_runner.config.experiment import GROUPS, ExperimentConfig, find_annotation
 from sam_runner.config.keys import REQUIRED, Key, walk
+from sam_runner.config.optimizer import NAME
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 HEAD = """# Settings
 
 Made from the settings classes in `sam_runner/config/` by `python scripts/pages/settings_page.py`; do not edit.
 
-On the command line `key=value` changes a setting, and `group=option` chooses an option of a group. `sam-train --cfg
-job` prints all settings of a command. `sam-train config=RUN run_dir=NEW` repeats an earlier run; settings that follow
-replace those of the run, and with `-m` they can have several values (a sweep). The column *resume* says whether a run
-can be continued with another value.
+On the command line `key=value` changes a setting, and `group=option` chooses an option of a group. With `-m` a setting
+can have several values, separated by commas (a sweep). `sam-train --cfg job` prints all settings of a command.
+`sam-train config=RUN run_dir=NEW` repeats an earlier run with the further settings of the command.
+
+The column *resume* says whether a run can be continued with another value. In the column *meaning*, g is the gradient
+at the weights w, eps the perturbation, and g_SAM the gradient at w + eps.
 """
 
 
@@ -89,9 +92,12 @@ def page() -> str:
             own = [
                 row(f"{group}.{entry.name}", entry.metadata["key"], hints[entry.name], entry.default)
                 for entry in fields(found)
-                if "key" in entry.metadata and (entry.name not in parents or entry.name in vars(found))
+                if "key" in entry.metadata
+                and (entry.name not in parents or entry.name in vars(found))
+                and not (number > 0 and entry.metadata["key"].meaning == NAME)  # one row for all methods
             ]
-            lines += [doc, "", *table(own)] if own else []
+            if own:
+                lines += [doc, "", *table(own)]
     return "\n".join(lines).rstrip() + "\n"
 
 

@@ -1,4 +1,4 @@
-"""LookSAM: every k-th step is SAM's, the others reuse its direction (Liu et al., CVPR 2022, arXiv 2203.02714, Alg. 2)."""
+"""LookSAM: every k-th step is SAM's, others reuse its direction (Liu et al., CVPR 2022, arXiv 2203.02714, Alg. 2)."""
 
 import torch
 from torch import Tensor
