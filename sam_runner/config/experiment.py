@@ -1,7 +1,7 @@
 """All settings of one run (`ExperimentConfig`) and their validation (`load_experiment`).
 
-`load_experiment` converts a composed configuration to an `ExperimentConfig`. The rest of the program reads attributes
-of this frozen dataclass, never a dictionary of settings. The module imports neither torch nor Hydra.
+`load_experiment` turns the settings that Hydra has composed into an `ExperimentConfig`, a frozen dataclass. The rest of
+the program reads its attributes. The module imports neither torch nor Hydra.
 """
 
 import hashlib
@@ -49,7 +49,7 @@ SelectionMetric = Literal[
 class CheckpointConfig:
     """Settings of the group checkpoint.
 
-    A checkpoint is also written at the end of each epoch, unless `min_interval` excludes the epoch.
+    The end of an epoch also writes a checkpoint, unless `min_interval` prevents it.
     """
 
     every_steps: int | None = key(
@@ -97,7 +97,7 @@ class EarlyStoppingConfig:
 
 @dataclass(frozen=True)
 class TelemetryConfig:
-    """Settings of the group telemetry: measurements during training. They change no number of the run."""
+    """Settings of the group telemetry: measurements during training, which do not change the run's numbers."""
 
     every: int | None = key(
         "every N steps, measure the cosine of g and g_SAM, the part of g_SAM orthogonal to g, and each layer's share of"
@@ -149,7 +149,7 @@ class SweepConfig:
 
 @dataclass(frozen=True)
 class ExperimentConfig:
-    """All settings of a run. The values of the groups are the dataclasses in the other modules of this package."""
+    """All settings of a run. The dataclasses of the groups are in the other modules of this folder."""
 
     schema: ClassVar[str] = "root"
     rho: float = key(
@@ -324,23 +324,22 @@ class ExperimentConfig:
     schedule: ScheduleConfig = field(default_factory=lambda: SCHEDULES[1](_target_=SCHEDULES[1].targets[0]))
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the settings as nested dictionaries of plain types, one per group, in the form of config.yaml."""
+        """Return the settings as nested dictionaries of plain types, as in config.yaml."""
         return _to_dict(self)
 
     def flat(self) -> dict[str, Any]:
-        """Return a dictionary from dotted names, e.g. ``optimizer.rho``, to values of plain types."""
+        """Return the values, of plain types, by dotted name, e.g. ``optimizer.rho``."""
         return {name: list(value) if isinstance(value, tuple) else value for name, _, value in walk(self)}
 
     def with_absolute_paths(self) -> "ExperimentConfig":
-        """Return a copy in which all paths are absolute, so that they are valid in every working folder."""
+        """Return a copy with absolute paths, which are valid in every working folder."""
         changed: ExperimentConfig = _with_absolute_paths(self)
         return changed
 
     def fingerprint(self) -> str:
-        """Return 12 hex digits of a hash of the settings that affect the result.
+        """Return 12 hex digits of a hash of the settings that affect the numbers of the run.
 
-        Settings without an effect on the numbers, such as `run_dir`, are left out, so equal runs in different folders
-        have the same fingerprint.
+        Other settings, such as `run_dir`, are left out, so the same run in two folders has one fingerprint.
         """
         defaults = _defaults_added_later()
         values = {
@@ -363,7 +362,7 @@ class ExperimentConfig:
 
 @cache
 def _defaults_added_later() -> Mapping[str, Any]:
-    """Return the defaults of the settings that runs of earlier versions lack, by dotted name."""
+    """Return the defaults, by dotted name, of the settings that runs of earlier versions lack."""
     return {name: value for name, facts, value in walk(ExperimentConfig()) if facts.added_later}
 
 
@@ -376,12 +375,12 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "optimizer.around": AROUND,
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,
-}  # settings classes of each config group (folder of conf/); if a group has a general class, it is the first
+}  # settings classes of each config group (folder of conf/); a class for all options of the group comes first
 OPTIONAL_GROUPS = ("optimizer.around",)  # config groups that exist only for some options of the parent group
 
 
 def settings_classes() -> dict[str, type[Any]]:
-    """Return a dictionary from the schema names in the files of conf/ to the settings classes."""
+    """Return the settings classes by the schema name that files of conf/ use for them."""
     classes: list[type[Any]] = [ExperimentConfig, *(found for classes in GROUPS.values() for found in classes)]
     return {found.schema: found for found in classes if found.schema}
 
@@ -392,12 +391,12 @@ def load_experiment(
     """Validate a configuration.
 
     Args:
-        settings: Plain, resolved values by group, in the form of config.yaml. Absent settings get their defaults.
-        overrides: The ``key=value`` arguments of the command line. A setting in one of them must have an effect.
-        multirun: Whether the run is a job of a sweep. A swept setting may have no effect in some jobs.
+        settings: Plain values as in config.yaml. Missing settings get their defaults.
+        overrides: The ``key=value`` arguments of the command line. Settings in them that have no effect are refused.
+        multirun: Whether the run is a job of a sweep. Some rules about settings without effect then do not apply.
 
     Raises:
-        InputError: For the first invalid setting, with the accepted values and a suggestion.
+        InputError: For the first invalid setting; the message has the accepted values and a suggestion.
     """
     require_allowed_targets(settings)
     try:

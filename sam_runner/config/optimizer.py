@@ -1,4 +1,4 @@
-"""Settings of the group ``optimizer``: the method (SAM, its variants, or the base optimizer alone) and its base."""
+"""Settings of the group ``optimizer``: the method (SAM, a variant, or none) and its base optimizer."""
 
 import math
 from collections.abc import Mapping
@@ -97,7 +97,7 @@ class NoMethodConfig(OptimizerConfig):
 
 
 def _radius(meaning: str, default: float) -> float:
-    """Declare rho with the method's own default."""
+    """Declare `rho` with the default of a method."""
     radius: float = key(f"{meaning}; set with rho=", default, range=NOT_NEGATIVE, short="rho")
     return radius
 
@@ -113,7 +113,7 @@ class RadiusConfig(OptimizerConfig):
 
     @property
     def mean_cost(self) -> float:
-        """Mean cost of a step: that of `perturbed_cost` in the steps with a perturbation, 1 in the others."""
+        """Mean cost of a step: `perturbed_cost` in the share of steps with a perturbation, 1 in the others."""
         share = self.perturbed_share if self.rho > 0 else 0.0
         return 1 + share * (self.perturbed_cost - 1)
 
@@ -343,7 +343,7 @@ class AroundLayerwiseSamConfig(LayerwiseSamKeys, PerturbationConfig):
 
 @dataclass(frozen=True)
 class AroundConfig(AscentConfig):
-    """Settings of every method that uses the perturbation of another method, chosen with optimizer/around=."""
+    """Settings of every method that uses the perturbation of another method, which optimizer/around= chooses."""
 
     around: PerturbationConfig = field(default_factory=AroundSamConfig)
 
@@ -476,7 +476,7 @@ class OwnMethodConfig(AscentConfig, Component):
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
     def arguments(self) -> dict[str, Any]:
-        """Return the further keys, without the settings that every method has."""
+        """Return the keys that are not settings of every method."""
         return dict(self.own_arguments)
 
 

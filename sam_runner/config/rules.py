@@ -1,4 +1,4 @@
-"""Rules across settings: which exclude each other, need each other, or have no effect."""
+"""Rules between settings: which exclude each other, need each other, or have no effect together."""
 
 import importlib.util
 import os
@@ -54,7 +54,7 @@ def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) 
 
 
 def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: bool) -> None:
-    """For a single run, refuse typed settings without effect. For a job of a sweep, check `sweep.batch_seeds`."""
+    """Refuse typed settings without effect; for a job of a sweep, check only `run_dir` and `sweep.batch_seeds`."""
     if not _is_utf8(config.run_dir or ""):
         raise InputError(
             f"run_dir={config.run_dir!r} contains bytes that are not UTF-8; TensorBoard cannot write there\n"
@@ -65,7 +65,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         return
     if "rho" in typed and not isinstance(config.optimizer, RadiusConfig):
         raise InputError(
-            "rho has no effect with this optimizer: it makes one pass\n  use optimizer=sam, or leave rho out"
+            "rho has no effect with this optimizer, which makes one pass\n  use optimizer=sam, or leave rho out"
         )
     if (
         "telemetry.every" in typed
@@ -73,7 +73,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
         and not isinstance(config.optimizer, AscentConfig)
     ):
         raise InputError(
-            "telemetry.every has no effect with this optimizer: it makes one pass\n"
+            "telemetry.every has no effect with this optimizer, which makes one pass\n"
             "  use optimizer=sam, or leave telemetry.every out"
         )
     _check_zero_radius(config, typed)
@@ -102,7 +102,7 @@ def _check_joint_seeds(config: "ExperimentConfig") -> None:
 
 
 def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Refuse typed settings of the perturbation with rho=0, in a single run: a sweep over rho may have them."""
+    """Refuse typed settings of the perturbation if rho is 0. A sweep over rho may have them."""
     if not isinstance(config.optimizer, RadiusConfig) or config.optimizer.rho != 0:
         return
     names = {f"optimizer.{field.name}" for field in fields(config.optimizer)} - {
@@ -115,12 +115,12 @@ def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _is_utf8(text: str) -> bool:
-    """Return whether a text has no surrogates, which stand for bytes of a path that are not UTF-8."""
+    """Return whether a text has no surrogates: Python puts them for bytes of a path that are not UTF-8."""
     return not any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Check the settings of data-parallel training."""
+    """Check the settings of training by several processes."""
     if "world_size" in typed:
         raise InputError(
             f"world_size={config.world_size} was given, but torchrun sets it\n"
@@ -139,8 +139,8 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
         return
     if config.optimizer.m is not None:
         raise InputError(
-            "optimizer.sync_perturbation=true computes one perturbation for the whole batch and cannot be combined with"
-            " optimizer.m\n  leave optimizer.m out"
+            "optimizer.sync_perturbation=true computes one perturbation for the whole batch, without optimizer.m\n"
+            "  leave optimizer.m out"
         )
     if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
         raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
@@ -176,7 +176,7 @@ def _check_sharded_weights(config: "ExperimentConfig") -> None:
 
 
 def _require_all(needed: dict[str, bool], setting: str, alternative: str) -> None:
-    """Refuse `setting` for the first condition that is not met; `alternative` has none of the conditions."""
+    """Refuse `setting` for the first condition that is not met, and name `alternative`, which has no conditions."""
     for condition, is_met in needed.items():
         if not is_met:
             raise InputError(f"{setting} needs {condition}\n  or use {alternative}")
@@ -199,7 +199,7 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _check_aliases(config: "ExperimentConfig", typed: set[str]) -> None:
-    """Refuse different values for a top-level setting and the setting of a group that it stands for."""
+    """Refuse different values for a top-level setting (rho) and the setting that it stands for (optimizer.rho)."""
     values = config.flat() if len(typed) > 1 else {}
     for name, facts, value in walk(config) if values else ():
         if facts.alias in values and {name, facts.alias} <= typed and value != values[facts.alias]:
@@ -251,7 +251,7 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
     """Refuse a rho from a file if the command line chooses a method whose default rho is not SAM's.
 
-    The files of the group experiment set a rho for SAM. The default rho of other methods is a fifth to ten times SAM's.
+    The files of the group experiment set a rho that suits SAM; other methods need a smaller or larger one.
     """
     if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
         return
@@ -287,7 +287,7 @@ def _check_recording(config: "ExperimentConfig", _: set[str]) -> None:
         return
     if isinstance(config.optimizer, AeSamConfig):
         raise InputError(
-            f"optimizer=ae_sam decides on the host in each step, which compile={config.compile} does not support\n"
+            f"optimizer=ae_sam decides on the CPU in each step, which compile={config.compile} does not support\n"
             "  use compile=off"
         )
     if isinstance(config.optimizer, EsamConfig) and config.optimizer.beta < 1:
@@ -312,7 +312,7 @@ def _check_random_direction(config: "ExperimentConfig", _: set[str]) -> None:
 
 
 def _check_telemetry(config: "ExperimentConfig", _: set[str]) -> None:
-    """Refuse measurements that a run cannot make during training."""
+    """Refuse measurements that are impossible with the other settings."""
     options = config.telemetry
     if options.every is not None and config.records_step:
         raise InputError(
@@ -321,7 +321,7 @@ def _check_telemetry(config: "ExperimentConfig", _: set[str]) -> None:
         )
     if options.curvature_epochs is not None and config.sync_batchnorm:
         raise InputError(
-            "telemetry.curvature_epochs measures in one process, and sync_batchnorm=true needs all processes\n"
+            "telemetry.curvature_epochs measures in one process, but sync_batchnorm=true needs all processes\n"
             "  leave one of the two settings out"
         )
     if options.curvature_epochs is not None and config.parallel == "fsdp":
@@ -411,7 +411,7 @@ def _check_augment(config: "ExperimentConfig", typed: set[str]) -> None:
 
 
 def _describe_absent(path: str) -> str:
-    """Say why a folder does not exist: name the nearest existing folder, and an entry of it with a similar name."""
+    """Say why a folder does not exist: name the nearest existing folder around it and a folder of a similar name."""
     wanted = Path(os.path.expanduser(path)).absolute()
     if os.path.exists(wanted):  # unlike Path.exists it accepts names that are too long
         return ": it is a file"
@@ -423,7 +423,7 @@ def _describe_absent(path: str) -> str:
 
 
 def require_files(config: "ExperimentConfig") -> None:
-    """Raise InputError for a missing package, data folder, or file of image paths or labels; torch is not imported."""
+    """Raise InputError if a package, data folder, or file of paths or labels is missing; torch is not imported."""
     for name in config.logger:
         if name in ("wandb", "mlflow") and importlib.util.find_spec(name) is None:
             raise InputError(f"logger={name} needs the package {name}\n  pip install {name}")

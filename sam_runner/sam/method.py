@@ -1,14 +1,14 @@
-"""The interface of a method: what SAM and its variants decide in one step, and what they can ask for.
+"""The interface of a method: what SAM and its variants decide in one step.
 
-`sam_runner.sam.step.SamStep` makes the step that all methods share. A `Method` answers three questions:
+`sam_runner.sam.step.SamStep` does what all methods share. A `Method` answers three questions:
 
 1. where: the perturbation eps, from gradient, weights, state and step number (`Method.perturb`);
 2. how: the gradient for the base optimizer, from g and g_eps (`Method.combine`);
 3. when: which steps make a second pass, and with which rho (`Method.radius`).
 
-A method that needs other passes than one at w and one at w + eps overrides `Method.accumulate`. A method that changes
-only *how* or *when* can take another method as an argument. That method then answers the other questions, and the two
-share one ``state``.
+g is the gradient at w, g_eps the gradient at w + eps. A method with other passes than one at w and one at w + eps
+overrides `Method.accumulate`. A method that changes only *how* or *when* can take another method as an argument. That
+method answers the other questions, and both share one ``state``.
 """
 
 from collections.abc import Callable, Iterator
@@ -35,7 +35,7 @@ class StepContext:
         objective: L_B and its gradient.
         optimizer: The base optimizer.
         rho: Radius of this step, from `Method.radius`; 0-dim tensor on the device while a CUDA graph is recorded.
-        number: Number of the step in its run, from 0; None if the caller gives none.
+        number: Number of the step in its run, from 0; None if the caller gave none.
     """
 
     objective: Objective
@@ -50,16 +50,16 @@ class StepContext:
 
     @property
     def loss_scale(self) -> Tensor:
-        """The loss scale of all gradients of the step, 0-dim on the device, in the parameters' dtype; 1 if disabled."""
+        """The loss scale of the step's gradients: 0-dim, on the device, dtype of the parameters; 1 without a scaler."""
         one = torch.ones((), dtype=self.params[0].dtype, device=self.objective.device)
         return self.objective.scaler.scale(one)
 
     def norm(self, tensors: list[Tensor]) -> Tensor:
-        """Return ||.||_2 of all tensors as one vector, over all shards: 0-dim."""
+        """Return the 2-norm, 0-dim, of all tensors as one vector; over all shards."""
         return norm_of(tensors, self.objective.shards)
 
     def dot(self, first: list[Tensor], second: list[Tensor]) -> Tensor:
-        """Return the inner product of two lists of tensors as one vector each, over all shards: 0-dim."""
+        """Return the inner product, 0-dim, of two lists of tensors as one vector each; over all shards."""
         products = [(a * b).sum() for a, b in zip(first, second, strict=True)]
         return self.objective.shards.all_reduce_sum(torch.stack(products).sum())
 
@@ -70,8 +70,8 @@ class GroupStats(NamedTuple):
     Attributes:
         evaluation: Loss and outputs of the first pass.
         loss_perturbed: L_B(w + eps), 0-dim; the loss of the first pass if there is no second one.
-        grad_norm: ||g||_2 times the loss scale, 0-dim; None if the method did not compute the gradient at w separately
-            from the final gradient.
+        grad_norm: ||g||_2 times the loss scale, 0-dim; None if the method did not compute g apart from the final
+            gradient.
         eps_norm: ||eps||_2, 0-dim.
     """
 
@@ -84,24 +84,24 @@ class GroupStats(NamedTuple):
 class Group:
     """One group of a batch (m examples, or all) and the passes that a method makes on it.
 
-    The first pass updates the buffers. All passes start from the same buffers and see the same random numbers (dropout
-    masks) of torch, Python, NumPy and generators that are attributes of modules.
+    Only the first pass updates the buffers. All passes start from the same buffers and draw the same random numbers,
+    e.g. dropout masks, from torch, Python, NumPy and generators that are attributes of modules.
 
     Attributes:
-        used: After `gradient`, a flag per parameter: False if the pass did not use it.
+        used: A flag per parameter, set by `gradient`: False if the pass did not use it.
         is_averaged: Whether ``.grad`` is a mean over the ranks after this group.
-        on_perturbation: Called with each eps before the passes at w + eps, or None.
+        on_perturbation: Function that is called with each eps before the passes at w + eps; None: none.
 
     Args:
         context: The step.
         batch: Examples of the group.
-        share: Weight of the group's gradient in the step's gradient: number of examples of the group over that of the
+        share: Weight of the group's gradient in the step's gradient: examples of the group divided by examples of the
             batch, times the weight of the batch.
         is_first: Whether it is the first group of the step.
-        is_last: Whether it is the last group of the step. Its `backward` averages ``.grad`` over the ranks.
+        is_last: Whether it is the last group of the step, whose `backward` averages ``.grad`` over the ranks.
         sync: Whether `gradient` returns the mean over the ranks.
-        gradient_sum: Running sum of share * g over the groups. An empty list before the first group, then one tensor
-            per parameter. None if the method does not use `combine`.
+        gradient_sum: Running sum of share * g over the groups, one tensor per parameter; empty before the first group.
+            None if the method does not use `combine`.
     """
 
     def __init__(
@@ -152,9 +152,9 @@ class Group:
         A method whose first pass is `backward` must not make another pass.
 
         Args:
-            batch: Examples to differentiate if they are not the whole group; the gradient keeps the group's share.
-                Such a pass draws fewer random numbers than one of the whole group, so the random state before this call
-                is restored after it. The next group then draws the numbers that it would draw without this pass.
+            batch: Examples to differentiate instead of the whole group; the gradient keeps the group's share. A pass on
+                fewer examples draws fewer random numbers, so the random state is restored after it. The next group then
+                draws the same numbers as without this pass.
         """
         objective = self.context.objective
         before = None if batch is None else RngState.capture(objective.device, objective.generators)
@@ -173,7 +173,7 @@ class Group:
         return self.context.objective.evaluate(self.batch)
 
     def add_gradient(self, grads: list[Tensor]) -> None:
-        """Add the gradient of the latest pass by `gradient` to ``.grad``, as part of the step's final gradient.
+        """Add the gradient of the latest call of `gradient` to ``.grad``, as part of the step's final gradient.
 
         The step averages ``.grad`` over the ranks if needed. Parameters that are not `used` keep their ``.grad``.
 
@@ -197,9 +197,8 @@ class Group:
         """Make the passes inside the context at w + eps.
 
         Args:
-            eps: The perturbation. Without `keep`, w + eps is written over its tensors and its list of tensors is
-                emptied.
-            keep: Keep `eps` for use after the context. This needs memory for a copy of the weights.
+            eps: The perturbation. Without `keep`, w + eps overwrites its tensors, and its list of tensors is emptied.
+            keep: Keep `eps` for use after the context, at the price of a copy of the weights in memory.
         """
         if self.on_perturbation is not None:
             self.on_perturbation(eps)
@@ -212,17 +211,13 @@ class Group:
             yield
 
     def _begin_pass(self) -> bool:
-        """Return whether this is the first pass of the group.
-
-        For a later pass, first restore the random state of the first pass.
-        """
+        """Return whether this is the group's first pass; if not, restore the random state of the first pass."""
         if not self._has_begun:
             self._has_begun = True
             return True
         if self._rng is None:
             raise RuntimeError(
-                "Group.backward was the first pass, so no further pass is possible: use Group.gradient for the first"
-                " pass"
+                "Group.backward made the first pass, so no other pass is possible: begin with Group.gradient"
             )
         self._rng.restore(self.context.objective.device, self.context.objective.generators)
         return False
@@ -241,30 +236,29 @@ class Group:
 class Method:
     """Base class of all methods; it defines Algorithm 1 without the choice of eps.
 
-    State. A method that remembers something creates tensors in `prepare`, as lists in ``self.state`` by name, and reads
-    them in its hooks. New values go into ``self.staged``; `commit` writes them in place, and only if the step is
-    finite. Checkpoints therefore contain the state, a resumed run restores it bit for bit, and a CUDA graph reads it at
-    fixed addresses.
+    State. A method that remembers something creates lists of tensors in `prepare`, stores them in ``self.state`` by
+    name, and reads them in its hooks. New values go into ``self.staged``. `commit` writes them into the state in place
+    if the step is finite. So checkpoints contain the state, a resumed run restores it bit for bit, and a CUDA graph
+    reads it at fixed addresses.
 
     Attributes:
         name: Name of the method in settings and reports.
-        combines: Whether the step keeps g beside g_eps and calls `combine`. Costs a copy of the weights in memory, and
-            in data-parallel training a message of their size.
+        combines: Whether the step keeps g besides g_eps and calls `combine`. This takes memory of the size of the
+            weights, and in data-parallel training a message of that size.
         descends_along_g: Whether g is a term of the final gradient. If so, networks with random branches (Shake-Shake,
-            ShakeDrop) are refused: there the final gradient needs random scales in the backward pass, and g, from
-            which eps is computed, is made without them.
-        needs_number: Whether the step's number has to be given.
+            ShakeDrop) are refused: the final gradient needs random scales in their backward pass, and g has none.
+        needs_number: Whether the caller must give the number of the step.
         data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.
-        sync_perturbation: In data-parallel training, whether all ranks have one eps, from the mean gradient of all
-            their examples. This costs a message of the size of the weights. Otherwise each rank has its own eps, as in
+        sync_perturbation: In data-parallel training, whether all ranks share one eps, from the mean gradient over all
+            their examples. This takes a message of the size of the weights. If not, each rank has its own eps, as in
             the paper.
         capture_blocker: Why a CUDA graph cannot record the method; empty if it can.
-        shard_blocker: Why the method does not work with sharded parameters (FSDP); empty if it does. A method that
-            computes eps from g needs ``sync_perturbation`` with FSDP, whose gradients are means over the ranks.
-        state: Lists of tensors by name. A list of tensors with the parameters' shapes, made by
-            ``[torch.zeros_like(param) for param in params]``, works with sharded parameters too.
-        staged: New values of entries of ``state``, of the same lengths and (local) shapes. The step is skipped if one
-            of them is not finite.
+        shard_blocker: Why the method does not work with sharded parameters (FSDP); empty if it does. FSDP's gradients
+            are means over the ranks, so a method that computes eps from g needs ``sync_perturbation``.
+        state: Lists of tensors by name. Tensors made by ``[torch.zeros_like(param) for param in params]`` have the
+            shapes of the parameters, also of sharded ones.
+        staged: New values of entries of ``state``, of the same lengths and (local) shapes. If one is not finite, the
+            step is skipped.
     """
 
     name: ClassVar[str]
@@ -281,35 +275,35 @@ class Method:
         self.staged: dict[str, list[Tensor]] = {}
 
     def prepare(self, objective: Objective) -> None:
-        """Create the state; `SamStep` calls it once. A method without state does nothing here.
+        """Create the state; `SamStep` calls this once. A method without state does nothing here.
 
         Args:
             objective: Gives the parameters (``objective.params``) and the model.
         """
 
     def radius(self, rho: float | Tensor, number: int | None, lr: float) -> float | Tensor:
-        """Return the radius of step `number`; 0 makes one pass at w. It is decided on the host, before the first pass.
+        """Return the radius of step `number`, decided on the host before the first pass; 0: one pass, at w.
 
         Args:
-            rho: Radius by the schedule, > 0. (With rho 0 the base optimizer makes the step, and this is not called.)
-            number: Number of the step in its run, from 0; None if the caller gives none.
+            rho: Radius that the schedule gives, > 0. (With rho 0 the base optimizer makes the step alone.)
+            number: Number of the step in its run, from 0; None if the caller gave none.
             lr: Learning rate of the first parameter group.
         """
         return rho
 
     def passes(self, number: int) -> int:
-        """Return how many gradients step `number` evaluates at rho > 0; the maximum if it depends on the data."""
+        """Return how many gradients step `number` evaluates at rho > 0; the maximum if the data decide."""
         return 2
 
     def cost(self, number: int) -> tuple[float, float]:
-        """Return the work of step `number` at rho > 0, in forward and in backward passes of its batch."""
+        """Return the forward passes and the backward passes over the batch of step `number` at rho > 0."""
         return self.passes(number), self.passes(number)
 
     def accumulate(self, group: Group) -> GroupStats:
         """Make the passes of one group at rho > 0, and add its final gradient to ``.grad``.
 
         Raises:
-            ValueError: If `perturb` returns None for a network with random branches, see ``descends_along_g``.
+            ValueError: If `perturb` returns None for a network with random branches (see ``descends_along_g``).
         """
         first, grads = group.gradient()
         eps = self.perturb(grads, group)
@@ -321,31 +315,31 @@ class Method:
                 )
             group.add_gradient(grads)
             return GroupStats(first, first.loss, group.context.norm(grads), torch.zeros_like(first.loss))
-        del grads  # frees the gradient if eps has memory of its own
+        del grads  # frees the gradient if eps has its own memory
         with group.at(eps):
             perturbed = group.backward()
         return GroupStats(first, perturbed.loss, eps.grad_norm, eps.norm)
 
     def perturb(self, grads: list[Tensor], group: Group) -> Perturbation | None:
-        """Return eps for one group; None to make no second pass and use `grads` as its final gradient.
+        """Return eps for one group; None makes no second pass and uses `grads` as the group's final gradient.
 
         Args:
-            grads: g at w times the loss scale, one tensor per parameter (the local shards of sharded ones). They may be
-                overwritten and may be the direction of the returned perturbation.
-            group: The group; ``group.context`` has weights, rho and step number. Further gradients can be evaluated
-                with `Group.at` and `Group.gradient`. All ranks must make the same number of passes.
+            grads: g times the loss scale, one tensor per parameter (local shards of sharded ones). The method may
+                overwrite them, also with eps.
+            group: The group; ``group.context`` has weights, rho and step number. `Group.at` and `Group.gradient`
+                evaluate further gradients. All ranks must make the same number of passes.
         """
         raise NotImplementedError(f"{type(self).__name__} must define perturb or accumulate")
 
     def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
-        """Change the gradient for the base optimizer, in place; called once per step at rho > 0 if ``combines``.
+        """Change the gradient for the base optimizer in place. Called once per step at rho > 0 if ``combines``.
 
-        Both gradients are means over all groups and ranks, times the loss scale, with one tensor per parameter (the
-        local shards of sharded ones).
+        Both gradients are means over all groups and ranks, times the loss scale; one tensor per parameter (local shards
+        of sharded ones).
 
         Args:
-            final: g_eps, or the only gradient of a step with one pass; it is overwritten by the result.
-            first: g at w, which may be overwritten; None if the step made no pass by `Group.gradient`.
+            final: g_eps, or the only gradient of a step with one pass. Write the result into it.
+            first: g, which may be overwritten; None if the step made no pass by `Group.gradient`.
             context: The step.
         """
 
@@ -365,7 +359,7 @@ class Method:
         self.staged.clear()
 
     def state_tensors(self, name: str) -> list[Tensor]:
-        """Return an entry of the state for reading; the local shards of sharded tensors."""
+        """Return an entry of the state to read; local shards of sharded tensors."""
         return [to_local(tensor) for tensor in self.state[name]]
 
     def state_dict(self) -> dict[str, Any]:
@@ -373,7 +367,7 @@ class Method:
         return dict(self.state)
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Restore a `state_dict` bit for bit. It contains whole tensors, also of parameters that are sharded.
+        """Restore a `state_dict` bit for bit. Its tensors are whole, also those of sharded parameters.
 
         Raises:
             ValueError: If the entries are not those of this method.

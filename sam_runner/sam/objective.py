@@ -1,8 +1,7 @@
 """The training objective L_B(w) of a batch, and its gradient.
 
-Everything between a batch and a gradient is here: autocast, loss scale, micro-batches, weight decay as part of the
-loss, and the running statistics, which a pass updates or not. `sam_runner.sam.method` decides at which weights L_B is
-evaluated.
+`Objective` does everything between a batch and a gradient: autocast, loss scale, micro-batches, weight decay in the
+loss, and updates of the running statistics. `sam_runner.sam.method` decides at which weights it is evaluated.
 """
 
 from collections.abc import Callable, Iterator
@@ -37,8 +36,8 @@ class Evaluation(NamedTuple):
 
     Attributes:
         loss: Mean loss of the batch without weight decay, 0-dim, detached.
-        outputs: What the model returned, detached, in the batch's order; logits (N, C) for a classifier. Outputs of
-            micro-batches are joined by `sam_runner.sam.batch.join_outputs`.
+        outputs: What the model returned, detached, in the order of the batch; logits (N, C) for a classifier.
+            `sam_runner.sam.batch.join_outputs` joins the outputs of micro-batches.
     """
 
     loss: Tensor
@@ -47,13 +46,13 @@ class Evaluation(NamedTuple):
 
 @dataclass
 class Work:
-    """Examples that passes have evaluated, counted on the host.
+    """Numbers of examples that passes have evaluated, counted on the host.
 
     Attributes:
-        gradient: Examples in gradient evaluations, each of which has a forward and a backward pass.
+        gradient: Examples in gradient evaluations. Each gradient takes a forward and a backward pass.
         forward: Examples in forward passes.
-        backward: Examples in backward passes. A second derivative counts as three backward passes per example. It
-            differentiates the forward pass (one) and the backward pass, which has twice the operations (two).
+        backward: Examples in backward passes. A second derivative counts as three backward passes: one through the
+            forward pass, and two through the backward pass, which has twice as many operations.
     """
 
     gradient: int = 0
@@ -62,10 +61,10 @@ class Work:
 
 
 def call_model(forward: Callable[..., Any], inputs: Any) -> Any:
-    """Call `forward` with a batch's inputs, by the convention of `torch.func.functional_call`.
+    """Call `forward` with the inputs of a batch, as `torch.func.functional_call` does.
 
-    A tuple holds the positional arguments, a dict the keyword arguments; anything else is the only argument. A tuple or
-    dict that is itself the argument must be wrapped in a tuple of one element: ``(inputs,)``.
+    A tuple holds positional arguments, a dict keyword arguments; anything else is the only argument. To pass a tuple or
+    dict as the only argument, wrap it in a tuple: ``(inputs,)``.
     """
     if isinstance(inputs, tuple):
         return forward(*inputs)
@@ -78,23 +77,21 @@ class Objective:
     """L_B(w) of a model: its gradient as tensors (`gradient`) or added to ``.grad`` (`backward`).
 
     Args:
-        model: The network in training mode. w are its parameters that require gradients, until a `SamStep` replaces
-            them by those that its optimizer trains. Parameters should be float32 or float64: at rho 0.05 the
-            perturbation of a network with 36 M weights is 8e-6 per weight, which is lost to rounding when it is added
-            to bfloat16 weights.
-        loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; another result raises ValueError in the
-            first pass. Floating-point tensors in the outputs are promoted to at least float32 before `loss` is called.
-        forward: Callable that replaces the model in all passes (the compiled model, say); None: the model. `call_model`
-            says how it gets its arguments.
+        model: The network in training mode. w are its parameters that require gradients; a `SamStep` replaces them by
+            those that its optimizer trains. Parameters should be float32 or float64. At rho 0.05 the perturbation of a
+            network with 36 M weights is 8e-6 per weight, which bfloat16 weights would lose to rounding.
+        loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; any other result raises ValueError in the
+            first pass. Before that, floating-point tensors in the outputs are promoted to at least float32.
+        forward: Callable to use instead of the model in all passes, e.g. the compiled model, called by `call_model`.
+            None: the model.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
         scaler: Loss scaler for float16; None: no loss scale.
-        num_chunks: Number of micro-batches that a full batch is split into (gradient accumulation), >= 1.
-        batch_size: Number of examples of a full batch, needed with `num_chunks`: together they give the size of a
-            micro-batch.
-        context: The processes that train together. Default: this process only. The model's parameters and buffers
-            become those of rank 0. The objective averages gradients itself, so the model must not be wrapped (in DDP).
-        weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters in the loss of every pass, as in the
-            paper's code (flax_training.py); 0 if the base optimizer decays the weights.
+        num_chunks: Number of micro-batches per full batch (gradient accumulation), >= 1.
+        batch_size: Number of examples of a full batch. Needed if `num_chunks` > 1, for the size of a micro-batch.
+        context: The processes that train together; default: this process only. All get the parameters and buffers of
+            rank 0. The objective averages the gradients itself, so the model must not be wrapped in DDP.
+        weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters, which every pass adds to the loss, as in
+            the paper's code (flax_training.py); 0 if the base optimizer decays the weights.
 
     Attributes:
         params: w.
@@ -104,9 +101,9 @@ class Objective:
         work: Examples that the passes of the latest step have evaluated.
 
     Raises:
-        ValueError: If the model has complex or uninitialised parameters, or parameters that overlap in memory, or
-            `num_chunks` is below 1 or lacks `batch_size`.
-        TypeError: If `model` is not a network, `loss` cannot be called, or `autocast_dtype` is no dtype of torch.
+        ValueError: If parameters of the model are complex, uninitialised or overlap in memory, or if `num_chunks` is
+            below 1 or lacks `batch_size`.
+        TypeError: If `model` is not a network, `loss` cannot be called, or `autocast_dtype` is not accepted.
     """
 
     def __init__(
@@ -162,28 +159,27 @@ class Objective:
 
     @property
     def _averages(self) -> bool:
-        """Whether gradients are averaged here; those of sharded parameters are averaged by FSDP."""
+        """Whether this class averages the gradients over the ranks; FSDP averages those of sharded parameters."""
         return self.context.world_size > 1 and self.shards.world_size == 1
 
     @property
     def communicates_in_passes(self) -> bool:
-        """Whether every pass needs all ranks, so that they must make the same number of passes."""
+        """Whether all ranks communicate in every pass, so that they must make equally many passes."""
         return self.shards.world_size > 1 or (self.context.world_size > 1 and self.statistics.has_synchronised_layers)
 
     @property
     def has_random_branches(self) -> bool:
         """Whether the model has random branches (Shake-Shake, ShakeDrop).
 
-        In such a model the pass that computes g, the gradient for eps, uses its forward scales in the backward pass
-        too. The pass that computes the final gradient uses other random scales there.
+        In such a model the backward pass for g, the gradient for eps, uses the random scales of its forward pass. The
+        backward pass for the final gradient uses other random scales.
         """
         return bool(self._random_branches)
 
     def train_parameters(self, params: list[nn.Parameter]) -> None:
-        """Set w to the given parameters: those of the model in its order, then all others, such as those of the loss.
+        """Set w to the given parameters: those of the model in its order, then all others (e.g. those of the loss).
 
-        Parameters of the model that are not given are constants: they are not perturbed, and their ``.grad`` is left
-        alone.
+        Other parameters of the model are constants: they are not perturbed, and their ``.grad`` stays.
 
         Args:
             params: All parameters that an optimizer trains, those of the loss included.
@@ -222,11 +218,11 @@ class Objective:
     def split(self, batch: Batch, size: int | None) -> list[Batch]:
         """Split `batch` into parts of `size` examples.
 
-        If the last part would have one example and the model cannot evaluate one (batch norm), the parts are made about
-        equal instead.
+        If the last part would have one example and the model cannot evaluate one (batch norm), all parts have about the
+        same size instead.
         """
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        # With sharded weights all processes must try one example together, so it is not tried here.
+        # With sharded weights all processes would have to try one example together, so none tries it here.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
         is_even = has_single and is_known and not self.accepts_one_example(batch)
         return batch.split(size, min_size=2 if is_even else 1)
@@ -234,10 +230,10 @@ class Objective:
     def accepts_one_example(self, batch: Batch) -> bool:
         """Return whether the model in training mode can be evaluated for one example.
 
-        Batch norm needs more than one value per channel. For a model without batch norm this is True without a try.
+        Batch norm needs more than one value per channel. A model with batch norm is tried; any other can be evaluated.
 
         Args:
-            batch: At least one example of the kind that the model is trained with.
+            batch: One example or more of the kind that the model is trained with.
         """
         if not self.statistics.normalises_by_batch:
             return True
@@ -254,9 +250,9 @@ class Objective:
         return self._accepts_one
 
     def evaluate(self, batch: Batch) -> Evaluation:
-        """Return loss and outputs of `batch` at the current weights, without gradient; no buffer is modified.
+        """Return loss and outputs of `batch` at the current weights, without gradient; no buffer changes.
 
-        The model stays in training mode, so normalisation layers normalise by the batch.
+        The model stays in training mode, so batch norm normalises by the batch.
         """
         chunks, parts = self.chunks(batch), []
         self.work.forward += len(batch)
@@ -267,13 +263,11 @@ class Objective:
         return self._join(batch, chunks, parts)
 
     def example_losses(self, batch: Batch, outputs: Any) -> Tensor:
-        """Return the loss of each example, (N,), computed by calling the loss function on batches of one.
-
-        Weight decay is not included.
+        """Return the loss of each example without weight decay, (N,); the loss function gets batches of one example.
 
         Args:
             batch: The examples.
-            outputs: What the model returned for them; the first axis of every tensor must be the example.
+            outputs: What the model returned for them; in every tensor the first axis is that of the examples.
 
         Raises:
             ValueError: If the loss function cannot be called for one example at a time by `torch.vmap`.
@@ -299,25 +293,25 @@ class Objective:
         shaken: bool = False,
         reduce: bool = False,
     ) -> tuple[Evaluation, list[Tensor], list[bool]]:
-        """Return L_B, its gradient as tensors, and which parameters the passes used; ``.grad`` is not changed.
+        """Return L_B, its gradient as tensors, and which parameters the passes used; ``.grad`` does not change.
 
         Args:
             batch: B; its micro-batches together give one gradient.
             update_statistics: Whether this pass updates the running statistics of normalisation layers.
-            create_graph: Keep the graph, so the gradient can be differentiated.
-            shaken: Whether random branches (Shake-Shake, ShakeDrop) use independent random scales in the backward pass,
-                as in `backward`. Otherwise they use the scales of the forward pass, which gives the true gradient.
+            create_graph: Keep the graph, so that the gradient can be differentiated.
+            shaken: Whether random branches (Shake-Shake, ShakeDrop) use new random scales in the backward pass, as in
+                `backward`. Otherwise they use the scales of the forward pass, which gives the true gradient.
             reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
-                which each rank computes its own eps as in the paper.
+                which each rank computes its own eps, as in the paper.
 
         Raises:
-            TrainingError: If the forward pass changes a parameter that is not trained; checked in the first call only.
+            TrainingError: If the forward pass changes a parameter that is not trained. Only the first call checks it.
 
         Returns:
             - The evaluation.
-            - The gradient times the loss scale: one tensor per parameter (for a sharded parameter, its local shard) in
-              the memory format of the parameter, zero if it is unused. The caller owns the tensors.
-            - A flag per parameter, False if it is unused.
+            - The gradient times the loss scale. One tensor per parameter (local shard of a sharded one), in its memory
+              format; zero if the passes did not use it. The caller owns the tensors.
+            - A flag per parameter, False if the passes did not use it.
         """
         branches = [] if shaken else self._random_branches
         if create_graph:
@@ -357,8 +351,8 @@ class Objective:
             batch: B; its micro-batches together give one gradient.
             share: Factor of the gradient.
             update_statistics: Whether this pass updates the running statistics of normalisation layers.
-            reduce: Replace all of ``.grad``, earlier summands included, by its mean over the ranks; the last
-                micro-batch's backward pass overlaps with the communication.
+            reduce: Replace ``.grad``, earlier summands included, by its mean over the ranks. The communication overlaps
+                with the backward pass of the last micro-batch.
         """
 
         def add_gradient(scaled: Tensor) -> None:
@@ -373,11 +367,11 @@ class Objective:
         That call must have had ``create_graph=True``.
 
         Args:
-            outputs: Functions of the gradient that `gradient` returned.
-            factors: Factors of the outputs, of the same shapes.
+            outputs: Functions of that gradient.
+            factors: Factors of `outputs`, of the same shapes.
 
         Returns:
-            The gradient of the sum of outputs times factors, a tensor per parameter, or None where it is zero.
+            The gradient of the sum of `outputs` times `factors`; for each parameter a tensor, or None if it is zero.
 
         Raises:
             TrainingError: If an operation of the model has no second derivative.
@@ -387,8 +381,7 @@ class Objective:
         try:
             for param in self.params:
                 param.grad = None
-            # autograd.grad would not visit functions marked once_differentiable: it would leave their terms out instead
-            # of raising.
+            # Not autograd.grad: it would silently leave out the terms of functions marked once_differentiable.
             with (
                 explain_missing_derivative(*SECOND_ORDER),
                 self.statistics.recompute_from(self.statistics.copy_group_start()),
@@ -400,19 +393,19 @@ class Objective:
                 param.grad = grad
 
     def _check_constants(self) -> AbstractContextManager[None]:
-        """Check that a pass changes no constant parameter; only the first call of `gradient` is checked."""
+        """Check that a pass changes no constant parameter; only in the first call of `gradient`."""
         if self._has_checked_constants:
             return nullcontext()
         self._has_checked_constants = True
         return constants_stay(self.model, self.params)
 
     def average_gradients(self) -> None:
-        """Replace ``.grad`` by its mean over the ranks, if no call of `backward` with ``reduce=True`` has done so."""
+        """Replace ``.grad`` by its mean over the ranks, unless `backward` with ``reduce=True`` has already done so."""
         with self._average_during_backward():
             pass
 
     def _average_during_backward(self) -> AbstractContextManager[None]:
-        """Average all of ``.grad`` over the ranks during the backward pass in the context."""
+        """Average ``.grad`` over the ranks during the backward pass inside the context."""
         return nullcontext() if self._average is None else self._average.during_backward()
 
     def _make_passes(
@@ -428,10 +421,10 @@ class Objective:
 
         Args:
             batch: The batch.
-            differentiate: Makes a backward pass. It gets the micro-batch's summand of L_B times the loss scale.
+            differentiate: Makes a backward pass from the micro-batch's part of L_B, times the loss scale.
             update_statistics: See `backward`.
             reduce: See `backward`.
-            keep_graph: Whether the graphs of the passes are needed after the passes.
+            keep_graph: Whether the graphs of the passes are needed afterwards.
         """
         chunks, parts, statistics = self.chunks(batch), [], self.statistics
         self._num_examples = len(batch)
@@ -457,8 +450,7 @@ class Objective:
         return self._join(batch, chunks, parts)
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
-        # Autocast caches cast weights until its context ends, so each pass needs a context of its own. Otherwise the
-        # pass at w + eps would use the cached weights of w.
+        # Each pass has its own autocast context. In a shared one, the pass at w + eps would use cached casts of w.
         enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)
@@ -482,13 +474,13 @@ class Objective:
 
 
 def _require_precision(dtype: object) -> None:
-    """Refuse at construction a dtype that `torch.autocast` would refuse in the first step."""
+    """Refuse a dtype that `torch.autocast` would refuse only in the first step."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast_dtype={dtype!r}: accepted are torch.bfloat16, torch.float16 and None")
 
 
 def _promote(output: Tensor) -> Tensor:
-    """Return a floating-point tensor in at least float32; other tensors unchanged."""
+    """Promote a floating-point tensor to at least float32; return other tensors unchanged."""
     if not output.is_floating_point():
         return output
     return output.to(torch.promote_types(output.dtype, torch.float32))

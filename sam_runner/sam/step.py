@@ -7,10 +7,12 @@ For a batch B, weights w and a base optimizer:
     g_SAM = grad L_B at w + eps                           second pass, eq. 3
     w     = base optimizer's step from w along g_SAM
 
-`SamStep` makes everything that SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which
-they differ. The step never synchronises with the device, with three exceptions: float16's loss scaler, which has to
-know on the host whether it skips the step; base optimizers that are not fused; and methods that decide on the host
-whether they make a second pass (AE-SAM).
+`SamStep` does what SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which they differ.
+The step does not synchronise with the device, with three exceptions:
+
+- float16's loss scaler, which must know on the host whether it skips the step;
+- base optimizers that are not fused;
+- methods that decide on the host whether to make a second pass (AE-SAM).
 """
 
 from dataclasses import dataclass
@@ -35,7 +37,7 @@ PLAIN = Plain()
 
 @dataclass(frozen=True)
 class Passes:
-    """The passes of a step in units of its batch; fractions where a method evaluates a part of the batch.
+    """The passes of a step in units of its batch; a pass over a part of the batch counts as a fraction.
 
     Attributes:
         gradient: Gradients, each with a forward and a backward pass: 1 for the base optimizer, 2 for SAM.
@@ -50,18 +52,17 @@ class Passes:
 
 @dataclass(frozen=True)
 class StepStats:
-    """Statistics of one step, as device tensors (no synchronisation); scalars are 0-dim and floating point.
+    """Statistics of one step. Tensors are on the device (no synchronisation); scalars are 0-dim and floating point.
 
     Attributes:
         loss: L_B(w) without weight decay.
-        loss_perturbed: L_B(w + eps); equals `loss` for a step with one pass.
-        grad_norm: ||g||_2 at w without the loss scale. With groups, the mean of the groups' norms if there is a second
-            pass. For a step with one pass, the norm of the final gradient.
-        eps_norm: ||eps||_2; with groups, their mean.
-        outputs: What the model returned for the first pass, in the batch's order; logits (N, C) for a classifier.
-        finite: Which of `CHECKED` are finite, bool, (4,). What the method adds to the weights or its state after the
-            base optimizer's step is checked with the final gradient. If a number is not finite, the step changes
-            neither weights nor state.
+        loss_perturbed: L_B(w + eps); equal to `loss` for a step with one pass.
+        grad_norm: ||g||_2 at w without the loss scale. With several groups and a second pass, the mean over the groups.
+            For a step with one pass, the norm of the final gradient.
+        eps_norm: ||eps||_2; with several groups, the mean over them.
+        outputs: What the model returned in the first pass, in the order of the batch; logits (N, C) for a classifier.
+        finite: Which of `CHECKED` are finite, bool, (4,). The final gradient includes what the method adds to weights
+            or state after the base optimizer's step. If one is not finite, the step changes neither weights nor state.
         skipped: Whether the loss scaler found a non-finite gradient and skipped the step; a bool on the host.
         passes: The passes that the step made; numbers on the host.
     """
@@ -81,23 +82,22 @@ class SamStep:
 
     Args:
         objective: L_B and its gradient.
-        optimizer: Any `torch.optim` optimizer whose step needs gradients only. w are the parameters that it holds and
-            that require gradients when a step begins, those of the loss included; other parameters are constants. Its
-            state does not depend on the method, so optimizer states of plain and SAM training can be exchanged.
+        optimizer: Any `torch.optim` optimizer whose step needs gradients only. w are its parameters that require
+            gradients when a step begins, those of the loss included; other parameters are constants. The state of the
+            optimizer does not depend on the method, so training can change between plain and SAM.
         method: Chooses perturbation, final gradient and passes. Default: SAM with p = 2. A method belongs to one step.
-        group_size: m of m-sharpness, in examples. Each group of m examples has its own eps and batch-norm statistics;
-            the final gradient is the mean over the groups, weighted by their numbers of examples. This is the paper's
-            setting of m examples per device with unsynchronised perturbations. None: the batch (of each rank) is one
-            group.
+        group_size: m of m-sharpness, in examples. Each group of m examples has its own eps and batch-norm statistics.
+            The final gradient is the mean over the groups, weighted by their numbers of examples. This is the paper's
+            setting of m examples per device, each with its own perturbation. None: the batch of each rank is one group.
         grad_clip: Largest norm of the gradient for the base optimizer, > 0 (the paper's code: 5.0); None: no clipping.
-            The gradient that eps is computed from is never clipped.
-        keep_statistics: Whether a step with a non-finite loss or gradient also restores the running statistics of
-            normalisation layers; always on with a loss scaler.
+            The gradient from which eps is computed is never clipped.
+        keep_statistics: Whether a step with a non-finite loss or gradient restores the running statistics of
+            normalisation layers as well. With a loss scaler it always does.
 
     Raises:
         TypeError: If `objective` is no `Objective`, `method` is not a `Method`, or the optimizer needs a closure.
-        ValueError: If the method excludes the groups, the sharding of the weights or the network, or the optimizer's
-            parameters cannot be trained, see `sam_runner.sam.objective.Objective`.
+        ValueError: If the method does not work with groups, sharded weights or the network, or the parameters of the
+            optimizer cannot be trained (see `sam_runner.sam.objective.Objective`).
     """
 
     def __init__(
@@ -141,11 +141,10 @@ class SamStep:
         method.prepare(objective)
 
     def update_parameters(self) -> bool:
-        """Let w be the parameters that the optimizer trains now; return whether they have changed.
+        """Set w to the parameters that the optimizer trains now; return whether they have changed.
 
         Raises:
-            ValueError: If they changed and the method's state or the wrapper that averages over processes has the old
-                ones.
+            ValueError: If they have changed, but the method's state or the sharded weights need the old ones.
         """
         trained = self._trained.read_changes()
         if trained is None:
@@ -171,12 +170,12 @@ class SamStep:
 
         Args:
             batch: Examples on the parameters' device.
-            rho: Radius, >= 0; a 0-dim tensor on the device must be > 0.
-            number: Number of the step in its run, from 0; some methods need it.
+            rho: Radius, >= 0. A 0-dim tensor on the device must be > 0.
+            number: Number of the step in its run, from 0. Only some methods need it.
 
         Raises:
-            ValueError: If `rho` is negative or not finite, or the method needs the number of the step and it is None.
-            TypeError: If `batch` is no `Batch`, or `rho` not a number.
+            ValueError: If `rho` is negative or not finite, or the method needs `number` and it is None.
+            TypeError: If `batch` is no `Batch`, or `rho` is not a number.
             RuntimeError: If gradients are switched off.
         """
         if not isinstance(batch, Batch):
@@ -190,7 +189,7 @@ class SamStep:
         """Return the method of a step and its radius: `Plain` for rho = 0, otherwise the step's own method.
 
         Args:
-            rho: Radius by the schedule, see `__call__`.
+            rho: Radius that the schedule gives, see `__call__`.
             number: Number of the step in its run, from 0.
         """
         require_radius(rho)
@@ -203,7 +202,7 @@ class SamStep:
         return self.method, radius
 
     def take(self, batch: Batch, method: Method, radius: float | Tensor, number: int | None = None) -> StepStats:
-        """Take one step by what `choose_method` returned; see `__call__`."""
+        """Take one step with what `choose_method` returned; see `__call__`."""
         with self.objective.keep_other_gradients():
             return self._take(batch, method, radius, number)
 
@@ -264,7 +263,7 @@ class SamStep:
         grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
         method.combine([to_local(grad) for grad in grads], gradient_sum or None, context)
         for param, grad in zip(params, grads, strict=True):
-            # A parameter that no pass at w + eps used can have a final gradient now. Otherwise it stays without one.
+            # `combine` can give a gradient to a parameter that no pass at w + eps used. Otherwise it stays without one.
             if param.grad is None and shards.all_reduce_sum(to_local(grad).count_nonzero()) > 0:
                 param.grad = grad
 
