@@ -1,4 +1,4 @@
-"""Say in words what the tables of a report show: findings, definitions of the columns, and remarks."""
+"""Say in words what the tables of a report show: findings, meanings of the columns, and remarks."""
 
 import math
 import shlex
@@ -22,17 +22,17 @@ from sam_runner.utils.console import format_count, format_duration
 if TYPE_CHECKING:
     from sam_runner.reports.report import Report
 
-MAX_FINDINGS = 6  # largest number of compared groups that are described, a sentence each
+MAX_FINDINGS = 6  # largest number of compared groups that findings describe
 AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
-TIME_SPREAD = 1.2  # slowest divided by fastest run of a group; if it is at least this large, a report warns
+TIME_SPREAD = 1.2  # a report warns if the slowest run of a group took at least this many times as long as the fastest
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
 
 
 def describe_findings(report: "Report") -> list[str]:
-    """Return what the runs show: the metric of each chosen group, and whether it beats the baseline.
+    """Return what the runs show: the metric of each chosen group, and whether it is better than the baseline.
 
-    Further sentences compare the group at the epochs of early stopping, if images were held out, and say what the group
-    costs. Without a search the groups are those with a baseline; if these are more than `MAX_FINDINGS`, the best group.
+    Further sentences say what the group costs and, if images were held out, compare it at the epochs of early stopping.
+    Without a search the groups are those with a baseline; if there are more than `MAX_FINDINGS`, the best group only.
     """
     if report.runs.empty:
         return []
@@ -75,7 +75,7 @@ def _describe_group(report: "Report", group: int, choice: Choice | None, compare
 
 
 def _name_other_metric(report: "Report", choice: Choice) -> str:
-    """Return ", not by early_stopping.metric=..." where the runs choose their best epoch by another held-out metric."""
+    """Return ", not by early_stopping.metric=..." if the runs choose their best epoch by another held-out metric."""
     config = report.first_record(choice.group).config
     metric = choice.metric if config is None else config.early_stopping.metric
     is_other = choice.is_held_out and metric != choice.metric.removeprefix("best/")
@@ -83,7 +83,7 @@ def _name_other_metric(report: "Report", choice: Choice) -> str:
 
 
 def _describe_early_stopping(report: "Report", group: int, base: int) -> list[str]:
-    """Return a sentence on the difference at the epochs of early stopping; none where no images were held out."""
+    """Return a sentence on the difference at the epochs of early stopping; none if no images were held out."""
     difference = report.early_difference(group, base)
     if difference is None:
         return []
@@ -94,7 +94,7 @@ def _describe_early_stopping(report: "Report", group: int, base: int) -> list[st
 
 
 def _describe_fit(report: "Report", group: int, base: int) -> list[str]:
-    """Return a sentence on which labels a group and its baseline have fitted; none where no training label is wrong."""
+    """Return a sentence on the labels that a group and its baseline have fitted; none if no training label is wrong."""
     fits = [report.fits[arm] for arm in (group, base)]
     if any(math.isnan(fit.right) or math.isnan(fit.memorised) for fit in fits):
         return []
@@ -106,7 +106,7 @@ def _describe_fit(report: "Report", group: int, base: int) -> list[str]:
 
 
 def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
-    """Return a sentence on the cost of a group relative to its baseline, with what to type next; none if equal."""
+    """Return a sentence on the cost of a group relative to its baseline, and a command; none if costs are equal."""
     ratio = report.cost_ratio(group, base)
     if report.against or report.baseline is None or not abs(ratio - 1) > COST_TOLERANCE:
         return []
@@ -127,7 +127,7 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
 
 
 def _describe_search(report: "Report", choice: Choice) -> list[str]:
-    """Return a sentence on the cost of a search, relative to the runs of the chosen value; none without a search."""
+    """Return a sentence on the cost of a search relative to that of the chosen value; none without a search."""
     total, chosen = (report.total_cost(groups, "cost") for groups in (choice.searched, [choice.group]))
     if choice.num_values < 2 or math.isnan(total) or not chosen:
         return []
@@ -143,7 +143,7 @@ def _describe_search(report: "Report", choice: Choice) -> list[str]:
 
 
 def _shorten(folder: str) -> str:
-    """Return a folder relative to the working folder if it is inside, otherwise unchanged."""
+    """Return a folder relative to the working folder if it is inside it, otherwise unchanged."""
     path = Path(folder)
     return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else folder
 
@@ -156,7 +156,7 @@ def _describe_mean(report: "Report", group: int, metric: str) -> str:
 
 
 def _judge(report: "Report", group: int, base: int, difference: Estimate) -> str:
-    """Return sentences on a difference: its interval, its significance, and whether a group has fitted its labels."""
+    """Return sentences on a difference: interval, significance, and whether the groups have fitted their labels."""
     text = _judge_difference(report, group, difference)
     fits = report.fits
     if difference.n and fits[group].is_low and fits[base].is_low:
@@ -170,7 +170,7 @@ def _judge(report: "Report", group: int, base: int, difference: Estimate) -> str
 
 
 def _judge_difference(report: "Report", group: int, difference: Estimate) -> str:
-    """Return a difference with its interval, and whether it is significant."""
+    """Return a sentence on a difference: interval, and whether it is significant."""
     n, mean, half_width = difference
     if n == 0:
         return "The two groups have no seed in common, so there is no paired difference and no test."
@@ -191,7 +191,7 @@ def _judge_difference(report: "Report", group: int, difference: Estimate) -> str
 
 
 def define_terms(report: "Report") -> list[tuple[str, str]]:
-    """Return the terms that the tables of a report use, and what each means."""
+    """Return the terms in the tables of a report, each with its meaning."""
     columns = {*report.table.columns}
     terms = [
         (
@@ -252,7 +252,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
 
 
 def _describe_ceiling(report: "Report") -> str:
-    """Say which accuracy a network that is always right reaches on noisy held-out labels; "" if they are clean."""
+    """Say which accuracy a network that is always right gets on noisy held-out labels; "" for clean labels."""
     rates = [
         record.result["data"]["wrong_labels"] / record.result["data"]["train"]
         for record in report.records
@@ -276,7 +276,7 @@ def _percent_range(low: float, high: float) -> str:
 
 
 def write_remarks(report: "Report") -> list[str]:
-    """Return sentences on what a reader of the tables has to know: optimistic choices, many tests, missing numbers."""
+    """Return what a reader of the tables has to know: optimistic choices, many tests, missing numbers."""
     remarks = []
     if any(choice.is_optimistic for choice in report.selection):
         remarks.append(
@@ -302,7 +302,7 @@ def write_remarks(report: "Report") -> list[str]:
 
 
 def _warn_of_times(report: "Report") -> list[str]:
-    """Return a warning of the column seconds if runs that differ in the seed only took different times."""
+    """Return a warning about the column seconds if runs that differ in the seed only took different times."""
     spread = time_spread(report.runs).dropna()
     if spread.empty or spread.max() < TIME_SPREAD:
         return []
@@ -315,7 +315,7 @@ def _warn_of_times(report: "Report") -> list[str]:
 
 
 def _describe_missing_costs(report: "Report") -> list[str]:
-    """Return sentences on the groups that cannot be compared at equal cost, and on what to train for it."""
+    """Return sentences on the groups that have no baseline of equal cost, and on what to train for it."""
     if not report.against or report.baseline is None:
         return []
     name = COSTS[report.against]

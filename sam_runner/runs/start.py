@@ -55,19 +55,19 @@ def start_run(
     job_folder: Path | None = None,
     joint: JointPasses | None = None,
 ) -> Path | None:
-    """Train one run, continue it, or log that it has already finished.
+    """Train a run, continue it, or log that it has already finished.
 
     Args:
         config: The settings.
         overrides: Settings as the user typed them.
-        job_folder: Run folder of a sweep's job, in the folder of the sweep; None for a single run.
+        job_folder: Run folder of a job, in the folder of its sweep; None for a single run.
         joint: Makes one pass for this run and those in other threads; None: the run makes its own passes.
 
     Returns:
-        The folder of the finished run, None for a dry run.
+        The folder of the finished run; None for a dry run.
 
     Raises:
-        InputError: If the settings or the folder cannot be used; nothing has been written then.
+        InputError: If the settings or the folder cannot be used. Nothing has been written then.
         TrainingError: If a loss or gradient is not finite, or the disk is full.
     """
     config, context = config.with_absolute_paths(), _join(config)
@@ -98,8 +98,8 @@ def start_run(
         except TrainingError:  # every process has the same metrics and raises the same error
             raise
         except Exception as error:
-            # With one process attribute_error returns the same error. `raise error from error` would make a reference
-            # cycle that keeps the run and its workers in memory.
+            # attribute_error returns the same error for one process, and `raise error from error` would make a
+            # reference cycle that keeps the run and its workers in memory.
             if context.world_size == 1:
                 raise
             raise context.attribute_error(error) from error
@@ -114,7 +114,7 @@ def _describe_done(folder: Path) -> list[str]:
 
 
 def make_plan(config: ExperimentConfig, overrides: Sequence[str], folder: Path) -> Plan:
-    """Return the plan of a run; see `plan_run`. All processes that would train it call the function together."""
+    """Return the plan of a run, see `plan_run`. All processes that would train the run call this together."""
     context = _join(config)
     return context.on_all(lambda: plan_run(config.with_absolute_paths(), folder, overrides, context))
 
@@ -124,11 +124,7 @@ def _join(config: ExperimentConfig) -> DistributedContext:
 
 
 def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[str, str]]:
-    """Find out whether the run has finished.
-
-    Returns:
-        Whether it has, and the settings that differ from those in `folder`.
-    """
+    """Return whether the run in `folder` has finished, and the settings that differ from those in `folder`."""
     try:
         changes = require_usable(folder, config)
     except OSError as error:
@@ -149,7 +145,7 @@ def _choose_precision(config: ExperimentConfig, context: DistributedContext) -> 
 def _agree_on_precision(
     config: ExperimentConfig, precision: str, reason: str, device_type: str, job_folder: Path | None
 ) -> tuple[str, str]:
-    """Return the precision and the reason; jobs of a sweep have the precision that ``precision=auto`` chose first."""
+    """Return the precision and the reason. With ``precision=auto`` all jobs of a sweep use that of the first job."""
     if config.precision != "auto" or job_folder is None:
         return precision, reason
     agreed = agree_on_precision(job_folder.parent, device_type, precision)
@@ -164,7 +160,7 @@ def _require_same_data(run: Run) -> None:
 
 
 def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> None:
-    """Require that a run does not end before the step of its latest checkpoint."""
+    """Require that a run does not end before its latest checkpoint."""
     state = CheckpointFolder(folder / "checkpoints").load_latest()
     done = 0 if state is None else state["step"]
     if done > run.max_steps:
@@ -180,7 +176,7 @@ def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> No
 def _prepare_folder(
     folder: Path, config: ExperimentConfig, changes: Mapping[str, str], stack: ExitStack, *, is_job: bool
 ) -> None:
-    """Create the run folder, lock it until `stack` is closed, and log the settings that have changed."""
+    """Create the run folder, lock it until `stack` closes, and log the settings that have changed."""
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -189,7 +185,7 @@ def _prepare_folder(
         ) from error
     stack.enter_context(explain_write_errors(folder))
     stack.enter_context(lock_folder(folder))
-    if not (folder / SETTINGS).is_file():  # first of all files: a folder with config.yaml is a run folder
+    if not (folder / SETTINGS).is_file():  # the first of all files, because it marks a run folder
         write_config(folder, config)
     stack.enter_context(_record_end(folder, config, is_job=is_job))
     facts = {name: entry for name, entry, _ in walk(config)}
@@ -208,7 +204,7 @@ def _train(
     *,
     is_job: bool,
 ) -> None:
-    """Train a run in its folder, which this process has locked."""
+    """Train a run in its folder, which the main process has locked."""
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs, options.every_epochs)
     state = run.context.on_main(checkpoints.load_latest)
@@ -233,8 +229,8 @@ def _train(
             log.warning(
                 "the last digits of the numbers may differ from those of an uninterrupted run: %s", ", ".join(changed)
             )
-        # Remove the result of a finished run that now becomes longer. Otherwise repeating the command after an
-        # interruption would report the run as finished.
+        # A finished run that is made longer has a result. If it stayed, the run would count as finished after an
+        # interruption.
         (folder / RESULT).unlink(missing_ok=True)
         write_config(folder, config)
         write_environment(folder, device, precision, decoders)
@@ -258,7 +254,7 @@ def _train(
 
 
 def _log_settings(run: Run, config: ExperimentConfig, overrides: Sequence[str], precision: str, reason: str) -> None:
-    """Log what a run uses: data, precision and learning rates, and remarks on its settings."""
+    """Log data, precision and learning rates of a run, and remarks on its settings."""
     log.info("data: %s", describe_data(run), extra=DETAIL)
     for remark in list_remarks(run, config, overrides):
         log.warning("%s", remark)
@@ -279,7 +275,7 @@ def _continuation(folder: Path, config: ExperimentConfig) -> str:
 
 
 class _LogFile(logging.FileHandler):
-    """A log file that ignores its own errors: the run reports a full disk once."""
+    """A log file that ignores its own errors, because the run reports a full disk itself, and once."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - the name of logging
         """Ignore the error."""

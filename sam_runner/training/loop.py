@@ -1,6 +1,6 @@
 """The training loop: epochs of steps, with evaluation, logging and checkpoints.
 
-The mathematics of a step is in `sam`; the loop reads no settings.
+It gets all it needs as a `Run` and reads no settings. The mathematics of a step is in `sam`.
 """
 
 import logging
@@ -29,7 +29,7 @@ from sam_runner.utils.memory import reset_peak_memory
 from sam_runner.utils.signals import StopRequest, raise_for_signal
 
 log = logging.getLogger(__name__)
-DIVERGED = 100  # a run whose loss exceeds this many times the loss of equal probabilities has diverged
+DIVERGED = 100  # a run has diverged if its loss is more than this many times the loss of equal probabilities
 
 
 def fit(
@@ -42,19 +42,19 @@ def fit(
     """Train a run from `progress` to its end.
 
     Args:
-        run: The run; its epochs and steps must not be fewer than those that `progress` has completed.
+        run: The run. It must not have fewer epochs or steps than `progress` has completed.
         outputs: Loggers and checkpoints.
         progress: Progress to start from; it is updated in place.
-        stop: Stop request of this rank, checked after every step and every evaluated batch. A request on one rank stops
+        stop: Stop request of this rank, read after every step and every evaluated batch. A request on one rank stops
             all ranks.
-        save_schedule: When to write checkpoints; None writes one at the end of every epoch.
+        save_schedule: When to write checkpoints; None: at the end of every epoch.
 
     Returns:
         `progress`.
 
     Raises:
         TrainingError: If a loss or a gradient is not finite, or every step of an epoch was skipped.
-        RunInterrupt: If a rank received a stop request; a checkpoint of the last step exists then.
+        RunInterrupt: If a rank received a stop request. A checkpoint of the last step then exists.
     """
     save_schedule = save_schedule or CheckpointSchedule()
     reset_peak_memory(run.step.objective.device)
@@ -71,7 +71,7 @@ def fit(
             if _end_epoch(run, outputs, progress, stop, save_schedule):
                 saved_step = progress.step
                 save_schedule.restart()
-        if progress.batch == 0 and progress.evaluated_epoch < progress.epoch:  # `epochs` was reduced when resuming
+        if progress.batch == 0 and progress.evaluated_epoch < progress.epoch:  # resumed with fewer `epochs`
             _require_finite(values := evaluate(run, None, stop), f"after epoch {progress.epoch}")
             is_best = _record_evaluation(progress, values, run.selected_by)
             save_checkpoint(run, outputs, progress, is_best=is_best, at_epoch_end=True)
@@ -107,23 +107,23 @@ def _train_epoch(
     """Train the remaining batches of an epoch and add up their metrics in ``progress.epoch_sums``."""
     meter = TrainMeter(run.step.objective.device, progress.window_sums, run.context)
     num_batches = min(len(run.train), run.max_steps - (progress.step - progress.batch))
-    if progress.batch == num_batches:  # stopped during the evaluation, or `max_steps` was reduced when resuming
+    if progress.batch == num_batches:  # resumed after a stop in the evaluation, or with a smaller `max_steps`
         _log_last_row(run, outputs, progress, meter)
     elif progress.window_sums.get("num_steps") and progress.step % run.log_every == 0:
-        # An earlier max_steps ended the run at this step, so the steps since the last row have not been logged yet.
+        # An earlier `max_steps` ended the run here, so the steps since the last row have no row yet.
         _log_row(run, outputs, progress, meter, last=False)
     run.model.train()
     stopwatch, seconds_before, num_images_before = _Stopwatch(progress), progress.training_seconds, progress.num_images
     batches = run.train.epoch(progress.epoch, start=progress.batch)
     title = f"epoch {progress.epoch + 1}/{run.epochs}"
     is_alone = threading.current_thread() is threading.main_thread()
-    hide_bar = None if run.context.is_main and is_alone else True  # None shows the progress bar on a terminal only
+    hide_bar = None if run.context.is_main and is_alone else True  # None: show the progress bar on a terminal
     for _ in tqdm(
         range(progress.batch, num_batches), title, num_batches, False, initial=progress.batch, disable=hide_bar
     ):
         measured = _train_step(run, meter, next(batches), progress)
         if measured:
-            # Logged before the step's row of metrics: a resumed run drops all that was logged after the last row.
+            # Before the row of the step: a resumed run drops all that was logged after the last row.
             outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         last = progress.batch == num_batches
         if last:
@@ -167,9 +167,9 @@ class _Stopwatch:
 
 
 def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter) -> None:
-    """Add the sums of the last steps of an epoch to those of the epoch, which `_end_epoch` logs.
+    """Add the sums of an epoch's last steps to the sums of the epoch, which `_end_epoch` logs.
 
-    If `max_steps` ends the run within the epoch, first remember the progress from which a longer run can continue.
+    If `max_steps` ends the run within the epoch, first remember the progress: a longer run continues from it.
     """
     is_incomplete = progress.batch < len(run.train)
     if is_incomplete and progress.before_end.get("progress", {}).get("step") != progress.step:
@@ -180,7 +180,7 @@ def _log_last_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMe
 def _end_epoch(
     run: Run, outputs: Outputs, progress: Progress, stop: StopRequest, save_schedule: CheckpointSchedule
 ) -> bool:
-    """End an epoch: evaluate and save if either is due, and log. Return whether a checkpoint was written."""
+    """End an epoch: evaluate if due, log, and save if due. Return whether a checkpoint was written."""
     if not progress.epoch_sums.get("num_steps"):
         raise TrainingError(
             f"every step of epoch {progress.epoch + 1} was skipped, because a loss or gradient was not finite\n"
@@ -236,7 +236,7 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
     else:
         stats = run.step(batch, rho, progress.step)
     if not run.skip_nonfinite and not scaler.is_enabled() and stats.finite.device.type == "cpu":
-        _require_finite_step(stats, progress.step + 1)  # on other devices `_log_row` checks: it synchronises
+        _require_finite_step(stats, progress.step + 1)  # on other devices `_log_row` checks, which synchronises anyway
     progress.step += 1
     progress.batch += 1
     progress.num_images += examples.global_batch_size
@@ -252,9 +252,9 @@ def _train_step(run: Run, meter: TrainMeter, examples: ImageBatch, progress: Pro
 
 
 def _log_row(run: Run, outputs: Outputs, progress: Progress, meter: TrainMeter, *, last: bool) -> None:
-    """Add the sums of the meter to those of the epoch and log them as a row.
+    """Add the sums of the meter to those of the epoch, and log the meter's as a row.
 
-    With `last` nothing is logged, because `_end_epoch` logs the row of the whole epoch.
+    With `last` nothing is logged, because `_end_epoch` logs a row for the whole epoch.
     """
     sums = meter.read_and_reset()
     progress.window_sums = {}
@@ -282,7 +282,7 @@ def _require_finite(values: Mapping[str, float], when: str) -> None:
 
 
 def _nonfinite_error(name: str, when: str, *, can_skip: bool = True) -> TrainingError:
-    """Return the error of a number that is not finite; with `can_skip` it also advises on_nonfinite=skip."""
+    """Return the error for a number that is not finite; with `can_skip` it also advises on_nonfinite=skip."""
     advice = "use a smaller lr or rho, warm-up (schedule.warmup_epochs=1) or grad_clip=5"
     return TrainingError(
         f"{name} is not finite {when}\n"
@@ -294,7 +294,7 @@ def _nonfinite_error(name: str, when: str, *, can_skip: bool = True) -> Training
 def _record_evaluation(progress: Progress, values: dict[str, float], selected_by: str | None) -> bool:
     """Store the metrics of an evaluated epoch and return whether the epoch is the best so far.
 
-    The metric `selected_by` decides, one of the validation set; if it is None, the latest epoch counts as the best.
+    `selected_by` is the metric of the validation set that decides; if it is None, the latest epoch is the best.
     """
     progress.last_metrics, progress.evaluated_epoch = dict(values), progress.epoch
     best = progress.best_metrics
@@ -307,13 +307,13 @@ def _record_evaluation(progress: Progress, values: dict[str, float], selected_by
 
 
 def _warn_of_divergence(run: Run, loss: float, loss_before: float, *, last: bool) -> None:
-    """Warn of a loss more than `DIVERGED` times that of a network which gives equal probabilities to all classes.
+    """Warn if the loss is more than `DIVERGED` times the loss of equal probabilities for all classes.
 
     Args:
         run: The run.
         loss: Mean training loss of the epoch.
-        loss_before: Mean training loss of the epoch before. If it was above the limit, the warning exists already.
-        last: Whether the epoch is the last one; its warning is repeated.
+        loss_before: Mean training loss of the epoch before. If it was above the limit, the warning was given then.
+        last: Whether the epoch is the last one, which repeats the warning.
     """
     guess = math.log(max(2, len(run.classes)))
     if loss > DIVERGED * guess and (last or loss_before <= DIVERGED * guess):

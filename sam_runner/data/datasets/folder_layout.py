@@ -1,4 +1,4 @@
-"""Find the classes, the splits and the image files of a folder, and count the files that are left out by reason."""
+"""Find the splits, classes and image files of a folder, and count by reason the files that are not read."""
 
 import os
 import re
@@ -10,7 +10,7 @@ from sam_runner.data.files.decode import SUFFIXES, is_image_file
 from sam_runner.utils.errors import InputError, MissingDataError
 
 LAYOUT = "<root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg, or <root>/<class>/*.jpg"
-SPLIT_NAMES = {  # folder names of a split, in upper or lower case; also as a word of a longer name: training_set
+SPLIT_NAMES = {  # folder names of a split, in upper or lower case, also as a word of a longer name: training_set
     "train": "train", "training": "train",
     "val": "validation", "valid": "validation", "validation": "validation", "dev": "validation", "eval": "validation",
     "test": "test", "testing": "test",
@@ -24,7 +24,7 @@ MAX_LISTED = 10  # names in a message
 
 @dataclass
 class LeftOut:
-    """Files and folders that are not read: their number and the first path, by reason."""
+    """Files and folders that are not read: for each reason their number and the first path."""
 
     counts: dict[str, int] = field(default_factory=dict)
     examples: dict[str, str] = field(default_factory=dict)
@@ -42,12 +42,12 @@ class LeftOut:
 
 @dataclass(frozen=True)
 class Part:
-    """The image files of one split, sorted by class and then by path, both in natural order (2.jpg before 10.jpg).
+    """The image files of one split, sorted by class, then by path, both in natural order (2.jpg before 10.jpg).
 
     Attributes:
         folder: The folder of the split.
         paths: Paths of the files relative to the root.
-        labels: Position of each file's class in `Layout.classes`.
+        labels: Index of each file's class in `Layout.classes`.
     """
 
     folder: str
@@ -62,10 +62,10 @@ class Layout:
     Attributes:
         classes: Names of the classes, in natural order.
         train: The training set.
-        validation: The validation set; None unless there are a validation folder and a test folder.
-        test: The test set; None without a test or validation folder: a part of the training set must be used then.
+        validation: The validation set; None unless there are folders for validation and for test.
+        test: The test set; None without a folder for it, so a part of the training set must become the test set.
         left_out: Files and folders that are not read.
-        suffixes: Number of image files by suffix in lower case ("" for files without one), the largest number first.
+        suffixes: Number of image files by suffix in lower case ("" for files without one), largest number first.
     """
 
     classes: tuple[str, ...]
@@ -82,18 +82,18 @@ class Layout:
 
 
 def find_layout(root: str) -> Layout:
-    """Read the names of the files below a folder, without decoding images.
+    """Find the images below a folder by the names of files and folders, without decoding images.
 
-    The folders of the splits are found by name (`SPLIT_NAMES`); without such folders the folders in `root` are the
-    classes. A validation folder without a test folder is the test set. Hidden files and folders are left out, links are
-    followed, and folders inside a class belong to the class. The suffix of a file says whether the file is an image; if
-    the suffix is unknown, the content does.
+    Folders named in `SPLIT_NAMES` hold the splits; without such folders, the folders in `root` are the classes. A
+    validation folder without a test folder is the test set. Folders inside a class belong to the class. Hidden files
+    and folders are left out, and links are followed. The suffix says whether a file is an image; if the suffix is
+    unknown, the content does.
 
     Args:
         root: Path of the folder.
 
     Raises:
-        InputError: If the folder does not exist, a class has no image, or the layout is not clear.
+        InputError: If the folder does not exist, a class has no image, or the folders have no accepted layout.
     """
     if not os.path.isdir(root):
         raise MissingDataError(f"data.root={root} is not a folder\n  expected: {LAYOUT}")
@@ -115,7 +115,7 @@ def find_layout(root: str) -> Layout:
 
 
 def list_images(folder: str) -> tuple[list[str], LeftOut]:
-    """Return the paths of all images below a folder, relative to it and in natural order, and what is left out.
+    """Return the paths of all images below a folder, relative to it and in natural order, and what is not read.
 
     Args:
         folder: Path of an existing folder.
@@ -139,7 +139,7 @@ def natural_key(path: str) -> tuple[list[list[str | int]], str]:
 
 
 def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
-    """Return the folders of the splits by "train", "validation" and "test"; empty if `root` holds the classes."""
+    """Return the folders of the splits by "train", "validation", "test"; empty if `root` holds the classes itself."""
     names = _list_folders(root)
     groups: dict[str, list[str]] = {}
     for name in names:
@@ -153,8 +153,7 @@ def _find_splits(root: str, left_out: LeftOut) -> dict[str, str]:
     with_classes = {
         split: kept for split, found in groups.items() if (kept := [n for n in found if _list_folders(f"{root}/{n}")])
     }
-    # A folder that is named like a split (say "test") but has no folders inside is a class like the folders beside it,
-    # unless there is a folder of another split too.
+    # A folder called "test", say, without folders inside is a class like those beside it, unless another split exists.
     if not with_classes and others and len(groups) < 2:
         return {}
     if groups and "train" not in with_classes:
@@ -196,12 +195,12 @@ def _find_splits_by_word(root: str, names: list[str]) -> dict[str, list[str]]:
 
 
 def _require_no_unknown_split(root: str, train: str, others: list[str]) -> None:
-    """Refuse a folder beside the training folder that has the same classes: it is a test set of an unknown name."""
+    """Refuse a folder beside the training folder that has some of its classes: a test set with an unknown name."""
     classes = set(_list_folders(train))
     for name in others:
         if classes & set(_list_folders(f"{root}/{name}")):
             raise InputError(
-                f"{root}/{name} has classes of the training set, but is not called like a test or validation set\n"
+                f"{root}/{name} has classes of the training set, but not the name of a test or validation set\n"
                 f"  call it test or val, or move it out of data.root={root}"
             )
 
@@ -235,14 +234,14 @@ def _find_classes(root: str, folder: str) -> tuple[str, ...]:
 
 
 def _require_one_level(root: str, classes: tuple[str, ...]) -> None:
-    """Refuse folders that all have the same folders inside and no images: either level could be the classes."""
+    """Refuse folders without images that all have the same folders inside: either level could be the classes."""
     inner = {tuple(_list_folders(f"{root}/{name}")) for name in classes}
     names = inner.pop() if len(inner) == 1 else ()
     if len(names) < 2 or any(_holds_images(f"{root}/{name}") for name in classes):
         return
     raise InputError(
-        f"{' and '.join(classes[:MAX_LISTED])} all have the folders {', '.join(names[:MAX_LISTED])}, so it is not "
-        f"clear which are the classes\n  if the inner folders are the classes, use data.root={root}/{classes[0]}\n"
+        f"{' and '.join(classes[:MAX_LISTED])} all have the folders {', '.join(names[:MAX_LISTED])}: which are the "
+        f"classes?\n  if the inner folders are the classes, use data.root={root}/{classes[0]}\n"
         f"  if the outer folders are the classes, move them into {root}/train"
     )
 
@@ -279,7 +278,7 @@ def _list_part(root: str, folder: str, classes: tuple[str, ...], left_out: LeftO
 
 
 def _count_outside(folder: str, root: str, left_out: LeftOut) -> None:
-    """Count the images and hidden entries that lie beside the class folders or split folders; they are not read."""
+    """Count the images and hidden entries beside the class folders or split folders; they are not read."""
     for entry in _scan(folder):
         if _is_hidden(entry.name):
             left_out.add("hidden", os.path.relpath(entry.path, root))
@@ -305,7 +304,7 @@ def _find_images(folder: str, root: str, left_out: LeftOut, above: tuple[str, ..
         folder: The folder.
         root: The root of the set.
         left_out: Collects the files that are not read.
-        above: Real paths of the folders around `folder`; a link to one of them is not followed.
+        above: Real paths of the folders around `folder`. Links to one of them are not followed.
     """
     above = (*above, os.path.realpath(folder))
     for entry in _scan(folder):
