@@ -22,11 +22,11 @@ from matplotlib import pyplot as plt
 
 from scripts.benchmarks.measuring import Report, make_parser
 from scripts.growth.data import CLASSES, FILES, IMAGES
-from scripts.growth.quantity import measure
+from scripts.growth.quantity import Quantity, measure
 from scripts.growth.runs import CHECKPOINTS, JOBS, ROWS, RUNS
 from scripts.growth.training import RANKS, TENSORS, WEIGHTS
 
-QUANTITIES = {
+QUANTITIES: dict[str, Quantity] = {
     "weights": WEIGHTS, "tensors": TENSORS, "ranks": RANKS, "images": IMAGES, "files": FILES, "classes": CLASSES,
     "runs": RUNS, "jobs": JOBS, "checkpoints": CHECKPOINTS, "rows": ROWS,
 }  # fmt: skip
@@ -63,11 +63,13 @@ def measure_quantity(name: str, *, quick: bool) -> dict[str, dict[int, Found]]:
     quantity = QUANTITIES[name]
     found: dict[str, dict[int, Found]] = {part: {} for part in quantity.parts}
     for size in quantity.quick if quick else quantity.sizes:
-        with tempfile.TemporaryDirectory(prefix="growth-") as text:
-            if quantity.prepare is not None:
-                quantity.prepare(Path(text), size)
-            for part in quantity.parts:
-                found[part][size] = measure_in_process(name, part, size, Path(text))
+        for _ in range(quantity.times):
+            with tempfile.TemporaryDirectory(prefix="growth-") as text:
+                if quantity.prepare is not None:
+                    quantity.prepare(Path(text), size)
+                for part, sizes in found.items():
+                    again = measure_in_process(name, part, size, Path(text))
+                    sizes[size] = min(sizes.get(size, again), again, key=lambda one: one["cpu"])
     return found
 
 
