@@ -137,17 +137,17 @@ class Report:
         print(f"written: {folder / name}.json, {folder / name}.md", flush=True)
 
 
-def _markdown(table: Mapping) -> str:
-    def cell(value: object) -> str:
-        return (
-            f"{value:,.3g}"
-            if isinstance(value, float) and abs(value) < 1000
-            else (f"{value:,.0f}" if isinstance(value, int | float) else str(value))
-        )
+def format_cell(value: object) -> str:
+    """Return a number with three digits and, from 1,000 on, without decimals; anything else as its text."""
+    if isinstance(value, float) and abs(value) < 1000:
+        return f"{value:,.3g}"
+    return f"{value:,.0f}" if isinstance(value, int | float) else str(value)
 
+
+def _markdown(table: Mapping) -> str:
     lines = [f"**{table['title']}**", ""]
     lines += ["| " + " | ".join(table["columns"]) + " |", "|" + " --- |" * len(table["columns"])]
-    lines += ["| " + " | ".join(cell(value) for value in row) + " |" for row in table["rows"]]
+    lines += ["| " + " | ".join(format_cell(value) for value in row) + " |" for row in table["rows"]]
     if table.get("note"):
         lines += ["", table["note"]]
     return "\n".join(lines)

@@ -147,6 +147,43 @@ def measure_onednn(report: Report, rounds: int, clock: Callable[[], float]) -> N
     report.table("Convolutions: ResNet-20, batch 32, fp32", ["library", "SAM, images/s"], rows, f"n = {rounds}")
 
 
+class _Blocked(nn.Module):
+    """torchvision's ResNet whose images and activations have oneDNN's blocked layout until the average pooling."""
+
+    def __init__(self, resnet: nn.Module) -> None:
+        super().__init__()
+        self.resnet = resnet
+        resnet.avgpool = nn.Sequential(resnet.avgpool, _ToStrided())
+
+    def forward(self, images: torch.Tensor) -> torch.Tensor:
+        return self.resnet(images.to_mkldnn())
+
+
+class _ToStrided(nn.Module):
+    """The way from oneDNN's blocked layout back to torch's."""
+
+    def forward(self, activations: torch.Tensor) -> torch.Tensor:
+        return activations.to_dense()
+
+
+def measure_blocked_layout(report: Report, rounds: int, clock: Callable[[], float]) -> None:
+    """Compare the SAM steps of ResNet-18 in fp32 with channels_last and with oneDNN's blocked layout.
+
+    Under autocast to bf16 torch 2.14.1 has no blocked layout: `aten::empty_strided` raises NotImplementedError.
+    """
+    case = Case("ResNet-18", 32, torch.device("cpu"))
+    steps = {"channels_last": case.ours(channels_last=True), "NCHW": case.ours()}
+    case.model = _Blocked(case.model)
+    steps["oneDNN's blocked layout"] = case.ours()
+    seconds = take_turns(steps, rounds, case.device, clock)
+    rows = [
+        [way, 32 / median(seconds, way), ratio(seconds, way, "channels_last"), spread(seconds, way, "channels_last")]
+        for way in seconds
+    ]
+    columns = ["layout", "SAM, images/s", "time / channels_last", "+-"]
+    report.table("Layouts: ResNet-18, batch 32, 32 x 32 pixels, fp32", columns, rows, f"n = {rounds}")
+
+
 def measure_depthwise_layers(report: Report, rounds: int, clock: Callable[[], float]) -> None:
     """Compare single depthwise convolutions in bfloat16 and float32, forward and backward pass."""
     rows = []
@@ -176,7 +213,10 @@ def forward_and_backward(layer: nn.Module, images: torch.Tensor) -> Callable[[],
     return compute
 
 
-OTHERS = {"batch-sizes": measure_batch_sizes, "onednn": measure_onednn, "depthwise": measure_depthwise_layers}
+OTHERS = {
+    "batch-sizes": measure_batch_sizes, "onednn": measure_onednn, "blocked-layout": measure_blocked_layout,
+    "depthwise": measure_depthwise_layers,
+}  # fmt: skip
 
 
 def main() -> int:

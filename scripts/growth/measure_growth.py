@@ -20,13 +20,13 @@ from pathlib import Path
 import torch
 from matplotlib import pyplot as plt
 
-from scripts.benchmarks.measuring import Report, make_parser
+from scripts.benchmarks.measuring import Report, format_cell, make_parser
 from scripts.growth.data import CLASSES, FILES, IMAGES
-from scripts.growth.quantity import measure
+from scripts.growth.quantity import Quantity, measure
 from scripts.growth.runs import CHECKPOINTS, JOBS, ROWS, RUNS
 from scripts.growth.training import RANKS, TENSORS, WEIGHTS
 
-QUANTITIES = {
+QUANTITIES: dict[str, Quantity] = {
     "weights": WEIGHTS, "tensors": TENSORS, "ranks": RANKS, "images": IMAGES, "files": FILES, "classes": CLASSES,
     "runs": RUNS, "jobs": JOBS, "checkpoints": CHECKPOINTS, "rows": ROWS,
 }  # fmt: skip
@@ -63,11 +63,13 @@ def measure_quantity(name: str, *, quick: bool) -> dict[str, dict[int, Found]]:
     quantity = QUANTITIES[name]
     found: dict[str, dict[int, Found]] = {part: {} for part in quantity.parts}
     for size in quantity.quick if quick else quantity.sizes:
-        with tempfile.TemporaryDirectory(prefix="growth-") as text:
-            if quantity.prepare is not None:
-                quantity.prepare(Path(text), size)
-            for part in quantity.parts:
-                found[part][size] = measure_in_process(name, part, size, Path(text))
+        for _ in range(quantity.times):
+            with tempfile.TemporaryDirectory(prefix="growth-") as text:
+                if quantity.prepare is not None:
+                    quantity.prepare(Path(text), size)
+                for part, sizes in found.items():
+                    again = measure_in_process(name, part, size, Path(text))
+                    sizes[size] = min(sizes.get(size, again), again, key=lambda one: one["cpu"])
     return found
 
 
@@ -81,20 +83,23 @@ def exponent(found: Mapping[int, Found], column: str, smallest: float) -> float:
 
 
 def report_measured(report: Report, measured: Measured) -> None:
-    """Add the table of all measurements, that of the exponents, and the targets."""
-    rows, slopes = [], []
+    """Add the table of all measurements with their exponents, and the targets."""
+    rows = []
     for name, parts in measured.items():
-        unit = QUANTITIES[name].unit
         for part, found in parts.items():
             sizes = sorted(found)
-            rows += [[unit, part, size, found[size]["wall"], found[size]["cpu"], found[size]["mib"]] for size in sizes]
-            time, memory = exponent(found, "cpu", MIN_SECONDS), exponent(found, "mib", MIN_MIB)
-            cells = ["-" if math.isnan(value) else f"{value:.2f}" for value in (time, memory)]
-            slopes.append([unit, part, f"{sizes[-2]:,} to {sizes[-1]:,}", *cells])
-    columns = ["quantity", "part", "size", "s", "CPU s", "more MiB at the peak"]
-    report.table("Measurements", columns, rows)
-    note = f"-: less than {MIN_SECONDS:g} s or {MIN_MIB:g} MiB at the smaller size."
-    report.table("Exponents", ["quantity", "part", "between", "CPU seconds", "memory"], slopes, note)
+            row = [f"{QUANTITIES[name].unit}: {part}", "; ".join(f"{size:,}" for size in sizes)]
+            for column, smallest in (("cpu", MIN_SECONDS), ("mib", MIN_MIB)):
+                slope = exponent(found, column, smallest)
+                row.append("; ".join(format_cell(found[size][column]) for size in sizes))
+                row.append("-" if math.isnan(slope) else f"{slope:.2f}")
+            rows.append(row)
+    columns = ["quantity: part", "sizes", "CPU seconds", "exponent", "MiB", "exponent"]
+    note = (
+        f"MiB: growth of the part's peak memory. The exponent is that between the two largest sizes. "
+        f"-: less than {MIN_SECONDS:g} s or {MIN_MIB:g} MiB at the smaller one."
+    )
+    report.table("Measurements", columns, rows, note)
     for name, parts in measured.items():
         for part, found in parts.items():
             time = exponent(found, "cpu", MIN_SECONDS)

@@ -146,6 +146,7 @@ JOBS = Quantity(
     (100, 1000, 4000, 16_000),
     (10, 40),
     {"plan, half of the jobs have a folder": plan_sweep, "sam-status, nothing begun": read_status},
+    times=5,
 )
 CHECKPOINTS = Quantity("checkpoints kept", (10, 100, 1000), (10, 40), {"ten more saved": save_with_others})
 ROWS = Quantity(

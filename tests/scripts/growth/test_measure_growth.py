@@ -39,6 +39,14 @@ def test_a_quantity_is_measured_at_its_quick_sizes(name, tmp_path):
     assert script.read_measured(tmp_path / "kept.json") == {name: measured}
 
 
+def test_the_measurement_with_the_least_cpu_time_counts(monkeypatch):
+    times = iter([3.0, 1.0, 2.0])
+    monkeypatch.setattr(script, "measure_in_process", lambda *_: found(n10=next(times))[10])
+    counted = script.Quantity("jobs", (10,), (10,), {"plan": lambda *_: lambda: None}, times=3)
+    monkeypatch.setitem(script.QUANTITIES, "jobs", counted)
+    assert script.measure_quantity("jobs", quick=True) == {"plan": found(n10=1.0)}
+
+
 def test_measurements_are_drawn_with_their_exponents(tmp_path, drawn_plots):
     measured = {"rows": {"curve of a report": found(n10=1.0, n100=9.0), "sam-status": found(n10=1.0, n100=50.0)}}
     script.draw(measured, "cpu", "CPU seconds", 0.05, tmp_path / "plot.svg")
