@@ -246,8 +246,8 @@ def make_part(table: pd.DataFrame) -> str:
     largest = float((own - same).abs().max())
     source = (
         f"cleanlab {runs['cleanlab'].iloc[0]} ranked the images from the same probabilities. Its `self_confidence`"
-        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). For the column"
-        " `find_label_issues`, the images that this function returns come first in the ranking, then all others."
+        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). The function"
+        " `find_label_issues` returns a part of the images; in its column these come first in the ranking."
     )
     differences = (
         "Differences of average precision, on the training images where *held-out* is not said. Intervals that do not"
