@@ -85,26 +85,13 @@ class Side:
         """Return the methods that fit less than a fraction of the right labels, in whole percent as in the table."""
         return [arm for arm in self.methods if round(self.mean(arm, RIGHT), 2) < least]
 
-    def untrained_seeds(self, arm: str, least: float) -> int:
-        """Return the number of seeds on which an arm fits less than a fraction of the right labels."""
-        return int((self.block.column(arm, RIGHT) < least).sum())
-
     def count(self, arm: str) -> int:
         """Return the number of an arm's final runs."""
         return self.block.estimate(arm, ACCURACY).n
 
-    def gain(self, arm: str) -> float:
-        """Return what early stopping adds to an arm's mean test accuracy, a fraction."""
-        return self.mean(arm, "best/test/accuracy") - self.mean(arm, ACCURACY)
-
     def least_right(self) -> float:
         """Return the smallest mean over the methods of the right labels that are fitted, a fraction."""
         return min(self.mean(arm, RIGHT) for arm in self.methods)
-
-    def differ_between_seeds(self, least: float) -> list[str]:
-        """Return the methods whose memorised fraction of the wrong labels varies over seeds by more than a limit."""
-        memorised = {arm: self.block.column(arm, "final/train/memorised") for arm in self.methods}
-        return [arm for arm, values in memorised.items() if values.max() - values.min() > least]
 
     def at_edge(self, edge: str) -> list[str]:
         """Return the methods whose search chose its "largest" or "smallest" radius."""
@@ -116,11 +103,6 @@ class Side:
         """Return the arms that have fewer final runs than the plan."""
         arms = self.study.content["arms"]
         return [arm for arm in arms if self.count(arm) < arms[arm]["seeds"]]
-
-    def range_of(self, arms: Iterable[str], other: str) -> tuple[float, float]:
-        """Return the smallest and the largest mean difference of some methods to another arm, in points."""
-        means = [100 * self.difference(arm, other).mean for arm in arms]
-        return min(means), max(means)
 
 
 def name_all(arms: Iterable[str]) -> str:

@@ -15,9 +15,8 @@ from matplotlib.lines import Line2D
 
 from sam_runner.reports.aggregate import Estimate, estimate
 from scripts.pages.results_figures import colour, save
-from scripts.pages.results_tables import Block, format_estimate
+from scripts.pages.results_tables import Block
 
-PART = 0.9  # a baseline that ends with less of the wrong labels memorised has memorised a part of them
 STEP = 0.01  # of the memorised fraction from one mark of a curve to the next, at least
 COLUMNS = 2  # of frames
 LEGEND_LINE = 0.08  # of a frame's height that a line of its legend needs
@@ -132,21 +131,13 @@ def conclude(comparisons: Sequence[Comparison]) -> str:
     """Answer where SAM begins to help, with the numbers of the comparisons; each line is a paragraph."""
     noisy = [entry for entry in comparisons if entry.has_wrong_labels]
     clean = [entry for entry in comparisons if not entry.has_wrong_labels]
-    largest = max(comparisons, key=lambda entry: entry.last.gain.mean)
     behind_first = sum(entry.points[0].gain.mean < 0 for entry in comparisons)
     behind_last = sum(entry.last.is_behind for entry in comparisons) or "none"
-    meaning = (
-        "A comparison, named by study, block and arm, consists of SAM and its baseline with equal epochs. The gain in "
-        "an epoch is SAM's accuracy minus the baseline's accuracy in that epoch. SAM begins to help in epoch E if E is "
-        "the first evaluated epoch from which the 95% interval of the gain stays above 0 until the end."
-    )
     text = (
         f"In the first evaluated epoch SAM's mean gain is below 0 in {behind_first} of {len(comparisons)} "
-        f"comparisons. In the last epoch the interval of the gain lies above 0 in {count_ahead(comparisons)}, and "
-        f"below 0 in {behind_last}. The largest gain in the last epoch is "
-        f"{format_estimate(largest.last.gain, signed=True)} points ({largest.name})."
+        f"comparisons. In the last epoch the interval of the gain lies below 0 in {behind_last}."
     )
-    return "\n".join(filter(None, [meaning, conclude_noisy(noisy), conclude_clean(clean), text, conclude_parts(noisy)]))
+    return "\n".join(filter(None, [conclude_noisy(noisy), conclude_clean(clean), text]))
 
 
 def count_ahead(comparisons: Sequence[Comparison]) -> str:
@@ -156,9 +147,9 @@ def count_ahead(comparisons: Sequence[Comparison]) -> str:
 
 
 def say_progress(entry: Comparison) -> str:
-    """Say how far the baseline is where the gain begins to stay above 0, as "at most 30% (Fine-tuning: worst, sam)"."""
+    """Say how far the baseline is where the gain begins to stay above 0, as "at most 30%"."""
     bound = "at most " if entry.start is entry.points[0] else ""  # the first evaluated epoch
-    return f"{bound}{100 * entry.start.progress:.0f}% ({entry.name})"
+    return f"{bound}{100 * entry.start.progress:.0f}%"
 
 
 def conclude_noisy(noisy: Sequence[Comparison]) -> str:
@@ -169,13 +160,11 @@ def conclude_noisy(noisy: Sequence[Comparison]) -> str:
     if not started:
         return "With wrong labels SAM begins to help in no comparison."
     least, most = (say_progress(entry) for entry in (started[0], started[-1]))
-    beginning = (
-        "Over these comparisons, the fraction of the wrong labels that the baseline has memorised in that epoch ranges "
-        f"from {least} to {most}."
-        if len(started) > 1
-        else f"In that epoch the baseline has memorised {least} of the wrong labels."
+    found = f"{least} to {most}" if len(started) > 1 else least
+    return (
+        f"With wrong labels SAM begins to help in {count_ahead(noisy)}. In epoch E the baseline has memorised {found} "
+        "of the wrong labels."
     )
-    return f"With wrong labels SAM begins to help in {count_ahead(noisy)}. {beginning}"
 
 
 def conclude_clean(clean: Sequence[Comparison]) -> str:
@@ -184,30 +173,7 @@ def conclude_clean(clean: Sequence[Comparison]) -> str:
         return ""
     text = f"With true labels SAM begins to help in {count_ahead(clean)}."
     fits = [say_progress(entry) for entry in clean if entry.start]
-    fraction = "In that epoch the fraction of the training labels that the baseline fits is"
-    return f"{text} {fraction} {' or '.join(fits)}." if fits else text
-
-
-def conclude_parts(noisy: Sequence[Comparison]) -> str:
-    """Say what SAM gains in runs that end before their baseline has memorised the wrong labels."""
-    parts = sorted((entry for entry in noisy if entry.last.memorised < PART), key=lambda entry: entry.last.memorised)
-    if not noisy:
-        return ""
-    if not parts:
-        least = math.floor(100 * min(entry.last.memorised for entry in noisy) + 1e-9)  # a mean of 0.95 can be below
-        return (
-            f"In the last epoch every baseline has memorised at least {least}% of the wrong labels, so what is said "
-            "about smaller fractions comes from earlier epochs of these runs."
-        )
-    gains = [
-        f"{format_estimate(entry.last.gain, signed=True)} points where the baseline has memorised "
-        f"{100 * entry.last.memorised:.0f}% ({entry.name})"
-        for entry in parts
-    ]
-    return (
-        f"In some comparisons the baseline has memorised less than {100 * PART:.0f}% of the wrong labels in the last "
-        f"epoch. In these comparisons, SAM minus baseline is {' and '.join(gains)}."
-    )
+    return f"{text} In epoch E the baseline fits {' or '.join(fits)} of its training labels." if fits else text
 
 
 def draw_begin(comparisons: Sequence[Comparison], folder: Path) -> str | None:

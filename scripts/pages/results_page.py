@@ -33,11 +33,11 @@ OTHER_PAGES = {Path("results/geometry.md")}  # of scripts/pages/geometry_page.py
 def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environment) -> str:
     """Return the answer of a study, whose text is in its YAML file and whose numbers are computed here.
 
-    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``, ``nll(block,
-    arm)``, ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose
-    difference to the baseline is larger than its interval), ``low_fit(block, share)`` (those that predict less of
-    their training labels), ``value(block, arm)`` (the searched setting), ``compared(arm, other)`` (the blocks that have
-    both arms) and ``above(arm, other)`` (those of them where the interval of the difference lies above 0).
+    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``,
+    ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose difference
+    to the baseline is larger than its interval), ``low_fit(block, share)`` (those that predict less of their training
+    labels), ``value(block, arm)`` (the searched setting), ``compared(arm, other)`` (the blocks that have both arms) and
+    ``above(arm, other)`` (those of them where the interval of the difference lies above 0).
     """
     known = {block.name: block for block in blocks}
 
@@ -66,7 +66,6 @@ def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environm
         value=lambda block, arm: known[block].value(arm).replace("=", " = "),
         acc=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/test/accuracy').mean:.1f}%",
         memorised=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/train/memorised').mean:.0f}%",
-        nll=lambda block, arm: f"{known[block].estimate(arm, 'final/test/nll').mean:.2f}",
         gain=lambda block, arm, other: format_estimate(
             known[block].difference(arm, other, "final/test/accuracy"), signed=True
         ),

@@ -12,7 +12,7 @@ sam-suspects does, and for its held-out images, which have the same kind of labe
 import argparse
 import sys
 import textwrap
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from importlib.metadata import version
 from pathlib import Path
@@ -145,13 +145,11 @@ class Results:
         return estimate(self.column(name, **wanted))
 
     def compare(self, one: Mapping[str, Any], other: Mapping[str, Any]) -> str:
-        """Return the difference of average precision of two arms, over the seeds that both have, and what it shows."""
+        """Return the difference of average precision of two arms, over the seeds that both have; bold without 0."""
         values = (self.column("average_precision", **arm) for arm in (one, other))
         found = estimate(next(values).sub(next(values)).dropna())
         number = format_estimate(found, 1.0, 3, signed=True)
-        if found.n < 2 or abs(found.mean) <= found.half_width:
-            return f"{number} (no difference shown)"
-        return f"{number} ({'better' if found.mean > 0 else 'worse'})"
+        return f"**{number}**" if found.n > 1 and abs(found.mean) > found.half_width else number
 
     def arms(self, noise: str) -> list[tuple[str, float]]:
         """Optimizers and radii of the runs with a set of labels."""
@@ -183,37 +181,43 @@ class Results:
                     lines.append(f"| {' | '.join(cells)} |")
         return lines
 
-    def findings(self, noise: str) -> list[str]:
-        """Return what the table of a set of labels shows, a sentence each."""
-        lines = []
+    def compare_rankings(self, noise: str) -> dict[str, str]:
+        """Return the differences of average precision with a set of labels, by what is compared."""
+        found = {}
         names = [optimizer for optimizer, _ in self.arms(noise)]
         common = {"noise": noise, "part": "train", "ranking": OURS}
         for checkpoint in CHECKPOINTS:
             for optimizer in names:
                 ours = common | {"checkpoint": checkpoint, "optimizer": optimizer}
-                others = [f"`{name}` {self.compare(ours | {'ranking': name}, ours)}" for name in (*SCORES[1:], FILTER)]
-                lines.append(f"{optimizer}, {checkpoint} checkpoint, cleanlab minus sam-suspects: {', '.join(others)}.")
+                for name in (*SCORES[1:], FILTER):
+                    key = f"{optimizer}, {checkpoint} checkpoint: `{name}` minus {OURS}"
+                    found[key] = self.compare(ours | {"ranking": name}, ours)
         for optimizer in names:
             best, last = (common | {"checkpoint": name, "optimizer": optimizer} for name in CHECKPOINTS)
-            lines.append(f"{optimizer}, sam-suspects, best minus last checkpoint: {self.compare(best, last)}.")
+            found[f"{optimizer}: best minus last checkpoint"] = self.compare(best, last)
             held_out = self.compare(last | {"part": "validation"}, last)
-            lines.append(f"{optimizer}, sam-suspects, last checkpoint, held-out minus training images: {held_out}.")
+            found[f"{optimizer}, last checkpoint: held-out minus training images"] = held_out
         for checkpoint in CHECKPOINTS if {"sgd", "sam"} <= {*names} else ():
             sgd, sam = (common | {"checkpoint": checkpoint, "optimizer": name} for name in ("sgd", "sam"))
-            lines.append(f"sam-suspects, {checkpoint} checkpoints, SAM minus SGD: {self.compare(sam, sgd)}.")
-        lines.append(
-            f"sam-suspects, average precision of the mean of all seeds' probabilities: {self.describe_means(noise)}."
-        )
-        return [line for entry in lines for line in textwrap.wrap(f"- {entry}", 120, subsequent_indent="  ")]
+            found[f"{checkpoint} checkpoint: SAM minus SGD"] = self.compare(sam, sgd)
+        return found
 
-    def describe_means(self, noise: str) -> str:
+    def list_means(self, noise: str) -> dict[str, str]:
         """Return the average precision of the mean of the probabilities of the runs of each arm."""
         rows = self.table[(self.table["seed"] == "mean") & (self.table["noise"] == noise)]
         rows = rows[(rows["part"] == "train") & (rows["ranking"] == OURS)]
-        return ", ".join(
-            f"{row['optimizer']} {row['average_precision']:.3f} ({row['checkpoint']})"
+        return {
+            f"{row['optimizer']}, {row['checkpoint']} checkpoint": f"{row['average_precision']:.3f}"
             for row in rows.to_dict("records")
-        )
+        }
+
+    def table_by_noise(self, head: str, describe: Callable[[str], dict[str, str]]) -> list[str]:
+        """Return the lines of a table with a column for each set of labels, from the cells of such a column."""
+        columns = {noise: describe(noise) for noise in self.runs["noise"].unique()}
+        lines = [f"| {head} | {' | '.join(f'`{noise}`' for noise in columns)} |", "|" + " --- |" * (1 + len(columns))]
+        for key in next(iter(columns.values())):
+            lines.append(f"| {key} | {' | '.join(found[key] for found in columns.values())} |")
+        return lines
 
 
 def make_part(table: pd.DataFrame) -> str:
@@ -230,28 +234,37 @@ def make_part(table: pd.DataFrame) -> str:
             f"Labels `{noise}` of CIFAR-10N: {first['images']:,} training images of 16x16 pixels, of which"
             f" {first['wrong']:,} ({first['wrong'] / first['images']:.0%}) have a wrong label,"
             f" `{OPTIONS[first['model']]}`, {first['epochs']} epochs."
-            f" The columns `{OURS}` to `{FILTER}` have the average precision of these rankings (a random order has"
-            f" {first['wrong'] / first['images']:.2f}). Values are means over n seeds with 95% intervals (Student's t):"
+            f" A random order has the average precision {first['wrong'] / first['images']:.2f}:"
         )
-        differences = "Differences of average precision, on the training images where *held-out* is not said:"
         lines += [*textwrap.wrap(text, 120, break_on_hyphens=False), "", *results.table_of(noise), ""]
-        lines += [differences, "", *results.findings(noise), ""]
+    columns = (
+        f"The columns `{OURS}` to `{FILTER}` have the average precision of these rankings. Values are means over n"
+        " seeds with 95% intervals (Student's t). `best` is the checkpoint with the best accuracy on held-out images,"
+        " whose labels are as wrong as those of the training images. No run was trained on the images of the rows"
+        " *held-out*."
+    )
     largest = float((own - same).abs().max())
     source = (
         f"cleanlab {runs['cleanlab'].iloc[0]} ranked the images from the same probabilities. Its `self_confidence`"
-        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). For the column"
-        " `find_label_issues`, the images that this function returns come first in the ranking, then all others."
+        f" gives the ranking of sam-suspects (largest difference of average precision: {largest:g}). The function"
+        " `find_label_issues` returns a part of the images; in its column these come first in the ranking."
     )
-    checkpoint = (
-        "`best` is the checkpoint with the best accuracy on held-out images, whose labels are as wrong as those of the"
-        " training images. No run was trained on the images of the rows *held-out*."
+    differences = (
+        "Differences of average precision, on the training images where *held-out* is not said. Intervals that do not"
+        " contain 0 are bold:"
+    )
+    means = f"Average precision of {OURS} with the mean of the probabilities of all seeds:"
+    command = (
+        "This command made the runs with the labels `worst`; those with the labels `aggre` have `noise.set=aggre`."
         " [All numbers](results/suspects.csv)."
     )
-    command = (
-        "This command made the runs with the labels `worst`; those with the labels `aggre` have `noise.set=aggre`:"
-    )
-    for words in (source, checkpoint, command):
+    tables = {
+        differences: results.table_by_noise("difference", results.compare_rankings),
+        means: results.table_by_noise("runs", results.list_means),
+    }
+    for words, table_lines in {columns: [], source: [], **tables, command: []}.items():
         lines += [*textwrap.wrap(words, 120, break_on_hyphens=False, break_long_words=False), ""]
+        lines += [*table_lines, ""] if table_lines else []
     return "\n".join([*lines, COMMAND])
 
 
