@@ -375,7 +375,7 @@ GROUPS: dict[str, Sequence[type[Any]]] = {
     "optimizer.around": AROUND,
     "optimizer.base": (BaseOptimizerConfig, *BASES),
     "schedule": SCHEDULES,
-}  # settings classes of each config group (folder of conf/); a class for all options of the group comes first
+}  # settings classes of each config group (folder of conf/); a shared class, if any, comes first
 OPTIONAL_GROUPS = ("optimizer.around",)  # config groups that exist only for some options of the parent group
 
 

@@ -156,8 +156,8 @@ class SamConfig(AscentConfig):
         "number of gradients that find the perturbation (the paper's Table 11)", 1, range=AT_LEAST_ONE
     )
     ascent: Literal["sphere", "projected"] = key(
-        "how a further ascent step uses the new eps, from the gradient at w + eps; sphere: instead of the old eps;"
-        " projected: the sum of both, projected on the ball of radius rho",
+        "each further ascent step computes a new eps by eq. 2 from the gradient at w + eps; sphere: it replaces the old"
+        " eps; projected: it is added to the old eps, and the sum is projected on the ball of radius rho",
         "sphere",
     )
     second_order: bool = key("true: keep the second-order term that eq. 3 drops (the paper's Appendix C.4)", False)

@@ -135,7 +135,7 @@ class Report:
 
     @cached_property
     def search_settings(self) -> tuple[list[str], list[str]]:
-        """The searched settings, and the settings as in `by`."""
+        """The searched settings (`select`), and the settings for which they are chosen separately (`by`)."""
         return split_settings(self.settings, self.select, self.by, setting_columns(self.runs))
 
     @cached_property

@@ -70,8 +70,7 @@ class GroupStats(NamedTuple):
     Attributes:
         evaluation: Loss and outputs of the first pass.
         loss_perturbed: L_B(w + eps), 0-dim; the loss of the first pass if there is no second one.
-        grad_norm: ||g||_2 times the loss scale, 0-dim; None if the method did not compute g apart from the final
-            gradient.
+        grad_norm: ||g||_2 times the loss scale, 0-dim; None if the method computed the final gradient but not g.
         eps_norm: ||eps||_2, 0-dim.
     """
 

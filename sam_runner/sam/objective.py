@@ -81,7 +81,7 @@ class Objective:
             those that its optimizer trains. Parameters should be float32 or float64. At rho 0.05 the perturbation of a
             network with 36 M weights is 8e-6 per weight, which bfloat16 weights would lose to rounding.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; any other result raises ValueError in the
-            first pass. Before that, floating-point tensors in the outputs are promoted to at least float32.
+            first pass. The loss gets floating-point tensors in the outputs promoted to at least float32.
         forward: Callable to use instead of the model in all passes, e.g. the compiled model, called by `call_model`.
             None: the model.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.

@@ -1,6 +1,6 @@
 """All code that uses Hydra: composition, checks of Hydra's own settings, launchers and error messages.
 
-Only this folder, `commands/train.py` and the sweeps import Hydra or OmegaConf.
+In the package only this folder and `commands/train.py` import Hydra or OmegaConf.
 
 May import: utils.
 """

@@ -1,7 +1,8 @@
 """Data sets of the library ``datasets`` of Hugging Face, from a folder; nothing is downloaded."""
 
-import os
-from collections.abc import Sequence
+import logging
+import re
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
 
+log = logging.getLogger("sam_runner")
+SPLIT_NAMES = {"train": ("train", "training"), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
 LABELS = ("label", "labels")  # names of a column of labels that is not of type ClassLabel
 
 
@@ -24,10 +27,11 @@ def hugging_face(
     image_size: int | None = None,
     test_fraction: float = HuggingFaceConfig.test_fraction,
 ) -> Splits:
-    """Read a folder that ``save_to_disk`` has written, or of parquet files whose names hold those of the splits.
+    """Read a folder that ``save_to_disk`` has written, or a folder of parquet files.
 
-    The splits train, validation and test are used; without test, validation is the test set; without both, a fixed
-    random `test_fraction` of each class is the test set. All examples are read into memory.
+    Each parquet file has the name of its split among the words of its name (``test-00000-of-00001.parquet``) or of its
+    folders (``test/0000.parquet``). If no file has one, all are train. Without test, validation is the test set;
+    without both, a fixed random `test_fraction` of each class is the test set. All examples are read into memory.
 
     Args:
         root: The folder.
@@ -72,29 +76,58 @@ def _load(root: Path) -> dict[str, Any]:
         if is_saved:
             loaded = datasets.load_from_disk(str(root))
         else:
-            files = sorted(str(path) for path in root.rglob("*.parquet"))
+            files = sorted(root.rglob("*.parquet"))
             if not files:
                 raise InputError(
                     f"data.root={root} holds no data set\n  expected: a folder of save_to_disk, or parquet files"
                 )
-            loaded = datasets.load_dataset("parquet", data_files=_group_files(files))
+            loaded = datasets.load_dataset("parquet", data_files=_group_files(root, files))
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise any exception
         raise InputError(f"data.root={root} cannot be read: {str(error).splitlines()[0][:200]}") from error
     sets = {"train": loaded} if isinstance(loaded, datasets.Dataset) else dict(loaded)
-    if "train" not in sets:
+    return _use_splits(root, sets)
+
+
+def _use_splits(root: Path, sets: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the splits as train, validation and test; log which others there are."""
+    used: dict[str, Any] = {}
+    for name, examples in sets.items():
+        split = _find_split(name)
+        if split is None:
+            log.warning("data.root=%s: the split %s is not used", root, name)
+        elif split in used:
+            raise InputError(f"data.root={root} has two splits for {split}\n  splits: {', '.join(sets)}")
+        else:
+            used[split] = examples
+    if "train" not in used:
         raise InputError(f"data.root={root} has no split train\n  splits: {', '.join(sets)}")
-    return {name: sets[name] for name in ("train", "validation", "test") if name in sets}
+    return used
 
 
-def _group_files(files: Sequence[str]) -> dict[str, list[str]]:
-    """Return parquet files by split; a file whose name holds no split is a training file."""
+def _find_split(name: str) -> str | None:
+    """Return the split among the words of a name such as test-00000-of-00001; None if there is not exactly one."""
+    words = set(re.split("[^a-z]+", name.lower()))
+    found = [split for split, names in SPLIT_NAMES.items() if words & set(names)]
+    return found[0] if len(found) == 1 else None
+
+
+def _group_files(root: Path, files: Sequence[Path]) -> dict[str, list[str]]:
+    """Return parquet files by the split that the file or else one of its folders names; train if none is named."""
     splits: dict[str, list[str]] = {}
+    unnamed = []
     for file in files:
-        name = os.path.basename(file).lower()
-        split = next((split for split in ("validation", "test") if split[:3] in name.split("-")[0]), "train")
-        splits.setdefault(split, []).append(file)
+        parts = reversed(file.relative_to(root).with_suffix("").parts)
+        split = next((found for part in parts if (found := _find_split(part))), None)
+        if split is None:
+            unnamed.append(file)
+        splits.setdefault(split or "train", []).append(str(file))
+    if unnamed and len(unnamed) < len(files):
+        raise InputError(
+            f"data.root={root}: {unnamed[0].relative_to(root)} names no split, other files do"
+            "\n  each file or its folder needs train, validation or test in its name, or none of them"
+        )
     return splits
 
 

@@ -51,6 +51,46 @@ def test_numbers_of_parquet_files(library, tmp_path):
         hugging_face(root=str(tmp_path / "files"), labels="kind", inputs="nothing")
 
 
+@pytest.mark.parametrize(
+    ("names", "sizes"),
+    [
+        (("train-0", "test-0", "validation-0"), (1, 1, 1)),
+        (("default/train/0000", "default/test/0000", "default/train/0001"), (2, 0, 1)),
+        (("cifar_train", "cifar_val"), (1, 0, 1)),  # without test, validation is the test set
+        (("latest-0", "interval-1", "contest"), (3, 0, 0)),  # words that contain val or tes are no splits
+    ],
+)
+def test_parquet_files_are_of_the_split_that_their_name_says(library, tmp_path, names, sizes):
+    rows = {"x": [[float(number)] for number in range(10)], "label": [0, 1] * 5}
+    for name in names:
+        library.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
+    splits = hugging_face(root=str(tmp_path))
+    train, validation, test = (10 * size for size in sizes)
+    if not test:  # a fifth of the training examples
+        train, test = train * 4 // 5, train // 5
+    assert (len(splits.train), len(splits.validation or ()), len(splits.test)) == (train, validation, test)
+
+
+def test_a_file_without_a_split_beside_others_is_refused(library, tmp_path):
+    rows = {"x": [[1.0], [2.0]], "label": [0, 1]}
+    for name in ("train-0", "test-0", "unsupervised-0"):
+        library.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
+    with pytest.raises(InputError, match=r"unsupervised-0\.parquet names no split"):
+        hugging_face(root=str(tmp_path))
+
+
+def test_other_splits_of_a_saved_folder(library, tmp_path, caplog):
+    part = library.Dataset.from_dict({"x": [[float(number)] for number in range(6)], "label": [0, 1] * 3})
+    parts = {"train": part, "val": part.select(range(2)), "unsupervised": part}
+    library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    splits = hugging_face(root=str(tmp_path / "saved"))
+    assert (len(splits.train), len(splits.test)) == (6, 2)
+    assert "the split unsupervised is not used" in caplog.text
+    library.DatasetDict({**parts, "dev": part}).save_to_disk(str(tmp_path / "two"))
+    with pytest.raises(InputError, match="two splits for validation"):
+        hugging_face(root=str(tmp_path / "two"))
+
+
 def test_folders_that_cannot_be_used_are_named(library, tmp_path):
     with pytest.raises(InputError, match="holds no data set"):
         hugging_face(root=str(tmp_path))
