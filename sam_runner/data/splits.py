@@ -6,7 +6,7 @@ the function in `sam_runner/data/datasets`, the file and a test.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -130,21 +130,23 @@ def _log_missing_classes(splits: Splits) -> None:
 
 def _log_common_examples(splits: Splits) -> None:
     """Log how many test and validation examples are also training examples: their accuracy says little."""
-    if not isinstance(splits.train, ImageFiles) and _inputs(splits.train).nbytes > MAX_COMPARED:
+    train = splits.train
+    if not isinstance(train, ImageFiles) and _inputs(train).nbytes > MAX_COMPARED:
         return
-    trained = {*_fingerprints(splits.train)}
+    trained = _fingerprints(train, train)
     for name, part in (("test", splits.test), ("validation", splits.validation)):
-        common = 0 if part is None else sum(found in trained for found in _fingerprints(part))
+        found = [] if part is None else _fingerprints(part, train)
+        common = {*found}.intersection(trained)
         if part is not None and common:
-            log.warning("%s of %s %s examples are also training examples", f"{common:,}", f"{len(part):,}", name)
+            number = sum(fingerprint in common for fingerprint in found)
+            log.warning("%s of %s %s examples are also training examples", f"{number:,}", f"{len(part):,}", name)
 
 
-def _fingerprints(part: Images) -> Iterator[object]:
-    """Yield a value for each example: equal for equal inputs, or of files that stay on disk for equal paths."""
+def _fingerprints(part: Images, train: Images) -> Sequence[object]:
+    """Return a value for each example, equal for equal inputs; for files on disk their paths in the folder of train."""
     if isinstance(part, ImageFiles):
-        yield from ((part.root, path) for path in part.paths)
-        return
-    yield from (hash(row.tobytes()) for row in _inputs(part).contiguous().numpy())
+        return part.paths if isinstance(train, ImageFiles) and part.root == train.root else ()
+    return [hash(row.tobytes()) for row in _inputs(part).contiguous().numpy()]
 
 
 def _inputs(part: ImageSet | ArraySet) -> Tensor:
