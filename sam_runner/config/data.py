@@ -198,7 +198,7 @@ class HuggingFaceConfig(DataConfig):
 
 @dataclass(frozen=True)
 class NoiseConfig(Component):
-    """Settings of noise=none. The function of your own noise model gets all further keys."""
+    """Settings of every noise model. The function of your own noise model gets all further keys."""
 
     schema: ClassVar[str] = "noise/none"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.none",)

@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "end the run after this many evaluations without a better early_stopping.metric. The run always ends with the"
-        " weights of its best epoch; null: off",
+        "end the run after this many evaluations without a better early_stopping.metric. A run with a patience has"
+        " the weights of its best epoch at the end, whether it was ended early or not; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run stops according to the new patience",

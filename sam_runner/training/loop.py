@@ -123,7 +123,7 @@ def _train_epoch(
     ):
         measured = _train_step(run, meter, next(batches), progress)
         if measured:
-            # Before the row of the step: a resumed run drops all that was logged after the last row.
+            # Logged before the row of this step, because a resumed run drops what was logged after its last row.
             outputs.loggers.scalars(progress.step, progress.epoch + 1, measured)
         last = progress.batch == num_batches
         if last:

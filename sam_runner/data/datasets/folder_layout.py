@@ -63,7 +63,8 @@ class Layout:
         classes: Names of the classes, in natural order.
         train: The training set.
         validation: The validation set; None unless there are folders for validation and for test.
-        test: The test set; None without a folder for it, so a part of the training set must become the test set.
+        test: The test set; None without folders for test and validation. Then a part of the training set must become
+            the test set.
         left_out: Files and folders that are not read.
         suffixes: Number of image files by suffix in lower case ("" for files without one), largest number first.
     """
