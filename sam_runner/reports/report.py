@@ -69,7 +69,7 @@ class Report:
     Attributes:
         records: The runs and jobs, each distinct run once.
         metric: Metric that is compared, e.g. ``test/accuracy``.
-        select: Searched settings. None: the hyperparameters whose values differ between the runs.
+        select: Searched settings. None: those of `SEARCHED_SETTINGS` whose values differ between the runs.
         by: One value of the searched settings is chosen for each combination of the values of these settings. None: all
             settings that differ between the runs and are not in `select`.
         baseline_settings: Settings of the baseline, ``key=value,key=value``. None: ``optimizer=sgd``, or

@@ -31,7 +31,8 @@ from sam_runner.sam.objective import Objective, Work
 from sam_runner.sam.optimizer_step import OptimizerStep, needs_closure
 from sam_runner.sam.perturbation import is_zero, require_radius
 
-CHECKED = ("the loss at w", "the loss at w + eps", "the gradient at w", "the final gradient")
+# In this order: a gradient at w that is not finite makes eps and the loss at w + eps NaN.
+CHECKED = ("the loss at w", "the gradient at w", "the loss at w + eps", "the final gradient")
 PLAIN = Plain()
 
 
@@ -235,7 +236,7 @@ class SamStep:
         if not groups[-1].is_averaged:
             objective.average_gradients()
         loss, loss_perturbed, grad_norm, eps_norm = _mean_over_groups(parts, batches, len(batch))
-        finite = objective.context.all_reduce_and(torch.stack([loss, loss_perturbed, grad_norm]).isfinite())
+        finite = objective.context.all_reduce_and(torch.stack([loss, grad_norm, loss_perturbed]).isfinite())
         grad_norm = grad_norm / context.loss_scale
         if method.combines:
             self._combine(method, context, gradient_sum)

@@ -11,7 +11,7 @@ from sam_runner.sam.step import StepStats
 SUMS = (
     "num_steps", "num_images", "loss", "grad_norm", "num_perturbed", "num_images_perturbed", "loss_unperturbed",
     "loss_perturbed", "eps_norm", "correct", "num_clean", "correct_clean", "num_corrupted", "correct_corrupted",
-    "recovered_corrupted", "num_nonfinite", "nonfinite_loss", "nonfinite_loss_perturbed", "nonfinite_grad",
+    "recovered_corrupted", "num_nonfinite", "nonfinite_loss", "nonfinite_grad", "nonfinite_loss_perturbed",
     "nonfinite_final",
 )  # fmt: skip
 NUM_BINS = 15  # of the calibration error

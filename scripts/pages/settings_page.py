@@ -17,7 +17,7 @@ Made from the settings classes in `sam_runner/config/` by `python scripts/pages/
 
 On the command line `key=value` changes a setting, and `group=option` chooses an option of a group. With `-m` a setting
 can have several values, separated by commas (a sweep). `sam-train --cfg job` prints all settings of a command.
-`sam-train config=RUN run_dir=NEW` repeats an earlier run with the further settings of the command.
+`sam-train config=RUN run_dir=NEW key=value` starts a new run with the settings of the run RUN, except those typed.
 
 The column *resume* says whether a run can be continued with another value. In the column *meaning*, g is the gradient
 at the weights w, eps the perturbation, and g_SAM the gradient at w + eps.

@@ -20,7 +20,7 @@ from sam_runner.training.evaluation import evaluate
 from sam_runner.training.loop import _train_step
 from sam_runner.training.metrics import TrainMeter
 from sam_runner.training.state import Progress
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, TrainingError
 from tests.helpers import TINY, compose_config
 
 NAME = "case_networks"
@@ -74,6 +74,21 @@ def normalised(num_classes):
 
 def old_weight_norm(num_classes):
     return nn.Sequential(nn.Flatten(), nn.utils.weight_norm(nn.Linear(SIZE, num_classes)))
+
+
+class Root(nn.Module):
+    """Logits whose derivative by `scale` is infinite, because `scale` is 0."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network, self.scale = linear(num_classes), nn.Parameter(torch.zeros(1))
+
+    def forward(self, images):
+        return self.network(images) + self.scale.abs().sqrt()
+
+
+def root(num_classes):
+    return Root(num_classes)
 
 
 def complex_weights(num_classes):
@@ -269,6 +284,15 @@ def test_parts_of_one_image_are_refused_in_the_plan_if_batch_norm_cannot_normali
             build_run(config)
     else:
         build_run(config)
+
+
+@pytest.mark.parametrize(("optimizer", "name"), [("sam", "the gradient at w"), ("sgd", "the final gradient")])
+def test_the_message_names_the_first_number_that_is_not_finite(optimizer, name):
+    """With SAM a gradient at w that is not finite makes w + eps and its loss NaN, which is not the cause."""
+    run, progress = build_run(config_of_own("root", f"optimizer={optimizer}", "precision=fp32")), Progress()
+    meter = TrainMeter(run.step.objective.device, progress.window_sums, run.context)
+    with pytest.raises(TrainingError, match=f"^{name} is not finite at step 1"):
+        _train_step(run, meter, next(run.train.epoch(0)), progress)
 
 
 def test_the_moving_average_stays_in_a_step_that_is_left_out(monkeypatch):
