@@ -136,7 +136,10 @@ class SweepConfig:
         in_reports=False,
     )
     on_error: Literal["continue", "stop"] = key(
-        "after a job has failed or its settings were refused; stop: start no further job", "continue", effect="none"
+        "what to do after a job has failed or its settings were refused; continue: start the other jobs; stop: start no"
+        " further job",
+        "continue",
+        effect="none",
     )
     verbose: bool = key(
         "true: print the epochs of each job; false: if several jobs run at once, print only starts, ends and warnings;"

@@ -251,7 +251,7 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
     """Refuse a rho from a file if the command line chooses a method whose default rho is not SAM's.
 
-    The files of the group experiment set a rho that suits SAM; other methods need a smaller or larger one.
+    The files of the group experiment set a rho that suits SAM. Methods with another default need another one.
     """
     if not {"optimizer", "optimizer/around"} & typed or {"rho", "optimizer.rho"} & typed:
         return

@@ -149,8 +149,8 @@ class Report:
     def selection(self) -> list[Choice]:
         """The choices that have a star in the table.
 
-        They are `choices`, or without a search the best group. Without a search and with several optimizers there is
-        none.
+        With a search these are `choices`. Without one it is the best group, or no group if the runs have several
+        optimizers.
         """
         return self.choices or ([] if "optimizer" in self.settings else self.ranking)
 

@@ -145,7 +145,7 @@ def _choose_precision(config: ExperimentConfig, context: DistributedContext) -> 
 def _agree_on_precision(
     config: ExperimentConfig, precision: str, reason: str, device_type: str, job_folder: Path | None
 ) -> tuple[str, str]:
-    """Return the precision and the reason. With ``precision=auto`` all jobs of a sweep use that of the first job."""
+    """Return the precision and the reason. With ``precision=auto`` a job uses that of the sweep's first job."""
     if config.precision != "auto" or job_folder is None:
         return precision, reason
     agreed = agree_on_precision(job_folder.parent, device_type, precision)

@@ -77,9 +77,10 @@ class Objective:
     """L_B(w) of a model: its gradient as tensors (`gradient`) or added to ``.grad`` (`backward`).
 
     Args:
-        model: The network in training mode. w are its parameters that require gradients; a `SamStep` replaces them by
-            those that its optimizer trains. Parameters should be float32 or float64. At rho 0.05 the perturbation of a
-            network with 36 M weights is 8e-6 per weight, which bfloat16 weights would lose to rounding.
+        model: The network in training mode. w are its parameters that require gradients, until a `SamStep` sets w to
+            the parameters that its optimizer trains. Parameters should be float32 or float64. At rho 0.05 the
+            perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights would lose to
+            rounding.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; any other result raises ValueError in the
             first pass. The loss gets floating-point tensors in the outputs promoted to at least float32.
         forward: Callable to use instead of the model in all passes, e.g. the compiled model, called by `call_model`.

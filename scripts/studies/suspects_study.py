@@ -215,8 +215,8 @@ class Results:
         """Return the lines of a table with a column for each set of labels, from the cells of such a column."""
         columns = {noise: describe(noise) for noise in self.runs["noise"].unique()}
         lines = [f"| {head} | {' | '.join(f'`{noise}`' for noise in columns)} |", "|" + " --- |" * (1 + len(columns))]
-        for key in next(iter(columns.values())):
-            lines.append(f"| {key} | {' | '.join(found[key] for found in columns.values())} |")
+        for key in dict.fromkeys(key for found in columns.values() for key in found):
+            lines.append(f"| {key} | {' | '.join(found.get(key, '-') for found in columns.values())} |")
         return lines
 
 

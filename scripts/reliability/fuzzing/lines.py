@@ -41,6 +41,6 @@ def describe(answer: Answer) -> str:
     """Return in words how a call ended."""
     if answer.was_stopped:
         if answer.code is None:
-            return "ran longer than the limit and after SIGTERM"
+            return "ran longer than the limit, and did not end after SIGTERM"
         return f"ran longer than the limit, ended by SIGTERM with {answer.code}"
     return f"exit code {answer.code}"

@@ -58,6 +58,12 @@ def test_numbers_of_parquet_files(library, tmp_path):
         (("default/train/0000", "default/test/0000", "default/train/0001"), (2, 0, 1)),
         (("cifar_train", "cifar_val"), (1, 0, 1)),  # without test, validation is the test set
         (("latest-0", "interval-1", "contest"), (3, 0, 0)),  # words that contain val or tes are no splits
+        (("trainset", "testset"), (1, 0, 1)),
+        (("mnistTrain", "mnistTest", "training-1"), (2, 0, 1)),
+        (("train-00000-of-00002", "train-00001-of-00002", "test-0", "test_ood-0"), (2, 0, 1)),
+        (("train", "test", ".hidden/more", "a/.copy-of-train"), (1, 0, 1)),
+        (("train.parquet/0", "test.parquet/0"), (1, 0, 1)),  # folders as Spark writes them
+        (("data [1]/train", "data [1]/test"), (1, 0, 1)),  # no pattern
     ],
 )
 def test_parquet_files_are_of_the_split_that_their_name_says(library, tmp_path, names, sizes):
@@ -75,7 +81,7 @@ def test_a_file_without_a_split_beside_others_is_refused(library, tmp_path):
     rows = {"x": [[1.0], [2.0]], "label": [0, 1]}
     for name in ("train-0", "test-0", "unsupervised-0"):
         library.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
-    with pytest.raises(InputError, match=r"unsupervised-0\.parquet names no split"):
+    with pytest.raises(InputError, match=r"unsupervised-0\.parquet does not name one split"):
         hugging_face(root=str(tmp_path))
 
 
@@ -87,8 +93,42 @@ def test_other_splits_of_a_saved_folder(library, tmp_path, caplog):
     assert (len(splits.train), len(splits.test)) == (6, 2)
     assert "the split unsupervised is not used" in caplog.text
     library.DatasetDict({**parts, "dev": part}).save_to_disk(str(tmp_path / "two"))
-    with pytest.raises(InputError, match="two splits for validation"):
+    with pytest.raises(InputError, match="several splits for validation: val, dev"):
         hugging_face(root=str(tmp_path / "two"))
+    library.DatasetDict({**parts, "test": part, "test_ood": part.select([0])}).save_to_disk(str(tmp_path / "ood"))
+    assert len(hugging_face(root=str(tmp_path / "ood")).test) == 6
+    assert "the split test_ood is not used" in caplog.text
+    parts["val"] = part.rename_column("label", "class")
+    library.DatasetDict(parts).save_to_disk(str(tmp_path / "other"))
+    with pytest.raises(InputError, match="validation has no column label"):
+        hugging_face(root=str(tmp_path / "other"))
+
+
+@pytest.mark.parametrize("saved", [True, False])
+def test_classes_are_matched_by_name(library, tmp_path, saved):
+    names = {"train": ["cat", "dog"], "test": ["dog", "cat"]}
+    truth = ["cat", "cat", "dog", "cat"]
+    parts = {
+        split: library.Dataset.from_dict(
+            {"x": [[1.0]] * 4, "label": [found.index(name) for name in truth]},
+            features=library.Features(
+                {"x": library.List(library.Value("float32")), "label": library.ClassLabel(names=found)}
+            ),
+        )
+        for split, found in names.items()
+    }
+    if saved:
+        library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
+    else:
+        for split, part in parts.items():
+            part.to_parquet(str(tmp_path / "saved" / f"{split}.parquet"))
+    splits = hugging_face(root=str(tmp_path / "saved"))
+    assert splits.train.classes == ("cat", "dog")
+    assert splits.train.labels.tolist() == splits.test.labels.tolist() == [0, 0, 1, 0]
+    renamed = parts["test"].cast_column("label", library.ClassLabel(names=["wolf", "cat"]))
+    library.DatasetDict({**parts, "test": renamed}).save_to_disk(str(tmp_path / "wolf"))
+    with pytest.raises(InputError, match="test has classes that train does not have: wolf"):
+        hugging_face(root=str(tmp_path / "wolf"))
 
 
 def test_folders_that_cannot_be_used_are_named(library, tmp_path):
