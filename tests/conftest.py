@@ -35,3 +35,14 @@ def device():
     if name == "cuda" and not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
     return torch.device(name)
+
+
+@pytest.fixture(autouse=True)
+def no_test_trusts_code_for_another():
+    """Typing a target of one's own code sets SAM_RUNNER_TRUSTED of the process."""
+    before = os.environ.get("SAM_RUNNER_TRUSTED")
+    yield
+    if before is None:
+        os.environ.pop("SAM_RUNNER_TRUSTED", None)
+    else:
+        os.environ["SAM_RUNNER_TRUSTED"] = before

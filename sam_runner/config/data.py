@@ -156,7 +156,9 @@ class ImageListConfig(DataConfig):
     )
     storage: Literal["memory", "disk"] = key("memory: decode once; disk: decode in every epoch", "memory")
     test_fraction: float = key(
-        "fraction of each class that becomes the test set if the file names no test images", 0.2, range=OPEN_UNIT
+        "fraction of each class that becomes the test set if the file names neither test nor validation images",
+        0.2,
+        range=OPEN_UNIT,
     )
     cache: Literal[True, False] | str = key(
         "folder that keeps decoded images for later runs; true: ~/.cache/sam_runner",

@@ -194,7 +194,7 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
     if -(-config.batch_size // config.accumulate) >= m:
         raise InputError(
             f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images fit into one micro-batch\n"
-            "  leave accumulate out, or give a larger one"
+            "  leave accumulate out, or give a larger number for accumulate"
         )
 
 

@@ -70,8 +70,8 @@ class Report:
         records: The runs and jobs, each distinct run once.
         metric: Metric that is compared, e.g. ``test/accuracy``.
         select: Searched settings. None: those of `SEARCHED_SETTINGS` whose values differ between the runs.
-        by: One value of the searched settings is chosen for each combination of the values of these settings. None: all
-            settings that differ between the runs and are not in `select`.
+        by: Settings for which the searched settings are chosen separately: once for each combination of their values.
+            None: all settings that differ between the runs and are not in `select`.
         baseline_settings: Settings of the baseline, ``key=value,key=value``. None: ``optimizer=sgd``, or
             ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
         against: How a run is compared with the baseline. "": at equal settings; "cost": at equal gradient evaluations;
@@ -147,7 +147,7 @@ class Report:
 
     @cached_property
     def selection(self) -> list[Choice]:
-        """The choices that have a star in the table.
+        """The choices whose groups have a star in the table, if they were chosen among several groups.
 
         With a search these are `choices`. Without one it is the best group, or no group if the runs have several
         optimizers.
@@ -427,7 +427,7 @@ def make_report(
         folders: Folders of runs or sweeps.
         metric: See `Report`, also for the arguments below.
         select: Searched settings.
-        by: Settings; one value of the searched settings is chosen for each combination of their values.
+        by: Settings for which the searched settings are chosen separately.
         baseline: Settings of the baseline.
         against: "", "cost" or "seconds".
 

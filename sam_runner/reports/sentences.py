@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 MAX_FINDINGS = 6  # largest number of compared groups that findings describe
 AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
-TIME_SPREAD = 1.2  # a report warns if a gradient of a group's slowest run took this many times that of its fastest
+TIME_SPREAD = 1.2  # a report warns if the slowest run of a group took this many times as long for a gradient
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
 
 

@@ -245,7 +245,8 @@ class Method:
         combines: Whether the step keeps g besides g_eps and calls `combine`. This takes memory of the size of the
             weights, and in data-parallel training a message of that size.
         descends_along_g: Whether g is a term of the final gradient. If so, networks with random branches (Shake-Shake,
-            ShakeDrop) are refused: the final gradient needs random scales in their backward pass, and g has none.
+            ShakeDrop) are refused: the final gradient needs new random scales in the backward pass, and g
+            is computed with those of the forward pass.
         needs_number: Whether the caller must give the number of the step.
         data_decide: Whether the number of passes of a step depends on the data; `passes` and `cost` are then maxima.
         sync_perturbation: In data-parallel training, whether all ranks share one eps, from the mean gradient over all
