@@ -173,7 +173,9 @@ def measure_blocked_layout(report: Report, rounds: int, clock: Callable[[], floa
     """
     case = Case("ResNet-18", 32, torch.device("cpu"))
     steps = {"channels_last": case.ours(channels_last=True), "NCHW": case.ours()}
-    case.model = _Blocked(case.model)
+    plain, case.model = copy.deepcopy(case.model), _Blocked(case.model)
+    images = case.batch.inputs
+    torch.testing.assert_close(case.model(images), plain(images), rtol=1e-3, atol=1e-4)  # the same network
     steps["oneDNN's blocked layout"] = case.ours()
     seconds = take_turns(steps, rounds, case.device, clock)
     rows = [

@@ -4,13 +4,15 @@ import errno
 import json
 import os
 import random
+from collections import Counter
 
 import pytest
 
 from scripts.reliability.fuzzing.command_lines import Drawer
 from scripts.reliability.fuzzing.folders import find_losses
 from scripts.reliability.fuzzing.full_disk import FullDisk
-from scripts.reliability.fuzzing.page import BEGIN, END, write_page
+from scripts.reliability.fuzzing.kills import KINDS
+from scripts.reliability.fuzzing.page import BEGIN, END, PAGE, write_page
 
 
 def test_a_seed_repeats_a_command_line():
@@ -55,3 +57,19 @@ def test_the_page_gets_a_row_for_consecutive_trials(tmp_path):
         "| t | 2 | 2 | code 2: 1; rare: 1 | --parts lines --seed 1 --first 7 --count 2 (1,000 s), 2026-11-26 |\n"
         f"\n{END}b\n"
     )
+
+
+def test_the_page_has_as_many_trials_as_it_says():
+    table = PAGE.read_text(encoding="utf-8").partition(BEGIN)[2].partition(END)[0]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines() if "|" in line]
+    lines, kills = 0, Counter()
+    for what, number, _, ways, _ in rows:
+        if what == "command lines":
+            lines += int(number.replace(",", ""))
+        if what.startswith("kills"):
+            for way in ways.split("; "):
+                name, _, count = way.rpartition(": ")
+                kills[name.replace("calls of a run", "calls of a sweep")] += int(count.replace(",", ""))
+    assert lines > 20_000
+    kinds = {kind.replace("calls of a run", "calls of a sweep") for kind in KINDS}
+    assert {kind: kills[kind] for kind in kinds if kills[kind] < 100} == {}
