@@ -156,11 +156,9 @@ def conclude_noisy(noisy: Sequence[Comparison]) -> str:
     """Say how far the baselines have memorised wrong labels when SAM begins to help."""
     if not noisy:
         return ""
-    started = sorted((entry for entry in noisy if entry.start), key=lambda entry: entry.start.progress)
-    if not started:
+    found = say_range(noisy)
+    if not found:
         return "With wrong labels SAM begins to help in no comparison."
-    least, most = (say_progress(entry) for entry in (started[0], started[-1]))
-    found = f"{least} to {most}" if len(started) > 1 else least
     return (
         f"With wrong labels SAM begins to help in {count_ahead(noisy)}. In epoch E the baseline has memorised {found} "
         "of the wrong labels."
@@ -171,9 +169,15 @@ def conclude_clean(clean: Sequence[Comparison]) -> str:
     """Say how far the baselines fit true labels when SAM begins to help."""
     if not clean:
         return ""
-    text = f"With true labels SAM begins to help in {count_ahead(clean)}."
-    fits = [say_progress(entry) for entry in clean if entry.start]
-    return f"{text} In epoch E the baseline fits {' or '.join(fits)} of its training labels." if fits else text
+    text, found = f"With true labels SAM begins to help in {count_ahead(clean)}.", say_range(clean)
+    return f"{text} In epoch E the baseline fits {found} of its training labels." if found else text
+
+
+def say_range(entries: Sequence[Comparison]) -> str:
+    """Say how far the baselines are where the gains begin to stay above 0, as "5% to 30%"; "" if none does."""
+    started = sorted((entry for entry in entries if entry.start), key=lambda entry: entry.start.progress)
+    ends = (say_progress(entry) for entry in (*started[:1], *started[1:][-1:]))
+    return " to ".join(ends)
 
 
 def draw_begin(comparisons: Sequence[Comparison], folder: Path) -> str | None:

@@ -106,8 +106,9 @@ def list_runs(study: Study) -> list[dict[str, Any]]:
 
 def make_pages(docs: Path) -> None:
     """Write results.md, results/<study>.md and the figures into a folder."""
-    studies = [Study(path.stem) for path in sorted(STUDIES.glob("*.yaml"))]
-    studies = sorted((study for study in studies if study.rows), key=lambda study: study.content["page_order"])
+    planned = [Study(path.stem) for path in sorted(STUDIES.glob("*.yaml"))]
+    planned.sort(key=lambda study: study.content["page_order"])
+    studies = [study for study in planned if study.rows]  # the others are in the first table only
     blocks = {study.name: read_blocks(study) for study in studies}
     environment = open_templates(
         estimate=format_estimate, mean=format_mean, anchor=make_anchor, paragraphs=wrap_paragraphs,
@@ -120,9 +121,10 @@ def make_pages(docs: Path) -> None:
     figures["radius"] = draw_radius([block for found in blocks.values() for block in found], docs / "img")
     comparisons = compare([block for found in blocks.values() for block in found])
     figures |= {"begin": draw_begin(comparisons, docs / "img"), "benefit": draw_benefit(comparisons, docs / "img")}
-    is_open = any(study.count_runs()["open"] for study in studies)
+    is_open = any(study.count_runs()["open"] for study in planned)
     page = environment.get_template("results.md.j2").render(
-        studies=studies, blocks=blocks, figures=figures, is_open=is_open, at_edge=at_edge, curves=curves,
+        planned=planned, studies=studies, blocks=blocks, figures=figures, is_open=is_open, at_edge=at_edge,
+        curves=curves,
         answers={study.name: write_answer(study, blocks[study.name], environment)
                  for study in studies if "answer" in study.content},
         repeats={study.name: Repeats(study) for study in studies},

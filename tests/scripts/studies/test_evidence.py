@@ -255,6 +255,13 @@ def test_every_study_says_which_network_each_block_trains():
         assert set(study.content.get("networks", {})) <= set(study.content["blocks"])
 
 
+def test_every_study_is_in_the_first_table_of_the_page_also_without_runs():
+    page = (results_page.DOCS / "results.md").read_text(encoding="utf-8")
+    table = page[: page.index("\n\nThe *blocks*")].splitlines()
+    counts = [line.split(" | ")[1:] for line in table if line.endswith("|")][2:]
+    assert sorted(int(row[0]) for row in counts) == sorted(len(evidence.Study(name).list_planned()) for name in STUDIES)
+
+
 def test_the_pages_are_what_the_tables_say():
     assert results_page.find_differences() == []
 
