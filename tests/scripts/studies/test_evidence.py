@@ -48,6 +48,19 @@ def test_every_arm_of_a_study_is_in_its_plan(name):
     assert len(set(commands)) == sum(value != "" for _, _, value, _ in planned)
 
 
+@pytest.mark.parametrize("smoke", [False, True])
+@pytest.mark.parametrize("name", STUDIES)
+def test_no_two_arms_of_a_study_have_the_same_command(name, smoke):
+    study = evidence.Study(name, smoke=smoke)
+    commands = [
+        job.command
+        for block in study.content["blocks"]
+        for arm in study.content["arms"]
+        for job in study.search_jobs(block, arm) or [study.final_job(block, arm, 0)]
+    ]
+    assert len(set(commands)) == len(commands)
+
+
 def test_the_value_with_the_best_validation_metric_is_used_and_kept_for_the_next_call(tmp_path):
     study = evidence.Study("human_noise", results=tmp_path)
     jobs = study.search_jobs("worst", "sam")
@@ -143,7 +156,7 @@ def test_open_arms_have_the_number_of_their_open_runs(tmp_path):
         finish(study, job, tmp_path, accuracy)
     found = study.open_arms()
     assert {"worst sgd (4 runs)", "worst smoothing (3 runs)", "worst sam (10 runs)"} <= set(found)
-    assert sum(int(name.partition("(")[2].split()[0]) for name in found) == 76 - 4
+    assert sum(int(name.partition("(")[2].split()[0]) for name in found) == len(study.list_planned()) - 4
 
 
 def test_a_chosen_value_at_the_end_of_the_search_is_marked(tmp_path):
