@@ -1,8 +1,10 @@
 """The figures of docs/results.md."""
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.ticker import NullLocator
@@ -14,6 +16,7 @@ plt.switch_backend("Agg")
 COLOURS = {"sgd": "#000000", "sgd-2x": "#666666", "sam": "#D55E00", "sam-m32": "#E69F00"}
 OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9")
 MARKERS = "os^DvP*X<>"  # of the blocks
+LEAST_SPAN = 20.0  # points of accuracy that a frame of the searches shows, at least
 RADII = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # that the axis of rho names
 
 
@@ -91,33 +94,52 @@ def draw_curves(blocks: list[Block], folder: Path) -> str | None:
 
 
 def draw_radius(blocks: list[Block], folder: Path) -> str | None:
-    """Draw what the searches of SAM's radius found: held-out accuracy, and wrong labels memorised."""
-    figure, frames = plt.subplots(1, 2, figsize=(9, 4.2), layout="constrained", dpi=120)
-    number = 0
+    """Draw what the searches of SAM's radius found, a row for each study."""
+    studies: dict[str, list[tuple[str, pd.DataFrame]]] = {}
     for block in blocks:
         for arm in ("sam", "sam-m32", "sam-adamw"):
             found = block.searches[(block.searches["arm"] == arm) & block.searches["value"].str.startswith("rho=")]
-            if len(found) < 2:
-                continue
-            radii = found["value"].str.removeprefix("rho=").astype(float)
-            style = {"marker": MARKERS[number % len(MARKERS)], "color": f"C{number}", "linewidth": 1}
-            label = f"{block.study.content['title']}\n{block.title}, {arm}"
-            frames[0].plot(radii, 100 * found["final/validation/accuracy"], label=label, **style)
-            frames[1].plot(radii, 100 * found["final/train/memorised"], **style)
-            number += 1
-    if not number:
-        plt.close(figure)
+            if len(found) > 1:
+                studies.setdefault(block.study.content["title"], []).append((f"{block.name}, {arm}", found))
+    if not studies:
         return None
-    for axes, title in zip(frames, ("accuracy on held-out images, %", "wrong labels memorised, %"), strict=True):
+    figure, frames = plt.subplots(
+        len(studies),
+        2,
+        figsize=(9, 1.9 * len(studies) + 0.4),
+        squeeze=False,
+        layout="constrained",
+        dpi=120,
+        sharex=True,
+    )
+    for row, (title, searches) in zip(frames, studies.items(), strict=True):
+        plot_searches(row, searches)
+        row[0].set_title(f"{title}\naccuracy on held-out images, %", fontsize=9, loc="left")
+        row[1].set_title("wrong labels memorised, %", fontsize=9, loc="left")
+    for axes in frames[-1]:
+        axes.set_xlabel("rho", fontsize=9)
+    return save(figure, folder, "results_radius")
+
+
+def plot_searches(frames: Sequence[Axes], searches: Sequence[tuple[str, pd.DataFrame]]) -> None:
+    """Draw the searches of a study, each with its name: the accuracy on held-out images, then what they memorised."""
+    for number, (name, found) in enumerate(searches):
+        radii = found["value"].str.removeprefix("rho=").astype(float)
+        style = {"marker": MARKERS[number], "color": f"C{number}", "linewidth": 1, "markersize": 5}
+        frames[0].plot(radii, 100 * found["final/validation/accuracy"], **style)
+        frames[1].plot(radii, 100 * found["final/train/memorised"], label=name, **style)
+    low, high = frames[0].get_ylim()
+    middle, half = (low + high) / 2, max((high - low) / 2, LEAST_SPAN / 2)
+    frames[0].set_ylim(middle - half, middle + half)
+    frames[1].set_ylim(-5, 105)
+    frames[1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
+    for axes in frames:
         axes.set_xscale("log")
         axes.set_xticks(RADII, [f"{radius:g}" for radius in RADII])
         axes.xaxis.set_minor_locator(NullLocator())
-        axes.set_xlabel("rho")
-        axes.set_title(title, fontsize=10, loc="left")
+        axes.tick_params(labelsize=8)
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(fontsize=7.5, loc="outside lower center", ncols=2, frameon=False)
-    return save(figure, folder, "results_radius")
 
 
 def save(figure: Any, folder: Path, name: str) -> str:

@@ -17,64 +17,15 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
-from sam_runner.reports.aggregate import Estimate
+from scripts.pages.results_answers import summarise, write_answer
 from scripts.pages.results_begin import compare, conclude, draw_begin, draw_benefit
 from scripts.pages.results_figures import draw_curves, draw_radius, draw_study
-from scripts.pages.results_tables import Block, Repeats, at_edge, format_estimate, read_blocks
+from scripts.pages.results_tables import Repeats, at_edge, format_estimate, read_blocks
 from scripts.pages.templates import open_templates
 from scripts.studies.evidence import FAILED, RESULTS, STUDIES, Study, name_run
 
 DOCS = RESULTS.parent
 OTHER_PAGES = {Path("results/geometry.md")}  # of scripts/pages/geometry_page.py
-
-
-def write_answer(study: Study, blocks: list[Block], environment: jinja2.Environment) -> str:
-    """Return the answer of a study, whose text is in its YAML file and whose numbers are computed here.
-
-    The text can use ``acc(block, arm)`` (test accuracy in the last epoch), ``memorised(block, arm)``,
-    ``gain(block, arm, other)`` (difference in points with its interval), ``clear(block)`` (the arms whose difference
-    to the baseline is larger than its interval), ``low_fit(block, share)`` (those that predict less of their training
-    labels), ``value(block, arm)`` (the searched setting), ``compared(arm, other)`` (the blocks that have both arms) and
-    ``above(arm, other)`` (those of them where the interval of the difference lies above 0).
-    """
-    known = {block.name: block for block in blocks}
-
-    def compared(arm: str, other: str) -> list[str]:
-        return [block.name for block in blocks if arm in block.arms and other in block.arms]
-
-    def above(arm: str, other: str) -> list[str]:
-        gains = {name: known[name].difference(arm, other, "final/test/accuracy") for name in compared(arm, other)}
-        return [name for name, gain in gains.items() if gain.mean > gain.half_width]
-
-    def clear(name: str) -> str:
-        block, found = known[name], {}
-        for arm in block.arms:
-            if arm != block.baseline(arm):
-                found[arm] = block.difference(arm, block.baseline(arm), "final/test/accuracy")
-        clear_of_0 = {arm: gain for arm, gain in found.items() if gain.n > 1 and abs(gain.mean) > gain.half_width}
-        ordered = sorted(clear_of_0, key=lambda arm: -clear_of_0[arm].mean)
-        return ", ".join(f"{arm} ({format_estimate(clear_of_0[arm], signed=True)})" for arm in ordered) or "none"
-
-    def low_fit(name: str, share: float) -> str:
-        block = known[name]
-        return ", ".join(arm for arm in block.arms if block.estimate(arm, "final/train/accuracy").mean < share)
-
-    return environment.from_string(study.content["answer"]).render(
-        clear=clear, low_fit=low_fit, compared=compared, above=above,
-        value=lambda block, arm: known[block].value(arm).replace("=", " = "),
-        acc=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/test/accuracy').mean:.1f}%",
-        memorised=lambda block, arm: f"{100 * known[block].estimate(arm, 'final/train/memorised').mean:.0f}%",
-        gain=lambda block, arm, other: format_estimate(
-            known[block].difference(arm, other, "final/test/accuracy"), signed=True
-        ),
-    )  # fmt: skip
-
-
-def format_mean(found: Estimate) -> str:
-    """Return the mean without digits after the point; a dash without a value."""
-    return f"{found.mean:,.0f}" if found.n else "-"
 
 
 def format_percent(value: float) -> str:
@@ -111,15 +62,15 @@ def make_pages(docs: Path) -> None:
     studies = [study for study in planned if study.rows]  # the others are in the first table only
     blocks = {study.name: read_blocks(study) for study in studies}
     environment = open_templates(
-        estimate=format_estimate, mean=format_mean, anchor=make_anchor, paragraphs=wrap_paragraphs,
-        percent=format_percent,
+        estimate=format_estimate, anchor=make_anchor, paragraphs=wrap_paragraphs, percent=format_percent
     )  # fmt: skip
     figures = {study.name: draw_study(study, blocks[study.name], docs / "img") for study in studies}
     curves = {
         study.name: draw_curves(blocks[study.name], docs / "img") for study in studies if "curves" in study.content
     }
-    figures["radius"] = draw_radius([block for found in blocks.values() for block in found], docs / "img")
-    comparisons = compare([block for found in blocks.values() for block in found])
+    all_blocks = [block for found in blocks.values() for block in found]
+    figures["radius"] = draw_radius(all_blocks, docs / "img")
+    comparisons = compare(all_blocks)
     figures |= {"begin": draw_begin(comparisons, docs / "img"), "benefit": draw_benefit(comparisons, docs / "img")}
     is_open = any(study.count_runs()["open"] for study in planned)
     page = environment.get_template("results.md.j2").render(
@@ -128,7 +79,7 @@ def make_pages(docs: Path) -> None:
         answers={study.name: write_answer(study, blocks[study.name], environment)
                  for study in studies if "answer" in study.content},
         repeats={study.name: Repeats(study) for study in studies},
-        comparisons=comparisons, begin=conclude(comparisons) if comparisons else "",
+        summary=summarise(all_blocks), comparisons=comparisons, begin=conclude(comparisons) if comparisons else "",
         failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
                 for study in studies},
     )  # fmt: skip

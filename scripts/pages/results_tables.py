@@ -40,7 +40,12 @@ class Block:
 
     def difference(self, arm: str, other: str, metric: str) -> Estimate:
         """Return mean and interval of arm minus other, over the seeds that both have."""
-        return estimate((self.column(arm, metric) - self.column(other, metric)).dropna())
+        return self.pair(self.column(arm, metric), self.column(other, metric))
+
+    @staticmethod
+    def pair(values: pd.Series, others: pd.Series) -> Estimate:
+        """Return mean and interval of the differences of two columns, over the seeds that both have."""
+        return estimate((values - others).dropna())
 
     def baseline(self, arm: str) -> str:
         """Return the arm without SAM that an arm is compared with."""
@@ -49,6 +54,13 @@ class Block:
     def value(self, arm: str) -> str:
         """Return the setting that the arm's search chose."""
         return next(iter(self.finals.loc[self.finals["arm"] == arm, "value"]), "")
+
+    def tied(self, arm: str) -> list[str]:
+        """Return the values that share the highest score of the arm's search, if there is more than one."""
+        found = self.searches[self.searches["arm"] == arm]
+        scores = found[f"final/{self.study.content['chosen_by']}"]
+        values = list(found.loc[scores == scores.max(), "value"])
+        return values if len(values) > 1 else []
 
     def cost(self, arm: str) -> float:
         """Return the gradient evaluations of a run divided by its baseline's; NaN where one is not recorded."""
@@ -93,7 +105,7 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
 
 
 def read_blocks(study: Study) -> list[Block]:
-    """Return the blocks of a study that have finished final runs; only runs on its main machine have seconds."""
+    """Return the blocks of a study that have finished runs; only runs on its main machine have seconds."""
     rows = pd.DataFrame(study.planned_rows(), columns=[*COLUMNS, *METRIC_COLUMNS])
     numbers = ["seed", "steps", "gradient_evaluations", "training_seconds", *METRIC_COLUMNS]
     rows[numbers] = rows[numbers].apply(pd.to_numeric, errors="coerce")
@@ -110,11 +122,12 @@ def at_edge(study: Study, block: Block, arm: str) -> bool:
 
 
 class Repeats:
-    """Runs whose commands were also run on another machine, from docs/results/elsewhere/<study>.csv.
+    """Runs on another machine, from docs/results/elsewhere/<study>.csv.
 
     Attributes:
-        rows: The run elsewhere as a dictionary, with the column ``here`` for its accuracy in the study.
-        difference: Mean and interval of the test accuracy elsewhere minus that in the study.
+        rows: The run elsewhere as a dictionary, with the column ``here`` for the accuracy that its command has in the
+            study, NaN if the study does not have it.
+        difference: Mean and interval of the test accuracy elsewhere minus that in the study, of the final runs.
     """
 
     def __init__(self, study: Study, folder: Path = RESULTS / "elsewhere") -> None:
@@ -122,8 +135,9 @@ class Repeats:
         table = pd.read_csv(path) if path.is_file() else pd.DataFrame(columns=[*COLUMNS, *METRIC_COLUMNS])
         finished = {command: row for command, row in study.rows.items() if row["status"] == "finished"}
         table["here"] = [float(finished[name][column]) if name in finished else math.nan for name in table["command"]]
-        self.rows = table.dropna(subset=["here"]).to_dict("records")
-        self.difference = estimate((table[column] - table["here"]).dropna())
+        self.rows = table.to_dict("records")
+        finals = table[table["role"] == "final"]
+        self.difference = estimate((finals[column] - finals["here"]).dropna())
 
     @property
     def machines(self) -> str:

@@ -257,9 +257,14 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
     assert "SAM minus SGD is +2.0 ± 2.5 points with 20 epochs (SGD memorises" in text
     assert "of the wrong labels, SAM with rho = 0.1" in text
     finish_short_runs(study, "epochs10", tmp_path, (0.03, 0.04, 0.05))
+    assert "lies above 0 in 1 of 2 measured blocks. Open: 5 epochs, 60 epochs of the narrow network. SAM" in answer()
+    finish_short_runs(study, "epochs5", tmp_path, (0.06, 0.06, 0.09))
     text = answer()
-    assert "lies above 0 in 1 of 2 measured blocks. Open: 5 epochs, 60 epochs of the narrow network. SAM" in text
-    assert text.endswith("the test accuracy is 44.0% after 10 epochs with SAM and 40.0% after 20 epochs with SGD.")
+    assert (
+        "SAM with 5 epochs minus SGD with 10 is +7.0 ± 4.3 points, and SAM with 10 minus SGD with 20 is +4.0 ± 2.5."
+        in text
+    )
+    assert text.endswith("SAM with 20 epochs minus SGD with 5, a quarter of the epochs, is +2.0 ± 2.5.")
 
 
 def test_every_study_says_which_network_each_block_trains():

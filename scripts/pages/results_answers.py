@@ -1,0 +1,121 @@
+"""The answers of docs/results.md: that of each study, whose text is in its YAML file, and that of the page."""
+
+import math
+from collections.abc import Sequence
+
+import jinja2
+
+from sam_runner.reports.aggregate import Estimate
+from scripts.pages.results_tables import Block, format_estimate
+from scripts.studies.evidence import Study
+
+LAST, EARLY = "final/test/accuracy", "best/test/accuracy"  # columns of the CSV files
+
+
+class Answers:
+    """What the text of an answer can use: numbers of a study's blocks, as text with the digits that the page gives.
+
+    Args:
+        blocks: The blocks of the study that have runs.
+    """
+
+    def __init__(self, blocks: Sequence[Block]) -> None:
+        self._blocks = {block.name: block for block in blocks}
+
+    def acc(self, block: str, arm: str) -> str:
+        """Mean test accuracy in the last epoch."""
+        return self._percent(block, arm, LAST, 1)
+
+    def fit(self, block: str, arm: str) -> str:
+        """Part of the training labels that the arm predicts in the last epoch."""
+        return self._percent(block, arm, "final/train/accuracy", 0)
+
+    def memorised(self, block: str, arm: str) -> str:
+        """Part of the wrong labels that the arm predicts in the last epoch."""
+        return self._percent(block, arm, "final/train/memorised", 0)
+
+    def value(self, block: str, arm: str) -> str:
+        """The setting that the arm's search chose, as "rho = 0.1"."""
+        return self._blocks[block].value(arm).replace("=", " = ")
+
+    def gain(self, block: str, arm: str, other: str) -> str:
+        """Test accuracy of arm minus other in the last epoch, in points with its interval."""
+        return format_estimate(self._blocks[block].difference(arm, other, LAST), signed=True)
+
+    def early_gain(self, block: str, arm: str, other: str) -> str:
+        """`gain` with early stopping."""
+        return format_estimate(self._blocks[block].difference(arm, other, EARLY), signed=True)
+
+    def gain_between(self, block: str, arm: str, other_block: str, other: str) -> str:
+        """`gain` over an arm of another block that has the same data and network."""
+        values, others = self._blocks[block].column(arm, LAST), self._blocks[other_block].column(other, LAST)
+        return format_estimate(Block.pair(values, others), signed=True)
+
+    def compared(self, arm: str, other: str) -> list[str]:
+        """Names of the blocks that have both arms."""
+        return [name for name, block in self._blocks.items() if arm in block.arms and other in block.arms]
+
+    def above(self, arm: str, other: str) -> list[str]:
+        """Names of the blocks where the interval of `gain` lies above 0."""
+        return [name for name in self.compared(arm, other) if is_above(self._last(name, arm, other))]
+
+    def below(self, arm: str, other: str) -> list[str]:
+        """Names of the blocks where the interval of `gain` lies below 0."""
+        return [name for name in self.compared(arm, other) if is_above(self._last(name, other, arm))]
+
+    def clear(self, name: str) -> str:
+        """The arms whose gain over their baseline has an interval without 0, with this gain, the largest first."""
+        block, found = self._blocks[name], {}
+        for arm in block.arms:
+            if arm != block.baseline(arm):
+                found[arm] = block.difference(arm, block.baseline(arm), LAST)
+        clear_of_0 = {arm: gain for arm, gain in found.items() if gain.n > 1 and abs(gain.mean) > gain.half_width}
+        ordered = sorted(clear_of_0, key=lambda arm: -clear_of_0[arm].mean)
+        return ", ".join(f"{arm} ({format_estimate(clear_of_0[arm], signed=True)})" for arm in ordered) or "none"
+
+    def low_fit(self, name: str, share: float) -> str:
+        """The arms that predict less than a share of their training labels in the last epoch."""
+        block = self._blocks[name]
+        return ", ".join(arm for arm in block.arms if block.estimate(arm, "final/train/accuracy").mean < share)
+
+    def _last(self, name: str, arm: str, other: str) -> Estimate:
+        return self._blocks[name].difference(arm, other, LAST)
+
+    def _percent(self, block: str, arm: str, metric: str, digits: int) -> str:
+        return f"{100 * self._blocks[block].estimate(arm, metric).mean:.{digits}f}%"
+
+
+def is_above(gain: Estimate) -> bool:
+    """Whether the 95% interval lies above 0; False for one seed."""
+    return gain.mean > gain.half_width
+
+
+def write_answer(study: Study, blocks: Sequence[Block], environment: jinja2.Environment) -> str:
+    """Return the answer of a study; its text in the YAML file is a template with the methods of `Answers`."""
+    answers = Answers(blocks)
+    known = {name: getattr(answers, name) for name in dir(answers) if not name.startswith("_")}
+    return environment.from_string(study.content["answer"]).render(known)
+
+
+def summarise(blocks: Sequence[Block]) -> str:
+    """Answer for all studies in how many blocks the arm sam gains over SGD; each line is a paragraph."""
+    blocks = [block for block in blocks if {"sam", "sgd"} <= set(block.arms)]
+    wrong = [block for block in blocks if not math.isnan(block.estimate("sgd", "final/train/memorised").mean)]
+    groups = {"With wrong labels": wrong, "With true labels": [block for block in blocks if block not in wrong]}
+    return "\n".join(summarise_group(name, group) for name, group in groups.items() if group)
+
+
+def summarise_group(name: str, blocks: Sequence[Block]) -> str:
+    """Say in how many blocks SAM's gain over SGD is clear: at equal epochs, with early stopping and at equal cost."""
+    twice = [block for block in blocks if "sgd-2x" in block.arms]
+    equal, early, cost = (
+        f"{sum(is_above(block.difference('sam', other, metric)) for block in group)} of {len(group)}"
+        for metric, other, group in ((LAST, "sgd", blocks), (EARLY, "sgd", blocks), (LAST, "sgd-2x", twice))
+    )
+    gains = sorted((block.difference("sam", "sgd", LAST) for block in blocks), key=lambda gain: gain.mean)
+    ends = " to ".join(format_estimate(gain, signed=True) for gain in (*gains[:1], *gains[1:][-1:]))
+    at_cost = f" It is clear over SGD with twice the epochs (equal cost) in {cost}." if twice else ""
+    return (
+        f"{name}, SAM's gain over SGD is clear in {equal} comparisons at equal epochs ({ends} points), and in {early} "
+        f"if both stop early.{at_cost}"
+    )
