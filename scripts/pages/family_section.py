@@ -99,6 +99,10 @@ class Side:
         searches = {arm: self.study.content["arms"][arm]["search"]["rho"] for arm in self.methods}
         return [arm for arm, values in searches.items() if self.block.value(arm) == f"rho={sorted(values)[place]}"]
 
+    def tied(self) -> list[str]:
+        """Return the methods whose search found the highest accuracy more than once."""
+        return [arm for arm in self.methods if self.block.tied(arm)]
+
     def open_runs(self) -> list[str]:
         """Return the arms that have fewer final runs than the plan."""
         arms = self.study.content["arms"]

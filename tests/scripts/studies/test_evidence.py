@@ -167,6 +167,16 @@ def test_a_chosen_value_at_the_end_of_the_search_is_marked(tmp_path):
         finish(study, study.final_job("worst", "sam", 0), tmp_path / str(best), 0.4)
         (block,) = results_page.read_blocks(study)
         assert results_page.at_edge(study, block, "sam") is is_edge
+        assert block.tied("sam") == []
+
+
+def test_equal_scores_of_a_search_are_told_and_the_first_value_is_taken(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for job, accuracy in zip(study.search_jobs("worst", "smoothing"), (0.3, 0.5, 0.5), strict=True):
+        finish(study, job, tmp_path, accuracy)
+    (block,) = results_page.read_blocks(study)
+    assert block.tied("smoothing") == ["label_smoothing=0.3", "label_smoothing=0.5"]
+    assert study.choice("worst", "smoothing") == "label_smoothing=0.3"
 
 
 def test_commands_that_another_machine_has_run_are_compared(tmp_path):
