@@ -122,14 +122,33 @@ class Results:
         names = [name.removeprefix(PREFIX) for name in self.table if name.startswith(PREFIX)]
         return [name for name in names if name not in known and not name.endswith(" error")]
 
+    def settings(self, *, only_fitted: bool = False) -> pd.DataFrame:
+        """Return the means over seeds of the measures and gaps, a row for each rho and learning rate of the sweep.
+
+        Runs of one setting are not independent, so a setting counts once in a correlation.
+        """
+        runs = self.fitted if only_fitted else self.sweep
+        means = runs.groupby(["rho", "lr"], as_index=False)[[*self.measures, *GAPS]].mean()
+        return means.assign(run=[f"rho={row.rho:g} lr={row.lr:g}" for row in means.itertuples()])
+
     def correlations(self, *, only_fitted: bool = False) -> list[Correlation]:
-        """Return the rank correlations of every measure with every gap over the sweep, or over its fitted runs."""
-        return correlate(self.fitted if only_fitted else self.sweep, self.measures, list(GAPS))
+        """Return the rank correlations of every measure with every gap over the settings, or over the fitted ones."""
+        return correlate(self.settings(only_fitted=only_fitted), self.measures, list(GAPS))
+
+    def within(self, measure: str, gap: str, *, only_fitted: bool = False) -> dict[float, float]:
+        """Return the rank correlation over the settings of each learning rate."""
+        settings = self.settings(only_fitted=only_fitted).groupby("lr")
+        return {float(lr): round(float(own[measure].corr(own[gap], method="spearman")), 12) for lr, own in settings}
 
     def conclusions(self) -> list[str]:
         """Return a sentence for each gap."""
         found = self.correlations()
-        return [conclusion(found, gap) for gap in GAPS]
+        return [re.sub(r"\b(\d+) runs", r"\1 settings", conclusion(found, gap)) for gap in GAPS]
+
+    def steady(self, gap: str) -> list[str]:
+        """Return the measures whose correlation with a gap is above 0 over all settings and in each learning rate."""
+        pooled = {entry.measure: entry.rho for entry in self.correlations() if entry.gap == gap}
+        return [name for name in self.measures if pooled[name] > 0 and min(self.within(name, gap).values()) > 0]
 
     def count_finished(self, part: str) -> int:
         """Return how many planned runs of a part have been measured."""

@@ -67,8 +67,9 @@ def made_up():
             for epoch in (4, 32):
                 values = {name: float(draw.uniform(1, 2)) for name in ("lambda_max", "ratio", "worst", "loss gap")}
                 rows.append(
-                    {"run": f"{rho} {seed}", "parts": "over_time sweep", "rho": rho, "lr": 0.1, "seed": seed,
-                     "epoch": epoch, "lambda_max": values["lambda_max"] + 5 * (rho == 0), "ratio": values["ratio"],
+                    {"run": f"{rho} {seed}", "parts": "over_time sweep", "rho": rho, "lr": (0.1, 0.1, 0.3)[seed],
+                     "seed": seed, "epoch": epoch, "ratio": values["ratio"],
+                     "lambda_max": values["lambda_max"] + 5 * (rho == 0),
                      "sharpness/worst": values["worst"], "sharpness/worst error": 0.0, "loss gap": values["loss gap"],
                      "train/accuracy": 0.5 if seed == 2 else 1.0,
                      "accuracy gap": values["loss gap"] ** 2}
@@ -96,11 +97,25 @@ def test_means_intervals_and_correlations_are_those_of_scipy():
     inverse = geometry_page.Results(table, geometry_study.read_plan())
     assert inverse.verdict("lambda_max") == "SAM with rho = 0.1 has a larger lambda_max than SGD."
     assert results.measures == ["worst"] and results.count_finished("over_time") == results.count_finished("sweep") == 6
-    rho = scipy.stats.spearmanr(last["sharpness/worst"], last["loss gap"]).statistic
-    assert [entry.rho for entry in results.correlations()] == pytest.approx([rho, rho])
-    fitted = last[last["seed"] < 2]
-    rho = scipy.stats.spearmanr(fitted["sharpness/worst"], fitted["loss gap"]).statistic
-    assert [entry.rho for entry in results.correlations(only_fitted=True)] == pytest.approx([rho, rho])
+
+
+def test_runs_of_one_setting_count_once_in_a_correlation():
+    table = made_up()
+    results = geometry_page.Results(table, geometry_study.read_plan())
+    measured = [
+        [table[(table["epoch"] == 32) & (table["rho"] == rho) & (table["lr"] == lr)][name].mean() for name in
+         ("sharpness/worst", "loss gap", "accuracy gap")]
+        for lr in (0.1, 0.3) for rho in (0.0, 0.1)
+    ]  # fmt: skip
+    sharpness, *gaps = zip(*measured, strict=True)
+    expected = [scipy.stats.spearmanr(sharpness, gap).statistic for gap in gaps]
+    assert [entry.rho for entry in results.correlations()] == pytest.approx(expected)
+    for gap, values in zip(("loss gap", "accuracy gap"), gaps, strict=True):
+        signs = [np.sign((sharpness[k + 1] - sharpness[k]) * (values[k + 1] - values[k])) for k in (0, 2)]
+        assert list(results.within("worst", gap).items()) == [(0.1, signs[0]), (0.3, signs[1])]
+        is_steady = min([*signs, expected[gaps.index(values)]]) > 0
+        assert results.steady(gap) == (["worst"] if is_steady else [])
+    assert len(results.settings(only_fitted=True)) == 2  # the runs of learning rate 0.3 do not fit
 
 
 def test_the_page_is_what_the_table_says(tmp_path):
