@@ -1,15 +1,15 @@
-"""Whether sharpness predicts generalisation over some runs: rank correlations and a sentence."""
+"""Whether sharpness predicts generalisation: rank correlations over runs with different settings, and a sentence."""
 
 import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Hashable, Iterable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-MIN_RUNS = 5  # with 4, even a perfect order has p = 2/24, above `LEVEL`
+MIN_SETTINGS = 5  # with 4, even a perfect order has p = 2/24, above `LEVEL`
 LEVEL = 0.05
 MAX_PERMUTATIONS = 9_999  # all orders of up to 7 runs, else as many random ones
 ROUNDING = 1e-12  # of a correlation
@@ -22,10 +22,10 @@ class Correlation:
     Attributes:
         measure: Name of the measure.
         gap: Name of the gap.
-        rho: Spearman's correlation in [-1, 1]; NaN where one of them does not vary, or with fewer than 3 runs.
+        rho: Spearman's correlation in [-1, 1]; NaN where one of them does not vary, or with fewer than 3 settings.
         p: Two-sided p-value of a permutation test, by Holm's correction for all correlations of the table; NaN where
             `rho` is.
-        n: Number of runs that have both values.
+        n: Number of settings that have both values.
         left_out: Names of the runs that lack one of them.
     """
 
@@ -37,20 +37,28 @@ class Correlation:
     left_out: tuple[str, ...] = ()
 
 
-def correlate(table: pd.DataFrame, measures: list[str], gaps: list[str]) -> list[Correlation]:
-    """Return the rank correlation of every measure with every gap.
+def correlate(
+    table: pd.DataFrame, measures: list[str], gaps: list[str], settings: Sequence[Hashable]
+) -> list[Correlation]:
+    """Return the rank correlation of every measure with every gap over the settings.
+
+    Runs that differ only in the seed are not independent, so their means count as one setting.
 
     Args:
         table: One row for each run, with the columns ``run`` (its name), `measures` and `gaps`. NaN in a row leaves
-            the run out of the correlation.
+            the run out.
         measures: Columns of sharpness.
         gaps: Columns of gaps, larger ones worse.
+        settings: Settings of each row without the seed.
     """
+    numbers: dict[Hashable, int] = {}
+    groups = pd.Series([numbers.setdefault(setting, len(numbers)) for setting in settings], index=table.index)
     found = []
     for gap in gaps:
         for measure in measures:
-            pair = table[[measure, gap]].dropna()
-            left_out = tuple(table.loc[table.index.difference(pair.index), "run"])
+            runs = table[[measure, gap]].dropna()
+            left_out = tuple(table.loc[table.index.difference(runs.index), "run"])
+            pair = runs.groupby(groups[runs.index]).mean()
             varies = len(pair) > 2 and bool((pair.nunique() > 1).all())
             rho, p = permutation_test(pair[measure], pair[gap]) if varies else (math.nan, math.nan)
             found.append(Correlation(measure, gap, rho, p, len(pair), left_out))
@@ -106,30 +114,33 @@ def conclusion(found: list[Correlation], gap: str) -> str:
 def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     entries = [entry for entry in own if entry.p == entry.p]
     n = max((entry.n for entry in own), default=0)
-    if n < MIN_RUNS:
-        return f"{n} runs say nothing about whether sharpness predicts the {gap}: give at least {MIN_RUNS}."
+    if n < MIN_SETTINGS:
+        return (
+            f"{n} settings say nothing about whether sharpness predicts the {gap}: give runs with at least "
+            f"{MIN_SETTINGS} (runs that differ only in the seed count as one)."
+        )
     if not entries:
-        return f"The {gap} or the sharpness does not vary over the {n} runs, so nothing can be said."
+        return f"The {gap} or the sharpness does not vary over the {n} settings, so nothing can be said."
     if 2 / math.factorial(n) * num_tests >= LEVEL:
         return (
-            f"{n} runs say nothing about whether sharpness predicts the {gap}: by chance one of {num_tests} "
-            "correlations can be perfect. Give more runs, or fewer radii and values of m."
+            f"{n} settings say nothing about whether sharpness predicts the {gap}: by chance one of {num_tests} "
+            "correlations can be perfect. Give runs with more settings, or fewer radii and values of m."
         )
     significant = [entry for entry in entries if entry.p < LEVEL]
     best = max(entries, key=lambda entry: abs(entry.rho))
     if not significant:
         return (
-            f"No measure of sharpness predicts the {gap} over these {n} runs: the largest rank correlation, of "
+            f"No measure of sharpness predicts the {gap} over these {n} settings: the largest rank correlation, of "
             f"{best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance can explain."
         )
     positive = sorted((entry for entry in significant if entry.rho > 0), key=lambda entry: -entry.rho)
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)
     parts = []
     if positive:
-        parts.append(f"By {_name_measures(positive)}, sharper runs have a larger {gap} ({n} runs).")
+        parts.append(f"By {_name_measures(positive)}, sharper networks have a larger {gap} ({n} settings).")
     if negative:
         parts.append(
-            f"By {_name_measures(negative)}, sharper runs have a smaller {gap} ({n} runs), against expectation."
+            f"By {_name_measures(negative)}, sharper networks have a smaller {gap} ({n} settings), against expectation."
         )
     without = len(entries) - len(significant)
     if without:

@@ -31,10 +31,12 @@ def sharpness(arguments: list[str]) -> int:
     given = _parse(arguments)
     folders = require_runs(given)
     from sam_runner.analysis.answers import require_folder
-    from sam_runner.analysis.correlation import MIN_RUNS, conclusion, correlate
+    from sam_runner.analysis.correlation import MIN_SETTINGS, conclusion, correlate
     from sam_runner.analysis.curvature import write_csv
     from sam_runner.analysis.sharpness import GAPS, measures, sharpness_table
     from sam_runner.analysis.subject import FOLDER, find_subjects
+    from sam_runner.reports.results import report_settings
+    from sam_runner.runs.folder import read_config
 
     how = Measurement(given.examples, given.batchnorm, given.dtype)
     options = SharpnessOptions(
@@ -46,10 +48,12 @@ def sharpness(arguments: list[str]) -> int:
     names = list(measures(options))
     table = sharpness_table(_measure(subjects, how, options), names)
     write_csv(out / "sharpness.csv", table)
-    correlations = correlate(table.drop_duplicates("folder", keep="last"), names, list(GAPS))
+    runs = table.drop_duplicates("folder", keep="last")
+    settings = [str(report_settings(read_config(Path(folder)))) for folder in runs["folder"]]
+    correlations = correlate(runs, names, list(GAPS), settings)
     files = [out / "sharpness.csv", *_draw(table, names, options, out / "sharpness")]
     print(_text(table, names))
-    if len(folders) >= MIN_RUNS:
+    if len(set(settings)) >= MIN_SETTINGS:
         print(_correlation_text(correlations))
     print(f"files: {', '.join(map(str, files))}")
     for gap in GAPS if len(folders) > 1 else ():

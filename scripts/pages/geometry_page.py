@@ -122,28 +122,22 @@ class Results:
         names = [name.removeprefix(PREFIX) for name in self.table if name.startswith(PREFIX)]
         return [name for name in names if name not in known and not name.endswith(" error")]
 
-    def settings(self, *, only_fitted: bool = False) -> pd.DataFrame:
-        """Return the means over seeds of the measures and gaps, a row for each rho and learning rate of the sweep.
-
-        Runs of one setting are not independent, so a setting counts once in a correlation.
-        """
-        runs = self.fitted if only_fitted else self.sweep
-        means = runs.groupby(["rho", "lr"], as_index=False)[[*self.measures, *GAPS]].mean()
-        return means.assign(run=[f"rho={row.rho:g} lr={row.lr:g}" for row in means.itertuples()])
-
     def correlations(self, *, only_fitted: bool = False) -> list[Correlation]:
-        """Return the rank correlations of every measure with every gap over the settings, or over the fitted ones."""
-        return correlate(self.settings(only_fitted=only_fitted), self.measures, list(GAPS))
+        """Return the rank correlations of every measure with every gap over the sweep, or over its fitted runs."""
+        runs = self.fitted if only_fitted else self.sweep
+        return correlate(runs, self.measures, list(GAPS), [*zip(runs["rho"], runs["lr"], strict=True)])
 
     def within(self, measure: str, gap: str, *, only_fitted: bool = False) -> dict[float, float]:
-        """Return the rank correlation over the settings of each learning rate."""
-        settings = self.settings(only_fitted=only_fitted).groupby("lr")
-        return {float(lr): round(float(own[measure].corr(own[gap], method="spearman")), 12) for lr, own in settings}
+        """Return the rank correlation over the radii of each learning rate, of means over seeds."""
+        runs = self.fitted if only_fitted else self.sweep
+        means = runs.groupby(["lr", "rho"])[[measure, gap]].mean()
+        by_rate = means.groupby(level="lr")
+        return {float(lr): round(float(own[measure].corr(own[gap], method="spearman")), 12) for lr, own in by_rate}
 
     def conclusions(self) -> list[str]:
         """Return a sentence for each gap."""
         found = self.correlations()
-        return [re.sub(r"\b(\d+) runs", r"\1 settings", conclusion(found, gap)) for gap in GAPS]
+        return [conclusion(found, gap) for gap in GAPS]
 
     def steady(self, gap: str) -> list[str]:
         """Return the measures whose correlation with a gap is above 0 over all settings and in each learning rate."""

@@ -24,7 +24,7 @@ TABLE = pd.DataFrame(
 
 
 def test_correlations_are_of_ranks_and_corrected_for_their_number():
-    found = {entry.measure: entry for entry in correlate(TABLE, ["up", "down", "noise", "same"], ["gap"])}
+    found = {entry.measure: entry for entry in correlate(TABLE, ["up", "down", "noise", "same"], ["gap"], range(N))}
     assert found["up"].rho == pytest.approx(1) and found["down"].rho == pytest.approx(-1)
     assert math.isnan(found["same"].rho) and found["up"].n == N
     single = [permutation_test(TABLE[name], TABLE["gap"])[1] for name in ("up", "noise")]
@@ -66,19 +66,31 @@ def test_p_values_of_more_runs_agree_with_scipy():
 def test_runs_without_a_finite_sharpness_are_left_out_by_name():
     table = TABLE.assign(worst=TABLE["up"])
     table.loc[[2, 5], "worst"] = math.nan
-    found = correlate(table, ["worst", "up"], ["gap"])
+    found = correlate(table, ["worst", "up"], ["gap"], range(N))
     assert [entry.n for entry in found] == [6, 8] and found[0].rho == pytest.approx(1)
     assert found[0].left_out == ("run 2", "run 5") and found[1].left_out == ()
     assert conclusion(found, "gap").endswith("Not finite, so left out: run 2, run 5.")
-    few = correlate(table.iloc[:4], ["worst"], ["gap"])
-    assert "3 runs say nothing" in conclusion(few, "gap") and "left out: run 2." in conclusion(few, "gap")
+    few = correlate(table.iloc[:4], ["worst"], ["gap"], range(4))
+    assert "3 settings say nothing" in conclusion(few, "gap") and "left out: run 2." in conclusion(few, "gap")
 
 
-def test_five_runs_say_nothing_about_many_measures():
+def test_runs_that_differ_only_in_the_seed_count_once():
+    """The copies would make eight settings in a perfect order; four say nothing."""
+    more = TABLE.iloc[:4].assign(run=[f"copy {i}" for i in range(4)], up=TABLE["up"] + 0.1, noise=[2.5, 2, 6, 4])
+    table = pd.concat([TABLE.iloc[:4], more], ignore_index=True)
+    table.loc[5, "down"] = math.nan
+    up, noise, down = correlate(table, ["up", "noise", "down"], ["gap"], [*"abcd", *"abcd"])
+    assert (up.n, noise.n, down.n) == (4, 4, 4) and down.left_out == ("copy 1",)
+    means = [2.75, 1.5, 4, 4]  # of "noise"
+    assert noise.rho == pytest.approx(stats.spearmanr(means, TABLE["gap"][:4]).statistic)
+    assert down.rho == pytest.approx(-1) and conclusion([up], "gap").startswith("4 settings say nothing")
+
+
+def test_five_settings_say_nothing_about_many_measures():
     """The smallest p-value of 5 runs is 2/120; with 3 tests it cannot be below 0.05."""
-    two = correlate(TABLE.iloc[:5], ["up", "noise"], ["gap"])
-    assert "sharper runs have a larger gap" in conclusion(two, "gap") and two[0].p == pytest.approx(2 * 2 / 120)
-    three = correlate(TABLE.iloc[:5], ["up", "down", "noise"], ["gap"])
+    two = correlate(TABLE.iloc[:5], ["up", "noise"], ["gap"], range(5))
+    assert "sharper networks have a larger gap" in conclusion(two, "gap") and two[0].p == pytest.approx(2 * 2 / 120)
+    three = correlate(TABLE.iloc[:5], ["up", "down", "noise"], ["gap"], range(5))
     assert "by chance one of 3 correlations" in conclusion(three, "gap")
 
 
@@ -88,10 +100,13 @@ def entry(measure, rho, p, n=N):
 
 def test_the_conclusion_says_what_the_numbers_say():
     alone = conclusion([entry("up", 0.9, 0.01)], "gap")
-    assert alone == 'By the measure "up" (rank correlation +0.90), sharper runs have a larger gap (8 runs).'
+    assert alone == 'By the measure "up" (rank correlation +0.90), sharper networks have a larger gap (8 settings).'
     against = conclusion([entry("up", -0.9, 0.01), entry("flat", 0.1, 0.8)], "gap")
-    assert "smaller gap (8 runs), against expectation. For 1 of 2 measures the relation can be due to chance" in against
+    assert (
+        "smaller gap (8 settings), against expectation. For 1 of 2 measures the relation can be due to chance"
+        in against
+    )
     nothing = conclusion([entry("up", 0.4, 0.3), entry("flat", 0.1, 0.8)], "gap")
     assert "No measure of sharpness predicts the gap" in nothing and "of up, is +0.40" in nothing
-    assert conclusion([entry("up", 1.0, 0.01, n=4)], "gap").startswith("4 runs say nothing")
+    assert conclusion([entry("up", 1.0, 0.01, n=4)], "gap").startswith("4 settings say nothing")
     assert "does not vary" in conclusion([entry("up", math.nan, math.nan)], "gap")

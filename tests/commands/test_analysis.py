@@ -133,7 +133,7 @@ def test_sharpness_of_several_runs(runs, call, tmp_path):
         assert 0 < row["worst case, rho 0.05"] < row["worst case, rho 0.1"]
         assert row["average, rho 0.05"] < row["worst case, rho 0.05"]
         assert row["m-sharpness, m 8, rho 0.1"] > row["worst case, rho 0.1"] * 0.5
-    assert "3 runs say nothing about whether sharpness predicts the loss gap" in done.stdout
+    assert "3 settings say nothing about whether sharpness predicts the loss gap" in done.stdout
     more = call(sharpness, runs["sam"], *SMALL, *words[:5], "4", *words[6:])
     assert more.returncode == 0
     entries = json.loads(next((runs["sam"] / "analysis").glob("sharpness-*.json")).read_text())["answers"]

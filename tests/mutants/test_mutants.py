@@ -420,6 +420,8 @@ MUTANTS = {
          "analysis/test_correlation.py::all_orders"),
         ("correlation: one-sided", "permutation_test", "np.abs(x[A] @ y)", "x[A] @ y",
          "analysis/test_correlation.py::all_orders"),
+        ("correlation: seeds count separately", "correlate", "numbers.setdefault(A, len(numbers))",
+         "len(numbers) + numbers.setdefault(len(numbers), 0)", "analysis/test_correlation.py::in_the_seed_count_once"),
         ("correlation: no correction for the number of measures", "_correct", "A * (B - number)", "A",
          "analysis/test_correlation.py::corrected_for_their_number"),
     ],

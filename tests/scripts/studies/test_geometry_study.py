@@ -115,7 +115,7 @@ def test_runs_of_one_setting_count_once_in_a_correlation():
         assert list(results.within("worst", gap).items()) == [(0.1, signs[0]), (0.3, signs[1])]
         is_steady = min([*signs, expected[gaps.index(values)]]) > 0
         assert results.steady(gap) == (["worst"] if is_steady else [])
-    assert len(results.settings(only_fitted=True)) == 2  # the runs of learning rate 0.3 do not fit
+    assert {entry.n for entry in results.correlations(only_fitted=True)} == {2}  # those with 0.3 do not fit
 
 
 def test_the_page_is_what_the_table_says(tmp_path):
