@@ -89,7 +89,10 @@ def _load(root: Path) -> dict[str, Any]:
         raise
     except Exception as error:  # a damaged file can raise any exception
         reason = str(error.__cause__ or error).splitlines()[0][:200]
-        raise InputError(f"data.root={root} cannot be read: {reason}") from error
+        raise InputError(
+            f"data.root={root} cannot be read: {reason}"
+            "\n  each split needs at least one example, and each file must be whole"
+        ) from error
     if isinstance(loaded, datasets.Dataset):
         return {"train": loaded}
     return {split: loaded[name] for split, (name, *_) in _choose_splits(root, list(loaded), may_join=False).items()}

@@ -131,6 +131,18 @@ def test_classes_are_matched_by_name(library, tmp_path, saved):
         hugging_face(root=str(tmp_path / "wolf"))
 
 
+@pytest.mark.parametrize("saved", [True, False])
+def test_an_empty_split_is_refused_with_the_cause(library, tmp_path, saved):
+    parts = [library.Dataset.from_dict({"x": [[1.0, 2.0]] * n, "label": [0, 1][:n]}) for n in (2, 0)]
+    if saved:
+        library.DatasetDict(zip(("train", "test"), parts, strict=True)).save_to_disk(str(tmp_path / "files"))
+    else:
+        for name, part in zip(("train", "test"), parts, strict=True):
+            part.to_parquet(str(tmp_path / "files" / f"{name}.parquet"))
+    with pytest.raises(InputError, match="each split needs at least one example"):
+        hugging_face(root=str(tmp_path / "files"))
+
+
 def test_folders_that_cannot_be_used_are_named(library, tmp_path):
     with pytest.raises(InputError, match="holds no data set"):
         hugging_face(root=str(tmp_path))
