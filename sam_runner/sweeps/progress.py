@@ -165,12 +165,16 @@ class SweepProgress:
         self._num_running = self.count("running")  # between two jobs a process has none
         self.states = []
         not_started = find_job_folders(self._folder / NOT_STARTED)
+        folders = set(os.listdir(self._folder)) if self._folder.is_dir() else set()
         for entry in self._entries():
             state = self._finished.get(entry.fingerprint)
             if state is None:
                 failure = not_started.get(entry.fingerprint)
                 kind = tuple(word for word in entry.settings if not word.lstrip("+").startswith("seed="))
-                state = read_state(self._folder / entry.folder, entry.epochs, entry.cost, failure, kind)
+                if failure is None and entry.folder not in folders:  # no file to look for
+                    state = JobState(entry.folder, "waiting", entry.epochs, cost=entry.cost, kind=kind)
+                else:
+                    state = read_state(self._folder / entry.folder, entry.epochs, entry.cost, failure, kind)
                 if state.state == "finished":
                     self._finished[entry.fingerprint] = state
             self.states.append(state)
