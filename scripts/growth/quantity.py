@@ -1,6 +1,7 @@
 """What a quantity is, and how one measurement of it is made in a process of its own."""
 
 import contextlib
+import gc
 import resource
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -38,6 +39,7 @@ def measure(start: Start, folder: Path, size: int) -> dict[str, float]:
     CPU seconds and memory are also those of the processes that the work has started and waited for.
     """
     work = start(folder, size)
+    gc.freeze()  # garbage collections during the work do not look at what only `start` has made
     with contextlib.suppress(OSError):  # Linux: the peak is measured from now on
         Path("/proc/self/clear_refs").write_text("5")
     memory, cpu, wall = _peak_mib(), _cpu_seconds(), time.perf_counter()
