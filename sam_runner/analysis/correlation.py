@@ -130,8 +130,9 @@ def _say(own: list[Correlation], gap: str, num_tests: int) -> str:
     best = max(entries, key=lambda entry: abs(entry.rho))
     if not significant:
         return (
-            f"No measure of sharpness predicts the {gap} over these {n} settings: the largest rank correlation, of "
-            f"{best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance can explain."
+            f"No measure of sharpness is shown to predict the {gap} over these {n} settings: the largest rank "
+            f"correlation, of {best.measure}, is {best.rho:+.2f} (p = {best.p:.2g} after correction), which chance can "
+            "explain."
         )
     positive = sorted((entry for entry in significant if entry.rho > 0), key=lambda entry: -entry.rho)
     negative = sorted((entry for entry in significant if entry.rho < 0), key=lambda entry: entry.rho)

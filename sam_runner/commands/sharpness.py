@@ -49,15 +49,17 @@ def sharpness(arguments: list[str]) -> int:
     table = sharpness_table(_measure(subjects, how, options), names)
     write_csv(out / "sharpness.csv", table)
     runs = table.drop_duplicates("folder", keep="last")
-    settings = [str(report_settings(read_config(Path(folder)))) for folder in runs["folder"]]
-    correlations = correlate(runs, names, list(GAPS), settings)
+    settings = [report_settings(read_config(Path(folder))) for folder in runs["folder"]]
+    correlations = correlate(runs, names, list(GAPS), [*map(str, settings)])
     files = [out / "sharpness.csv", *_draw(table, names, options, out / "sharpness")]
     print(_text(table, names))
-    if len(set(settings)) >= MIN_SETTINGS:
+    if len({*map(str, settings)}) >= MIN_SETTINGS:
         print(_correlation_text(correlations))
     print(f"files: {', '.join(map(str, files))}")
     for gap in GAPS if len(folders) > 1 else ():
         print(conclusion(correlations, gap))
+    if len({str({name: one[name] for name in one if name.startswith(("data", "noise"))}) for one in settings}) > 1:
+        print("the runs differ in data or label noise, which changes the gaps by itself: compare runs with the same")
     return DONE
 
 

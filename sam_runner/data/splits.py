@@ -110,7 +110,8 @@ def prepare_splits(
         return splits
     splits = splits.with_train_labels(corrupt(splits.train, seed))
     if val_labels == "noisy" and splits.validation is not None:
-        labels = corrupt(splits.validation, derive_seed(seed, "held-out label noise"))
+        held_out_seed = seed if needs == "images" else derive_seed(seed, "held-out label noise")
+        labels = corrupt(splits.validation, held_out_seed)  # of images: the map to wrong labels is the same
         splits = replace(splits, validation=splits.validation.with_labels(labels))
     return splits
 

@@ -290,13 +290,21 @@ class Fit:
         return self.memorised < FITTED_WRONG_LABELS
 
 
+MIXING = ("augment.mixup", "augment.cutmix")  # settings with which a network trains on mixtures of images
 FIT_METRICS = ("train/accuracy", "train/accuracy_clean", "train/memorised")  # in the order of the attributes of `Fit`
 
 
 def measure_fit(runs: pd.DataFrame, groups: Collection[int]) -> dict[int, Fit]:
-    """Return how far each group has fitted its training labels."""
+    """Return how far each group has fitted its training labels; NaN for groups with mixed images.
+
+    The metrics of training compare the predictions for mixtures with the label of one of the mixed images, so they say
+    nothing about the images themselves.
+    """
+    mixes = runs.reindex(columns=list(MIXING)).apply(pd.to_numeric, errors="coerce").gt(0).any(axis=1)
     means = [
-        aggregate(runs, tag)["mean"] if tag in runs else pd.Series(math.nan, list(groups), dtype=float)
+        (aggregate(runs, tag)["mean"] if tag in runs else pd.Series(math.nan, list(groups), dtype=float)).mask(
+            lambda mean: mean.index.isin(runs.loc[mixes, "group"])
+        )
         for tag in FIT_METRICS
     ]
     return {group: Fit(*(float(mean[group]) for mean in means)) for group in groups}

@@ -242,7 +242,8 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:
         fitted = f" (fitted: {FITTED_ACCURACY:.0%} or more)" if "memorised" not in columns else ", right and wrong ones"
-        terms.append(("fit", f"accuracy on the training labels in the {report.last_epoch}{fitted}"))
+        meaning = f"accuracy on the training labels in the {report.last_epoch}, on augmented images{fitted}"
+        terms.append(("fit", f"{meaning}; unknown where a run mixes images"))
     if "right" in columns:
         terms.append(("right", "accuracy on the training images whose labels are right"))
     if "memorised" in columns:

@@ -107,6 +107,6 @@ def test_the_conclusion_says_what_the_numbers_say():
         in against
     )
     nothing = conclusion([entry("up", 0.4, 0.3), entry("flat", 0.1, 0.8)], "gap")
-    assert "No measure of sharpness predicts the gap" in nothing and "of up, is +0.40" in nothing
+    assert "No measure of sharpness is shown to predict the gap" in nothing and "of up, is +0.40" in nothing
     assert conclusion([entry("up", 1.0, 0.01, n=4)], "gap").startswith("4 settings say nothing")
     assert "does not vary" in conclusion([entry("up", math.nan, math.nan)], "gap")

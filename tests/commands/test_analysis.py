@@ -134,6 +134,7 @@ def test_sharpness_of_several_runs(runs, call, tmp_path):
         assert row["average, rho 0.05"] < row["worst case, rho 0.05"]
         assert row["m-sharpness, m 8, rho 0.1"] > row["worst case, rho 0.1"] * 0.5
     assert "3 settings say nothing about whether sharpness predicts the loss gap" in done.stdout
+    assert "the runs differ in data or label noise" not in done.stdout
     more = call(sharpness, runs["sam"], *SMALL, *words[:5], "4", *words[6:])
     assert more.returncode == 0
     entries = json.loads(next((runs["sam"] / "analysis").glob("sharpness-*.json")).read_text())["answers"]
@@ -384,6 +385,9 @@ def test_runs_with_other_labels_are_told(runs, call, tmp_path):
     assert done.returncode == 0, done.stderr
     text = " ".join((done.stdout + done.stderr).split())
     assert "was trained with other training images or labels, label smoothing than sam" in text
+    words = ("--steps", "1", "--restarts", "0", "--directions", "1", "--m", "8", "--groups", "1", "--out", tmp_path)
+    done = call(sharpness, runs["sam"], noisy, *SMALL, *words)
+    assert "the runs differ in data or label noise, which changes the gaps by itself" in done.stdout, done.stderr
 
 
 def test_as_many_eigenvalues_as_were_asked_for_are_found(runs, call, tmp_path, monkeypatch):

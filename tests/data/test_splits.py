@@ -121,13 +121,30 @@ def test_a_noise_model_gets_the_input_that_it_declares(needs, small_splits):
     validation_seed = derive_seed(5, "held-out label noise")
     expected_calls = {
         "labels": [(36, 5, {}), (24, validation_seed, {})],
-        "images": [(36, 5, {"images_NCHW": 36}), (24, validation_seed, {"images_NCHW": 24})],
+        "images": [(36, 5, {"images_NCHW": 36}), (24, 5, {"images_NCHW": 24})],
         "whole_set": [(96, 5, {})],
     }
     assert calls == expected_calls[needs]
     for part in (result.train, result.validation):
         assert torch.equal(part.labels, (part.clean_labels + 1) % 4)
     assert result.test is small_splits.test
+
+
+def test_instance_noise_maps_held_out_images_to_the_same_wrong_classes():
+    """Images of a class are equal, so most of its wrong labels are the class that its matrix prefers."""
+    labels = torch.arange(4).repeat_interleave(200)
+    images = torch.rand(4, 1, 24, 24, generator=torch.Generator().manual_seed(0)).mul(255).byte()[labels]
+    part = make_image_set(images, labels, tuple("abcd"))
+    result = prepare_splits(
+        Splits(part, part), partial(instance, rate=0.5), needs="images", seed=5, val_fraction=0.5, val_labels="noisy"
+    )
+    found = []
+    for half in (result.train, result.validation):
+        wrong = half.labels != half.clean_labels
+        counts = [torch.bincount(half.labels[wrong & (half.clean_labels == label)], minlength=4) for label in range(4)]
+        found.append([int(count.argmax()) for count in counts])
+        assert min(count.max() / count.sum() for count in counts) > 0.6
+    assert found[0] == found[1]
 
 
 def test_declared_needs_of_the_noise_models():

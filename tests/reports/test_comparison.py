@@ -170,6 +170,17 @@ def test_the_fit_is_the_mean_over_seeds(tmp_path):
     assert report.table.loc[0, ["fit", "memorised"]].to_list() == ["95.0%", "60.0%"]
 
 
+def test_a_group_with_mixed_images_has_no_fit_and_no_advice_on_it(tmp_path):
+    mixup = config_of("augment=mixup").to_dict()["augment"]
+    low = {"train/accuracy": 0.4, "train/accuracy_clean": 0.5, "train/memorised": 0.1}
+    for seed in range(2):
+        lay(tmp_path / f"plain-{seed}", seed=seed, final=low)
+        lay(tmp_path / f"mixed-{seed}", seed=seed, final=low, augment=mixup)
+    report = make_report([tmp_path])
+    fits = [str(measure_fit(report.runs, [0, 1])[group]) for group in (0, 1)]
+    assert sorted(fits) == ["-", "40.0% (50% of right, 10% of wrong)"]
+
+
 @pytest.mark.parametrize(
     ("accuracy", "right", "memorised", "is_low", "text"),
     [
