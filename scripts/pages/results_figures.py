@@ -14,7 +14,7 @@ from scripts.studies.evidence import Study
 
 plt.switch_backend("Agg")
 COLOURS = {"sgd": "#000000", "sgd-2x": "#666666", "sam": "#D55E00", "sam-m32": "#E69F00"}
-OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#56B4E9")
+OTHER_COLOURS = ("#0072B2", "#009E73", "#CC79A7", "#882255", "#999933", "#332288", "#56B4E9", "#117733")
 MARKERS = "os^DvP*X<>"  # of the blocks
 LEAST_SPAN = 20.0  # points of accuracy that a frame of the searches shows, at least
 RADII = (0.025, 0.05, 0.1, 0.2, 0.4, 0.8)  # that the axis of rho names
