@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sam_runner.reports.aggregate import Estimate
-from sam_runner.reports.comparison import COSTS, FIT_METRICS
+from sam_runner.reports.comparison import COSTS, FIT_METRICS, cost_column
 from sam_runner.reports.selection import held_out_metric
 from sam_runner.reports.tables import column_title, format_p_value, format_value
 
@@ -99,7 +99,7 @@ def list_numbers(report: "Report", group: int) -> dict[str, Any]:
         base, found = report.differences[group]
         cells |= {"baseline": report.labels[base], "pairs": found.n, "difference": found.mean}
         cells |= {"difference_half_width": found.half_width, "p_value": found.p_value}
-    cells |= {name: report.costs[kind][group] for kind, name in COSTS.items()}
+    cells |= {cost_column(report.runs, kind): report.costs[kind][group] for kind in COSTS}
     return cells | {tag: report.estimates[tag][group].mean for tag in FIT_METRICS if tag in report.estimates}
 
 
