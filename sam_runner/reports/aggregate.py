@@ -69,7 +69,8 @@ def find_replacements(results: pd.DataFrame) -> dict[int, int]:
     """
     runs = results[results["status"] == "finished"]
     rows = pd.Series(runs.index, runs.index)
-    kept = rows.groupby([runs[name] for name in (*varying_settings(runs), "seed")], dropna=False).transform("max")
+    equal = rows.groupby([runs[name] for name in (*varying_settings(runs), "seed")], dropna=False, sort=False)
+    kept = equal.transform("max")
     return {int(row): int(kept[row]) for row in rows[rows != kept]}
 
 

@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from sam_runner.reports.report import Report
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0"}  # columns of text; all other columns but settings hold numbers
+COST_COLUMNS = {  # title of the column of a cost
+    "gradient_evaluations": "gradients",
+    "images_backward": "images backward",
+    "training_seconds": "seconds",
+}
 FIT_COLUMNS = {"fit": "accuracy", "right": "right", "memorised": "memorised"}  # title: attribute of `Fit`
 
 
@@ -77,8 +82,8 @@ def _difference_cells(report: "Report", group: int, differences: dict[int, tuple
         if "early stopping" in cells:
             early = None if base is None else report.early_difference(group, base)
             cells["difference, early stopping"] = "baseline" if is_baseline else _estimate_text(early, "+")
-    for kind, title in (("cost", "gradients"), ("seconds", "seconds")):
-        cost = report.costs[kind]
+    for kind in COSTS:
+        cost, title = report.costs[kind], COST_COLUMNS[cost_column(report.runs, kind)]
         if any(not pd.isna(value) for value in cost.values()):
             digits = 1 if kind == "seconds" and max(cost.values()) < 100 else 0
             cells[title] = "-" if pd.isna(cost[group]) else f"{cost[group]:,.{digits}f}"

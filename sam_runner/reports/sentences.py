@@ -146,16 +146,12 @@ def _describe_search(report: "Report", choice: Choice) -> list[str]:
     arm = settings_label(choice.settings)
     num_runs = int(report.runs["group"].isin(choice.searched).sum())
     seconds = report.total_cost(choice.searched, "seconds")
+    name = COST_NAMES[cost_column(report.runs, "cost")]
     training = "" if math.isnan(seconds) else f" ({format_duration(seconds)} of training)"
     return [
         f"Searching {names}{arm and f' for {arm}'} took {format_count(num_runs, 'run')} and"
-        f" {total:,.0f} {_name_cost(report, 'cost')}{training}, {total / chosen:.3g} times as many as the chosen value"
-        " alone."
+        f" {total:,.0f} {name}{training}, {total / chosen:.3g} times as many as the chosen value alone."
     ]
-
-
-def _name_cost(report: "Report", against: str) -> str:
-    return COST_NAMES[cost_column(report.runs, against)]
 
 
 def _shorten(folder: str) -> str:
@@ -253,9 +249,10 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
             ("p", f"p-value of the paired t-test of {first}, two-sided, not corrected for the number of comparisons")
         )
     if "gradients" in columns:
-        why = "" if cost_column(report.runs, "cost") == "gradient_evaluations" else ", as the batch sizes differ"
-        cost = f"{_name_cost(report, 'cost')} of a run{why} (--against cost compares at equal numbers)"
-        terms.append(("gradients", cost))
+        terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
+    if "images backward" in columns:
+        meaning = "images in backward passes of a run: its cost, as the batch sizes differ"
+        terms.append(("images backward", f"{meaning} (--against cost compares at equal numbers)"))
     if "seconds" in columns:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:

@@ -192,9 +192,11 @@ def test_the_cost_is_in_images_where_batch_sizes_differ(tmp_path):
         config = config_of(f"optimizer={optimizer}", f"batch_size={size}")
         leave(tmp_path / f"{optimizer}{size}", config, accuracy=0.5, result=costs)
     report = make_report([tmp_path], baseline="batch_size=64")
-    assert list(report.table["gradients"]) == ["1,280", "1,280", "2,560", "2,560"]
+    assert list(report.table["images backward"]) == ["1,280", "1,280", "2,560", "2,560"]
     assert not [text for text in report.findings if "gradients" in text]
-    assert "gradients: images in backward passes of a run, as the batch sizes differ" in " ".join(report.notes)
+    assert "images backward: images in backward passes of a run: its cost, as the batch sizes differ" in " ".join(
+        report.notes
+    )
     assert "images_backward" in report.to_csv().partition("\n")[0]
     assert "gradient_evaluations" not in report.to_table_csv()
     assert len(make_report([tmp_path], baseline="batch_size=64", against="cost").differences) == 2
