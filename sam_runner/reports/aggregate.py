@@ -35,32 +35,43 @@ def varying_settings(results: pd.DataFrame) -> list[str]:
 
 
 def informative_settings(runs: pd.DataFrame) -> list[str]:
-    """Return the varying settings without those of one method that are equal in all its runs.
+    """Return the varying settings without those of a part of the runs that are equal in this part.
 
     SAM's `optimizer.p` differs between SAM and SGD runs only because SGD has no such setting; `optimizer` says as much.
     """
-    return [
-        name
-        for name in varying_settings(runs)
-        if not name.startswith("optimizer.")
-        or name.startswith("optimizer.base")
-        or name in SHARED_OPTIMIZER_KEYS
-        or runs[name].nunique() > 1
-    ]
+    return [name for name in varying_settings(runs) if not _is_of_a_part(name) or runs[name].nunique() > 1]
+
+
+def _is_of_a_part(name: str) -> bool:
+    """Return whether only some runs have a setting: those of some methods, or those with held-out images."""
+    is_shared = name.startswith("optimizer.base") or name in SHARED_OPTIMIZER_KEYS
+    return name == "eval_every" or (name.startswith("optimizer.") and not is_shared)
 
 
 def group_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     """Return the finished runs with a column ``group``, sorted by settings and seed.
 
     Runs of one group differ only in the seed, and in settings that reports ignore, such as the device. A seed counts
-    once in a group: of several runs the last is kept. Groups are numbered 0, 1, ... in the order of their settings:
-    missing values first, SGD before other methods, then by value.
+    once in a group: of several runs the last is kept, see `find_replacements`. Groups are numbered 0, 1, ... in the
+    order of their settings: missing values first, SGD before other methods, then by value.
     """
     runs = results[results["status"] == "finished"]
     settings = varying_settings(runs)
-    runs = runs.drop_duplicates([*settings, "seed"], keep="last")
+    runs = runs.drop(list(find_replacements(results)))
     runs = runs.sort_values([*settings, "seed"], key=_sortable, na_position="first")
     return runs.assign(group=runs.groupby(settings, dropna=False, sort=False).ngroup() if settings else 0)
+
+
+def find_replacements(results: pd.DataFrame) -> dict[int, int]:
+    """Return the rows of the finished runs that do not count, each with the row of the run that counts instead.
+
+    A run does not count if a later one has the same seed and the same values of all settings that reports show.
+    """
+    runs = results[results["status"] == "finished"]
+    rows = pd.Series(runs.index, runs.index)
+    equal = rows.groupby([runs[name] for name in (*varying_settings(runs), "seed")], dropna=False, sort=False)
+    kept = equal.transform("max")
+    return {int(row): int(kept[row]) for row in rows[rows != kept]}
 
 
 def _sortable(column: pd.Series) -> pd.Series:

@@ -23,6 +23,7 @@ from sam_runner.utils.errors import InputError
 COSTS = {"cost": "gradient_evaluations", "seconds": "training_seconds"}  # choices of --against
 COST_TOLERANCE = 0.1  # costs that differ by less than this fraction count as equal
 LENGTH_SETTINGS = {name for name, facts, _ in walk(ExperimentConfig()) if facts.sets_length}
+PATIENCE = "early_stopping.patience"  # sets the length; with any patience the weights are those of the best epoch
 FITTED_ACCURACY = 0.95  # training accuracy from which a network counts as fitted, if no label is wrong
 FITTED_WRONG_LABELS = 0.5  # memorised fraction of the wrong labels from which a network counts as fitted
 
@@ -44,9 +45,9 @@ class Baseline:
 
     @property
     def ignored_settings(self) -> set[str]:
-        """The settings in which a group may differ from its baseline."""
+        """The settings in which a group may differ from its baseline; on a patience see `_compared_value`."""
         methods = METHOD_SETTINGS if "optimizer" in self.settings else set()
-        return {*self.settings, *methods, *(LENGTH_SETTINGS if self.against else ())}
+        return {*self.settings, *methods, *(LENGTH_SETTINGS - {PATIENCE} if self.against else ())}
 
     @property
     def option_value(self) -> str:
@@ -103,7 +104,8 @@ def find_baselines(settings: pd.DataFrame, baseline: Baseline, costs: pd.Series)
     """Return the baseline of each group that has one.
 
     A baseline has the group's values in all settings but `Baseline.ignored_settings`. At equal cost it is the one with
-    the nearest cost, within `COST_TOLERANCE`; it may differ in `LENGTH_SETTINGS`.
+    the nearest cost, within `COST_TOLERANCE`; it may differ in `LENGTH_SETTINGS`, but both have a patience or neither
+    has one.
 
     Args:
         settings: The settings of the groups, indexed by group.
@@ -140,13 +142,20 @@ def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, li
     compared = [str(name) for name in settings if name not in baseline.ignored_settings]
     rows = rows_by_group(settings)
     values = {
-        group: tuple(None if pd.isna(row[name]) else row[name] for name in compared) for group, row in rows.items()
+        group: tuple(_compared_value(name, row[name], baseline) for name in compared) for group, row in rows.items()
     }
     bases: dict[tuple[Any, ...], list[int]] = {}
     for group, row in rows.items():
         if baseline.contains(row):
             bases.setdefault(values[group], []).append(group)
     return {group: bases[value] for group, value in values.items() if value in bases}
+
+
+def _compared_value(name: str, value: Any, baseline: Baseline) -> Any:
+    """Return what a group and its baseline have in common; of a patience at equal cost whether there is one."""
+    if name == PATIENCE and baseline.against:
+        return not pd.isna(value)
+    return None if pd.isna(value) else value
 
 
 def _require_one(rows: Mapping[int, Mapping[str, Any]], bases: Sequence[int], baseline: Baseline) -> None:
@@ -174,9 +183,19 @@ def _cost_distance(cost: float, other: float) -> float:
     return math.inf if math.isnan(distance) else distance
 
 
+def cost_column(runs: pd.DataFrame, against: str) -> str:
+    """Return the column of the cost of a run by a choice of --against; without a choice that of "cost".
+
+    Gradient evaluations count batches. Where the batch sizes differ, the images of the backward passes are the cost.
+    """
+    name = COSTS[against or "cost"]
+    sizes_differ = "batch_size" in runs and runs["batch_size"].nunique() > 1
+    return "images_backward" if sizes_differ and name == COSTS["cost"] else name
+
+
 def mean_costs(runs: pd.DataFrame, against: str) -> pd.Series:
     """Return the mean cost of each group by a choice of --against; NaN where a run has not recorded it."""
-    return runs.groupby("group")[COSTS[against or "cost"]].agg(lambda costs: costs.mean(skipna=False))
+    return runs.groupby("group")[cost_column(runs, against)].agg(lambda costs: costs.mean(skipna=False))
 
 
 def time_spread(runs: pd.DataFrame) -> pd.Series:
@@ -253,8 +272,19 @@ def find_missing_baselines(runs: pd.DataFrame, settings: pd.DataFrame, baseline:
     ]
 
 
+def may_end_early(runs: pd.DataFrame, group: int, factor: float) -> bool:
+    """Return whether early stopping may end the runs of a group, or runs with `factor` times their epochs."""
+    run = runs[runs["group"] == group].iloc[0]
+    return not pd.isna(run[PATIENCE]) and bool(run[PATIENCE] < run["epochs"] * max(1, factor))
+
+
 def _find_length(runs: pd.DataFrame, base: int, factor: float) -> dict[str, Any]:
-    """Return the number of epochs or steps that multiplies the cost of a group by a factor; empty where none does."""
+    """Return the number of epochs or steps that multiplies the cost of a group by a factor; empty where none does.
+
+    Where early stopping may end a run, its number of epochs does not determine its cost.
+    """
+    if may_end_early(runs, base, factor):
+        return {}
     run = runs[runs["group"] == base].iloc[0]
     name = "epochs" if pd.isna(run["max_steps"]) else "max_steps"
     length = round(run[name] * factor)

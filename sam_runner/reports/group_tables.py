@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 
 from sam_runner.reports.aggregate import Estimate
-from sam_runner.reports.comparison import COSTS, FIT_METRICS
+from sam_runner.reports.comparison import COSTS, FIT_METRICS, cost_column
 from sam_runner.reports.selection import held_out_metric
 from sam_runner.reports.tables import column_title, format_p_value, format_value
 
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from sam_runner.reports.report import Report
 
 LEFT_ALIGNED = {"seeds", "chosen by", "contains 0"}  # columns of text; all other columns but settings hold numbers
+COST_COLUMNS = {  # title of the column of a cost
+    "gradient_evaluations": "gradients",
+    "images_backward": "images backward",
+    "training_seconds": "seconds",
+}
 FIT_COLUMNS = {"fit": "accuracy", "right": "right", "memorised": "memorised"}  # title: attribute of `Fit`
 
 
@@ -77,8 +82,8 @@ def _difference_cells(report: "Report", group: int, differences: dict[int, tuple
         if "early stopping" in cells:
             early = None if base is None else report.early_difference(group, base)
             cells["difference, early stopping"] = "baseline" if is_baseline else _estimate_text(early, "+")
-    for kind, title in (("cost", "gradients"), ("seconds", "seconds")):
-        cost = report.costs[kind]
+    for kind in COSTS:
+        cost, title = report.costs[kind], COST_COLUMNS[cost_column(report.runs, kind)]
         if any(not pd.isna(value) for value in cost.values()):
             digits = 1 if kind == "seconds" and max(cost.values()) < 100 else 0
             cells[title] = "-" if pd.isna(cost[group]) else f"{cost[group]:,.{digits}f}"
@@ -99,7 +104,7 @@ def list_numbers(report: "Report", group: int) -> dict[str, Any]:
         base, found = report.differences[group]
         cells |= {"baseline": report.labels[base], "pairs": found.n, "difference": found.mean}
         cells |= {"difference_half_width": found.half_width, "p_value": found.p_value}
-    cells |= {name: report.costs[kind][group] for kind, name in COSTS.items()}
+    cells |= {cost_column(report.runs, kind): report.costs[kind][group] for kind in COSTS}
     return cells | {tag: report.estimates[tag][group].mean for tag in FIT_METRICS if tag in report.estimates}
 
 

@@ -7,8 +7,15 @@ from typing import TYPE_CHECKING, cast
 import pandas as pd
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.reports.comparison import COSTS, Baseline, MissingBaseline, find_missing_baselines
-from sam_runner.reports.rerun import change_setting, final_command, same_sweep, train_command, typed_command
+from sam_runner.reports.comparison import Baseline, MissingBaseline, cost_column, find_missing_baselines
+from sam_runner.reports.rerun import (
+    change_setting,
+    final_command,
+    final_settings,
+    same_sweep,
+    train_command,
+    typed_command,
+)
 from sam_runner.reports.results import RunRecord
 from sam_runner.reports.selection import Choice
 from sam_runner.reports.tables import column_title
@@ -47,7 +54,7 @@ def suggest_commands(report: "Report") -> list[tuple[str, str]]:
 
 def _missing_at_equal_cost(report: "Report") -> list[MissingBaseline]:
     """Return baselines that `--against cost` needs and no run has, of the chosen groups or all; empty if unknown."""
-    unknown = report.runs[COSTS["cost"]].isna().any()
+    unknown = report.runs[cost_column(report.runs, "cost")].isna().any()
     if report.baseline is None or report.against or unknown or report.with_equal_cost is None:
         return []
     settings = report.choice_settings if report.choices else report.groups[report.settings]
@@ -75,16 +82,25 @@ def _same_sweep_command(report: "Report", record: RunRecord, config: ExperimentC
 
 
 def _final_commands(report: "Report", groups: Sequence[int]) -> list[tuple[str, str]]:
-    """Return purposes and commands of the final runs of some groups, all in one sweep."""
+    """Return purposes and commands of the final runs of some groups, all in one sweep; none if all have been trained.
+
+    Runs with a patience keep their held-out images, so the runs of the search are final runs too.
+    """
     seeds = report.list_seeds(groups)
     num_added = max(0, MIN_SEEDS - len(seeds))
     seeds += range(seeds[-1] + 1, seeds[-1] + 1 + num_added)
     why = f", with {MIN_SEEDS} seeds for an interval" if num_added else ""
-    name = f"{report.first_record(groups[0]).folder.resolve().parent.name[-94:]}-final"
-    return [
-        (
-            f"final runs of {report.labels[group]} on all training images{why}",
-            final_command(report.first_record(group), seeds, name),
+    records = {group: report.first_record(group) for group in groups}
+    configs = {group: cast("ExperimentConfig", record.config) for group, record in records.items()}
+    if not num_added and all(final_settings(config) == config for config in configs.values()):
+        return []
+    name = f"{records[groups[0]].folder.resolve().parent.name[-94:]}-final"
+    commands = []
+    for group, config in configs.items():
+        has_patience = config.early_stopping.patience is not None
+        images = (
+            "with the held-out images that early_stopping.patience needs" if has_patience else "on all training images"
         )
-        for group in groups
-    ]
+        purpose = f"final runs of {report.labels[group]} {images}{why}"
+        commands.append((purpose, final_command(records[group], seeds, name)))
+    return commands

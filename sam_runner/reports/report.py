@@ -19,6 +19,7 @@ from sam_runner.reports.aggregate import (
     WITHOUT_SAM,
     Estimate,
     aggregate,
+    find_replacements,
     group_over_seeds,
     informative_settings,
     paired_difference,
@@ -32,6 +33,7 @@ from sam_runner.reports.comparison import (
     Fit,
     MissingBaseline,
     compare,
+    cost_column,
     find_baselines,
     find_missing_baselines,
     mean_costs,
@@ -238,7 +240,7 @@ class Report:
     @cached_property
     def missing_baselines(self) -> list[MissingBaseline]:
         """The baselines that are missing for a comparison at equal cost; empty if the cost of a run is unknown."""
-        if self.baseline is None or not self.against or self.runs[COSTS[self.against]].isna().any():
+        if self.baseline is None or not self.against or self.runs[cost_column(self.runs, self.against)].isna().any():
             return []
         return find_missing_baselines(self.runs, self.groups[self.settings], self.baseline)
 
@@ -266,13 +268,14 @@ class Report:
         return "last epoch (best epoch with early_stopping.patience)" if has_patience else "last epoch"
 
     def cost_ratio(self, group: int, base: int) -> float:
-        """Return the gradient evaluations of `group` divided by those of `base`; NaN if they are unknown."""
+        """Return the cost of `group` divided by that of `base`; NaN if it is unknown."""
         costs = self.costs["cost"]
         return costs[group] / costs[base] if costs[base] else math.nan
 
     def total_cost(self, groups: Sequence[int], kind: str) -> float:
         """Return the cost of all runs of some groups; NaN if one is unknown. `kind` is a value of --against."""
-        return float(self.runs.loc[self.runs["group"].isin(groups), COSTS[kind]].sum(skipna=False))
+        name = cost_column(self.runs, kind)
+        return float(self.runs.loc[self.runs["group"].isin(groups), name].sum(skipna=False))
 
     @property
     def choice_settings(self) -> pd.DataFrame:
@@ -314,6 +317,12 @@ class Report:
     def choice_table(self) -> pd.DataFrame:
         """The table of the chosen groups as text; empty where no setting is searched."""
         return group_tables.tabulate_choices(self)
+
+    @cached_property
+    def replaced_runs(self) -> list[tuple[RunRecord, list[str]]]:
+        """The finished runs that do not count, each with the settings in which the run that counts instead differs."""
+        rows = find_replacements(self.results)
+        return [(self.records[row], self.records[row].differences(self.records[kept])) for row, kept in rows.items()]
 
     @property
     def unfinished_runs(self) -> list[str]:
@@ -396,7 +405,8 @@ class Report:
 
     def to_csv(self) -> str:
         """Return one row a run; docs/reports.md lists the columns."""
-        costs = [name for name in COSTS.values() if self.results[name].notna().any()]
+        names = {**dict.fromkeys(COSTS.values()), cost_column(self.runs, "cost"): None}
+        costs = [name for name in names if self.results[name].notna().any()]
         commit = ["commit"] if self.results["commit"].notna().any() else []
         columns = [*self.settings, "seed", "status", *self.metrics, *costs, *commit, "folder"]
         return self.results.to_csv(columns=columns, index=False, lineterminator="\n")

@@ -10,7 +10,7 @@ from dataclasses import replace
 from typing import Any, cast
 
 from sam_runner.config.allowed_targets import trust_prefix
-from sam_runner.config.experiment import GROUPS, ExperimentConfig
+from sam_runner.config.experiment import GROUPS, EarlyStoppingConfig, ExperimentConfig
 from sam_runner.config.hydra.command_line import CommandLine, parse_command_line
 from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.config.keys import walk
@@ -20,7 +20,10 @@ from sam_runner.runs.environment import format_command
 from sam_runner.runs.plan import PLAN
 from sam_runner.utils.errors import InputError
 
-NOT_REPEATED = {"seed", "sweep_name", "run_dir", "search", "dry_run", "data.val_fraction", "data.val_labels"}
+NOT_REPEATED = {
+    "seed", "sweep_name", "run_dir", "search", "dry_run", "data.val_fraction", "data.val_labels",
+    "early_stopping.metric",
+}  # fmt: skip
 SEARCHED = {"rho": "rho", "mixup": "augment.mixup"}  # the setting that search=NAME varies
 MAX_CANDIDATES = 16  # compositions that are tried
 MAX_ADDED = 6  # settings that are added to the typed words
@@ -34,7 +37,7 @@ def typed_command(record: RunRecord) -> str:
 
 
 def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> str:
-    """Return the command that trains the settings of a run on all training images, once for each seed.
+    """Return the command of the final runs with the settings of a run, once for each seed.
 
     Args:
         record: A run.
@@ -42,8 +45,15 @@ def final_command(record: RunRecord, seeds: Sequence[int], sweep_name: str) -> s
         sweep_name: Name of the new sweep; characters that a sweep's name cannot have are replaced.
     """
     assert record.config is not None
-    data = replace(record.config.data, val_fraction=0.0, val_labels="clean")
-    return train_command(record, replace(record.config, data=data), seeds, _name_sweep(sweep_name))
+    return train_command(record, final_settings(record.config), seeds, _name_sweep(sweep_name))
+
+
+def final_settings(config: ExperimentConfig) -> ExperimentConfig:
+    """Return the settings of final runs: on all training images, unless a patience needs the held-out ones."""
+    if config.early_stopping.patience is not None or config.data.val_fraction == 0:
+        return config
+    data = replace(config.data, val_fraction=0.0, val_labels="clean")
+    return replace(config, data=data, early_stopping=EarlyStoppingConfig())
 
 
 def same_sweep(record: RunRecord) -> str:

@@ -87,7 +87,15 @@ class RunRecord:
     @cached_property
     def settings(self) -> dict[str, Any]:
         """The settings that reports show; empty for a job without a run."""
-        return {} if self.config is None else report_settings(self.config)
+        return {} if self.config is None else report_settings(self.config, selects=bool(self.best_metrics))
+
+    def differences(self, other: "RunRecord") -> list[str]:
+        """Return the names of the settings that affect the numbers of a run and differ from those of another run."""
+        assert self.config is not None
+        assert other.config is not None
+        values = {name: value for name, facts, value in walk(other.config) if facts.effect != "none"}
+        found = {name: value for name, facts, value in walk(self.config) if facts.effect != "none"}
+        return [name for name in {**found, **values} if name != "seed" and found.get(name) != values.get(name)]
 
     @cached_property
     def fingerprint(self) -> str:
@@ -161,16 +169,23 @@ def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
     return RunRecord(folder, state, config, result or {}, status, environment)
 
 
-def report_settings(config: ExperimentConfig) -> dict[str, Any]:
+def report_settings(config: ExperimentConfig, *, selects: bool = False) -> dict[str, Any]:
     """Return the settings that reports show, by their names in reports, without the seed.
 
     Lists are returned as JSON text, so that every value can be compared and hashed.
+
+    Args:
+        config: All settings of a run.
+        selects: Whether held-out images choose the best epoch. `eval_every`, which then decides between which epochs,
+            is a setting of such runs; it changes no number of other runs.
     """
     values: dict[str, Any] = {}
     for name, facts, value in walk(config):
         if facts.short or (facts.in_reports and facts.effect != "none" and name != "seed"):
             plain = json.dumps(value) if isinstance(value, list | tuple | dict) else value
             values[facts.short or name] = plain  # optimizer.base.lr replaces the top-level setting lr
+    if selects:
+        values["eval_every"] = config.eval_every
     if isinstance(config.noise, LabelFileConfig):  # runs that differ in the seed may each have a file of labels
         own_seed = rf"(seed[=_-]?){config.seed}\b"
         values["noise.file"] = re.sub(own_seed, r"\1*", config.noise.file)

@@ -10,12 +10,15 @@ import pandas as pd
 from sam_runner.reports.aggregate import Estimate, ranking_sign, student_t
 from sam_runner.reports.comparison import (
     COST_TOLERANCE,
-    COSTS,
     FITTED_ACCURACY,
     FITTED_WRONG_LABELS,
+    MissingBaseline,
+    cost_column,
+    may_end_early,
     time_spread,
 )
 from sam_runner.reports.selection import Choice
+from sam_runner.reports.setup import name_runs
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
 from sam_runner.utils.console import format_count, format_duration
 
@@ -23,6 +26,11 @@ if TYPE_CHECKING:
     from sam_runner.reports.report import Report
 
 MAX_FINDINGS = 6  # largest number of compared groups that findings describe
+COST_NAMES = {
+    "gradient_evaluations": "gradient evaluations",
+    "images_backward": "images in backward passes",
+    "training_seconds": "training seconds",
+}  # columns of costs
 AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
 TIME_SPREAD = 1.2  # a report warns if the slowest run of a group took this many times as long for a gradient
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
@@ -120,6 +128,9 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
         *("--against", "cost"),
     ]
     train = "" if is_known else f"train {report.baseline} for {ratio:.3g} times the epochs as well, then "
+    if train and may_end_early(report.runs, base, ratio):
+        how = "with another number of epochs as well (early_stopping.patience may end it before)"
+        train = f"train {report.baseline} {how}, then "
     return [
         f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."
         f" At equal cost: {train}{printable(shlex.join(words))}"
@@ -135,10 +146,11 @@ def _describe_search(report: "Report", choice: Choice) -> list[str]:
     arm = settings_label(choice.settings)
     num_runs = int(report.runs["group"].isin(choice.searched).sum())
     seconds = report.total_cost(choice.searched, "seconds")
+    name = COST_NAMES[cost_column(report.runs, "cost")]
     training = "" if math.isnan(seconds) else f" ({format_duration(seconds)} of training)"
     return [
         f"Searching {names}{arm and f' for {arm}'} took {format_count(num_runs, 'run')} and"
-        f" {total:,.0f} gradient evaluations{training}, {total / chosen:.3g} times as many as the chosen value alone."
+        f" {total:,.0f} {name}{training}, {total / chosen:.3g} times as many as the chosen value alone."
     ]
 
 
@@ -238,6 +250,9 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         )
     if "gradients" in columns:
         terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
+    if "images backward" in columns:
+        meaning = "images in backward passes of a run: its cost, as the batch sizes differ"
+        terms.append(("images backward", f"{meaning} (--against cost compares at equal numbers)"))
     if "seconds" in columns:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:
@@ -299,7 +314,22 @@ def write_remarks(report: "Report") -> list[str]:
             f"With n = 2 an interval is {ratio:.1f} times as wide as with n = 3 and the same spread of the seeds"
             " (Student's t): add a seed."
         )
-    return [*remarks, *_warn_of_times(report), *report.no_default_baseline, *_describe_missing_costs(report)]
+    remarks += [*_describe_replaced_runs(report), *_warn_of_times(report), *report.no_default_baseline]
+    return [*remarks, *_describe_missing_costs(report)]
+
+
+def _describe_replaced_runs(report: "Report") -> list[str]:
+    """Return a sentence on the finished runs that do not count, and on the settings that reports do not show."""
+    replaced = report.replaced_runs
+    if not replaced:
+        return []
+    names = sorted({name for _, differing in replaced for name in differing})
+    do = "does" if len(replaced) == 1 else "do"
+    folders = printable(name_runs([run for run, _ in replaced]))
+    return [
+        f"{format_count(len(replaced), 'finished run')} {do} not count ({folders}): a later run has the same seed and"
+        f" differs only in {' and '.join(names)}, which reports do not compare. Report such runs separately."
+    ]
 
 
 def _warn_of_times(report: "Report") -> list[str]:
@@ -319,7 +349,7 @@ def _describe_missing_costs(report: "Report") -> list[str]:
     """Return sentences on the groups that have no baseline of equal cost, and on what to train for it."""
     if not report.against or report.baseline is None:
         return []
-    name = COSTS[report.against]
+    name = cost_column(report.runs, report.against)
     unknown = int(report.runs[name].isna().sum())
     if unknown:
         return [f"{unknown} of {len(report.runs)} runs have no {name} in result.json: an earlier version made them."]
@@ -327,9 +357,17 @@ def _describe_missing_costs(report: "Report") -> list[str]:
     for missing in report.missing_baselines:
         first, more = report.labels[missing.groups[0]], len(missing.groups) - 1
         who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
-        cost = f"{missing.cost:,.0f} {name.replace('_', ' ')}"
         lines.append(
-            f"{who} no baseline of equal cost ({cost}): train {report.baseline} with"
-            f" {missing.length_text or 'another number of epochs'}."
+            f"{who} no baseline of equal cost ({missing.cost:,.0f} {COST_NAMES[name]}): train {report.baseline} with"
+            f" {_describe_missing_length(report, missing)}."
         )
     return lines
+
+
+def _describe_missing_length(report: "Report", missing: MissingBaseline) -> str:
+    """Return what to train the baseline with, so that it has the cost of a group."""
+    if missing.base is None:
+        return "the same other settings"
+    may_end = may_end_early(report.runs, missing.base, missing.cost / report.costs[report.against][missing.base])
+    hint = " (early_stopping.patience may end it before)" if may_end else ""
+    return missing.length_text or f"another number of epochs{hint}"

@@ -61,7 +61,9 @@ def describe_setup(records: Sequence[RunRecord], results: pd.DataFrame) -> Setup
         "time": _describe_time(records),
         "runs": ", ".join(f"{n} {status}" for status, n in Counter(run.status for run in records).items()),
     }
-    defaults = {name: format_value(value, name) for name, value in report_settings(ExperimentConfig()).items()}
+    defaults = {
+        name: format_value(value, name) for name, value in report_settings(ExperimentConfig(), selects=True).items()
+    }
     shared = {
         name: format_value(results[name].iloc[0], name)
         for name in setting_columns(results)
@@ -297,17 +299,17 @@ def _warn(runs: Sequence[RunRecord]) -> list[str]:
         if len(members) > 1:
             listed = ", ".join(f"{value} ({len(found)})" for value, found in members.items())
             most = max(members, key=lambda value: len(members[value]))
-            named = "; ".join(f"{value}: {_name_runs(found)}" for value, found in members.items() if value != most)
+            named = "; ".join(f"{value}: {name_runs(found)}" for value, found in members.items() if value != most)
             warnings.append(printable(f"The runs have different {name}: {listed}. Runs of {named}."))
     dirty = [run for run in runs if run.environment.get("git_changes")]
     if dirty:
-        named = f": {_name_runs(dirty)}" if len(dirty) < len(runs) else ""
+        named = f": {name_runs(dirty)}" if len(dirty) < len(runs) else ""
         text = f"{len(dirty)} of {len(runs)} runs used source code with uncommitted changes{named}."
         warnings.append(printable(text))
     return warnings
 
 
-def _name_runs(runs: Sequence[RunRecord]) -> str:
+def name_runs(runs: Sequence[RunRecord]) -> str:
     """Return the names of the first runs, and how many more there are."""
     names = ", ".join(run.folder.name for run in runs[:MAX_NAMED])
     return f"{names} and {len(runs) - MAX_NAMED} more" if len(runs) > MAX_NAMED else names

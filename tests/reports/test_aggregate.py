@@ -6,6 +6,7 @@ import pytest
 from scipy import stats
 
 from sam_runner.reports.aggregate import aggregate, estimate, group_over_seeds, informative_settings, student_t
+from sam_runner.reports.report import make_report
 from sam_runner.reports.results import load_results
 from tests.helpers import config_of
 from tests.run_folders import lay, leave
@@ -77,6 +78,22 @@ def test_a_seed_counts_once(tmp_path):
     for number, device in enumerate(("cpu", "cuda")):  # the same settings in reports, another fingerprint
         lay(tmp_path / device, seed=1, device=device, accuracy=0.5 + number / 10)
     assert groups_of(tmp_path) == [({}, [0.6])]
+    assert make_report([tmp_path]).remarks == [
+        "1 finished run does not count (cpu): a later run has the same seed and differs only in device, which reports"
+        " do not compare. Report such runs separately."
+    ]
+
+
+def test_runs_that_are_evaluated_at_other_epochs_are_two_groups_where_held_out_images_choose_the_epoch(tmp_path):
+    best = {"selected_by": "validation/accuracy", "best": {"test/accuracy": 0.5}}
+    for every in (1, 3):
+        lay(tmp_path / "last" / str(every), eval_every=every)
+        lay(tmp_path / "best" / str(every), eval_every=every, result=best)
+    assert [settings for settings, _ in groups_of(tmp_path / "best")] == [{"eval_every": 1}, {"eval_every": 3}]
+    assert len(groups_of(tmp_path / "last")) == 1
+    assert "differs only in eval_every" in " ".join(make_report([tmp_path / "last"]).remarks)
+    lay(tmp_path / "last" / "sgd", optimizer="sgd", result=best)  # of the runs that have the setting all are equal
+    assert [list(settings) for settings, _ in groups_of(tmp_path / "last")] == [["optimizer", "rho"]] * 2
 
 
 def test_a_setting_of_one_method_is_a_column_only_where_its_runs_differ(tmp_path):

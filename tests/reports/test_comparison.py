@@ -77,6 +77,17 @@ def test_at_equal_cost_the_baseline_is_trained_for_longer():
     assert find_baselines(table, Baseline({"optimizer": "sgd"}, "cost"), costs) == {}
 
 
+def test_at_equal_cost_both_sides_have_a_patience_or_neither():
+    rows = [("sgd", None, 20, None), ("sgd", None, 20, 30), ("sam", 0.1, 10, 50), ("sam", 0.1, 10, None)]
+    table = pd.DataFrame(rows, columns=["optimizer", "rho", "epochs", "early_stopping.patience"])
+    costs = pd.Series(100.0, table.index)
+    for against in ("cost", "seconds"):
+        assert find_baselines(table, Baseline({"optimizer": "sgd"}, against), costs) == {2: 1, 3: 0}
+        without = Baseline({"optimizer": "sgd", "early_stopping.patience": "-"}, against)
+        assert find_baselines(table, without, costs) == {1: 0, 2: 0, 3: 0}  # asked for
+    assert find_baselines(table.drop(1), Baseline({"optimizer": "sgd"}, "cost"), costs) == {3: 0}
+
+
 def test_a_report_compares_at_equal_cost(tmp_path):
     for seed, (optimizer, epochs) in itertools.product(range(3), (("sgd", 3), ("sgd", 6), ("sam", 3))):
         gradients = 10 * epochs * (2 if optimizer == "sam" else 1)
@@ -141,6 +152,57 @@ def test_a_baseline_of_one_epoch_cannot_be_given_half_of_its_cost(tmp_path):
     report = make_report([tmp_path], against="cost")
     assert "train sgd with another number of epochs." in " ".join(report.notes)
     assert not [purpose for purpose, _ in report.next_commands if "--against" in purpose]
+
+
+@pytest.mark.parametrize("patience", [3, 30])
+def test_no_length_is_advised_where_early_stopping_may_end_the_run_before(patience, tmp_path):
+    for optimizer, gradients in (("sgd", 80), ("sam", 120)):
+        config = config_of(f"optimizer={optimizer}", "data.val_fraction=0.1", f"early_stopping.patience={patience}")
+        leave(tmp_path / optimizer, config, accuracy=0.5, result={"gradient_evaluations": gradients})
+    at_settings, at_cost = make_report([tmp_path]), make_report([tmp_path], against="cost")
+    (remark,) = [text for text in at_cost.remarks if "no baseline" in text]
+    cost = next(text for text in at_settings.findings if "gradients" in text)
+    commands = [purpose for report in (at_settings, at_cost) for purpose, _ in report.next_commands]
+    if patience == 3:
+        assert remark.endswith("train sgd with another number of epochs (early_stopping.patience may end it before).")
+        assert "train sgd with another number of epochs as well (early_stopping.patience may end it before)" in cost
+        assert commands == []
+    else:  # 30 epochs cannot be ended by it
+        assert remark.endswith("train sgd with epochs=30.")
+        assert "train sgd for 1.5 times the epochs as well" in cost
+        assert commands == ["sgd with epochs=30, for --against cost"] * 2
+
+
+def test_a_baseline_of_equal_cost_that_differs_in_the_patience_is_not_sold_as_a_question_of_length(tmp_path):
+    for optimizer, patience in (("sgd", "null"), ("sam", 50)):
+        config = config_of(f"optimizer={optimizer}", "data.val_fraction=0.1", f"early_stopping.patience={patience}")
+        leave(tmp_path / optimizer, config, accuracy=0.5, result={"gradient_evaluations": 80})
+    report = make_report([tmp_path], against="cost")
+    assert report.differences == {}
+    assert (
+        "sam, early_stopping.patience 50, rho 0.05 has no baseline of equal cost (80 gradient evaluations): train sgd"
+        " with the same other settings."
+    ) in report.remarks
+
+
+def test_the_cost_is_in_images_where_batch_sizes_differ(tmp_path):
+    for size, optimizer in itertools.product((64, 128), ("sgd", "sam")):
+        passes = 2 if optimizer == "sam" else 1
+        costs = {"gradient_evaluations": passes * 1280 / size, "images_backward": passes * 1280}
+        config = config_of(f"optimizer={optimizer}", f"batch_size={size}")
+        leave(tmp_path / f"{optimizer}{size}", config, accuracy=0.5, result=costs)
+    report = make_report([tmp_path], baseline="batch_size=64")
+    assert list(report.table["images backward"]) == ["1,280", "1,280", "2,560", "2,560"]
+    assert not [text for text in report.findings if "gradients" in text]
+    assert "images backward: images in backward passes of a run: its cost, as the batch sizes differ" in " ".join(
+        report.notes
+    )
+    assert "images_backward" in report.to_csv().partition("\n")[0]
+    assert "gradient_evaluations" not in report.to_table_csv()
+    assert len(make_report([tmp_path], baseline="batch_size=64", against="cost").differences) == 2
+    with_sgd = make_report([tmp_path], against="cost")
+    assert [missing.length for missing in with_sgd.missing_baselines] == [{"epochs": 40}] * 2
+    assert "(2,560 images in backward passes)" in with_sgd.to_text()
 
 
 @pytest.mark.parametrize(

@@ -95,6 +95,29 @@ def test_the_chosen_value_of_a_search_is_in_the_final_command_if_it_is_the_defau
     assert commands[1].startswith("sam-train -m optimizer=sam rho=0.05 data=synthetic ")
 
 
+@pytest.mark.parametrize("seeds", [(0,), (0, 1, 2)])
+def test_runs_with_a_patience_keep_their_held_out_images(seeds, folder, monkeypatch, capsys):
+    early = ["early_stopping.patience=2", "early_stopping.metric=validation/nll", "data.val_labels=noisy"]
+    chosen = lay_sweep(folder, ["rho=0.02,0.1", *NOISE, "data.val_fraction=0.25", *early], seeds=seeds)
+    commands = make_report([folder / "s"]).next_commands
+    if len(seeds) == 3:  # these are the final runs
+        assert commands == []
+        return
+    for name, (purpose, command) in zip(("sgd", "sam"), commands, strict=True):
+        assert "with the held-out images that early_stopping.patience needs, with 3 seeds for" in purpose
+        words = shlex.split(command)[1:]
+        assert compose_line(words[1:]).fingerprint() == chosen[name].fingerprint()
+        assert invoke(monkeypatch, capsys, folder, *words).returncode == 0
+
+
+def test_a_metric_of_held_out_images_is_left_out_of_final_runs_without_them(folder, monkeypatch, capsys):
+    lay_sweep(folder, ["rho=0.02,0.1", "data.val_fraction=0.25", "early_stopping.metric=validation/nll"])
+    for purpose, command in make_report([folder / "s"]).next_commands:
+        assert " on all training images" in purpose
+        assert "early_stopping" not in command
+        assert invoke(monkeypatch, capsys, folder, *shlex.split(command)[1:]).returncode == 0
+
+
 def test_final_runs_are_compared_and_none_is_selected(folder):
     for name, seed in itertools.product(("sgd", "sam"), range(3)):
         config = replace(compose_experiment([f"optimizer={name}"]), seed=seed)
