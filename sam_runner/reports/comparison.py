@@ -47,7 +47,10 @@ class Baseline:
     def ignored_settings(self) -> set[str]:
         """The settings in which a group may differ from its baseline; on a patience see `_compared_value`."""
         methods = METHOD_SETTINGS if "optimizer" in self.settings else set()
-        return {*self.settings, *methods, *(LENGTH_SETTINGS - {PATIENCE} if self.against else ())}
+        free = (LENGTH_SETTINGS - {PATIENCE}) | {
+            "eval_every"
+        }  # longer runs are often evaluated at fewer of their epochs
+        return {*self.settings, *methods, *(free if self.against else ())}
 
     @property
     def option_value(self) -> str:

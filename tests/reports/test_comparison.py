@@ -77,6 +77,13 @@ def test_at_equal_cost_the_baseline_is_trained_for_longer():
     assert find_baselines(table, Baseline({"optimizer": "sgd"}, "cost"), costs) == {}
 
 
+def test_at_equal_cost_a_longer_baseline_may_be_evaluated_at_fewer_epochs():
+    settings = pd.DataFrame({"optimizer": ["sgd", "sam"], "epochs": [20, 10], "eval_every": [2, 1]})
+    costs = pd.Series([20.0, 20.0])
+    assert find_baselines(settings, Baseline({"optimizer": "sgd"}, "cost"), costs) == {1: 0}
+    assert find_baselines(settings, Baseline({"optimizer": "sgd"}), costs) == {}
+
+
 def test_at_equal_cost_both_sides_have_a_patience_or_neither():
     rows = [("sgd", None, 20, None), ("sgd", None, 20, 30), ("sam", 0.1, 10, 50), ("sam", 0.1, 10, None)]
     table = pd.DataFrame(rows, columns=["optimizer", "rho", "epochs", "early_stopping.patience"])
