@@ -47,9 +47,7 @@ class Baseline:
     def ignored_settings(self) -> set[str]:
         """The settings in which a group may differ from its baseline; on a patience see `_compared_value`."""
         methods = METHOD_SETTINGS if "optimizer" in self.settings else set()
-        free = (LENGTH_SETTINGS - {PATIENCE}) | {
-            "eval_every"
-        }  # longer runs are often evaluated at fewer of their epochs
+        free = {*LENGTH_SETTINGS, "eval_every"} - {PATIENCE}  # longer runs are often evaluated less often
         return {*self.settings, *methods, *(free if self.against else ())}
 
     @property
