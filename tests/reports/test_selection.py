@@ -189,8 +189,9 @@ def test_a_value_that_lacks_seeds_is_not_chosen_but_named(tmp_path):
     assert "(rho chosen from 2 values by validation/accuracy)" in equal and "different seeds" not in equal
 
 
-def test_further_seeds_of_one_value_do_not_count_in_a_choice(tmp_path):
-    report = lay_seeds(tmp_path / "s", {0.02: range(5), 0.1: range(2)})
+@pytest.mark.parametrize("words", [(), ("early_stopping.patience=2",)])
+def test_further_seeds_of_one_value_do_not_count_in_a_choice(words, tmp_path):
+    report = lay_seeds(tmp_path / "s", {0.02: range(5), 0.1: range(2)}, ("data.val_fraction=0.1", *words))
     assert list(report.choice_table["chosen rho"]) == ["0.1"]
     assert "on seeds 0 1)" in report.to_text() and "Not chosen" not in report.to_text()
     (final,) = [command for purpose, command in report.next_commands if purpose.startswith("final runs")]
