@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from sam_runner.config.optimizer import METHODS, OptimizerConfig
-from sam_runner.reports.results import setting_columns
+from sam_runner.reports.results import METRIC_SETS, setting_columns
 
 if TYPE_CHECKING:
     from pandas.core.groupby import SeriesGroupBy
@@ -21,12 +21,21 @@ METHOD_SETTINGS = {  # names in reports of the settings that not every method ha
     if f"optimizer.{entry.name}" not in SHARED_OPTIMIZER_KEYS and "key" in entry.metadata
 }
 WITHOUT_SAM = ("sgd", "none")  # names of the methods that are the base optimizer alone
-LOWER_IS_BETTER = ("nll", "loss", "error", "gap")  # ends of metric names
+DIRECTIONS = {  # 1: the largest value is the best, -1: the smallest; of the metrics of a set of images
+    **dict.fromkeys(("accuracy", "accuracy_top5", "accuracy_clean", "recovered"), 1),
+    **dict.fromkeys(("nll", "loss", "error", "calibration_error", "memorised"), -1),
+}
+ROUNDING = 1e-9  # an interval whose half width is a smaller fraction of the mean has the width 0 but for rounding
 
 
 def ranking_sign(metric: str) -> int:
-    """Return 1 for a metric whose largest value is the best, -1 for one whose smallest value is."""
-    return -1 if metric.endswith(LOWER_IS_BETTER) else 1
+    """Return 1 for a metric whose largest value is the best, -1 for one whose smallest value is, 0 for all others.
+
+    Neither a large nor a small value is better in itself for the others: lr, norms, the largest eigenvalue, or the
+    loss at w + eps, which grows with rho.
+    """
+    name_of_set, _, name = metric.removeprefix("best/").partition("/")
+    return DIRECTIONS.get(name, 0) if name_of_set.removesuffix("_ema") in METRIC_SETS else 0
 
 
 def varying_settings(results: pd.DataFrame) -> list[str]:
@@ -94,22 +103,31 @@ class Estimate(NamedTuple):
     half_width: float
 
     @property
+    def is_constant(self) -> bool:
+        """Whether at least two values are all equal and not 0.
+
+        Then their spread is 0 and there is no t-test. Accuracies are multiples of 1 / number of images, so that two
+        seeds easily have equal differences by chance.
+        """
+        return self.half_width <= ROUNDING * abs(self.mean) and self.mean != 0
+
+    @property
     def contains_zero(self) -> bool | None:
-        """Whether the interval contains 0; None without an interval."""
-        return None if math.isnan(self.half_width) else abs(self.mean) <= self.half_width
+        """Whether the interval contains 0; None without an interval, and where all values are equal and not 0."""
+        return None if math.isnan(self.half_width) or self.is_constant else abs(self.mean) <= self.half_width
 
     @property
     def p_value(self) -> float:
-        """p-value of the t-test whose hypothesis is a mean of 0, two-sided; NaN without an interval.
+        """p-value of the t-test whose hypothesis is a mean of 0, two-sided; NaN where `contains_zero` is None.
 
-        1 if all values are 0; 0 if they have another number in common.
+        1 if all values are 0.
         """
         from scipy.special import stdtr  # imported here: it takes 0.1 s
 
-        if math.isnan(self.half_width):
+        if self.contains_zero is None:
             return math.nan
         if self.half_width == 0:
-            return float(self.mean == 0)
+            return 1.0
         quantile = float(student_t(pd.Series([self.n - 1]))[0])
         return float(2 * stdtr(self.n - 1, -abs(self.mean) / self.half_width * quantile))
 

@@ -44,8 +44,8 @@ def suggest_commands(report: "Report") -> list[tuple[str, str]]:
             record = report.first_record(missing.base)
             config = replace(cast("ExperimentConfig", record.config), **missing.length)
             commands.append((purpose, _same_sweep_command(report, record, config, missing.groups)))
-    held_out = [choice for choice in report.choices if choice.metric.startswith("validation/")]
-    commands += _final_commands(report, [choice.group for choice in held_out]) if held_out else []
+    held_out = [choice for choice in report.choices if choice.metric.startswith(("validation/", "validation_ema/"))]
+    commands += _final_commands(report, held_out) if held_out else []
     if any(choice.is_optimistic for choice in report.choices):
         command = typed_command(report.first_record(int(report.runs["group"].iloc[0])))
         commands.append(("choose on held-out images instead", f"{command} data.val_fraction=0.1"))
@@ -73,7 +73,7 @@ def _beyond_command(report: "Report", choice: Choice, name: str) -> tuple[str, s
         config = change_setting(cast("ExperimentConfig", record.config), name, beyond)
     except (TypeError, ValueError):
         return purpose, ""
-    return purpose, "" if beyond == value else _same_sweep_command(report, record, config, [choice.group])
+    return purpose, "" if beyond == value else _same_sweep_command(report, record, config, choice.searched)
 
 
 def _same_sweep_command(report: "Report", record: RunRecord, config: ExperimentConfig, groups: Sequence[int]) -> str:
@@ -81,18 +81,21 @@ def _same_sweep_command(report: "Report", record: RunRecord, config: ExperimentC
     return train_command(record, config, report.list_seeds(groups), same_sweep(record))
 
 
-def _final_commands(report: "Report", groups: Sequence[int]) -> list[tuple[str, str]]:
-    """Return purposes and commands of the final runs of some groups, all in one sweep; none if all have been trained.
+def _final_commands(report: "Report", choices: Sequence[Choice]) -> list[tuple[str, str]]:
+    """Return purposes and commands of the final runs of some choices, on the seeds of the search, all in one sweep.
 
-    Runs with a patience keep their held-out images, so the runs of the search are final runs too.
+    Runs with a patience keep their held-out images, so the runs of the search are final runs too. If no seed is missing
+    then, nothing is returned.
     """
-    seeds = report.list_seeds(groups)
+    groups = [choice.group for choice in choices]
+    seeds = report.list_seeds([group for choice in choices for group in choice.searched])
+    are_trained = len(seeds) >= MIN_SEEDS and all(report.list_seeds([group]) == seeds for group in groups)
     num_added = max(0, MIN_SEEDS - len(seeds))
     seeds += range(seeds[-1] + 1, seeds[-1] + 1 + num_added)
     why = f", with {MIN_SEEDS} seeds for an interval" if num_added else ""
     records = {group: report.first_record(group) for group in groups}
     configs = {group: cast("ExperimentConfig", record.config) for group, record in records.items()}
-    if not num_added and all(final_settings(config) == config for config in configs.values()):
+    if are_trained and all(final_settings(config) == config for config in configs.values()):
         return []
     name = f"{records[groups[0]].folder.resolve().parent.name[-94:]}-final"
     commands = []

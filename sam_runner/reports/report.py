@@ -23,6 +23,7 @@ from sam_runner.reports.aggregate import (
     group_over_seeds,
     informative_settings,
     paired_difference,
+    ranking_sign,
     rows_by_group,
     values_by_seed,
 )
@@ -91,10 +92,16 @@ class Report:
         """Refuse options that do not fit the runs.
 
         Raises:
-            InputError: If runs have finished and none has the metric, or an option names a setting that no run has.
+            InputError: If runs have finished and none has the metric, an option names a setting that no run has, or
+                values are to be chosen by a metric that says nothing about what is better.
         """
         if self.metrics and self.metric not in self.metrics:
             raise InputError(f"no run has the metric {self.metric}\n  accepted: {', '.join(self.metrics)}")
+        if self.metrics and self.select is not None and not ranking_sign(self.metric):
+            raise InputError(
+                f"--select {','.join(self.select)}: no value of {self.metric} is better than another, so it cannot"
+                f" choose\n  leave out --select, or compare by one of: {', '.join(filter(ranking_sign, self.metrics))}"
+            )
         if not self.runs.empty:
             _ = self.choices, self.differences, self.choice_differences
 
@@ -142,7 +149,7 @@ class Report:
 
     @cached_property
     def choices(self) -> list[Choice]:
-        """The chosen groups; empty where no setting is searched."""
+        """The chosen groups; empty where no setting is searched, or no value of the metric is better than another."""
         select, by = self.search_settings
         choices = choose(self.runs, self.metric, select, by) if select else []
         return choices if any(choice.num_values > 1 for choice in choices) else []
@@ -158,7 +165,7 @@ class Report:
 
     @cached_property
     def ranking(self) -> list[Choice]:
-        """The best of all groups as the only entry; empty if there are fewer than two groups."""
+        """The best of all groups as the only entry; empty if there are fewer than two groups, or none is the best."""
         choices = [] if self.runs.empty else choose(self.runs, self.metric, self.settings, [])
         return [choice for choice in choices if choice.num_values > 1]
 

@@ -2,12 +2,12 @@
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from sam_runner.reports.aggregate import aggregate, ranking_sign
+from sam_runner.reports.aggregate import ranking_sign
 from sam_runner.utils.errors import InputError
 
 SEARCHED_SETTINGS = ("rho", "augment.mixup", "lr", "weight_decay")  # chosen where they vary and --select is not given
@@ -26,7 +26,11 @@ class Choice:
         at_edge: The searched settings whose chosen value is the smallest or the largest of at least three numbers;
             none where all values are equally good.
         num_best: Number of values, or combinations of values, that are equally good and the best.
-        searched: The groups that it was chosen from.
+        searched: The groups of all values that were searched.
+        has_equal_seeds: Whether these groups have the same seeds.
+        seeds: The seeds on which the groups were compared, see `average_over_shared_seeds`; empty for the seeds that
+            each group has.
+        left_out: The groups of `searched` that lack some of `seeds`.
     """
 
     settings: Mapping[str, Any]
@@ -37,6 +41,9 @@ class Choice:
     at_edge: tuple[str, ...] = ()
     num_best: int = 1
     searched: tuple[int, ...] = ()
+    has_equal_seeds: bool = True
+    seeds: tuple[int, ...] = ()
+    left_out: tuple[int, ...] = ()
 
     @property
     def is_optimistic(self) -> bool:
@@ -44,15 +51,18 @@ class Choice:
         return self.num_values > 1 and not self.is_held_out
 
 
+def is_of_test_set(metric: str) -> bool:
+    """Return whether a metric is measured on the test set, of the weights or of their average."""
+    return metric.removeprefix("best/").startswith(("test/", "test_ema/"))
+
+
 def held_out_metric(metric: str) -> str:
     """Return the metric of the validation set that corresponds to a metric of the test set.
 
-    For ``best/test/accuracy``, at the epoch of early stopping, it is ``best/validation/accuracy``. A metric of another
-    set is returned unchanged.
+    For ``best/test/accuracy``, at the epoch of early stopping, it is ``best/validation/accuracy``; for
+    ``test_ema/nll``, of averaged weights, ``validation_ema/nll``. A metric of another set is returned unchanged.
     """
-    prefix = "best/" if metric.startswith("best/") else ""
-    name = metric.removeprefix(prefix)
-    return f"{prefix}validation/{name.removeprefix('test/')}" if name.startswith("test/") else metric
+    return metric.replace("test", "validation", 1) if is_of_test_set(metric) else metric
 
 
 def split_settings(
@@ -89,8 +99,42 @@ def split_settings(
     return list(select), [name for name in by if name not in select]
 
 
+class SeedMeans(NamedTuple):
+    """Means over the same seeds; see `average_over_shared_seeds`."""
+
+    means: pd.Series
+    seeds: tuple[int, ...]
+    has_equal_seeds: bool
+
+
+def average_over_shared_seeds(runs: pd.DataFrame, metric: str) -> SeedMeans:
+    """Return the mean of a metric by group over the seeds that more than half of the groups have.
+
+    A group that lacks one of these seeds is left out: its other runs have diverged or are not finished, so its mean
+    says nothing about these seeds. Seeds that only a few groups have do not count. If all groups would be left out, the
+    means are over the seeds that each group has, and no seeds are returned.
+
+    Args:
+        runs: A table of `group_over_seeds`, of the groups that are compared.
+        metric: A metric.
+    """
+    runs = runs[["group", "seed", metric]].dropna()
+    values = runs.groupby("group")[metric]
+    num_groups = runs.groupby("seed")[metric].count()
+    shared = num_groups.index[num_groups > len(values) / 2]
+    found = runs[runs["seed"].isin(shared)].groupby("group")[metric].agg(["count", "mean"])
+    means = found.loc[found["count"] == len(shared), "mean"]
+    has_equal_seeds = bool((num_groups == len(values)).all())
+    if means.empty:
+        return SeedMeans(values.mean(), (), has_equal_seeds)
+    return SeedMeans(means, tuple(map(int, shared)), has_equal_seeds)
+
+
 def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[str]) -> list[Choice]:
-    """Choose a group for each combination of the settings `by`; groups without the metric are left out.
+    """Choose a group for each combination of the settings `by`, by means over the same seeds.
+
+    Groups without the metric do not take part. If no value of the metric is better than another (`ranking_sign`),
+    nothing is chosen.
 
     Args:
         runs: A table of `group_over_seeds`.
@@ -98,26 +142,39 @@ def choose(runs: pd.DataFrame, metric: str, select: Sequence[str], by: Sequence[
         select: The searched settings.
         by: The settings that have a choice each.
     """
+    if not ranking_sign(metric):
+        return []
     held_out = held_out_metric(metric)
-    groups = runs.drop_duplicates("group").set_index("group")
-    means = {name: aggregate(runs, name) for name in {metric, held_out} if name in runs}
-    groups = groups[means[metric]["n"] > 0]
+    counts = {name: runs.groupby("group")[name].transform("count") for name in {metric, held_out} if name in runs}
+    runs = runs[counts[metric] > 0]
     if by:  # the settings that are named first vary slowest, their values in the order of the runs
-        order = [pd.factorize(groups[name], use_na_sentinel=False)[0] for name in reversed(by)]
-        groups = groups.iloc[np.lexsort(order)]
-    parts = groups.groupby(list(by), dropna=False, sort=False) if by else [((), groups)]
+        order = [pd.factorize(runs[name], use_na_sentinel=False)[0] for name in reversed(by)]
+        runs = runs.iloc[np.lexsort(order)]
+    parts = runs.groupby(list(by), dropna=False, sort=False) if by else [((), runs)]
     choices = []
     for _, part in parts:
-        members = part.index.sort_values()
-        is_held_out = held_out != metric and held_out in means and (means[held_out].loc[members, "n"] > 0).all()
+        groups = part.drop_duplicates("group").set_index("group").sort_index()
+        is_held_out = held_out != metric and held_out in counts and (counts[held_out].loc[part.index] > 0).all()
         chosen_by = held_out if is_held_out else metric
-        scores = ranking_sign(metric) * means[chosen_by].loc[members, "mean"]
+        means, seeds, has_equal_seeds = average_over_shared_seeds(part, chosen_by)
+        scores = ranking_sign(metric) * means
         best = int(scores.index.to_list()[scores.argmax()])
-        values = len(part.drop_duplicates(list(select))) if select else 1
         num_best = int((scores == scores.max()).sum())
-        at_edge = tuple(name for name in select if num_best < values and _is_at_edge(part[name], best))
-        settings = {name: part.iloc[0][name] for name in by}
-        choices.append(Choice(settings, best, values, chosen_by, bool(is_held_out), at_edge, num_best, tuple(members)))
+        choices.append(
+            Choice(
+                settings={name: groups.iloc[0][name] for name in by},
+                group=best,
+                num_values=len(groups.drop_duplicates(list(select))) if select else 1,
+                metric=chosen_by,
+                is_held_out=bool(is_held_out),
+                at_edge=tuple(name for name in select if num_best < len(scores) and _is_at_edge(groups[name], best)),
+                num_best=num_best,
+                searched=tuple(map(int, groups.index)),
+                has_equal_seeds=has_equal_seeds,
+                seeds=seeds,
+                left_out=tuple(map(int, groups.index.difference(scores.index))),
+            )
+        )
     return choices
 
 

@@ -17,8 +17,8 @@ from sam_runner.reports.comparison import (
     may_end_early,
     time_spread,
 )
-from sam_runner.reports.selection import Choice
-from sam_runner.reports.setup import name_runs
+from sam_runner.reports.selection import Choice, is_of_test_set
+from sam_runner.reports.setup import MAX_NAMED, name_runs
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
 from sam_runner.utils.console import format_count, format_duration
 
@@ -40,37 +40,42 @@ def describe_findings(report: "Report") -> list[str]:
     """Return what the runs show: the metric of each chosen group, and whether it is better than the baseline.
 
     Further sentences say what the group costs and, if images were held out, compare it at the epochs of early stopping.
-    Without a search the groups are those with a baseline; if there are more than `MAX_FINDINGS`, the best group only.
+    Without a search the groups are those with a baseline; if there are more than `MAX_FINDINGS`, the best group only,
+    as the best of so many.
     """
     if report.runs.empty:
         return []
     differences = report.choice_differences or report.differences
-    chosen = {choice.group: choice for choice in report.choices}
+    chosen = {choice.group: choice for choice in report.choices or _best_of_many(report)}
     bases = {base for base, _ in differences.values()}
-    compared = list(differences) if len(differences) <= MAX_FINDINGS else []
-    groups = [
-        group for group in (chosen or compared or [choice.group for choice in report.ranking]) if group not in bases
-    ]
     findings = []
-    for group in groups:
+    for group in chosen or (differences if len(differences) <= MAX_FINDINGS else ()):
+        if report.choices and group in bases:
+            continue
         findings.append(_describe_group(report, group, chosen.get(group), differences.get(group)))
         if group in differences:
             base, _ = differences[group]
             findings += [*_describe_early_stopping(report, group, base), *_describe_fit(report, group, base)]
             findings += _describe_cost(report, group, base)
-        findings += _describe_search(report, chosen[group]) if group in chosen else []
+        findings += _describe_search(report, chosen[group]) if report.choices else []
     return findings
+
+
+def _best_of_many(report: "Report") -> list[Choice]:
+    """Return the best group as the only entry if it stands for all in the findings; empty after a search."""
+    return [] if report.choices or 0 < len(report.differences) <= MAX_FINDINGS else report.ranking
 
 
 def _describe_group(report: "Report", group: int, choice: Choice | None, compared: tuple[int, Estimate] | None) -> str:
     text, edge = report.labels[group], ""
     if choice is not None and choice.num_values > 1:
         names = " and ".join(map(column_title, report.search_settings[0]))
+        search = f"{names} chosen from {choice.num_values} values" if report.choices else f"best of {choice.num_values}"
         optimistic = ", which is optimistic" if choice.is_optimistic else ""
         equal = f"; {choice.num_best} of them are equally good" if choice.num_best > 1 else ""
-        other = _name_other_metric(report, choice)
-        text += f" ({names} chosen from {choice.num_values} values by {choice.metric}{other}{optimistic}{equal})"
-    if choice is not None and choice.at_edge:
+        by = choice.metric + _name_other_metric(report, choice) + _name_seeds(choice)
+        text += f" ({search} by {by}{optimistic}{equal})"
+    if report.choices and choice is not None and choice.at_edge:
         names = " and ".join(map(column_title, choice.at_edge))
         edge = f" The chosen {names} is at the edge of the values searched: search beyond it."
     when = f" in the {report.last_epoch}" if f"best/{report.metric}" in report.estimates else ""
@@ -88,6 +93,13 @@ def _name_other_metric(report: "Report", choice: Choice) -> str:
     metric = choice.metric if config is None else config.early_stopping.metric
     is_other = choice.is_held_out and metric != choice.metric.removeprefix("best/")
     return f", not by early_stopping.metric={metric}" if is_other else ""
+
+
+def _name_seeds(choice: Choice) -> str:
+    """Return " on seeds 0 1 2" if the compared groups have different seeds."""
+    if choice.has_equal_seeds:
+        return ""
+    return f" on seeds {' '.join(map(str, choice.seeds))}" if choice.seeds else " on different seeds"
 
 
 def _describe_early_stopping(report: "Report", group: int, base: int) -> list[str]:
@@ -187,17 +199,21 @@ def _judge_difference(report: "Report", group: int, difference: Estimate) -> str
     if n == 0:
         return "The two groups have no seed in common, so there is no paired difference and no test."
     text = f"Difference {mean:+.4f}"
-    if difference.contains_zero is None:
+    interval = f", 95% interval {mean - half_width:+.4f} to {mean + half_width:+.4f} (n = {n} pairs"
+    if difference.is_constant:
+        text += f"{interval}): all pairs differ by the same number, too few distinct values for a test, so"
+        text += " significance is unknown; run more seeds."
+    elif difference.contains_zero is None:
         text += " for one seed: no interval, so significance is unknown; run more seeds."
     else:
         p_value = format_p_value(difference.p_value)
-        text += f", 95% interval {mean - half_width:+.4f} to {mean + half_width:+.4f} (n = {n} pairs,"
-        text += f" p {p_value if p_value.startswith('<') else f'= {p_value}'})"
-        better = "better" if ranking_sign(report.metric) * mean > 0 else "worse"
+        text += f"{interval}, p {p_value if p_value.startswith('<') else f'= {p_value}'})"
+        sign = ranking_sign(report.metric)
+        word = ("better" if sign * mean > 0 else "worse") if sign else ("higher" if mean > 0 else "lower")
         text += (
             ": it contains 0, so the difference is not significant."
             if difference.contains_zero
-            else f": it does not contain 0, so {report.labels[group]} is significantly {better}."
+            else f": it does not contain 0, so {report.labels[group]} is significantly {word}."
         )
     return text
 
@@ -205,10 +221,12 @@ def _judge_difference(report: "Report", group: int, difference: Estimate) -> str
 def define_terms(report: "Report") -> list[tuple[str, str]]:
     """Return the terms in the tables of a report, each with its meaning."""
     columns = {*report.table.columns}
+    is_of_test = is_of_test_set(report.metric)
     terms = [
         (
             f"{report.metric}, 95% interval, n",
             "mean over n seeds ± half the width of its 95% interval (Student's t)"
+            + (", which covers the seeds on one test set, not the choice of its images" if is_of_test else "")
             + ("; accuracies are fractions of the images" if "accuracy" in report.metric else ""),
         )
     ]
@@ -217,9 +235,11 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         metrics = " or ".join(sorted({choice.metric for choice in choices}))
         counts = sorted({choice.num_values for choice in choices})
         values = f"{counts[0]} to {counts[-1]}" if len(counts) > 1 else f"{counts[0]}"
-        terms.append(("*", f"best of {values} by {metrics} (mean over seeds)"))
-    if "validation/accuracy" in columns:
-        terms.append(("validation/accuracy", f"accuracy on the held-out images{_describe_ceiling(report)}"))
+        seeds = "seeds" if all(choice.has_equal_seeds for choice in choices) else "the seeds that the remarks name"
+        terms.append(("*", f"best of {values} by {metrics} (mean over {seeds})"))
+    for tag, weights in (("validation/accuracy", ""), ("validation_ema/accuracy", " of the averaged weights")):
+        if tag in columns:
+            terms.append((tag, f"accuracy{weights} on the held-out images{_describe_ceiling(report)}"))
     if "rho" in columns:
         terms.append(("rho", f"{RHO}; - is a run without SAM"))
     if "early stopping" in columns:
@@ -244,6 +264,8 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
             terms.append(("difference, early stopping", "the same difference at the epochs of early stopping"))
         first = f"difference to {report.baseline}"
         meaning = f"whether the interval of {first} contains 0; if not, the difference is significant (5%)"
+        if any(difference.is_constant for _, difference in report.differences.values()):
+            meaning += "; - where all pairs differ by the same number: too few distinct values for a test"
         terms.append(("contains 0", meaning))
         terms.append(
             ("p", f"p-value of the paired t-test of {first}, two-sided, not corrected for the number of comparisons")
@@ -292,12 +314,19 @@ def _percent_range(low: float, high: float) -> str:
 
 
 def write_remarks(report: "Report") -> list[str]:
-    """Return what a reader of the tables has to know: optimistic choices, many tests, missing numbers."""
+    """Return what a reader of the tables has to know: how groups were chosen, many tests, missing numbers."""
     remarks = []
-    if any(choice.is_optimistic for choice in report.selection):
+    named = report.selection or (_best_of_many(report) if report.baseline is not None else [])
+    if not ranking_sign(report.metric) and len(report.rows) > 1:
+        remarks.append(
+            f"No value of {report.metric} is better than another: no setting is chosen by it, no group is the best, and"
+            " differences are called higher or lower."
+        )
+    remarks += [_explain_seeds(report, choice) for choice in named if not choice.has_equal_seeds]
+    if any(choice.is_optimistic for choice in named):
         remarks.append(
             "Selected on the test set, so optimistic. Hold out validation data with data.val_fraction."
-            if report.metric.removeprefix("best/").startswith("test/")
+            if is_of_test_set(report.metric)
             else f"Selected by {report.metric} itself, so optimistic."
         )
     if report.baseline is not None and len(report.differences) > 1:
@@ -330,6 +359,27 @@ def _describe_replaced_runs(report: "Report") -> list[str]:
         f"{format_count(len(replaced), 'finished run')} {do} not count ({folders}): a later run has the same seed and"
         f" differs only in {' and '.join(names)}, which reports do not compare. Report such runs separately."
     ]
+
+
+def _explain_seeds(report: "Report", choice: Choice) -> str:
+    """Return sentences on a choice among groups with different seeds: what was compared, and what was left out."""
+    arm = settings_label(choice.settings)
+    names = " and ".join(map(column_title, report.search_settings[0]))
+    what = f"The values of {names}{arm and f' for {arm}'}" if report.choices else "The groups"
+    if not choice.seeds:
+        return (
+            f"{what} have different seeds and too few in common, so the choice compares means over different seeds:"
+            " run the missing seeds before you use it."
+        )
+    text = (
+        f"{what} have different seeds: compared on seeds {' '.join(map(str, choice.seeds))}, which most of them have."
+    )
+    if choice.left_out:
+        labels = [report.labels[group] for group in choice.left_out]
+        more = f" and {len(labels) - MAX_NAMED} more" if len(labels) > MAX_NAMED else ""
+        text += f" Not chosen, because seeds are missing: {'; '.join(labels[:MAX_NAMED])}{more}."
+        text += " Run the missing seeds, unless they have diverged."
+    return text
 
 
 def _warn_of_times(report: "Report") -> list[str]:

@@ -17,7 +17,7 @@ from sam_runner.reports.tables import column_title, format_value, printable
 from sam_runner.utils.console import format_duration
 
 NOT_RECORDED = "not recorded (runs of an earlier version)"
-MAX_NAMED = 3  # runs that a warning names
+MAX_NAMED = 3  # runs, or groups of runs, that a warning names
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,14 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from sam_runner.reports.aggregate import aggregate, estimate, group_over_seeds, informative_settings, student_t
+from sam_runner.reports.aggregate import (
+    aggregate,
+    estimate,
+    group_over_seeds,
+    informative_settings,
+    ranking_sign,
+    student_t,
+)
 from sam_runner.reports.report import make_report
 from sam_runner.reports.results import load_results
 from tests.helpers import config_of
@@ -53,9 +60,29 @@ def test_an_estimate_leaves_out_missing_values():
 def test_the_p_value_is_that_of_the_example_of_students_paper():
     extra_sleep = pd.Series([1.2, 2.4, 1.3, 1.3, 0.0, 1.0, 1.8, 0.8, 4.6, 1.4])  # Student, Biometrika 1908, differences
     assert estimate(extra_sleep).p_value == pytest.approx(0.002833, abs=5e-7)  # R 4.3: t.test(..., paired = TRUE)
-    assert estimate(pd.Series([0.1, 0.1])).p_value == 0
     assert estimate(pd.Series([0.0, 0.0])).p_value == 1
     assert np.isnan(estimate(pd.Series([0.1])).p_value)
+
+
+@pytest.mark.parametrize("differences", [(0.1, 0.1), (0.61 - 0.6, 0.81 - 0.8, 0.31 - 0.3)])  # equal but for rounding
+def test_equal_values_have_an_interval_of_width_0_and_no_test(differences):
+    found = estimate(pd.Series(differences))
+    assert found.half_width == pytest.approx(0, abs=1e-12)
+    assert found.contains_zero is None
+    assert np.isnan(found.p_value)
+
+
+@pytest.mark.parametrize(
+    ("metrics", "sign"),
+    [
+        (("test/accuracy", "best/test_ema/accuracy", "validation/accuracy_top5", "train/recovered"), 1),
+        (("test/nll", "train/loss", "validation_ema/calibration_error", "train/memorised", "best/train/memorised"), -1),
+        (("train/loss_perturbed", "train/loss_gap", "train/grad_norm", "lr", "telemetry/lambda_max"), 0),
+        (("telemetry/eps_share/loss", "loss", "mean_error"), 0),  # ends that are names of other metrics
+    ],
+)
+def test_only_metrics_of_a_set_of_images_have_a_direction(metrics, sign):
+    assert {ranking_sign(metric) for metric in metrics} == {sign}
 
 
 def test_runs_are_grouped_by_all_settings_but_the_seed(sweep):

@@ -254,6 +254,35 @@ def test_arms_have_early_stopping_time_and_fit_beside_the_last_epoch(tmp_path):
     assert early.ranking[0].metric == "best/validation/accuracy"
 
 
+def test_equal_differences_of_all_seeds_are_not_called_significant(tmp_path, drawn_plots):
+    for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
+        accuracy = 0.6 + 0.1 * seed + 0.01 * (optimizer == "sam")
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=accuracy)
+    report = make_report([tmp_path])
+    (finding,) = report.findings
+    assert "Difference +0.0100, 95% interval +0.0100 to +0.0100 (n = 2 pairs): all pairs differ by the same" in finding
+    assert "significance is unknown" in finding and "is significantly" not in finding
+    row = report.table.set_index("optimizer").loc["sam"]
+    assert list(row[["difference to sgd", "contains 0", "p"]]) == ["+0.0100 ± 0.0000", "-", "-"]
+    assert "too few distinct values for a test" in dict(report.terms)["contains 0"]
+    caption, rows = write_narrow_table(report).split(r"\toprule")
+    assert "An interval of width 0 has too few distinct values for a test." in caption and "{*}" not in rows
+    captions = [plot.caption for plot in draw_plots(report) if plot.name == "differences"]
+    assert captions[0].endswith("A point without a width is not: too few distinct values for a test.")
+
+
+@pytest.mark.parametrize(("best", "said"), [("sam", "Difference +0.0900"), ("sgd", "test/accuracy 0.9900 (n = 1)")])
+def test_the_best_of_many_groups_is_called_so_and_optimistic(best, said, tmp_path):
+    for size, optimizer in itertools.product(range(1, 8), ("sgd", "sam")):
+        accuracy = 0.99 if (size, optimizer) == (7, best) else 0.9
+        lay(tmp_path / f"{size}{optimizer}", optimizer=optimizer, batch_size=size, accuracy=accuracy)
+    report = make_report([tmp_path])
+    (finding,) = report.findings
+    assert "batch_size 7" in finding and "(best of 14 by test/accuracy, which is optimistic)" in finding
+    assert said in finding
+    assert "Selected on the test set, so optimistic." in report.to_text()
+
+
 def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeypatch):
     last, best = {"sgd": (0.6, 0.61), "sam": (0.9, 0.92)}, {"sgd": (0.85, 0.8), "sam": (0.86, 0.95)}
     for optimizer, seed in itertools.product(("sgd", "sam"), range(2)):
@@ -314,6 +343,8 @@ def test_the_metric_that_chose_the_epoch_of_early_stopping_is_named(metric, tmp_
     report = make_report([tmp_path])
     assert f"the epoch with the best {metric};" in dict(report.terms)["early stopping"]
     assert any(f"(epoch of the best {metric})" in sentence for sentence in report.findings)
+    best = metric.replace("_", r"\_")
+    assert f"Early stopping: the epoch of the best {best} of the same run." in write_narrow_table(report)
     assert report.runs["best/test_ema/accuracy"].mean() == pytest.approx(0.905)
 
 

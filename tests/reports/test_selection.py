@@ -1,6 +1,8 @@
 """Choice of searched settings: by the validation metric, for each combination of the other settings."""
 
 import itertools
+import json
+import re
 import shlex
 from dataclasses import replace
 from functools import cache
@@ -13,6 +15,7 @@ from sam_runner.commands import report as report_command
 from sam_runner.config.hydra.command_line import parse_command_line
 from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.reports.aggregate import group_over_seeds
+from sam_runner.reports.output.latex import write_narrow_table
 from sam_runner.reports.report import make_report
 from sam_runner.reports.rerun import final_command
 from sam_runner.reports.results import RunRecord, read_runs, results_frame
@@ -162,7 +165,84 @@ def test_without_held_out_data_the_choice_is_called_optimistic_in_the_table_and_
     assert [command for _, command in report.next_commands] == [f"sam-train -m {' '.join(TYPED)} data.val_fraction=0.1"]
 
 
-RUN = st.tuples(st.sampled_from([16, 32]), st.sampled_from([0.1, 0.2, 0.4]), st.floats(0, 1))
+def lay_seeds(folder, seeds, words=("data.val_fraction=0.1",), score="validation/accuracy"):
+    """SAM with a larger rho better on each seed, and later seeds much better; `seeds` are those of each rho."""
+    for rho, own_seeds in seeds.items():
+        for seed in own_seeds:
+            config = replace(composed("optimizer=sam", f"rho={rho}", *words), seed=seed)
+            environment = {"command": ["sam-train", "-m", "optimizer=sam", "rho=0.02,0.05,0.1", *words]}
+            final = {score: 0.5 + seed / 10 + rho}
+            leave(folder / f"{rho}-{seed}", config, accuracy=0.5 + seed / 100, environment=environment, **final)
+    return make_report([folder])
+
+
+def test_a_value_that_lacks_seeds_is_not_chosen_but_named(tmp_path):
+    report = lay_seeds(tmp_path / "s", {0.02: [3], 0.05: range(4), 0.1: range(4)})
+    assert list(report.choice_table["chosen rho"]) == ["0.1"]
+    text = report.to_text()
+    assert "(rho chosen from 3 values by validation/accuracy on seeds 0 1 2 3)" in text
+    assert "The values of rho have different seeds: compared on seeds 0 1 2 3, which most of them have." in text
+    assert "Not chosen, because seeds are missing: rho 0.02. Run the missing seeds, unless they have diverged." in text
+    values = "3 values on the seeds that most values have (1 left out: seeds are missing)."
+    assert f"has the best validation/accuracy of {values}" in write_narrow_table(report)
+    equal = lay_seeds(tmp_path / "equal", {0.05: range(2), 0.1: range(2)}).to_text()
+    assert "(rho chosen from 2 values by validation/accuracy)" in equal and "different seeds" not in equal
+
+
+@pytest.mark.parametrize("words", [(), ("early_stopping.patience=2",)])
+def test_further_seeds_of_one_value_do_not_count_in_a_choice(words, tmp_path):
+    report = lay_seeds(tmp_path / "s", {0.02: range(5), 0.1: range(2)}, ("data.val_fraction=0.1", *words))
+    assert list(report.choice_table["chosen rho"]) == ["0.1"]
+    assert "on seeds 0 1)" in report.to_text() and "Not chosen" not in report.to_text()
+    (final,) = [command for purpose, command in report.next_commands if purpose.startswith("final runs")]
+    assert " seed=0,1,2,3,4 " in final  # the seeds of the whole search
+
+
+def test_values_without_seeds_in_common_are_told(tmp_path):
+    report = lay_seeds(tmp_path / "s", {0.02: [2, 3], 0.1: [0, 1]})
+    assert "(rho chosen from 2 values by validation/accuracy on different seeds)" in report.to_text()
+    assert "too few in common, so the choice compares means over different seeds: run the missing" in report.to_text()
+
+
+def test_averaged_weights_are_chosen_on_held_out_images(tmp_path):
+    words = ("ema_decay=0.9", "data.val_fraction=0.1")
+    lay_seeds(tmp_path / "s", {0.02: range(2), 0.1: range(2)}, words, "validation_ema/accuracy")
+    for result in (tmp_path / "s").glob("*/result.json"):
+        content = json.loads(result.read_text())
+        content["final"]["test_ema/accuracy"] = 1 - content["final"]["validation_ema/accuracy"]
+        result.write_text(json.dumps(content))
+    report = make_report([tmp_path / "s"], "test_ema/accuracy")
+    assert list(report.choice_table["chosen rho"]) == ["0.1"]
+    assert list(report.choice_table["chosen by"]) == ["validation_ema/accuracy"]
+    assert "accuracy of the averaged weights on the held-out images" in report.to_text()
+    assert [purpose.partition(" of ")[0] for purpose, _ in report.next_commands] == ["final runs"]
+
+
+@pytest.mark.parametrize("metric", ["test/accuracy", "test_ema/accuracy"])
+def test_a_choice_on_the_test_set_is_called_so_also_for_averaged_weights(metric, tmp_path):
+    for rho in (0.02, 0.1):
+        lay(tmp_path / str(rho), rho=rho, final={"test_ema/accuracy": rho})
+    assert "Selected on the test set, so optimistic." in make_report([tmp_path], metric).to_text()
+
+
+def test_a_metric_without_a_direction_chooses_nothing(tmp_path):
+    sharpness = {"optimizer=sgd": (7.0, 8.0, 9.5), "rho=0.02": (3.0, 4.1, 5.2), "rho=0.1": (1.0, 2.1, 3.3)}
+    for words, values in sharpness.items():
+        for seed, value in enumerate(values):
+            config = replace(composed(*(["optimizer=sam"] if "rho" in words else []), words), seed=seed)
+            leave(tmp_path / f"{words}{seed}", config, accuracy=0.5, **{"telemetry/lambda_max": value})
+    report = make_report([tmp_path], "telemetry/lambda_max")
+    assert report.choice_table.empty and not report.best
+    text = report.to_text()
+    assert "No value of telemetry/lambda_max is better than another: no setting is chosen by it" in text
+    assert "so sam, rho 0.1 is significantly lower." in text
+    assert not re.search(r"[*]|significantly (better|worse)", text)
+    with pytest.raises(InputError, match=r"(?s)telemetry/lambda_max is better.*by one of: test/accuracy, test/nll$"):
+        make_report([tmp_path], "telemetry/lambda_max", select=["rho"])
+
+
+EIGHTHS = st.integers(0, 8).map(lambda number: number / 8)  # sums without rounding
+RUN = st.tuples(st.sampled_from([16, 32]), st.sampled_from([0.1, 0.2, 0.4]), st.integers(0, 3), EIGHTHS)
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -170,24 +250,30 @@ RUN = st.tuples(st.sampled_from([16, 32]), st.sampled_from([0.1, 0.2, 0.4]), st.
 def test_the_choice_is_the_largest_mean_of_a_loop_over_all_runs(rows):
     base = composed("optimizer=sam")
     scores = {}
-    for size, rho, validation in rows:
-        scores.setdefault(size, {}).setdefault(rho, []).append(validation)
+    for size, rho, seed, validation in rows:
+        scores.setdefault(size, {}).setdefault(rho, {})[seed] = validation
     records = [
         RunRecord(f"{size}-{rho}-{seed}", "finished",
                   replace(base, batch_size=size, seed=seed, optimizer=replace(base.optimizer, rho=rho)),
                   {"final": {"validation/accuracy": value, "test/accuracy": 1 - value}}, {}, {})
-        for size, by_rho in scores.items() for rho, values in by_rho.items() for seed, value in enumerate(values)
+        for size, by_rho in scores.items() for rho, values in by_rho.items() for seed, value in values.items()
     ]  # fmt: skip
     runs = group_over_seeds(results_frame(records))
     choices = choose(runs, "test/accuracy", ["rho"], ["batch_size"])
     assert {choice.settings["batch_size"] for choice in choices} == scores.keys()
     for choice in choices:
-        means = {rho: sum(values) / len(values) for rho, values in scores[choice.settings["batch_size"]].items()}
+        by_rho = scores[choice.settings["batch_size"]]
+        seeds = [seed for seed in range(4) if 2 * sum(seed in values for values in by_rho.values()) > len(by_rho)]
+        complete = [rho for rho, values in by_rho.items() if seeds and values.keys() >= {*seeds}]
+        counted = {rho: [by_rho[rho][seed] for seed in seeds] for rho in complete}
+        counted = counted or {rho: list(values.values()) for rho, values in by_rho.items()}
+        means = {rho: sum(values) / len(values) for rho, values in counted.items()}
         rho = runs.loc[runs["group"] == choice.group, "rho"].iloc[0]
         assert means[rho] == pytest.approx(max(means.values()))
-        assert (choice.num_values, choice.metric) == (len(means), "validation/accuracy")
+        assert (choice.num_values, choice.metric) == (len(by_rho), "validation/accuracy")
+        assert (choice.seeds, len(choice.left_out)) == (tuple(seeds if complete else ()), len(by_rho) - len(means))
         num_best = list(means.values()).count(max(means.values()))
-        is_at_edge = len(means) > max(2, num_best) and rho in (min(means), max(means))
+        is_at_edge = len(by_rho) > 2 and len(means) > num_best and rho in (min(by_rho), max(by_rho))
         assert choice.num_best == num_best
         assert choice.at_edge == (("rho",) if is_at_edge else ())
 

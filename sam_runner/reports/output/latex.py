@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from sam_runner.reports.aggregate import Estimate
 from sam_runner.reports.group_tables import LEFT_ALIGNED
 from sam_runner.reports.report import Report
-from sam_runner.reports.selection import held_out_metric
 from sam_runner.reports.tables import escape_latex, format_value, latex_table
 
 SYMBOLS = {"rho": r"$\rho$", "optimizer.alpha": r"$\alpha$", "lr": "learning rate", "noise.rate": "noise rate"}
@@ -45,7 +44,7 @@ def write_narrow_table(report: Report) -> str:
             *lines,
             r"\begin{table}[t]",
             r"\centering\small\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_write_caption(report, bool(differences), has_costs)}}}",
+            rf"\caption{{{_write_caption(report, differences, has_costs)}}}",
             rf"\label{{tab:{report.name}}}",
             rf"\begin{{tabularx}}{{\linewidth}}{{{columns}}}",
             r"\toprule",
@@ -151,10 +150,10 @@ def _define_metric(report: Report, title: str) -> str:
     )
 
 
-def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
+def _write_caption(report: Report, differences: Mapping[int, tuple[int, Estimate]], has_costs: bool) -> str:
     """Return sentences that define each number of the table."""
     sentences = [f"{_write_task(report)}{_define_metric(report, _metric_title(report))}"]
-    if has_baseline:
+    if differences:
         baseline = str(report.baseline)
         name = baseline.upper() if baseline in INITIALS else escape_latex(baseline)
         at = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}[report.against]
@@ -162,6 +161,10 @@ def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
             f"Difference to {name}{at}: mean over runs with the same seed $\\pm$ half its 95\\% interval (paired"
             " $t$-test); $^{*}$ the interval does not contain 0."
         )
+        early = [report.early_difference(group, base) for group, (base, _) in differences.items()]
+        found = [*early, *(difference for _, difference in differences.values())]
+        if any(difference is not None and difference.is_constant for difference in found):
+            sentences.append("An interval of width 0 has too few distinct values for a test.")
         if has_costs:
             sentences.append(f"Cost: gradient evaluations relative to {name}.")
     chosen = sorted({choice.metric for choice in report.choices if choice.num_values > 1})
@@ -171,8 +174,20 @@ def _write_caption(report: Report, has_baseline: bool, has_costs: bool) -> str:
         counts = sorted({choice.num_values for choice in report.choices if choice.num_values > 1})
         values = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         metrics = escape_latex(" or ".join(chosen))
-        sentences.append(f"{names[0].upper()}{names[1:]} has the best {metrics} of {values} values{optimistic}.")
+        seeds = _describe_seeds(report)
+        sentences.append(f"{names[0].upper()}{names[1:]} has the best {metrics} of {values} values{seeds}{optimistic}.")
     if f"best/{report.metric}" in report.estimates or report.metric.startswith("best/"):
-        best = escape_latex(held_out_metric("best/test/accuracy").removeprefix("best/"))
+        best = escape_latex(report.early_metrics)
         sentences.append(f"Early stopping: the epoch of the best {best} of the same run.")
     return " ".join(sentences)
+
+
+def _describe_seeds(report: Report) -> str:
+    """Return on which seeds the values of a search were compared; "" if they have equal seeds."""
+    unequal = [choice for choice in report.choices if not choice.has_equal_seeds]
+    if not unequal:
+        return ""
+    num_left_out = sum(len(choice.left_out) for choice in unequal)
+    left_out = f" ({num_left_out} left out: seeds are missing)" if num_left_out else ""
+    is_shared = all(choice.seeds for choice in unequal)
+    return f" on {'the seeds that most values have' if is_shared else 'different seeds'}{left_out}"

@@ -88,9 +88,12 @@ def draw_plots(report: Report) -> list[Plot]:
             pairs = _count_seeds(pd.Series([report.differences[group][1].n for group in bars]))
             caption = f"Points: mean difference of pairs with the same seed; bars: 95% interval, {pairs} pairs."
             caption += " An interval that does not cross 0 is significant at the 5% level."
+            if any(report.differences[group][1].is_constant for group in bars):
+                caption += " A point without a width is not: too few distinct values for a test."
             title = f"{report.metric}: difference to {report.baseline}"
             plots.append(_draw("differences", title, caption, partial(_plot_differences, report=report, groups=bars)))
-        order = (ranking_sign(report.metric) * groups["mean"]).sort_values(ascending=False, kind="stable").index
+        sign = ranking_sign(report.metric)
+        order = (sign * groups["mean"]).sort_values(ascending=False, kind="stable").index
         for name, tag, title in (
             ("curves", report.metric, f"{report.metric} by epoch"),
             ("gap", SHARPNESS, "Sharpness by epoch: loss at w + eps minus loss at w"),
@@ -101,7 +104,8 @@ def draw_plots(report: Report) -> list[Plot]:
             seeds = pd.Series([curve.shape[1] for curve in curves.values()])
             caption = f"Lines: mean over seeds; bands: from the lowest to the highest seed, {_count_seeds(seeds)}."
             if len(curves) == MAX_CURVES < len(order):
-                caption += f" The {MAX_CURVES} best of {len(order)} by {report.metric}."
+                best = f"best of {len(order)} by {report.metric}" if sign else f"first of {len(order)} in the table"
+                caption += f" The {MAX_CURVES} {best}."
             if tag == SHARPNESS and len({report.rows[group].get("rho") for group in curves}) > 1:
                 caption += " A larger rho makes a longer eps: compare lines of the same rho."
             label = tag if tag != SHARPNESS else "loss at w + eps minus loss at w"
