@@ -69,7 +69,7 @@ class Answers:
         for arm in block.arms:
             if arm != block.baseline(arm):
                 found[arm] = block.difference(arm, block.baseline(arm), LAST)
-        clear_of_0 = {arm: gain for arm, gain in found.items() if gain.n > 1 and abs(gain.mean) > gain.half_width}
+        clear_of_0 = {arm: gain for arm, gain in found.items() if gain.contains_zero is False}
         ordered = sorted(clear_of_0, key=lambda arm: -clear_of_0[arm].mean)
         return ", ".join(f"{arm} ({format_estimate(clear_of_0[arm], signed=True)})" for arm in ordered) or "none"
 
@@ -86,8 +86,8 @@ class Answers:
 
 
 def is_above(gain: Estimate) -> bool:
-    """Whether the 95% interval lies above 0; False for one seed."""
-    return gain.mean > gain.half_width
+    """Whether the 95% interval lies above 0; False for one seed, and for seeds that all have the same gain."""
+    return gain.contains_zero is False and gain.mean > 0
 
 
 def write_answer(study: Study, blocks: Sequence[Block], environment: jinja2.Environment) -> str:

@@ -40,13 +40,13 @@ class Point(NamedTuple):
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the 95% interval of the gain lies above 0; False for one seed."""
-        return self.gain.mean > self.gain.half_width
+        """Whether the 95% interval of the gain lies above 0; False for one seed, and for equal gains of all seeds."""
+        return self.gain.contains_zero is False and self.gain.mean > 0
 
     @property
     def is_behind(self) -> bool:
-        """Whether the 95% interval of the gain lies below 0; False for one seed."""
-        return -self.gain.mean > self.gain.half_width
+        """Whether the 95% interval of the gain lies below 0; False for one seed, and for equal gains of all seeds."""
+        return self.gain.contains_zero is False and self.gain.mean < 0
 
     @property
     def progress(self) -> float:
