@@ -279,7 +279,7 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
         terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
     if "fit" in columns:
         fitted = f" (fitted: {FITTED_ACCURACY:.0%} or more)" if "memorised" not in columns else ", right and wrong ones"
-        meaning = f"accuracy on the training labels in the {report.last_epoch}, on augmented images{fitted}"
+        meaning = f"accuracy on the training labels in the training steps of the {report.last_epoch}{fitted}"
         terms.append(("fit", f"{meaning}; unknown where a run mixes images"))
     if "right" in columns:
         terms.append(("right", "accuracy on the training images whose labels are right"))

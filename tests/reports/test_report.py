@@ -359,7 +359,7 @@ def test_the_columns_of_runs_with_a_patience_are_from_the_best_epoch(patience, e
     report = make_report([tmp_path])
     terms = dict(report.terms)
     assert terms["early stopping"].endswith(f"; other columns: {epoch}")
-    assert f" in the {epoch}, on augmented images (fitted: 95% or more)" in terms["fit"]
+    assert f" in the training steps of the {epoch} (fitted: 95% or more)" in terms["fit"]
     assert f"test/accuracy in the {epoch} 0.6000" in report.findings[0]
     assert rf"\emph{{{epoch.replace('_', chr(92) + '_')}}}" in write_narrow_table(report)
 
