@@ -134,6 +134,11 @@ class Results:
         by_rate = means.groupby(level="lr")
         return {float(lr): round(float(own[measure].corr(own[gap], method="spearman")), 12) for lr, own in by_rate}
 
+    def correlate_radius(self, gap: str) -> float:
+        """Return the rank correlation of the negative radius with a gap over the settings."""
+        means = self.sweep.groupby(["rho", "lr"])[[gap]].mean().reset_index()
+        return float(-means["rho"].corr(means[gap], method="spearman"))
+
     def conclusions(self) -> list[str]:
         """Return a sentence for each gap."""
         found = self.correlations()

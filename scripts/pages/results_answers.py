@@ -1,6 +1,5 @@
 """The answers of docs/results.md: that of each study, whose text is in its YAML file, and that of the page."""
 
-import math
 from collections.abc import Sequence
 
 import jinja2
@@ -98,24 +97,32 @@ def write_answer(study: Study, blocks: Sequence[Block], environment: jinja2.Envi
 
 
 def summarise(blocks: Sequence[Block]) -> str:
-    """Answer for all studies in how many blocks the arm sam gains over SGD; each line is a paragraph."""
-    blocks = [block for block in blocks if {"sam", "sgd"} <= set(block.arms)]
-    wrong = [block for block in blocks if not math.isnan(block.estimate("sgd", "final/train/memorised").mean)]
-    groups = {"With wrong labels": wrong, "With true labels": [block for block in blocks if block not in wrong]}
+    """Answer for all studies how often SAM gains over its baseline, SGD or AdamW; each line is a paragraph."""
+    pairs = [(block, arm) for block in blocks for arm in block.sam_arms()]
+    wrong = [(block, arm) for block, arm in pairs if block.estimate(block.baseline(arm), "final/train/memorised").n]
+    groups = {"With wrong labels": wrong, "With true labels": [pair for pair in pairs if pair not in wrong]}
     return "\n".join(summarise_group(name, group) for name, group in groups.items() if group)
 
 
-def summarise_group(name: str, blocks: Sequence[Block]) -> str:
-    """Say in how many blocks SAM's gain over SGD is clear: at equal epochs, with early stopping and at equal cost."""
-    twice = [block for block in blocks if "sgd-2x" in block.arms]
-    equal, early, cost = (
-        f"{sum(is_above(block.difference('sam', other, metric)) for block in group)} of {len(group)}"
-        for metric, other, group in ((LAST, "sgd", blocks), (EARLY, "sgd", blocks), (LAST, "sgd-2x", twice))
+def summarise_group(name: str, pairs: Sequence[tuple[Block, str]]) -> str:
+    """Say how often SAM's gain over its baseline is clear: at equal epochs, with early stopping and at equal cost."""
+    equal, early = (
+        [block.difference(arm, block.baseline(arm), metric) for block, arm in pairs] for metric in (LAST, EARLY)
     )
-    gains = sorted((block.difference("sam", "sgd", LAST) for block in blocks), key=lambda gain: gain.mean)
-    ends = " to ".join(format_estimate(gain, signed=True) for gain in (*gains[:1], *gains[1:][-1:]))
-    at_cost = f" It is clear over SGD with twice the epochs (equal cost) in {cost}." if twice else ""
+    cost = [
+        block.difference(arm, "sgd-2x", LAST)
+        for block, arm in pairs
+        if "sgd-2x" in block.arms and block.baseline(arm) == "sgd"
+    ]
+    ends = sorted(equal, key=lambda gain: gain.mean)
+    span = " to ".join(format_estimate(gain, signed=True) for gain in (*ends[:1], *ends[1:][-1:]))
+    at_cost = f" It is clear over SGD with twice the epochs (equal cost) in {count_clear(cost)}." if cost else ""
     return (
-        f"{name}, SAM's gain over SGD is clear in {equal} comparisons at equal epochs ({ends} points), and in {early} "
-        f"if both stop early.{at_cost}"
+        f"{name}, SAM's gain over its baseline is clear in {count_clear(equal)} comparisons at equal epochs ({span} "
+        f"points), and in {count_clear(early)} if both stop early.{at_cost}"
     )
+
+
+def count_clear(gains: Sequence[Estimate]) -> str:
+    """Return in how many comparisons the interval lies above 0, as "7 of 10"."""
+    return f"{sum(map(is_above, gains))} of {len(gains)}"
