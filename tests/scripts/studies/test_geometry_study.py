@@ -114,6 +114,8 @@ def test_runs_of_one_setting_count_once_in_a_correlation():
         signs = [np.sign((sharpness[k + 1] - sharpness[k]) * (values[k + 1] - values[k])) for k in (0, 2)]
         assert list(results.within("worst", gap).items()) == [(0.1, signs[0]), (0.3, signs[1])]
         is_steady = min([*signs, expected[gaps.index(values)]]) > 0
+        radii = scipy.stats.spearmanr([0.0, -0.1] * 2, values).statistic
+        assert results.correlate_radius(gap) == pytest.approx(radii)
         assert results.steady(gap) == (["worst"] if is_steady else [])
     assert {entry.n for entry in results.correlations(only_fitted=True)} == {2}  # those with 0.3 do not fit
 
