@@ -33,6 +33,10 @@ class Answers:
         """Part of the wrong labels that the arm predicts in the last epoch."""
         return self._percent(block, arm, "final/train/memorised", 0)
 
+    def nll(self, block: str, arm: str) -> str:
+        """Mean negative log-likelihood of the test set in the last epoch."""
+        return f"{self._blocks[block].estimate(arm, 'final/test/nll').mean:.2f}"
+
     def value(self, block: str, arm: str) -> str:
         """The setting that the arm's search chose, as "rho = 0.1"."""
         return self._blocks[block].value(arm).replace("=", " = ")
