@@ -138,6 +138,7 @@ def test_the_state_of_a_sweep_lists_the_refused_jobs_once(tmp_path):
     assert progress.count("waiting") == 30
     assert progress.count("refused") == 5
     assert events["os.listdir"] + events["os.scandir"] < 15
+    assert events["open"] < 30  # no file of a job that waits
     with count_events() as events:
         assert read_outcomes(tmp_path, jobs, now()) == [None] * 30
     assert events["os.listdir"] + events["os.scandir"] <= 1
