@@ -59,7 +59,7 @@ def sharpness(arguments: list[str]) -> int:
     for gap in GAPS if len(folders) > 1 else ():
         print(conclusion(correlations, gap))
     if len({str({name: one[name] for name in one if name.startswith(("data", "noise"))}) for one in settings}) > 1:
-        print("the runs differ in data or label noise, which changes the gaps by itself: compare runs with the same")
+        print("the runs differ in data or label noise, which changes the gaps by itself: compare runs with equal data")
     return DONE
 
 

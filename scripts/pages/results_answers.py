@@ -5,7 +5,7 @@ from collections.abc import Sequence
 import jinja2
 
 from sam_runner.reports.aggregate import Estimate
-from scripts.pages.results_tables import Block, format_estimate
+from scripts.pages.results_tables import Block, format_estimate, is_above
 from scripts.studies.evidence import Study
 
 LAST, EARLY = "final/test/accuracy", "best/test/accuracy"  # columns of the CSV files
@@ -88,11 +88,6 @@ class Answers:
         return f"{100 * self._blocks[block].estimate(arm, metric).mean:.{digits}f}%"
 
 
-def is_above(gain: Estimate) -> bool:
-    """Whether the 95% interval lies above 0; False for one seed, and for seeds that all have the same gain."""
-    return gain.contains_zero is False and gain.mean > 0
-
-
 def write_answer(study: Study, blocks: Sequence[Block], environment: jinja2.Environment) -> str:
     """Return the answer of a study; its text in the YAML file is a template with the methods of `Answers`."""
     answers = Answers(blocks)
@@ -105,7 +100,8 @@ def summarise(blocks: Sequence[Block]) -> str:
     pairs = [(block, arm) for block in blocks for arm in block.sam_arms()]
     wrong = [(block, arm) for block, arm in pairs if block.estimate(block.baseline(arm), "final/train/memorised").n]
     groups = {"With wrong labels": wrong, "With true labels": [pair for pair in pairs if pair not in wrong]}
-    return "\n".join(summarise_group(name, group) for name, group in groups.items() if group)
+    found = [summarise_group(name, group) for name, group in groups.items() if group]
+    return "\n".join([*found, *summarise_crops(blocks)])
 
 
 def summarise_group(name: str, pairs: Sequence[tuple[Block, str]]) -> str:
@@ -125,6 +121,20 @@ def summarise_group(name: str, pairs: Sequence[tuple[Block, str]]) -> str:
         f"{name}, SAM's gain over its baseline is clear in {count_clear(equal)} comparisons at equal epochs ({span} "
         f"points), and in {count_clear(early)} if both stop early.{at_cost}"
     )
+
+
+def summarise_crops(blocks: Sequence[Block]) -> list[str]:
+    """Say how SGD with crops and flips compares with SAM without them; nothing if no block has both."""
+    gains = [
+        f"{format_estimate(block.difference('sgd-crops', 'sam', LAST), signed=True)} ({block.name})"
+        for block in blocks
+        if {"sgd-crops", "sam"} <= set(block.arms)
+    ]
+    text = (
+        "With wrong labels only arms whose names end in crops have crops and flips. In the study of human label noise "
+        f"SGD with them minus SAM without them is {' and '.join(gains)} points."
+    )
+    return [text] if gains else []
 
 
 def count_clear(gains: Sequence[Estimate]) -> str:

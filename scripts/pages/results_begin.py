@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from sam_runner.reports.aggregate import Estimate, estimate
 from scripts.pages.results_figures import colour, save
-from scripts.pages.results_tables import Block
+from scripts.pages.results_tables import Block, is_above
 
 STEP = 0.01  # of the memorised fraction from one mark of a curve to the next, at least
 COLUMNS = 2  # of frames
@@ -40,12 +40,12 @@ class Point(NamedTuple):
 
     @property
     def is_ahead(self) -> bool:
-        """Whether the 95% interval of the gain lies above 0; False for one seed, and for equal gains of all seeds."""
-        return self.gain.contains_zero is False and self.gain.mean > 0
+        """Whether the 95% interval of the gain lies above 0."""
+        return is_above(self.gain)
 
     @property
     def is_behind(self) -> bool:
-        """Whether the 95% interval of the gain lies below 0; False for one seed, and for equal gains of all seeds."""
+        """Whether the 95% interval of the gain lies below 0."""
         return self.gain.contains_zero is False and self.gain.mean < 0
 
     @property

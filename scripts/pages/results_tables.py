@@ -104,6 +104,11 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
     return text if found.n < 2 else f"{text} ± {found.half_width * scale:.{digits}f}"
 
 
+def is_above(gain: Estimate) -> bool:
+    """Whether the 95% interval lies above 0; False for one seed, and for seeds that all have the same gain."""
+    return gain.contains_zero is False and gain.mean > 0
+
+
 def read_blocks(study: Study) -> list[Block]:
     """Return the blocks of a study that have finished runs; only runs on its main machine have seconds."""
     rows = pd.DataFrame(study.planned_rows(), columns=[*COLUMNS, *METRIC_COLUMNS])

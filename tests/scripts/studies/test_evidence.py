@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import scipy.stats
 
-from scripts.pages import results_page
+from scripts.pages import results_answers, results_page
 from scripts.studies import evidence
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -275,6 +275,25 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
         in text
     )
     assert text.endswith("SAM with 20 epochs minus SGD with 5, a quarter of the epochs, is +2.0 ± 2.5.")
+
+
+def test_the_summary_counts_clear_gains_and_compares_crops(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for job in study.search_jobs("worst", "sam"):
+        finish(study, job, tmp_path, 0.5)
+    for seed, gain in enumerate((0.1, 0.11, 0.13)):
+        for arm, accuracy in (
+            ("sgd", 0.4),
+            ("sgd-2x", 0.41 + 2 * gain * (seed == 0)),
+            ("sgd-crops", 0.7),
+            ("sam", 0.4 + gain),
+        ):
+            finish(study, study.final_job("worst", arm, seed), tmp_path, accuracy)
+    first, crops = results_answers.summarise(results_page.read_blocks(study)).splitlines()
+    clear = "is clear in 1 of 1 comparisons at equal epochs (+11.3 ± 3.8 points), and in 1 of 1 if both stop early."
+    at_cost = "It is clear over SGD with twice the epochs (equal cost) in 0 of 1."
+    assert first == f"With wrong labels, SAM's gain over its baseline {clear} {at_cost}"
+    assert crops.endswith("SGD with them minus SAM without them is +18.7 ± 3.8 (worst) points.")
 
 
 def test_every_study_says_which_network_each_block_trains():
