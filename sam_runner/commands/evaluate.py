@@ -6,7 +6,7 @@ from sam_runner.utils.errors import InputError
 
 
 def main() -> int:
-    """Run `sam-eval RUN... [--data FOLDER] [--checkpoint last|best] [--relabel FILE.npy]`. Returns the exit code."""
+    """Run `sam-eval RUN... [--split S | --data FOLDER | --relabel FILE.npy]`. Returns the exit code."""
     return run_command(evaluate, LESS_MEMORY_FOR_MODELS)
 
 
@@ -19,6 +19,12 @@ def evaluate(arguments: list[str]) -> int:
     )
     add_run_options(parser)
     parser.add_argument(
+        "--split",
+        choices=("test", "train", "validation"),
+        help="evaluate on this set of the run only; train: on the labels of training, without augmentation (default:"
+        " test and validation)",
+    )
+    parser.add_argument(
         "--data", type=path, metavar="FOLDER", help="evaluate on the images below FOLDER/<class>/ instead of the run's"
     )
     parser.add_argument(
@@ -30,6 +36,10 @@ def evaluate(arguments: list[str]) -> int:
     given = parser.parse(arguments)
     if given.relabel is not None and given.relabel.suffix != ".npy":
         raise InputError(f"--relabel {given.relabel} is not the name of a .npy file\n  give --relabel labels.npy")
+    if given.split is not None:
+        for name in ("data", "relabel"):
+            if getattr(given, name) is not None:
+                raise InputError(f"--split {given.split} has no effect with --{name}\n  leave one of them out")
     folders = require_runs(given)
     if given.relabel is not None:
         if len(folders) > 1 or given.data is not None:
@@ -41,11 +51,13 @@ def evaluate(arguments: list[str]) -> int:
         changed = write_predictions(run, given.relabel)
         print(f"{given.relabel}: {changed:,} of {run.train.num_examples:,} training labels changed")
         return DONE
-    from sam_runner.inference.evaluation import evaluate_on_folder, evaluate_runs, metrics_table
+    from sam_runner.inference.evaluation import evaluate_on_folder, evaluate_runs, evaluate_split, metrics_table
 
     note = ""
     if given.data is not None:
         rows = evaluate_on_folder(folders, given.data, given.checkpoint, given.device)
+    elif given.split is not None:
+        rows, note = evaluate_split(folders, given.split, given.checkpoint, given.device)
     else:
         rows, note = evaluate_runs(folders, given.checkpoint, given.device)
     if len(folders) > 1:

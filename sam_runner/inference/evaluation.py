@@ -14,12 +14,13 @@ from sam_runner.inference.predictions import (
     difference,
     mean_log_probabilities,
     predict_files,
+    predict_split,
     read_split,
     require_same_classes,
 )
 from sam_runner.runs.load import restore_run
 from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
-from sam_runner.training.metrics import evaluation_metrics
+from sam_runner.training.metrics import evaluation_metrics, label_noise_metrics
 from sam_runner.utils.errors import InputError
 
 ENSEMBLE = "ensemble"  # row of the mean of the probabilities
@@ -56,10 +57,44 @@ def evaluate_runs(folders: Sequence[Path], which: str, device: str | None = None
         found = outputs.get(name, [])
         if len(found) != len(folders):
             continue
-        if fault := _find_difference(folders, name):
+        sets = {folder: describe_examples(read_split(folder, name)) for folder in folders}
+        if fault := _find_difference(name, sets):
             return rows, fault
         ensemble |= add_prefix(name, _mean_metrics([logits for logits, _ in found], found[0][1]))
     return {**rows, ENSEMBLE: ensemble}, ""
+
+
+def evaluate_split(
+    folders: Sequence[Path], split: Split, which: str, device: str | None = None
+) -> tuple[dict[str, Metrics], str]:
+    """Evaluate runs on one of their own sets, without augmentation and in evaluation mode.
+
+    Args:
+        folders: Run folders.
+        split: Name of the set. The labels of the training set are those that the run was trained with.
+        which: Checkpoint, "last" or "best".
+        device: Device to use instead of the device in the runs' settings, or None.
+
+    Returns:
+        The metrics by tag, such as ``train/accuracy``, of each run by its folder, and of the ensemble; and why there is
+        no ensemble, or "". If label noise has changed labels of the set, also ``accuracy_clean``, ``memorised`` and
+        ``recovered``, as `sam_runner.training.metrics.train_metrics` defines them.
+
+    Raises:
+        InputError: If a run cannot be used or has no such set.
+    """
+    logits: dict[Path, Tensor] = {}
+    examples: dict[Path, Examples] = {}
+    for folder in folders:
+        found = predict_split([folder], split, which, device)
+        logits[folder], examples[folder] = found.logits[folder], found.examples
+    rows = {str(folder): add_prefix(split, _set_metrics(logits[folder], examples[folder])) for folder in folders}
+    if len(folders) == 1:
+        return rows, ""
+    if fault := _find_difference(split, examples):
+        return rows, fault
+    mean = mean_log_probabilities(list(logits.values()))
+    return {**rows, ENSEMBLE: add_prefix(split, _set_metrics(mean, examples[folders[0]]))}, ""
 
 
 def evaluate_on_folder(
@@ -109,12 +144,16 @@ def _mean_metrics(logits: Sequence[Tensor], labels: Tensor) -> Metrics:
     return evaluation_metrics(mean_log_probabilities(logits), labels)  # softmax(log p) = p
 
 
-def _find_difference(folders: Sequence[Path], name: Split) -> str:
-    """Return how the sets of some runs differ; "" if they are the same."""
-    first: Examples | None = None
-    for folder in folders:
-        own = describe_examples(read_split(folder, name))
-        if first is not None and (fault := difference(first, own)):
-            return f"no ensemble: the {name} sets of {folders[0]} and {folder} differ: {fault}"
-        first = first or own
+def _set_metrics(logits: Tensor, examples: Examples) -> Metrics:
+    """Return the metrics of a set, with those of its label noise."""
+    noise = label_noise_metrics(logits.argmax(1), examples.labels, examples.clean_labels)
+    return evaluation_metrics(logits, examples.labels) | noise
+
+
+def _find_difference(name: Split, examples: Mapping[Path, Examples]) -> str:
+    """Return why the sets of some runs have no ensemble; "" if they are the same."""
+    first = next(iter(examples))
+    for folder, own in examples.items():
+        if fault := difference(examples[first], own):
+            return f"no ensemble: the {name} sets of {first} and {folder} differ: {fault}"
     return ""

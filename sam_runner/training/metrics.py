@@ -143,6 +143,29 @@ def _sum_metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     return sums
 
 
+def label_noise_metrics(predicted: Tensor, labels: Tensor, clean_labels: Tensor) -> dict[str, float]:
+    """Compute how a whole set with wrong labels is predicted.
+
+    Args:
+        predicted: Predicted classes, int64, (N,).
+        labels: Labels of the set, int64, (N,).
+        clean_labels: Labels before label noise, int64, (N,).
+
+    Returns:
+        ``accuracy_clean``, ``memorised`` and ``recovered``, as `train_metrics` defines them; empty if no label is
+        corrupted.
+    """
+    corrupted = labels != clean_labels
+    if not corrupted.any():
+        return {}
+    correct, recovered = predicted == labels, predicted == clean_labels
+    return {
+        "accuracy_clean": float(correct[~corrupted].double().sum() / max(int((~corrupted).sum()), 1)),
+        "memorised": float(correct[corrupted].double().mean()),
+        "recovered": float(recovered[corrupted].double().mean()),
+    }
+
+
 def is_better(tag: str, value: float, other: float) -> bool:
     """Return whether a value of an accuracy is higher than another one, or of a negative log-likelihood lower."""
     return value < other if tag.endswith("/nll") else value > other

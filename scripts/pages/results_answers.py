@@ -6,7 +6,7 @@ import jinja2
 
 from sam_runner.reports.aggregate import Estimate
 from scripts.pages.results_tables import Block, format_estimate, is_above
-from scripts.studies.evidence import Study
+from scripts.studies.evidence import PLAIN_FIT, Study
 
 LAST, EARLY = "final/test/accuracy", "best/test/accuracy"  # columns of the CSV files
 
@@ -28,6 +28,11 @@ class Answers:
     def fit(self, block: str, arm: str) -> str:
         """Part of the training labels that the arm predicts in the last epoch."""
         return self._percent(block, arm, "final/train/accuracy", 0)
+
+    def plain_fit(self, block: str, arm: str) -> str:
+        """Part of the training labels that the last weights predict without augmentation; "" where it is not known."""
+        known = self._blocks[block].estimate(arm, PLAIN_FIT).n
+        return self._percent(block, arm, PLAIN_FIT, 1) if known else ""
 
     def memorised(self, block: str, arm: str) -> str:
         """Part of the wrong labels that the arm predicts in the last epoch."""

@@ -8,7 +8,9 @@ with the best validation metric is used in the arm's final runs. The same comman
 here, or in the CSV file with the same command, are kept; interrupted runs go on from their last checkpoint, failed ones
 are tried again. Rows of another plan or scale stay in the file and count for nothing. Beside the
 CSV file, docs/results/<study>/ has the config.yaml and the evaluations of every finished run. `--scale smoke` runs a
-few steps of every arm on small made-up images. scripts/pages/results_page.py makes docs/results.md from the CSV files.
+few steps of every arm on small made-up images. A study with `plain_fit: true` evaluates its final runs on their
+training images without augmentation too, if their run folders are here. scripts/pages/results_page.py makes
+docs/results.md from the CSV files.
 """
 
 import argparse
@@ -44,7 +46,8 @@ METRICS = (
     "validation/nll", "test/accuracy", "test/nll", "test/calibration_error",
 )  # fmt: skip
 FAILED = ("failed", "died")  # statuses of runs that ended without a result; others that are not finished go on
-METRIC_COLUMNS = tuple(f"{kind}/{tag}" for kind in ("final", "best") for tag in METRICS)
+PLAIN_FIT = "plain/train/accuracy"  # accuracy on the training images without augmentation, by the last weights
+METRIC_COLUMNS = (*(f"{kind}/{tag}" for kind in ("final", "best") for tag in METRICS), PLAIN_FIT)
 
 
 @dataclass(frozen=True)
@@ -121,7 +124,7 @@ class Study:
         self.rows: dict[str, dict[str, Any]] = {}
         if self.table.is_file():
             with self.table.open(encoding="utf-8") as handle:
-                self.rows = {row["command"]: row for row in csv.DictReader(handle)}
+                self.rows = {row["command"]: dict.fromkeys(METRIC_COLUMNS, "") | row for row in csv.DictReader(handle)}
 
     def parts(self) -> Iterator[Part]:
         """The parts of the plan in the order in which they are run."""
@@ -250,7 +253,7 @@ class Study:
         }  # fmt: skip
         for kind in ("final", "best"):
             row |= {f"{kind}/{tag}": result.get(kind, {}).get(tag, "") for tag in METRICS}
-        self.rows[job.command] = row | {"best_epoch": result.get("best_epoch", "")}
+        self.rows[job.command] = row | {PLAIN_FIT: "", "best_epoch": result.get("best_epoch", "")}
         self._write()
         if result:
             self.kept.mkdir(parents=True, exist_ok=True)
@@ -261,6 +264,12 @@ class Study:
             lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
             evaluations = "".join(line for line in lines if '"test/accuracy"' in line)
             (self.kept / f"{job.name}.jsonl").write_text(evaluations, encoding="utf-8")
+
+    def add_plain_fit(self, job: Job, printed: str) -> None:
+        """Add what sam-eval printed for the training images of a finished run."""
+        values = dict(line.split() for line in printed.splitlines() if line.startswith("train/"))
+        self.rows[job.command][PLAIN_FIT] = values["train/accuracy"]
+        self._write()
 
     def _write(self) -> None:
         """Write the CSV file: first the searches, then the final runs, in the plan's order."""
@@ -336,7 +345,28 @@ class Runner:
         failed = self.run_together(at_once)
         for arm in dict.fromkeys(arm for arm, _ in part.finals if not self.study.is_chosen(part.block, arm)):
             print(f"{part.block} {arm}: the search is not complete; logs: {self.out}/*.log")
-        return failed + self.run_together([job for job in self.chosen_finals(part) if job not in at_once])
+        failed += self.run_together([job for job in self.chosen_finals(part) if job not in at_once])
+        return failed + (self.evaluate_train(part) if self.study.content.get("plain_fit") else 0)
+
+    def evaluate_train(self, part: Part) -> int:
+        """Evaluate final runs on their training images without augmentation. Returns how many evaluations failed."""
+        finished = [job for job in self.chosen_finals(part) if self.study.is_finished(job)]
+        folders = {job: self.out / job.folder_name for job in finished if not self.study.rows[job.command][PLAIN_FIT]}
+        here = {
+            job: ["sam-eval", str(folder), "--split", "train"] for job, folder in folders.items() if folder.is_dir()
+        }
+        if len(here) < len(folders):
+            print(f"{part.block}: run folders that are not here: {len(folders) - len(here)}; their plain fit stays open")
+        futures = {self.pool.submit(run_commands, [command], 0): job for job, command in here.items()}
+        failed = 0
+        for future in as_completed(futures):
+            job, (code, printed) = futures[future], get_answer(future)
+            if code == 0:
+                self.study.add_plain_fit(job, printed)
+            elif code != PREEMPTED:
+                failed += 1
+                print(f"{job.name}: no plain fit: {printed.strip()}", flush=True)
+        return failed
 
     def chosen_finals(self, part: Part) -> list[Job]:
         """The final runs of the arms of a part whose searched value is known."""

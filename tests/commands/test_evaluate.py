@@ -10,7 +10,10 @@ from sklearn.metrics import accuracy_score, log_loss
 
 import sam_runner
 from sam_runner.commands import evaluate
+from sam_runner.config.experiment import load_experiment
 from sam_runner.data.datasets.digits import digits
+from sam_runner.runs.folder import read_config
+from sam_runner.training.builders.data import build_data
 from tests.helpers import invoke
 
 
@@ -20,6 +23,7 @@ def runs(tmp_path_factory):
     words = {
         "one": ("seed=0", "data.val_fraction=0.2"),
         "two": ("seed=1", "data.val_fraction=0.2", "ema_decay=0.9"),
+        "noisy": ("noise=symmetric", "noise.rate=0.4", "augment=basic"),
         "other": ("data=synthetic", "data.channels=1", "data.image_size=8"),
     }
     for name, own in words.items():
@@ -88,6 +92,40 @@ def test_several_runs_have_a_table_and_an_ensemble(runs, call):
     assert rows["ensemble"]["validation/accuracy"] != "-" and rows["ensemble"]["test_ema/accuracy"] == "-"
 
 
+def test_the_training_set_is_evaluated_on_its_labels_without_augmentation(runs, call):
+    done = call(runs["noisy"], "--split", "train")
+    assert done.returncode == 0, done.stderr
+    values = {tag: float(value) for tag, value in map(str.split, done.stdout.splitlines())}
+    config = load_experiment(read_config(runs["noisy"]).to_dict())
+    train = build_data(config.data, config.noise, config.seed).train
+    mean = mean_of_probabilities([runs["noisy"]], train.images_NCHW)
+    wrong = (train.labels != train.clean_labels).numpy()
+    predicted, labels = mean.argmax(1), train.labels.numpy()
+    expected = {
+        "accuracy": accuracy_score(labels, predicted),
+        "nll": log_loss(labels, mean, labels=range(10)),
+        "accuracy_clean": accuracy_score(labels[~wrong], predicted[~wrong]),
+        "memorised": accuracy_score(labels[wrong], predicted[wrong]),
+        "recovered": accuracy_score(train.clean_labels.numpy()[wrong], predicted[wrong]),
+    }
+    assert 0.3 < wrong.mean() < 0.5
+    assert {name: values[f"train/{name}"] for name in expected} == pytest.approx(expected, abs=2e-6)
+    assert set(values) == {f"train/{name}" for name in (*expected, "calibration_error", "accuracy_top5")}
+
+
+def test_a_split_of_several_runs_has_an_ensemble(runs, call):
+    done = call(runs["one"], runs["two"], "--split", "validation")
+    assert done.returncode == 0, done.stderr
+    rows = read_table(done.stdout)
+    whole = read_table(call(runs["one"], runs["two"]).stdout)
+    assert {name: row["validation/nll"] for name, row in rows.items()} == {
+        name: row["validation/nll"] for name, row in whole.items()
+    }
+    assert "test/nll" not in rows["ensemble"]
+    differ = call(runs["one"], runs["noisy"], "--split", "train")
+    assert differ.returncode == 0 and "no ensemble: the train sets of" in differ.stdout, differ.stderr
+
+
 def test_runs_on_other_images_have_no_ensemble(runs, call):
     done = call(runs["one"], runs["other"])
     assert done.returncode == 0, done.stderr
@@ -144,6 +182,9 @@ def test_an_unreadable_file_leaves_no_number(runs, call, tmp_path):
         (("ONE", "TWO", "--relabel", "x.npy"), "--relabel labels the training images of one run"),
         (("ONE", "--relabel", "x.npy", "--data", "FOLDER"), "with --data it has no effect"),
         (("ONE", "--relabel", "x.csv"), "is not the name of a .npy file"),
+        (("ONE", "--split", "train", "--data", "FOLDER"), "--split train has no effect with --data"),
+        (("ONE", "--split", "test", "--relabel", "x.npy"), "--split test has no effect with --relabel"),
+        (("OTHER", "--split", "validation"), "has no validation set"),
         (("ONE", "--data", "nowhere"), "is not a folder"),
         (("FOLDER",), "holds no run"),
     ],

@@ -467,6 +467,8 @@ MUTANTS = {
          "training/test_metrics.py::closed_on_the_right"),
         ("metrics: classes in columns", "count_pairs", "A * B + C", "C * B + A",
          "training/test_metrics.py::true_classes_in_rows"),
+        ("metrics: the wrong labels count as clean", "label_noise_metrics", "labels != clean_labels",
+         "labels == clean_labels", "commands/test_evaluate.py::training_set_is_evaluated"),
         ("metrics: non-finite steps are counted in", "TrainMeter.add", "A.masked_fill(...)", "A",
          "training/test_metrics.py::nonfinite_step"),
     ],

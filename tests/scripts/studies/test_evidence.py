@@ -4,11 +4,14 @@ import csv
 import dataclasses
 import json
 import shutil
+from concurrent.futures import Future
 from pathlib import Path
 
 import pytest
 import scipy.stats
 
+import sam_runner
+from sam_runner.inference.evaluation import evaluate_split
 from scripts.pages import results_answers, results_page
 from scripts.studies import evidence
 
@@ -89,6 +92,32 @@ def test_a_value_whose_run_diverged_is_not_chosen(tmp_path):
     assert not study.is_chosen("worst", "sam")
     finish(study, jobs[2], tmp_path, 0.1)
     assert study.choice("worst", "sam") == "rho=0.3"
+
+
+def test_the_plain_fit_of_a_final_run_is_added_once_and_only_where_the_run_is(tmp_path, capsys):
+    study = evidence.Study("human_noise", results=tmp_path)
+    study.content["order"] = [{"block": "worst", "arms": ["sgd"], "seeds": 2}]
+    here, elsewhere = (study.final_job("worst", "sgd", seed) for seed in (0, 1))
+    folder = tmp_path / here.folder_name
+    sam_runner.train(["augment=basic", "model.width=4", "epochs=1", "device=cpu", f"run_dir={folder}"])
+    study.add(here, folder, {})
+    finish(study, elsewhere, tmp_path, 0.5)
+
+    class Pool:
+        def submit(self, function, *arguments):
+            future = Future()
+            future.set_result(function(*arguments))
+            return future
+
+    (part,) = study.parts()
+    runner = evidence.Runner(study, tmp_path, {}, Pool())
+    assert runner.evaluate_train(part) == 0
+    assert "run folders that are not here: 1; their plain fit stays open" in capsys.readouterr().out
+    study = evidence.Study("human_noise", results=tmp_path)
+    rows, _ = evaluate_split([folder], "train", "last")
+    known = {job: study.rows[job.command][evidence.PLAIN_FIT] for job in (here, elsewhere)}
+    assert known == {here: f"{rows[str(folder)]['train/accuracy']:.6f}", elsewhere: ""}
+    assert evidence.Runner(study, tmp_path, {}, pool=None).evaluate_train(part) == 0
 
 
 def test_costs_are_those_of_the_result_only(tmp_path):
