@@ -97,7 +97,7 @@ def draw_radius(blocks: list[Block], folder: Path) -> str | None:
     """Draw what the searches of SAM's radius found, a row for each study."""
     studies: dict[str, list[tuple[str, pd.DataFrame]]] = {}
     for block in blocks:
-        for arm in ("sam", "sam-m32", "sam-adamw"):
+        for arm in [name for name in block.study.content["arms"] if name.partition("-")[0] == "sam"]:
             found = block.searches[(block.searches["arm"] == arm) & block.searches["value"].str.startswith("rho=")]
             if len(found) > 1:
                 studies.setdefault(block.study.content["title"], []).append((f"{block.name}, {arm}", found))
@@ -132,6 +132,8 @@ def plot_searches(frames: Sequence[Axes], searches: Sequence[tuple[str, pd.DataF
     middle, half = (low + high) / 2, max((high - low) / 2, LEAST_SPAN / 2)
     frames[0].set_ylim(middle - half, middle + half)
     frames[1].set_ylim(-5, 105)
+    if all(found["final/train/memorised"].isna().all() for _, found in searches):
+        frames[1].text(0.5, 0.5, "no wrong labels", fontsize=8, transform=frames[1].transAxes, ha="center")
     frames[1].legend(fontsize=7.5, loc="center left", bbox_to_anchor=(1, 0.5), frameon=False)
     for axes in frames:
         axes.set_xscale("log")
