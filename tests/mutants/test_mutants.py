@@ -368,6 +368,8 @@ MUTANTS = {
          "geometry/test_geometry.py::fixed_state"),
         ("geometry: statistics of the last chunk", "MeanLoss._estimate_statistics", "layer.reset_running_stats()",
          "pass", "geometry/test_geometry.py::reestimated"),
+        ("geometry: instance norm by the last chunk", "MeanLoss._estimate_statistics", "1 / A", "1.0",
+         "geometry/test_geometry.py::means_over_chunks"),
     ],
     "geometry.lanczos": [
         ("lanczos: not orthogonalised against the whole basis", "quadrature",
