@@ -34,6 +34,7 @@ from sam_runner.config.optimizer import (
     SamConfig,
     SgdConfig,
 )
+from sam_runner.config.schedule import ScheduleConfig
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -77,6 +78,7 @@ def _check_command_line(config: "ExperimentConfig", typed: set[str], multirun: b
             "  use optimizer=sam, or leave telemetry.every out"
         )
     _check_zero_radius(config, typed)
+    _check_smallest_radius(config, typed)
     if "sweep_name" in typed:
         raise InputError("sweep_name has no effect without -m\n  name the folder of a single run with run_dir=FOLDER")
     if "search" in typed:
@@ -111,6 +113,17 @@ def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
     for name in sorted(names & typed - {"optimizer.rho"}):
         raise InputError(
             f"{name} has no effect with rho=0: the step makes one pass\n  set rho above 0, or leave {name} out"
+        )
+
+
+def _check_smallest_radius(config: "ExperimentConfig", typed: set[str]) -> None:
+    """Refuse a typed smallest radius of GSAM if the learning rate, which the radius follows, does not fall."""
+    schedule = config.schedule
+    is_constant = schedule.target in ScheduleConfig.targets and schedule.warmup_epochs == 0
+    if "optimizer.rho_min" in typed and (is_constant or schedule.smallest_factor >= 1):
+        raise InputError(
+            "optimizer.rho_min has no effect: the radius follows the learning rate, which does not fall\n"
+            "  use schedule=cosine, or leave optimizer.rho_min out"
         )
 
 

@@ -19,6 +19,11 @@ class ScheduleConfig(Component):
     )
     own_arguments: Mapping[str, Any] = field(default_factory=dict)
 
+    @property
+    def smallest_factor(self) -> float:
+        """The smallest learning rate relative to the initial one; 0 for a schedule that is constant or a user's."""
+        return 0.0
+
 
 @dataclass(frozen=True)
 class DecayConfig(ScheduleConfig):
@@ -30,6 +35,11 @@ class DecayConfig(ScheduleConfig):
         "sam_runner.training.schedules.linear",
     )
     final_factor: float = key("learning rate at the end divided by the initial one", 0.0, range=NOT_NEGATIVE)
+
+    @property
+    def smallest_factor(self) -> float:
+        """The learning rate at the end relative to the initial one."""
+        return self.final_factor
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,11 @@ class StepDecayConfig(ScheduleConfig):
         range=OPEN_UNIT,
     )
     gamma: float = key("factor of the learning rate at each milestone", 0.2, range=POSITIVE)
+
+    @property
+    def smallest_factor(self) -> float:
+        """The learning rate after the last milestone relative to the initial one."""
+        return float(self.gamma ** len(self.milestones))
 
 
 SCHEDULES: tuple[type[ScheduleConfig], ...] = (ScheduleConfig, DecayConfig, StepDecayConfig)

@@ -280,7 +280,10 @@ class MeanLoss:
             layer.reset_running_stats()
             layer.momentum = None  # a cumulative average
             layer.train()
-        for inputs, _ in self._chunks:
+        for number, (inputs, _) in enumerate(self._chunks, 1):
+            for layer in self._norms:
+                if isinstance(layer, _InstanceNorm):
+                    layer.momentum = 1 / number  # a cumulative average too: with None torch would not update it
             self._model(inputs)
         for layer, momentum in zip(self._norms, momenta, strict=True):
             layer.momentum = momentum

@@ -84,7 +84,7 @@ def _ascend(gradient: Gradient, weights: Tensor, c: Tensor, u: Tensor, rho: floa
         if norm == 0 or step < MIN_STEP:
             break
         moved = u + direction * (step * rho / norm)
-        moved = moved * min(1.0, rho / float(moved.norm()))
+        moved = moved * (rho / max(rho, float(moved.norm())))  # may be 0: a step straight back
         new_loss, new_grad = gradient(weights + c * moved)
         if new_loss > loss or not math.isfinite(new_loss):
             u, loss, grad = moved, new_loss, new_grad

@@ -213,7 +213,7 @@ class SamStep:
         self.optimizer.zero_grad(set_to_none=True)
         method.staged.clear()
         context = StepContext(objective, self.optimizer, radius, number)
-        gradient_sum: list[Tensor] | None = [] if method.combines and not is_zero(radius) else None
+        gradient_sum: list[Tensor] = []
         batches = objective.split(batch, self.group_size)
         groups = [
             Group(
@@ -223,7 +223,7 @@ class SamStep:
                 is_first=part is batches[0],
                 is_last=part is batches[-1],
                 sync=method.sync_perturbation,
-                gradient_sum=gradient_sum,
+                gradient_sum=gradient_sum if method.combines and not is_zero(radius) else None,
             )
             for part in batches
         ]
@@ -240,6 +240,7 @@ class SamStep:
         grad_norm = grad_norm / context.loss_scale
         if method.combines:
             self._combine(method, context, gradient_sum)
+            gradient_sum.clear()  # frees g before the optimizer's step
         staged = [tensor for tensors in method.staged.values() for tensor in tensors]
         final_norm, finite, skipped = self._optimizer_step(finite, staged)
         if before is not None:
@@ -256,13 +257,13 @@ class SamStep:
             passes=Passes(*(count / len(batch) for count in (work.gradient, work.forward, work.backward))),
         )
 
-    def _combine(self, method: Method, context: StepContext, gradient_sum: list[Tensor] | None) -> None:
+    def _combine(self, method: Method, context: StepContext, gradient_sum: list[Tensor]) -> None:
         """Let the method combine g and g_eps in ``.grad``."""
         if gradient_sum and not method.sync_perturbation:
             self.objective.context.all_reduce_mean(gradient_sum)
         params, shards = self.objective.params, self.objective.shards
         grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
-        method.combine([to_local(grad) for grad in grads], gradient_sum or None, context)
+        method.combine([to_local(grad) for grad in grads], list(gradient_sum) if gradient_sum else None, context)
         for param, grad in zip(params, grads, strict=True):
             # `combine` can give a gradient to a parameter that no pass at w + eps used. Otherwise it stays without one.
             if param.grad is None and shards.all_reduce_sum(to_local(grad).count_nonzero()) > 0:

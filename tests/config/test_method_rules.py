@@ -65,6 +65,8 @@ def test_settings_reach_the_method():
         (["optimizer=ae_sam", "compile=graph"], "decides on the CPU"),
         (["optimizer=esam", "compile=graph"], "draws weights anew"),
         (["optimizer=gsam", "optimizer.rho_min=0.5"], "rho_min=0.5 is larger than rho=0.05"),
+        (["optimizer=gsam", "optimizer.rho_min=0.01", "schedule=constant"], "rho_min has no effect"),
+        (["optimizer=gsam", "optimizer.rho_min=0.01", "schedule.final_factor=1"], "rho_min has no effect"),
         (["optimizer=asam", "optimizer.rho_final=0.5"], "rho_final has no effect"),
         (["optimizer=asam", "optimizer.p=1"], "override 'optimizer.p'"),
         (["optimizer=esam", "optimizer.beta=0"], "out of range"),
@@ -80,7 +82,7 @@ def test_what_has_no_meaning_is_refused(overrides, message):
 
 
 def test_a_method_that_does_not_fit_the_network_is_refused_with_a_way_out(monkeypatch):
-    monkeypatch.setattr("sam_runner.sam.methods.sam_on.NORMALISATION", ())
+    monkeypatch.setattr("sam_runner.sam.methods.sam_on._normalising_parameters", lambda layer: [])
     with pytest.raises(
         InputError, match="optimizer=sam_on: the network has no trained parameters in normalisation"
     ) as e:

@@ -213,6 +213,21 @@ def test_reestimated_statistics_are_those_of_the_examples():
         loss.gradient(loss.weights)
 
 
+@pytest.mark.parametrize("kind", [nn.BatchNorm2d, nn.InstanceNorm2d])
+def test_reestimated_statistics_are_means_over_chunks(kind):
+    layers = kind(2, track_running_stats=True), nn.Flatten(), nn.Linear(32, 3)
+    network, batch = nn.Sequential(*layers).double(), problems.examples()
+    loss = problems.mean_loss(network, "reestimate")  # chunks of 5, 5 and 4 examples
+    found = loss.value(loss.weights)
+    chunks = batch.inputs.tensor_split(3)
+    axes = (0, 2, 3) if kind is nn.BatchNorm2d else (2, 3)
+    network[0].running_mean.copy_(torch.stack([part.mean((0, 2, 3)) for part in chunks]).mean(0))
+    variances = [part.var(axes).reshape(-1, 2).mean(0) for part in chunks]
+    network[0].running_var.copy_(torch.stack(variances).mean(0))
+    expected = problems.cross_entropy(network.eval()(batch.inputs), batch.targets)
+    assert found == pytest.approx(expected.item(), rel=1e-12)
+
+
 def test_scores_of_other_examples_and_of_clones_and_parts():
     network = problems.networks()["conv"]
     loss = problems.mean_loss(network, "eval")

@@ -38,6 +38,11 @@ def test_worst_case_with_a_gradient_whose_squares_underflow_in_float32():
     assert found == pytest.approx(9.3884164696 - 6.5, rel=1e-4)
 
 
+def test_worst_case_around_a_maximum_is_zero():
+    """The gradient at w + u leads straight back to w."""
+    assert worst_case(lambda w: (-float(w @ w), -2 * w), torch.zeros(1).double(), 0.5) == 0
+
+
 def test_adaptive_worst_case_of_a_linear_loss():
     """L = a . w: the maximum over ||e / |w| ||_2 <= rho of a . e is rho || |w| a ||_2."""
     a = torch.tensor([2.0, -5.0], dtype=torch.float64)

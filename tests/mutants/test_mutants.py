@@ -111,6 +111,8 @@ MUTANTS = {
     "sam.methods.sam_on": [
         ("sam_on: the complement", "SamOn._is_perturbed", "A == B", "A != B", "sam/test_family.py::sam_on_is", 0),
         ("sam_on: all parameters", "SamOn.perturb", "A.zero_()", "pass", "sam/test_family.py::sam_on_is"),
+        ("sam_on: torch's classes only", "_normalising_parameters", "A not in B", "True",
+         "sam/test_family.py::sam_on_finds"),
     ],
     "sam.methods.layerwise_sam": [
         ("layerwise_sam: weights have no effect", "LayerwiseSam.perturb", "A * B", "A", "sam/test_family.py::numpy"),
@@ -136,6 +138,8 @@ MUTANTS = {
         ("gsam: the gap is maximised", "Gsam.combine", "alpha=A", "alpha=-A", "sam/test_family.py::gsam_equals"),
         ("gsam: alpha has no zero", "Gsam.combine", "1 + A", "1.5 + A", "sam/test_family.py::identities"),
         ("gsam: a constant radius", "Gsam.radius", "A * fraction", "A", "sam/test_family.py::numpy"),
+        ("gsam: a second pass where the other method has none", "Gsam.radius", "is_zero(A)", "False",
+         "sam/test_family.py::gsam_around_interval"),
     ],
     "sam.methods.gradient_norm": [
         ("gradient_norm: the weights exchanged", "GradientNorm.combine", "alpha=1 - A", "alpha=A",
@@ -364,6 +368,8 @@ MUTANTS = {
          "geometry/test_geometry.py::fixed_state"),
         ("geometry: statistics of the last chunk", "MeanLoss._estimate_statistics", "layer.reset_running_stats()",
          "pass", "geometry/test_geometry.py::reestimated"),
+        ("geometry: instance norm by the last chunk", "MeanLoss._estimate_statistics", "1 / A", "1.0",
+         "geometry/test_geometry.py::means_over_chunks"),
     ],
     "geometry.lanczos": [
         ("lanczos: not orthogonalised against the whole basis", "quadrature",
@@ -400,7 +406,7 @@ MUTANTS = {
          "geometry/test_geometry.py::dense_hessian"),
     ],
     "geometry.sharpness": [
-        ("sharpness: leaves the ball", "_ascend", "min(1.0, A)", "1.0",
+        ("sharpness: leaves the ball", "_ascend", "rho / max(A, B)", "1.0",
          "geometry/test_sharpness.py::trust_region"),
         ("sharpness: descends", "_ascend", "u + direction * A", "u - direction * A",
          "geometry/test_sharpness.py::trust_region"),

@@ -3,7 +3,9 @@
 import copy
 import inspect
 import math
+import re
 from dataclasses import fields
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -307,6 +309,30 @@ def test_sam_on_is_eq_2_of_its_parameters(only):
     norm = vector([part for part, keep in zip(g, chosen, strict=True) if keep]).norm()
     for part, e, keep in zip(g, eps, chosen, strict=True):
         assert torch.allclose(e, RHO * part / norm if keep else torch.zeros_like(part), rtol=0, atol=1e-14)
+
+
+def test_sam_on_finds_normalisation_layers_that_are_not_torchs():
+    """By the name of the class; of a block or a cosine classifier with such a name, only vectors of its own."""
+
+    class RmsNorm(nn.Module):
+        def __init__(self, shape):
+            super().__init__()
+            self.weight = nn.Parameter(torch.ones(shape, dtype=torch.float64))
+
+        def forward(self, x):
+            return F.normalize(x) * self.weight
+
+    class NormedLinear(RmsNorm):
+        def forward(self, x):
+            return F.linear(x, self.weight)
+
+    class ConvNormAct(nn.Sequential):
+        pass
+
+    block = ConvNormAct(nn.Linear(INPUTS, 6), RmsNorm((1, 6))).double()
+    model = nn.Sequential(block, NormedLinear((CLASSES, 6)))
+    _, eps, _, params = perturbed_by(family.SamOn(), model)
+    assert [bool(part.any()) for part in eps] == [param is block[1].weight for param in params]
 
 
 def test_sam_on_refuses_a_network_without_what_it_perturbs():
@@ -616,6 +642,48 @@ def test_a_method_around_friendly_sam_updates_its_mean(make):
     follow(step, last=1)
     mean = vector(step.method.state["mean"])
     torch.testing.assert_close(mean, 0.25 * vector([param.grad for param in model.parameters()]))
+
+
+def test_gsam_around_interval_makes_one_pass_in_the_steps_between():
+    """Also where rho_min is above 0 and the learning rate below its maximum."""
+    step = build(family.Gsam(rho_min=0.05, lr_max=1.0, around=family.Interval(2)))
+    assert [step(tensors(*batches()[number]), RHO, number).passes.gradient for number in range(3)] == [2, 1, 2]
+
+
+def additional_memory():
+    """Numbers of the column *additional memory* in docs/family.md, by method; methods of SAM's memory have 0."""
+    page = (Path(__file__).parents[2] / "docs" / "family.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \| (?:[^|\\]|\\.)* \| (\d?) ?\| `rho", page, re.M)
+    reused = re.search(r"^\| `looksam` \|.*; additional memory (\d) \|", page, re.M)
+    return {name: int(number or 0) for name, number in rows if name != "sam"} | {"looksam": int(reused[1])}
+
+
+def peak_memory(make, foreach):
+    """Largest memory while a network is built and makes two steps, in units of its weights."""
+    width, depth = 24, 12
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU], profile_memory=True) as profile:
+        layers = (nn.Sequential(nn.Linear(width, width, bias=False), nn.LayerNorm(width)) for _ in range(depth))
+        model = nn.Sequential(*layers)
+        how = {"foreach": True} if foreach else {"fused": True}
+        optimizer = torch.optim.SGD(model.parameters(), lr=1e-3, momentum=0.9, weight_decay=1e-3, **how)
+        step = SamStep(Objective(model, F.cross_entropy), optimizer, make())
+        for number in range(2):
+            step(Batch(torch.ones(2, width), torch.zeros(2, dtype=torch.int64)), RHO, number)
+    level = peak = 0
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        level += event.nbytes()
+        peak = max(peak, level)
+    return peak / (4 * sum(param.numel() for param in model.parameters()))
+
+
+@pytest.mark.parametrize("foreach", [False, True], ids=["fused", "foreach"])
+def test_methods_need_the_additional_memory_that_the_page_names(foreach):
+    expected, sam = additional_memory(), peak_memory(Sam, foreach)
+    assert expected.keys() >= {"asam", "friendly_sam", "gsam", "wsam", "looksam"}
+    found = {name: peak_memory(METHODS[name], foreach) - sam for name in expected}
+    found["projected"] = peak_memory(lambda: family.KStep(2, projected=True), foreach) - sam
+    assert found == pytest.approx(expected | {"projected": 1}, abs=0.4)
 
 
 def test_the_probability_of_random_sam_stays_at_its_end_after_the_last_step():

@@ -4,7 +4,7 @@ from torch import Tensor
 
 from sam_runner.sam.method import Method, StepContext
 from sam_runner.sam.methods.around import Around
-from sam_runner.sam.perturbation import divide_radius
+from sam_runner.sam.perturbation import divide_radius, is_zero
 
 
 class Gsam(Around):
@@ -43,9 +43,9 @@ class Gsam(Around):
         self.alpha, self.rho_min, self.lr_max, self.lr_min = alpha, rho_min, lr_max, lr_min
 
     def radius(self, rho: float | Tensor, number: int | None, lr: float) -> float | Tensor:
-        """Return rho_t."""
+        """Return rho_t; 0 in a step in which the other method makes one pass."""
         rho = self.around.radius(rho, number, lr)
-        if self.lr_max is None or self.lr_max <= self.lr_min:
+        if is_zero(rho) or self.lr_max is None or self.lr_max <= self.lr_min:
             return rho
         fraction = min(max((lr - self.lr_min) / (self.lr_max - self.lr_min), 0.0), 1.0)
         return self.rho_min + (rho - self.rho_min) * fraction

@@ -56,7 +56,10 @@ class KStep(Sam):
     @staticmethod
     def _project(eps: Perturbation, step: Perturbation, group: Group) -> Perturbation:
         """Return eps + step, projected on the ball of radius rho."""
-        total = list(torch._foreach_add(step.tensors(), eps.tensors()))
+        total, before = step.direction, eps.direction  # both are overwritten, so no further memory is needed
+        torch._foreach_mul_(total, step.scale)
+        torch._foreach_mul_(before, eps.scale)
+        torch._foreach_add_(total, before)
         norm = group.context.norm(total)
         scale = (group.context.rho / norm).clamp(max=1.0)
         return Perturbation(total, scale, scale * norm, step.grad_norm)

@@ -18,6 +18,10 @@ class SamOn(Method):
 
     The norm of g is that of the perturbed parameters, so ||eps||_2 = rho.
 
+    Normalisation layers are torch's, and layers with "norm" in the name of their class, as many networks have RMSNorms
+    of their own. Of the latter only the own parameters with one number per channel count: a block or a linear layer may
+    have such a name too.
+
     Disagreement: the authors' code (mueller-mp/SAM-ON) finds the layers by "norm" or "bn" in parameter names; here
     their class decides. Source of the default: rho 0.5 is that of the authors' class; their example for CIFAR-100 has
     rho 10 with ASAM's perturbation.
@@ -43,8 +47,7 @@ class SamOn(Method):
 
     def prepare(self, objective: Objective) -> None:
         """Find the parameters of normalisation layers."""
-        layers = [module for module in objective.model.modules() if isinstance(module, NORMALISATION)]
-        self._inside = {id(param) for layer in layers for param in layer.parameters()}
+        self._inside = {id(param) for layer in objective.model.modules() for param in _normalising_parameters(layer)}
         if not any(self._is_perturbed(param) for param in objective.params):
             which = "no" if self.only == "normalisation" else "only"
             raise ValueError(f"the network has {which} trained parameters in normalisation layers: nothing to perturb")
@@ -60,3 +63,12 @@ class SamOn(Method):
 
     def _is_perturbed(self, param: nn.Parameter) -> bool:
         return (id(param) in self._inside) == (self.only == "normalisation")
+
+
+def _normalising_parameters(layer: nn.Module) -> list[nn.Parameter]:
+    """Return the parameters of a normalisation layer; none of another layer."""
+    if isinstance(layer, NORMALISATION):
+        return list(layer.parameters())
+    if "norm" not in type(layer).__name__.lower():
+        return []
+    return [param for param in layer.parameters(recurse=False) if param.numel() == max(param.shape, default=1)]

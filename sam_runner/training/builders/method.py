@@ -25,7 +25,6 @@ from sam_runner.config.optimizer import (
     SamOnKeys,
     WsamConfig,
 )
-from sam_runner.config.schedule import DecayConfig, ScheduleConfig, StepDecayConfig
 from sam_runner.sam import methods
 from sam_runner.sam.method import Method
 from sam_runner.utils.errors import InputError
@@ -92,7 +91,7 @@ def _build_around(config: ExperimentConfig, options: AroundConfig, around: Metho
     """Return a method around another one."""
     if isinstance(options, GsamConfig):
         lr = options.base.lr
-        lowest = lr * _final_factor(config.schedule)
+        lowest = lr * config.schedule.smallest_factor
         return methods.Gsam(options.alpha, options.rho_min, lr_max=lr, lr_min=lowest, around=around)
     if isinstance(options, GradientNormConfig):
         return methods.GradientNorm(options.alpha, around)
@@ -108,13 +107,6 @@ def _build_around(config: ExperimentConfig, options: AroundConfig, around: Metho
         return methods.AeSam(options.start, options.end, options.decay, total_steps=total_steps, around=around)
     assert isinstance(options, LateConfig)
     return methods.Late(options.fraction, options.part, total_steps=total_steps, around=around)
-
-
-def _final_factor(schedule: ScheduleConfig) -> float:
-    """Return the smallest learning rate relative to the initial one; 0 for a schedule that is constant or a user's."""
-    if isinstance(schedule, DecayConfig):
-        return schedule.final_factor
-    return schedule.gamma ** len(schedule.milestones) if isinstance(schedule, StepDecayConfig) else 0.0
 
 
 def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
