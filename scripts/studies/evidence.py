@@ -356,7 +356,9 @@ class Runner:
             job: ["sam-eval", str(folder), "--split", "train"] for job, folder in folders.items() if folder.is_dir()
         }
         if len(here) < len(folders):
-            print(f"{part.block}: run folders that are not here: {len(folders) - len(here)}; their plain fit stays open")
+            print(
+                f"{part.block}: run folders that are not here: {len(folders) - len(here)}; their plain fit stays open"
+            )
         futures = {self.pool.submit(run_commands, [command], 0): job for job, command in here.items()}
         failed = 0
         for future in as_completed(futures):
