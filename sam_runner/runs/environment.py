@@ -1,6 +1,7 @@
 """The file environment.json of a run folder: versions, hardware and source that the numbers of a run may depend on."""
 
 import json
+import logging
 import os
 import platform
 import shlex
@@ -13,6 +14,8 @@ from typing import Any
 
 from sam_runner.utils.files import read_json_object, write_json
 
+log = logging.getLogger("sam_runner")
+GIT_TIMEOUT = 5  # seconds
 COMMAND = "SAM_RUNNER_COMMAND"  # environment variable, which the processes that train the jobs of a sweep inherit
 TYPES: dict[str, type] = {
     **dict.fromkeys(("folder", "git_commit", "python", "platform", "processor", "device", "resolved_precision"), str),
@@ -86,7 +89,7 @@ def _describe_environment(device: str, precision: str, decoders: str | None) -> 
         "command": read_command(),
         "folder": os.getcwd(),
         "git_commit": _run_git("rev-parse", "HEAD"),
-        "git_changes": bool(_run_git("status", "--porcelain", "--", ":/sam_runner", ":/conf")),  # what a run depends on
+        "git_changes": _has_changes(),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _find_version(name) for name in packages},
@@ -116,16 +119,34 @@ def _find_version(package: str) -> str | None:
         return None
 
 
+def _has_changes() -> bool | None:
+    """Whether files that a run depends on have uncommitted changes; None if it is not known."""
+    changes = _run_git("status", "--porcelain", "--", ":/sam_runner", ":/conf")
+    return None if changes is None else bool(changes)
+
+
 def _run_git(*arguments: str) -> str | None:
-    """Return the output of git in the program's own checkout, or None if the program is not in a checkout."""
+    """Return the output of git in the program's own checkout, or None if git gives none, as outside a checkout.
+
+    Without optional locks git does not write the index: a git that is killed would leave ``index.lock``, and the user
+    could commit no more.
+    """
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
+            ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
-            timeout=5,
+            timeout=GIT_TIMEOUT,
             check=False,
         )
-    except (OSError, subprocess.SubprocessError):
+    except subprocess.TimeoutExpired:
+        log.warning(
+            "git %s did not end within %d s: environment.json does not have its answer\n"
+            "  to know the source of this run, note the commit yourself",
+            arguments[0],
+            GIT_TIMEOUT,
+        )
+        return None
+    except OSError:
         return None
     return done.stdout.strip() if done.returncode == 0 else None

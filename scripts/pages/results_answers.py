@@ -14,12 +14,21 @@ LAST, EARLY = "final/test/accuracy", "best/test/accuracy"  # columns of the CSV 
 class Answers:
     """What the text of an answer can use: numbers of a study's blocks, as text with the digits that the page gives.
 
+    A block is named as in its study ("worst"), a block of another study with that study ("length/epochs5").
+
     Args:
         blocks: The blocks of the study that have runs.
+        others: Blocks of all studies.
     """
 
-    def __init__(self, blocks: Sequence[Block]) -> None:
-        self._blocks = {block.name: block for block in blocks}
+    def __init__(self, blocks: Sequence[Block], others: Sequence[Block] = ()) -> None:
+        self._own = [block.name for block in blocks]
+        self._blocks = {f"{block.study.name}/{block.name}": block for block in others}
+        self._blocks |= {block.name: block for block in blocks}
+
+    def has(self, block: str, arm: str) -> bool:
+        """Whether a block has final runs of an arm."""
+        return block in self._blocks and arm in self._blocks[block].arms
 
     def acc(self, block: str, arm: str) -> str:
         """Mean test accuracy in the last epoch."""
@@ -61,7 +70,7 @@ class Answers:
 
     def compared(self, arm: str, other: str) -> list[str]:
         """Names of the blocks that have both arms."""
-        return [name for name, block in self._blocks.items() if arm in block.arms and other in block.arms]
+        return [name for name in self._own if self.has(name, arm) and self.has(name, other)]
 
     def above(self, arm: str, other: str) -> list[str]:
         """Names of the blocks where the interval of `gain` lies above 0."""
@@ -93,9 +102,11 @@ class Answers:
         return f"{100 * self._blocks[block].estimate(arm, metric).mean:.{digits}f}%"
 
 
-def write_answer(study: Study, blocks: Sequence[Block], environment: jinja2.Environment) -> str:
+def write_answer(
+    study: Study, blocks: Sequence[Block], environment: jinja2.Environment, others: Sequence[Block] = ()
+) -> str:
     """Return the answer of a study; its text in the YAML file is a template with the methods of `Answers`."""
-    answers = Answers(blocks)
+    answers = Answers(blocks, others)
     known = {name: getattr(answers, name) for name in dir(answers) if not name.startswith("_")}
     return environment.from_string(study.content["answer"]).render(known)
 

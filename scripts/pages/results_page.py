@@ -76,7 +76,7 @@ def make_pages(docs: Path) -> None:
     page = environment.get_template("results.md.j2").render(
         planned=planned, studies=studies, blocks=blocks, figures=figures, is_open=is_open, at_edge=at_edge,
         curves=curves,
-        answers={study.name: write_answer(study, blocks[study.name], environment)
+        answers={study.name: write_answer(study, blocks[study.name], environment, all_blocks)
                  for study in studies if "answer" in study.content},
         repeats={study.name: Repeats(study) for study in studies},
         summary=summarise(all_blocks), comparisons=comparisons, begin=conclude(comparisons) if comparisons else "",

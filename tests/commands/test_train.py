@@ -29,6 +29,7 @@ BAD_INPUT = [
     (["data.root=my", "photos"], "cannot read the argument 'photos'", "quoted, 'data.root=my photos'"),
     (["lr = 0.1"], "cannot read the argument 'lr = 0.1'", "leave out the spaces: lr=0.1"),
     (["seed=range(3)"], "seed=range(3) gives several values", "sam-train -m 'seed=range(3)'"),
+    (["optimizer=sam", "rho=0.1,0.2"], "rho=0.1,0.2 gives several values", "sam-train -m optimizer=sam rho=0.1,0.2"),
     (["run_dir=a,b"], "run_dir=a,b gives several values", "'run_dir=\"a,b\"'"),
     (
         ["optimizer/base=adamw", "optimizer.base.momentum=0.5"],

@@ -1,5 +1,6 @@
 """environment.json: what a run was trained with."""
 
+import os
 import subprocess
 
 import pytest
@@ -22,6 +23,30 @@ def test_only_changes_of_the_code_and_its_options_count(tmp_path, monkeypatch, c
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "sam_runner" / "runs" / "environment.py"))
     environment.write_environment(tmp_path / "run", "cpu", "fp32")
     assert read_json(tmp_path / "run" / "environment.json")["git_changes"] is expected
+
+
+def test_git_does_not_write_into_the_checkout(tmp_path, monkeypatch):
+    for name in ("sam_runner/runs", "run"):
+        (tmp_path / name).mkdir(parents=True)
+    module = tmp_path / "sam_runner" / "runs" / "environment.py"
+    module.write_text("pass")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    index = (tmp_path / ".git" / "index").read_bytes()
+    os.utime(module, (1, 1))  # git status would note the new time in the index
+    monkeypatch.setattr(environment, "__file__", str(module))
+    environment.write_environment(tmp_path / "run", "cpu", "fp32")
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+
+
+def test_without_an_answer_of_git_changes_are_not_known(tmp_path, monkeypatch, caplog):
+    def run(words, **_):
+        raise subprocess.TimeoutExpired(words, 5)
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment.write_environment(tmp_path, "cpu", "fp32")
+    assert read_json(tmp_path / "environment.json")["git_changes"] is None
+    assert "git status did not end within 5 s" in caplog.text
 
 
 def test_another_decoder_of_images_is_named_when_a_run_goes_on(tmp_path):

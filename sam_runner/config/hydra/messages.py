@@ -40,7 +40,7 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
         return _suggest_target(arguments) or _describe_missing_option(error, conf)
     several = re.match(r"(?:Ambiguous value for argument|Sweep parameters) '(.+?)'", text)
     if several:
-        return _describe_several_values(several[1])
+        return _describe_several_values(several[1], arguments, config_dir)
     if "Config group override must be a string" in text:
         return _describe_missing_name(arguments, conf)
     existing = re.match(r"Could not append to config. An item is already at '(.+)'", text)
@@ -57,13 +57,13 @@ def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str 
     return "\n  ".join([*lines, f"given: {' '.join(arguments)[:300]}"])
 
 
-def _describe_several_values(override: str) -> str:
+def _describe_several_values(override: str, arguments: list[str], config_dir: str | None) -> str:
     key, _, value = override.partition("=")
     message = f"{override} gives several values\n  "
     if key in ("run_dir", "sweep_name"):
         return f"{message}a name with a comma is quoted twice: '{key}=\"{value}\"'"
-    quoted = f"'{override}'" if "(" in value else override
-    return f"{message}to run each of them: sam-train -m {quoted}"
+    flags = ["-m"] if config_dir is None else ["-m", "--config-dir", config_dir]
+    return f"{message}to run each of them: {shlex.join(['sam-train', *flags, *arguments])}"
 
 
 def _describe_missing_name(arguments: list[str], conf: Path) -> str:

@@ -306,6 +306,23 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
     assert text.endswith("SAM with 20 epochs minus SGD with 5, a quarter of the epochs, is +2.0 ± 2.5.")
 
 
+def test_the_answer_on_human_noise_compares_with_a_short_run_of_sgd_in_another_study(tmp_path):
+    study, short = (evidence.Study(name, results=tmp_path) for name in ("human_noise", "length"))
+    for block in ("worst", "aggre"):
+        for job in study.search_jobs(block, "sam"):
+            finish(study, job, tmp_path, 0.5)
+        for seed, accuracy in enumerate((0.5, 0.52, 0.54)):
+            for arm in ("sgd", "sgd-2x", "sam"):
+                finish(study, study.final_job(block, arm, seed), tmp_path, accuracy if arm == "sam" else 0.3)
+    own, environment = results_page.read_blocks(study), results_page.open_templates()
+    assert "5 epochs" not in results_page.write_answer(study, own, environment)
+    finish_short_runs(short, "epochs5", tmp_path, (0.1, 0.1, 0.1))
+    others = [*own, *results_page.read_blocks(short)]
+    answer = " ".join(results_page.write_answer(study, own, environment, others).split())
+    assert "SGD with 5 epochs ends at 40.0%" in answer  # SGD with 60 epochs ends at 30%, SAM at 52%
+    assert "SAM with 60 epochs minus this SGD is +12.0 ± 5.0 points, at 24 times its cost." in answer
+
+
 def test_the_summary_counts_clear_gains_and_compares_crops(tmp_path):
     study = evidence.Study("human_noise", results=tmp_path)
     for job in study.search_jobs("worst", "sam"):
