@@ -222,6 +222,31 @@ def test_a_parameter_that_is_state_is_refused_where_a_second_pass_would_change_i
     assert equal(model[0].parameters(), before)
 
 
+class Halving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = network(5, 3)
+
+    def forward(self, inputs):
+        return self.network(inputs.mul_(0.5))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (Halving, F.cross_entropy),
+        (lambda: network(5, 3), lambda outputs, targets: F.cross_entropy(outputs, targets.clamp_(max=1))),
+    ],
+    ids=["inputs", "targets"],
+)
+def test_a_pass_that_changes_the_batch_of_the_next_one_is_refused(make, loss, rho):
+    model = make()
+    step = SamStep(Objective(model, loss), sgd(model.parameters()))
+    with pytest.raises(TrainingError, match=r"changes its inputs or targets in place[\s\S]*x = x\.clone\(\)"):
+        step(batch(), rho)
+
+
 def test_a_parameter_that_is_not_trained_may_be_read():
     model = nn.Sequential(network(5, 3), Following("never"))
     model[1].mean.data[0] = math.nan

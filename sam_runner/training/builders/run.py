@@ -266,13 +266,14 @@ def build_network(
         num_classes,
         examples,
         seed=config.seed,
+        dtype=weights_dtype(config.precision),
         sync_batchnorm=config.sync_batchnorm,
         freeze_batchnorm_stats=config.freeze_batchnorm_stats,
     )
     if device.type == "cpu":
         compute_depthwise_in_float32(model)
     channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
-    return place_model(model, device, weights_dtype(config.precision), channels_last=channels_last), channels_last
+    return place_model(model, device, channels_last=channels_last), channels_last
 
 
 def require_joint_passes(config: ExperimentConfig) -> None:
