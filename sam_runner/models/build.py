@@ -34,6 +34,7 @@ from sam_runner.utils.seeding import seed_everything
 from sam_runner.utils.user_code import describe_error, find_definition
 
 log = logging.getLogger("sam_runner")
+IN_A_NETWORK = "_is_in_a_network_of_sam_runner"  # attribute of trained parameters
 
 
 def build_model(
@@ -91,6 +92,7 @@ def build_model(
     elif is_lazy_model or len(shape) != 3 or ("in_channels" not in parameters and shape[0] != 3):
         _try_images(model, config.target, examples)
     _require_trainable(model, config.target)
+    _require_new_weights(model, config.target)
     if config.weights is not None:
         weights = _weights(config.weights, config.target, arguments, context)
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
@@ -130,6 +132,18 @@ def _require_trainable(model: nn.Module, target: str) -> None:
         )
     if not any(param.requires_grad for param in model.parameters()):
         raise InputError(f"model {target} has no parameter that requires a gradient")
+
+
+def _require_new_weights(model: nn.Module, target: str) -> None:
+    """Refuse trained parameters that an earlier network of this process has: another run would train them further."""
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    if shared := [name for name, param in trained.items() if hasattr(param, IN_A_NETWORK)]:
+        raise InputError(
+            f"model {target} returns weights that it has returned before ({shared[0]}): several runs would train them\n"
+            "  make the layers inside the function, or copy them there: copy.deepcopy(layers)"
+        )
+    for param in trained.values():
+        setattr(param, IN_A_NETWORK, True)
 
 
 def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) -> None:

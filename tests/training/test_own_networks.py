@@ -1,5 +1,6 @@
 """Networks and optimizers of one's own through whole runs: they work, or one line says why not."""
 
+import copy
 import logging
 import math
 import re
@@ -209,6 +210,17 @@ class KeptAsleep(nn.Sequential):
         return self
 
 
+BODY = nn.Linear(SIZE, 4)
+
+
+def with_a_common_body(num_classes, *, copies=False):
+    return nn.Sequential(nn.Flatten(), copy.deepcopy(BODY) if copies else BODY, nn.Linear(4, num_classes))
+
+
+def with_a_copied_body(num_classes):
+    return with_a_common_body(num_classes, copies=True)
+
+
 def complex_weights(num_classes):
     model = linear(num_classes)
     model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
@@ -293,6 +305,11 @@ class WithNumpy(torch.optim.SGD):
         return super().step()
 
 
+class HandsOn(torch.optim.AdamW):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+
+
 class NeedsClosure(torch.optim.SGD):
     def step(self, closure=None):
         return super().step(lambda: closure() + 0)
@@ -356,6 +373,13 @@ def test_networks_that_train_and_are_evaluated_again(model, words, tmp_path):
     final = sam_runner.load_run(tmp_path / "run").final
     values = evaluate(restore_run(tmp_path / "run", "last"))
     assert values == {name: final[name] for name in values}
+
+
+def test_a_second_run_does_not_train_the_weights_of_the_first():
+    for model in ("with_a_common_body", "with_a_copied_body", "with_a_copied_body"):
+        build_run(config_of_own(model))
+    with pytest.raises(InputError, match=r"returned before \(1.weight\)[\s\S]*copy.deepcopy"):
+        build_run(config_of_own("with_a_common_body"))
 
 
 def test_complex_buffers_keep_their_imaginary_part():
@@ -434,6 +458,14 @@ def test_outputs_without_logits_are_refused(tmp_path):
 def test_optimizers_that_are_refused(base, message):
     with pytest.raises(InputError, match=message):
         build_run(config_of_own("linear", base=base))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_an_optimizer_that_hands_its_arguments_on_gets_the_weight_decay(weight_decay):
+    config = config_of_own("linear", base="HandsOn")
+    base = replace(config.optimizer.base, weight_decay=weight_decay)
+    run = build_run(replace(config, optimizer=replace(config.optimizer, base=base)))
+    assert [group["weight_decay"] for group in run.step.optimizer.param_groups] == [weight_decay]
 
 
 def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_at_the_others(tmp_path):

@@ -45,13 +45,12 @@ def build_optimizer(
     params = [param for param in model.parameters() if param.requires_grad]
     groups = parameter_groups(model, num_classes, head_lr)
     _require_base_optimizer(target)
-    parameters = inspect.signature(locate(target)).parameters
-    if "lr" not in parameters and not any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
+    if not _accepts(target, "lr"):
         raise InputError(
             f"optimizer.base._target_={target} has no argument lr\n"
             "  add it to __init__: the learning rate of the run is passed there, and set in param_groups in each step"
         )
-    if "weight_decay" not in parameters:
+    if not _accepts(target, "weight_decay"):
         if options.base.weight_decay != 0:
             raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
         del arguments["weight_decay"]
@@ -68,6 +67,18 @@ def build_optimizer(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _accepts(target: str, name: str) -> bool:
+    """Return whether a class has an argument, or hands it on as one of ``**kwargs`` to a base class that has it."""
+    kind: Any = locate(target)
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters
+        if name in parameters:
+            return True
+        if not any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
+            return False
+    return False
 
 
 def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
