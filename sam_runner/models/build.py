@@ -3,7 +3,8 @@
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -152,11 +153,8 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
     Raises:
         InputError: If the network does not accept the inputs or returns no logits of the classes.
     """
-    was_training, before = model.training, {name: value for name, value in model.named_buffers() if not is_lazy(value)}
-    saved = {name: value.clone() for name, value in before.items()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with _trial(model):
             outputs = model(examples)
         logits = get_logits(outputs)
     except InputError as error:
@@ -171,10 +169,6 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
         raise InputError(
             f"model {target} does not accept {_describe_inputs(examples)}: {describe_error(error)}\n  {way}"
         ) from error
-    finally:
-        model.train(was_training)
-    for name, value in saved.items():
-        model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = before[name].copy_(value)
     if tuple(logits.shape) != (len(examples), num_classes):
         place = find_definition(locate(target))
         raise InputError(
@@ -183,6 +177,21 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
             f"the number of classes{chr(10) + '  in ' + place if place else ''}"
         )
     _warn_of_probabilities(logits, target)
+
+
+@contextmanager
+def _trial(model: nn.Module) -> Iterator[None]:
+    """Let the network be evaluated in the context without a trace in its mode and its buffers."""
+    was_training, before = model.training, {name: value for name, value in model.named_buffers() if not is_lazy(value)}
+    saved = {name: value.clone() for name, value in before.items()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        for name, value in saved.items():
+            model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = before[name].copy_(value)
 
 
 def _describe_inputs(examples: Tensor) -> str:
@@ -206,7 +215,7 @@ def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
     Raises:
         InputError: If the network does not accept images of the shape.
     """
-    reason = _find_refusal(model, examples)
+    reason = find_refusal(model, examples)
     if reason is None:
         return
     shape = tuple(examples.shape[1:])
@@ -225,23 +234,19 @@ def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
 
 def _require_fitting_channels(model: nn.Module, target: str, shape: tuple[int, ...]) -> None:
     """Raise InputError if the model refuses the images only because they do not have three channels."""
-    if len(shape) == 3 and shape[0] != 3 and _find_refusal(model, torch.zeros(2, 3, *shape[1:])) is None:
+    if len(shape) == 3 and shape[0] != 3 and find_refusal(model, torch.zeros(2, 3, *shape[1:])) is None:
         raise InputError(
             f"model {target} is for 3 channels, the images have {shape[0]}\n  use another model or other data"
         )
 
 
-def _find_refusal(model: nn.Module, examples: Tensor) -> str | None:
+def find_refusal(model: nn.Module, examples: Tensor) -> str | None:
     """Return the error of evaluating examples, or None."""
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with _trial(model):
             model(examples)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    finally:
-        model.train(was_training)
     return None
 
 

@@ -121,6 +121,18 @@ class Volumes(nn.Module):
         return self.head(self.deep(self.flat(images)[:, None]).mean((2, 3, 4)))
 
 
+class Viewing(nn.Module):
+    """Flattens as older code does, which needs NCHW."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features, self.head = nn.Conv2d(1, 2, 3), nn.Linear(2 * 36, num_classes)
+
+    def forward(self, images):
+        features = self.features(images)
+        return self.head(features.view(len(features), -1))
+
+
 class Double(nn.Module):
     def __init__(self, num_classes, *, casts):
         super().__init__()
@@ -356,10 +368,8 @@ def train(folder, *arguments, **options):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        *[
-            (name, [])
-            for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping", "Volumes", "Remembering")
-        ],
+        *[(name, []) for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping", "Volumes", "Viewing")],
+        ("Remembering", []),
         ("Turned", ["precision=fp32", "ema_decay=0.9"]),
         ("Neighbours", ["precision=fp32", "on_nonfinite=skip", "ema_decay=0.9"]),
         ("double", ["precision=fp32"]),
@@ -373,6 +383,17 @@ def test_networks_that_train_and_are_evaluated_again(model, words, tmp_path):
     final = sam_runner.load_run(tmp_path / "run").final
     values = evaluate(restore_run(tmp_path / "run", "last"))
     assert values == {name: final[name] for name in values}
+
+
+@pytest.mark.parametrize(("model", "is_faster"), [("Viewing", False), ("grey", True)])
+def test_channels_last_is_chosen_if_the_network_works_with_it(model, is_faster):
+    run = build_run(config_of_own(model))
+    weights = next(param for param in run.model.parameters() if param.ndim == 4)
+    assert run.train.format_options()["channels_last"] == is_faster
+    assert weights.to(memory_format=torch.channels_last).stride() == weights.stride() or not is_faster
+    if not is_faster:
+        with pytest.raises(InputError, match=r"channels_last=true does not work with case_networks.Viewing: view size"):
+            build_run(config_of_own(model, "channels_last=true"))
 
 
 def test_a_second_run_does_not_train_the_weights_of_the_first():
