@@ -83,7 +83,8 @@ class Objective:
             perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights would lose to
             rounding.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; any other result raises ValueError in the
-            first pass. The loss gets floating-point tensors in the outputs promoted to at least float32.
+            first pass. The loss gets floating-point tensors in the outputs promoted to at least float32. Buffers and
+            generators of a loss that is a module are treated as those of the model.
         forward: Callable to use instead of the model in all passes, e.g. the compiled model, called by `call_model`.
             None: the model.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
@@ -98,8 +99,8 @@ class Objective:
     Attributes:
         params: w.
         chunk_size: Largest number of examples of a micro-batch, or None.
-        generators: Random generators that are attributes of the model's modules. All passes of a group draw the same
-            numbers from them.
+        generators: Random generators that are attributes of the modules of model and loss. All passes of a group draw
+            the same numbers from them.
         work: Examples that the passes of the latest step have evaluated.
 
     Raises:
@@ -141,8 +142,9 @@ class Objective:
         self.params = [param for param in self._model_params if param.requires_grad]
         require_supported(model, self._model_params)
         self.device = self._model_params[0].device
-        self.generators = find_generators(value for module in model.modules() for value in vars(module).values())
-        self.statistics = RunningStatistics(model)
+        stateful = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) else model
+        self.generators = find_generators(value for module in stateful.modules() for value in vars(module).values())
+        self.statistics = RunningStatistics(stateful)
         self._random_branches = find_random_branches(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
         self._forward = model if forward is None else forward

@@ -131,6 +131,26 @@ def test_the_weights_of_a_loss_are_perturbed_with_the_others():
     assert equal([*model.parameters(), loss.temperature], pair.parameters())
 
 
+class NormalisingLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(3).double()
+        self.register_buffer("shift", torch.zeros(()).double())
+
+    def forward(self, outputs, targets):
+        self.shift = 0.9 * self.shift + 0.1 * outputs.detach().mean()
+        return F.cross_entropy(self.bn(outputs) - self.shift * torch.arange(3), targets)
+
+
+def test_the_state_of_a_loss_is_that_of_the_pass_at_w():
+    found = []
+    for rho in (0.0, 0.3):
+        model, loss = network(5, 3), NormalisingLoss()
+        SamStep(Objective(model, loss), sgd(model.parameters()))(batch(), rho)
+        found.append(loss.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_parameters_outside_of_the_optimizer_are_constants_and_keep_their_gradients():
     model = network(5, 7, 3)
     expected, body = copy.deepcopy(model), model[0].weight
