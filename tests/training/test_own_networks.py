@@ -17,6 +17,7 @@ import sam_runner
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.geometry.mean_loss import MeanLoss
+from sam_runner.inference.evaluation import evaluate_runs
 from sam_runner.models.build import build_average
 from sam_runner.runs.load import restore_run
 from sam_runner.runs.remarks import list_remarks
@@ -178,6 +179,19 @@ class Remembering(nn.Module):
         if self.training:
             self.memory = torch.cat([self.memory, images.flatten(1).detach()])
         return self.network(images.flatten(1) - (self.memory.mean(0) if len(self.memory) else 0))
+
+
+class Forgetting(nn.Module):
+    """Subtracts a running mean of its inputs, which checkpoints do not save."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network, self.mean = linear(num_classes), torch.zeros(SIZE)
+
+    def forward(self, images):
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * images.detach().flatten(1).mean(0)
+        return self.network(images.flatten(1) - 10 * self.mean)
 
 
 class Counting(nn.Module):
@@ -401,6 +415,14 @@ def test_a_second_run_does_not_train_the_weights_of_the_first():
         build_run(config_of_own(model))
     with pytest.raises(InputError, match=r"returned before \(1.weight\)[\s\S]*copy.deepcopy"):
         build_run(config_of_own("with_a_common_body"))
+
+
+@pytest.mark.parametrize(("model", "is_warned"), [("Forgetting", True), ("Remembering", False)])
+def test_metrics_that_differ_from_the_logged_ones_are_warned_of(model, is_warned, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    train(tmp_path / "run", model)
+    evaluate_runs([tmp_path / "run"], "last")
+    assert ("The network has state that checkpoints do not save" in caplog.text) == is_warned
 
 
 def test_complex_buffers_keep_their_imaginary_part():
