@@ -253,6 +253,12 @@ def complex_weights(num_classes):
     return model
 
 
+def overlapping(num_classes):
+    model = linear(num_classes)
+    model.transposed = nn.Parameter(model[1].weight.t())
+    return model
+
+
 def frozen(num_classes):
     return linear(num_classes).requires_grad_(False)
 
@@ -469,6 +475,7 @@ def test_old_weight_norm_has_a_moving_average():
         ("too_small", r"does not accept inputs of shape \(1, 8, 8\): .*shapes cannot be multiplied"),
         ("complex_weights", r"complex weights \(phase\)"),
         ("frozen", "no parameter that requires a gradient"),
+        ("overlapping", r"model case_networks.overlapping: transposed and 1.weight overlap in memory: use one"),
         ("casting_to_double", r"same dtype[\s\S]*precision=fp64 makes both float64"),
         ("stored_neighbours", r"a checkpoint cannot hold: matrix: torch.Tensor, .*sparse_coo[\s\S]*persistent=False"),
         ("Counting", r"a checkpoint cannot hold: _extra_state: scale: numpy.float64"),

@@ -121,17 +121,20 @@ def build_step(
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     compiled = config.uses_compiler and not (mode == "graph" and device.type != "cuda")
     forward: Any = torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False) if compiled else model
-    objective = Objective(
-        model,
-        lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=(lambda images: get_logits(forward(images))) if joint is None else joint.forward(model),
-        autocast_dtype=dtype,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        num_chunks=config.accumulate,
-        batch_size=-(-config.batch_size // context.world_size),
-        weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
-        context=context,
-    )
+    try:
+        objective = Objective(
+            model,
+            lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
+            forward=(lambda images: get_logits(forward(images))) if joint is None else joint.forward(model),
+            autocast_dtype=dtype,
+            scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+            num_chunks=config.accumulate,
+            batch_size=-(-config.batch_size // context.world_size),
+            weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
+            context=context,
+        )
+    except ValueError as error:
+        raise InputError(f"model {config.model.target}: {error}") from error
     method = build_method(config, total_steps)
     try:
         step = SamStep(
