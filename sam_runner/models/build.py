@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
@@ -35,7 +36,7 @@ from sam_runner.utils.seeding import seed_everything
 from sam_runner.utils.user_code import describe_error, find_definition
 
 log = logging.getLogger("sam_runner")
-IN_A_NETWORK = "_is_in_a_network_of_sam_runner"  # attribute of trained parameters
+BUILT: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()  # parameters of this process's networks, by id
 
 
 def build_model(
@@ -138,13 +139,12 @@ def _require_trainable(model: nn.Module, target: str) -> None:
 def _require_new_weights(model: nn.Module, target: str) -> None:
     """Refuse trained parameters that an earlier network of this process has: another run would train them further."""
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    if shared := [name for name, param in trained.items() if hasattr(param, IN_A_NETWORK)]:
+    if shared := [name for name, param in trained.items() if BUILT.get(id(param)) is param]:
         raise InputError(
             f"model {target} returns weights that it has returned before ({shared[0]}): several runs would train them\n"
             "  make the layers inside the function, or copy them there: copy.deepcopy(layers)"
         )
-    for param in trained.values():
-        setattr(param, IN_A_NETWORK, True)
+    BUILT.update({id(param): param for param in trained.values()})
 
 
 def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) -> None:
