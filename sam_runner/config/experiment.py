@@ -231,7 +231,8 @@ class ExperimentConfig:
         effect="rounding",
     )
     channels_last: Literal[True, False, "auto"] = key(
-        "true: memory layout NHWC; auto: true if the network has 2-D convolutions and its weights are not sharded",
+        "true: memory layout NHWC; auto: true if the network has 2-D convolutions and works with it, and its weights "
+        "are not sharded",
         "auto",
         effect="rounding",
         on_resume=ROUNDING,

@@ -2,7 +2,9 @@
 
 import logging
 import math
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence, Set
+from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -39,10 +41,11 @@ def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validat
 
     Raises:
         InputError: If a set is empty, its inputs differ in shape, or a label is no class; the message names the item.
+            Also if `classes` has no order or a name twice.
     """
-    names = tuple(f"class {number}" for number in range(classes)) if isinstance(classes, int) else tuple(classes)
+    names = _name_classes(classes)
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})
-    sets = {name: _make_set(part, tuple(map(str, names)), name) for name, part in parts.items()}
+    sets = {name: _make_set(part, names, name) for name, part in parts.items()}
     first = sets["train"]
     for name, part in sets.items():
         if part.shape != first.shape:
@@ -50,6 +53,21 @@ def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validat
         if _describe(part) != _describe(first):
             raise InputError(f"{name}: inputs are {_describe(part)}, those of train {_describe(first)}")
     return Splits(**sets)
+
+
+def _name_classes(classes: Any) -> tuple[str, ...]:
+    """Return the names of the classes in the order of their numbers."""
+    if isinstance(classes, Integral):
+        return tuple(f"class {number}" for number in range(int(classes)))
+    if not isinstance(classes, Iterable) or isinstance(classes, str | Mapping | Set):
+        raise InputError(
+            f"classes is a {type(classes).__name__}\n"
+            "  accepted: a list of the names of the classes in the order of their numbers, or their number"
+        )
+    names = tuple(map(str, classes))
+    if repeated := [name for name, number in Counter(names).items() if number > 1]:
+        raise InputError(f"two classes have the name {repeated[0]!r}\n  give each class a name of its own")
+    return names
 
 
 def _describe(part: ImageSet | ArraySet) -> str:
@@ -67,7 +85,9 @@ def _make_set(part: Any, classes: tuple[str, ...], name: str) -> ImageSet | Arra
         inputs, labels = _read_items(part, classes, name)
     labels = check_labels(labels, len(inputs), len(classes), name)
     if inputs.dtype == torch.uint8 and inputs.ndim in (3, 4):
-        return _label_errors(name, lambda: make_image_set(_to_channels_first(inputs, name), labels, classes))
+        images = _to_channels_first(inputs, name)
+        _warn_of_channels_last(images, name)
+        return _label_errors(name, lambda: make_image_set(images, labels, classes))
     if inputs.ndim < 2:
         raise InputError(f"{name}: inputs have shape {tuple(inputs.shape)}\n  accepted: (examples, features) or more")
     if inputs.dtype.is_complex:
@@ -107,8 +127,14 @@ def _to_tensor(value: Any, name: str) -> Tensor:
         if value.layout != torch.strided:
             raise InputError(f"{name}: a sparse tensor is not accepted\n  give tensor.to_dense()")
         return value.detach().cpu()
+    if np.ma.is_masked(value):
+        raise InputError(
+            f"{name}: {np.count_nonzero(np.ma.getmaskarray(value)):,} values of an array are masked\n"
+            "  leave these examples out, or fill the values: array.filled(0)"
+        )
     try:
-        return torch.from_numpy(np.array(value))
+        array = np.array(value)
+        return torch.from_numpy(array.astype(array.dtype.newbyteorder("="), copy=False))
     except (TypeError, ValueError, RuntimeError) as error:  # NumPy's words do not name what was given
         raise InputError(f"{name}: {_describe_no_array(value)}") from error
 
@@ -179,9 +205,11 @@ def _warn_of_random_items(dataset: Any, first: Tensor, name: str) -> None:
 
 
 def _warn_of_channels_last(inputs: Tensor, name: str) -> None:
-    """Warn of floats (N, H, W, C) that look like images: unlike those of uint8 they are not turned."""
-    if inputs.ndim == 4 and inputs.shape[3] in (1, 3, 4) and inputs.shape[1] not in (1, 3, 4):
-        height, width, channels = inputs.shape[1:]
+    """Warn of inputs (N, H, W, C) that look like images: only those of uint8 with one or three channels are turned."""
+    if inputs.ndim != 4:
+        return
+    height, width, channels = inputs.shape[1:]
+    if channels < height == width or (channels in (1, 3, 4) and height not in (1, 3, 4)):
         log.warning(
             "%s: inputs of shape (%d, %d, %d) have %d channels, the first axis. If they are images with the channels"
             " last: np.moveaxis(image, -1, 0).",

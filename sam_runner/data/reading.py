@@ -28,7 +28,7 @@ from sam_runner.utils.seeding import make_generator
 log = logging.getLogger("sam_runner")
 MAX_BYTES = 8 << 30  # pixels kept in memory
 MAX_CHECKED = 100_000  # files on disk that are checked before training
-CACHE_FORMAT = 1  # to be raised when the same files are decoded to other pixels
+CACHE_FORMAT = 2  # to be raised when the same files are decoded to other pixels
 Request = tuple[Path, tuple[str, ...], int, float]  # root, paths, image_size, eval_crop_ratio
 
 
@@ -201,13 +201,15 @@ def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tens
     """Decode a set to (N, 3, H, W); files that cannot be used are added to `faults`, and those in it are left out."""
     root, paths, size, fraction = request
     read = partial(read_crop, choose_box=partial(centre_crop_box, fraction=fraction), size=size) if size else read_image
-    files = [path for name in paths if (path := root / name) not in faults]
+    positions: dict[Path, list[int]] = {}  # a list of images may name a file several times
+    for index, name in enumerate(paths):
+        positions.setdefault(root / name, []).append(index)
+    files = [path for path in positions if path not in faults]
     reference = next(_readable(files, read, faults), None)
     if reference is None:
         return torch.empty(0)
     first, (_, height, width) = reference
     images = np.empty((len(paths), height, width, 3), np.uint8)
-    position = {root / name: index for index, name in enumerate(paths)}
 
     def decode(path: Path) -> None:
         image = read(path)
@@ -216,7 +218,7 @@ def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tens
                 f"{path} is {image.shape[2]}x{image.shape[1]} pixels, {first.name} is {width}x{height}\n"
                 "  set data.image_size to resize all images to one size"
             )
-        images[position[path]] = image.permute(1, 2, 0).numpy()
+        images[positions[path]] = image.permute(1, 2, 0).numpy()
 
     for_each_file(files, decode, workers, "images", faults)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()

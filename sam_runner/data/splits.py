@@ -6,6 +6,7 @@ the function in `sam_runner/data/datasets`, the file and a test.
 
 import hashlib
 import logging
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -105,6 +106,7 @@ def prepare_splits(
     splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
     splits = splits.read()
     _log_missing_classes(splits)
+    _log_similar_classes(splits.train.classes)
     _log_common_examples(splits)
     if needs == "whole_set":
         return splits
@@ -127,6 +129,16 @@ def _log_missing_classes(splits: Splits) -> None:
             facts.append(f"no {name} image of {', '.join(missing[:MAX_LISTED])}{more}")
     if facts:
         log.warning("%s", "; ".join(facts))
+
+
+def _log_similar_classes(classes: Sequence[str]) -> None:
+    """Log classes whose names a reader takes for one: ``Cat`` and ``cat``, or two encodings of one accent."""
+    found: dict[str, list[str]] = {}
+    for name in classes:
+        found.setdefault(unicodedata.normalize("NFKC", name).casefold().strip(), []).append(ascii(name))
+    alike = [", ".join(names) for names in found.values() if len(names) > 1]
+    if alike:
+        log.warning("different classes have names that look alike: %s", "; ".join(alike[:MAX_LISTED]))
 
 
 def _log_common_examples(splits: Splits) -> None:

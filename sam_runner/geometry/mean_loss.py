@@ -18,6 +18,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.utils.errors import TrainingError
+from sam_runner.utils.number_format import convert_numbers
 
 BatchNormMode = Literal["train", "eval", "reestimate"]
 Loss = Callable[[Any, Tensor], Tensor]
@@ -77,7 +78,7 @@ class MeanLoss:
         if batchnorm not in ("train", "eval", "reestimate"):
             raise ValueError(f"batchnorm={batchnorm!r} is not known: accepted are train, eval, reestimate")
         self._loss, self._weight_decay, self._batchnorm, self.dtype = loss, weight_decay, batchnorm, dtype
-        self._use(copy.deepcopy(model).to(dtype=dtype))
+        self._use(convert_numbers(copy.deepcopy(model), dtype))
         if not self._params:
             raise ValueError("the model has no parameters that require gradients")
         self.chunk_size = chunk_size

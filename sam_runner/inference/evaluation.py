@@ -1,5 +1,6 @@
 """Metrics of runs on their own sets or on other images, and of the mean of their probabilities."""
 
+import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -19,10 +20,14 @@ from sam_runner.inference.predictions import (
     require_same_classes,
 )
 from sam_runner.runs.load import restore_run
+from sam_runner.runs.result import read_finished_result
 from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
 from sam_runner.training.metrics import evaluation_metrics, label_noise_metrics
 from sam_runner.utils.errors import InputError
 
+log = logging.getLogger("sam_runner")
+RESULTS = {"last": "final", "best": "best"}  # entries of result.json by checkpoint
+TOLERANCE = 0.05  # of a likelihood, relative; devices and number formats differ by less
 ENSEMBLE = "ensemble"  # row of the mean of the probabilities
 EVALUATED: tuple[Split, ...] = ("test", "validation")
 
@@ -49,7 +54,8 @@ def evaluate_runs(folders: Sequence[Path], which: str, device: str | None = None
         outputs.setdefault(name, []).append((logits.cpu(), labels.cpu()))
 
     for folder in folders:
-        rows[str(folder)] = evaluate(restore_run(folder, which, device), log_outputs=keep)
+        values = rows[str(folder)] = evaluate(restore_run(folder, which, device), log_outputs=keep)
+        _warn_of_other_metrics(folder, values, (read_finished_result(folder) or {}).get(RESULTS[which], {}))
     if len(folders) == 1:
         return rows, ""
     ensemble: Metrics = {}
@@ -148,6 +154,18 @@ def _set_metrics(logits: Tensor, examples: Examples) -> Metrics:
     """Return the metrics of a set, with those of its label noise."""
     noise = label_noise_metrics(logits.argmax(1), examples.labels, examples.clean_labels)
     return evaluation_metrics(logits, examples.labels) | noise
+
+
+def _warn_of_other_metrics(folder: Path, found: Metrics, logged: Mapping[str, float]) -> None:
+    """Log a warning if a network has another likelihood than its run logged."""
+    for name, value in found.items():
+        if name.endswith("/nll") and abs(value - logged.get(name, value)) > 0.001 + TOLERANCE * value:
+            log.warning(
+                "%s: %s is %.4g, and the run logged %.4g. The network has state that checkpoints do not save (Python "
+                "attributes, buffers with persistent=False), or it draws random numbers in evaluation mode",
+                *(folder, name, value, logged[name]),
+            )
+            return
 
 
 def _find_difference(name: Split, examples: Mapping[Path, Examples]) -> str:

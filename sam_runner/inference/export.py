@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 from torch import Tensor, nn
 
+from sam_runner.distributed.sharding import load_full_model_state
 from sam_runner.models.outputs import get_logits
 from sam_runner.runs.load import TrainedNetwork, load_network
 from sam_runner.training.builders.run import build_network
@@ -159,7 +160,7 @@ def _write_safetensors(_: LogitsModel, network: TrainedNetwork, metadata: Mappin
     content = safetensors.torch.save(state, dict(metadata))
     facts = network.facts
     again = build_network(network.config, len(facts.classes), facts.blank(2), torch.device("cpu"))[0]
-    again.load_state_dict(safetensors.torch.load(content))
+    load_full_model_state(again, safetensors.torch.load(content))
     again.to(memory_format=torch.contiguous_format).eval()
     return content, lambda images: get_logits(again(images))
 

@@ -3,14 +3,17 @@
 import inspect
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from weakref import WeakValueDictionary
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
-from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+from torch.optim.swa_utils import AveragedModel
 
 from sam_runner.config.instantiate import call_target, is_own, locate
 from sam_runner.config.model import ModelConfig
@@ -27,10 +30,13 @@ from sam_runner.models.pretrained import (
     torchvision_normalisation,
 )
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.number_format import convert_numbers
+from sam_runner.utils.safe_load import find_unloadable
 from sam_runner.utils.seeding import seed_everything
 from sam_runner.utils.user_code import describe_error, find_definition
 
 log = logging.getLogger("sam_runner")
+BUILT: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()  # parameters of this process's networks, by id
 
 
 def build_model(
@@ -39,16 +45,18 @@ def build_model(
     examples: Tensor,
     *,
     seed: int,
+    dtype: torch.dtype = torch.float32,
     sync_batchnorm: bool = False,
     freeze_batchnorm_stats: bool = False,
 ) -> nn.Module:
-    """Build a network and initialise it from the seed or from a file; on the CPU, in float32.
+    """Build a network and initialise it from the seed or from a file; on the CPU, in training mode.
 
     Args:
         config: Settings of the network.
         num_classes: Number of outputs.
-        examples: Two images or other inputs of zeros, (2, C, H, W) or (2, ...), float32 or int64.
+        examples: Two images or other inputs of zeros, (2, C, H, W) or (2, ...), floating-point or int64.
         seed: Seed of the run.
+        dtype: Number format of the weights; complex buffers get the complex format of the same precision.
         sync_batchnorm: Make batch norm use the images of all processes.
         freeze_batchnorm_stats: Keep the running statistics of batch norm.
 
@@ -72,12 +80,21 @@ def build_model(
     model = call_target(config.target, arguments, "model", **context)
     if not isinstance(model, nn.Module):
         raise InputError(f"model {config.target} gives a {type(model).__name__}, not a torch.nn.Module")
+    if any(isinstance(module, torch.jit.ScriptModule) and [*module.buffers()] for module in model.modules()):
+        raise InputError(
+            f"model {config.target} has buffers in a module of TorchScript, which a step cannot restore\n"
+            "  use the nn.Module that it was made from"
+        )
+    model = convert_numbers(model, dtype)
+    examples = examples.to(dtype) if examples.is_floating_point() else examples
+    _start_training_mode(model, config.target)
     is_lazy_model = any(is_lazy(param) for param in [*model.parameters(), *model.buffers()])
     if is_own(config.target):
         _try_own(model, config.target, examples, num_classes)
     elif is_lazy_model or len(shape) != 3 or ("in_channels" not in parameters and shape[0] != 3):
         _try_images(model, config.target, examples)
     _require_trainable(model, config.target)
+    _require_new_weights(model, config.target)
     if config.weights is not None:
         weights = _weights(config.weights, config.target, arguments, context)
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
@@ -89,16 +106,45 @@ def build_model(
     return built
 
 
+def _start_training_mode(model: nn.Module, target: str) -> None:
+    """Put a network into training mode, as every epoch does; log a warning if a part was in evaluation mode."""
+    asleep = [(name, module) for name, module in model.named_modules() if model.training and not module.training]
+    model.train()
+    if woken := [name for name, module in asleep if module.training]:
+        log.warning(
+            "%s of model %s was in evaluation mode, which ends when training calls model.train(). To keep it, override "
+            "the method train of the network; freeze_batchnorm_stats=true keeps the statistics of all batch norm",
+            *(woken[0], target),
+        )
+
+
 def _require_trainable(model: nn.Module, target: str) -> None:
-    """Refuse a network with complex weights, or without a parameter to train."""
+    """Refuse a network with complex weights, with state that a checkpoint cannot hold, or with nothing to train."""
     names = [name for name, param in model.named_parameters() if param.is_complex()]
     if names:
         raise InputError(
             f"model {target} has complex weights ({names[0]}), which SAM does not support here\n"
             "  store them as real parameters (torch.view_as_real) and use torch.view_as_complex in the forward pass"
         )
+    if kind := find_unloadable(model.state_dict()):
+        raise InputError(
+            f"model {target} has state that a checkpoint cannot hold: {kind}\n"
+            "  keep dense tensors, numbers, texts, lists and dictionaries in it; a constant buffer needs no checkpoint:"
+            " register_buffer(name, tensor, persistent=False)"
+        )
     if not any(param.requires_grad for param in model.parameters()):
         raise InputError(f"model {target} has no parameter that requires a gradient")
+
+
+def _require_new_weights(model: nn.Module, target: str) -> None:
+    """Refuse trained parameters that an earlier network of this process has: another run would train them further."""
+    trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
+    if shared := [name for name, param in trained.items() if BUILT.get(id(param)) is param]:
+        raise InputError(
+            f"model {target} returns weights that it has returned before ({shared[0]}): several runs would train them\n"
+            "  make the layers inside the function, or copy them there: copy.deepcopy(layers)"
+        )
+    BUILT.update({id(param): param for param in trained.values()})
 
 
 def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) -> None:
@@ -107,11 +153,8 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
     Raises:
         InputError: If the network does not accept the inputs or returns no logits of the classes.
     """
-    was_training, before = model.training, {name: value for name, value in model.named_buffers() if not is_lazy(value)}
-    saved = {name: value.clone() for name, value in before.items()}
-    model.eval()
     try:
-        with torch.no_grad():
+        with _trial(model):
             outputs = model(examples)
         logits = get_logits(outputs)
     except InputError as error:
@@ -119,15 +162,13 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
     except Exception as error:
         _require_fitting_channels(model, target, tuple(examples.shape[1:]))
         way = "a function gets num_classes, in_channels, image_size, in_features and input_shape if it has them"
+        if "dtype" in str(error) and examples.dtype == torch.float32:
+            way = "weights and inputs are float32; precision=fp64 makes both float64"
         if not examples.dtype.is_floating_point:
             way = "integer inputs reach the model as int64, as tokens do; give floats, or images as uint8"
         raise InputError(
             f"model {target} does not accept {_describe_inputs(examples)}: {describe_error(error)}\n  {way}"
         ) from error
-    finally:
-        model.train(was_training)
-    for name, value in saved.items():
-        model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = before[name].copy_(value)
     if tuple(logits.shape) != (len(examples), num_classes):
         place = find_definition(locate(target))
         raise InputError(
@@ -136,6 +177,21 @@ def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) 
             f"the number of classes{chr(10) + '  in ' + place if place else ''}"
         )
     _warn_of_probabilities(logits, target)
+
+
+@contextmanager
+def _trial(model: nn.Module) -> Iterator[None]:
+    """Let the network be evaluated in the context without a trace in its mode and its buffers."""
+    was_training, before = model.training, {name: value for name, value in model.named_buffers() if not is_lazy(value)}
+    saved = {name: value.clone() for name, value in before.items()}
+    model.eval()
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        model.train(was_training)
+        for name, value in saved.items():
+            model.get_submodule(name.rpartition(".")[0])._buffers[name.rpartition(".")[2]] = before[name].copy_(value)
 
 
 def _describe_inputs(examples: Tensor) -> str:
@@ -159,7 +215,7 @@ def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
     Raises:
         InputError: If the network does not accept images of the shape.
     """
-    reason = _find_refusal(model, examples)
+    reason = find_refusal(model, examples)
     if reason is None:
         return
     shape = tuple(examples.shape[1:])
@@ -178,23 +234,19 @@ def _try_images(model: nn.Module, target: str, examples: Tensor) -> None:
 
 def _require_fitting_channels(model: nn.Module, target: str, shape: tuple[int, ...]) -> None:
     """Raise InputError if the model refuses the images only because they do not have three channels."""
-    if len(shape) == 3 and shape[0] != 3 and _find_refusal(model, torch.zeros(2, 3, *shape[1:])) is None:
+    if len(shape) == 3 and shape[0] != 3 and find_refusal(model, torch.zeros(2, 3, *shape[1:])) is None:
         raise InputError(
             f"model {target} is for 3 channels, the images have {shape[0]}\n  use another model or other data"
         )
 
 
-def _find_refusal(model: nn.Module, examples: Tensor) -> str | None:
+def find_refusal(model: nn.Module, examples: Tensor) -> str | None:
     """Return the error of evaluating examples, or None."""
-    was_training = model.training
-    model.eval()
     try:
-        with torch.no_grad():
+        with _trial(model):
             model(examples)
     except (RuntimeError, ValueError, TypeError, IndexError) as error:
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
-    finally:
-        model.train(was_training)
     return None
 
 
@@ -214,14 +266,31 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
             if isinstance(value, Tensor) and value.grad_fn is not None:
                 vars(module)[name] = value.detach()
     try:
-        return AveragedModel(model, multi_avg_fn=get_ema_multi_avg_fn(decay), use_buffers=True)
+        return AveragedModel(model, multi_avg_fn=partial(_average, 1 - decay), use_buffers=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(f"ema_decay needs a copy of the model, which fails: {reason[0][:200]}") from error
 
 
-def place_model(model: nn.Module, device: torch.device, dtype: torch.dtype, *, channels_last: bool) -> nn.Module:
-    """Move a network to a device in the given dtype and memory layout.
+@torch.no_grad()
+def _average(share: float, averages: list[Tensor], values: list[Tensor], _: Tensor) -> None:
+    """Move averages by a share of the way to the values of the network; whole numbers and sparse tensors are copied.
+
+    torch's ``get_ema_multi_avg_fn`` averages whole numbers too, and cuts off after rounding: an index 3 can become 2.
+    """
+    has_mean = averages[0].is_floating_point() or averages[0].is_complex()  # those of a call have one dtype
+    if has_mean and all(average.layout == torch.strided for average in averages):
+        torch._foreach_lerp_(averages, values, share)
+        return
+    for average, value in zip(averages, values, strict=True):
+        if has_mean and average.layout == torch.strided:
+            average.lerp_(value, share)
+        else:
+            average.copy_(value)
+
+
+def place_model(model: nn.Module, device: torch.device, *, channels_last: bool) -> nn.Module:
+    """Move a network to a device, its tensors of four axes in the given memory layout.
 
     Raises:
         InputError: If it has SyncBatchNorm and the device is not CUDA.
@@ -229,7 +298,9 @@ def place_model(model: nn.Module, device: torch.device, dtype: torch.dtype, *, c
     if device.type != "cuda" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
         raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
     layout = torch.channels_last if channels_last else torch.contiguous_format
-    placed: nn.Module = model.to(device, dtype).to(memory_format=layout)
+    placed: nn.Module = model.to(device)._apply(
+        lambda tensor: tensor.to(memory_format=layout) if tensor.ndim == 4 else tensor
+    )
     return placed
 
 

@@ -29,7 +29,7 @@ from sam_runner.training.builders.run import (
     resolve_precision,
 )
 from sam_runner.training.checkpoints import CheckpointFolder
-from sam_runner.training.evaluation import evaluation_weights, predict
+from sam_runner.training.evaluation import evaluation_weights, exchanges_weights, predict
 from sam_runner.training.state import Run, restore_state
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
@@ -171,10 +171,9 @@ def load_network(folder: Path, which: str, device: str | None = None) -> Trained
         optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr)
     with _explain_misfit(f"the checkpoint does not fit {folder}/config.yaml"):
         load_full_model_state(model, state["model"])
-        to_evaluation = getattr(optimizer, "eval", None)
-        if callable(to_evaluation):  # a schedule-free optimizer trains other weights than it evaluates
+        if exchanges_weights(optimizer):
             load_full_optimizer_state(optimizer, state["optimizer"])
-            to_evaluation()
+            optimizer.eval()  # type: ignore[attr-defined]
     options = {
         "normalisation": facts.normalisation,
         "device": chosen,

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.data.datasets.cifar import CLASSES_10, CLASSES_100
+from sam_runner.training.evaluation import exchanges_weights
 from sam_runner.training.state import Run
 
 ADAPTIVE = {  # base optimizers whose steps do not scale with the gradient, and a usual learning rate
@@ -22,7 +23,7 @@ def list_remarks(run: Run, config: ExperimentConfig, overrides: Sequence[str]) -
         config: The settings.
         overrides: Settings as the user typed them.
     """
-    return [*_about_learning_rate(config, overrides), *_about_classes(run, config)]
+    return [*_about_learning_rate(config, overrides), *_about_statistics(run), *_about_classes(run, config)]
 
 
 def _about_learning_rate(config: ExperimentConfig, overrides: Sequence[str]) -> list[str]:
@@ -32,6 +33,18 @@ def _about_learning_rate(config: ExperimentConfig, overrides: Sequence[str]) -> 
         return []
     name, usual = target.rpartition(".")[2], ADAPTIVE[target]
     return [f"lr={config.optimizer.base.lr:g} is the default for SGD; {name} usually needs less, such as lr={usual:g}"]
+
+
+def _about_statistics(run: Run) -> list[str]:
+    """Running statistics are those of the weights in training, also where other weights are evaluated."""
+    optimizer = run.step.optimizer
+    if not (exchanges_weights(optimizer) and run.step.objective.statistics.has_running_statistics):
+        return []
+    return [
+        f"{type(optimizer).__name__} evaluates other weights than it trains, and the running statistics of the"
+        " normalisation layers are those of the weights in training: the accuracy can be far too low (use layers"
+        " without running statistics, such as GroupNorm, or freeze_batchnorm_stats=true)"
+    ]
 
 
 def _about_classes(run: Run, config: ExperimentConfig) -> list[str]:

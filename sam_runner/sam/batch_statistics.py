@@ -71,6 +71,11 @@ class RunningStatistics:
         )
 
     @property
+    def has_running_statistics(self) -> bool:
+        """Whether a layer updates running statistics in training; layers in evaluation mode do not."""
+        return any(layer.training for layer in self._layers)
+
+    @property
     def has_synchronised_layers(self) -> bool:
         """Whether a layer normalises by the batches of all processes, so that every pass needs all processes."""
         return any(isinstance(layer, SyncBatchNorm) and layer.training for layer in self._modules)
@@ -224,9 +229,10 @@ class RunningStatistics:
         for module, slots in snapshot:
             for name, saved in slots.items():
                 buffer = module._buffers.get(name)
-                if saved is not None and buffer is not None and are_alike(buffer, saved):
+                is_sparse = saved is not None and saved.layout != torch.strided
+                if saved is not None and buffer is not None and not is_sparse and are_alike(buffer, saved):
                     buffer.copy_(torch.where(where, saved, buffer))
-                elif buffer is not saved and where:  # another tensor now: decided on the host
+                elif buffer is not saved and where:  # another tensor now, or a sparse one: decided on the host
                     module._buffers[name] = saved
 
 

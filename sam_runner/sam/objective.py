@@ -23,6 +23,7 @@ from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
+from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState, find_generators
 
 SECOND_ORDER = (
@@ -82,7 +83,8 @@ class Objective:
             perturbation of a network with 36 M weights is 8e-6 per weight, which bfloat16 weights would lose to
             rounding.
         loss: Maps (outputs, targets) to the mean loss of the examples, 0-dim; any other result raises ValueError in the
-            first pass. The loss gets floating-point tensors in the outputs promoted to at least float32.
+            first pass. The loss gets floating-point tensors in the outputs promoted to at least float32. Buffers and
+            generators of a loss that is a module are treated as those of the model.
         forward: Callable to use instead of the model in all passes, e.g. the compiled model, called by `call_model`.
             None: the model.
         autocast_dtype: bfloat16 or float16 for mixed precision; None: no autocast.
@@ -97,8 +99,8 @@ class Objective:
     Attributes:
         params: w.
         chunk_size: Largest number of examples of a micro-batch, or None.
-        generators: Random generators that are attributes of the model's modules. All passes of a group draw the same
-            numbers from them.
+        generators: Random generators that are attributes of the modules of model and loss. All passes of a group draw
+            the same numbers from them.
         work: Examples that the passes of the latest step have evaluated.
 
     Raises:
@@ -140,8 +142,9 @@ class Objective:
         self.params = [param for param in self._model_params if param.requires_grad]
         require_supported(model, self._model_params)
         self.device = self._model_params[0].device
-        self.generators = find_generators(value for module in model.modules() for value in vars(module).values())
-        self.statistics = RunningStatistics(model)
+        stateful = nn.ModuleList([model, loss]) if isinstance(loss, nn.Module) else model
+        self.generators = find_generators(value for module in stateful.modules() for value in vars(module).values())
+        self.statistics = RunningStatistics(stateful)
         self._random_branches = find_random_branches(model)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=False) if scaler is None else scaler
         self._forward = model if forward is None else forward
@@ -452,11 +455,16 @@ class Objective:
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
         # Each pass has its own autocast context. In a shared one, the pass at w + eps would use cached casts of w.
-        enabled = self.autocast_dtype is not None
+        enabled, before = self.autocast_dtype is not None, _count_writes(chunk)
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)
         outputs = map_tensors(_promote, outputs)
         loss = self._loss(outputs, chunk.targets)
+        if _count_writes(chunk) != before:
+            raise TrainingError(
+                "the network or the loss changes its inputs or targets in place, and the next pass of a step would get "
+                "the changed ones\n  let it change a copy: x = x.clone()"
+            )
         if not isinstance(loss, Tensor) or loss.ndim:
             kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise ValueError(f"the loss must return a 0-dim tensor, the mean over examples, not {kind}")
@@ -478,6 +486,13 @@ def _require_precision(dtype: object) -> None:
     """Refuse a dtype that `torch.autocast` would refuse only in the first step."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast_dtype={dtype!r}: accepted are torch.bfloat16, torch.float16 and None")
+
+
+def _count_writes(batch: Batch) -> list[int]:
+    """Return how often each tensor of a batch was written in place, by autograd's counters."""
+    counts: list[int] = []
+    map_tensors(lambda leaf: counts.append(0 if leaf.is_inference() else leaf._version), (batch.inputs, batch.targets))
+    return counts
 
 
 def _promote(output: Tensor) -> Tensor:

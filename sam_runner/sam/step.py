@@ -15,6 +15,7 @@ The step does not synchronise with the device, with three exceptions:
 - methods that decide on the host whether to make a second pass (AE-SAM).
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -263,7 +264,10 @@ class SamStep:
             self.objective.context.all_reduce_mean(gradient_sum)
         params, shards = self.objective.params, self.objective.shards
         grads = [torch.zeros_like(param) if param.grad is None else param.grad for param in params]
-        method.combine([to_local(grad) for grad in grads], list(gradient_sum) if gradient_sum else None, context)
+        combine: Callable[..., object] = method.combine
+        first = list(gradient_sum) if gradient_sum else None
+        if combine([to_local(grad) for grad in grads], first, context) is not None:
+            raise TypeError(f"combine of method {method.name} returns a value: change `final` in place, return nothing")
         for param, grad in zip(params, grads, strict=True):
             # `combine` can give a gradient to a parameter that no pass at w + eps used. Otherwise it stays without one.
             if param.grad is None and shards.all_reduce_sum(to_local(grad).count_nonzero()) > 0:

@@ -22,24 +22,31 @@ def add_prefix(prefix: str, values: Mapping[str, float]) -> Metrics:
     return {f"{prefix}/{name}": value for name, value in values.items()}
 
 
+def exchanges_weights(optimizer: torch.optim.Optimizer) -> bool:
+    """Return whether an optimizer evaluates other weights than it trains.
+
+    Schedule-free optimizers (Defazio et al., arXiv 2405.15682) exchange them in their methods ``eval`` and ``train``.
+    Other optimizers have no such methods.
+    """
+    return all(callable(getattr(optimizer, name, None)) for name in ("eval", "train"))
+
+
 @contextmanager
 def evaluation_weights(optimizer: torch.optim.Optimizer) -> Iterator[None]:
     """Let the parameters hold the weights for evaluation inside the context; restore the bits of w on exit.
 
-    Schedule-free optimizers (Defazio et al., arXiv 2405.15682) evaluate other weights than they train, and exchange
-    them in their methods ``eval`` and ``train``. Other optimizers have no such methods.
+    See `exchanges_weights`.
     """
-    to_evaluation, to_training = (getattr(optimizer, name, None) for name in ("eval", "train"))
-    if not (callable(to_evaluation) and callable(to_training)):
+    if not exchanges_weights(optimizer):
         yield
         return
     params = [param for group in optimizer.param_groups for param in group["params"]]
     before = [param.detach().clone() for param in params]
-    to_evaluation()
+    optimizer.eval()  # type: ignore[attr-defined]
     try:
         yield
     finally:
-        to_training()
+        optimizer.train()  # type: ignore[attr-defined]
         with torch.no_grad():
             for param, value in zip(params, before, strict=True):
                 param.copy_(value)

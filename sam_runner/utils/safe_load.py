@@ -4,8 +4,11 @@
 ``bytearray(2**34)`` is an allowed call, and a compressed archive may unpack to any size.
 """
 
+import io
 import pickletools
 import zipfile
+from collections import OrderedDict
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +17,12 @@ from sam_runner.utils.errors import InputError
 ALLOWED_GLOBALS = frozenset(
     {
         "collections OrderedDict", "torch._utils _rebuild_tensor_v2", "torch FloatStorage", "torch DoubleStorage",
-        "torch HalfStorage", "torch BFloat16Storage", "torch LongStorage", "torch IntStorage", "torch ShortStorage",
-        "torch CharStorage", "torch ByteStorage", "torch BoolStorage",
+        "torch HalfStorage", "torch BFloat16Storage", "torch ComplexFloatStorage", "torch ComplexDoubleStorage",
+        "torch LongStorage", "torch IntStorage", "torch ShortStorage", "torch CharStorage", "torch ByteStorage",
+        "torch BoolStorage",
     }
 )  # fmt: skip
+PLAIN_TYPES = frozenset({bool, int, float, str, type(None)})
 # Opcodes that import or build objects in other ways; torch.save does not write them.
 FORBIDDEN_OPCODES = frozenset({"STACK_GLOBAL", "EXT1", "EXT2", "EXT4", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX"})
 
@@ -42,6 +47,48 @@ def _is_allowed_pickle(content: bytes) -> bool:
         opcode.name in FORBIDDEN_OPCODES or (opcode.name == "GLOBAL" and argument not in ALLOWED_GLOBALS)
         for opcode, argument, _ in pickletools.genops(content)
     )
+
+
+def find_unloadable(state: Any) -> str:
+    """Return which entry of a state `load_tensors` would refuse and its type, "" if there is none.
+
+    Args:
+        state: What `torch.save` is to write.
+    """
+    import torch
+
+    if type(state) in (dict, OrderedDict):
+        found = ((name, find_unloadable(value)) for name, value in state.items())
+        return next((f"{name}: {kind}" for name, kind in found if kind), "")
+    if type(state) in (list, tuple):
+        return next(filter(None, map(find_unloadable, state)), "")
+    kind = f"{type(state).__module__}.{type(state).__qualname__}".removeprefix("builtins.")
+    if type(state) is torch.Tensor:
+        kind = f"{kind}, {state.dtype}, {state.layout}"
+        if state.layout == torch.strided:
+            return "" if _is_accepted(state.dtype) else kind
+    return "" if type(state) in PLAIN_TYPES or _is_written_plainly(state) else kind
+
+
+@cache
+def _is_accepted(dtype: Any) -> bool:
+    import torch
+
+    return _is_written_plainly(torch.empty(0, dtype=dtype))
+
+
+def _is_written_plainly(value: Any) -> bool:
+    """Return whether `torch.save` writes a value such that `load_tensors` accepts it."""
+    import torch
+
+    buffer = io.BytesIO()
+    try:
+        torch.save(value, buffer)
+    except Exception:  # of the value's own code
+        return False
+    with zipfile.ZipFile(buffer) as archive:
+        (name,) = (name for name in archive.namelist() if name.endswith(".pkl"))
+        return _is_allowed_pickle(archive.read(name))
 
 
 def load_tensors(path: Path) -> Any:

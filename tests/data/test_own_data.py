@@ -188,12 +188,16 @@ def test_random_items_are_warned_of_and_draw_no_further_numbers(shift, is_random
 
 
 @pytest.mark.parametrize(
-    ("shape", "is_warned"),
-    [((8, 6, 3), True), ((8, 6, 1), True), ((3, 8, 6), False), ((3, 8, 3), False), ((8, 3), False)],
+    ("shape", "kind", "is_warned"),
+    [
+        *[((8, 6, 3), float, True), ((8, 6, 1), float, True), ((3, 8, 6), float, False), ((3, 8, 3), float, False)],
+        *[((8, 3), float, False), ((8, 8, 5), float, True), ((5, 8, 8), float, False)],
+        *[((8, 8, 5), np.uint8, True), ((8, 8, 3), np.uint8, False), ((5, 8, 8), np.uint8, False)],
+    ],
 )
-def test_floats_with_channels_last_are_warned_of(shape, is_warned, caplog):
-    sets_of(np.zeros((12, *shape)))
-    assert ("inputs of shape (8, 6" in caplog.text) == is_warned
+def test_channels_last_that_are_not_turned_are_warned_of(shape, kind, is_warned, caplog):
+    sets_of(np.zeros((12, *shape), kind))
+    assert (f"inputs of shape {shape}" in caplog.text) == is_warned
 
 
 def test_hold_out_noise_and_order_are_those_of_images():
@@ -267,11 +271,36 @@ def test_augmentations_that_do_not_fit_are_refused(shape, kind, augment, accepte
         (Items([(np.zeros(4), 0, 1)]), "item 0 is a tuple of 3 entries"),
         (Items([(np.zeros(4), True)]), "item 0 has the label 'True' of type bool"),
         (3, "train is a int"),
+        ((np.ma.masked_less(np.arange(48.0).reshape(12, 4), 5), LABELS), "train: 5 values of an array are masked"),
+        ((np.zeros((12, 4)), np.ma.masked_equal(LABELS, 1)), "train: 4 values of an array are masked"),
     ],
 )
 def test_data_that_cannot_be_used_are_named(train, message):
     with pytest.raises(InputError, match=message):
         from_dataset(train, (np.zeros((12, 4)), LABELS), 3)
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ({"dog": 1, "cat": 0}, "classes is a dict\n  accepted: a list of the names"),
+        ({"dog", "cat"}, "classes is a set"),
+        ("dog", "classes is a str"),
+        (2.0, "classes is a float"),
+        (["dog", "cat", "dog"], "two classes have the name 'dog'"),
+    ],
+)
+def test_classes_need_an_order_and_different_names(classes, message):
+    with pytest.raises(InputError, match=message):
+        sets_of(np.zeros((12, 4)), LABELS % 2, classes)
+
+
+@pytest.mark.parametrize("kind", [">f4", ">f8"])
+def test_arrays_of_the_other_byte_order_and_numbers_of_numpy_are_read(kind):
+    values = DRAWS.normal(size=(12, 4)).astype(kind)
+    train = sets_of(values, LABELS.astype(">i8"), LABELS.max() + 1).train
+    assert torch.equal(train.inputs, torch.from_numpy(values.astype(np.float32)))
+    assert (train.labels.tolist(), len(train.classes)) == (LABELS.tolist(), 3)
 
 
 def test_the_identity_keeps_the_bits():

@@ -22,7 +22,7 @@ from sam_runner.data.noise import (
     symmetric,
 )
 from sam_runner.data.own_data import from_dataset
-from sam_runner.data.splits import Splits, hold_out, prepare_splits, subsample
+from sam_runner.data.splits import Splits, _log_similar_classes, hold_out, prepare_splits, subsample
 from sam_runner.training.builders.data import build_data
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
@@ -186,7 +186,9 @@ def test_test_examples_that_are_trained_on_are_counted(kind, tmp_path, caplog, m
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     splits = splits_of_classes([0, 1, 2] * 4, [0, 1, 2])
     if kind == "arrays":
-        splits = from_dataset((torch.rand(12, 5), torch.arange(12) % 3), (torch.rand(3, 5), torch.arange(3)), "abc")
+        splits = from_dataset(
+            (torch.rand(12, 5), torch.arange(12) % 3), (torch.rand(3, 5), torch.arange(3)), ["a", "b", "c"]
+        )
     if kind == "files":
         write_classes(tmp_path / "train", {"a": 6, "b": 6})
         write_classes(tmp_path / "test", {"a": 2, "b": 2})
@@ -202,6 +204,20 @@ def test_test_examples_that_are_trained_on_are_counted(kind, tmp_path, caplog, m
     assert warnings(leaking) == ["3 of 3 test examples are also training examples"]
     held_out = replace(splits, validation=splits.train.subset(torch.tensor([1])))
     assert warnings(held_out) == ["1 of 1 validation examples are also training examples"]
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        (("Cat", "dog", "cat "), "names that look alike: 'Cat', 'cat '"),
+        (("caf\u00e9", "cafe\u0301"), r"names that look alike: 'caf\xe9', 'cafe\u0301'"),
+        (("1", "10", "01"), None),
+    ],
+)
+def test_classes_whose_names_look_alike_are_named(classes, message, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    _log_similar_classes(classes)
+    assert (message is None) == (caplog.text == "") and (message or "") in caplog.text
 
 
 def test_a_class_that_is_left_out_of_a_part_of_the_set_is_named(caplog, monkeypatch):

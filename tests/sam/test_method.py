@@ -203,6 +203,18 @@ def test_a_method_that_decides_on_the_host_is_not_recorded(caplog):
     assert "the number of the step decides on the host" in caplog.text
 
 
+class Returning(Sam):
+    name, combines = "returning", True
+
+    def combine(self, final, first, context):
+        return [a + b for a, b in zip(final, first, strict=True)]
+
+
+def test_a_gradient_that_combine_returns_is_refused():
+    with pytest.raises(TypeError, match="combine of method returning returns a value: change `final` in place"):
+        follow(build(Returning()))
+
+
 def test_a_step_without_its_number_is_refused():
     with pytest.raises(ValueError, match="drift needs the number"):
         build(Drift())(Batch(*batches()[0]), RHO)

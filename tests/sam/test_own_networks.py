@@ -131,6 +131,26 @@ def test_the_weights_of_a_loss_are_perturbed_with_the_others():
     assert equal([*model.parameters(), loss.temperature], pair.parameters())
 
 
+class NormalisingLoss(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.bn = nn.BatchNorm1d(3).double()
+        self.register_buffer("shift", torch.zeros(()).double())
+
+    def forward(self, outputs, targets):
+        self.shift = 0.9 * self.shift + 0.1 * outputs.detach().mean()
+        return F.cross_entropy(self.bn(outputs) - self.shift * torch.arange(3), targets)
+
+
+def test_the_state_of_a_loss_is_that_of_the_pass_at_w():
+    found = []
+    for rho in (0.0, 0.3):
+        model, loss = network(5, 3), NormalisingLoss()
+        SamStep(Objective(model, loss), sgd(model.parameters()))(batch(), rho)
+        found.append(loss.state_dict())
+    assert all(torch.equal(found[0][name], found[1][name]) for name in found[0])
+
+
 def test_parameters_outside_of_the_optimizer_are_constants_and_keep_their_gradients():
     model = network(5, 7, 3)
     expected, body = copy.deepcopy(model), model[0].weight
@@ -220,6 +240,31 @@ def test_a_parameter_that_is_state_is_refused_where_a_second_pass_would_change_i
     with pytest.raises(TrainingError, match=r"changes the parameter 1\.mean.*\n.*register_buffer"):
         step(batch(), 0.5)
     assert equal(model[0].parameters(), before)
+
+
+class Halving(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.network = network(5, 3)
+
+    def forward(self, inputs):
+        return self.network(inputs.mul_(0.5))
+
+
+@pytest.mark.parametrize("rho", [0.0, 0.05])
+@pytest.mark.parametrize(
+    ("make", "loss"),
+    [
+        (Halving, F.cross_entropy),
+        (lambda: network(5, 3), lambda outputs, targets: F.cross_entropy(outputs, targets.clamp_(max=1))),
+    ],
+    ids=["inputs", "targets"],
+)
+def test_a_pass_that_changes_the_batch_of_the_next_one_is_refused(make, loss, rho):
+    model = make()
+    step = SamStep(Objective(model, loss), sgd(model.parameters()))
+    with pytest.raises(TrainingError, match=r"changes its inputs or targets in place[\s\S]*x = x\.clone\(\)"):
+        step(batch(), rho)
 
 
 def test_a_parameter_that_is_not_trained_may_be_read():

@@ -1,11 +1,14 @@
 """Networks and optimizers of one's own through whole runs: they work, or one line says why not."""
 
+import copy
+import logging
 import math
 import re
 import sys
 from dataclasses import replace
 from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -13,8 +16,13 @@ from torch import nn
 import sam_runner
 from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
+from sam_runner.geometry.mean_loss import MeanLoss
+from sam_runner.inference.evaluation import evaluate_runs
+from sam_runner.models.build import build_average
 from sam_runner.runs.load import restore_run
+from sam_runner.runs.remarks import list_remarks
 from sam_runner.runs.start import start_run
+from sam_runner.sam.batch import Batch
 from sam_runner.training.builders.run import build_run
 from sam_runner.training.evaluation import evaluate
 from sam_runner.training.loop import _train_step
@@ -91,9 +99,163 @@ def root(num_classes):
     return Root(num_classes)
 
 
+class Turned(nn.Module):
+    """Turns features by fixed angles, as rotary embeddings do; then the network is one linear map."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network = linear(num_classes)
+        self.register_buffer("angles", torch.polar(torch.ones(SIZE // 2), torch.linspace(0, 3, SIZE // 2)))
+
+    def forward(self, images):
+        turned = torch.view_as_complex(images.reshape(len(images), -1, 2)) * self.angles
+        return self.network(torch.view_as_real(turned))
+
+
+class Volumes(nn.Module):
+    def __init__(self, num_classes):
+        super().__init__()
+        self.flat, self.deep = nn.Conv2d(1, 2, 3), nn.Conv3d(1, 2, 2)
+        self.head = nn.Linear(2, num_classes)
+
+    def forward(self, images):
+        return self.head(self.deep(self.flat(images)[:, None]).mean((2, 3, 4)))
+
+
+class Viewing(nn.Module):
+    """Flattens as older code does, which needs NCHW."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.features, self.head = nn.Conv2d(1, 2, 3), nn.Linear(2 * 36, num_classes)
+
+    def forward(self, images):
+        features = self.features(images)
+        return self.head(features.view(len(features), -1))
+
+
+class Double(nn.Module):
+    def __init__(self, num_classes, *, casts):
+        super().__init__()
+        self.network, self.casts = linear(num_classes).double(), casts
+
+    def forward(self, images):
+        return self.network(images.double() if self.casts else images)
+
+
+def double(num_classes):
+    return Double(num_classes, casts=False)
+
+
+def casting_to_double(num_classes):
+    return Double(num_classes, casts=True)
+
+
+class Neighbours(nn.Module):
+    """Mixes pixels by a sparse matrix."""
+
+    def __init__(self, num_classes, *, persistent=False):
+        super().__init__()
+        self.network, self.bn = linear(num_classes), nn.BatchNorm1d(SIZE)
+        self.register_buffer("matrix", torch.eye(SIZE).to_sparse(), persistent=persistent)
+
+    def forward(self, images):
+        return self.network(self.bn(torch.sparse.mm(self.matrix, images.flatten(1).T).T))
+
+
+def stored_neighbours(num_classes):
+    return Neighbours(num_classes, persistent=True)
+
+
+class Remembering(nn.Module):
+    """Subtracts the mean of the images that it has seen; the memory grows."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network = linear(num_classes)
+        self.register_buffer("memory", torch.zeros(0, SIZE))
+
+    def forward(self, images):
+        if self.training:
+            self.memory = torch.cat([self.memory, images.flatten(1).detach()])
+        return self.network(images.flatten(1) - (self.memory.mean(0) if len(self.memory) else 0))
+
+
+class Forgetting(nn.Module):
+    """Subtracts a running mean of its inputs, which checkpoints do not save."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network, self.mean = linear(num_classes), torch.zeros(SIZE)
+
+    def forward(self, images):
+        if self.training:
+            self.mean = 0.5 * self.mean + 0.5 * images.detach().flatten(1).mean(0)
+        return self.network(images.flatten(1) - 10 * self.mean)
+
+
+class Counting(nn.Module):
+    """A network whose state has a number of NumPy."""
+
+    def __init__(self, num_classes):
+        super().__init__()
+        self.network, self.scale = linear(num_classes), np.float64(2)
+
+    def get_extra_state(self):
+        return {"scale": self.scale}
+
+    def set_extra_state(self, state):
+        self.scale = state["scale"]
+
+    def forward(self, images):
+        return self.network(images)
+
+
+def scripted(num_classes):
+    return torch.jit.script(normalised(num_classes))
+
+
+def partly_asleep(num_classes):
+    model = normalised(num_classes)
+    model[2].eval()
+    return model
+
+
+def wholly_asleep(num_classes):
+    return normalised(num_classes).eval()
+
+
+class KeptAsleep(nn.Sequential):
+    def __init__(self, num_classes):
+        super().__init__(*normalised(num_classes))
+        self[2].eval()
+
+    def train(self, mode=True):
+        super().train(mode)
+        self[2].eval()
+        return self
+
+
+BODY = nn.Linear(SIZE, 4)
+
+
+def with_a_common_body(num_classes, *, copies=False):
+    return nn.Sequential(nn.Flatten(), copy.deepcopy(BODY) if copies else BODY, nn.Linear(4, num_classes))
+
+
+def with_a_copied_body(num_classes):
+    return with_a_common_body(num_classes, copies=True)
+
+
 def complex_weights(num_classes):
     model = linear(num_classes)
     model.phase = nn.Parameter(torch.ones(2, dtype=torch.complex64))
+    return model
+
+
+def overlapping(num_classes):
+    model = linear(num_classes)
+    model.transposed = nn.Parameter(model[1].weight.t())
     return model
 
 
@@ -152,6 +314,34 @@ class ScheduleFree(torch.optim.Optimizer):
                 self.state[param].setdefault("mean", param.clone()).lerp_(param, 0.1)
 
 
+class WithoutLr(torch.optim.SGD):
+    def __init__(self, params):
+        super().__init__(params, lr=0.1)
+
+
+class WithStepSize(torch.optim.Optimizer):
+    def __init__(self, params, lr):
+        super().__init__(params, {"step_size": lr})
+
+    def step(self, closure=None):
+        pass
+
+
+class WithNumpy(torch.optim.SGD):
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+
+    def step(self, closure=None):
+        for param in self.param_groups[0]["params"]:
+            self.state[param]["norm"] = np.float64(1)
+        return super().step()
+
+
+class HandsOn(torch.optim.AdamW):
+    def __init__(self, params, **options):
+        super().__init__(params, **options)
+
+
 class NeedsClosure(torch.optim.SGD):
     def step(self, closure=None):
         return super().step(lambda: closure() + 0)
@@ -195,10 +385,82 @@ def train(folder, *arguments, **options):
     return config
 
 
-@pytest.mark.parametrize("model", ["grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping"])
-def test_networks_that_train(model, tmp_path):
+@pytest.mark.parametrize(
+    ("model", "words"),
+    [
+        *[(name, []) for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping", "Volumes", "Viewing")],
+        ("Remembering", []),
+        ("Turned", ["precision=fp32", "ema_decay=0.9"]),
+        ("Neighbours", ["precision=fp32", "on_nonfinite=skip", "ema_decay=0.9"]),
+        ("double", ["precision=fp32"]),
+        ("double", ["precision=fp64"]),
+        ("casting_to_double", ["precision=fp64"]),
+        ("wholly_asleep", []),
+    ],
+)
+def test_networks_that_train_and_are_evaluated_again(model, words, tmp_path):
+    train(tmp_path / "run", model, *words)
+    final = sam_runner.load_run(tmp_path / "run").final
+    values = evaluate(restore_run(tmp_path / "run", "last"))
+    assert values == {name: final[name] for name in values}
+
+
+@pytest.mark.parametrize(("model", "is_faster"), [("Viewing", False), ("grey", True)])
+def test_channels_last_is_chosen_if_the_network_works_with_it(model, is_faster):
+    run = build_run(config_of_own(model))
+    weights = next(param for param in run.model.parameters() if param.ndim == 4)
+    assert run.train.format_options()["channels_last"] == is_faster
+    assert weights.to(memory_format=torch.channels_last).stride() == weights.stride() or not is_faster
+    if not is_faster:
+        with pytest.raises(InputError, match=r"channels_last=true does not work with case_networks.Viewing: view size"):
+            build_run(config_of_own(model, "channels_last=true"))
+
+
+def test_a_second_run_does_not_train_the_weights_of_the_first():
+    for model in ("with_a_common_body", "with_a_copied_body", "with_a_copied_body"):
+        build_run(config_of_own(model))
+    with pytest.raises(InputError, match=r"returned before \(1.weight\)[\s\S]*copy.deepcopy"):
+        build_run(config_of_own("with_a_common_body"))
+
+
+@pytest.mark.parametrize(("model", "is_warned"), [("Forgetting", True), ("Remembering", False)])
+def test_metrics_that_differ_from_the_logged_ones_are_warned_of(model, is_warned, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     train(tmp_path / "run", model)
-    assert (tmp_path / "run" / "result.json").is_file()
+    evaluate_runs([tmp_path / "run"], "last")
+    assert ("The network has state that checkpoints do not save" in caplog.text) == is_warned
+
+
+def test_complex_buffers_keep_their_imaginary_part():
+    run = build_run(config_of_own("Turned", "precision=fp64"))
+    angles = torch.polar(torch.ones(SIZE // 2), torch.linspace(0, 3, SIZE // 2))
+    assert torch.equal(run.model.angles, angles.to(torch.complex128))
+    examples = Batch(torch.zeros(2, 1, 8, 8), torch.zeros(2, dtype=torch.int64))
+    loss = MeanLoss(run.model, nn.functional.cross_entropy, examples, chunk_size=2)
+    assert torch.equal(loss._model.angles, angles)
+
+
+def test_the_moving_average_of_whole_numbers_is_their_last_value():
+    model = linear(3)
+    model.register_buffer("index", torch.arange(100))
+    average = build_average(model, 0.9)
+    for _ in range(3):
+        average.update_parameters(model)
+    assert torch.equal(average.module.index, model.index)
+    model.index += 1
+    average.update_parameters(model)
+    assert torch.equal(average.module.index, model.index)
+
+
+@pytest.mark.parametrize(
+    ("model", "is_warned"),
+    [("partly_asleep", True), ("wholly_asleep", False), ("KeptAsleep", False), ("normalised", False)],
+)
+def test_parts_in_evaluation_mode_that_training_wakes_are_warned_of(model, is_warned, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    run = build_run(config_of_own(model))
+    assert ("2 of model case_networks.partly_asleep was in evaluation mode" in caplog.text) == is_warned
+    assert run.model.training
 
 
 def test_old_weight_norm_has_a_moving_average():
@@ -213,6 +475,11 @@ def test_old_weight_norm_has_a_moving_average():
         ("too_small", r"does not accept inputs of shape \(1, 8, 8\): .*shapes cannot be multiplied"),
         ("complex_weights", r"complex weights \(phase\)"),
         ("frozen", "no parameter that requires a gradient"),
+        ("overlapping", r"model case_networks.overlapping: transposed and 1.weight overlap in memory: use one"),
+        ("casting_to_double", r"same dtype[\s\S]*precision=fp64 makes both float64"),
+        ("stored_neighbours", r"a checkpoint cannot hold: matrix: torch.Tensor, .*sparse_coo[\s\S]*persistent=False"),
+        ("Counting", r"a checkpoint cannot hold: _extra_state: scale: numpy.float64"),
+        ("scripted", "has buffers in a module of TorchScript"),
     ],
 )
 def test_networks_that_are_refused(model, message):
@@ -230,6 +497,9 @@ def test_outputs_without_logits_are_refused(tmp_path):
     [
         ("NeedsClosure", "with gradients alone"),
         ("NeedsHessian", "with gradients alone"),
+        ("WithoutLr", r"WithoutLr has no argument lr\n  add it"),
+        ("WithStepSize", r"parameter groups without lr\n  keep"),
+        ("WithNumpy", r"a checkpoint cannot hold: state: 0: norm: numpy.float64"),
         ("torch.optim.LBFGS", "closure"),
         ("torch.optim.SparseAdam", "sparse gradients"),
         ("torch.optim.Muon", "Muon only supports 2D parameters"),
@@ -238,6 +508,14 @@ def test_outputs_without_logits_are_refused(tmp_path):
 def test_optimizers_that_are_refused(base, message):
     with pytest.raises(InputError, match=message):
         build_run(config_of_own("linear", base=base))
+
+
+@pytest.mark.parametrize("weight_decay", [0.0, 0.3])
+def test_an_optimizer_that_hands_its_arguments_on_gets_the_weight_decay(weight_decay):
+    config = config_of_own("linear", base="HandsOn")
+    base = replace(config.optimizer.base, weight_decay=weight_decay)
+    run = build_run(replace(config, optimizer=replace(config.optimizer, base=base)))
+    assert [group["weight_decay"] for group in run.step.optimizer.param_groups] == [weight_decay]
 
 
 def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_at_the_others(tmp_path):
@@ -253,6 +531,23 @@ def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_a
     assert torch.equal(param, weights)
     network = sam_runner.load_run(tmp_path / "run").model()
     assert torch.equal(next(network.parameters()), mean)
+
+
+@pytest.mark.parametrize(
+    ("model", "base", "words", "is_warned"),
+    [
+        ("normalised", "ScheduleFree", [], True),
+        ("normalised", "ScheduleFree", ["freeze_batchnorm_stats=true"], False),
+        ("linear", "ScheduleFree", [], False),
+        ("normalised", "torch.optim.SGD", [], False),
+    ],
+)
+def test_running_statistics_of_other_weights_than_the_evaluated_ones_are_warned_of(model, base, words, is_warned):
+    config = config_of_own(model, *words, base=base)
+    remarks = list_remarks(build_run(config), config, ["lr=0.1"])
+    assert [text.partition(",")[0] for text in remarks] == (
+        ["ScheduleFree evaluates other weights than it trains"] if is_warned else []
+    )
 
 
 def test_a_run_in_tf32_is_restored_on_a_cpu(tmp_path):

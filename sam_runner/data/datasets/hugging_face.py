@@ -13,6 +13,7 @@ import numpy as np
 from sam_runner.config.data import HuggingFaceConfig
 from sam_runner.data.datasets.folder_layout import SPLIT_NAMES, SPLIT_WORD
 from sam_runner.data.datasets.image_folder import _split_test_set
+from sam_runner.data.files.decode import to_8_bits
 from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
@@ -234,7 +235,8 @@ class _Examples:
         value, label = row[self._inputs], row[self._labels]
         if isinstance(value, Image.Image):
             if self._size is not None:
-                value = ImageOps.fit(value.convert("RGB"), (self._size, self._size), Image.Resampling.BILINEAR)
+                rgb = to_8_bits(value).convert("RGB")
+                value = ImageOps.fit(rgb, (self._size, self._size), Image.Resampling.BILINEAR)
         elif isinstance(value, str):
             raise InputError(
                 f"data.inputs={self._inputs} holds texts\n  tokenise them first, and save the numbers as a column"

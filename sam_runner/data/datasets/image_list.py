@@ -85,10 +85,11 @@ def _read_rows(path: Path) -> list[dict[str, str]]:
     head = text.partition("\n")[0]
     reader = csv.DictReader(text.splitlines(), delimiter=max(",;\t", key=head.count), skipinitialspace=True)
     names = [name.strip() for name in reader.fieldnames or []]
-    unknown = [name for name in names if name not in COLUMNS]
-    if unknown or not {"path", "label"} <= {*names}:
-        fault = f"an unknown column {unknown[0]}" if unknown else "no column path or no column label"
-        raise InputError(f"data.file={path} has {fault}\n  accepted in the first line: {', '.join(COLUMNS)}")
+    faults = [f"an unknown column {name}" for name in names if name not in COLUMNS]
+    faults += [f"two columns {name}" for name in COLUMNS if names.count(name) > 1]
+    faults += [f"no column {name}" for name in ("path", "label") if name not in names]
+    if faults:
+        raise InputError(f"data.file={path} has {faults[0]}\n  accepted in the first line: {', '.join(COLUMNS)}")
     reader.fieldnames = names
     rows = []
     for row in reader:

@@ -207,11 +207,11 @@ def _raise_faults(faults: dict[Path, str], num_files: int) -> None:
 
 def _write(store: FileCache, entry: Path, files: list[Path]) -> KeptPixels:
     """Decode all images into an entry; its index is written last."""
-    sizes, is_jpeg = _read_headers(files)
+    place: dict[Path, int] = {}
+    order = [place.setdefault(path, len(place)) for path in files]  # a list of images may name a file several times
+    sizes, is_jpeg = _read_headers([*place])
     lengths = 3 * sizes.prod(1)
     starts = lengths.cumsum(0) - lengths
-    place = {path: number for number, path in enumerate(files)}
-    assert len(place) == len(files), "a file that is listed twice would be written once"
     faults: dict[Path, str] = {}
     writing = threading.Lock()
 
@@ -227,11 +227,11 @@ def _write(store: FileCache, entry: Path, files: list[Path]) -> KeptPixels:
                 handle.seek(int(starts[number]))
                 handle.write(memoryview(image))  # type: ignore[arg-type]
 
-        for_each_file(files, decode, 1 if is_small_file(files[0]) else count_usable_cores(), "images", faults)
-        _raise_faults(faults, len(files))
+        for_each_file([*place], decode, 1 if is_small_file(files[0]) else count_usable_cores(), "images", faults)
+        _raise_faults(faults, len(place))
 
     pixels = entry.with_suffix(".bin")
     write_atomically(pixels, write_pixels)
-    content = {"starts": starts, "sizes": sizes, "is_jpeg": is_jpeg, "sha256": hash_file(pixels)}
-    store.write(entry, content)
+    starts, sizes, is_jpeg = starts[order], sizes[order], is_jpeg[order]
+    store.write(entry, {"starts": starts, "sizes": sizes, "is_jpeg": is_jpeg, "sha256": hash_file(pixels)})
     return KeptPixels(pixels, starts, sizes, is_jpeg)

@@ -15,6 +15,7 @@ from sam_runner.sam.methods.momentum_sam import find_momentum
 from sam_runner.sam.optimizer_step import needs_closure
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.safe_load import find_unloadable
 
 
 def build_optimizer(
@@ -44,7 +45,12 @@ def build_optimizer(
     params = [param for param in model.parameters() if param.requires_grad]
     groups = parameter_groups(model, num_classes, head_lr)
     _require_base_optimizer(target)
-    if "weight_decay" not in inspect.signature(locate(target)).parameters:
+    if not _accepts(target, "lr"):
+        raise InputError(
+            f"optimizer.base._target_={target} has no argument lr\n"
+            "  add it to __init__: the learning rate of the run is passed there, and set in param_groups in each step"
+        )
+    if not _accepts(target, "weight_decay"):
         if options.base.weight_decay != 0:
             raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
         del arguments["weight_decay"]
@@ -61,6 +67,18 @@ def build_optimizer(
     for group in optimizer.param_groups:
         group["initial_lr"] = group["lr"]
     return optimizer
+
+
+def _accepts(target: str, name: str) -> bool:
+    """Return whether a class has an argument, or hands it on as one of ``**kwargs`` to a base class that has it."""
+    kind: Any = locate(target)
+    for base in kind.__mro__:
+        parameters = inspect.signature(base.__init__).parameters
+        if name in parameters:
+            return True
+        if not any(entry.kind is entry.VAR_KEYWORD for entry in parameters.values()):
+            return False
+    return False
 
 
 def _supports_fused(target: str, arguments: Mapping[str, Any]) -> bool:
@@ -95,7 +113,8 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum:
         needs_momentum: Whether the optimizer must have momentum after the step.
 
     Raises:
-        InputError: If the step fails, or the optimizer must have momentum and has none.
+        InputError: If the step fails, the parameter groups have no learning rate, a checkpoint cannot hold the state,
+            or the optimizer must have momentum and has none.
     """
     if target.startswith("torch.optim.") and not needs_momentum:
         return
@@ -112,6 +131,16 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum:
             f"optimizer.base._target_={target} cannot take a step with gradients alone: {reason[0]}\n"
             "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
         ) from error
+    if not all("lr" in group for group in optimizer.param_groups):
+        raise InputError(
+            f"optimizer.base._target_={target} has parameter groups without lr\n"
+            "  keep the learning rate there, as the classes of torch.optim do: the schedule sets it in each step"
+        )
+    if kind := find_unloadable(optimizer.state_dict()):
+        raise InputError(
+            f"optimizer.base._target_={target} has state that a checkpoint cannot hold: {kind}\n"
+            "  keep dense tensors, numbers, texts, lists and dictionaries in it"
+        )
     if needs_momentum and find_momentum(optimizer, param) is None:
         raise InputError(
             f"optimizer=momentum_sam needs momentum, and optimizer.base._target_={target} has none\n"

@@ -1,5 +1,6 @@
 """Build a run: `build_run` turns an `ExperimentConfig` into a `Run`; the other functions here build parts of it."""
 
+import logging
 import os
 from typing import Any
 
@@ -8,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from sam_runner.config.experiment import ExperimentConfig
+from sam_runner.config.instantiate import is_own
 from sam_runner.data.image_sets import ImageFiles, Images
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import Normalisation, choose_normalisation
@@ -17,6 +19,7 @@ from sam_runner.distributed.sharding import shard_model
 from sam_runner.models.build import (
     build_average,
     build_model,
+    find_refusal,
     is_channels_last,
     place_model,
     published_normalisation,
@@ -37,10 +40,12 @@ from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
 from sam_runner.training.subset import NUM_EXAMPLES, fixed_subset
 from sam_runner.training.telemetry import OFF, Telemetry
+from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.hardware import choose_device, choose_num_workers, choose_precision, configure_torch
 from sam_runner.utils.seeding import derive_seed, make_generator, seed_everything
 
+log = logging.getLogger("sam_runner")
 EVAL_BATCH_SIZE = 512
 # torch.compile's own CUDA graphs are off: they need weights at fixed addresses, but the second pass stores w + eps in
 # other memory.
@@ -116,17 +121,20 @@ def build_step(
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     compiled = config.uses_compiler and not (mode == "graph" and device.type != "cuda")
     forward: Any = torch.compile(model, mode=COMPILE_MODES[mode], dynamic=False) if compiled else model
-    objective = Objective(
-        model,
-        lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
-        forward=(lambda images: get_logits(forward(images))) if joint is None else joint.forward(model),
-        autocast_dtype=dtype,
-        scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
-        num_chunks=config.accumulate,
-        batch_size=-(-config.batch_size // context.world_size),
-        weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
-        context=context,
-    )
+    try:
+        objective = Objective(
+            model,
+            lambda logits, labels: F.cross_entropy(logits, labels, label_smoothing=smoothing),
+            forward=(lambda images: get_logits(forward(images))) if joint is None else joint.forward(model),
+            autocast_dtype=dtype,
+            scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
+            num_chunks=config.accumulate,
+            batch_size=-(-config.batch_size // context.world_size),
+            weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
+            context=context,
+        )
+    except ValueError as error:
+        raise InputError(f"model {config.model.target}: {error}") from error
     method = build_method(config, total_steps)
     try:
         step = SamStep(
@@ -266,13 +274,26 @@ def build_network(
         num_classes,
         examples,
         seed=config.seed,
+        dtype=weights_dtype(config.precision),
         sync_batchnorm=config.sync_batchnorm,
         freeze_batchnorm_stats=config.freeze_batchnorm_stats,
     )
     if device.type == "cpu":
         compute_depthwise_in_float32(model)
     channels_last = is_channels_last(config.channels_last, model, sharded=config.parallel == "fsdp")
-    return place_model(model, device, weights_dtype(config.precision), channels_last=channels_last), channels_last
+    model = place_model(model, device, channels_last=channels_last)
+    if not channels_last or not is_own(config.model.target):
+        return model, channels_last
+    inputs = examples.to(device)
+    if inputs.is_floating_point():
+        inputs = inputs.to(weights_dtype(config.precision))
+    reason = find_refusal(model, inputs.to(memory_format=torch.channels_last) if inputs.ndim == 4 else inputs)
+    if reason is None:
+        return model, True
+    if config.channels_last is True:
+        raise InputError(f"channels_last=true does not work with {config.model.target}: {reason}\n  leave it out")
+    log.info("NCHW, since the network does not work with channels_last, which is faster: %s", reason, extra=DETAIL)
+    return place_model(model, device, channels_last=False), False
 
 
 def require_joint_passes(config: ExperimentConfig) -> None:

@@ -2,7 +2,9 @@
 
 import sys
 
+import numpy as np
 import pytest
+from PIL import Image
 
 from sam_runner.data.datasets.hugging_face import hugging_face
 from sam_runner.utils.errors import InputError
@@ -18,8 +20,6 @@ def library(tmp_path, monkeypatch):
 
 
 def test_images_of_a_saved_folder(library, tmp_path):
-    from PIL import Image
-
     kinds = library.Features(
         {"image": library.Image(), "id": library.Value("int64"), "label": library.ClassLabel(names=["b", "a"])}
     )
@@ -36,6 +36,17 @@ def test_images_of_a_saved_folder(library, tmp_path):
     saved.save_to_disk(str(tmp_path / "single"))
     single = hugging_face(root=str(tmp_path / "single"), test_fraction=0.5)
     assert (len(single.train), single.test.labels.bincount().tolist()) == (10, [5, 5])
+
+
+@pytest.mark.parametrize("image_size", [None, 3])
+def test_16_bit_images_keep_their_upper_bits(library, tmp_path, image_size):
+    image = Image.fromarray(np.full((6, 6), 100 * 257, np.uint16))
+    kinds = library.Features({"image": library.Image(), "label": library.ClassLabel(names=["b", "a"])})
+    saved = library.Dataset.from_dict({"image": [image] * 20, "label": [0, 1] * 10}, features=kinds)
+    saved.save_to_disk(str(tmp_path / "saved"))
+    assert hugging_face(root=str(tmp_path / "saved"), image_size=image_size).train.images_NCHW.unique().tolist() == [
+        100
+    ]
 
 
 def test_numbers_of_parquet_files(library, tmp_path):

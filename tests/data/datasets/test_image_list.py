@@ -6,6 +6,8 @@ from PIL import Image
 
 from sam_runner.data import reading
 from sam_runner.data.datasets.image_list import image_list
+from sam_runner.data.files.boxes import CropBox
+from sam_runner.data.image_sets import ImageSet
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 
@@ -62,7 +64,7 @@ def test_images_on_disk_have_the_same_labels(tmp_path):
     ("lines", "message"),
     [
         (["file,label", "a,b"], "has an unknown column file"),
-        (["path", "photos/1.png"], "no column path or no column label"),
+        (["path", "photos/1.png"], "no column label"),
         (["path,label", "photos/1.png,"], "line 2: 2 values are expected"),
         (["path,label", "photos/1.png,a,b"], "line 2: 2 values are expected"),
         (["path,label", "photos/1.png,a", "photos/99.png,a"], "line 3: there is no file"),
@@ -85,6 +87,20 @@ def test_noisy_validation_labels_need_no_noise_model(tmp_path):
     assert config_of(*words).data.val_labels == "noisy"
     with pytest.raises(InputError, match="has no effect with noise=none"):
         config_of("data.val_fraction=0.2", "data.val_labels=noisy")
+
+
+@pytest.mark.parametrize("cache", [False, True])
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+def test_a_file_that_is_listed_several_times_has_its_pixels_each_time(storage, cache, tmp_path):
+    numbers = [3, 1, 3, 3, 7, 1]
+    rows = [f"photos/{number}.png,{label},train" for number, label in zip(numbers, "aabaab", strict=True)]
+    file = write(tmp_path, ["path,label,split", *rows, "photos/2.png,a,test", "photos/2.png,b,test"])
+    options = {"file": file, "image_size": 6, "storage": storage, "cache": str(tmp_path / "cache") if cache else False}
+    train = read(**options).train
+    if storage == "disk":
+        images = [train.read_crop(index, lambda *size: CropBox(0, 0, *size)) for index in range(len(train))]
+        train = ImageSet(torch.stack(images), train.labels, train.classes, train.clean_labels)
+    assert (reds(train), train.labels.tolist()) == (numbers, [0, 0, 1, 0, 0, 1])
 
 
 @pytest.mark.parametrize("storage", ["memory", "disk"])
