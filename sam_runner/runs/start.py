@@ -44,7 +44,7 @@ from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 from sam_runner.utils.files import explain_write_errors
-from sam_runner.utils.signals import StopRequest, catch_stop_signals
+from sam_runner.utils.signals import StopRequest, catch_stop_signals, raise_for_signal
 
 log = logging.getLogger("sam_runner")
 
@@ -69,6 +69,8 @@ def start_run(
     Raises:
         InputError: If the settings or the folder cannot be used. Nothing has been written then.
         TrainingError: If a loss or gradient is not finite, or the disk is full.
+        RunInterrupt: If a signal stopped the run after it had saved, or a signal for its sweep came after a job's last
+            step, and the job has finished.
     """
     config, context = config.with_absolute_paths(), _join(config)
     folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
@@ -103,6 +105,8 @@ def start_run(
             if context.world_size == 1:
                 raise
             raise context.attribute_error(error) from error
+    if job_folder is not None:
+        raise_for_signal(*context.all_reduce_max(stop.signal_number))
     return folder
 
 

@@ -221,7 +221,8 @@ def save_checkpoint(
             "data_digest": run.data_digest,
         }
         epoch = progress.epoch if at_epoch_end else None
-        outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch)
+        is_incomplete = at_epoch_end and bool(progress.before_end)
+        outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch, is_incomplete=is_incomplete)
 
 
 def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
@@ -249,7 +250,7 @@ def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
     load_full_model_state(run.model, state["model"])
     load_full_optimizer_state(run.step.optimizer, state["optimizer"])
     run.step.method.load_state_dict(state["method"])
-    if run.step.objective.scaler.is_enabled():
+    if run.step.objective.scaler.is_enabled() and state["scaler"]:  # empty if the run had no loss scaler until now
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
