@@ -81,12 +81,13 @@ def write_environment(folder: Path, device: str, precision: str, decoders: str |
 def _describe_environment(device: str, precision: str, decoders: str | None) -> dict[str, Any]:
     import torch
 
+    changes = _run_git("status", "--porcelain", "--", ":/sam_runner", ":/conf")  # what a run depends on
     packages = ("sam-runner", "torch", "torchvision", "hydra-core", "omegaconf", "numpy", "tensorboard")
     return {
         "command": read_command(),
         "folder": os.getcwd(),
         "git_commit": _run_git("rev-parse", "HEAD"),
-        "git_changes": bool(_run_git("status", "--porcelain", "--", ":/sam_runner", ":/conf")),  # what a run depends on
+        "git_changes": None if changes is None else bool(changes),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "packages": {name: _find_version(name) for name in packages},
@@ -117,10 +118,11 @@ def _find_version(package: str) -> str | None:
 
 
 def _run_git(*arguments: str) -> str | None:
-    """Return the output of git in the program's own checkout, or None if the program is not in a checkout."""
+    """Return the output of git in the program's own checkout; None without a checkout, or if git takes 5 seconds."""
     try:
         done = subprocess.run(
-            ["git", "-C", str(Path(__file__).parent), *arguments],
+            # Without its optional locks git leaves no lock behind if it is killed after the timeout.
+            ["git", "--no-optional-locks", "-C", str(Path(__file__).parent), *arguments],
             capture_output=True,
             text=True,
             timeout=5,

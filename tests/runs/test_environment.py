@@ -1,5 +1,6 @@
 """environment.json: what a run was trained with."""
 
+import os
 import subprocess
 
 import pytest
@@ -22,6 +23,27 @@ def test_only_changes_of_the_code_and_its_options_count(tmp_path, monkeypatch, c
     monkeypatch.setattr(environment, "__file__", str(tmp_path / "sam_runner" / "runs" / "environment.py"))
     environment.write_environment(tmp_path / "run", "cpu", "fp32")
     assert read_json(tmp_path / "run" / "environment.json")["git_changes"] is expected
+
+
+def test_git_writes_nothing_and_changes_are_unknown_if_it_takes_too_long(tmp_path, monkeypatch):
+    """Git would write what it finds into its index, and leave the index locked if it is killed meanwhile."""
+    (tmp_path / "sam_runner").mkdir()
+    (tmp_path / "sam_runner" / "step.py").write_text("new")
+    subprocess.run(["git", "init", "-q", str(tmp_path)], check=True)
+    subprocess.run(["git", "-C", str(tmp_path), "add", "."], check=True)
+    os.utime(tmp_path / "sam_runner" / "step.py", (1, 1))
+    index = (tmp_path / ".git" / "index").read_bytes()
+    monkeypatch.setattr(environment, "__file__", str(tmp_path / "sam_runner" / "environment.py"))
+    environment.write_environment(tmp_path, "cpu", "fp32")
+    assert read_json(tmp_path / "environment.json")["git_changes"] is True
+    assert (tmp_path / ".git" / "index").read_bytes() == index
+
+    def run(command, **_):
+        raise subprocess.TimeoutExpired(command, 5)
+
+    monkeypatch.setattr(environment.subprocess, "run", run)
+    environment.write_environment(tmp_path, "cpu", "fp32")
+    assert read_json(tmp_path / "environment.json")["git_changes"] is None
 
 
 def test_another_decoder_of_images_is_named_when_a_run_goes_on(tmp_path):
