@@ -85,7 +85,7 @@ class CheckpointFolder:
             is_best: Whether the checkpoint is the best so far; it is kept until a better one is saved.
             epoch: Number of the epoch, from 1, that the checkpoint ends; None for a checkpoint within an epoch.
             is_incomplete: Whether the run has ended within `epoch`. A run that is made longer continues from before
-                this end, so the checkpoint is the best only as long as it is the newest.
+                this end, so the checkpoint is the best, or that of its epoch, only as long as it is the newest.
 
         Returns:
             The path of the checkpoint.
@@ -96,7 +96,7 @@ class CheckpointFolder:
         path = self.folder / f"step-{step:08d}{'-within' if epoch is None else ''}.pt"
         # With a file handle the bytes do not depend on the file's name, and an OSError keeps its errno.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))
-        is_kept = epoch is not None and self.keeps_epoch(epoch)
+        is_kept = epoch is not None and self.keeps_epoch(epoch) and not is_incomplete
         write_manifest(path, is_best=is_best, is_kept=is_kept, is_incomplete=is_incomplete)
         self._flags.pop(path.with_suffix(".json"), None)
         self._delete_old()

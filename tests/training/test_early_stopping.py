@@ -290,10 +290,11 @@ def test_the_end_of_an_incomplete_epoch_is_not_the_best_of_a_longer_run(tmp_path
         return original(progress, values, *rest)
 
     monkeypatch.setattr(loop, "_record_evaluation", record)
-    words = ("optimizer=sgd", "schedule=constant", "data.val_fraction=0.5", "epochs=4")
+    words = ("optimizer=sgd", "schedule=constant", "data.val_fraction=0.5", "epochs=4", "checkpoint.keep_epochs=[2]")
     folder = train_tiny(tmp_path / "run", *words, "max_steps=4")
     checkpoints = CheckpointFolder(folder / "checkpoints")
     assert (read_result(folder)["best_epoch"], checkpoints.list_names("best")) == (2, ["step-00000004"])
     train_tiny(folder, *words)
     assert (read_result(folder)["best_epoch"], checkpoints.list_names("best")) == (1, ["step-00000003"])
     assert checkpoints.load_best()["step"] == 3
+    assert checkpoints.list_names("all") == [f"step-{step:08d}" for step in (3, 6, 9, 12)]
