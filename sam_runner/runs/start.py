@@ -28,6 +28,7 @@ from sam_runner.runs.description import chosen_settings, describe_facts, swept_s
 from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
 from sam_runner.runs.environment import compare_environment, read_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
+from sam_runner.runs.load import explain_misfit
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.choice import open_loggers
 from sam_runner.runs.model_facts import write_model_facts
@@ -212,7 +213,8 @@ def _train(
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs, options.every_epochs)
     state = run.context.on_main(checkpoints.load_latest)
-    progress = Progress() if state is None else restore_state(run, state)
+    with explain_misfit(f"the checkpoint does not fit {folder}/config.yaml or your code"):
+        progress = Progress() if state is None else restore_state(run, state)
     logger_states = {} if state is None else state["loggers"]
     if progress.before_end and run.max_steps > progress.step:  # the run was made longer
         logger_states = progress.return_to_before_end() or logger_states

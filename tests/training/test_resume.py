@@ -408,6 +408,18 @@ def test_a_shortened_run_equals_a_run_of_that_length(after, end, every, tmp_path
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == end
 
 
+def test_a_network_whose_code_has_changed_is_one_message(tmp_path, monkeypatch, capsys):
+    train_tiny(tmp_path / "run", "optimizer=sgd", "epochs=1")
+    original = builder.build_model
+    monkeypatch.setattr(builder, "build_model", lambda *words, **more: torch.nn.Sequential(original(*words, **more)))
+    resumed = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sgd"], "run"))
+    evaluated = invoke(monkeypatch, capsys, tmp_path, "run", entry=evaluate_command.main)
+    for done in (resumed, evaluated):
+        first, second = done.stderr.splitlines()
+        assert (done.returncode, first[:64]) == (2, "error: the checkpoint does not fit run/config.yaml or your code:")
+        assert 'Missing key(s) in state_dict: "0.' in first and second.startswith("  use the config.yaml and the code")
+
+
 @pytest.mark.parametrize("changed", ["rho=0.2", "seed=1", "batch_size=8", "precision=fp16", "lr=0.01"])
 def test_changes_that_make_another_run_are_refused_by_name(changed, tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", "optimizer=sam")
