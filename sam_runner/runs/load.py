@@ -122,9 +122,9 @@ def restore_run(folder: Path, which: str, device: str | None = None, *, plain_tr
     if plain_training_set:
         config = replace(config, augment=AugmentConfig(), data=replace(config.data, drop_last=False))
     config = load_experiment(config.to_dict())  # the device is the user's
-    with _explain_misfit(f"{folder}/config.yaml does not fit this version"):
+    with explain_misfit(f"{folder}/config.yaml does not fit this version"):
         run = build_run(config, normalisation=normalisation)
-    with _explain_misfit(f"the checkpoint does not fit {folder}/config.yaml"):
+    with explain_misfit(f"the checkpoint does not fit {folder}/config.yaml or your code"):
         restore_state(run, state)
     return run
 
@@ -165,11 +165,11 @@ def load_network(folder: Path, which: str, device: str | None = None) -> Trained
     chosen = resolve_device(config.device)
     precision, _ = resolve_precision(config.precision, chosen)
     configure_torch(chosen, tf32=precision == "tf32", deterministic=config.deterministic)
-    with _explain_misfit(f"{folder}/config.yaml does not fit this version"):
+    with explain_misfit(f"{folder}/config.yaml does not fit this version"):
         num_classes = len(facts.classes)
         model, channels_last = build_network(config, num_classes, facts.blank(2), chosen)
         optimizer = build_optimizer(config.optimizer, model, num_classes, head_lr=config.head_lr)
-    with _explain_misfit(f"the checkpoint does not fit {folder}/config.yaml"):
+    with explain_misfit(f"the checkpoint does not fit {folder}/config.yaml or your code"):
         load_full_model_state(model, state["model"])
         if exchanges_weights(optimizer):
             load_full_optimizer_state(optimizer, state["optimizer"])
@@ -215,10 +215,13 @@ def _load_checkpoint(folder: Path, which: str, device: str | None) -> tuple[Expe
 
 
 @contextmanager
-def _explain_misfit(fault: str) -> Iterator[None]:
+def explain_misfit(fault: str) -> Iterator[None]:
     """Turn the errors of settings and checkpoints that do not fit into an `InputError`."""
     try:
         yield
     except (KeyError, TypeError, ValueError, AttributeError, RuntimeError) as error:
-        reason = (str(error) or type(error).__name__).splitlines()[0]
-        raise InputError(f"{fault}: {reason}") from error
+        reason = " ".join((str(error) or type(error).__name__).split("\n\t", 2)[:2])  # torch: which keys are missing
+        raise InputError(
+            f"{fault}: {reason.splitlines()[0].strip()[:300]}\n"
+            "  use the config.yaml and the code with which the run was made; for a new run: config=RUN run_dir=NEW"
+        ) from error

@@ -28,6 +28,7 @@ from sam_runner.runs.description import chosen_settings, describe_facts, swept_s
 from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
 from sam_runner.runs.environment import compare_environment, read_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
+from sam_runner.runs.load import explain_misfit
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.choice import open_loggers
 from sam_runner.runs.model_facts import write_model_facts
@@ -44,7 +45,7 @@ from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
 from sam_runner.utils.files import explain_write_errors
-from sam_runner.utils.signals import StopRequest, catch_stop_signals
+from sam_runner.utils.signals import StopRequest, catch_stop_signals, raise_for_signal
 
 log = logging.getLogger("sam_runner")
 
@@ -69,6 +70,8 @@ def start_run(
     Raises:
         InputError: If the settings or the folder cannot be used. Nothing has been written then.
         TrainingError: If a loss or gradient is not finite, or the disk is full.
+        RunInterrupt: If a signal stopped the run after it had saved, or a signal for its sweep came after a job's last
+            step, and the job has finished.
     """
     config, context = config.with_absolute_paths(), _join(config)
     folder = job_folder or (Path(os.path.expanduser(config.run_dir)) if config.run_dir else new_run_folder())
@@ -103,6 +106,8 @@ def start_run(
             if context.world_size == 1:
                 raise
             raise context.attribute_error(error) from error
+    if job_folder is not None:
+        raise_for_signal(*context.all_reduce_max(stop.signal_number))
     return folder
 
 
@@ -208,7 +213,8 @@ def _train(
     device, options = str(run.step.objective.device), config.checkpoint
     checkpoints = CheckpointFolder(folder / "checkpoints", options.keep, options.keep_epochs, options.every_epochs)
     state = run.context.on_main(checkpoints.load_latest)
-    progress = Progress() if state is None else restore_state(run, state)
+    with explain_misfit(f"the checkpoint does not fit {folder}/config.yaml or your code"):
+        progress = Progress() if state is None else restore_state(run, state)
     logger_states = {} if state is None else state["loggers"]
     if progress.before_end and run.max_steps > progress.step:  # the run was made longer
         logger_states = progress.return_to_before_end() or logger_states

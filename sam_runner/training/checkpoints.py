@@ -67,7 +67,15 @@ class CheckpointFolder:
         self._keep, self._keep_epochs, self._every_epochs = keep, frozenset(keep_epochs), every_epochs
         self._flags: dict[Path, set[str]] = {}  # of manifests that this process has read or written
 
-    def save(self, step: int, state: Mapping[str, Any], *, is_best: bool = False, epoch: int | None = None) -> Path:
+    def save(
+        self,
+        step: int,
+        state: Mapping[str, Any],
+        *,
+        is_best: bool = False,
+        epoch: int | None = None,
+        is_incomplete: bool = False,
+    ) -> Path:
         """Write a checkpoint, then its manifest, then delete the checkpoints that are not kept.
 
         Args:
@@ -76,6 +84,8 @@ class CheckpointFolder:
                 ``weights_only=True`` loads.
             is_best: Whether the checkpoint is the best so far; it is kept until a better one is saved.
             epoch: Number of the epoch, from 1, that the checkpoint ends; None for a checkpoint within an epoch.
+            is_incomplete: Whether the run has ended within `epoch`. A run that is made longer continues from before
+                this end, so the checkpoint is the best, or that of its epoch, only as long as it is the newest.
 
         Returns:
             The path of the checkpoint.
@@ -86,7 +96,8 @@ class CheckpointFolder:
         path = self.folder / f"step-{step:08d}{'-within' if epoch is None else ''}.pt"
         # With a file handle the bytes do not depend on the file's name, and an OSError keeps its errno.
         write_atomically(path, lambda handle: torch.save({**state, "step": step}, handle))
-        write_manifest(path, is_best=is_best, is_kept=epoch is not None and self.keeps_epoch(epoch))
+        is_kept = epoch is not None and self.keeps_epoch(epoch) and not is_incomplete
+        write_manifest(path, is_best=is_best, is_kept=is_kept, is_incomplete=is_incomplete)
         self._flags.pop(path.with_suffix(".json"), None)
         self._delete_old()
         return path
@@ -107,13 +118,13 @@ class CheckpointFolder:
         return self._load_first_intact(self._list_manifests())
 
     def load_best(self) -> dict[str, Any]:
-        """Load the newest checkpoint that was saved with ``is_best=True``.
+        """Load the best checkpoint: the newest one that was saved with ``is_best=True``.
 
         Raises:
             InputError: If there is none, or it is damaged.
         """
         manifests = self._list_manifests()
-        state = self._load_first_intact([path for path in manifests if _has_flag(path, "is_best")][:1])
+        state = self._load_first_intact(_find_best(manifests))
         if state is None:
             names = ", ".join(path.stem for path in manifests)
             raise InputError(
@@ -130,7 +141,7 @@ class CheckpointFolder:
         """
         manifests = self._list_manifests()
         if which == "best":
-            manifests = [path for path in manifests if _has_flag(path, "is_best")][:1]
+            manifests = _find_best(manifests)
         intact = (path.stem for path in manifests if check_manifest(path) is None)
         return list(islice(intact, 1 if which == "last" else None))[::-1]
 
@@ -168,14 +179,21 @@ class CheckpointFolder:
         manifests = self._list_manifests()
         for path in manifests:  # each is read once: a run may keep thousands
             if path not in self._flags:
-                self._flags[path] = {key for key in ("is_best", "is_kept") if _has_flag(path, key)}
-        best = [path for path in manifests if "is_best" in self._flags[path]][:1]
+                self._flags[path] = {key for key in ("is_best", "is_kept", "is_incomplete") if _has_flag(path, key)}
+        # Also if the newest is the best, the best of the complete epochs is kept: a longer run may need it.
+        best = [path for path in manifests if self._flags[path] & {"is_best", "is_incomplete"} == {"is_best"}][:1]
         kept = {*manifests[: self._keep], *best, *(path for path in manifests if "is_kept" in self._flags[path])}
         for manifest in set(manifests) - kept:
             manifest.unlink()
         for path in self.folder.glob("step-*.pt*"):
             if path.with_name(path.name.split(".")[0]).with_suffix(".json") not in kept:
                 path.unlink()
+
+
+def _find_best(manifests: list[Path]) -> list[Path]:
+    """Return the manifest of the best checkpoint, from all manifests, newest first; an empty list without one."""
+    best = (path for path in manifests if _has_flag(path, "is_best"))
+    return list(islice((path for path in best if path == manifests[0] or not _has_flag(path, "is_incomplete")), 1))
 
 
 def _has_flag(manifest: Path, key: str) -> bool:

@@ -23,8 +23,8 @@ class TrainMeter:
 
     Args:
         device: Device of the steps.
-        initial_sums: Sums to start from, as `read` returned them; None starts from zero.
-        context: The processes that share each step; all of them call `read` and `read_and_reset` together.
+        initial_sums: Sums of this rank to start from, as `read` returned them; None starts from zero.
+        context: The processes that share each step; all of them call `read_and_reset` together.
     """
 
     def __init__(
@@ -34,8 +34,7 @@ class TrainMeter:
         context: DistributedContext = SINGLE_PROCESS,
     ) -> None:
         self._context = context
-        initial_sums = initial_sums if initial_sums and context.is_main else {}
-        values = [initial_sums.get(name, 0.0) for name in SUMS]
+        values = [(initial_sums or {}).get(name, 0.0) for name in SUMS]
         self._sums = torch.tensor(values, dtype=torch.float64, device=device)
 
     def add(self, stats: StepStats, labels: Tensor, clean_labels: Tensor, share: float = 1.0) -> None:
@@ -67,14 +66,14 @@ class TrainMeter:
         self._sums += torch.cat([added, share * is_nonfinite[None].double(), share * (~stats.finite).double()])
 
     def read(self) -> dict[str, float]:
-        """Return the sums over all ranks by the names in `SUMS`; this synchronises with the device."""
-        return dict(zip(SUMS, self._context.all_reduce_sum(self._sums.clone()).tolist(), strict=True))
+        """Return the sums of this rank by the names in `SUMS`; this synchronises with the device."""
+        return dict(zip(SUMS, self._sums.tolist(), strict=True))
 
     def read_and_reset(self) -> dict[str, float]:
-        """Return the sums as `read` does and set them to zero."""
-        sums = self.read()
+        """Return the sums over all ranks by the names in `SUMS`, and set them to zero; this synchronises likewise."""
+        sums = self._context.all_reduce_sum(self._sums.clone()).tolist()
         self._sums.zero_()
-        return sums
+        return dict(zip(SUMS, sums, strict=True))
 
 
 def train_metrics(sums: Mapping[str, float]) -> dict[str, float]:

@@ -1,7 +1,7 @@
 """The state of a run: its parts, its progress, and how a checkpoint saves and restores both."""
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -132,7 +132,7 @@ class Progress:
         best_epoch: Number of the epoch of `best_metrics`, from 1; 0 if there is none.
         evaluations_since_best: Number of evaluations after that of `best_epoch`.
         epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row; empty before the first.
-        window_sums: Sums of a `TrainMeter` since the last logged row; empty before the next step.
+        window_sums: Sums of this rank's `TrainMeter` since the last logged row; empty before the next step.
         last_hparams: Learning rate, rho and loss scale of the last step.
         before_end: If `max_steps` ended the run within an epoch, the progress and the states of the loggers from before
             this end was counted as the end of an epoch; otherwise empty. A run that is made longer continues from
@@ -177,6 +177,18 @@ class Progress:
         within = {**vars(self), "window_sums": dict(window_sums), "before_end": {}}
         self.before_end = {"progress": copy.deepcopy(within), "loggers": dict(loggers)}
 
+    def sums_of_rank(self) -> list[dict[str, float]]:
+        """Return the sums that differ between ranks: those of `window_sums`, here and in `before_end`."""
+        return [part["window_sums"] for part in self._parts()]
+
+    def set_sums_of_rank(self, sums: Sequence[dict[str, float]]) -> None:
+        """Restore what `sums_of_rank` returned."""
+        for part, value in zip(self._parts(), sums, strict=True):
+            part["window_sums"] = value
+
+    def _parts(self) -> list[dict[str, Any]]:
+        return [vars(self), self.before_end["progress"]] if self.before_end else [vars(self)]
+
     def return_to_before_end(self) -> dict[str, Any]:
         """Undo the end within an epoch; return the states that the loggers had before it."""
         loggers: dict[str, Any] = self.before_end["loggers"]
@@ -189,8 +201,8 @@ def save_checkpoint(
 ) -> None:
     """Write a checkpoint from which `restore_state` continues. All ranks call it together; the main process writes.
 
-    The model is saved with batch-norm statistics that are averaged over the ranks. The random state and the buffers of
-    each rank are saved too.
+    The model is saved with batch-norm statistics that are averaged over the ranks. The random state, the buffers and
+    the sums of each rank are saved too.
 
     Args:
         run: The run.
@@ -203,7 +215,7 @@ def save_checkpoint(
     progress.record_peak_memory(objective.device)
     rng = RngState.capture(objective.device, objective.generators).state_dict()
     buffers = [buffer.cpu() for buffer in floating_point_buffers(run.networks)] if run.context.world_size > 1 else []
-    rank_states = run.context.all_gather({"rng": rng, "buffers": buffers})
+    rank_states = run.context.all_gather({"rng": rng, "buffers": buffers, "sums": progress.sums_of_rank()})
     with run.context.averaged_buffers(run.networks):
         model, optimizer = full_state(run.model.state_dict()), full_state(run.step.optimizer.state_dict())
         method = full_state(run.step.method.state_dict())
@@ -221,14 +233,15 @@ def save_checkpoint(
             "data_digest": run.data_digest,
         }
         epoch = progress.epoch if at_epoch_end else None
-        outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch)
+        is_incomplete = at_epoch_end and bool(progress.before_end)
+        outputs.checkpoints.save(progress.step, state, is_best=is_best, epoch=epoch, is_incomplete=is_incomplete)
 
 
 def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
     """Load the state of a checkpoint into a run.
 
-    The random state and the buffers of each rank are restored only if the number of ranks is the same; a checkpoint of
-    several ranks can be evaluated by one process.
+    The random state, the buffers and the sums of each rank are restored only if the number of ranks is the same; a
+    checkpoint of several ranks can be evaluated by one process.
 
     Args:
         run: The run; its model, optimizer, loss scaler and moving average are overwritten.
@@ -249,15 +262,17 @@ def restore_state(run: Run, state: Mapping[str, Any]) -> Progress:
     load_full_model_state(run.model, state["model"])
     load_full_optimizer_state(run.step.optimizer, state["optimizer"])
     run.step.method.load_state_dict(state["method"])
-    if run.step.objective.scaler.is_enabled():
+    if run.step.objective.scaler.is_enabled() and state["scaler"]:  # empty if the run had no loss scaler until now
         run.step.objective.scaler.load_state_dict(state["scaler"])
     if run.ema is not None:
         run.ema.load_state_dict(state["ema"])
+    progress = Progress(**state["progress"])
     if len(state["ranks"]) == run.context.world_size:
         own = state["ranks"][run.context.rank]
         objective = run.step.objective
         RngState.from_state_dict(own["rng"]).restore(objective.device, objective.generators)
-        if own["buffers"]:
+        if run.context.world_size > 1:
             for buffer, saved in zip(floating_point_buffers(run.networks), own["buffers"], strict=True):
                 buffer.copy_(saved)
-    return Progress(**state["progress"])
+            progress.set_sums_of_rank(own["sums"])
+    return progress

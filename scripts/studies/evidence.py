@@ -6,11 +6,11 @@ A study is a YAML file: settings of every run, blocks (settings that the arms of
 of seeds, and for an arm that has a `search` the values to try. The search runs first, on a seed of its own; the value
 with the best validation metric is used in the arm's final runs. The same command continues: runs that are finished
 here, or in the CSV file with the same command, are kept; interrupted runs go on from their last checkpoint, failed ones
-are tried again. Rows of another plan or scale stay in the file and count for nothing. Beside the
-CSV file, docs/results/<study>/ has the config.yaml and the evaluations of every finished run. `--scale smoke` runs a
-few steps of every arm on small made-up images. A study with `plain_fit: true` evaluates its final runs on their
-training images without augmentation too, if their run folders are here. scripts/pages/results_page.py makes
-docs/results.md from the CSV files.
+are tried again. At SIGTERM and Ctrl-C the runs save first. Rows of another plan or scale stay in the file and count
+for nothing. Beside the CSV file, docs/results/<study>/ has the config.yaml and the evaluations of every finished run.
+`--scale smoke` runs a few steps of every arm on small made-up images. A study with `plain_fit: true` evaluates its
+final runs on their training images without augmentation too, if their run folders are here.
+scripts/pages/results_page.py makes docs/results.md from the CSV files.
 """
 
 import argparse

@@ -17,9 +17,12 @@ import threading
 import time
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ProcessPoolExecutor
+from multiprocessing.connection import Connection
+from types import FrameType
 
 from sam_runner.commands import evaluate, train
-from sam_runner.utils.errors import PREEMPTED, RunInterrupt
+from sam_runner.utils.errors import INTERRUPTED, PREEMPTED, RunInterrupt
+from sam_runner.utils.signals import raise_for_signal
 
 RUNNING = threading.Event()  # this worker process executes commands
 STOPPING = threading.Event()  # this worker process starts no further command
@@ -29,22 +32,38 @@ Answer = tuple[int, str]  # exit code and output
 
 @contextlib.contextmanager
 def open_pool(num_workers: int, deadline: float, *, share_gpu: bool) -> Iterator[ProcessPoolExecutor]:
-    """Open a pool of worker processes for `run_commands`.
+    """Open a pool of worker processes for `run_commands`. The main thread calls this.
 
     Args:
         num_workers: Number of processes.
         deadline: Value of time.monotonic() at which the runs save and stop.
         share_gpu: Whether several of the processes use one GPU.
+
+    Raises:
+        SystemExit: After the body, with code 75, if this process received SIGTERM. The runs have saved and stopped.
     """
-    with mps_server(share_gpu) as environment:
+    context = multiprocessing.get_context("spawn")
+    reader, writer = context.Pipe(duplex=False)  # the workers stop when `writer` is closed, or this process ends
+    with mps_server(share_gpu) as environment, close_at_sigterm(writer):
         os.environ.update(environment)
-        context = multiprocessing.get_context("spawn")
-        with ProcessPoolExecutor(num_workers, context, prepare_worker, (os.getpid(), deadline)) as pool:
+        with ProcessPoolExecutor(num_workers, context, prepare_worker, (reader, deadline)) as pool:
             try:
                 yield pool
             except KeyboardInterrupt:  # the workers receive it too, and save
                 pool.shutdown(cancel_futures=True)
                 raise
+    if writer.closed:
+        sys.exit(PREEMPTED)
+
+
+@contextlib.contextmanager
+def close_at_sigterm(writer: Connection) -> Iterator[None]:
+    """Close a connection at SIGTERM instead of ending this process, inside the body."""
+    previous = signal.signal(signal.SIGTERM, lambda *_: writer.close())
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, previous)
 
 
 def run_commands(commands: Sequence[Sequence[str]], number: int) -> Answer:
@@ -57,19 +76,19 @@ def run_commands(commands: Sequence[Sequence[str]], number: int) -> Answer:
     Returns:
         The exit code and the output of the last command.
     """
-    if STOPPING.is_set():
-        return PREEMPTED, NOT_STARTED
     os.environ["SAM_RUNNER_JOB"] = str(number)
     printed = io.StringIO()
     RUNNING.set()
     try:
+        if STOPPING.is_set():  # read after `RUNNING` is set: a signal finds one of the two
+            return PREEMPTED, NOT_STARTED
         for command in commands:
             sys.argv = list(command)
             printed = io.StringIO()
             with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(printed):
                 code = (train if command[0] == "sam-train" else evaluate).main()
             if code:
-                if code == 130:  # Ctrl-C
+                if code in (PREEMPTED, INTERRUPTED):  # a signal
                     STOPPING.set()
                 return code, printed.getvalue()
     except RunInterrupt:
@@ -87,29 +106,34 @@ def get_answer(future: "Future[Answer]") -> Answer:
         return 1, f"{type(error).__name__}: {error}"
 
 
-def prepare_worker(parent: int, deadline: float) -> None:
-    """Let this worker process save its run and start no other one at the deadline, or when the parent process ends.
+def prepare_worker(stop: Connection, deadline: float) -> None:
+    """Let this worker process save its run and start no other one at a signal, at the deadline or at the end of `stop`.
 
     Args:
-        parent: Process id of the parent.
+        stop: Connection that is at its end when the worker has to stop, or the parent process has ended.
         deadline: Value of time.monotonic().
     """
 
-    def receive(*_: object) -> None:
+    def receive(number: int, _: FrameType | None) -> None:
         """Stop commands that have not begun to train; a run in training has its own handler, which saves."""
+        STOPPING.set()
         if RUNNING.is_set():
-            raise RunInterrupt(PREEMPTED, "SIGUSR1")
+            raise_for_signal(number)
 
     def watch() -> None:
-        while os.getppid() == parent and time.monotonic() < deadline:
-            time.sleep(0.5)
+        while time.monotonic() < deadline and not stop.poll(0.5):
+            pass
         STOPPING.set()
         os.kill(os.getpid(), signal.SIGUSR1)
-        while os.getppid() == parent or RUNNING.is_set():
+        parent = multiprocessing.parent_process()
+        assert parent is not None
+        parent.join()
+        while RUNNING.is_set():
             time.sleep(0.5)
         os._exit(PREEMPTED)  # without a parent the worker would wait for jobs for ever
 
-    signal.signal(signal.SIGUSR1, receive)
+    for number in (signal.SIGUSR1, signal.SIGTERM):
+        signal.signal(number, receive)
     threading.Thread(target=watch, daemon=True).start()
 
 

@@ -1,6 +1,7 @@
 """`DistributedContext` in one process, with the messages of other ranks simulated."""
 
 import os
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,14 +12,18 @@ from sam_runner.config.data import AugmentConfig
 from sam_runner.data.image_sets import ImageSet
 from sam_runner.data.loader import ImageLoader
 from sam_runner.data.normalisation import Normalisation
-from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext, floating_point_buffers
 from sam_runner.distributed.sharding import full_state, is_sharded, to_local
 from sam_runner.distributed.torchrun import read_world_size
 from sam_runner.sam.batch_statistics import RunningStatistics
 from sam_runner.sam.step import Passes, StepStats
+from sam_runner.training.builders.run import build_run
+from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics import SUMS, TrainMeter
+from sam_runner.training.state import restore_state
 from sam_runner.utils.console import exit_immediately
 from sam_runner.utils.errors import InputError, RankError, TrainingError
+from tests.helpers import TINY, config_of, train_tiny
 
 TORCHRUN = {
     "RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2", "MASTER_ADDR": "localhost",
@@ -130,10 +135,19 @@ def test_sums_of_ranks_are_those_of_one_process():
     assert sums == pytest.approx(expected.read_and_reset())
 
 
-def test_only_the_first_rank_starts_from_saved_sums():
-    start = dict.fromkeys(SUMS, 2.0)
-    assert TrainMeter(torch.device("cpu"), start)._sums.tolist() == [2.0] * len(SUMS)
-    assert TrainMeter(torch.device("cpu"), start, DistributedContext(1, 2))._sums.tolist() == [0.0] * len(SUMS)
+def test_each_rank_continues_from_its_own_sums(tmp_path):
+    """If the first rank had the sums of all, the order of the additions and the last digits would change."""
+    words = ("optimizer=sgd", "max_steps=3", "log_every=50")
+    state = CheckpointFolder(train_tiny(tmp_path / "run", *words) / "checkpoints").load_latest()
+    first, second = ([dict.fromkeys(SUMS, value), dict.fromkeys(SUMS, value + 1)] for value in (2.0, 4.0))
+    run = build_run(config_of(*TINY, *words))
+    buffers = floating_point_buffers(run.networks)
+    state["ranks"] = [{**state["ranks"][0], "buffers": buffers, "sums": sums} for sums in (first, second)]
+    progress = restore_state(replace(run, context=DistributedContext(1, 2)), state)
+    assert progress.sums_of_rank() == second
+    progress.return_to_before_end()
+    meter = TrainMeter(torch.device("cpu"), progress.window_sums, DistributedContext(1, 2))
+    assert meter.read() == dict.fromkeys(SUMS, 5.0)
 
 
 @pytest.mark.parametrize(

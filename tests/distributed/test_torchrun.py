@@ -207,8 +207,11 @@ def test_numbers_of_passes_that_differ_are_refused_for_shards(tmp_path):
 
 
 def test_a_stopped_run_goes_on_to_the_bit_and_only_with_as_many_ranks(tmp_path):
-    """Each rank has its own dropout masks and batch-norm statistics."""
-    arguments = (*TINY, "optimizer=sam", "model.dropout=0.3", "epochs=60", "checkpoint.every_steps=5")
+    """Each rank has its own dropout masks, batch-norm statistics and sums of metrics, and 8 or 7 images of a batch."""
+    arguments = (
+        *TINY, "optimizer=sam", "model.dropout=0.3", "epochs=60", "checkpoint.every_steps=5", "batch_size=15",
+        "log_every=6", "precision=fp64",
+    )  # fmt: skip
     process = start(2, *arguments, "run_dir=cut", cwd=tmp_path)
     wait_for_checkpoint(tmp_path / "cut", process)
     os.kill(find_worker(process, 1), signal.SIGTERM)  # a signal to one rank stops all

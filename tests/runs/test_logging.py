@@ -163,13 +163,17 @@ def test_restart_from_the_beginning_deletes_all_rows(tmp_path):
     assert [row["train/loss"] for row in read_rows(tmp_path)] == [1.0, 2.0]
 
 
-def test_restart_without_new_rows_deletes_rows_after_the_checkpoint(tmp_path):
+@pytest.mark.parametrize("cut", [0, 2])
+def test_restart_without_new_rows_deletes_rows_after_the_checkpoint(tmp_path, cut):
+    """The next checkpoint gets the new length, or a further restart would keep rows that it has to delete."""
     interrupted = open_loggers(tmp_path)
-    sizes = log_steps(interrupted, range(1, 6))
+    sizes = [0, *log_steps(interrupted, range(1, 6))]
     interrupted.close()
-    open_loggers(tmp_path, 2, sizes[1]).close()
-    assert [row["step"] for row in read_rows(tmp_path)] == [1, 2]
-    assert [step for step, _ in read_scalars(tmp_path, "train/loss")] == [1, 2]
+    again = open_loggers(tmp_path, cut, sizes[cut])
+    assert again.flush()["jsonl"] == sizes[cut]
+    again.close()
+    assert [row["step"] for row in read_rows(tmp_path)] == list(range(1, cut + 1))
+    assert [step for step, _ in read_scalars(tmp_path, "train/loss")] == list(range(1, cut + 1))
 
 
 def test_restart_keeps_the_timing_of_earlier_steps(tmp_path):

@@ -279,3 +279,22 @@ def test_every_nth_epoch_is_kept(tmp_path):
     folder = train_tiny(tmp_path / "run", "epochs=7", "checkpoint.every_epochs=3", "checkpoint.min_interval=1000")
     names = sorted(path.stem for path in (folder / "checkpoints").glob("*.json"))
     assert names == ["step-00000018", "step-00000036", "step-00000042"]  # epochs 3 and 6, and the last
+
+
+def test_the_end_of_an_incomplete_epoch_is_not_the_best_of_a_longer_run(tmp_path, monkeypatch):
+    """Three steps an epoch. The run that is made longer has no row of the end after step 4 any more."""
+    accuracies, original = {3: 0.5, 4: 0.9, 6: 0.4, 9: 0.3, 12: 0.2}, loop._record_evaluation
+
+    def record(progress, values, *rest):
+        values["validation/accuracy"] = accuracies[progress.step]
+        return original(progress, values, *rest)
+
+    monkeypatch.setattr(loop, "_record_evaluation", record)
+    words = ("optimizer=sgd", "schedule=constant", "data.val_fraction=0.5", "epochs=4", "checkpoint.keep_epochs=[2]")
+    folder = train_tiny(tmp_path / "run", *words, "max_steps=4")
+    checkpoints = CheckpointFolder(folder / "checkpoints")
+    assert (read_result(folder)["best_epoch"], checkpoints.list_names("best")) == (2, ["step-00000004"])
+    train_tiny(folder, *words)
+    assert (read_result(folder)["best_epoch"], checkpoints.list_names("best")) == (1, ["step-00000003"])
+    assert checkpoints.load_best()["step"] == 3
+    assert checkpoints.list_names("all") == [f"step-{step:08d}" for step in (3, 6, 9, 12)]

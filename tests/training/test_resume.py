@@ -12,6 +12,7 @@ from sam_runner.commands import evaluate as evaluate_command
 from sam_runner.config import rules
 from sam_runner.runs import start
 from sam_runner.training import evaluation, loop
+from sam_runner.training.builders import run as builder
 from sam_runner.training.checkpoints import CheckpointFolder
 from tests.helpers import TINY, invoke, train_tiny, write_image_folder
 from tests.training.test_loop import equal_states, equal_values, load_state, read_tensorboard_steps
@@ -275,6 +276,21 @@ def test_a_signal_ends_a_sweep_and_the_same_command_continues_it(tmp_path, monke
     assert len(list((tmp_path / "outputs" / "sweeps" / "s").glob("*/result.json"))) == 3
 
 
+def test_a_signal_while_a_finished_job_is_saved_ends_the_sweep(tmp_path, monkeypatch, capsys):
+    original = start.write_result
+
+    def write_result(*arguments):
+        os.kill(os.getpid(), signal.SIGTERM)
+        return original(*arguments)
+
+    sweep = ["-m", *arguments_of(["optimizer=sam", "rho=0.1,0.2"], "x")[:-1], "sweep_name=s"]
+    monkeypatch.setattr(start, "write_result", write_result)
+    assert invoke(monkeypatch, capsys, tmp_path, *sweep).returncode == 75
+    (folder,) = (path.parent for path in (tmp_path / "outputs" / "sweeps" / "s").glob("*/config.yaml"))
+    assert read_status(folder)["status"] == "finished"
+    assert invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam"], "single")).returncode == 0
+
+
 @pytest.mark.parametrize(
     ("changed", "message"),
     [
@@ -392,6 +408,18 @@ def test_a_shortened_run_equals_a_run_of_that_length(after, end, every, tmp_path
     assert json.loads((tmp_path / "run" / "result.json").read_text())["step"] == end
 
 
+def test_a_network_whose_code_has_changed_is_one_message(tmp_path, monkeypatch, capsys):
+    train_tiny(tmp_path / "run", "optimizer=sgd", "epochs=1")
+    original = builder.build_model
+    monkeypatch.setattr(builder, "build_model", lambda *words, **more: torch.nn.Sequential(original(*words, **more)))
+    resumed = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sgd"], "run"))
+    evaluated = invoke(monkeypatch, capsys, tmp_path, "run", entry=evaluate_command.main)
+    for done in (resumed, evaluated):
+        first, second = done.stderr.splitlines()
+        assert (done.returncode, first[:64]) == (2, "error: the checkpoint does not fit run/config.yaml or your code:")
+        assert 'Missing key(s) in state_dict: "0.' in first and second.startswith("  use the config.yaml and the code")
+
+
 @pytest.mark.parametrize("changed", ["rho=0.2", "seed=1", "batch_size=8", "precision=fp16", "lr=0.01"])
 def test_changes_that_make_another_run_are_refused_by_name(changed, tmp_path, monkeypatch, capsys):
     folder = train_tiny(tmp_path / "run", "optimizer=sam")
@@ -410,6 +438,21 @@ def test_another_number_of_threads_is_logged(tmp_path, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, tmp_path, *arguments_of(["optimizer=sam"], tmp_path / "run"))
     assert done.returncode == 0
     assert "threads 64 -> 1" in done.stdout
+
+
+@pytest.mark.parametrize("formats", [("fp32", "fp16"), ("fp16", "fp32")])
+def test_a_run_goes_on_where_precision_auto_chooses_another_format(formats, tmp_path, monkeypatch, capsys):
+    """As on a GPU without bfloat16 after a CPU: the loss scaler of fp16 begins."""
+    before, now = formats
+    words = arguments_of(["optimizer=sam"], "run")
+    with monkeypatch.context() as patch:
+        patch.setattr(builder, "choose_precision", lambda _: (before, ""))
+        stop_after(patch, 5)
+        invoke(patch, capsys, tmp_path, *words)
+    monkeypatch.setattr(builder, "choose_precision", lambda _: (now, ""))
+    done = invoke(monkeypatch, capsys, tmp_path, *words)
+    assert done.returncode == 0, done.stderr
+    assert f"resolved_precision {before} -> {now}" in done.stdout
 
 
 def test_temporary_files_of_a_killed_run_are_deleted(tmp_path, monkeypatch, capsys):

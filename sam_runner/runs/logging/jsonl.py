@@ -27,6 +27,7 @@ class JsonlLogger:
         kept = _whole_rows(path, num_bytes) if num_bytes else b""
         self._metrics = path.open("ab")
         self._metrics.truncate(len(kept))
+        self._metrics.seek(len(kept))  # otherwise `flush` returns the old length until a row is written
         self._timing = (folder / "timing.jsonl").open("a", encoding="utf-8")
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:

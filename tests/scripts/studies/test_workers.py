@@ -1,12 +1,28 @@
-"""scripts/studies/workers.py: processes that share a GPU use an MPS server where there is one."""
+"""scripts/studies/workers.py: processes that share a GPU use an MPS server where there is one; SIGTERM saves runs."""
 
+import json
 import os
+import signal
+import subprocess
+import sys
 from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from scripts.studies import workers
+from tests.helpers import TINY, wait_for
+
+ROOT = Path(workers.__file__).resolve().parents[2]
+STUDY = """
+import sys
+from scripts.studies.workers import get_answer, open_pool, run_commands
+
+if __name__ == "__main__":
+    with open_pool(1, float("inf"), share_gpu=False) as pool:
+        futures = [pool.submit(run_commands, [["sam-train", *sys.argv[1:], f"run_dir=run{n}"]], n) for n in range(3)]
+        print([get_answer(future)[0] for future in futures])
+"""
 
 
 def install_control_program(folder, monkeypatch, code):
@@ -53,3 +69,19 @@ def test_a_server_of_the_environment_is_used_as_it_is(tmp_path, monkeypatch):
 
 def test_a_server_that_does_not_answer_is_noticed():
     assert not workers.reaches_gpu({"CUDA_VISIBLE_DEVICES": "", "CUDA_MPS_PIPE_DIRECTORY": "/nowhere"})
+
+
+def test_at_sigterm_the_run_is_saved_and_no_other_one_starts(tmp_path):
+    """Python's resource tracker would warn of semaphores if the signal ended the process itself."""
+    (tmp_path / "study.py").write_text(STUDY)
+    study = subprocess.Popen(
+        [sys.executable, "study.py", *TINY, "optimizer=sgd", "epochs=2000"],
+        cwd=tmp_path, env=os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    wait_for(lambda: list(tmp_path.glob("run0/checkpoints/*.json")))
+    study.send_signal(signal.SIGTERM)
+    printed, errors = study.communicate(timeout=90)
+    assert (study.returncode, printed, errors) == (75, "[75, 75, 75]\n", "")
+    assert json.loads((tmp_path / "run0" / "status.json").read_text())["status"] == "preempted"
+    assert [path.name for path in tmp_path.glob("run?")] == ["run0"]
