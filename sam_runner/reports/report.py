@@ -59,6 +59,8 @@ from sam_runner.reports.tables import (
     settings_label,
     text_table,
 )
+from sam_runner.reports.terms import define_terms
+from sam_runner.runs.folder import NOT_STARTED
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +81,7 @@ class Report:
             ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
         against: How a run is compared with the baseline. "": at equal settings; "cost": at equal gradient evaluations;
             "seconds": at equal training time.
+        given: The folders that were given for the report, in which its runs were found.
     """
 
     records: Sequence[RunRecord]
@@ -87,6 +90,7 @@ class Report:
     by: Sequence[str] | None = None
     baseline_settings: str | None = None
     against: str = ""
+    given: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         """Refuse options that do not fit the runs.
@@ -227,8 +231,14 @@ class Report:
 
     @cached_property
     def folders(self) -> list[str]:
-        """The absolute paths of the folders that contain the run folders."""
-        return sorted({os.path.abspath(record.folder.parent) for record in self.records})
+        """The absolute paths of the folders that contain the run folders; of a job without a run its sweep's folder."""
+        parents = (record.folder.parent for record in self.records)
+        return sorted({os.path.abspath(path.parent if path.name == NOT_STARTED else path) for path in parents})
+
+    @property
+    def given_folders(self) -> list[str]:
+        """The absolute paths of the folders that were given for the report."""
+        return [os.path.abspath(folder) for folder in self.given] or self.folders
 
     @property
     def name(self) -> str:
@@ -344,7 +354,7 @@ class Report:
     @cached_property
     def terms(self) -> list[tuple[str, str]]:
         """The terms in the tables, each with its meaning."""
-        return [] if self.table.empty else sentences.define_terms(self)
+        return [] if self.table.empty else define_terms(self)
 
     @cached_property
     def remarks(self) -> list[str]:
@@ -454,4 +464,4 @@ def make_report(
     records = read_distinct_runs(folders)
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, folders))}\n  give a sweep's folder, or a folder of runs")
-    return Report(records, metric, select, by, baseline, against)
+    return Report(records, metric, select, by, baseline, against, folders)
