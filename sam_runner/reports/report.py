@@ -59,7 +59,6 @@ from sam_runner.reports.tables import (
     settings_label,
     text_table,
 )
-from sam_runner.reports.terms import define_terms
 from sam_runner.runs.folder import NOT_STARTED
 from sam_runner.utils.errors import InputError
 
@@ -249,9 +248,14 @@ class Report:
 
     @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
-        """As `differences`, between the chosen groups; the searched settings of group and baseline may differ."""
+        """As `differences`, between the chosen groups; the searched settings of group and baseline may differ.
+
+        A baseline that names a searched setting is not a choice: then these are the `differences` of the chosen groups.
+        """
         if self.baseline is None or not self.choices:
             return {}
+        if self.baseline.settings.keys() & {*self.search_settings[0]}:
+            return {c.group: self.differences[c.group] for c in self.choices if c.group in self.differences}
         return compare(self.runs, self.metric, self.choice_settings, self.baseline)
 
     @cached_property
@@ -354,7 +358,7 @@ class Report:
     @cached_property
     def terms(self) -> list[tuple[str, str]]:
         """The terms in the tables, each with its meaning."""
-        return [] if self.table.empty else define_terms(self)
+        return [] if self.table.empty else sentences.define_terms(self)
 
     @cached_property
     def remarks(self) -> list[str]:

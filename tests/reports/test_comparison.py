@@ -169,7 +169,7 @@ def test_no_length_is_advised_where_early_stopping_may_end_the_run_before(patien
         leave(tmp_path / optimizer, config, accuracy=0.5, result={"gradient_evaluations": gradients})
     at_settings, at_cost = make_report([tmp_path]), make_report([tmp_path], against="cost")
     (remark,) = [text for text in at_cost.remarks if "no baseline" in text]
-    cost = next(text for text in at_settings.findings if "gradients" in text)
+    cost = next(text for text in at_settings.findings if " costs " in text)
     commands = [purpose for report in (at_settings, at_cost) for purpose, _ in report.next_commands]
     if patience == 3:
         assert remark.endswith("train sgd with another number of epochs (early_stopping.patience may end it before).")

@@ -521,6 +521,10 @@ def test_page_and_captions_name_the_task_and_labels_name_the_sweep(folder, rates
         (caption,) = re.findall(r"\\caption\{(.*)\}", latex)
         assert task.replace("%", r"\%") + ". " in caption and "over $n$ = 2 seeds" in caption
         assert re.findall(r"\\label\{(.*)\}", latex) == [label]
+    add_metrics(tmp_path / folder / f"{rates[0]}sam0", **{"test_calibration_error": 0.1})
+    assert r" Test/calibration\_error: mean" in write_full_tables(
+        make_report([tmp_path / folder], "test/calibration_error")
+    )
     other = make_report([tmp_path / folder], "test/nll", against="cost")
     assert rf"\label{{tab:{name}-test-nll-cost}}" in write_narrow_table(other)
 

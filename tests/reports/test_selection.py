@@ -136,6 +136,14 @@ def test_a_value_at_the_edge_has_a_command_with_the_next_one(tmp_path, best, bey
     assert found == ([] if beyond is None else [words])
 
 
+def test_a_baseline_that_names_a_searched_setting_is_that_of_the_chosen_groups(tmp_path):
+    report = make_report(
+        [lay_search(tmp_path / "s", small_at_low_noise, rates=(0.4,))], baseline="optimizer=sam,rho=0.02"
+    )
+    assert list(report.choice_table["difference to sam rho=0.02"]) == ["-0.0200 ± 0.0000", "+0.0800 ± 0.0000"]
+    assert r"& $+$8.00 $\pm$ 0.00 &" in write_narrow_table(report)
+
+
 def test_the_next_value_is_beyond_the_edge_also_where_another_setting_has_no_value(tmp_path):
     for m, rho in itertools.product(("null", 16), (0.1, 0.2, 0.4)):
         config = composed("optimizer=sam", f"rho={rho}", f"optimizer.m={m}", "data.val_fraction=0.1")

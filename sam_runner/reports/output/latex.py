@@ -77,7 +77,7 @@ def write_full_tables(report: Report) -> str:
         lines += [
             r"\begin{table}[t]",
             r"\centering",
-            rf"\caption{{{title}. {_write_task(report)}{_define_metric(report, report.metric, groups)}}}",
+            rf"\caption{{{title}. {_write_task(report)}{_define_metric(report, escape_latex(report.metric), groups)}}}",
             rf"\label{{tab:{report.name}-{label}}}",
             rf"\resizebox{{\linewidth}}{{!}}{{%{chr(10)}{latex_table(table, {*map(str, table)} - left)}}}",
             r"\end{table}",
@@ -181,7 +181,10 @@ def _write_caption(
         values = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         metrics = escape_latex(" or ".join(chosen))
         seeds = _describe_seeds(report)
-        sentences.append(f"{names[0].upper()}{names[1:]} has the best {metrics} of {values} values{seeds}{optimistic}.")
+        verb = "has" if len(report.search_settings[0]) == 1 else "have"
+        sentences.append(
+            f"{names[0].upper()}{names[1:]} {verb} the best {metrics} of {values} values{seeds}{optimistic}."
+        )
     if f"best/{report.metric}" in report.estimates or report.metric.startswith("best/"):
         best = escape_latex(report.early_metrics)
         sentences.append(f"Early stopping: the epoch of the best {best} of the same run.")
