@@ -194,15 +194,16 @@ def test_a_baseline_of_equal_cost_that_differs_in_the_patience_is_not_sold_as_a_
 
 
 def test_the_cost_is_in_images_where_batch_sizes_differ(tmp_path):
-    for size, optimizer in itertools.product((64, 128), ("sgd", "sam")):
-        passes = 2 if optimizer == "sam" else 1
+    for size, (optimizer, passes), seed in itertools.product((64, 128), (("sgd", 1), ("sam", 2)), range(2)):
         costs = {"gradient_evaluations": passes * 1280 / size, "images_backward": passes * 1280}
-        config = config_of(f"optimizer={optimizer}", f"batch_size={size}")
-        leave(tmp_path / f"{optimizer}{size}", config, accuracy=0.5, result=costs)
+        costs |= {"training_seconds": 10.0 + 10 * seed}
+        config = config_of(f"optimizer={optimizer}", f"batch_size={size}", f"seed={seed}")
+        leave(tmp_path / f"{optimizer}{size}-{seed}", config, accuracy=0.5, result=costs)
     report = make_report([tmp_path], baseline="batch_size=64")
     assert list(report.table["images backward"]) == ["1,280", "1,280", "2,560", "2,560"]
     shown = " ".join([*report.findings, *report.remarks, write_narrow_table(report)])
-    assert "gradient" not in shown and "Cost: images in backward passes relative to" in shown
+    assert "gradient evaluations" not in shown and "Cost: images in backward passes relative to" in shown
+    assert "Compare images backward instead." in shown
     assert "images backward: images in backward passes of a run: its cost, as the batch sizes differ" in " ".join(
         report.notes
     )
