@@ -316,6 +316,14 @@ def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeyp
     assert not any("costs" in text for text in make_report([tmp_path / "it's"], against="cost").findings)
 
 
+def test_the_caption_counts_the_pairs_where_seeds_are_missing(tmp_path):
+    for optimizer, seed in (("sgd", 0), ("sgd", 1), ("sam", 0), ("sam", 1), ("sam", 2)):
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=0.8 + seed / 100)
+    assert "Each difference is over 2 pairs of runs." in write_narrow_table(make_report([tmp_path]))
+    lay(tmp_path / "sgd2", optimizer="sgd", seed=2)
+    assert "pairs of runs" not in write_narrow_table(make_report([tmp_path]))
+
+
 def test_the_command_for_equal_cost_is_for_the_same_runs(tmp_path, monkeypatch):
     runs, costs = tmp_path / "outputs" / "runs", {"sgd": 30, "sam": 60}
     for name, cost in costs.items():

@@ -167,6 +167,10 @@ def _write_caption(
             f"Difference to {name}{at_equal_cost(report)}: mean over runs with the same seed $\\pm$ half its 95\\%"
             " interval (paired $t$-test); $^{*}$ the interval does not contain 0."
         )
+        pairs = {group: difference.n for group, (_, difference) in differences.items()}
+        if any(n != report.estimates[report.metric][group].n for group, n in pairs.items()):
+            num_pairs = " to ".join(map(str, sorted({min(pairs.values()), max(pairs.values())})))
+            sentences.append(f"Each difference is over {num_pairs} pairs of runs.")
         early = [report.early_difference(group, base) for group, (base, _) in differences.items()]
         found = [*early, *(difference for _, difference in differences.values())]
         if any(difference is not None and difference.is_constant for difference in found):
