@@ -61,7 +61,7 @@ def group_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
     """Return the finished runs with a column ``group``, sorted by settings and seed.
 
     Runs of one group differ only in the seed, and in settings that reports ignore, such as the device. A seed counts
-    once in a group: of several runs the last is kept, see `find_replacements`. Groups are numbered 0, 1, ... in the
+    once in a group: of several runs one is kept, see `find_replacements`. Groups are numbered 0, 1, ... in the
     order of their settings: missing values first, SGD before other methods, then by value.
     """
     runs = results[results["status"] == "finished"]
@@ -74,12 +74,13 @@ def group_over_seeds(results: pd.DataFrame) -> pd.DataFrame:
 def find_replacements(results: pd.DataFrame) -> dict[int, int]:
     """Return the rows of the finished runs that do not count, each with the row of the run that counts instead.
 
-    A run does not count if a later one has the same seed and the same values of all settings that reports show.
+    A run does not count if one that has ended later has the same seed and the same values of all settings that reports
+    show.
     """
-    runs = results[results["status"] == "finished"]
+    runs = results[results["status"] == "finished"].sort_values("time", kind="stable", na_position="first")
     rows = pd.Series(runs.index, runs.index)
     equal = rows.groupby([runs[name] for name in (*varying_settings(runs), "seed")], dropna=False, sort=False)
-    kept = equal.transform("max")
+    kept = equal.transform("last")
     return {int(row): int(kept[row]) for row in rows[rows != kept]}
 
 

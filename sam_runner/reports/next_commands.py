@@ -17,7 +17,7 @@ from sam_runner.reports.rerun import (
     typed_command,
 )
 from sam_runner.reports.results import RunRecord
-from sam_runner.reports.selection import Choice
+from sam_runner.reports.selection import Choice, is_of_test_set
 from sam_runner.reports.tables import column_title
 
 if TYPE_CHECKING:
@@ -33,7 +33,7 @@ def suggest_commands(report: "Report") -> list[tuple[str, str]]:
     - If a group has no baseline of equal cost: the run that would be this baseline.
     - For each group that was chosen on validation images: its final runs. They are in one sweep, so that the report
       of the sweep compares them.
-    - If the test set made a choice: the same search with held-out images.
+    - If the test set made a choice and the runs know the command of their sweep: this sweep with held-out images.
     """
     if report.runs.empty:
         return []
@@ -46,9 +46,10 @@ def suggest_commands(report: "Report") -> list[tuple[str, str]]:
             commands.append((purpose, _same_sweep_command(report, record, config, missing.groups)))
     held_out = [choice for choice in report.choices if choice.metric.startswith(("validation/", "validation_ema/"))]
     commands += _final_commands(report, held_out) if held_out else []
-    if any(choice.is_optimistic for choice in report.choices):
-        command = typed_command(report.first_record(int(report.runs["group"].iloc[0])))
-        commands.append(("choose on held-out images instead", f"{command} data.val_fraction=0.1"))
+    first = report.first_record(int(report.runs["group"].iloc[0]))
+    is_sweep = bool({"-m", "--multirun"} & {*map(str, first.environment.get("command") or ())})
+    if is_sweep and any(choice.is_optimistic and is_of_test_set(choice.metric) for choice in report.choices):
+        commands.append(("choose on held-out images instead", f"{typed_command(first)} data.val_fraction=0.1"))
     return [(purpose, command) for purpose, command in commands if command]
 
 
@@ -64,8 +65,8 @@ def _missing_at_equal_cost(report: "Report") -> list[MissingBaseline]:
 def _beyond_command(report: "Report", choice: Choice, name: str) -> tuple[str, str]:
     """Return purpose and command of runs with the next value of a searched setting; "" where it cannot be typed."""
     value, record = float(report.rows[choice.group][name]), report.first_record(choice.group)
-    searched = [row[name] for row in report.rows.values() if choice.settings.items() <= row.items()]
-    beyond = value * 2 if value == pd.Series(searched).max() else value / 2
+    searched = pd.Series([report.rows[group][name] for group in choice.searched])
+    beyond = value * 2 if value == searched.max() else value / 2
     purpose = (
         f"{report.labels[choice.group]} is at the edge of the values searched: try {column_title(name)} {beyond:g}"
     )

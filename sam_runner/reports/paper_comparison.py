@@ -11,7 +11,7 @@ from sam_runner.config.hydra.compose import compose_example
 from sam_runner.paper.rows import Row, load_tables
 from sam_runner.reports.aggregate import aggregate, group_over_seeds
 from sam_runner.reports.results import RunRecord, read_runs, report_settings, results_frame
-from sam_runner.reports.tables import column_title, format_value, markdown_table, text_table
+from sam_runner.reports.tables import column_title, escape_markdown, format_value, markdown_table, printable, text_table
 from sam_runner.utils.errors import InputError
 
 COLUMNS = ["row", "optimizer", "paper", "measured", "95% interval", "n", "differences"]
@@ -31,23 +31,25 @@ class PaperComparison:
         table: Strings with the columns `COLUMNS`. A row and optimizer has one line for each choice of settings that was
             run, or one line without a measurement.
         unmatched: Folders of runs that belong to the table's experiments and to none of its rows.
+        unfinished: A line for each run of these experiments that has not finished, and for each that cannot be read.
     """
 
     title: str
     table: pd.DataFrame
     unmatched: Sequence[str]
+    unfinished: Sequence[str]
 
     def to_text(self) -> str:
         """Return the comparison as aligned text."""
-        return "\n".join([self.title, text_table(self.table), *self._unmatched_lines()])
+        return "\n".join([self.title, text_table(self.table), *self._list_left_out()])
 
     def to_markdown(self) -> str:
         """Return the comparison as Markdown."""
-        lines = "\n".join(f"- {line}" for line in self._unmatched_lines())
+        lines = "\n".join(f"- {escape_markdown(line)}" for line in self._list_left_out())
         return "\n\n".join(filter(None, [self.title, markdown_table(self.table), NOTE, lines])) + "\n"
 
-    def _unmatched_lines(self) -> list[str]:
-        return [f"in no row of the table: {folder}" for folder in self.unmatched]
+    def _list_left_out(self) -> list[str]:
+        return [*(f"in no row of the table: {folder}" for folder in self.unmatched), *self.unfinished]
 
 
 def compare_with_paper(folders: Sequence[Path], table: str) -> PaperComparison:
@@ -65,7 +67,8 @@ def compare_with_paper(folders: Sequence[Path], table: str) -> PaperComparison:
         raise InputError(f"unknown table {table}\n  accepted: {', '.join(tables)}")
     rows = tables[table]
     names = {name for row in rows for name in (row.paper, row.name)}
-    runs = [run for run in read_runs(folders) if run.config is not None and run.config.paper in names]
+    found = read_runs(folders)
+    runs = [run for run in found if run.config is not None and run.config.paper in names]
     if not runs:
         raise InputError(
             f"no run in {', '.join(map(str, folders))} belongs to {table}\n"
@@ -78,8 +81,14 @@ def compare_with_paper(folders: Sequence[Path], table: str) -> PaperComparison:
             chosen = [run for run in fitting if run.settings["optimizer"] == optimizer]
             matched |= {run.folder for run in chosen}
             lines += _compare_row(row, optimizer, chosen)
-    unmatched = [str(run.folder) for run in runs if run.folder not in matched]
-    return PaperComparison(rows[0].title, pd.DataFrame(lines, columns=COLUMNS), unmatched)
+    unmatched = [printable(str(run.folder)) for run in runs if run.folder not in matched]
+    belong = {run.folder for run in runs}
+    left_out = [run for run in found if run.status != "finished" and (run.config is None or run.folder in belong)]
+    unfinished = [
+        printable(": ".join(filter(None, [run.status, str(run.folder), run.error.partition("\n")[0]])))
+        for run in left_out
+    ]
+    return PaperComparison(rows[0].title, pd.DataFrame(lines, columns=COLUMNS), unmatched, unfinished)
 
 
 def _compare_row(row: Row, optimizer: str, runs: Sequence[RunRecord]) -> Iterator[list[str]]:

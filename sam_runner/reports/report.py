@@ -59,6 +59,7 @@ from sam_runner.reports.tables import (
     settings_label,
     text_table,
 )
+from sam_runner.runs.folder import NOT_STARTED
 from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ class Report:
             ``optimizer=none`` if no run has ``optimizer=sgd``; no baseline if all runs have the same optimizer.
         against: How a run is compared with the baseline. "": at equal settings; "cost": at equal gradient evaluations;
             "seconds": at equal training time.
+        given: The folders that were given for the report, in which its runs were found.
     """
 
     records: Sequence[RunRecord]
@@ -87,6 +89,7 @@ class Report:
     by: Sequence[str] | None = None
     baseline_settings: str | None = None
     against: str = ""
+    given: Sequence[Path] = ()
 
     def __post_init__(self) -> None:
         """Refuse options that do not fit the runs.
@@ -227,8 +230,14 @@ class Report:
 
     @cached_property
     def folders(self) -> list[str]:
-        """The absolute paths of the folders that contain the run folders."""
-        return sorted({os.path.abspath(record.folder.parent) for record in self.records})
+        """The absolute paths of the folders that contain the run folders; of a job without a run its sweep's folder."""
+        parents = (record.folder.parent for record in self.records)
+        return sorted({os.path.abspath(path.parent if path.name == NOT_STARTED else path) for path in parents})
+
+    @property
+    def given_folders(self) -> list[str]:
+        """The absolute paths of the folders that were given for the report."""
+        return [os.path.abspath(folder) for folder in self.given] or self.folders
 
     @property
     def name(self) -> str:
@@ -239,9 +248,14 @@ class Report:
 
     @cached_property
     def choice_differences(self) -> dict[int, tuple[int, Estimate]]:
-        """As `differences`, between the chosen groups; the searched settings of group and baseline may differ."""
+        """As `differences`, between the chosen groups; the searched settings of group and baseline may differ.
+
+        A baseline that names a searched setting is not a choice: then these are the `differences` of the chosen groups.
+        """
         if self.baseline is None or not self.choices:
             return {}
+        if self.baseline.settings.keys() & {*self.search_settings[0]}:
+            return {c.group: self.differences[c.group] for c in self.choices if c.group in self.differences}
         return compare(self.runs, self.metric, self.choice_settings, self.baseline)
 
     @cached_property
@@ -454,4 +468,4 @@ def make_report(
     records = read_distinct_runs(folders)
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, folders))}\n  give a sweep's folder, or a folder of runs")
-    return Report(records, metric, select, by, baseline, against)
+    return Report(records, metric, select, by, baseline, against, folders)

@@ -28,7 +28,9 @@ from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import keep_numbers
 
-RUN_COLUMNS = ["seed", "status", "error", "job", "folder", "resolved_precision", "commit", *COSTS, "fingerprint"]
+RUN_COLUMNS = [
+    "seed", "status", "error", "job", "folder", "time", "resolved_precision", "commit", *COSTS, "fingerprint",
+]  # fmt: skip
 
 
 UNREADABLE = "unreadable"
@@ -67,6 +69,11 @@ class RunRecord:
         """Metrics at the epoch that early stopping would choose; empty without held-out images."""
         is_selected = str(self.result.get("selected_by")).startswith(("validation/", "validation_ema/"))
         return keep_numbers(self.result.get("best")) if is_selected else {}
+
+    @property
+    def time(self) -> str:
+        """UTC time of the last change of the status, at which a finished run has ended; "" if unknown."""
+        return str(self.status_json.get("time", ""))
 
     @property
     def error(self) -> str:
@@ -143,14 +150,16 @@ def _explain_unreadable(folder: Path, error: InputError) -> str:
 
 
 def read_distinct_runs(folders: Iterable[Path]) -> list[RunRecord]:
-    """Read the runs in some folders as `read_runs` does; of runs with the same fingerprint keep the last finished one.
+    """Read the runs in some folders as `read_runs` does; of runs with the same fingerprint keep one.
+
+    It is the finished run that has ended last; without a finished run it is the one whose status has changed last.
 
     Raises:
         InputError: Where a folder does not exist, or there are runs and none can be read.
     """
     runs = read_runs(folders)
-    kept = {run.fingerprint: number for number, run in enumerate(runs)}
-    kept |= {run.fingerprint: number for number, run in enumerate(runs) if run.status == "finished"}
+    in_time = sorted(enumerate(runs), key=lambda entry: (entry[1].status == "finished", entry[1].time))
+    kept = {run.fingerprint: number for number, run in in_time}
     return [runs[number] for number in sorted(kept.values())]
 
 
@@ -201,6 +210,7 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
     - the settings that reports show (``optimizer``, then by name);
     - ``seed``, ``status``, ``error``, ``job``, ``folder``;
+    - ``time`` (UTC) at which a finished run has ended; of other runs that of the last change of their status;
     - ``resolved_precision``, e.g. "bf16", which ``precision=auto`` chose;
     - ``commit`` of the source, 12 digits, with "-dirty" where there were uncommitted changes;
     - the costs ``gradient_evaluations``, ``images_forward``, ``images_backward``, ``training_seconds`` and
@@ -218,7 +228,7 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
     facts = [
         (
             run.config.seed if run.config else None, run.status, run.error, run.job, str(run.folder),
-            run.environment.get("resolved_precision"), run.commit or None,
+            run.time or None, run.environment.get("resolved_precision"), run.commit or None,
             *(run.result.get(cost) for cost in COSTS), run.fingerprint,
         )
         for run in runs
@@ -252,8 +262,8 @@ def metric_columns(results: pd.DataFrame) -> list[str]:
 def load_results(folders: Iterable[Path | str]) -> pd.DataFrame:
     """Return a table of the runs in some folders and the folders below, with one row for each distinct run.
 
-    Runs with the same fingerprint have the same settings, so they are one run: the last finished one is kept. The
-    columns are those of `results_frame`.
+    Runs with the same fingerprint have the same settings, so they are one run: the finished one that has ended last is
+    kept. The columns are those of `results_frame`.
 
     Example:
         >>> results = load_results(["outputs/sweeps/first"])  # doctest: +SKIP

@@ -17,6 +17,7 @@ from sam_runner.reports.comparison import (
     may_end_early,
     time_spread,
 )
+from sam_runner.reports.group_tables import COST_COLUMNS
 from sam_runner.reports.selection import Choice, is_of_test_set
 from sam_runner.reports.setup import MAX_NAMED, name_runs
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
@@ -31,9 +32,22 @@ COST_NAMES = {
     "images_backward": "images in backward passes",
     "training_seconds": "training seconds",
 }  # columns of costs
-AT_COST = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}
 TIME_SPREAD = 1.2  # a report warns if the slowest run of a group took this many times as long for a gradient
 RHO = "radius of the neighbourhood of the weights in which SAM takes the largest loss"
+COST_TERMS = {  # definitions, by column of the tables
+    "gradients": "gradient evaluations of a run (--against cost compares at equal numbers)",
+    "images backward": (
+        "images in backward passes of a run: its cost, as the batch sizes differ (--against cost compares at equal"
+        " numbers)"
+    ),
+    "seconds": "training time of a run, without evaluation; comparable on equal machines only",
+}
+
+
+def at_equal_cost(report: "Report") -> str:
+    """Return " at equal ..." for a comparison at equal cost or time; "" for one at equal settings."""
+    names = COST_NAMES | {"training_seconds": "training time"}
+    return f" at equal {names[cost_column(report.runs, report.against)]}" if report.against else ""
 
 
 def describe_findings(report: "Report") -> list[str]:
@@ -130,12 +144,16 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
     ratio = report.cost_ratio(group, base)
     if report.against or report.baseline is None or not abs(ratio - 1) > COST_TOLERANCE:
         return []
+    name = COST_NAMES[cost_column(report.runs, "cost")]
+    text = f"{report.labels[group]} costs {ratio:.3g} times the {name} of {report.labels[base]}."
     if report.with_equal_cost is None:  # several baselines have this cost
-        return [f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."]
+        return [text]
     is_known = group in report.with_equal_cost
     words = [
-        *("sam-report", *map(_shorten, report.folders)),
+        *("sam-report", *map(_shorten, report.given_folders)),
         *(("--metric", report.metric) if report.metric != "test/accuracy" else ()),
+        *(("--select", ",".join(report.select)) if report.select is not None else ()),
+        *(("--by", ",".join(report.by)) if report.by is not None else ()),
         *(("--baseline", report.baseline.option_value) if report.baseline_settings is not None else ()),
         *("--against", "cost"),
     ]
@@ -143,10 +161,7 @@ def _describe_cost(report: "Report", group: int, base: int) -> list[str]:
     if train and may_end_early(report.runs, base, ratio):
         how = "with another number of epochs as well (early_stopping.patience may end it before)"
         train = f"train {report.baseline} {how}, then "
-    return [
-        f"{report.labels[group]} costs {ratio:.3g} times the gradients of {report.labels[base]}."
-        f" At equal cost: {train}{printable(shlex.join(words))}"
-    ]
+    return [f"{text} At equal cost: {train}{printable(shlex.join(words))}"]
 
 
 def _describe_search(report: "Report", choice: Choice) -> list[str]:
@@ -221,7 +236,15 @@ def _judge_difference(report: "Report", group: int, difference: Estimate) -> str
 def define_terms(report: "Report") -> list[tuple[str, str]]:
     """Return the terms in the tables of a report, each with its meaning."""
     columns = {*report.table.columns}
-    is_of_test = is_of_test_set(report.metric)
+    terms = _define_metrics(report)
+    terms += _define_difference(report) if report.baseline is not None else []
+    terms += [(title, meaning) for title, meaning in COST_TERMS.items() if title in columns]
+    return terms + _define_fit(report)
+
+
+def _define_metrics(report: "Report") -> list[tuple[str, str]]:
+    """Define the compared metric, the star, the validation metric, rho, and early stopping."""
+    columns, is_of_test = {*report.table.columns}, is_of_test_set(report.metric)
     terms = [
         (
             f"{report.metric}, 95% interval, n",
@@ -243,40 +266,31 @@ def define_terms(report: "Report") -> list[tuple[str, str]]:
     if "rho" in columns:
         terms.append(("rho", f"{RHO}; - is a run without SAM"))
     if "early stopping" in columns:
-        terms.append(
-            (
-                "early stopping",
-                f"{report.metric} at the epoch with the best {report.early_metrics}; other columns: "
-                f"{report.last_epoch}",
-            )
-        )
-    if report.baseline is not None:
-        pairs = sorted({difference.n for _, difference in report.differences.values()})
-        counted = f"; n = {' or '.join(map(str, pairs))} pairs" if pairs else ""
-        at = AT_COST[report.against]
-        terms.append(
-            (
-                f"difference to {report.baseline}",
-                f"mean{at} over pairs of runs with the same seed, ± half its 95% interval (paired t-test){counted}",
-            )
-        )
-        if "difference, early stopping" in columns:
-            terms.append(("difference, early stopping", "the same difference at the epochs of early stopping"))
-        first = f"difference to {report.baseline}"
-        meaning = f"whether the interval of {first} contains 0; if not, the difference is significant (5%)"
-        if any(difference.is_constant for _, difference in report.differences.values()):
-            meaning += "; - where all pairs differ by the same number: too few distinct values for a test"
-        terms.append(("contains 0", meaning))
-        terms.append(
-            ("p", f"p-value of the paired t-test of {first}, two-sided, not corrected for the number of comparisons")
-        )
-    if "gradients" in columns:
-        terms.append(("gradients", "gradient evaluations of a run (--against cost compares at equal numbers)"))
-    if "images backward" in columns:
-        meaning = "images in backward passes of a run: its cost, as the batch sizes differ"
-        terms.append(("images backward", f"{meaning} (--against cost compares at equal numbers)"))
-    if "seconds" in columns:
-        terms.append(("seconds", "training time of a run, without evaluation; comparable on equal machines only"))
+        epoch = f"the epoch with the best {report.early_metrics}; other columns: {report.last_epoch}"
+        terms.append(("early stopping", f"{report.metric} at {epoch}"))
+    return terms
+
+
+def _define_difference(report: "Report") -> list[tuple[str, str]]:
+    """Define the difference to the baseline and its test."""
+    title = f"difference to {report.baseline}"
+    pairs = sorted({difference.n for _, difference in report.differences.values()})
+    counted = f"; n = {' or '.join(map(str, pairs))} pairs" if pairs else ""
+    interval = f"± half its 95% interval (paired t-test){counted}"
+    terms = [(title, f"mean{at_equal_cost(report)} over pairs of runs with the same seed, {interval}")]
+    if "difference, early stopping" in report.table:
+        terms.append(("difference, early stopping", "the same difference at the epochs of early stopping"))
+    meaning = f"whether the interval of {title} contains 0; if not, the difference is significant (5%)"
+    if any(difference.is_constant for _, difference in report.differences.values()):
+        meaning += "; - where all pairs differ by the same number: too few distinct values for a test"
+    test = f"p-value of the paired t-test of {title}, two-sided, not corrected for the number of comparisons"
+    return [*terms, ("contains 0", meaning), ("p", test)]
+
+
+def _define_fit(report: "Report") -> list[tuple[str, str]]:
+    """Define how far a network has fitted its training labels."""
+    columns = {*report.table.columns}
+    terms = []
     if "fit" in columns:
         fitted = f" (fitted: {FITTED_ACCURACY:.0%} or more)" if "memorised" not in columns else ", right and wrong ones"
         meaning = f"accuracy on the training labels in the training steps of the {report.last_epoch}{fitted}"
@@ -391,7 +405,7 @@ def _warn_of_times(report: "Report") -> list[str]:
     return [
         f"seconds are unreliable: of runs that differ in the seed only, the slowest took up to {spread.max():.1f} times"
         f" as long for a gradient as the fastest ({report.labels[slowest]}). Other work on the machine can cause this."
-        " Compare gradients instead."
+        f" Compare {COST_COLUMNS[cost_column(report.runs, 'cost')]} instead."
     ]
 
 

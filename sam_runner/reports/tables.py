@@ -93,5 +93,6 @@ def latex_table(table: pd.DataFrame, numeric: set[str]) -> str:
         numeric: Columns that are aligned to the right.
     """
     columns = "".join("r" if name in numeric else "l" for name in table.columns)
-    text = table.to_latex(index=False, escape=True, column_format=columns).replace("±", r"$\pm$")
+    escaped = table.rename(columns=escape_latex).map(escape_latex)
+    text = escaped.to_latex(index=False, escape=False, column_format=columns).replace("±", r"$\pm$")
     return re.sub(r"(?<=& )-(?=[\d.])", r"$-$", text)  # a minus, not a hyphen

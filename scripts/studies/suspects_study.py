@@ -149,7 +149,7 @@ class Results:
         values = (self.column("average_precision", **arm) for arm in (one, other))
         found = estimate(next(values).sub(next(values)).dropna())
         number = format_estimate(found, 1.0, 3, signed=True)
-        return f"**{number}**" if found.n > 1 and abs(found.mean) > found.half_width else number
+        return f"**{number}**" if found.contains_zero is False else number
 
     def arms(self, noise: str) -> list[tuple[str, float]]:
         """Optimizers and radii of the runs with a set of labels."""

@@ -654,7 +654,7 @@ MUTANTS = {
         ("reports: the test set chooses", "choose", "held_out if A else B", "B",
          "reports/test_selection.py::largest_mean"),
         ("reports: a value with few seeds is chosen", "average_over_shared_seeds", "A[B] == len(shared)", "A[B] > 0",
-         "reports/test_selection.py::largest_mean"),
+         "reports/test_selection.py::lacks_seeds"),
     ],
     "inference.predictions": [
         ("ensemble: the sum of the probabilities", "mean_log_probabilities", "A - math.log(B)", "A",

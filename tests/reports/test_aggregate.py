@@ -1,5 +1,7 @@
 """Groups of runs that differ only in the seed; means and intervals against scipy."""
 
+import json
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -105,8 +107,13 @@ def test_a_seed_counts_once(tmp_path):
     for number, device in enumerate(("cpu", "cuda")):  # the same settings in reports, another fingerprint
         lay(tmp_path / device, seed=1, device=device, accuracy=0.5 + number / 10)
     assert groups_of(tmp_path) == [({}, [0.6])]
+    for name, minute in (("cpu", 3), ("cuda", 2), ("equal", 1)):  # the last by name is the first to end
+        folder = tmp_path / name if name != "equal" else lay(tmp_path / name, seed=1, device="cpu", accuracy=0.1)
+        status = {"status": "finished", "time": f"2026-11-28T08:0{minute}:00+00:00"}
+        (folder / "status.json").write_text(json.dumps(status))
+    assert groups_of(tmp_path) == [({}, [0.5])]
     assert make_report([tmp_path]).remarks == [
-        "1 finished run does not count (cpu): a later run has the same seed and differs only in device, which reports"
+        "1 finished run does not count (cuda): a later run has the same seed and differs only in device, which reports"
         " do not compare. Report such runs separately."
     ]
 

@@ -12,6 +12,7 @@ from scipy import stats
 from sam_runner.reports.aggregate import METHOD_SETTINGS, paired_difference, values_by_seed
 from sam_runner.reports.comparison import Baseline, Fit, find_baselines, measure_fit, parse_baseline
 from sam_runner.reports.output.files import write_report
+from sam_runner.reports.output.latex import write_narrow_table
 from sam_runner.reports.report import make_report
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
@@ -168,7 +169,7 @@ def test_no_length_is_advised_where_early_stopping_may_end_the_run_before(patien
         leave(tmp_path / optimizer, config, accuracy=0.5, result={"gradient_evaluations": gradients})
     at_settings, at_cost = make_report([tmp_path]), make_report([tmp_path], against="cost")
     (remark,) = [text for text in at_cost.remarks if "no baseline" in text]
-    cost = next(text for text in at_settings.findings if "gradients" in text)
+    cost = next(text for text in at_settings.findings if " costs " in text)
     commands = [purpose for report in (at_settings, at_cost) for purpose, _ in report.next_commands]
     if patience == 3:
         assert remark.endswith("train sgd with another number of epochs (early_stopping.patience may end it before).")
@@ -193,20 +194,27 @@ def test_a_baseline_of_equal_cost_that_differs_in_the_patience_is_not_sold_as_a_
 
 
 def test_the_cost_is_in_images_where_batch_sizes_differ(tmp_path):
-    for size, optimizer in itertools.product((64, 128), ("sgd", "sam")):
-        passes = 2 if optimizer == "sam" else 1
+    for size, (optimizer, passes), seed in itertools.product((64, 128), (("sgd", 1), ("sam", 2)), range(2)):
         costs = {"gradient_evaluations": passes * 1280 / size, "images_backward": passes * 1280}
-        config = config_of(f"optimizer={optimizer}", f"batch_size={size}")
-        leave(tmp_path / f"{optimizer}{size}", config, accuracy=0.5, result=costs)
+        costs |= {"training_seconds": 10.0 + 10 * seed}
+        config = config_of(f"optimizer={optimizer}", f"batch_size={size}", f"seed={seed}")
+        leave(tmp_path / f"{optimizer}{size}-{seed}", config, accuracy=0.5, result=costs)
     report = make_report([tmp_path], baseline="batch_size=64")
     assert list(report.table["images backward"]) == ["1,280", "1,280", "2,560", "2,560"]
-    assert not [text for text in report.findings if "gradients" in text]
+    shown = " ".join([*report.findings, *report.remarks, write_narrow_table(report)])
+    assert "gradient evaluations" not in shown and "Cost: images in backward passes relative to" in shown
+    assert "Compare images backward instead." in shown
     assert "images backward: images in backward passes of a run: its cost, as the batch sizes differ" in " ".join(
         report.notes
     )
     assert "images_backward" in report.to_csv().partition("\n")[0]
     assert "gradient_evaluations" not in report.to_table_csv()
-    assert len(make_report([tmp_path], baseline="batch_size=64", against="cost").differences) == 2
+    at_cost = make_report([tmp_path], baseline="batch_size=64", against="cost")
+    assert len(at_cost.differences) == 2
+    for text in (dict(at_cost.terms)["difference to batch_size=64"], write_narrow_table(at_cost)):
+        assert " at equal images in backward passes" in text
+    page = write_report(at_cost, tmp_path, "sizes").read_text()
+    assert "<h1>sizes at equal images in backward passes</h1>" in page
     with_sgd = make_report([tmp_path], against="cost")
     assert [missing.length for missing in with_sgd.missing_baselines] == [{"epochs": 40}] * 2
     assert "(2,560 images in backward passes)" in with_sgd.to_text()

@@ -62,6 +62,19 @@ def test_rows_without_a_run_are_listed(noisy):
     }
 
 
+def test_runs_that_do_not_count_are_named(tmp_path):
+    words = (*NOISE, "epochs=40", "optimizer=sam")
+    leave_run(tmp_path / "a", *words, seed=0, accuracy=0.8)
+    leave_run(tmp_path / "b", *words, seed=1, accuracy=0.8, status="failed", error="boom\nmore")
+    leave_run(tmp_path / "c", *words, seed=2, accuracy=0.8)
+    (tmp_path / "c" / "config.yaml").write_text("epochs: [")
+    found = compare_with_paper([tmp_path], "table4")
+    assert line(found, "table4-0.4-basic", "sam")[5] == "1"
+    failed, unreadable = found.unfinished
+    assert failed == f"failed: {tmp_path / 'b'}: boom" and unreadable.startswith(f"unreadable: {tmp_path / 'c'}: ")
+    assert all(part in text for part in ("b: boom", "unreadable: ") for text in (found.to_text(), found.to_markdown()))
+
+
 def test_an_error_is_one_minus_the_accuracy(tmp_path):
     words = ("experiment=fashion_wrn28_10", "data.root=x", "augment=cutout", "optimizer=sgd")
     leave_run(tmp_path / "run", *words, seed=0, accuracy=0.9612)

@@ -24,6 +24,7 @@ from sam_runner.reports.output.page import render_page
 from sam_runner.reports.output.plots import draw_plots
 from sam_runner.reports.report import make_report
 from sam_runner.reports.tables import latex_table
+from sam_runner.runs.folder import NOT_STARTED
 from tests.helpers import TINY, config_of, invoke
 from tests.run_folders import lay, leave
 
@@ -301,7 +302,9 @@ def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeyp
     assert f"Difference +0.0800, 95% interval {found.low:+.4f} to {found.high:+.4f} {pairs}: it contains" in early
     sam = report.table.set_index("optimizer").loc["sam"]
     assert sam["difference, early stopping"] == f"+0.0800 ± {(found.high - found.low) / 2:.4f}"
-    assert cost.startswith("sam, rho 0.05 costs 2 times the gradients of sgd. At equal cost: train sgd for 2 times")
+    assert cost.startswith(
+        "sam, rho 0.05 costs 2 times the gradient evaluations of sgd. At equal cost: train sgd for 2"
+    )
     assert shlex.split(cost.partition("sam-report")[2]) == ["it's", "--against", "cost"]
     for seed in range(2):
         result = {"gradient_evaluations": 60}
@@ -311,6 +314,32 @@ def test_the_findings_compare_early_stopping_and_name_the_cost(tmp_path, monkeyp
     (cost,) = [text for text in make_report([tmp_path / "it's"]).findings if "costs" in text]
     assert cost.endswith("At equal cost: sam-report 'it'\"'\"'s' --against cost")
     assert not any("costs" in text for text in make_report([tmp_path / "it's"], against="cost").findings)
+
+
+def test_the_caption_counts_the_pairs_where_seeds_are_missing(tmp_path):
+    for optimizer, seed in (("sgd", 0), ("sgd", 1), ("sam", 0), ("sam", 1), ("sam", 2)):
+        lay(tmp_path / f"{optimizer}{seed}", optimizer=optimizer, seed=seed, accuracy=0.8 + seed / 100)
+    assert "Each difference is over 2 pairs of runs." in write_narrow_table(make_report([tmp_path]))
+    lay(tmp_path / "sgd2", optimizer="sgd", seed=2)
+    assert "pairs of runs" not in write_narrow_table(make_report([tmp_path]))
+
+
+def test_the_command_for_equal_cost_is_for_the_same_runs(tmp_path, monkeypatch):
+    runs, costs = tmp_path / "outputs" / "runs", {"sgd": 30, "sam": 60}
+    for name, cost in costs.items():
+        for folder in ("all", runs):
+            lay(tmp_path / folder / name, optimizer=name, result={"gradient_evaluations": cost})
+    lay(runs / "other", rho=0.2)
+    refused = tmp_path / "all" / NOT_STARTED / "rho=-1"
+    refused.mkdir(parents=True)
+    (refused / "status.json").write_text('{"status": "refused"}')
+    monkeypatch.chdir(tmp_path)
+    for given, name in (([runs / "sgd", runs / "sam"], "runs"), ([tmp_path / "all"], "all")):
+        report = make_report(given, by=["optimizer"])
+        (cost,) = [text for text in report.findings if "costs" in text]
+        words = [*(str(folder.relative_to(tmp_path)) for folder in given), "--by", "optimizer", "--against", "cost"]
+        assert shlex.split(cost.partition("sam-report")[2]) == words
+        assert rf"\label{{tab:{name}}}" in write_narrow_table(report)
 
 
 def test_the_definition_of_a_noisy_validation_accuracy_says_its_ceiling(tmp_path):
@@ -500,6 +529,10 @@ def test_page_and_captions_name_the_task_and_labels_name_the_sweep(folder, rates
         (caption,) = re.findall(r"\\caption\{(.*)\}", latex)
         assert task.replace("%", r"\%") + ". " in caption and "over $n$ = 2 seeds" in caption
         assert re.findall(r"\\label\{(.*)\}", latex) == [label]
+    add_metrics(tmp_path / folder / f"{rates[0]}sam0", **{"test_calibration_error": 0.1})
+    assert r" Test/calibration\_error: mean" in write_full_tables(
+        make_report([tmp_path / folder], "test/calibration_error")
+    )
     other = make_report([tmp_path / folder], "test/nll", against="cost")
     assert rf"\label{{tab:{name}-test-nll-cost}}" in write_narrow_table(other)
 
@@ -529,11 +562,11 @@ def test_warnings_name_the_runs_that_differ_and_each_run_has_its_commit(commits,
 
 
 def test_latex_has_minus_signs_and_no_character_that_breaks_it():
-    table = pd.DataFrame({"a_b": ["x%$#&{}~^\\", "-"], "c": ["-0.1 ± 0.2", "+0.3"]})
+    table = pd.DataFrame({"a_b": ["x%$#&{}~^\\<", "-"], "c": ["-0.1 ± 0.2", "+0.3"]})
     body = latex_table(table, {"c"}).partition("\\midrule\n")[2]
     first, second = body.splitlines()[:2]
     assert first.endswith(r"& $-$0.1 $\pm$ 0.2 \\")
-    assert second == r"- & +0.3 \\"
+    assert second == r"- & +0.3 \\" and r"\textless{} &" in first  # the usual encoding shows < as another character
     assert not re.search(r"(?<!\\)[%#{}]", re.sub(r"\\text\w+(\{\})?|\{\}", "", first).replace("\\ ", ""))
 
 

@@ -136,6 +136,22 @@ def test_a_value_at_the_edge_has_a_command_with_the_next_one(tmp_path, best, bey
     assert found == ([] if beyond is None else [words])
 
 
+def test_a_baseline_that_names_a_searched_setting_is_that_of_the_chosen_groups(tmp_path):
+    report = make_report(
+        [lay_search(tmp_path / "s", small_at_low_noise, rates=(0.4,))], baseline="optimizer=sam,rho=0.02"
+    )
+    assert list(report.choice_table["difference to sam rho=0.02"]) == ["-0.0200 ± 0.0000", "+0.0800 ± 0.0000"]
+    assert r"& $+$8.00 $\pm$ 0.00 &" in write_narrow_table(report)
+
+
+def test_the_next_value_is_beyond_the_edge_also_where_another_setting_has_no_value(tmp_path):
+    for m, rho in itertools.product(("null", 16), (0.1, 0.2, 0.4)):
+        config = composed("optimizer=sam", f"rho={rho}", f"optimizer.m={m}", "data.val_fraction=0.1")
+        leave(tmp_path / "s" / f"{m}-{rho}", config, accuracy=0.5, **{"validation/accuracy": rho})
+    found = [purpose for purpose, _ in make_report([tmp_path / "s"]).next_commands if "at the edge" in purpose]
+    assert [purpose.partition(": ")[2] for purpose in found] == ["try rho 0.8"] * 2
+
+
 def test_the_next_value_is_beyond_those_of_its_own_method(tmp_path):
     for name, values in (("sam", (0.1, 0.2, 0.4)), ("asam", (1.0, 2.0, 4.0))):
         for rho in values:
@@ -163,6 +179,12 @@ def test_without_held_out_data_the_choice_is_called_optimistic_in_the_table_and_
         assert "Selected on the test set, so optimistic." in text
         assert "by test/accuracy, which is optimistic" in text
     assert [command for _, command in report.next_commands] == [f"sam-train -m {' '.join(TYPED)} data.val_fraction=0.1"]
+    validated = lay_search(tmp_path / "v", small_at_low_noise, rates=(0.4,))
+    commands = dict(make_report([validated], "validation/accuracy").next_commands)
+    assert "choose on held-out images instead" not in commands
+    for file in (tmp_path / "s").glob("*/environment.json"):  # the command is not known
+        file.write_text("{}")
+    assert make_report([tmp_path / "s"]).next_commands == []
 
 
 def lay_seeds(folder, seeds, words=("data.val_fraction=0.1",), score="validation/accuracy"):
@@ -184,7 +206,8 @@ def test_a_value_that_lacks_seeds_is_not_chosen_but_named(tmp_path):
     assert "The values of rho have different seeds: compared on seeds 0 1 2 3, which most of them have." in text
     assert "Not chosen, because seeds are missing: rho 0.02. Run the missing seeds, unless they have diverged." in text
     values = "3 values on the seeds that most values have (1 left out: seeds are missing)."
-    assert f"has the best validation/accuracy of {values}" in write_narrow_table(report)
+    narrow = write_narrow_table(report)
+    assert f"has the best validation/accuracy of {values}" in narrow and "over $n$ = 4 seeds" in narrow
     equal = lay_seeds(tmp_path / "equal", {0.05: range(2), 0.1: range(2)}).to_text()
     assert "(rho chosen from 2 values by validation/accuracy)" in equal and "different seeds" not in equal
 

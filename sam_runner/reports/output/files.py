@@ -3,12 +3,12 @@
 from collections.abc import Callable
 from pathlib import Path
 
-from sam_runner.reports import sentences
 from sam_runner.reports.output.latex import write_full_tables, write_narrow_table
 from sam_runner.reports.output.page import render_page
 from sam_runner.reports.output.plots import draw_plots
 from sam_runner.reports.report import Report
 from sam_runner.reports.results import read_distinct_runs
+from sam_runner.reports.sentences import at_equal_cost
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.files import write_atomically
 
@@ -32,7 +32,7 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
         f"{stem}.md": report.to_markdown(),
         f"{stem}.tex": write_narrow_table(report),
         f"{stem}-full.tex": write_full_tables(report),
-        f"{stem}.html": render_page(report, title + sentences.AT_COST[report.against], plots, folder),
+        f"{stem}.html": render_page(report, title + at_equal_cost(report), plots, folder),
     }
     contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}
     contents |= {f"{stem}-{plot.name}.{kind}": content for plot in plots for kind, content in plot.files.items()}
@@ -50,7 +50,7 @@ def write_sweep_report(folder: Path) -> None:
     records = read_distinct_runs([folder]) if folder.is_dir() else []
     if not records:
         return
-    report = Report(records)
+    report = Report(records, given=[folder])
     print(f"\n{report.to_text()}")
     try:
         print(f"report: {write_report(report, folder, folder.name)}")

@@ -1,11 +1,13 @@
 """Write the tables for a paper: report.tex, narrow enough for one column, and report-full.tex, with all columns."""
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from sam_runner.reports.aggregate import Estimate
+from sam_runner.reports.comparison import cost_column
 from sam_runner.reports.group_tables import LEFT_ALIGNED
 from sam_runner.reports.report import Report
+from sam_runner.reports.sentences import COST_NAMES, at_equal_cost
 from sam_runner.reports.tables import escape_latex, format_value, latex_table
 
 SYMBOLS = {"rho": r"$\rho$", "optimizer.alpha": r"$\alpha$", "lr": "learning rate", "noise.rate": "noise rate"}
@@ -16,8 +18,8 @@ DASH = "--"
 def write_narrow_table(report: Report) -> str:
     """Return the chosen groups, or all where no setting is searched, as LaTeX for the packages booktabs and tabularx.
 
-    A row has the method, the metric and the difference to the baseline with 95% intervals, n, and the gradient
-    evaluations relative to the baseline; accuracies are in %. Where images were held out, the same rows follow at the
+    A row has the method, the metric and the difference to the baseline with 95% intervals, n, and the cost relative to
+    the baseline; accuracies are in %. Where images were held out, the same rows follow at the
     epochs of early stopping. The first column takes the width that is left.
     """
     comments = [r"\usepackage{booktabs,tabularx}", *(f"{name}: {text}" for name, text in report.setup.facts)]
@@ -44,7 +46,7 @@ def write_narrow_table(report: Report) -> str:
             *lines,
             r"\begin{table}[t]",
             r"\centering\small\setlength{\tabcolsep}{3pt}",
-            rf"\caption{{{_write_caption(report, differences, has_costs)}}}",
+            rf"\caption{{{_write_caption(report, groups, differences, has_costs)}}}",
             rf"\label{{tab:{report.name}}}",
             rf"\begin{{tabularx}}{{\linewidth}}{{{columns}}}",
             r"\toprule",
@@ -63,16 +65,19 @@ def write_full_tables(report: Report) -> str:
 
     The notes are comments.
     """
-    tables = {"chosen": ("Chosen settings", report.choice_table), "all": ("All settings", report.table)}
+    tables = {
+        "chosen": ("Chosen settings", report.choice_table, [choice.group for choice in report.choices]),
+        "all": ("All settings", report.table, [*report.rows]),
+    }
     left = LEFT_ALIGNED | report.text_columns
     lines = ["% \\usepackage{booktabs,graphicx}", *(f"% {note}" for note in report.notes)]
-    for label, (title, table) in tables.items():
+    for label, (title, table, groups) in tables.items():
         if table.empty:
             continue
         lines += [
             r"\begin{table}[t]",
             r"\centering",
-            rf"\caption{{{title}. {_write_task(report)}{_define_metric(report, report.metric)}}}",
+            rf"\caption{{{title}. {_write_task(report)}{_define_metric(report, escape_latex(report.metric), groups)}}}",
             rf"\label{{tab:{report.name}-{label}}}",
             rf"\resizebox{{\linewidth}}{{!}}{{%{chr(10)}{latex_table(table, {*map(str, table)} - left)}}}",
             r"\end{table}",
@@ -141,32 +146,37 @@ def _write_task(report: Report) -> str:
     return f"{escape_latex(report.setup.task)}. " if report.setup.task else ""
 
 
-def _define_metric(report: Report, title: str) -> str:
-    """Return a sentence on the mean and the interval of the metric, and n."""
-    counts = sorted({found.n for found in report.estimates[report.metric].values()})
+def _define_metric(report: Report, title: str, groups: Sequence[int]) -> str:
+    """Return a sentence on the mean and the interval of the metric, and n of the groups in the table."""
+    counts = sorted({report.estimates[report.metric][group].n for group in groups})
     seeds = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
     return (
         f"{title[0].upper()}{title[1:]}: mean over $n$ = {seeds} seeds $\\pm$ half its 95\\% interval (Student's $t$)."
     )
 
 
-def _write_caption(report: Report, differences: Mapping[int, tuple[int, Estimate]], has_costs: bool) -> str:
+def _write_caption(
+    report: Report, groups: Sequence[int], differences: Mapping[int, tuple[int, Estimate]], has_costs: bool
+) -> str:
     """Return sentences that define each number of the table."""
-    sentences = [f"{_write_task(report)}{_define_metric(report, _metric_title(report))}"]
+    sentences = [f"{_write_task(report)}{_define_metric(report, _metric_title(report), groups)}"]
     if differences:
         baseline = str(report.baseline)
         name = baseline.upper() if baseline in INITIALS else escape_latex(baseline)
-        at = {"": "", "cost": " at equal gradient evaluations", "seconds": " at equal training time"}[report.against]
         sentences.append(
-            f"Difference to {name}{at}: mean over runs with the same seed $\\pm$ half its 95\\% interval (paired"
-            " $t$-test); $^{*}$ the interval does not contain 0."
+            f"Difference to {name}{at_equal_cost(report)}: mean over runs with the same seed $\\pm$ half its 95\\%"
+            " interval (paired $t$-test); $^{*}$ the interval does not contain 0."
         )
+        pairs = {group: difference.n for group, (_, difference) in differences.items()}
+        if any(n != report.estimates[report.metric][group].n for group, n in pairs.items()):
+            num_pairs = " to ".join(map(str, sorted({min(pairs.values()), max(pairs.values())})))
+            sentences.append(f"Each difference is over {num_pairs} pairs of runs.")
         early = [report.early_difference(group, base) for group, (base, _) in differences.items()]
         found = [*early, *(difference for _, difference in differences.values())]
         if any(difference is not None and difference.is_constant for difference in found):
             sentences.append("An interval of width 0 has too few distinct values for a test.")
         if has_costs:
-            sentences.append(f"Cost: gradient evaluations relative to {name}.")
+            sentences.append(f"Cost: {COST_NAMES[cost_column(report.runs, 'cost')]} relative to {name}.")
     chosen = sorted({choice.metric for choice in report.choices if choice.num_values > 1})
     if chosen:
         names = " and ".join(SYMBOLS.get(name) or escape_latex(name) for name in report.search_settings[0])
@@ -175,7 +185,10 @@ def _write_caption(report: Report, differences: Mapping[int, tuple[int, Estimate
         values = " to ".join(str(n) for n in dict.fromkeys((counts[0], counts[-1])))
         metrics = escape_latex(" or ".join(chosen))
         seeds = _describe_seeds(report)
-        sentences.append(f"{names[0].upper()}{names[1:]} has the best {metrics} of {values} values{seeds}{optimistic}.")
+        verb = "has" if len(report.search_settings[0]) == 1 else "have"
+        sentences.append(
+            f"{names[0].upper()}{names[1:]} {verb} the best {metrics} of {values} values{seeds}{optimistic}."
+        )
     if f"best/{report.metric}" in report.estimates or report.metric.startswith("best/"):
         best = escape_latex(report.early_metrics)
         sentences.append(f"Early stopping: the epoch of the best {best} of the same run.")

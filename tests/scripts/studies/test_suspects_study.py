@@ -72,6 +72,9 @@ def test_a_difference_is_bold_only_if_its_interval_excludes_zero():
     assert results.compare(one, other) == f"**{(low + high) / 2:+.3f} ± {(high - low) / 2:.3f}**"
     assert results.compare(other, one).startswith("**-0.200")
     assert "*" not in results.compare(third, other)
+    shifted = [value + 0.25 for value in base]  # a spread of 0 has no test
+    constant = suspects_study.Results(table_of({("sgd", "last", "a"): base, ("sgd", "last", "b"): shifted}))
+    assert constant.compare(one, other) == "+0.250 ± 0.000"
     single = suspects_study.Results(table_of({("sgd", "last", "a"): (0.5,), ("sgd", "last", "b"): (0.9,)}))
     assert single.compare(one, other) == "+0.400"
 
