@@ -140,17 +140,23 @@ def summarise_group(name: str, pairs: Sequence[tuple[Block, str]]) -> str:
 
 
 def summarise_crops(blocks: Sequence[Block]) -> list[str]:
-    """Say how SGD with crops and flips compares with SAM without them; nothing if no block has both."""
-    gains = [
-        f"{format_estimate(block.difference('sgd-crops', 'sam', LAST), signed=True)} ({block.name})"
-        for block in blocks
-        if {"sgd-crops", "sam"} <= set(block.arms)
-    ]
+    """Say how SGD with crops and flips compares with SAM without and with them; nothing if no block has both."""
+
+    def list_gains(arm: str, other: str) -> str:
+        found = [block for block in blocks if {arm, other} <= set(block.arms)]
+        gains = (
+            f"{format_estimate(block.difference(arm, other, LAST), signed=True)} ({block.name})" for block in found
+        )
+        return " and ".join(gains)
+
+    crops, both = list_gains("sgd-crops", "sam"), list_gains("sam-crops", "sgd-crops")
+    if not crops:
+        return []
     text = (
         "With wrong labels only arms whose names end in crops have crops and flips. In the study of human label noise "
-        f"SGD with them minus SAM without them is {' and '.join(gains)} points."
+        f"SGD with them minus SAM without them is {crops} points."
     )
-    return [text] if gains else []
+    return [f"{text} If both have them, SAM minus SGD is {both}." if both else text]
 
 
 def count_clear(gains: Sequence[Estimate]) -> str:
