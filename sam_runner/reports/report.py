@@ -81,6 +81,7 @@ class Report:
         against: How a run is compared with the baseline. "": at equal settings; "cost": at equal gradient evaluations;
             "seconds": at equal training time.
         given: The folders that were given for the report, in which its runs were found.
+        repeats: Finished runs with the settings and the seed of a run in `records`, and other metrics.
     """
 
     records: Sequence[RunRecord]
@@ -90,6 +91,7 @@ class Report:
     baseline_settings: str | None = None
     against: str = ""
     given: Sequence[Path] = ()
+    repeats: Sequence[RunRecord] = ()
 
     def __post_init__(self) -> None:
         """Refuse options that do not fit the runs.
@@ -465,7 +467,7 @@ def make_report(
     Raises:
         InputError: If there is no run, no finished run has the metric, or an option does not fit the runs.
     """
-    records = read_distinct_runs(folders)
+    records, repeats = read_distinct_runs(folders)
     if not records:
         raise InputError(f"no runs in {', '.join(map(str, folders))}\n  give a sweep's folder, or a folder of runs")
-    return Report(records, metric, select, by, baseline, against, folders)
+    return Report(records, metric, select, by, baseline, against, folders, repeats)

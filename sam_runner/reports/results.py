@@ -149,10 +149,13 @@ def _explain_unreadable(folder: Path, error: InputError) -> str:
     return f"{first}; set {VARIABLE} as for sam-train" if needs_trust else first
 
 
-def read_distinct_runs(folders: Iterable[Path]) -> list[RunRecord]:
+def read_distinct_runs(folders: Iterable[Path]) -> tuple[list[RunRecord], list[RunRecord]]:
     """Read the runs in some folders as `read_runs` does; of runs with the same fingerprint keep one.
 
     It is the finished run that has ended last; without a finished run it is the one whose status has changed last.
+
+    Returns:
+        The runs that are kept, and the finished runs with the fingerprint of one of them and other metrics.
 
     Raises:
         InputError: Where a folder does not exist, or there are runs and none can be read.
@@ -160,7 +163,12 @@ def read_distinct_runs(folders: Iterable[Path]) -> list[RunRecord]:
     runs = read_runs(folders)
     in_time = sorted(enumerate(runs), key=lambda entry: (entry[1].status == "finished", entry[1].time))
     kept = {run.fingerprint: number for number, run in in_time}
-    return [runs[number] for number in sorted(kept.values())]
+    repeats = [
+        run
+        for run in runs
+        if run.status == "finished" and str(run.metrics) != str(runs[kept[run.fingerprint]].metrics)  # NaN equals NaN
+    ]
+    return [runs[number] for number in sorted(kept.values())], repeats
 
 
 def _read_run(folder: Path, config: ExperimentConfig | None) -> RunRecord:
@@ -274,7 +282,7 @@ def load_results(folders: Iterable[Path | str]) -> pd.DataFrame:
     Raises:
         InputError: Where a folder does not exist, or there are runs and none can be read.
     """
-    runs = read_distinct_runs(map(Path, folders))
+    runs, _ = read_distinct_runs(map(Path, folders))
     for run in runs:
         if run.status == UNREADABLE:
             warnings.warn(f"left out: {run.error}", stacklevel=2)

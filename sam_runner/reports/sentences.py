@@ -357,8 +357,25 @@ def write_remarks(report: "Report") -> list[str]:
             f"With n = 2 an interval is {ratio:.1f} times as wide as with n = 3 and the same spread of the seeds"
             " (Student's t): add a seed."
         )
-    remarks += [*_describe_replaced_runs(report), *_warn_of_times(report), *report.no_default_baseline]
+    remarks += [
+        *_describe_repeats(report),
+        *_describe_replaced_runs(report),
+        *_warn_of_times(report),
+        *report.no_default_baseline,
+    ]
     return [*remarks, *_describe_missing_costs(report)]
+
+
+def _describe_repeats(report: "Report") -> list[str]:
+    """Return a sentence on the finished runs that do not count because their settings and seed were run again."""
+    if not report.repeats:
+        return []
+    do = "does" if len(report.repeats) == 1 else "do"
+    folders = printable(name_runs(report.repeats))
+    return [
+        f"{format_count(len(report.repeats), 'finished run')} {do} not count ({folders}): a later run has the same"
+        " settings and seed, and other results."
+    ]
 
 
 def _describe_replaced_runs(report: "Report") -> list[str]:

@@ -47,10 +47,10 @@ def _writer(content: bytes) -> Callable[..., object]:
 
 def write_sweep_report(folder: Path) -> None:
     """Print the table of a sweep and write its report; do nothing where the sweep has no job."""
-    records = read_distinct_runs([folder]) if folder.is_dir() else []
+    records, repeats = read_distinct_runs([folder]) if folder.is_dir() else ([], [])
     if not records:
         return
-    report = Report(records, given=[folder])
+    report = Report(records, given=[folder], repeats=repeats)
     print(f"\n{report.to_text()}")
     try:
         print(f"report: {write_report(report, folder, folder.name)}")
