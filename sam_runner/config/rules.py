@@ -118,6 +118,8 @@ def _check_zero_radius(config: "ExperimentConfig", typed: set[str]) -> None:
 
 def _check_smallest_radius(config: "ExperimentConfig", typed: set[str]) -> None:
     """Refuse a typed smallest radius of GSAM if the learning rate, which the radius follows, does not fall."""
+    if not isinstance(config.optimizer, GsamConfig):
+        return
     schedule = config.schedule
     is_constant = schedule.target in ScheduleConfig.targets and schedule.warmup_epochs == 0
     if "optimizer.rho_min" in typed and (is_constant or schedule.smallest_factor >= 1):

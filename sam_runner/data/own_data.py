@@ -3,7 +3,7 @@
 import logging
 import math
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence, Set
+from collections.abc import Iterable, KeysView, Mapping, Sequence, Set
 from numbers import Integral
 from typing import Any
 
@@ -59,10 +59,12 @@ def _name_classes(classes: Any) -> tuple[str, ...]:
     """Return the names of the classes in the order of their numbers."""
     if isinstance(classes, Integral):
         return tuple(f"class {number}" for number in range(int(classes)))
-    if not isinstance(classes, Iterable) or isinstance(classes, str | Mapping | Set):
+    has_no_order = isinstance(classes, Set) and not isinstance(classes, KeysView)
+    if not isinstance(classes, Iterable) or has_no_order or isinstance(classes, str | Mapping):
         raise InputError(
             f"classes is a {type(classes).__name__}\n"
-            "  accepted: a list of the names of the classes in the order of their numbers, or their number"
+            "  accepted: a list of the names of the classes in the order of their numbers, as list(class_to_idx) is, or"
+            " their number"
         )
     names = tuple(map(str, classes))
     if repeated := [name for name, number in Counter(names).items() if number > 1]:
@@ -209,7 +211,8 @@ def _warn_of_channels_last(inputs: Tensor, name: str) -> None:
     if inputs.ndim != 4:
         return
     height, width, channels = inputs.shape[1:]
-    if channels < height == width or (channels in (1, 3, 4) and height not in (1, 3, 4)):
+    is_square = height == width >= 8 and channels <= 12 and channels < height
+    if is_square or (channels in (1, 3, 4) and height not in (1, 3, 4)):
         log.warning(
             "%s: inputs of shape (%d, %d, %d) have %d channels, the first axis. If they are images with the channels"
             " last: np.moveaxis(image, -1, 0).",

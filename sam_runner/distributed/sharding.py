@@ -74,10 +74,12 @@ def distribute_like(value: Any, param: Tensor) -> Any:
 
 def load_full_model_state(model: nn.Module, state: Mapping[str, Tensor]) -> None:
     """Load a full state dictionary into a network, sharded or not; a buffer gets the shape that it had."""
-    for name, buffer in model.named_buffers():
+    resized: dict[int, Tensor] = {}  # by the id of the buffer, which may have several names
+    for name, buffer in model.named_buffers(remove_duplicate=False):
         if name in state and state[name].shape != buffer.shape:  # replaced in a forward pass, as a growing memory is
             module, _, key = name.rpartition(".")
-            model.get_submodule(module)._buffers[key] = buffer.new_empty(state[name].shape)
+            resized.setdefault(id(buffer), buffer.new_empty(state[name].shape))
+            model.get_submodule(module)._buffers[key] = resized[id(buffer)]
     own = model.state_dict()
     model.load_state_dict({name: distribute_like(value, own.get(name, value)) for name, value in state.items()})
 

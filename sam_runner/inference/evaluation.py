@@ -161,8 +161,9 @@ def _warn_of_other_metrics(folder: Path, found: Metrics, logged: Mapping[str, fl
     for name, value in found.items():
         if name.endswith("/nll") and abs(value - logged.get(name, value)) > 0.001 + TOLERANCE * value:
             log.warning(
-                "%s: %s is %.4g, and the run logged %.4g. The network has state that checkpoints do not save (Python "
-                "attributes, buffers with persistent=False), or it draws random numbers in evaluation mode",
+                "%s: %s is %.4g, and the run logged %.4g. Possible causes: state of the network that checkpoints do "
+                "not save (Python attributes, buffers with persistent=False), random numbers in evaluation mode, "
+                "changed code",
                 *(folder, name, value, logged[name]),
             )
             return

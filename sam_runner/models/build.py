@@ -29,14 +29,14 @@ from sam_runner.models.pretrained import (
     timm_normalisation,
     torchvision_normalisation,
 )
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, find_memory_error
 from sam_runner.utils.number_format import convert_numbers
 from sam_runner.utils.safe_load import find_unloadable
 from sam_runner.utils.seeding import seed_everything
 from sam_runner.utils.user_code import describe_error, find_definition
 
 log = logging.getLogger("sam_runner")
-BUILT: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()  # parameters of this process's networks, by id
+TRAINED: WeakValueDictionary[int, nn.Parameter] = WeakValueDictionary()  # by the runs of this process, by id
 
 
 def build_model(
@@ -94,7 +94,6 @@ def build_model(
     elif is_lazy_model or len(shape) != 3 or ("in_channels" not in parameters and shape[0] != 3):
         _try_images(model, config.target, examples)
     _require_trainable(model, config.target)
-    _require_new_weights(model, config.target)
     if config.weights is not None:
         weights = _weights(config.weights, config.target, arguments, context)
         log.info("%s", load_weights(model, weights, config.weights, num_classes))
@@ -136,15 +135,19 @@ def _require_trainable(model: nn.Module, target: str) -> None:
         raise InputError(f"model {target} has no parameter that requires a gradient")
 
 
-def _require_new_weights(model: nn.Module, target: str) -> None:
-    """Refuse trained parameters that an earlier network of this process has: another run would train them further."""
+def require_new_weights(model: nn.Module, target: str) -> None:
+    """Refuse to train parameters that an earlier run of this process has trained.
+
+    Raises:
+        InputError: If the network has such a parameter.
+    """
     trained = {name: param for name, param in model.named_parameters() if param.requires_grad}
-    if shared := [name for name, param in trained.items() if BUILT.get(id(param)) is param]:
+    if shared := [name for name, param in trained.items() if TRAINED.get(id(param)) is param]:
         raise InputError(
-            f"model {target} returns weights that it has returned before ({shared[0]}): several runs would train them\n"
+            f"model {target} returns weights that an earlier run of this process has trained ({shared[0]})\n"
             "  make the layers inside the function, or copy them there: copy.deepcopy(layers)"
         )
-    BUILT.update({id(param): param for param in trained.values()})
+    TRAINED.update({id(param): param for param in trained.values()})
 
 
 def _try_own(model: nn.Module, target: str, examples: Tensor, num_classes: int) -> None:
@@ -245,7 +248,9 @@ def find_refusal(model: nn.Module, examples: Tensor) -> str | None:
     try:
         with _trial(model):
             model(examples)
-    except (RuntimeError, ValueError, TypeError, IndexError) as error:
+    except Exception as error:  # of the user's own code
+        if find_memory_error(error):
+            raise
         return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
     return None
 

@@ -23,6 +23,7 @@ from sam_runner.data.files.jpeg import describe_decoders
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.torchrun import join_process_group
+from sam_runner.models.build import require_new_weights
 from sam_runner.models.pretrained import find_head
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
@@ -89,6 +90,7 @@ def start_run(
     precision, reason = context.on_main(lambda: _agree_on_precision(config, *chosen, job_folder))
     resolved = replace(config, precision=precision)  # type: ignore[arg-type]
     run = context.on_all(lambda: build_run(resolved, context, normalisation, joint=joint))
+    require_new_weights(run.model, config.model.target)
     _require_same_data(run)
     if any(facts.sets_length and name in changes for name, facts, _ in walk(config)):
         context.on_main(lambda: _require_long_enough(run, folder, config))

@@ -48,6 +48,11 @@ class Batch:
             raise ValueError("a batch needs at least one tensor in inputs or targets")
         return len(tensors[0])
 
+    def count_writes(self) -> list[int]:
+        """Return how often each tensor was written in place, by autograd's counters; parts of a batch share them."""
+        tensors = [leaf for leaf in tree_leaves((self.inputs, self.targets)) if isinstance(leaf, Tensor)]
+        return [tensor._version for tensor in tensors if not tensor.is_inference()]
+
     def split(self, size: int | None, *, min_size: int = 1) -> list["Batch"]:
         """Split the batch into consecutive parts of at most `size` examples, each with weight 1.
 

@@ -24,6 +24,7 @@ from sam_runner.sam.batch import Batch
 from sam_runner.sam.objective import Evaluation, Objective
 from sam_runner.sam.parameter_swap import swapped_parameters
 from sam_runner.sam.perturbation import Perturbation, norm_of, perturbed_parameters
+from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState
 
 
@@ -126,6 +127,7 @@ class Group:
         self._gradient_sum = gradient_sum
         self._rng: RngState | None = None
         self._has_begun = False
+        self._writes: list[int] = []
 
     def gradient(self, *, create_graph: bool = False, shaken: bool = False) -> tuple[Evaluation, list[Tensor]]:
         """Return L_B and its gradient (times the loss scale) at the current weights.
@@ -212,8 +214,13 @@ class Group:
     def _begin_pass(self) -> bool:
         """Return whether this is the group's first pass; if not, restore the random state of the first pass."""
         if not self._has_begun:
-            self._has_begun = True
+            self._has_begun, self._writes = True, self.batch.count_writes()
             return True
+        if self.batch.count_writes() != self._writes:
+            raise TrainingError(
+                "the network or the loss changes its inputs or targets in place, so the next pass would get the changed"
+                " ones\n  let it change a copy: x = x.clone()"
+            )
         if self._rng is None:
             raise RuntimeError(
                 "Group.backward made the first pass, so no other pass is possible: begin with Group.gradient"

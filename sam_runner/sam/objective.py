@@ -23,7 +23,6 @@ from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
-from sam_runner.utils.errors import TrainingError
 from sam_runner.utils.seeding import RngState, find_generators
 
 SECOND_ORDER = (
@@ -155,7 +154,7 @@ class Objective:
         self.shards = context if is_sharded(self._model_params[0]) else SINGLE_PROCESS
         self._average: GradientAverage | None = None
         if self._averages:
-            context.broadcast([*self._model_params, *model.buffers()])
+            context.broadcast([*self._model_params, *stateful.buffers()])
             self._average = GradientAverage(self.params, context)
         self._weight_decay = weight_decay
         self.work = Work()
@@ -455,16 +454,11 @@ class Objective:
 
     def _evaluate(self, chunk: Batch) -> tuple[Any, Tensor]:
         # Each pass has its own autocast context. In a shared one, the pass at w + eps would use cached casts of w.
-        enabled, before = self.autocast_dtype is not None, _count_writes(chunk)
+        enabled = self.autocast_dtype is not None
         with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
             outputs = call_model(self._forward, chunk.inputs)
         outputs = map_tensors(_promote, outputs)
         loss = self._loss(outputs, chunk.targets)
-        if _count_writes(chunk) != before:
-            raise TrainingError(
-                "the network or the loss changes its inputs or targets in place, and the next pass of a step would get "
-                "the changed ones\n  let it change a copy: x = x.clone()"
-            )
         if not isinstance(loss, Tensor) or loss.ndim:
             kind = f"shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else f"a {type(loss).__name__}"
             raise ValueError(f"the loss must return a 0-dim tensor, the mean over examples, not {kind}")
@@ -486,13 +480,6 @@ def _require_precision(dtype: object) -> None:
     """Refuse a dtype that `torch.autocast` would refuse only in the first step."""
     if dtype not in (None, torch.bfloat16, torch.float16):
         raise TypeError(f"autocast_dtype={dtype!r}: accepted are torch.bfloat16, torch.float16 and None")
-
-
-def _count_writes(batch: Batch) -> list[int]:
-    """Return how often each tensor of a batch was written in place, by autograd's counters."""
-    counts: list[int] = []
-    map_tensors(lambda leaf: counts.append(0 if leaf.is_inference() else leaf._version), (batch.inputs, batch.targets))
-    return counts
 
 
 def _promote(output: Tensor) -> Tensor:

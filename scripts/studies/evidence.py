@@ -30,7 +30,7 @@ import yaml
 
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
-from sam_runner.utils.errors import PREEMPTED
+from sam_runner.utils.errors import INTERRUPTED, PREEMPTED
 from sam_runner.utils.files import read_json
 from scripts.studies.small_data import write_small_data
 from scripts.studies.workers import NOT_STARTED, get_answer, open_pool, run_commands
@@ -321,7 +321,7 @@ class Runner:
                 continue
             with (self.out / f"{job.folder_name}.log").open("a", encoding="utf-8") as log:
                 log.write(printed)
-            failed += code not in (0, PREEMPTED)
+            failed += code not in (0, PREEMPTED, INTERRUPTED)
             self.study.add(job, self.out / job.folder_name, self.places(), code)
             accuracy = self.study.rows.get(job.command, {}).get("final/test/accuracy")
             print(
@@ -359,13 +359,14 @@ class Runner:
             print(
                 f"{part.block}: run folders that are not here: {len(folders) - len(here)}; their plain fit stays open"
             )
-        futures = {self.pool.submit(run_commands, [command], 0): job for job, command in here.items()}
+        numbered = enumerate(here.items())
+        futures = {self.pool.submit(run_commands, [command], number): job for number, (job, command) in numbered}
         failed = 0
         for future in as_completed(futures):
             job, (code, printed) = futures[future], get_answer(future)
             if code == 0:
                 self.study.add_plain_fit(job, printed)
-            elif code != PREEMPTED:
+            elif code not in (PREEMPTED, INTERRUPTED):
                 failed += 1
                 print(f"{job.name}: no plain fit: {printed.strip()}", flush=True)
         return failed

@@ -295,6 +295,10 @@ def test_classes_need_an_order_and_different_names(classes, message):
         sets_of(np.zeros((12, 4)), LABELS % 2, classes)
 
 
+def test_the_keys_of_a_dictionary_have_an_order():
+    assert sets_of(np.zeros((12, 4)), LABELS % 2, {"dog": 0, "cat": 1}.keys()).train.classes == ("dog", "cat")
+
+
 @pytest.mark.parametrize("kind", [">f4", ">f8"])
 def test_arrays_of_the_other_byte_order_and_numbers_of_numpy_are_read(kind):
     values = DRAWS.normal(size=(12, 4)).astype(kind)

@@ -115,7 +115,7 @@ def test_a_seed_counts_once(tmp_path):
     assert make_report([tmp_path]).remarks == [
         "1 finished run does not count (equal): a later run has the same settings and seed, and other results.",
         "1 finished run does not count (cuda): a later run has the same seed and differs only in device, which reports"
-        " do not compare. Report such runs separately."
+        " do not compare. Report such runs separately.",
     ]
 
 

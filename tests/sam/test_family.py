@@ -312,7 +312,7 @@ def test_sam_on_is_eq_2_of_its_parameters(only):
 
 
 def test_sam_on_finds_normalisation_layers_that_are_not_torchs():
-    """By the name of the class; of a block or a cosine classifier with such a name, only vectors of its own."""
+    """By the name of the class; blocks, linear layers and matrices with such a name do not count."""
 
     class RmsNorm(nn.Module):
         def __init__(self, shape):
@@ -326,11 +326,19 @@ def test_sam_on_finds_normalisation_layers_that_are_not_torchs():
         def forward(self, x):
             return F.linear(x, self.weight)
 
-    class ConvNormAct(nn.Sequential):
+    class NormedHead(nn.Linear):
         pass
 
+    class ConvNormAct(nn.Sequential):
+        def __init__(self, *layers):
+            super().__init__(*layers)
+            self.gain = nn.Parameter(torch.ones(()))
+
+        def forward(self, x):
+            return super().forward(x) * self.gain
+
     block = ConvNormAct(nn.Linear(INPUTS, 6), RmsNorm((1, 6))).double()
-    model = nn.Sequential(block, NormedLinear((CLASSES, 6)))
+    model = nn.Sequential(block, NormedLinear((CLASSES, 6)), NormedHead(CLASSES, CLASSES).double())
     _, eps, _, params = perturbed_by(family.SamOn(), model)
     assert [bool(part.any()) for part in eps] == [param is block[1].weight for param in params]
 

@@ -5,6 +5,7 @@ from typing import Literal
 
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
+from torch.nn.modules.conv import _ConvNd
 
 from sam_runner.sam.method import Group, Method
 from sam_runner.sam.objective import Objective
@@ -19,8 +20,8 @@ class SamOn(Method):
     The norm of g is that of the perturbed parameters, so ||eps||_2 = rho.
 
     Normalisation layers are torch's, and layers with "norm" in the name of their class, as many networks have RMSNorms
-    of their own. Of the latter only the own parameters with one number per channel count: a block or a linear layer may
-    have such a name too.
+    of their own. Of the latter only parameters with one number per channel count, and not those of linear layers,
+    convolutions and blocks of layers, which may have such a name too.
 
     Disagreement: the authors' code (mueller-mp/SAM-ON) finds the layers by "norm" or "bn" in parameter names; here
     their class decides. Source of the default: rho 0.5 is that of the authors' class; their example for CIFAR-100 has
@@ -69,6 +70,7 @@ def _normalising_parameters(layer: nn.Module) -> list[nn.Parameter]:
     """Return the parameters of a normalisation layer; none of another layer."""
     if isinstance(layer, NORMALISATION):
         return list(layer.parameters())
-    if "norm" not in type(layer).__name__.lower():
+    is_other = isinstance(layer, nn.Linear | _ConvNd) or any(layer.children())
+    if is_other or "norm" not in type(layer).__name__.lower():
         return []
-    return [param for param in layer.parameters(recurse=False) if param.numel() == max(param.shape, default=1)]
+    return [param for param in layer.parameters() if param.ndim and param.numel() == max(param.shape)]
