@@ -51,6 +51,10 @@ class Answers:
         """Mean negative log-likelihood of the test set in the last epoch."""
         return f"{self._blocks[block].estimate(arm, 'final/test/nll').mean:.2f}"
 
+    def nll_difference(self, block: str, arm: str, other: str) -> str:
+        """Negative log-likelihood of arm minus other in the last epoch, with its interval; below 0 arm is better."""
+        return format_estimate(self._blocks[block].difference(arm, other, "final/test/nll"), 1.0, 2, signed=True)
+
     def value(self, block: str, arm: str) -> str:
         """The setting that the arm's search chose, as "rho = 0.1"."""
         return self._blocks[block].value(arm).replace("=", " = ")

@@ -323,6 +323,17 @@ def test_the_answer_on_human_noise_compares_with_a_short_run_of_sgd_in_another_s
     assert "SAM with 60 epochs minus this SGD is +12.0 ± 5.0 points, at 24 times its cost." in answer
 
 
+def test_a_difference_of_likelihoods_is_paired(tmp_path):
+    study = evidence.Study("clean", results=tmp_path)
+    for job in study.search_jobs("fashion", "sam"):
+        finish(study, job, tmp_path, 0.5)
+    for seed, (sgd, sam) in enumerate([(0.5, 0.4), (0.6, 0.48), (0.7, 0.56)]):  # the likelihoods too
+        finish(study, study.final_job("fashion", "sgd", seed), tmp_path, sgd)
+        finish(study, study.final_job("fashion", "sam", seed), tmp_path, sam)
+    answers = results_answers.Answers(results_page.read_blocks(study))
+    assert answers.nll_difference("fashion", "sam", "sgd") == "-0.12 ± 0.05"
+
+
 def test_the_summary_counts_clear_gains_and_compares_crops(tmp_path):
     study = evidence.Study("human_noise", results=tmp_path)
     for job in study.search_jobs("worst", "sam"):
