@@ -113,7 +113,8 @@ def test_resizing_equals_pillows_bilinear_filter(height, width, size, data):
     expected = np.asarray(part.resize((size, size), Image.Resampling.BILINEAR)).astype(int)
     result = crop_and_resize(pixels, CropBox(top, left, box_height, box_width), size)
     assert result.shape == (3, size, size)
-    assert np.abs(result.permute(1, 2, 0).numpy().astype(int) - expected).max() <= 1
+    differences = np.abs(result.permute(1, 2, 0).numpy().astype(int) - expected)
+    assert differences.max() <= 2 and differences.mean() < 0.5  # both round after each of the two directions
 
 
 @given(height=SIDES, width=SIDES, fraction=st.floats(0.01, 1))
