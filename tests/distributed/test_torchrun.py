@@ -269,10 +269,14 @@ def test_an_error_on_one_rank_ends_all_ranks(tmp_path):
             for index in range(number // 2):
                 path = tmp_path / "images" / part / name / f"{index:02}.png"
                 Image.new("RGB", (16, 16), (index, 0, 0)).save(path)
-    (tmp_path / "images" / "train" / "b" / "11.png").write_bytes(b"no image")
+    damaged = tmp_path / "images" / "train" / "b" / "11.png"
+    content = damaged.read_bytes()
+    middle = content.index(b"IDAT") + 4  # head and end are intact, so the check before training accepts the file
+    damaged.write_bytes(content[:middle] + bytes(8) + content[middle + 8 :])
     code, output = run_torchrun(
         2, "data=image_folder", f"data.root={tmp_path}/images", "data.storage=disk", "data.image_size=16",
-        "batch_size=32", "epochs=50", "device=cpu", "run_dir=run", "model.width=4", "data.num_workers=0", cwd=tmp_path,
+        "data.normalisation=imagenet", "batch_size=32", "epochs=50", "device=cpu", "run_dir=run", "model.width=4",
+        "data.num_workers=0", cwd=tmp_path,
     )  # fmt: skip
     assert code == 1
     assert "11.png" in read_status(tmp_path / "run")["error"]
