@@ -78,13 +78,7 @@ def build_model(
         context["image_size"] = shape[1]
     seed_everything(seed, "initialisation")
     model = call_target(config.target, arguments, "model", **context)
-    if not isinstance(model, nn.Module):
-        raise InputError(f"model {config.target} gives a {type(model).__name__}, not a torch.nn.Module")
-    if any(isinstance(module, torch.jit.ScriptModule) and [*module.buffers()] for module in model.modules()):
-        raise InputError(
-            f"model {config.target} has buffers in a module of TorchScript, which a step cannot restore\n"
-            "  use the nn.Module that it was made from"
-        )
+    _require_module(model, config.target)
     model = convert_numbers(model, dtype)
     examples = examples.to(dtype) if examples.is_floating_point() else examples
     _start_training_mode(model, config.target)
@@ -103,6 +97,17 @@ def build_model(
         raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
     built: nn.Module = model
     return built
+
+
+def _require_module(model: Any, target: str) -> None:
+    """Refuse what is no network, and a network whose buffers a step cannot restore."""
+    if not isinstance(model, nn.Module):
+        raise InputError(f"model {target} gives a {type(model).__name__}, not a torch.nn.Module")
+    if any(isinstance(module, torch.jit.ScriptModule) and [*module.buffers()] for module in model.modules()):
+        raise InputError(
+            f"model {target} has buffers in a module of TorchScript, which a step cannot restore\n"
+            "  use the nn.Module that it was made from"
+        )
 
 
 def _start_training_mode(model: nn.Module, target: str) -> None:

@@ -72,6 +72,14 @@ class Answers:
         values, others = self._blocks[block].column(arm, LAST), self._blocks[other_block].column(other, LAST)
         return format_estimate(Block.pair(values, others), signed=True)
 
+    def times(self, block: str, arm: str, other_block: str, other: str) -> str:
+        """Gradients that a run of an arm evaluates divided by those of another block's arm."""
+        gradients = "gradient_evaluations"
+        cost, others = (
+            self._blocks[name].column(of, gradients).mean() for name, of in ((block, arm), (other_block, other))
+        )
+        return f"{cost / others:.0f}"
+
     def compared(self, arm: str, other: str) -> list[str]:
         """Names of the blocks that have both arms."""
         return [name for name in self._own if self.has(name, arm) and self.has(name, other)]

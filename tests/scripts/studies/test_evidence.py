@@ -332,6 +332,7 @@ def test_a_difference_of_likelihoods_is_paired(tmp_path):
         finish(study, study.final_job("fashion", "sam", seed), tmp_path, sam)
     answers = results_answers.Answers(results_page.read_blocks(study))
     assert answers.nll_difference("fashion", "sam", "sgd") == "-0.12 ± 0.05"
+    assert answers.times("fashion", "sam", "fashion", "sgd") == "2"
 
 
 def test_the_summary_counts_clear_gains_and_compares_crops(tmp_path):
