@@ -319,8 +319,10 @@ def test_the_answer_on_human_noise_compares_with_a_short_run_of_sgd_in_another_s
     finish_short_runs(short, "epochs5", tmp_path, (0.1, 0.1, 0.1))
     others = [*own, *results_page.read_blocks(short)]
     answer = " ".join(results_page.write_answer(study, own, environment, others).split())
-    assert "SGD with 5 epochs ends at 40.0%" in answer  # SGD with 60 epochs ends at 30%, SAM at 52%
-    assert "SAM with 60 epochs minus this SGD is +12.0 ± 5.0 points, at 24 times its cost." in answer
+    assert "SGD with 5 epochs instead of 60 ends at 40.0%" in answer  # SGD with 60 epochs ends at 30%, SAM at 52%
+    assert (
+        "SAM with 60 epochs minus this SGD is +12.0 ± 5.0 points, at 2 times its cost." in answer
+    )  # 20 and 10 gradients
 
 
 def test_a_difference_of_likelihoods_is_paired(tmp_path):
