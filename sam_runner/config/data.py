@@ -70,7 +70,7 @@ class SyntheticConfig(DataConfig):
 
 @dataclass(frozen=True)
 class ArchiveConfig(DataConfig):
-    """Settings of the data sets that are read in their published formats."""
+    """Settings of data=cifar10, data=cifar100, data=fashion_mnist and data=svhn."""
 
     schema: ClassVar[str] = "data/archive"
     targets: ClassVar[tuple[str, ...]] = (
@@ -79,7 +79,7 @@ class ArchiveConfig(DataConfig):
         "sam_runner.data.datasets.fashion_mnist.fashion_mnist",
     )
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
-    download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
+    download: bool = key("true: download missing files into the folder", False, effect="none", in_reports=False)
     url: str = key(
         "address of the folder to download files from; each option has the published address",
         effect="none",
@@ -89,7 +89,7 @@ class ArchiveConfig(DataConfig):
 
 @dataclass(frozen=True)
 class SvhnConfig(ArchiveConfig):
-    """Settings of data=svhn."""
+    """Further setting of data=svhn."""
 
     schema: ClassVar[str] = "data/svhn"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.svhn.svhn",)
@@ -192,7 +192,9 @@ class HuggingFaceConfig(DataConfig):
     inputs: str | None = key(
         "column of the inputs; null: the column of images, else the only column besides the labels", None
     )
-    labels: str | None = key("column of the labels; null: the column of type ClassLabel, else label or labels", None)
+    labels: str | None = key(
+        "column of the labels; null: the column of type ClassLabel, else the column label or labels", None
+    )
     image_size: int | None = key(
         "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
         None,
