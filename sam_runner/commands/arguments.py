@@ -146,7 +146,13 @@ def add_run_options(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser, *, device: bool = True) -> None:
     """Add the options that choose a checkpoint and, if the command uses one, a device."""
-    parser.add_argument("--checkpoint", choices=("last", "best"), default="last", help="default: last")
+    parser.add_argument(
+        "--checkpoint",
+        choices=("last", "best"),
+        default="last",
+        help="checkpoint to use; best: of the epoch that was best on held-out images, or of the last evaluated epoch if"
+        " there are no such images (default: last)",
+    )
     if device:
         parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")
 

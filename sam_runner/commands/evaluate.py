@@ -15,23 +15,27 @@ def evaluate(arguments: list[str]) -> int:
     parser = Parser(
         "sam-eval",
         "Evaluate checkpoints on the run's own data or on other images. Several runs give a table with a line for each"
-        " run, and one for the mean of their probabilities (ensemble).",
+        " run, and the line ensemble for the mean of their probabilities.",
     )
     add_run_options(parser)
     parser.add_argument(
         "--split",
         choices=("test", "train", "validation"),
-        help="evaluate on this set of the run only; train: on the labels of training, without augmentation (default:"
-        " test and validation)",
+        help="evaluate on this set of the run only; train: without augmentation, on the labels of training, wrong ones"
+        " included (default: test and validation)",
     )
     parser.add_argument(
-        "--data", type=path, metavar="FOLDER", help="evaluate on the images below FOLDER/<class>/ instead of the run's"
+        "--data",
+        type=path,
+        metavar="FOLDER",
+        help="evaluate on the images below FOLDER/<class>/ instead of the images of the run",
     )
     parser.add_argument(
         "--relabel",
         type=path,
         metavar="FILE.npy",
-        help="write the predicted class of each training image, for noise=relabelled noise.file=FILE.npy, instead",
+        help="instead of metrics, write the predicted class of each training image, for noise=relabelled"
+        " noise.file=FILE.npy; an existing file is replaced",
     )
     given = parser.parse(arguments)
     if given.relabel is not None and given.relabel.suffix != ".npy":
@@ -44,7 +48,10 @@ def evaluate(arguments: list[str]) -> int:
     if given.relabel is not None:
         if len(folders) > 1 or given.data is not None:
             reason = f"{len(folders)} runs" if len(folders) > 1 else "--data"
-            raise InputError(f"--relabel labels the training images of one run, with {reason} it has no effect")
+            raise InputError(
+                f"--relabel labels the training images of one run, with {reason} it has no effect\n"
+                "  give one run, without --data"
+            )
         from sam_runner.runs.load import restore_run, write_predictions
 
         run = restore_run(folders[0], given.checkpoint, given.device, plain_training_set=True)

@@ -70,7 +70,7 @@ class SyntheticConfig(DataConfig):
 
 @dataclass(frozen=True)
 class ArchiveConfig(DataConfig):
-    """Settings of the data sets that are read in their published formats."""
+    """Settings of data=cifar10, data=cifar100, data=fashion_mnist and data=svhn."""
 
     schema: ClassVar[str] = "data/archive"
     targets: ClassVar[tuple[str, ...]] = (
@@ -79,7 +79,7 @@ class ArchiveConfig(DataConfig):
         "sam_runner.data.datasets.fashion_mnist.fashion_mnist",
     )
     root: str = key("folder of the files", "data", on_resume="", in_reports=False, path=True)
-    download: bool = key("download missing files into the folder", False, effect="none", in_reports=False)
+    download: bool = key("true: download missing files into the folder", False, effect="none", in_reports=False)
     url: str = key(
         "address of the folder to download files from; each option has the published address",
         effect="none",
@@ -89,11 +89,13 @@ class ArchiveConfig(DataConfig):
 
 @dataclass(frozen=True)
 class SvhnConfig(ArchiveConfig):
-    """Settings of data=svhn."""
+    """Further setting of data=svhn."""
 
     schema: ClassVar[str] = "data/svhn"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.datasets.svhn.svhn",)
-    extra: bool = key("true: also train on the 531,131 images of extra_32x32.mat (1.9 GB in memory)", False)
+    extra: bool = key(
+        "true: also train on the 531,131 images of extra_32x32.mat; the training set then has 1.9 GB", False
+    )
 
 
 @dataclass(frozen=True)
@@ -106,17 +108,20 @@ class ImageFolderConfig(DataConfig):
         "folder of the images: <root>/train/<class>/*.jpg and <root>/test/<class>/*.jpg", on_resume="", path=True
     )
     image_size: int | None = key(
-        "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
+        "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged"
+        " (data=imagenet: 224)",
         None,
         range=Range(4),
     )
     eval_crop_ratio: float = key(
-        "side of the centre crop divided by the image's shorter side; usual for ImageNet: 0.875",
+        "side of the centre crop divided by the image's shorter side; data=imagenet: 0.875",
         1.0,
         range=UP_TO_ONE,
     )
     storage: Literal["auto", "memory", "disk"] = key(
-        "memory: decode once; disk: decode in every epoch; auto: memory for up to 2 GiB of pixels, else disk", "auto"
+        "memory: decode once; disk: decode in every epoch; auto: disk if image_size is set and all images together have"
+        " more than 2 GiB of pixels, else memory (data=imagenet: disk)",
+        "auto",
     )
     test_fraction: float = key(
         "fraction of each class that becomes the test set if there is no folder test or val", 0.2, range=OPEN_UNIT
@@ -187,7 +192,9 @@ class HuggingFaceConfig(DataConfig):
     inputs: str | None = key(
         "column of the inputs; null: the column of images, else the only column besides the labels", None
     )
-    labels: str | None = key("column of the labels; null: the column of type ClassLabel, else label or labels", None)
+    labels: str | None = key(
+        "column of the labels; null: the column of type ClassLabel, else the column label or labels", None
+    )
     image_size: int | None = key(
         "side in pixels to which the centre crop of each image is resized; null: use images of one size unchanged",
         None,
@@ -209,27 +216,37 @@ class NoiseConfig(Component):
 
 @dataclass(frozen=True)
 class RateNoiseConfig(NoiseConfig):
-    """Settings of noise=symmetric, noise=asymmetric, noise=pair and noise=instance."""
+    """Settings of noise=asymmetric and noise=instance."""
 
     schema: ClassVar[str] = "noise/rate"
     targets: ClassVar[tuple[str, ...]] = (
         "sam_runner.data.noise.asymmetric",
-        "sam_runner.data.noise.pair",
         "sam_runner.data.noise.instance",
     )
     rate: float = key(
-        "fraction of the training labels that are replaced",
+        "asymmetric: fraction of the labels that are replaced in each class that has a similar class; instance: mean"
+        " fraction of the labels that are replaced",
         0.4,
         range=CLOSED_UNIT,
     )
 
 
 @dataclass(frozen=True)
+class PairNoiseConfig(RateNoiseConfig):
+    """Settings of noise=pair."""
+
+    schema: ClassVar[str] = "noise/pair"
+    targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.pair",)
+    rate: float = key("fraction of the labels of each class that are replaced", 0.45, range=CLOSED_UNIT)
+
+
+@dataclass(frozen=True)
 class SymmetricNoiseConfig(RateNoiseConfig):
-    """Further setting of noise=symmetric."""
+    """Settings of noise=symmetric."""
 
     schema: ClassVar[str] = "noise/symmetric"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.symmetric",)
+    rate: float = key("fraction of the training labels that are replaced", 0.2, range=CLOSED_UNIT)
     include_true_class: bool = key(
         "true: draw the new label from all classes; false: from all but the true class", False
     )
@@ -242,7 +259,8 @@ class LabelFileConfig(NoiseConfig):
     schema: ClassVar[str] = "noise/label_file"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.data.noise.relabelled",)
     file: str = key(
-        ".npy or .pt file with the class of each training image, in the order of the data set",
+        ".npy or .pt file with the number of the class (0, 1, ...) of each image that is trained on, in the order of"
+        " the data set",
         on_resume="",
         in_reports=False,
         path=True,
@@ -267,18 +285,19 @@ class AugmentConfig:
 
     schema: ClassVar[str] = "augment"
     pad: int = key(
-        "pixels added on each side before a random crop of the original size; 0: no crop",
+        "pixels added on each side before a random crop of the original size; with pad_mode=reflect fewer than the side"
+        " of the images; 0: no crop",
         0,
         range=NOT_NEGATIVE,
     )
     pad_mode: Literal["reflect", "zero"] = key(
-        "values of the added pixels; reflect: the image mirrored at its edge (the paper's code); zero: 0",
+        "values of the added pixels; reflect: the image mirrored at its edge (the paper's code); zero: black",
         "reflect",
     )
     flip: bool = key("mirror left to right with probability 1/2", False)
     cutout: int = key(
         "side in pixels of a square that is set to the mean image value (DeVries and Taylor, 2017: 16 for CIFAR-10, 8"
-        " for CIFAR-100); 0: none",
+        " for CIFAR-100), at most the side of the images; 0: none",
         0,
         range=NOT_NEGATIVE,
     )
@@ -290,7 +309,11 @@ class AugmentConfig:
     magnitude: int = key(
         "strength of RandAugment's transformations (default: torchvision's)", 9, range=Range(0, 30, high_open=False)
     )
-    erasing: float = key("probability that a rectangle is erased (Zhong et al., 2020)", 0.0, range=CLOSED_UNIT)
+    erasing: float = key(
+        "probability that a random rectangle is set to the mean image value (Zhong et al., 2020)",
+        0.0,
+        range=CLOSED_UNIT,
+    )
     mixup: float | None = key("alpha of mixup (Zhang et al., 2018); null: none", None, range=POSITIVE)
     cutmix: float | None = key("alpha of CutMix (Yun et al., 2019); null: none", None, range=POSITIVE)
     crop_scale_min: float | None = key(
@@ -313,6 +336,7 @@ DATA_SETS: tuple[type[DataConfig], ...] = (
 NOISES: tuple[type[NoiseConfig], ...] = (
     NoiseConfig,
     RateNoiseConfig,
+    PairNoiseConfig,
     SymmetricNoiseConfig,
     LabelFileConfig,
     HumanNoiseConfig,

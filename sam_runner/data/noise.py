@@ -1,8 +1,8 @@
 """Label noise: functions from labels to noisy labels, applied once before training by `splits.prepare_splits`.
 
-A noise model is a function (labels, num_classes, seed, its own options) -> labels; its options are the keys of its file
-in conf/noise. `noise_model` declares which input a noise model needs; without it a function gets the labels of the
-images that are trained on.
+A noise model is a function (labels, num_classes, seed, its own options) -> labels; its options are the settings of a
+subclass of `NoiseConfig`. `noise_model` declares which input a noise model needs; without it a function gets the labels
+of the images that are trained on.
 """
 
 import math

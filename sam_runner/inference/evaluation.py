@@ -41,8 +41,8 @@ def evaluate_runs(folders: Sequence[Path], which: str, device: str | None = None
         device: Device to use instead of the device in the runs' settings, or None.
 
     Returns:
-        The metrics by tag of each run, by its folder, and of the ensemble; and why a set has no ensemble, or "". The
-        ensemble is the mean of the probabilities of several runs with the same images and labels.
+        The metrics by tag of each run, by its folder, and of the ensemble; and a line for each set that has no
+        ensemble, or "". The ensemble is the mean of the probabilities of several runs with the same images and labels.
 
     Raises:
         InputError: If a run cannot be used.
@@ -59,15 +59,17 @@ def evaluate_runs(folders: Sequence[Path], which: str, device: str | None = None
     if len(folders) == 1:
         return rows, ""
     ensemble: Metrics = {}
+    faults = []
     for name in EVALUATED:
         found = outputs.get(name, [])
         if len(found) != len(folders):
             continue
         sets = {folder: describe_examples(read_split(folder, name)) for folder in folders}
         if fault := _find_difference(name, sets):
-            return rows, fault
-        ensemble |= add_prefix(name, _mean_metrics([logits for logits, _ in found], found[0][1]))
-    return {**rows, ENSEMBLE: ensemble}, ""
+            faults.append(fault)
+        else:
+            ensemble |= add_prefix(name, _mean_metrics([logits for logits, _ in found], found[0][1]))
+    return rows | ({ENSEMBLE: ensemble} if ensemble else {}), "\n".join(faults)
 
 
 def evaluate_split(

@@ -123,14 +123,15 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
 
 
 def _describe_input(network: TrainedNetwork, *, normalised_inside: bool) -> str:
-    shape = ", ".join(map(str, ("N", *network.facts.input_shape)))
+    dtype = str(network.format_options["dtype"]).removeprefix("torch.")
+    images = f"{dtype} images ({', '.join(map(str, ('N', *network.facts.input_shape)))})"
     if normalised_inside:
-        return f"float32 images ({shape}), pixel values in [0, 1]"
+        return f"{images}, pixel values in [0, 1]"
     mean, std = (
         " ".join(f"{value:.4g}" for value in values)
         for values in (network.facts.normalisation.mean, network.facts.normalisation.std)
     )
-    return f"float32 images ({shape}), (pixel values in [0, 1] - mean) / std; mean {mean}, std {std}"
+    return f"{images}, (pixel values in [0, 1] - mean) / std; mean {mean}, std {std}"
 
 
 def describe_network(network: TrainedNetwork, *, normalised_inside: bool) -> dict[str, str]:

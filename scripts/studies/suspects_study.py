@@ -250,8 +250,8 @@ def make_part(table: pd.DataFrame) -> str:
         " `find_label_issues` returns a part of the images; in its column these come first in the ranking."
     )
     differences = (
-        "Differences of average precision, on the training images where *held-out* is not said. Intervals that do not"
-        " contain 0 are bold:"
+        "Differences of average precision. They are on the training images unless the line says *held-out*. Intervals"
+        " that do not contain 0 are bold:"
     )
     means = f"Average precision of {OURS} with the mean of the probabilities of all seeds:"
     command = (

@@ -24,6 +24,7 @@ def runs(tmp_path_factory):
         "one": ("seed=0", "data.val_fraction=0.2"),
         "two": ("seed=1", "data.val_fraction=0.2", "ema_decay=0.9"),
         "noisy": ("noise=symmetric", "noise.rate=0.4", "augment=basic"),
+        "three": ("data.val_fraction=0.3",),
         "other": ("data=synthetic", "data.channels=1", "data.image_size=8"),
     }
     for name, own in words.items():
@@ -131,6 +132,15 @@ def test_runs_on_other_images_have_no_ensemble(runs, call):
     assert done.returncode == 0, done.stderr
     assert "ensemble  " not in done.stdout
     assert done.stdout.splitlines()[-1].startswith("no ensemble: the test sets of")
+
+
+def test_sets_that_differ_leave_the_ensemble_of_the_others(runs, call):
+    done = call(runs["one"], runs["three"])
+    assert done.returncode == 0, done.stderr
+    rows = read_table("\n".join(done.stdout.splitlines()[:-1]))
+    assert rows["ensemble"]["test/accuracy"] != "-"
+    assert rows["ensemble"]["validation/accuracy"] == "-"
+    assert done.stdout.splitlines()[-1].startswith("no ensemble: the validation sets of")
 
 
 def test_other_data_are_a_folder_of_classes(runs, call, folder):

@@ -104,6 +104,12 @@ def test_onnx_runtime_has_the_logits_of_the_network(run, call, tmp_path, pixels)
     assert float(done.stdout.split("logit ")[1].split()[0]) < 1e-5
 
 
+def test_the_input_of_a_network_in_float64_is_named(call, tmp_path):
+    run = train_tiny(tmp_path / "run", "epochs=1", "precision=fp64")
+    done = call(run, "--format", "safetensors", "--out", "model.safetensors")
+    assert done.returncode == 0 and "\ninput: float64 images (N, " in done.stdout, done.stdout + done.stderr
+
+
 def test_a_network_that_differs_is_not_written(run, call, monkeypatch, tmp_path):
     write = work._write_safetensors
 

@@ -56,6 +56,14 @@ def test_what_can_be_meant_is_taken(words):
 
 
 @pytest.mark.parametrize(
+    ("option", "rate"), [("symmetric", 0.2), ("pair", 0.45), ("asymmetric", 0.4), ("instance", 0.4)]
+)
+def test_the_rate_of_a_noise_is_the_default_that_the_page_of_settings_shows(option, rate):
+    noise = config_of(f"noise={option}").noise
+    assert noise.rate == type(noise).rate == rate
+
+
+@pytest.mark.parametrize(
     ("root", "message"),
     [
         ("my photo", r"{here} has no folder my photo\n  did you mean {here}/my photos\?\n  expected: <root>/<class>/"),

@@ -16,17 +16,18 @@ def export(arguments: list[str]) -> int:
     """Write the file, and print how far its logits are from those of the network, and what its input is."""
     parser = Parser(
         "sam-export",
-        "Write the network of a run as a file. The exported and the original network are run on the same images, and"
-        " the largest difference of their logits is printed.",
+        "Write the network of a run as a file. The exported and the original network get the same random images; the"
+        " largest difference of their logits is printed, and nothing is written if it is too large.",
     )
     parser.add_argument("run", type=run_folder, metavar="RUN", help="run folder")
     parser.add_argument(
         "--format", choices=tuple(SUFFIXES), required=True, help="safetensors: the weights, for model.weights=FILE and"
-        " other programs; torch-export: a program that torch runs without this package; onnx (extra export)"
+        " other programs; torch-export: a program that torch runs without this package; onnx: an ONNX model (needs the"
+        " extra export)"
     )  # fmt: skip
     parser.add_argument(
         "--normalisation", choices=("outside", "inside"), default="outside", help="inside: the exported network takes"
-        " pixel values in [0, 1]; outside: it takes images that are normalised (default)"
+        " pixel values in [0, 1] (not with safetensors); outside: it takes normalised images (default)"
     )  # fmt: skip
     add_model_options(parser, device=False)
     add_output_options(parser, "model.safetensors, model.pt2 or model.onnx in the run folder", "FILE")

@@ -25,8 +25,8 @@ def predict(arguments: list[str]) -> int:
     """Write a row for each image, and print a line about them."""
     parser = Parser(
         "sam-predict",
-        "Write the predicted class and the probability of each class for every image as CSV: of image files, or of a"
-        " set of the run. With several runs the probabilities are their mean.",
+        "Predict image files, or a set of the run. The CSV file has the predicted class and the probability of each"
+        " class for every image. With several runs the probabilities are their mean.",
     )
     parser.add_argument(
         "paths", type=run_folder, nargs="+", metavar="PATH", help="run folders or folders of runs, then folders of"

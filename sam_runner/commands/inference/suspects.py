@@ -23,9 +23,9 @@ def suspects(arguments: list[str]) -> int:
     """Write the ranking as CSV and its first images as a page, and print a line about them."""
     parser = Parser(
         "sam-suspects",
-        "Rank the training images by the probability that the runs give to their labels, the smallest first. Use runs"
-        " that have not memorised their labels: SAM with a large rho, or few epochs. The first 50 images are shown on a"
-        " page beside the table.",
+        "Write the training images, or another set of the runs, as CSV, ranked by the probability that the runs give to"
+        " their labels, the smallest first. Use runs that have not memorised their labels: SAM with a large rho, or few"
+        " epochs. An HTML page of the same name shows the first 50 images.",
     )
     add_run_options(parser)
     parser.add_argument(

@@ -129,9 +129,10 @@ def find_parquet_files(root: Path) -> dict[str, list[str]]:
             "\n  each file or its folder needs train, validation or test in its name, or none of them"
         )
     if unnamed:
-        return {"train": unnamed}
-    chosen = _choose_splits(root, list(named), may_join=True)
-    found = {split: sorted(file for name in names for file in named[name]) for split, names in chosen.items()}
+        found = {"train": unnamed}
+    else:
+        chosen = _choose_splits(root, list(named), may_join=True)
+        found = {split: sorted(file for name in names for file in named[name]) for split, names in chosen.items()}
     log.info("parquet files: %s", ", ".join(f"{len(files):,} of {split}" for split, files in found.items()))
     return found
 

@@ -77,11 +77,13 @@ def test_numbers_of_parquet_files(library, tmp_path):
         (("data [1]/train", "data [1]/test"), (1, 0, 1)),  # no pattern
     ],
 )
-def test_parquet_files_are_of_the_split_that_their_name_says(library, tmp_path, names, sizes):
+def test_parquet_files_are_of_the_split_that_their_name_says(library, tmp_path, caplog, names, sizes):
+    caplog.set_level("INFO")
     rows = {"x": [[float(number)] for number in range(10)], "label": [0, 1] * 5}
     for name in names:
         library.Dataset.from_dict(rows).to_parquet(str(tmp_path / f"{name}.parquet"))
     splits = hugging_face(root=str(tmp_path))
+    assert f"parquet files: {sizes[0]} of train" in caplog.text
     train, validation, test = (10 * size for size in sizes)
     if not test:  # a fifth of the training examples
         train, test = train * 4 // 5, train // 5
