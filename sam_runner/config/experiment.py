@@ -294,7 +294,8 @@ class ExperimentConfig:
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
     )
     sweep_name: str = key(
-        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs",
+        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command with the same name runs only"
+        " missing jobs. A sweep without a name is called after the time at which it starts",
         "unnamed",
         effect="none",
         in_reports=False,
