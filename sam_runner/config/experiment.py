@@ -295,7 +295,7 @@ class ExperimentConfig:
     )
     sweep_name: str = key(
         "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command with the same name runs only"
-        " missing jobs. A sweep without a name is called after the time at which it starts",
+        " missing jobs. A sweep without a name is named after its start time",
         "unnamed",
         effect="none",
         in_reports=False,
