@@ -156,7 +156,8 @@ class ExperimentConfig:
 
     schema: ClassVar[str] = "root"
     rho: float = key(
-        "radius of the perturbation; the paper's default (section 3)",
+        "radius of the perturbation; the default is that of optimizer=sam, from the paper (section 3). Other methods"
+        " have their own",
         0.05,
         range=NOT_NEGATIVE,
         effect="none",
