@@ -29,7 +29,7 @@ def status(arguments: list[str]) -> int:
     parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
     parser.add_argument(
         "folders", type=path, nargs="*", default=[Path("outputs")], metavar="FOLDER",
-        help="sweeps, runs, or folders with sweeps and runs in them or below (default: outputs)",
+        help="sweeps, runs, or folders that contain them at any depth (default: outputs)",
     )  # fmt: skip
     for folder in parser.parse(arguments).folders:
         for found in _list_inside(folder) or [folder]:
