@@ -8,7 +8,7 @@ from pathlib import Path
 
 from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.runs.environment import format_command, read_command
+from sam_runner.runs.environment import format_command, read_command, train_command
 from sam_runner.utils.console import is_distributed, is_main_process
 
 
@@ -25,13 +25,13 @@ def after_run(folder: Path, config: ExperimentConfig) -> list[str]:
         folder: The run folder.
         config: Its settings.
     """
-    name, trust = _quote(folder), trust_prefix(config.to_dict())
+    name, trust, train = _quote(folder), trust_prefix(config.to_dict()), train_command(config.world_size)
     longer = f"epochs={2 * config.epochs}" if config.max_steps is None else f"max_steps={2 * config.max_steps}"
     return [
         f"{trust}sam-eval {name}",
         *_board(folder, "events.*"),
-        f"{trust}sam-train {_quote(f'config={folder}')} seed={config.seed + 1}",
-        f"{trust}sam-train {_quote(f'resume={folder}')} {longer}",
+        f"{trust}{train} {_quote(f'config={folder}')} seed={config.seed + 1}",
+        f"{trust}{train} {_quote(f'resume={folder}')} {longer}",
     ]
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 from sam_runner.commands.arguments import Parser, path
 from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.runs.environment import train_command
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS
 from sam_runner.runs.plan import PLAN
 from sam_runner.runs.result import read_finished_result, summarise_result
@@ -28,10 +29,10 @@ def status(arguments: list[str]) -> int:
     parser = Parser("sam-status", "Tell how far sweeps and runs are, also while they run, from any terminal.")
     parser.add_argument(
         "folders", type=path, nargs="*", default=[Path("outputs")], metavar="FOLDER",
-        help="sweeps, runs, or folders of them (default: outputs, with outputs/runs and outputs/sweeps)",
+        help="sweeps, runs, or folders that contain them at any depth (default: outputs)",
     )  # fmt: skip
     for folder in parser.parse(arguments).folders:
-        for found in _list_inside(folder, depth=2) or [folder]:
+        for found in _list_inside(folder) or [folder]:
             for line in describe_sweep(found) if _is_sweep(found) else describe_run(found):
                 print(line)
     return DONE
@@ -41,15 +42,21 @@ def _is_sweep(folder: Path) -> bool:
     return (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
 
 
-def _list_inside(folder: Path, depth: int) -> list[Path]:
-    """Return the sweep or run that a folder is, or else those at most `depth` levels below, by name."""
+def _list_inside(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
+    """Return the sweep or run that a folder is, or else those below it, by name.
+
+    Args:
+        folder: The folder.
+        above: The folders that contain it, without links: a link to one of them is not followed.
+    """
     if _is_sweep(folder) or (folder / SETTINGS).is_file():
         return [folder]
     try:
-        inner = sorted(folder.iterdir()) if depth and folder.is_dir() else []
-    except OSError:  # a folder that may not be read
-        inner = []
-    return [found for below in inner for found in _list_inside(below, depth - 1)]
+        inner = sorted(path for path in folder.iterdir() if path.is_dir())
+        place = folder.resolve()
+    except OSError:  # no folder, or one that may not be read
+        return []
+    return [found for below in inner if place not in above for found in _list_inside(below, above | {place})]
 
 
 def describe_sweep(folder: Path) -> Iterator[str]:
@@ -90,12 +97,13 @@ def describe_run(folder: Path) -> Iterator[str]:
             " of a run"
         )
     settings = read_yaml(folder / SETTINGS)
-    epochs = settings.get("epochs", 1) if isinstance(settings, dict) else 1
+    settings = settings if isinstance(settings, dict) else {}
+    epochs, world_size = settings.get("epochs", 1), settings.get("world_size", 1)
     job = replace(read_state(folder, epochs), name=str(folder))
     result = read_finished_result(folder)
     yield _describe(job) if result is None else f"{_describe(job)}: {summarise_result(result)}"
     if job.state in ("died", "interrupted", "preempted"):
-        yield f"  to continue it: sam-train resume={shlex.quote(str(folder))}"
+        yield f"  to continue it: {train_command(world_size)} resume={shlex.quote(str(folder))}"
 
 
 def _describe(job: JobState) -> str:

@@ -98,17 +98,22 @@ def list_keys(folder: Path, option: str, shared: Path | None = None) -> set[str]
 
 def help_text(conf: Path) -> str:
     """Return the whole text of `--help`."""
-    chosen = list_default_options(conf)
+    groups, chosen = list_options(conf), list_default_options(conf)
+    for path in groups.keys() - chosen.keys():  # such as optimizer/around, which the default optimizer does not have
+        parent, _, group = path.rpartition("/")
+        for name in groups.get(parent, ()):
+            if option := read_choices(conf / parent / f"{name}.yaml").get(group):
+                chosen[path] = option
     lines = ["sam-train: train with Sharpness-Aware Minimization (SAM) or its base optimizer", ""]
     lines += ["usage: sam-train [-m] [key=value | group=option]...", "", "examples"]
     width = max(len(command) for command, _ in EXAMPLES[:7])
     for command, meaning in EXAMPLES:
         gap = "\n" + " " * (width + 14) if len(command) > width else " " * (width - len(command) + 2)
         lines.append(f"  sam-train {command}{gap}{meaning}")
-    lines += ["", "groups (the default is marked *)"]
-    for group, names in list_options(conf).items():
+    lines += ["", "groups and their options (* marks the default; debug, experiment and search have none)"]
+    for group, names in groups.items():
         marked = [f"{name}*" if chosen.get(group) == name else name for name in names]
-        lines.append(f"  {group:15} {'  '.join(marked)}")
+        lines.append(f"  {group:{max(map(len, groups))}}  {'  '.join(marked)}")
     lines += ["", "settings and their defaults (docs/settings.md adds types, ranges and the groups' settings)"]
     for name, facts, value in walk(ExperimentConfig()):
         if name.partition(".")[0] not in GROUPS:
@@ -116,7 +121,7 @@ def help_text(conf: Path) -> str:
     lines += [
         "",
         "files and runs",
-        "  config=FILE.yaml    settings of a file, one line key: value for each word of a command",
+        "  config=FILE.yaml    the settings of a file, which has a line `key: value` for each `key=value` to type",
         "  config=RUN          the settings of an earlier run again, in a new folder",
         "  resume=RUN          continue a run in its folder, e.g. with epochs=40",
         "",
@@ -125,9 +130,10 @@ def help_text(conf: Path) -> str:
         "  --cfg job           print the composed configuration, including the chosen options, and stop",
         "  --config-dir DIR    also look for groups and options in your own folder",
         '  -sc install=bash    shell completion: eval "$(sam-train -sc install=bash)" (also zsh, fish)',
+        "  --version           print the version and stop",
         "  --hydra-help        flags of Hydra itself",
         "",
-        "launchers and sweepers (each needs the extra of its name, see docs/scaling.md)",
+        "launchers and sweepers (the extras ray, submitit and optuna install them, see docs/scaling.md)",
         "  hydra/launcher=ray             jobs in parallel on this machine, assigned by Ray",
         "  hydra/launcher=submitit_slurm  one Slurm job for each job of the sweep",
         "  hydra/sweeper=optuna           search rho, lr and optimizer.m for the best held-out accuracy",
@@ -135,15 +141,17 @@ def help_text(conf: Path) -> str:
         "other commands (each has --help)",
         *(f"  {name:<20}{meaning}" for name, meaning in COMMANDS),
         "",
-        "exit codes: 0 done, 1 the run failed, 2 bad input, 75 stopped by a signal after saving, 130 Ctrl-C",
+        "exit codes: 0 done, 1 the run or a job of the sweep failed, 2 bad input, 75 stopped by a signal after saving,",
+        "            130 Ctrl-C",
     ]
     return "\n".join(lines)
 
 
 def _format_setting(name: str, facts: Key, value: Any) -> list[str]:
     """Return the lines of one setting: its name, default and meaning."""
-    words = [(None, "null"), (True, "true"), (False, "false"), ((), "[]")]
+    words = [(None, "null"), (True, "true"), (False, "false")]
     shown = next((word for constant, word in words if value is constant), value)
+    shown = f"[{','.join(map(str, value))}]" if isinstance(value, tuple) else shown
     head = f"  {name}={shown}"
     meaning = wrap(facts.meaning, 88)
     if len(head) > 29:

@@ -42,6 +42,11 @@ def format_command(command: Sequence[str]) -> str:
     return " ".join([program, *(shlex.quote(str(word)) for word in command[1:])])
 
 
+def train_command(world_size: int) -> str:
+    """Return the program that trains a run with a number of processes, as it is typed."""
+    return "sam-train" if world_size == 1 else f"torchrun --nproc-per-node {world_size} -m sam_runner"
+
+
 def read_environment(folder: Path) -> dict[str, Any]:
     """Return the content of environment.json, {} if it is missing or damaged; entries of a wrong type are left out."""
     return read_json_object(folder / "environment.json", TYPES)

@@ -16,6 +16,7 @@ from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.sharding import load_full_model_state, load_full_optimizer_state
 from sam_runner.models.build import weights_dtype
+from sam_runner.runs.environment import train_command
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.model_facts import ModelFacts, read_model_facts
 from sam_runner.runs.result import read_finished_result
@@ -94,10 +95,8 @@ def _no_checkpoint(folder: Path) -> InputError:
             f"{folder} has no checkpoint: the run failed: {reason[0]}\n"
             f"  with other settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE run_dir=NEW"
         )
-    return InputError(
-        f"{folder} has no checkpoint yet\n"
-        f"  continue the run until the end of its first epoch: sam-train resume={shlex.quote(str(folder))}"
-    )
+    command = f"{train_command(read_config(folder).world_size)} resume={shlex.quote(str(folder))}"
+    return InputError(f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: {command}")
 
 
 def restore_run(folder: Path, which: str, device: str | None = None, *, plain_training_set: bool = False) -> Run:

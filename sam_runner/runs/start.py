@@ -27,7 +27,7 @@ from sam_runner.models.build import require_new_weights
 from sam_runner.models.pretrained import find_head
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
-from sam_runner.runs.environment import compare_environment, read_command, write_environment
+from sam_runner.runs.environment import compare_environment, read_command, train_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
 from sam_runner.runs.load import explain_misfit
 from sam_runner.runs.lock import lock_folder
@@ -278,8 +278,7 @@ def _log_settings(run: Run, config: ExperimentConfig, overrides: Sequence[str], 
 
 def _continuation(folder: Path, config: ExperimentConfig) -> str:
     """Return the command that continues a single run."""
-    command = "sam-train" if config.world_size == 1 else f"torchrun --nproc-per-node {config.world_size} -m sam_runner"
-    return f"{trust_prefix(config.to_dict())}{command} resume={shlex.quote(str(folder))}"
+    return f"{trust_prefix(config.to_dict())}{train_command(config.world_size)} resume={shlex.quote(str(folder))}"
 
 
 class _LogFile(logging.FileHandler):

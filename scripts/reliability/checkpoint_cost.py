@@ -1,6 +1,6 @@
 """Measure the cost of checkpoints: the same run with and without saving, as pairs of whole processes.
 
-    python scripts/reliability/checkpoint_cost.py [--pairs 7] [--out outputs/bench] [-- SETTINGS...]
+    python scripts/reliability/checkpoint_cost.py [--pairs 7] [--out outputs/bench]
 
 Whole processes on a shared machine differ by more than a save takes. Therefore the time inside the saves is measured
 too.
@@ -21,13 +21,13 @@ import sys, time
 started = time.perf_counter()
 from sam_runner.commands import train as train_command
 from sam_runner.training import loop
-inside, save = [], loop.save
+inside, save = [], loop.save_checkpoint
 def timed(*arguments, **options):
     begun = time.perf_counter()
     if {saves}:
         save(*arguments, **options)
     inside.append(time.perf_counter() - begun)
-loop.save = timed
+loop.save_checkpoint = timed
 code = train_command.main()
 print(len(inside), sum(inside), time.perf_counter() - started, file=sys.stderr)
 sys.exit(code)

@@ -1,5 +1,6 @@
 """The commands that sam-train prints at its end: a shell reads them as they are meant."""
 
+import dataclasses
 import shlex
 import shutil
 from pathlib import Path
@@ -29,6 +30,13 @@ def test_the_commands_after_a_run_name_its_folder(name, tmp_path, monkeypatch):
     (Path(name) / "config.yaml").touch()
     line = parse_command_line(longer[1:])
     assert (line.config_file, line.overrides[0]) == (name, "epochs=6")
+
+
+def test_the_commands_after_a_run_of_several_processes_start_as_many(tmp_path):
+    commands = next_step.after_run(tmp_path, dataclasses.replace(config_of(), world_size=2))
+    assert [words.split()[:5] for words in commands[1:]] == [
+        ["torchrun", "--nproc-per-node", "2", "-m", "sam_runner"]
+    ] * 2
 
 
 @pytest.mark.parametrize("name", FOLDERS)

@@ -218,6 +218,9 @@ def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys
     write_status(tmp_path / "dead", "preempted", exit_code=75)
     died = invoke(monkeypatch, capsys, tmp_path, "dead", entry=status_command.main)
     assert died.stdout.splitlines()[1:] == ["  to continue it: sam-train resume=dead"]
+    (tmp_path / "dead" / "config.yaml").write_text("epochs: 4\nworld_size: 2\n")
+    died = invoke(monkeypatch, capsys, tmp_path, "dead", entry=status_command.main)
+    assert died.stdout.splitlines()[1:] == ["  to continue it: torchrun --nproc-per-node 2 -m sam_runner resume=dead"]
     (tmp_path / "empty").mkdir()
     all_runs = invoke(monkeypatch, capsys, tmp_path, ".", entry=status_command.main)
     assert all_runs.stdout == died.stdout + done.stdout
@@ -229,13 +232,14 @@ def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys
 def test_sam_status_finds_runs_and_sweeps_in_outputs(tmp_path, monkeypatch, capsys):
     lay(tmp_path / "outputs/runs/a", accuracy=0.75)
     lay(tmp_path / "outputs/mine", accuracy=0.5)
-    lay(tmp_path / "outputs/too/deep/b", accuracy=0.5)
+    lay(tmp_path / "outputs/very/very/deep/b", accuracy=0.5)
+    (tmp_path / "outputs/very/back").symlink_to("..")
     lay_job(tmp_path / "outputs/sweeps/first", "a")
     for words in ((), ("outputs",)):
         done = invoke(monkeypatch, capsys, tmp_path, *words, entry=status_command.main)
         assert done.returncode == 0, done.stderr
         starts = [line.partition(":")[0].split()[-1] for line in done.stdout.splitlines() if line[0] != " "]
-        assert starts == ["outputs/mine", "outputs/runs/a", "outputs/sweeps/first"]
+        assert starts == ["outputs/mine", "outputs/runs/a", "outputs/sweeps/first", "outputs/very/very/deep/b"]
 
 
 def test_sam_status_answers_without_torch(tmp_path):
