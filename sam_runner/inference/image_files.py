@@ -132,7 +132,7 @@ def make_reader(shape: tuple[int, ...], eval_crop_ratio: float) -> Callable[[Pat
 
 def decode_files(
     paths: Sequence[Path], read: Callable[[Path], Tensor]
-) -> Iterator[tuple[Tensor, list[int], list[InputError]]]:
+) -> Iterator[tuple[Tensor, list[int], dict[int, InputError]]]:
     """Decode files in threads, chunk after chunk; the next chunk is decoded while the caller works.
 
     Args:
@@ -141,7 +141,7 @@ def decode_files(
 
     Yields:
         For each chunk of `IMAGES_PER_CHUNK` files: the images that can be read, uint8, (n, C, H, W); their positions in
-        `paths`; and an error for each other file. A chunk without a readable file has an empty tensor.
+        `paths`; and an error for each other file, by its position. A chunk without a readable file has an empty tensor.
     """
     with start_threads(count_usable_cores()) as pool:
 
@@ -151,11 +151,13 @@ def decode_files(
         upcoming = submit(0)
         for start in range(0, len(paths), IMAGES_PER_CHUNK):
             current, upcoming = upcoming, submit(start + IMAGES_PER_CHUNK)
-            images, positions, errors = [], [], []
+            images: list[Tensor] = []
+            positions: list[int] = []
+            errors: dict[int, InputError] = {}
             for position, future in enumerate(current, start):
                 try:
                     images.append(future.result())
                     positions.append(position)
                 except InputError as error:
-                    errors.append(error)
+                    errors[position] = error
             yield torch.stack(images) if images else torch.empty(0, dtype=torch.uint8), positions, errors

@@ -103,35 +103,41 @@ def predict_files(
         device: Device to use instead of the device in the runs' settings, or None.
 
     Returns:
-        The predictions for the files that can be read, and a message for each other file.
+        The predictions for the files that all runs can read, and a message for each other file.
 
     Raises:
         InputError: If a run cannot be used.
     """
     classes = require_same_classes(folders)
     logits: dict[Path, Tensor] = {}
-    readable: list[int] = []
-    faults: list[str] = []
+    positions_read: dict[Path, list[int]] = {}
+    faults: dict[int, str] = {}  # by position in files.paths; of several runs that cannot read a file, the first one's
     for folder in folders:
         network = load_network(folder, which, device)
         network.facts.require_images(folder)
         data = network.config.data
         ratio = data.eval_crop_ratio if isinstance(data, ImageFolderConfig) else 1.0
         read = make_reader(network.facts.input_shape, ratio)
-        readable, faults, parts = [], [], [torch.empty(0, len(classes))]
+        own, parts = [], [torch.empty(0, len(classes))]
         with tqdm(total=len(files.paths), desc=_short_name(folder), unit="image", disable=None, leave=False) as bar:
             for images, positions, errors in decode_files(files.paths, read):
-                readable += positions
-                faults += [str(error).splitlines()[0] for error in errors]
+                own += positions
+                faults = {position: str(error).splitlines()[0] for position, error in errors.items()} | faults
                 if positions:
                     parts.append(
                         _logits(network.model, _without_labels(images), network.autocast_dtype, network.format_options)
                     )
                 bar.update(len(positions) + len(errors))
         logits[folder] = torch.cat([part.to(parts[-1].dtype) for part in parts])
+        positions_read[folder] = own
+    readable = [position for position in range(len(files.paths)) if position not in faults]
+    for folder, own in positions_read.items():
+        logits[folder] = logits[folder][torch.tensor([position not in faults for position in own], dtype=torch.bool)]
     labels = torch.tensor(files.labels)[readable].long()
     names = tuple(str(files.paths[position]) for position in readable)
-    return Predictions(Examples("path", names, classes, labels, labels), logits), faults
+    return Predictions(Examples("path", names, classes, labels, labels), logits), [
+        faults[position] for position in sorted(faults)
+    ]
 
 
 def predict_split(folders: Sequence[Path], split: Split, which: str, device: str | None = None) -> Predictions:
@@ -219,7 +225,7 @@ def _chunks(images: Images) -> Iterable[ImageSet | ArraySet]:
     read = make_reader(images.shape, images.eval_crop_ratio)
     for chunk, _, errors in decode_files([images.root / path for path in images.paths], read):
         if errors:
-            raise errors[0]
+            raise next(iter(errors.values()))
         yield _without_labels(chunk)
 
 

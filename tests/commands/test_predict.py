@@ -163,6 +163,33 @@ def test_unreadable_files_are_all_told_and_the_others_predicted(photos, call, tm
     assert done.returncode == 2 and not (tmp_path / "none.csv").exists()
 
 
+def test_several_runs_predict_the_files_that_all_of_them_can_read(photos, call, tmp_path):
+    draws = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for name in ("cat", "dog"):
+            (tmp_path / "wide" / part / name).mkdir(parents=True)
+            for index in range(4):
+                pixels = draws.integers(0, 256, (8, 12, 3)).astype(np.uint8)
+                Image.fromarray(pixels).save(tmp_path / "wide" / part / name / f"{index}.png")
+    wide = tmp_path / "run"  # its network is for images of 12 x 8 pixels
+    words = (*PHOTOS[:1], *PHOTOS[3:], f"data.root={tmp_path / 'wide'}", "epochs=1", *CPU)
+    sam_runner.train([*words, f"run_dir={wide}"])
+    other, files = photos / "images/test/dog/1.png", tmp_path / "wide/test/dog"
+    for runs in ((photos / "run", wide), (wide, photos / "run")):
+        done = call(*runs, other, files, "--overwrite")
+        assert done.returncode == 2, done.stderr
+        assert "1.png is 20x13 pixels, the network needs 12x8" in done.stderr
+        table = pd.read_csv(tmp_path / "predictions.csv")
+        assert table["path"].tolist() == [str(files / f"{index}.png") for index in range(4)]
+        both = [probabilities_of_files(run, call, files, tmp_path) for run in runs]
+        assert columns_of(table) == pytest.approx(np.mean(both, 0), abs=2e-6)
+
+
+def probabilities_of_files(run, call, files, folder):
+    assert call(run, files, "--out", "single.csv", "--overwrite").returncode == 0
+    return columns_of(pd.read_csv(folder / "single.csv"))
+
+
 def test_an_existing_file_is_kept(runs, call, tmp_path):
     (tmp_path / "predictions.csv").write_text("mine")
     done = call(runs["one"])

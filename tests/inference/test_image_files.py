@@ -46,5 +46,5 @@ def test_chunks_keep_the_positions_of_readable_files(tmp_path, monkeypatch, size
     positions = [position for _, found, _ in chunks for position in found]
     assert positions == [0, 1, 4, 5]
     assert torch.cat([images for images, found, _ in chunks if found])[:, 0, 0, 0].tolist() == positions
-    faults = [str(error).split()[0] for _, _, errors in chunks for error in errors]
-    assert faults == [str(paths[index]) for index in (2, 3, 6)]
+    faults = {index: str(error).split()[0] for _, _, errors in chunks for index, error in errors.items()}
+    assert faults == {index: str(paths[index]) for index in (2, 3, 6)}
