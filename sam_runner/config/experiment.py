@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "end the run after this many evaluations without a better early_stopping.metric. A run with a patience has"
-        " the weights of its best epoch at the end, whether it was ended early or not; null: off",
+        "end the run after this many evaluations without a better early_stopping.metric; needs held-out images. A run"
+        " with a patience has the weights of its best epoch at the end, whether it was ended early or not; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run stops according to the new patience",
@@ -107,7 +107,8 @@ class TelemetryConfig:
         effect="none",
     )
     curvature_epochs: int | None = key(
-        "after every N-th epoch, measure the largest Hessian eigenvalue on 1000 training images without augmentation;"
+        "after every N-th epoch, measure the largest Hessian eigenvalue on 1000 training images (all, if there are"
+        " fewer) without augmentation;"
         " null: never",
         None,
         range=AT_LEAST_ONE,
@@ -156,7 +157,8 @@ class ExperimentConfig:
 
     schema: ClassVar[str] = "root"
     rho: float = key(
-        "radius of the perturbation; the paper's default (section 3)",
+        "radius of the perturbation; 0.05 is SAM's default (the paper's section 3), other methods have their own, see"
+        " optimizer.rho",
         0.05,
         range=NOT_NEGATIVE,
         effect="none",
