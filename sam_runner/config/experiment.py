@@ -241,7 +241,7 @@ class ExperimentConfig:
     )
     compile: Literal["off", "default", "max-autotune", "graph", "capture"] = key(
         "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph; capture: the step as one"
-        " CUDA graph without torch.compile",
+        " CUDA graph without torch.compile. A warning says why a step cannot be recorded as a graph",
         "off",
         effect="rounding",
         on_resume=ROUNDING,
