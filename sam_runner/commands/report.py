@@ -25,7 +25,8 @@ def report(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--by", type=names, metavar="KEYS",
-        help="settings with a choice for each value, such as optimizer,noise.rate (default: all others that vary)",
+        help="choose once for each combination of the values of these settings, such as optimizer,noise.rate (default:"
+        " all others that vary)",
     )  # fmt: skip
     parser.add_argument(
         "--baseline", metavar="KEY=VALUE",
