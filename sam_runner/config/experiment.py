@@ -296,7 +296,8 @@ class ExperimentConfig:
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
     )
     sweep_name: str = key(
-        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs",
+        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs."
+        " Without sweep_name=, the command line gives each sweep the time as its name",
         "unnamed",
         effect="none",
         in_reports=False,
