@@ -268,7 +268,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "if a loss or gradient is not finite; stop: end the run; skip: leave the weights unchanged and continue",
+        "if a loss or gradient is not finite; stop: end the run; skip: leave the weights unchanged and continue. With"
+        " precision=fp16 the loss scaler skips such steps in both cases",
         "stop",
         on_resume="",
     )

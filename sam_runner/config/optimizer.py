@@ -71,7 +71,7 @@ class OptimizerConfig:
     name: str = key(NAME, "sgd", short="optimizer")
     m: int | None = key(
         "images in a group (m-sharpness). Each group of the batch has its own batch-norm statistics and perturbation;"
-        " null: the batch is one group",
+        " null: the batch is one group, with torchrun the part of each process",
         None,
         range=AT_LEAST_ONE,
     )
