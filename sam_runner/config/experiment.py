@@ -157,8 +157,8 @@ class ExperimentConfig:
 
     schema: ClassVar[str] = "root"
     rho: float = key(
-        "radius of the perturbation; 0.05 is SAM's default (the paper's section 3), other methods have their own, see"
-        " optimizer.rho",
+        "radius of the perturbation; the default is that of optimizer=sam, from the paper (section 3). Other methods"
+        " have their own",
         0.05,
         range=NOT_NEGATIVE,
         effect="none",
@@ -297,8 +297,8 @@ class ExperimentConfig:
         "folder of a single run; null: outputs/runs/<time>", None, effect="none", in_reports=False
     )
     sweep_name: str = key(
-        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command again runs only missing jobs."
-        " Without sweep_name=, the command line gives each sweep the time as its name",
+        "name of a sweep, whose folder is outputs/sweeps/<sweep_name>; the same command with the same name runs only"
+        " missing jobs. A sweep without a name is named after its start time",
         "unnamed",
         effect="none",
         in_reports=False,
