@@ -146,11 +146,12 @@ def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
     """Read every run below some folders: one row for each distinct run, the last finished one of equal runs.
 
     The columns are the settings as reports name them (``optimizer``, ``rho``, ``lr``, ``model.depth``); ``seed``,
-    ``status``, ``error``, ``job`` and ``folder``; ``resolved_precision``; the costs ``gradient_evaluations``,
-    ``images_forward``, ``images_backward``, ``training_seconds`` and ``peak_memory_bytes``; ``fingerprint``; and the
-    final metrics by tag, accuracies as fractions in [0, 1], and ``best/...``, those of early stopping. A run without an
-    entry has NaN or None there. A run whose settings cannot be read, such as one with code of your own that
-    SAM_RUNNER_TRUSTED does not name, has a row with the status "unreadable", and a warning says why.
+    ``status``, ``error``, ``job``, ``folder`` and ``time`` (UTC) of the end; ``resolved_precision``; ``commit``; the
+    costs ``gradient_evaluations``, ``images_forward``, ``images_backward``, ``training_seconds`` and
+    ``peak_memory_bytes``; ``fingerprint``; and the final metrics by tag, accuracies as fractions in [0, 1], and
+    ``best/...``, those of early stopping. A run without an entry has NaN or None there. A run whose settings cannot be
+    read, such as one with code of your own that SAM_RUNNER_TRUSTED does not name, has a row with the status
+    "unreadable", and a warning says why.
 
     Raises:
         InputError: Where a folder does not exist, or there are runs and none can be read.

@@ -25,20 +25,24 @@ def report(arguments: list[str]) -> int:
     )  # fmt: skip
     parser.add_argument(
         "--by", type=names, metavar="KEYS",
-        help="settings with a choice for each value, such as optimizer,noise.rate (default: all others that vary)",
+        help="choose once for each combination of the values of these settings, such as optimizer,noise.rate (default:"
+        " all others that vary)",
     )  # fmt: skip
     parser.add_argument(
         "--baseline", metavar="KEY=VALUE",
-        help="runs that all others are compared with, paired by seed (default: optimizer=sgd)",
+        help="runs that all others are compared with, paired by seed (default: optimizer=sgd, or optimizer=none if no"
+        " run has optimizer=sgd)",
     )  # fmt: skip
     parser.add_argument(
         "--against", choices=["cost", "seconds"],
-        help="compare with the baseline of the same number of gradient evaluations (cost) or the same training time"
-        " (seconds), also if it was trained for more epochs (default: of the same settings)",
+        help="compare with the baseline of the same number of gradient evaluations (cost) or of the same training time"
+        " (seconds); it may have other numbers of epochs (default: with the baseline of the same settings)",
     )  # fmt: skip
     parser.add_argument("--out", type=path, help="folder of the report (default: the first folder)")
     parser.add_argument(
-        "--paper", metavar="TABLE", help="compare with a table of the paper: table1 to 5, table11, fig3, c4, c5"
+        "--paper",
+        metavar="TABLE",
+        help="compare with a table of the paper: table1 to table5, table4_bootstrap, table11, fig3, c4 or c5",
     )
     given = parser.parse(arguments)
     out = given.out or given.folders[0]

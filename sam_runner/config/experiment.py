@@ -79,8 +79,8 @@ class EarlyStoppingConfig:
     """Settings of the group early_stopping."""
 
     patience: int | None = key(
-        "end the run after this many evaluations without a better early_stopping.metric. A run with a patience has"
-        " the weights of its best epoch at the end, whether it was ended early or not; null: off",
+        "end the run after this many evaluations without a better early_stopping.metric; needs held-out images. A run"
+        " with a patience has the weights of its best epoch at the end, whether it was ended early or not; null: off",
         None,
         range=AT_LEAST_ONE,
         on_resume="the run stops according to the new patience",
@@ -107,7 +107,8 @@ class TelemetryConfig:
         effect="none",
     )
     curvature_epochs: int | None = key(
-        "after every N-th epoch, measure the largest Hessian eigenvalue on 1000 training images without augmentation;"
+        "after every N-th epoch, measure the largest Hessian eigenvalue on 1000 training images (all, if there are"
+        " fewer) without augmentation;"
         " null: never",
         None,
         range=AT_LEAST_ONE,
@@ -240,7 +241,7 @@ class ExperimentConfig:
     )
     compile: Literal["off", "default", "max-autotune", "graph", "capture"] = key(
         "default, max-autotune: torch.compile; graph: the compiled step as one CUDA graph; capture: the step as one"
-        " CUDA graph without torch.compile",
+        " CUDA graph without torch.compile. A warning says why a step cannot be recorded as a graph",
         "off",
         effect="rounding",
         on_resume=ROUNDING,
@@ -267,7 +268,8 @@ class ExperimentConfig:
         in_reports=False,
     )
     on_nonfinite: Literal["stop", "skip"] = key(
-        "if a loss or gradient is not finite; stop: end the run; skip: leave the weights unchanged and continue",
+        "if a loss or gradient is not finite; stop: end the run; skip: leave the weights unchanged and continue. With"
+        " precision=fp16 the loss scaler skips such steps in both cases",
         "stop",
         on_resume="",
     )

@@ -35,7 +35,7 @@ class SmallCnnConfig(ModelConfig):
 
     schema: ClassVar[str] = "model/small_cnn"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.models.small_cnn.SmallCNN",)
-    width: int = key("channels of the first convolution", 32, range=AT_LEAST_ONE)
+    width: int = key("channels of the first two convolutions; the last two have twice as many", 32, range=AT_LEAST_ONE)
     batch_norm: bool = key("true: batch norm follows each convolution", True)
     dropout: float = key("dropout probability before the last layer", 0.0, range=BELOW_ONE)
 

@@ -71,7 +71,7 @@ class OptimizerConfig:
     name: str = key(NAME, "sgd", short="optimizer")
     m: int | None = key(
         "images in a group (m-sharpness). Each group of the batch has its own batch-norm statistics and perturbation;"
-        " null: the batch is one group",
+        " null: the batch is one group, with torchrun the part of each process",
         None,
         range=AT_LEAST_ONE,
     )
@@ -108,7 +108,9 @@ class RadiusConfig(OptimizerConfig):
 
     rho: float = _radius("radius of the perturbation", 0.05)
     rho_schedule: Literal["constant", "linear", "cosine"] = key("how rho changes during training", "constant")
-    rho_final: float = key("final fraction of rho in a linear or cosine schedule", 0.0, range=NOT_NEGATIVE)
+    rho_final: float = key(
+        "rho at the end divided by the initial one, in a linear or cosine schedule", 0.0, range=NOT_NEGATIVE
+    )
     rho_warmup_epochs: float = key("epochs during which rho rises linearly from 0", 0.0, range=NOT_NEGATIVE)
 
     @property
@@ -279,7 +281,9 @@ class EsamConfig(AscentConfig):
     schema: ClassVar[str] = "optimizer/esam"
     name: str = key(NAME, "esam", short="optimizer")
     beta: float = key("probability that a weight is perturbed (the authors' script)", 0.6, range=UP_TO_ONE)
-    gamma: float = key("fraction of the images that the second pass uses (the authors' script)", 0.5, range=UP_TO_ONE)
+    gamma: float = key(
+        "fraction of the images whose gradient at w + eps is computed (the authors' script)", 0.5, range=UP_TO_ONE
+    )
 
     @property
     def perturbed_cost(self) -> float:

@@ -49,7 +49,7 @@ class StepDecayConfig(ScheduleConfig):
     schema: ClassVar[str] = "schedule/step"
     targets: ClassVar[tuple[str, ...]] = ("sam_runner.training.schedules.step",)
     milestones: tuple[float, ...] = key(
-        "fractions of the training; after each, the learning rate is multiplied by gamma",
+        "fractions of the training after warm-up; after each, the learning rate is multiplied by gamma",
         (0.3, 0.6, 0.8),
         range=OPEN_UNIT,
     )

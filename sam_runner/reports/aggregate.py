@@ -23,7 +23,7 @@ METHOD_SETTINGS = {  # names in reports of the settings that not every method ha
 WITHOUT_SAM = ("sgd", "none")  # names of the methods that are the base optimizer alone
 DIRECTIONS = {  # 1: the largest value is the best, -1: the smallest; of the metrics of a set of images
     **dict.fromkeys(("accuracy", "accuracy_top5", "accuracy_clean", "recovered"), 1),
-    **dict.fromkeys(("nll", "loss", "error", "calibration_error", "memorised"), -1),
+    **dict.fromkeys(("nll", "loss", "calibration_error", "memorised"), -1),
 }
 ROUNDING = 1e-9  # an interval whose half width is a smaller fraction of the mean has the width 0 but for rounding
 

@@ -1,5 +1,6 @@
 """The tables of a report: one row for each group of runs, or one row for each choice of searched settings."""
 
+from dataclasses import astuple
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -105,7 +106,7 @@ def list_numbers(report: "Report", group: int) -> dict[str, Any]:
         cells |= {"baseline": report.labels[base], "pairs": found.n, "difference": found.mean}
         cells |= {"difference_half_width": found.half_width, "p_value": found.p_value}
     cells |= {cost_column(report.runs, kind): report.costs[kind][group] for kind in COSTS}
-    return cells | {tag: report.estimates[tag][group].mean for tag in FIT_METRICS if tag in report.estimates}
+    return cells | dict(zip(FIT_METRICS, astuple(report.fits[group]), strict=True))
 
 
 def _number(value: float) -> str:

@@ -29,7 +29,6 @@ from sam_runner.reports.aggregate import (
 )
 from sam_runner.reports.comparison import (
     COSTS,
-    FIT_METRICS,
     Baseline,
     Fit,
     MissingBaseline,
@@ -307,8 +306,8 @@ class Report:
 
     @cached_property
     def estimates(self) -> dict[str, dict[int, Estimate]]:
-        """Mean and interval of each group, by metric: compared metric, validation set, early stopping, fit."""
-        tags = {self.metric, held_out_metric(self.metric), f"best/{self.metric}", *FIT_METRICS}
+        """Mean and interval of each group, by metric: compared metric, validation set, early stopping."""
+        tags = {self.metric, held_out_metric(self.metric), f"best/{self.metric}"}
         return {
             tag: {group: _estimate(row) for group, row in rows_by_group(aggregate(self.runs, tag)).items()}
             for tag in tags

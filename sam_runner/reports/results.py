@@ -19,7 +19,7 @@ from sam_runner.config.allowed_targets import VARIABLE
 from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import RadiusConfig
+from sam_runner.config.optimizer import RadiusConfig, SgdConfig
 from sam_runner.runs.environment import read_environment
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
 from sam_runner.runs.lock import is_locked
@@ -207,7 +207,7 @@ def report_settings(config: ExperimentConfig, *, selects: bool = False) -> dict[
         own_seed = rf"(seed[=_-]?){config.seed}\b"
         values["noise.file"] = re.sub(own_seed, r"\1*", config.noise.file)
     if isinstance(config.optimizer, RadiusConfig) and config.optimizer.rho == 0:
-        values["optimizer"] = "sgd"
+        values["optimizer"] = "sgd" if isinstance(config.optimizer.base, SgdConfig) else "none"
     return values
 
 

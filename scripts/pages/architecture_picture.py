@@ -53,7 +53,7 @@ SETTING = (
     Stage("3  Hydra", "sam_runner/config/hydra/compose.py", ("compose_settings",), "joins files and command line"),
     Stage("4  validation", "sam_runner/config/experiment.py", ("load_experiment",), "types, ranges and rules"),
     Stage("5  typed", "sam_runner/config/experiment.py", ("ExperimentConfig",), "frozen; one dataclass per group"),
-    Stage("6  builder", "sam_runner/training/builders/run.py", ("build_run",), "each builder gets its own group"),
+    Stage("6  builder", "sam_runner/training/builders/run.py", ("build_run",), "makes network, step and loaders"),
 )
 
 

@@ -1,5 +1,6 @@
 """Differences to a baseline: pairs, intervals against scipy, equal settings and equal cost."""
 
+import io
 import itertools
 
 import numpy as np
@@ -247,7 +248,7 @@ def test_the_fit_is_the_mean_over_seeds(tmp_path):
     assert report.table.loc[0, ["fit", "memorised"]].to_list() == ["95.0%", "60.0%"]
 
 
-def test_a_group_with_mixed_images_has_no_fit_and_no_advice_on_it(tmp_path):
+def test_a_group_with_mixed_images_has_no_fit_also_in_the_csv(tmp_path):
     mixup = config_of("augment=mixup").to_dict()["augment"]
     low = {"train/accuracy": 0.4, "train/accuracy_clean": 0.5, "train/memorised": 0.1}
     for seed in range(2):
@@ -256,6 +257,8 @@ def test_a_group_with_mixed_images_has_no_fit_and_no_advice_on_it(tmp_path):
     report = make_report([tmp_path])
     fits = [str(measure_fit(report.runs, [0, 1])[group]) for group in (0, 1)]
     assert sorted(fits) == ["-", "40.0% (50% of right, 10% of wrong)"]
+    table = pd.read_csv(io.StringIO(report.to_table_csv())).set_index("augment.mixup")["train/memorised"]
+    assert np.isnan(table[1.0]) and table[table.index.isna()].to_list() == [0.1]
 
 
 @pytest.mark.parametrize(

@@ -97,8 +97,9 @@ def test_what_can_be_read_is_read_and_what_is_left_out_is_said(tmp_path):
     assert "unreadable: own: " in text and "set SAM_RUNNER_TRUSTED" in text
 
 
-def test_sam_with_rho_0_is_reported_as_sgd():
-    assert report_settings(config_of("optimizer=sam", "rho=0"))["optimizer"] == "sgd"
+@pytest.mark.parametrize(("base", "name"), [("sgd", "sgd"), ("adamw", "none")])
+def test_sam_with_rho_0_is_reported_as_the_option_without_sam(base, name):
+    assert report_settings(config_of("optimizer=sam", f"optimizer/base={base}", "rho=0"))["optimizer"] == name
 
 
 def test_a_curve_ends_before_a_line_that_is_being_written(tmp_path):
