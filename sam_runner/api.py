@@ -103,8 +103,11 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         The finished run.
 
     Raises:
-        InputError: Where the settings are not valid; nothing has been written then.
+        InputError: Where the settings are not valid; nothing has been written then. Also where an image cannot be read
+            during the training.
         TrainingError: Where a number is not finite, or the disk is full.
+        RunInterrupt: Where a signal stopped the run (SIGTERM, SIGUSR1, Ctrl-C) after it had saved a checkpoint. It is
+            no subclass of Exception. ``train(["resume=FOLDER"])`` continues the run.
     """
     from sam_runner.commands.train import compose_single, name_call
     from sam_runner.config.experiment import load_experiment
@@ -146,11 +149,11 @@ def load_results(*folders: str | os.PathLike[str]) -> "pandas.DataFrame":
     """Read every run below some folders: one row for each distinct run, the last finished one of equal runs.
 
     The columns are the settings as reports name them (``optimizer``, ``rho``, ``lr``, ``model.depth``); ``seed``,
-    ``status``, ``error``, ``job`` and ``folder``; ``resolved_precision``; the costs ``gradient_evaluations``,
-    ``images_forward``, ``images_backward``, ``training_seconds`` and ``peak_memory_bytes``; ``fingerprint``; and the
-    final metrics by tag, accuracies as fractions in [0, 1], and ``best/...``, those of early stopping. A run without an
-    entry has NaN or None there. A run whose settings cannot be read, such as one with code of your own that
-    SAM_RUNNER_TRUSTED does not name, has a row with the status "unreadable", and a warning says why.
+    ``status``, ``error``, ``job``, ``folder``, ``time``, ``resolved_precision`` and ``commit``; the costs
+    ``gradient_evaluations``, ``images_forward``, ``images_backward``, ``training_seconds`` and ``peak_memory_bytes``;
+    ``fingerprint``; and the final metrics by tag, accuracies as fractions in [0, 1], and ``best/...``, those of early
+    stopping. A run without an entry has NaN or None there. A run whose settings cannot be read, such as one with code
+    of your own that SAM_RUNNER_TRUSTED does not name, has a row with the status "unreadable", and a warning says why.
 
     Raises:
         InputError: Where a folder does not exist, or there are runs and none can be read.

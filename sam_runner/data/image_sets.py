@@ -160,7 +160,10 @@ class UnreadImages(ImageFiles):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """Inputs in memory, of any shape, and their labels. They are not augmented, and not normalised unless asked for.
+    """Inputs in memory, of any shape, and their labels.
+
+    They are not normalised unless asked for. Integers are not augmented, floats of shape (C, H, W) like images but
+    without policy, and other floats by mixup only.
 
     Attributes:
         inputs: float32 or int64, (N, ...).
@@ -217,7 +220,8 @@ def make_image_set(
     """Check images and labels and build an `ImageSet` without noise; the default names are positions.
 
     Raises:
-        InputError: If there are no images, a label is out of range, or a shape or dtype differs from `ImageSet`'s.
+        InputError: If there are no images or fewer than two classes, a label is out of range, or a shape or dtype
+            differs from `ImageSet`'s.
     """
     if images_NCHW.dtype != torch.uint8 or images_NCHW.ndim != 4:
         raise InputError(f"images must be uint8 (N, C, H, W), not {images_NCHW.dtype} {tuple(images_NCHW.shape)}")

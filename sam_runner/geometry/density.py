@@ -13,6 +13,8 @@ from torch import Tensor
 
 from sam_runner.geometry.lanczos import Product, quadrature
 
+WIDTH = 0.005  # of a smoothed eigenvalue, as a fraction of the range of the nodes
+
 
 @dataclass(frozen=True)
 class Density:
@@ -32,18 +34,17 @@ class Density:
         """Return the sum over all eigenvalues of their power `order`: 1 gives the trace, 2 ||A||_F^2."""
         return self.n * float((self.weights * self.nodes**order).sum())
 
-    def smooth(self, num_points: int = 1001, width: float = 0.005) -> tuple[Tensor, Tensor]:
-        """Return the density on a grid, as a sum of normal curves.
+    def smooth(self, num_points: int = 1001) -> tuple[Tensor, Tensor]:
+        """Return the density on a grid, as a sum of normal curves of standard deviation `WIDTH`.
 
         Args:
             num_points: Number of points of the grid.
-            width: Standard deviation of each curve, as a fraction of the range of the nodes.
 
         Returns:
             Eigenvalues and density (per unit of the eigenvalue), float64, (num_points,). The density integrates to 1.
         """
         low, high = float(self.nodes.min()), float(self.nodes.max())
-        sigma = width * max(high - low, 1e-9 + 1e-6 * abs(high))
+        sigma = WIDTH * max(high - low, 1e-9 + 1e-6 * abs(high))
         grid = torch.linspace(low - 5 * sigma, high + 5 * sigma, num_points, dtype=torch.float64)
         curves = torch.exp(-0.5 * ((grid[:, None] - self.nodes) / sigma) ** 2) / (sigma * (2 * torch.pi) ** 0.5)
         return grid, curves @ self.weights

@@ -216,15 +216,15 @@ def _next_vector(direction: Tensor, beta: float, basis: Tensor, generator: torch
 
 
 def asymmetry(product: Product, first: Tensor, second: Tensor) -> float:
-    """Return |u.Av - v.Au| relative to the usual size of u.Av, for two random vectors u and v of signs.
+    """Return |u.Av - v.Au| relative to the usual size of u.Av, for two random vectors u and v.
 
     It is rounding for a symmetric A. For the second derivatives of a network it is about the norm of their error
     relative to the Hessian's, if an operation has wrong ones; no wrong part that is symmetric is found.
 
     Args:
         product: v -> A v for v of shape (n,).
-        first: u, (n,), of length 1.
-        second: v, (n,), of length 1.
+        first: u, (n,), of length 1; for example random signs divided by their norm.
+        second: v, (n,), likewise.
     """
     products = [product(vector).double() for vector in (first, second)]
     difference = float(first.double() @ products[1] - second.double() @ products[0])

@@ -86,7 +86,8 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
     """Export the network of a run, and compare the logits of the exported and of the original network.
 
     Both get the same images, of random pixels, in batches of `BATCHES`. The network is exported in evaluation mode,
-    on the CPU, without autocast. The size of a batch is free.
+    on the CPU, without autocast, in float32, or in float64 if the run has ``precision=fp64``. The size of a batch is
+    free.
 
     Args:
         folder: The run folder.
@@ -124,13 +125,14 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
 
 def _describe_input(network: TrainedNetwork, *, normalised_inside: bool) -> str:
     shape = ", ".join(map(str, ("N", *network.facts.input_shape)))
+    images = f"{str(network.format_options['dtype']).removeprefix('torch.')} images ({shape})"
     if normalised_inside:
-        return f"float32 images ({shape}), pixel values in [0, 1]"
+        return f"{images}, pixel values in [0, 1]"
     mean, std = (
         " ".join(f"{value:.4g}" for value in values)
         for values in (network.facts.normalisation.mean, network.facts.normalisation.std)
     )
-    return f"float32 images ({shape}), (pixel values in [0, 1] - mean) / std; mean {mean}, std {std}"
+    return f"{images}, (pixel values in [0, 1] - mean) / std; mean {mean}, std {std}"
 
 
 def describe_network(network: TrainedNetwork, *, normalised_inside: bool) -> dict[str, str]:

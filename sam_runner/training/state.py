@@ -108,7 +108,7 @@ class Progress:
     """The progress of a run; a checkpoint stores it beside model and optimizer.
 
     Attributes:
-        epoch: Number of completed epochs, each with its evaluation.
+        epoch: Number of completed epochs. An epoch is complete after its evaluation, if it has one.
         batch: Number of completed batches of the current epoch.
         step: Number of completed steps, including the steps that were skipped.
         num_updates: Number of steps except those that the loss scaler skipped; the position in the schedules.

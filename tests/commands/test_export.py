@@ -104,6 +104,12 @@ def test_onnx_runtime_has_the_logits_of_the_network(run, call, tmp_path, pixels)
     assert float(done.stdout.split("logit ")[1].split()[0]) < 1e-5
 
 
+def test_the_description_of_the_input_names_its_number_format(run):
+    network = load_network(run, "last", "cpu")
+    network = replace(network, format_options={**network.format_options, "dtype": torch.float64})
+    assert work._describe_input(network, normalised_inside=True).startswith("float64 images (N, 3, 8, 8), pixel")
+
+
 def test_a_network_that_differs_is_not_written(run, call, monkeypatch, tmp_path):
     write = work._write_safetensors
 

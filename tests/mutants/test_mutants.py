@@ -416,7 +416,7 @@ MUTANTS = {
          "geometry/test_sharpness.py::rescaling"),
         ("sharpness: the average has another length", "average_case", "rho / A", "rho",
          "geometry/test_sharpness.py::average_case"),
-        ("sharpness: a NaN is no maximum", "worst_case", "math.isnan(rise)", "False",
+        ("sharpness: a NaN is no maximum", "worst_case", "all(map(math.isfinite, A))", "True",
          "geometry/test_sharpness.py::not_finite_in_the_ball"),
         ("m-sharpness: all examples", "m_sharpness", "loss.part(A, B)", "loss",
          "geometry/test_sharpness.py::m_sharpness"),
