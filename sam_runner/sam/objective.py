@@ -97,7 +97,9 @@ class Objective:
             paper's code (flax_training.py); 0 if the base optimizer decays the weights.
 
     Attributes:
+        model: The network.
         params: w.
+        device: Device of the parameters.
         chunk_size: Largest number of examples of a micro-batch, or None.
         generators: Random generators that are attributes of the modules of model and loss. All passes of a group draw
             the same numbers from them.

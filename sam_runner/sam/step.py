@@ -65,8 +65,9 @@ class StepStats:
             the final gradient alone, the norm of that gradient.
         eps_norm: ||eps||_2; with several groups, the mean over them.
         outputs: What the model returned in the first pass, in the order of the batch; logits (N, C) for a classifier.
-        finite: Which of `CHECKED` are finite, bool, (4,). The final gradient includes what the method adds to weights
-            or state after the base optimizer's step. If one is not finite, the step changes neither weights nor state.
+        finite: Which of `CHECKED` are finite on all ranks, bool, (4,). The last entry also covers what the method adds
+            to weights or state after the base optimizer's step. If one is not finite, the step changes neither weights
+            nor state.
         skipped: Whether the loss scaler found a non-finite gradient and skipped the step; a bool on the host.
         passes: The passes that the step made; numbers on the host.
     """
