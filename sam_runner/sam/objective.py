@@ -225,10 +225,10 @@ class Objective:
         """Split `batch` into parts of `size` examples.
 
         If the last part would have one example and the model cannot evaluate one (batch norm), all parts have about the
-        same size instead. With sharded weights this is not tried.
+        same size instead. With sharded weights this needs an earlier call of `accepts_one_example` by all processes.
         """
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
-        # With sharded weights all processes would have to try one example together, so `_accepts_one` is read only.
+        # With sharded weights all processes would have to try one example together, so none tries it here.
         is_known = self._accepts_one is not None or self.shards.world_size == 1
         is_even = has_single and is_known and not self.accepts_one_example(batch)
         return batch.split(size, min_size=2 if is_even else 1)

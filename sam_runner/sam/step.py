@@ -8,7 +8,7 @@ For a batch B, weights w and a base optimizer:
     w     = base optimizer's step from w along g_SAM
 
 `SamStep` does what SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which they differ.
-After its first call the step does not synchronise with the device, with these exceptions:
+After the first step with rho > 0, a step does not synchronise with the device, with these exceptions:
 
 - float16's loss scaler, which must know on the host whether it skips the step;
 - base optimizers that are not fused;
