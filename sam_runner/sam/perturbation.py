@@ -20,7 +20,7 @@ def norm_of(tensors: list[Tensor], shards: DistributedContext = SINGLE_PROCESS) 
     """Return ||.||_2 of all tensors as one vector: 0-dim, in their dtype (the widest of them).
 
     On a CPU it is computed by dot products, which read memory faster than torch's norm and are more accurate: for 47
-    million float32 numbers the error is 0.04% instead of 0.3%.
+    million normal numbers in float32 the error was 0.13% instead of 0.37%, with one thread.
 
     Args:
         tensors: At least one floating-point tensor, all on one device.
