@@ -106,7 +106,7 @@ def predict_files(
         The predictions for the files that can be read, and a message for each other file.
 
     Raises:
-        InputError: If a run cannot be used.
+        InputError: If a run cannot be used, or the runs can read different files.
     """
     classes = require_same_classes(folders)
     logits: dict[Path, Tensor] = {}
@@ -118,7 +118,7 @@ def predict_files(
         data = network.config.data
         ratio = data.eval_crop_ratio if isinstance(data, ImageFolderConfig) else 1.0
         read = make_reader(network.facts.input_shape, ratio)
-        readable, faults, parts = [], [], [torch.empty(0, len(classes))]
+        read_before, readable, faults, parts = readable, [], [], [torch.empty(0, len(classes))]
         with tqdm(total=len(files.paths), desc=_short_name(folder), unit="image", disable=None, leave=False) as bar:
             for images, positions, errors in decode_files(files.paths, read):
                 readable += positions
@@ -128,6 +128,11 @@ def predict_files(
                         _logits(network.model, _without_labels(images), network.autocast_dtype, network.format_options)
                     )
                 bar.update(len(positions) + len(errors))
+        if logits and readable != read_before:
+            raise InputError(
+                f"{folder} cannot read the same images as {folders[0]}: their networks need images of different sizes\n"
+                "  give runs on images of one size"
+            )
         logits[folder] = torch.cat([part.to(parts[-1].dtype) for part in parts])
     labels = torch.tensor(files.labels)[readable].long()
     names = tuple(str(files.paths[position]) for position in readable)
