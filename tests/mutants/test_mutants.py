@@ -402,8 +402,6 @@ MUTANTS = {
     "geometry.density": [
         ("density: probes are summed", "density_of_probes", "A / len(parts)", "A",
          "geometry/test_geometry.py::dense_hessian"),
-        ("density: the moment of one eigenvalue", "Density.moment", "self.n * A", "A",
-         "geometry/test_geometry.py::dense_hessian"),
     ],
     "geometry.sharpness": [
         ("sharpness: leaves the ball", "_ascend", "rho / max(A, B)", "1.0",
