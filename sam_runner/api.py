@@ -103,8 +103,11 @@ def train(overrides: Sequence[str] = (), *, config_dir: str | None = None) -> Ru
         The finished run.
 
     Raises:
-        InputError: Where the settings are not valid; nothing has been written then.
+        InputError: Where the settings are not valid; nothing has been written then. Also where an image cannot be read
+            during the training.
         TrainingError: Where a number is not finite, or the disk is full.
+        RunInterrupt: Where a signal stopped the run (SIGTERM, SIGUSR1, Ctrl-C) after it had saved a checkpoint. It is
+            no subclass of Exception. ``train(["resume=FOLDER"])`` continues the run.
     """
     from sam_runner.commands.train import compose_single, name_call
     from sam_runner.config.experiment import load_experiment

@@ -60,7 +60,7 @@ class Curvature:
         if "nodes" not in self.values:
             return None
         nodes, weights = (torch.tensor(self.values[key], dtype=torch.float64) for key in ("nodes", "weights"))
-        return Density(nodes, weights, self.values["num_weights"])
+        return Density(nodes, weights)
 
     def summary(self) -> str:
         """Return ``lambda_max ..., trace ..., lambda_max/lambda_5 ...``; what was left out is not in it."""

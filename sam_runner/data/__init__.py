@@ -1,8 +1,9 @@
-"""Image data: from a data set and its label noise to batches on the device.
+"""Data: from a data set and its label noise to batches on the device.
 
-`datasets` reads the data sets; `image_sets` and `splits` hold images and labels; `noise` corrupts labels; `augment`
-transforms images; `files` reads image files; `worker_stream` prepares images in worker processes; `loader` yields the
-batches. Models, losses, training and the choice of a data set from settings are elsewhere.
+`datasets` reads the data sets, `own_data` takes a user's arrays; `image_sets` and `splits` hold images and labels;
+`noise` corrupts labels; `files` and `reading` read image files; `augment` transforms images; `normalisation` has mean
+and standard deviation; `worker_stream` prepares images in worker processes; `loader` yields the batches. Models,
+losses, training and the choice of a data set from settings are elsewhere.
 
 May import: utils, distributed, config.
 """

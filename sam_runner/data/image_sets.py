@@ -160,7 +160,10 @@ class UnreadImages(ImageFiles):
 
 @dataclass(frozen=True)
 class ArraySet:
-    """Inputs in memory, of any shape, and their labels. They are not augmented, and not normalised unless asked for.
+    """Inputs in memory, of any shape, and their labels.
+
+    They are not normalised unless asked for. Integers are not augmented, floats of shape (C, H, W) like images but
+    without policy, and other floats by mixup only.
 
     Attributes:
         inputs: float32 or int64, (N, ...).
@@ -214,10 +217,16 @@ Images = ImageSet | ImageFiles | ArraySet
 def make_image_set(
     images_NCHW: Tensor, labels: Tensor, classes: tuple[str, ...], names: tuple[str, ...] | None = None
 ) -> ImageSet:
-    """Check images and labels and build an `ImageSet` without noise; the default names are positions.
+    """Check images and labels and build an `ImageSet` without noise.
+
+    Args:
+        images_NCHW: uint8, (N, C, H, W).
+        labels: Integers of any dtype, (N,), in [0, len(classes)).
+        classes: Names of the classes, at least two.
+        names: Name of each image; None: its position.
 
     Raises:
-        InputError: If there are no images, a label is out of range, or a shape or dtype differs from `ImageSet`'s.
+        InputError: If there are no images, or an argument is not as described.
     """
     if images_NCHW.dtype != torch.uint8 or images_NCHW.ndim != 4:
         raise InputError(f"images must be uint8 (N, C, H, W), not {images_NCHW.dtype} {tuple(images_NCHW.shape)}")
@@ -225,6 +234,8 @@ def make_image_set(
         raise InputError(
             f"found {len(images_NCHW)} images and labels of shape {tuple(labels.shape)}; need one label per image"
         )
+    if labels.is_floating_point() or labels.is_complex():
+        raise InputError(f"labels must be integers, not {labels.dtype}\n  give labels.long()")
     if len(classes) < 2:
         raise InputError(f"need at least 2 classes, found {len(classes)}: {', '.join(classes)}")
     invalid = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()

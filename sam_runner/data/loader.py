@@ -59,7 +59,7 @@ class ImageLoader:
         device: Device of the batches.
         augmentation: Transformations for training; None for evaluation: every image, in order, not augmented.
         seed: Seed of the order and the augmentation.
-        drop_last: Leave out an incomplete last batch of an epoch (training only).
+        drop_last: Leave out an incomplete last batch of an epoch.
         dtype: dtype of the images.
         channels_last: Return images in channels_last memory format.
         num_workers: Number of worker processes.

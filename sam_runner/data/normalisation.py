@@ -124,7 +124,8 @@ def choose_normalisation(
         find_published: Returns mean and standard deviation that the weights were trained with, None if unknown.
 
     Raises:
-        InputError: If the chosen mean and standard deviation are unknown, or have another number of channels.
+        InputError: If the chosen mean and standard deviation are unknown, have another number of channels or are for
+            other inputs, or if images cannot be read.
     """
     if isinstance(train, ArraySet) and (source == "auto" or not train.inputs.dtype.is_floating_point):
         if source != "auto":

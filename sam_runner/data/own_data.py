@@ -30,8 +30,8 @@ def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validat
     dataset are drawn once too; use the settings of ``augment`` instead.
 
     uint8 inputs (N, C, H, W), (N, H, W, C) or (N, H, W) with one or three channels, and PIL images, are images: they
-    are normalised and can be augmented. Other inputs (float of any shape, integers such as tokens) are passed to the
-    model as they are, as float32 or int64.
+    are normalised and can be augmented. Other inputs (floats of any shape, integers such as tokens) reach the model as
+    float32 or int64; floats are normalised and augmented only if ``data.normalisation`` and ``augment`` are set.
 
     Args:
         train: Training set.
@@ -40,8 +40,8 @@ def from_dataset(train: Any, test: Any, classes: Sequence[str] | int, *, validat
         validation: Validation set, or None: ``data.val_fraction`` can hold out training examples.
 
     Raises:
-        InputError: If a set is empty, its inputs differ in shape, or a label is no class; the message names the item.
-            Also if `classes` has no order or a name twice.
+        InputError: If a set is empty, its inputs differ in shape or are not finite, or a label is no class; the message
+            names the item. Also if `classes` has no order or a name twice.
     """
     names = _name_classes(classes)
     parts = {"train": train, "test": test} | ({} if validation is None else {"validation": validation})

@@ -1,7 +1,7 @@
 """Training, validation and test set: holding out, subsampling and label noise, in the order that the noise requires.
 
 A data set is a function that returns `Splits`; its arguments are the keys of its file in conf/data. To add one, write
-the function in `sam_runner/data/datasets`, the file and a test.
+the function in `sam_runner/data/datasets`, its arguments in `sam_runner/config/data.py`, the file and a test.
 """
 
 import hashlib

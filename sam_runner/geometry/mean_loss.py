@@ -31,7 +31,8 @@ class Score(NamedTuple):
 
     Attributes:
         loss: Mean loss.
-        accuracy: Fraction of the examples whose largest output is the target's class, in [0, 1].
+        accuracy: Fraction of the examples whose largest output is the target's class, in [0, 1]; 0 if the targets are
+            no classes.
     """
 
     loss: float
@@ -62,6 +63,9 @@ class MeanLoss:
         weights: w of the network, (n,).
         num_examples: N.
         chunk_size: See above.
+
+    Raises:
+        ValueError: If `batchnorm` is another word, or no parameter requires gradients.
     """
 
     def __init__(
@@ -217,7 +221,11 @@ class MeanLoss:
         return self._weight_decay / 2 * float(weights.double().square().sum()) if self._weight_decay else 0.0
 
     def gradient(self, weights: Tensor) -> tuple[float, Tensor]:
-        """Return L and its gradient, (n,), at the given weights, (n,)."""
+        """Return L and its gradient, (n,), at the given weights, (n,).
+
+        Raises:
+            ValueError: If batchnorm is "reestimate".
+        """
         self._require_derivatives()
         self._write(weights)
         result = self._point_gradients()
@@ -236,6 +244,7 @@ class MeanLoss:
 
         Raises:
             TrainingError: If an operation of the network has no second derivative, or a product is not finite.
+            ValueError: If batchnorm is "reestimate".
         """
         self._require_derivatives()
         self._write(self.weights)

@@ -26,11 +26,11 @@ MIN_STEP = 1 / 64
 
 @dataclass(frozen=True)
 class Average:
-    """A mean over random directions.
+    """A mean over random directions or groups of examples.
 
     Attributes:
         value: Mean rise of the loss.
-        standard_error: Standard error of the mean; 0 for one direction.
+        standard_error: Standard error of the mean; 0 for one direction or group.
     """
 
     value: float
@@ -50,8 +50,9 @@ def worst_case(
     """Return the largest rise of the loss that projected gradient ascent finds; a lower bound of the maximum.
 
     With u = e / c, a step is u <- P(u + step rho g_u / ||g_u||), where g_u = c g is the gradient by u and P projects on
-    the ball. The first start is the solution of eq. 2, u = rho g_u / ||g_u||; a step that lowers the loss halves the
-    length of the further ones. The result is NaN if a loss or a gradient on the way is not finite.
+    the ball. The first start is the solution of eq. 2, u = rho g_u / ||g_u||. A step that does not raise the loss is
+    undone, and the further ones have half its length. The result is NaN if a loss or a gradient on the way is not
+    finite.
 
     Args:
         gradient: w -> (L(w), gradient (n,)).
@@ -70,7 +71,7 @@ def worst_case(
         if restart or not _norm(u):
             u = _random_direction(weights, generator)
         rises.append(_ascend(gradient, weights, c, u * (rho / _norm(u)), rho, num_steps) - base)
-    return math.nan if any(math.isnan(rise) for rise in rises) else max(rises)
+    return max(rises) if all(map(math.isfinite, rises)) else math.nan
 
 
 def _ascend(gradient: Gradient, weights: Tensor, c: Tensor, u: Tensor, rho: float, num_steps: int) -> float:

@@ -9,6 +9,7 @@ from torch import Tensor
 from sam_runner.utils.seeding import make_generator
 
 Products = Callable[[Sequence[Tensor]], list[Tensor]]
+AT_ONCE = 8  # vectors that are multiplied together
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Trace:
     num_products: int
 
 
-def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed: int = 0, at_once: int = 8) -> Trace:
+def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed: int = 0) -> Trace:
     """Estimate tr(A).
 
     A third of the products finds Q, a basis of about the subspace of the eigenvectors with the largest eigenvalues. A
@@ -34,11 +35,10 @@ def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed:
     vectors of signs (Hutchinson).
 
     Args:
-        products: Maps vectors (n,) to their products A v.
+        products: Maps at most `AT_ONCE` vectors (n,) to their products A v.
         like: A vector (n,) whose dtype and device the vectors have.
         num_products: Number of products, at least 6; it is rounded down to a multiple of 3.
         seed: Seed of the random vectors.
-        at_once: Number of vectors that `products` gets at once.
 
     Raises:
         ValueError: If `num_products` is less than 6: two random terms are needed for a standard error.
@@ -49,7 +49,7 @@ def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed:
     generator = make_generator(seed, "trace")
 
     def multiply(vectors: Tensor) -> Tensor:
-        parts = [products(list(rows)) for rows in vectors.split(at_once)]
+        parts = [products(list(rows)) for rows in vectors.split(AT_ONCE)]
         return torch.stack([row for part in parts for row in part])
 
     sketch = multiply(random_signs(third, like, generator))

@@ -25,7 +25,7 @@ def render_contact_sheet(suspects: Suspects, images: Images, title: str, note: s
 
     Args:
         suspects: The ranking; the first `NUM_IMAGES` images are shown.
-        images: The training set that it ranks; inputs that are no images have no pictures.
+        images: The set that it ranks; inputs that are no images have no pictures.
         title: Heading.
         note: A sentence below it.
     """

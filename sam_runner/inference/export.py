@@ -86,7 +86,8 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
     """Export the network of a run, and compare the logits of the exported and of the original network.
 
     Both get the same images, of random pixels, in batches of `BATCHES`. The network is exported in evaluation mode,
-    on the CPU, without autocast. The size of a batch is free.
+    on the CPU, without autocast, in float32, or in float64 if the run has ``precision=fp64``. The size of a batch is
+    free.
 
     Args:
         folder: The run folder.

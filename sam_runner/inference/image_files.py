@@ -71,7 +71,8 @@ def find_labelled_files(folder: Path, classes: Sequence[str]) -> FoundFiles:
     """Find the image files below a folder that has a folder for each class; every file must have a label.
 
     Raises:
-        InputError: If the folder holds the splits of a data set, or images outside the folders of the classes.
+        InputError: If it is not a folder, or holds no image, the splits of a data set, or images outside the folders of
+            the classes.
     """
     if not folder.is_dir():
         raise InputError(f"--data {folder} is not a folder\n  give a folder with one folder of images for each class")

@@ -102,7 +102,7 @@ def average_precision(is_wrong: Tensor, score: Tensor) -> float:
 
 
 def describe_ranking(suspects: Suspects) -> str:
-    """Return a line about the ranking; "" if the clean labels are not known."""
+    """Return a line about the ranking; "" if no label differs from a known clean one."""
     is_wrong = suspects.is_wrong
     if is_wrong is None:
         return ""
@@ -117,8 +117,9 @@ def describe_ranking(suspects: Suspects) -> str:
 def suspects_table(suspects: Suspects) -> "pandas.DataFrame":
     """Return one row for each image, the most suspicious first.
 
-    The columns are ``rank`` from 1; ``path`` or ``index``; ``label``; ``clean_label``, if it is known; ``predicted``;
-    ``self_confidence``, the probability of the label; and ``confidence``, the probability of the predicted class.
+    The columns are ``rank`` from 1; ``path`` or ``index``; ``label``; ``clean_label``, if one differs from its label;
+    ``predicted``; ``self_confidence``, the probability of the label; and ``confidence``, the probability of the
+    predicted class.
     """
     import pandas  # takes a second
 

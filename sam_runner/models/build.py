@@ -348,7 +348,7 @@ def published_normalisation(config: ModelConfig) -> Statistics | None:
         config: Settings of the network, with weights.
 
     Raises:
-        InputError: If torchvision does not have the weights.
+        InputError: If torchvision does not have the weights, or their file cannot be read.
     """
     library, _, version = (config.weights or "").partition(":")
     name = str(config.arguments().get("name", config.target.rpartition(".")[2]))
@@ -376,6 +376,9 @@ def parameter_groups(model: nn.Module, num_classes: int, head_lr: float | None) 
         model: The network.
         num_classes: Its number of outputs, which identifies the head.
         head_lr: Initial learning rate of the head; None makes one group.
+
+    Raises:
+        InputError: If `head_lr` is given, and the network has no head.
     """
     params = [param for param in model.parameters() if param.requires_grad]
     if head_lr is None:

@@ -209,6 +209,9 @@ def file_normalisation(path: Path) -> Statistics | None:
     Args:
         path: A checkpoint of a run (the run stores both), or a safetensors file with the metadata ``mean`` and ``std``
             (each a JSON list of numbers).
+
+    Raises:
+        InputError: If a safetensors file cannot be read.
     """
     if path.parent.name == "checkpoints":
         stored = read_json(path.parent.parent / NORMALISATION_FILE)

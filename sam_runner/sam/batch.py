@@ -56,12 +56,13 @@ class Batch:
     def split(self, size: int | None, *, min_size: int = 1) -> list["Batch"]:
         """Split the batch into consecutive parts of at most `size` examples, each with weight 1.
 
-        Leaves that are no tensors are the same in every part. With None, or a `size` of at least N, the batch itself is
-        the only part.
+        Leaves that are no tensors are the same in every part. With None, or a `size` of at least N, the batch itself,
+        with its weight, is the only part.
 
         Args:
             size: Number of examples of all parts but the last one, which has the remainder; see `part_sizes`.
-            min_size: If the remainder is smaller, the same number of parts has sizes that differ by at most 1.
+            min_size: Smallest number of examples of a part. If the remainder is smaller, the same number of parts get
+                sizes that differ by at most 1.
 
         Raises:
             ValueError: If the first axes of two tensors differ, a tensor has no axis, or an entry is an object whose

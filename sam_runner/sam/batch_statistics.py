@@ -99,7 +99,7 @@ class RunningStatistics:
         """Make one update of the running statistics, with the mean of the statistics of all passes in the context.
 
         Each pass must be inside `accumulate_statistics` or `discard_updates`. One pass makes exactly PyTorch's own
-        update. An exception in the context restores the statistics.
+        update. After several passes, an exception in the context restores the statistics.
 
         Args:
             num_passes: Number of passes in the context outside of `discard_updates`.

@@ -212,5 +212,6 @@ def capture_blocker(step: SamStep) -> str:
         return step.method.capture_blocker
     is_fused = all(group.get("fused") for group in step.optimizer.param_groups)
     if type(step.optimizer) not in OPTIMIZERS or not is_fused:
-        return f"{type(step.optimizer).__name__} reads its learning rate on the host (use SGD, Adam or AdamW)"
+        name = type(step.optimizer).__name__
+        return f"{name} reads its learning rate on the host (use SGD, Adam or AdamW with fused=True)"
     return ""

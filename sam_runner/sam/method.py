@@ -135,6 +135,10 @@ class Group:
         Args:
             create_graph: See `Objective.gradient`.
             shaken: See `Objective.gradient`.
+
+        Raises:
+            TrainingError: If an earlier pass of the group has changed inputs or targets in place.
+            RuntimeError: If the group's first pass was not made by this function.
         """
         objective = self.context.objective
         if not self._has_begun:
@@ -169,7 +173,10 @@ class Group:
         return evaluation
 
     def evaluate(self) -> Evaluation:
-        """Return loss and outputs of the group at the current weights, without gradient; see `Objective.evaluate`."""
+        """Return loss and outputs of the group at the current weights, without gradient; see `Objective.evaluate`.
+
+        A method whose first pass is `evaluate` must not make another pass.
+        """
         self._begin_pass()
         return self.context.objective.evaluate(self.batch)
 
@@ -223,7 +230,7 @@ class Group:
             )
         if self._rng is None:
             raise RuntimeError(
-                "Group.backward made the first pass, so no other pass is possible: begin with Group.gradient"
+                "the first pass was not made by Group.gradient, so no other pass is possible: begin with Group.gradient"
             )
         self._rng.restore(self.context.objective.device, self.context.objective.generators)
         return False
@@ -339,10 +346,11 @@ class Method:
         raise NotImplementedError(f"{type(self).__name__} must define perturb or accumulate")
 
     def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
-        """Change the gradient for the base optimizer in place. Called once per step at rho > 0 if ``combines``.
+        """Change the gradient for the base optimizer in place.
 
-        Both gradients are means over all groups and ranks, times the loss scale; one tensor per parameter (local shards
-        of sharded ones).
+        If ``combines``, it is called once in each step that gets rho > 0, also if `radius` has returned 0. Both
+        gradients are means over all groups and ranks, times the loss scale; one tensor per parameter (local shards of
+        sharded ones).
 
         Args:
             final: g_eps, or the only gradient of a step with one pass. Write the result into it.

@@ -23,6 +23,7 @@ from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
+from sam_runner.utils.errors import find_memory_error
 from sam_runner.utils.seeding import RngState, find_generators
 
 SECOND_ORDER = (
@@ -92,19 +93,21 @@ class Objective:
         batch_size: Number of examples of a full batch. Needed if `num_chunks` > 1, for the size of a micro-batch.
         context: The processes that train together; default: this process only. All get the parameters and buffers of
             rank 0. The objective averages the gradients itself, so the model must not be wrapped in DDP.
-        weight_decay: lambda of the term lambda/2 ||w||^2 over all parameters, which every pass adds to the loss, as in
-            the paper's code (flax_training.py); 0 if the base optimizer decays the weights.
+        weight_decay: lambda of the term lambda/2 ||w||^2, biases included, which every pass adds to the loss, as in the
+            paper's code (flax_training.py); 0 if the base optimizer decays the weights.
 
     Attributes:
+        model: The network.
         params: w.
+        device: Device of the parameters.
         chunk_size: Largest number of examples of a micro-batch, or None.
         generators: Random generators that are attributes of the modules of model and loss. All passes of a group draw
             the same numbers from them.
         work: Examples that the passes of the latest step have evaluated.
 
     Raises:
-        ValueError: If parameters of the model are complex, uninitialised or overlap in memory, or if `num_chunks` is
-            below 1 or lacks `batch_size`.
+        ValueError: If the model has no parameters, if they are complex, uninitialised, overlap in memory or are on
+            several devices, or if `num_chunks` is below 1 or lacks `batch_size`.
         TypeError: If `model` is not a network, `loss` cannot be called, or `autocast_dtype` is not accepted.
     """
 
@@ -188,7 +191,7 @@ class Objective:
             params: All parameters that an optimizer trains, those of the loss included.
 
         Raises:
-            ValueError: If `params` is empty or not supported, see `Objective`.
+            ValueError: If a parameter is not supported, see `Objective`.
         """
         require_supported(self.model, params)
         given = {id(param) for param in params}
@@ -222,7 +225,7 @@ class Objective:
         """Split `batch` into parts of `size` examples.
 
         If the last part would have one example and the model cannot evaluate one (batch norm), all parts have about the
-        same size instead.
+        same size instead. With sharded weights this needs an earlier call of `accepts_one_example` by all processes.
         """
         has_single = size is not None and len(batch) > size > 1 and len(batch) % size == 1
         # With sharded weights all processes would have to try one example together, so none tries it here.
@@ -283,6 +286,8 @@ class Objective:
             with torch.no_grad():
                 losses: Tensor = torch.vmap(of_one)(outputs, batch.targets)
         except (RuntimeError, ValueError) as error:
+            if find_memory_error(error):
+                raise
             reason = str(error).strip().splitlines()[0]
             raise ValueError(f"the loss of single examples cannot be computed: {reason}") from error
         return losses
@@ -300,15 +305,18 @@ class Objective:
 
         Args:
             batch: B; its micro-batches together give one gradient.
-            update_statistics: Whether this pass updates the running statistics of normalisation layers.
-            create_graph: Keep the graph, so that the gradient can be differentiated.
+            update_statistics: Whether the buffers keep what this pass writes, such as running statistics.
+            create_graph: Keep the graph, so that the gradient can be differentiated. It is then this rank's gradient,
+                whatever `reduce` is.
             shaken: Whether random branches (Shake-Shake, ShakeDrop) use new random scales in the backward pass, as in
                 `backward`. Otherwise they use the scales of the forward pass, which gives the true gradient.
             reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
                 which each rank computes its own eps, as in the paper.
 
         Raises:
-            TrainingError: If the forward pass changes a parameter that is not trained. Only the first call checks it.
+            TrainingError: If the forward pass changes a parameter that is not trained; only the first call checks it.
+                With `create_graph` also if an operation of the model has no second derivative.
+            ValueError: If the loss is not a 0-dim tensor.
 
         Returns:
             - The evaluation.
@@ -353,7 +361,7 @@ class Objective:
         Args:
             batch: B; its micro-batches together give one gradient.
             share: Factor of the gradient.
-            update_statistics: Whether this pass updates the running statistics of normalisation layers.
+            update_statistics: See `gradient`.
             reduce: Replace ``.grad``, earlier summands included, by its mean over the ranks. The communication overlaps
                 with the backward pass of the last micro-batch.
         """

@@ -63,7 +63,10 @@ class OptimizerStep:
         Returns:
             The norm of ``.grad`` before clipping, without the loss scale; `finite` with one more entry, for ``.grad``
             and `pending`, (k + 1,); whether the loss scaler skipped the step (a bool on the host, False without a loss
-            scaler).
+            scaler). With a loss scaler the last entry is False if any other is.
+
+        Raises:
+            ValueError: If no parameter has a gradient.
         """
         params = [
             param for group in self._optimizer.param_groups for param in group["params"] if param.grad is not None

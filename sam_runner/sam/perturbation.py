@@ -20,7 +20,7 @@ def norm_of(tensors: list[Tensor], shards: DistributedContext = SINGLE_PROCESS) 
     """Return ||.||_2 of all tensors as one vector: 0-dim, in their dtype (the widest of them).
 
     On a CPU it is computed by dot products, which read memory faster than torch's norm and are more accurate: for 47
-    million float32 numbers the error is 0.04% instead of 0.3%.
+    million normal numbers in float32 the error was 0.13% instead of 0.37%, with one thread.
 
     Args:
         tensors: At least one floating-point tensor, all on one device.
@@ -92,8 +92,8 @@ def divide_radius(rho: float | Tensor, norm: Tensor) -> Tensor:
     """Return rho / norm: 0 if the norm is 0, NaN if it is not finite; does not synchronise with the device.
 
     Args:
-        rho: Radius.
-        norm: Length of the direction of eps, 0-dim.
+        rho: Radius, or another numerator.
+        norm: Length of the direction of eps, or several lengths, of any shape.
     """
     # masked_fill, since where() with a number would copy it from the host. A norm that overflows makes eps NaN, not 0.
     return (rho / norm + 0 * norm).masked_fill(norm == 0, 0.0)
@@ -119,6 +119,7 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
 
     Raises:
         ValueError: If p is not in [1, inf], or rho is negative or not finite.
+        TypeError: If rho is not a number.
     """
     require_norm(p)
     require_radius(rho)
@@ -126,7 +127,7 @@ def epsilon(grads: list[Tensor], rho: float | Tensor, p: float = 2.0) -> list[Te
         if any(grad.requires_grad for grad in grads):
             norm = torch.linalg.vector_norm(torch.cat([grad.flatten() for grad in grads]))
             # The inner fill keeps a zero gradient's derivative from being 0 times infinity.
-            scale = (rho / norm.masked_fill(norm == 0, 1.0)).masked_fill(norm == 0, 0.0)
+            scale = divide_radius(rho, norm.masked_fill(norm == 0, 1.0)).masked_fill(norm == 0, 0.0)
             return [grad * scale for grad in grads]
         return perturbation(grads, rho).tensors()
     largest = get_total_norm([grad.detach() for grad in grads if grad.numel()], math.inf)

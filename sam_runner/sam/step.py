@@ -8,11 +8,13 @@ For a batch B, weights w and a base optimizer:
     w     = base optimizer's step from w along g_SAM
 
 `SamStep` does what SAM and its variants share; a `sam_runner.sam.method.Method` makes the choices in which they differ.
-The step does not synchronise with the device, with three exceptions:
+After the first step with rho > 0, a step does not synchronise with the device, with these exceptions:
 
 - float16's loss scaler, which must know on the host whether it skips the step;
 - base optimizers that are not fused;
-- methods that decide on the host whether to make a second pass (AE-SAM).
+- methods that decide on the host whether to make a second pass (AE-SAM);
+- a parameter without gradient, if the method combines g and g_eps or several processes train together;
+- ``keep_statistics``, if the network replaces a buffer by another tensor.
 """
 
 from collections.abc import Callable
@@ -57,14 +59,15 @@ class StepStats:
     """Statistics of one step. Tensors are on the device (no synchronisation); scalars are 0-dim and floating point.
 
     Attributes:
-        loss: L_B(w) without weight decay.
-        loss_perturbed: L_B(w + eps); equal to `loss` for a step with one pass.
-        grad_norm: ||g||_2 at w without the loss scale. With several groups and a second pass, the mean over the groups.
-            For a step with one pass, the norm of the final gradient.
+        loss: L_B(w) of this rank's batch without weight decay; with `MomentumSam` L_B(w + eps).
+        loss_perturbed: L_B(w + eps) likewise; equal to `loss` for a step with one pass.
+        grad_norm: ||g||_2 at w without the loss scale; with several groups, the mean over them. If the step computes
+            the final gradient alone, the norm of that gradient.
         eps_norm: ||eps||_2; with several groups, the mean over them.
         outputs: What the model returned in the first pass, in the order of the batch; logits (N, C) for a classifier.
-        finite: Which of `CHECKED` are finite, bool, (4,). The final gradient includes what the method adds to weights
-            or state after the base optimizer's step. If one is not finite, the step changes neither weights nor state.
+        finite: Which of `CHECKED` are finite on all ranks, bool, (4,). The last entry also covers what the method adds
+            to weights or state after the base optimizer's step. If one is not finite, the step changes neither weights
+            nor state.
         skipped: Whether the loss scaler found a non-finite gradient and skipped the step; a bool on the host.
         passes: The passes that the step made; numbers on the host.
     """
@@ -88,8 +91,8 @@ class SamStep:
             gradients when a step begins, those of the loss included; other parameters are constants. The state of the
             optimizer does not depend on the method, so training can change between plain and SAM.
         method: Chooses perturbation, final gradient and passes. Default: SAM with p = 2. A method belongs to one step.
-        group_size: m of m-sharpness, in examples. Each group of m examples has its own eps and batch-norm statistics.
-            The final gradient is the mean over the groups, weighted by their numbers of examples. This is the paper's
+        group_size: m of m-sharpness, >= 1. Each group of m examples has its own eps and batch-norm statistics. The
+            final gradient is the mean over the groups, weighted by their numbers of examples. This is the paper's
             setting of m examples per device, each with its own perturbation. None: the batch of each rank is one group.
         grad_clip: Largest norm of the gradient for the base optimizer, > 0 (the paper's code: 5.0); None: no clipping.
             The gradient from which eps is computed is never clipped.
@@ -98,8 +101,9 @@ class SamStep:
 
     Raises:
         TypeError: If `objective` is no `Objective`, `method` is not a `Method`, or the optimizer needs a closure.
-        ValueError: If the method does not work with groups, sharded weights or the network, or the parameters of the
-            optimizer cannot be trained (see `sam_runner.sam.objective.Objective`).
+        ValueError: If `group_size` or `grad_clip` is out of range, the method does not work with groups, sharded
+            weights or the network, the parameters of the optimizer cannot be trained (see
+            `sam_runner.sam.objective.Objective`), or the optimizer is a fused SGD with dampening.
     """
 
     def __init__(
@@ -121,6 +125,10 @@ class SamStep:
             raise TypeError(
                 f"{type(optimizer).__name__} needs a closure, which a step does not have: use another optimizer"
             )
+        if group_size is not None and group_size < 1:
+            raise ValueError(f"group_size={group_size}: accepted are 1, 2, ... and None")
+        if grad_clip is not None and not grad_clip > 0:
+            raise ValueError(f"grad_clip={grad_clip}: accepted are numbers above 0 and None")
         method = Sam() if method is None else method
         _require_method(method)
         if method.sync_perturbation and group_size is not None:
@@ -146,7 +154,8 @@ class SamStep:
         """Set w to the parameters that the optimizer trains now; return whether they have changed.
 
         Raises:
-            ValueError: If they have changed, but the method's state or the sharded weights need the old ones.
+            ValueError: If they cannot be trained, or they have changed, but the method's state or the sharded weights
+                need the old ones.
         """
         trained = self._trained.read_changes()
         if trained is None:
@@ -176,8 +185,11 @@ class SamStep:
             number: Number of the step in its run, from 0. Only some methods need it.
 
         Raises:
-            ValueError: If `rho` is negative or not finite, or the method needs `number` and it is None.
+            ValueError: If `rho` is negative or not finite, the method needs `number` and it is None, the batch cannot
+                be split, the loss is not a 0-dim tensor or depends on no trained parameter; see also
+                `update_parameters`.
             TypeError: If `batch` is no `Batch`, or `rho` is not a number.
+            TrainingError: If a pass changes the inputs, the targets or a parameter that is not trained.
             RuntimeError: If gradients are switched off.
         """
         if not isinstance(batch, Batch):
@@ -193,6 +205,9 @@ class SamStep:
         Args:
             rho: Radius that the schedule gives, see `__call__`.
             number: Number of the step in its run, from 0.
+
+        Raises:
+            ValueError: See `__call__`; also if the radius of the method is negative or not finite.
         """
         require_radius(rho)
         if is_zero(rho):

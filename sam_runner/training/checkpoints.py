@@ -57,7 +57,7 @@ class CheckpointFolder:
         folder: The folder ``checkpoints`` in the run folder; it is created when the first checkpoint is saved.
         keep: Number of the latest checkpoints to keep, at least 2. The best checkpoint is kept too.
         keep_epochs: Numbers of epochs, from 1, whose last checkpoint is never deleted.
-        every_epochs: N never deletes the last checkpoint of every N-th epoch; None: no further ones.
+        every_epochs: N, if the last checkpoint of every N-th epoch is never deleted; None: no such rule.
     """
 
     def __init__(

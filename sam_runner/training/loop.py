@@ -53,7 +53,8 @@ def fit(
         `progress`.
 
     Raises:
-        TrainingError: If a loss or a gradient is not finite, or every step of an epoch was skipped.
+        TrainingError: If a loss, a gradient or a metric is not finite, or every step of an epoch was skipped. With
+            ``run.skip_nonfinite`` a step with such a loss or gradient is skipped instead.
         RunInterrupt: If a rank received a stop request. A checkpoint of the last step then exists.
     """
     save_schedule = save_schedule or CheckpointSchedule()

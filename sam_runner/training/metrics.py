@@ -108,16 +108,20 @@ def train_metrics(sums: Mapping[str, float]) -> dict[str, float]:
 def evaluation_metrics(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Compute the metrics of a whole set.
 
-    Beside the logits this needs memory for `MAX_LOGITS` logits in double precision, however large the set is.
+    Beside the logits this needs memory for a few times `MAX_LOGITS` numbers in double precision, however large the set
+    is.
 
     Args:
         logits: Logits, floating point, (N, C).
         labels: True classes, int64, (N,).
 
     Returns:
-        ``accuracy`` (top-1), ``nll`` (mean negative log-likelihood in nats), ``calibration_error`` (see
-        `calibration_error`) and, with more than five classes, ``accuracy_top5``. Of equal logits the lower class ranks
-        first, in top-1 and top-5.
+        ``accuracy`` (top-1), ``nll`` (mean negative log-likelihood in nats), ``calibration_error`` and, with more than
+        five classes, ``accuracy_top5``. Of equal logits the lower class ranks first, in top-1 and top-5.
+
+        ``calibration_error`` is the expected one (Guo, Pleiss, Sun and Weinberger, ICML 2017, eq. 3): |accuracy -
+        confidence| of each bin, weighted by its examples. 15 bins of equal width divide the confidences (0, 1]; a bin
+        is closed on the right.
     """
     num_rows = max(1, MAX_LOGITS // logits.shape[1])
     parts = zip(logits.split(num_rows), labels.split(num_rows), strict=True)
@@ -131,7 +135,7 @@ def _sum_metrics(logits: Tensor, labels: Tensor) -> dict[str, Tensor]:
     sums = {
         "accuracy": (logits.argmax(1) == labels).double().sum(),
         "nll": torch.nn.functional.cross_entropy(logits, labels, reduction="sum"),
-        "calibration_error": _sum_bins(logits, labels, NUM_BINS),
+        "calibration_error": _sum_bins(logits, labels),
     }
     if logits.shape[1] > 5:
         true_logit = logits.gather(1, labels[:, None])
@@ -170,28 +174,12 @@ def is_better(tag: str, value: float, other: float) -> bool:
     return value < other if tag.endswith("/nll") else value > other
 
 
-def calibration_error(logits: Tensor, labels: Tensor, num_bins: int = NUM_BINS) -> Tensor:
-    """Compute the expected calibration error: |accuracy - confidence| of each bin, weighted by its examples.
-
-    Guo, Pleiss, Sun and Weinberger (ICML 2017), eq. 3, with 15 bins of equal width; a bin is closed on the right.
-
-    Args:
-        logits: Logits, floating point, (N, C).
-        labels: True classes, int64, (N,).
-        num_bins: Number of bins over the confidences (0, 1].
-
-    Returns:
-        0-dim tensor in [0, 1].
-    """
-    return _sum_bins(logits, labels, num_bins).abs().sum() / len(labels)
-
-
-def _sum_bins(logits: Tensor, labels: Tensor, num_bins: int) -> Tensor:
-    """Return the sum of (is correct - confidence) over the examples of each bin, (num_bins,)."""
+def _sum_bins(logits: Tensor, labels: Tensor) -> Tensor:
+    """Return the sum of (is correct - confidence) over the examples of each bin, (NUM_BINS,)."""
     confidence, prediction = logits.softmax(1).max(1)
-    index = (confidence * num_bins).ceil().long().clamp(1, num_bins) - 1
+    index = (confidence * NUM_BINS).ceil().long().clamp(1, NUM_BINS) - 1
     difference = (prediction == labels).to(confidence.dtype) - confidence
-    return torch.zeros(num_bins, dtype=confidence.dtype, device=logits.device).index_add(0, index, difference)
+    return torch.zeros(NUM_BINS, dtype=confidence.dtype, device=logits.device).index_add(0, index, difference)
 
 
 def confusion_matrix(logits: Tensor, labels: Tensor, classes_per_square: int = 1) -> Tensor:

@@ -17,7 +17,7 @@ def draw_image_grid(images_NCHW: Tensor, columns: int = 8, min_side: int = 48) -
     Args:
         images_NCHW: Images with values in [0, 1]. If they do not have three channels, the first one is drawn in grey.
         columns: Number of images in a row.
-        min_side: Width in pixels that smaller images are enlarged to, or beyond, by a whole factor.
+        min_side: Smallest width in pixels; narrower images are enlarged by the smallest whole factor that reaches it.
 
     Returns:
         float32, (3, H, W), in [0, 1].

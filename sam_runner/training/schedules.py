@@ -73,14 +73,22 @@ def step(
 
 
 def build_lr(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> Schedule:
-    """Return a function from the step to the factor of the initial learning rate."""
+    """Return a function from the step to the factor of the initial learning rate.
+
+    Raises:
+        InputError: If the warm-up does not end before the training does, or a schedule of the user cannot be built.
+    """
     warmup_steps = _count_warmup_steps(config.warmup_epochs, "schedule.warmup_epochs", total_steps, steps_per_epoch)
     schedule: Schedule = instantiate(config, "schedule", total_steps=total_steps, warmup_steps=warmup_steps)
     return schedule
 
 
 def build_rho(config: OptimizerConfig, total_steps: int, steps_per_epoch: int) -> Callable[[int], float]:
-    """Return a function from the step to the radius of the perturbation, 0 for the base optimizer alone."""
+    """Return a function from the step to the radius of the perturbation, 0 for the base optimizer alone.
+
+    Raises:
+        InputError: If the warm-up does not end before the training does.
+    """
     if not isinstance(config, RadiusConfig) or config.rho == 0:
         return lambda _: 0.0
     rho, name, final = config.rho, "optimizer.rho_warmup_epochs", config.rho_final

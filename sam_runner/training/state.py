@@ -108,7 +108,7 @@ class Progress:
     """The progress of a run; a checkpoint stores it beside model and optimizer.
 
     Attributes:
-        epoch: Number of completed epochs, each with its evaluation.
+        epoch: Number of completed epochs. An epoch is complete after its evaluation, if it has one.
         batch: Number of completed batches of the current epoch.
         step: Number of completed steps, including the steps that were skipped.
         num_updates: Number of steps except those that the loss scaler skipped; the position in the schedules.
@@ -134,9 +134,9 @@ class Progress:
         epoch_sums: Sums of a `TrainMeter` over the current epoch up to its last logged row; empty before the first.
         window_sums: Sums of this rank's `TrainMeter` since the last logged row; empty before the next step.
         last_hparams: Learning rate, rho and loss scale of the last step.
-        before_end: If `max_steps` ended the run within an epoch, the progress and the states of the loggers from before
-            this end was counted as the end of an epoch; otherwise empty. A run that is made longer continues from
-            there.
+        before_end: If `max_steps` ended the run within an epoch: the progress and the states of the loggers at the
+            last step, before the run counted it as the end of an epoch. Otherwise empty. A run that is made longer
+            continues from there.
     """
 
     epoch: int = 0

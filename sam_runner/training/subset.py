@@ -75,7 +75,7 @@ def decay_in_loss(config: ExperimentConfig) -> float:
 
 
 def examples_of_a_pass(config: ExperimentConfig) -> int:
-    """Return the number of examples that batch norm normalises together in training."""
+    """Return the largest number of examples of a pass of one process in training: those that batch norm normalises."""
     local = -(-config.batch_size // config.world_size)
     return min(config.optimizer.m or local, -(-local // config.accumulate))
 

@@ -45,6 +45,11 @@ def test_invalid_image_sets_are_refused(shape, dtype, labels, classes, message):
         make_image_set(torch.zeros(shape, dtype=dtype), torch.tensor(labels, dtype=torch.int64), tuple(classes))
 
 
+def test_labels_of_floats_are_refused():
+    with pytest.raises(InputError, match=r"labels must be integers, not torch\.float32\n  give labels\.long\(\)"):
+        make_image_set(torch.zeros(2, 1, 2, 2, dtype=torch.uint8), torch.tensor([0.5, 1.0]), ("a", "b"))
+
+
 def test_subset_keeps_images_and_both_labels_together():
     part = numbered_images(9).with_labels(torch.arange(9) % 2).subset(torch.tensor([7, 2]))
     assert indices_of(part.images_NCHW) == [7, 2]

@@ -1,5 +1,7 @@
 """Sharpness against closed forms on quadratics and least squares, and its invariance under rescaling, in float64."""
 
+import math
+
 import pytest
 import torch
 from torch import nn
@@ -70,7 +72,11 @@ def test_a_loss_that_is_not_finite_in_the_ball_has_no_worst_case(bad):
     def cliff(w):
         return float(w[0]), torch.tensor([bad if float(w[0]) > 3.2 else 1.0, 0.0]).double()
 
+    def tower(w):
+        return (bad if torch.equal(w, W) else 0.0), torch.ones(2).double()
+
     assert worst_case(wall, W, 0.1) == pytest.approx(0.1)
+    assert math.isnan(worst_case(tower, W, 0.1))
     for function in (wall, cliff):
         assert worst_case(function, W, 0.5, num_steps=3) != worst_case(function, W, 0.5, num_steps=3)
     assert torch.tensor(average_case(lambda w: wall(w)[0], W, 0.5).value).isfinite().logical_not()

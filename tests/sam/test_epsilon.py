@@ -112,6 +112,12 @@ def test_a_non_finite_gradient_stays_visible(p, bad):
     assert not np.isfinite(flat(eps)).all()
 
 
+@pytest.mark.parametrize("in_graph", [False, True])
+def test_a_norm_that_overflows_gives_nan(in_graph):
+    (eps,) = epsilon([torch.full((2,), 1e30).requires_grad_(in_graph)], 0.5)
+    assert eps.isnan().all()
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_norm_over_tensors_of_every_layout_equals_numpy(dtype):
     torch.manual_seed(0)

@@ -768,6 +768,14 @@ def test_a_loss_that_has_no_single_examples_is_refused():
         step(tensors(*batches()[0]), RHO, 0)
 
 
+def test_single_losses_without_memory_are_no_fault_of_the_loss():
+    def loss(outputs, targets):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory")
+
+    with pytest.raises(RuntimeError, match="can't allocate memory"):
+        Objective(mlp(), loss).example_losses(tensors(*batches()[0]), torch.zeros(COUNT, 3))
+
+
 def test_every_method_is_tested():
     made = {type(make()) for make in METHODS.values()}
     others = {

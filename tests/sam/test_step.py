@@ -274,6 +274,9 @@ def test_misuse_of_the_step_is_answered():
         Objective(model, F.cross_entropy, num_chunks=4)
     with pytest.raises(ValueError, match="num_chunks=0"):
         Objective(model, F.cross_entropy, num_chunks=0, batch_size=4)
+    for options in ({"group_size": 0}, {"grad_clip": -1.0}):
+        with pytest.raises(ValueError, match=f"{next(iter(options))}.*: accepted are"):
+            SamStep(good, torch.optim.SGD(model.parameters(), lr=0.1), **options)
 
 
 @pytest.mark.parametrize(("loss", "kind"), [(dict, "a dict"), (tuple, "a tuple"), (torch.ones, r"shape \(4,\)")])

@@ -62,7 +62,7 @@ def _is_padding(size: int, pad: int) -> Tensor:
 
 
 def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: AugmentConfig) -> Tensor:
-    """Crop and flip the images at `indices`; return uint8, (B, C, H, W).
+    """Crop and flip the images at `indices`; return (B, C, H, W) in the dtype of `crops`.
 
     Args:
         crops: All crops of the images, from `unfold_crops`.

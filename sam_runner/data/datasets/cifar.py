@@ -84,6 +84,9 @@ def cifar10(*, root: str, download: bool = False, url: str = SITE) -> Splits:
             archive ``cifar-10-binary.tar.gz`` or ``cifar-10-python.tar.gz``, or one of the two folders itself.
         download: Download the binary archive (162 MiB) to `root` if none of these is found.
         url: URL of the folder with the archive: the published one or a mirror.
+
+    Raises:
+        InputError: If a file is missing, cannot be downloaded or read, or has other contents.
     """
     return _load_splits("CIFAR-10", CIFAR10, root, url if download else None, CLASSES_10)
 
@@ -95,6 +98,9 @@ def cifar100(*, root: str, download: bool = False, url: str = SITE) -> Splits:
         root: As for `cifar10`, with ``cifar-100-binary`` or ``cifar-100-python``.
         download: Download the binary archive (161 MiB) to `root` if nothing is found.
         url: As for `cifar10`.
+
+    Raises:
+        InputError: If a file is missing, cannot be downloaded or read, or has other contents.
     """
     return _load_splits("CIFAR-100", CIFAR100, root, url if download else None, CLASSES_100)
 

@@ -17,6 +17,9 @@ def digits() -> Splits:
 
     Every fifth image of each class is in the test set: 1,442 training and 355 test images. The 17 grey levels are
     scaled to 0 to 255.
+
+    Raises:
+        InputError: If scikit-learn is not installed.
     """
     package = importlib.util.find_spec("sklearn")  # not imported: the import takes 1.5 s and needs SciPy
     if package is None or package.origin is None:

@@ -32,6 +32,9 @@ def fashion_mnist(*, root: str, download: bool = False, url: str = SITE) -> Spli
             package dataset-fashion-mnist) or ``FashionMNIST/raw`` (torchvision).
         download: Download missing files (29 MiB) to `root`/fashion-mnist.
         url: URL of the folder with the files: the published one or a mirror.
+
+    Raises:
+        InputError: If a file is missing, cannot be downloaded or read, or has other contents.
     """
     base = Path(os.path.expanduser(root))
     folder = _find_folder(base)

@@ -171,7 +171,11 @@ def _extract_pickle(content: bytes) -> bytes:
 
 
 def load_pickle_file(path: Path) -> dict[str, Any]:
-    """Apply `load_pickle` to a file of at most 256 MiB."""
+    """Apply `load_pickle` to a file.
+
+    Raises:
+        InputError: See `load_pickle`; also if the file cannot be read or has more than 256 MiB.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise InputError(f"{path} is larger than {MAX_BYTES >> 20} MiB")

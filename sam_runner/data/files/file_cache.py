@@ -1,4 +1,4 @@
-"""A folder of results that take long to compute from files: decoded images and listings of folders (``data.cache``).
+"""A folder of results that take long to compute from files: decoded images, lists and checks of files (``data.cache``).
 
 An entry ``<name>-<key>.pt`` is a `torch.save` of tensors and plain types. Its manifest is written last, as that of a
 checkpoint. An entry whose manifest does not match is ignored and written again. Two processes that write one entry at

@@ -33,6 +33,10 @@ _of_thread = threading.local()
 class JpegParts:
     """A JPEG file of which parts can be decoded.
 
+    Args:
+        stream: The file as a ``CodeStream`` of nvImageCodec.
+        codec: Module of nvImageCodec.
+
     Attributes:
         height: Height of the whole image in pixels.
         width: Width of the whole image in pixels.

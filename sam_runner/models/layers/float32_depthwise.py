@@ -9,9 +9,10 @@ from torch import Tensor, nn
 def compute_depthwise_in_float32(model: nn.Module) -> int:
     """Let the depthwise 2-D convolutions of a network compute in float32 on a CPU, also under autocast.
 
-    With oneDNN the bfloat16 gradients of a depthwise convolution with stride 2 take 4 to 45 times as long as the
-    float32 gradients, those of a 5x5 kernel 2 to 3 times as long (docs/performance.md). EfficientNet-Lite0 in bfloat16
-    trains twice as fast with this change. Without autocast, and on other devices, the layers compute as before.
+    With oneDNN the forward and backward pass of a depthwise 3x3 convolution with stride 2 take 6 to 40 times as long
+    in bfloat16 as in float32, those of a 5x5 convolution 4 to 16 times as long (docs/performance.md).
+    EfficientNet-Lite0 in bfloat16 trains twice as fast with this change. Without autocast, and on other devices, the
+    layers compute as before.
 
     Args:
         model: The network. The method ``forward`` of its depthwise layers is replaced, except where a layer has a

@@ -1,4 +1,4 @@
-"""AE-SAM: SAM where the gradient is large (Jiang, Yang, Zhang and Kwok, ICLR 2023, arXiv 2304.14647, Algorithm 1)."""
+"""AE-SAM: SAM where the gradient is large (Jiang, Yang, Zhang and Kwok, ICLR 2023, arXiv 2304.14647)."""
 
 import torch
 from torch import Tensor
@@ -17,9 +17,9 @@ class AeSam(Around):
     step. In data-parallel training the mean of the processes' ||g||^2 decides. With groups, ||g||^2 of the first group
     decides.
 
-    Sources: the formulas are those of an independent description (junaidaliop/zij). The defaults are ours: with c from
-    1 to -1 about half of the steps make a second pass. Neither the authors' code nor a reliable source of their values
-    was found.
+    The formulas are those of a description by others (junaidaliop/zij); they were not checked against the paper. No
+    code of the authors was found. Sources of the defaults: start and end are ours, decay 0.9 is that of a summary that
+    is not reliable. How many steps make a second pass depends on the data; docs/family.md has examples.
 
     Args:
         start: c in the first step.

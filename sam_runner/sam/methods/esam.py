@@ -25,9 +25,14 @@ class Esam(Method):
 
     Args:
         beta: Probability that a weight is perturbed, in (0, 1].
-        gamma: Fraction of the examples that the second pass uses, in (0, 1]. beta = gamma = 1 is bitwise equal to SAM.
+        gamma: Fraction of the examples that the second pass uses, in (0, 1], two examples at least. beta = gamma = 1 is
+            bitwise equal to SAM.
         seed: Seed of M, which is a function of the seed and the step's number.
         sync_perturbation: In data-parallel training one eps for all ranks, see `Method`.
+
+    Raises:
+        ValueError: In the first step with gamma < 1, if the losses of single examples cannot be computed, see
+            `Objective.example_losses`.
     """
 
     name = "esam"

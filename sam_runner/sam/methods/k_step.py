@@ -1,4 +1,4 @@
-"""K-step SAM: eps from several ascent steps (Foret et al., arXiv 2010.01412, Appendix C.3 and Table 11)."""
+"""K-step SAM: eps from several ascent steps (Foret et al., arXiv 2010.01412, Table 11)."""
 
 from dataclasses import replace
 

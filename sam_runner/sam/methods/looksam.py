@@ -1,4 +1,4 @@
-"""LookSAM: every k-th step is SAM's, others reuse its direction (Liu et al., CVPR 2022, arXiv 2203.02714, Alg. 2)."""
+"""LookSAM: every k-th step is SAM's, others reuse its direction (Liu et al., CVPR 2022, arXiv 2203.02714)."""
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ class LookSam(Around):
     The other steps make one pass; their final gradient is g + alpha ||g||_2 u.
 
     The formulas are those of implementations by others; they were not checked against the paper. No code of the authors
-    was found. Disagreement: pytorch-optimizer decomposes each tensor separately. MSAM's baseline and PhysicsNeMo
-    decompose the whole gradient, as this class does.
+    was found. Disagreement: pytorch-optimizer decomposes each tensor separately. Leminhbinh0209/LookSAM and MSAM's
+    baseline decompose the whole gradient, as this class does.
 
     Sources of the defaults: k 5 and alpha 0.7 are those of implementations by others (Leminhbinh0209/LookSAM).
     According to MSAM's paper, 0.7 is the authors' value for vision transformers. It is too large for convolutional

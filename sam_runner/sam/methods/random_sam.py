@@ -10,7 +10,8 @@ from sam_runner.utils.seeding import make_generator
 class RandomSam(SomeSteps):
     """Step t is SAM's with probability p_t = start + (end - start) t / (T - 1), drawn from (seed, t).
 
-    All processes draw alike and a resumed run repeats the draws. Source of the default: p = 0.5 in all steps makes 1.5
+    All processes draw alike and a resumed run repeats the draws. The linear schedule is one of those that descriptions
+    by others name; it was not checked against the paper. Source of the default: p = 0.5 in all steps makes 1.5
     passes a step, the mean with which the paper's abstract reports SAM's accuracy. The authors' code of a later version
     (JustNobody0204/Submission-AAAI2023) has a constant p, 0.6 in its example.
 

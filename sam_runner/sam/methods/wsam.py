@@ -19,7 +19,8 @@ class Wsam(Around):
     gradients to norm 1. ``grad_clip`` clips what the base optimizer gets: g in decoupled WSAM.
 
     Args:
-        gamma: Weight of the sharpness, in [0, 1). 0 is the base optimizer, 1/2 is SAM.
+        gamma: Weight of the sharpness, in [0, 1). 0 is the base optimizer. 1/2 is SAM if coupled; decoupled it is SAM
+            only for SGD without momentum.
         decoupled: Whether the sharpness is added after the base optimizer's step.
         around: Chooses eps. Default: SAM.
     """

@@ -55,7 +55,8 @@ def require_fitting_data(config: ExperimentConfig, train: Images) -> None:
     """Require that the settings fit the training set.
 
     Raises:
-        InputError: If the batch is larger than the set, or an augmentation does not fit the images.
+        InputError: If an augmentation does not fit the images, or incomplete batches are left out and there is no
+            complete one.
     """
     augment: AugmentConfig = config.augment
     if config.data.drop_last and len(train) < config.batch_size:

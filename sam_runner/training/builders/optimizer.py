@@ -37,7 +37,8 @@ def build_optimizer(
         compiled: Whether the run uses torch.compile. If not, the import of the compiler is avoided.
 
     Raises:
-        InputError: If the class is not an optimizer, or SAM cannot use it.
+        InputError: If the class is not an optimizer, lacks lr, or SAM cannot use it; if it lacks weight decay, and
+            weight decay is asked for.
     """
     target, arguments = options.base.target, options.base.arguments()
     if options.weight_decay_in_loss:

@@ -61,7 +61,8 @@ def resolve_device(name: str, context: DistributedContext = SINGLE_PROCESS) -> t
         context: The processes that train together.
 
     Raises:
-        InputError: If the CUDA device does not exist, or a machine has fewer CUDA devices than processes.
+        InputError: If the CUDA device does not exist, several processes are to share one, or a machine has fewer CUDA
+            devices than processes.
     """
     if name == "auto":
         name = choose_device(os.environ.get("SAM_RUNNER_JOB"), torch.cuda.device_count())
@@ -86,7 +87,7 @@ def resolve_precision(precision: str, device: torch.device) -> tuple[str, str]:
     """Return the precision of the passes, and why ``precision=auto`` chose it ("" for any other setting).
 
     Raises:
-        InputError: If the device does not support the format.
+        InputError: If `precision` is "tf32" and the device is not a CUDA device.
     """
     if precision == "tf32" and device.type != "cuda":
         raise InputError(f"precision=tf32 is a format of CUDA devices, this is {device}\n  use precision=fp32")
@@ -116,7 +117,7 @@ def build_step(
         joint: Makes one pass for this run and others (``sweep.batch_seeds``); None: the run makes its own passes.
 
     Raises:
-        InputError: If the method does not work with the network.
+        InputError: If the step cannot train the network, or the method cannot be built or does not work with it.
     """
     options, smoothing, mode = config.optimizer, config.label_smoothing, config.compile
     compiled = config.uses_compiler and not (mode == "graph" and device.type != "cuda")
