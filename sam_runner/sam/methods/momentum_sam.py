@@ -21,8 +21,8 @@ class MomentumSam(Method):
 
     Disagreement: the authors' code (MarlonBecker/MSAM) keeps the weights at w + eps between steps and moves back for
     the evaluation, which is equivalent; its weight decay acts on w + eps, here weight decay acts on w. Source of the
-    default: rho 0.3 is that of their class for SGD (AdamW: 1). Their paper and commands for CIFAR-100 have rho 3, with
-    which the default network reaches 96.6% on the digits instead of 99.4%.
+    default: rho 0.3 is that of their class for SGD (AdamW: 1). Their paper and commands for CIFAR-100 have rho 3, which
+    is worse on the digits (docs/family.md).
 
     Raises:
         ValueError: In the first or second step, if the base optimizer has no momentum or momentum 0.
