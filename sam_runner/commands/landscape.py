@@ -92,9 +92,9 @@ def _require_effect(given: Any, num_runs: int) -> None:
     Raises:
         InputError: For the first of them.
     """
-    unused = {1: (), 2: ("points", "extent"), 3: ("line_points", "extent")}[num_runs]
+    unused = {1: (), 2: ("points", "extent", "seed"), 3: ("line_points", "extent", "seed")}[num_runs]
     for name in unused:
-        if getattr(given, name) is not None:
+        if getattr(given, name):  # None if it was not given; 0 is the default of the seed
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} has no effect with {num_runs} runs\n  leave it out")
     if given.extent is not None and len(given.extent) > 1:
