@@ -291,6 +291,15 @@ def test_held_out_data_of_a_file_without_the_keys(own, monkeypatch, capsys):
     assert "data: 15 train, 20 test, 5 validation" in done.stdout
 
 
+def test_a_warm_up_that_a_schedule_does_not_take_is_refused(own, monkeypatch, capsys):
+    (own / "my_schedules.py").write_text("def flat(total_steps):\n    return lambda step: 1.0\n")
+    words = ["schedule._target_=my_schedules.flat", *TINY]
+    done = invoke(monkeypatch, capsys, own, *words, "schedule.warmup_epochs=0.1")
+    assert done.returncode == 2
+    assert "schedule.warmup_epochs=0.1 has no effect: my_schedules.flat has no argument warmup_steps" in done.stderr
+    assert invoke(monkeypatch, capsys, own, *words).returncode == 0
+
+
 def test_a_method_whose_name_differs_from_its_file_is_refused(own, monkeypatch, capsys):
     (own / "my_method.py").write_text(
         "from sam_runner.sam.methods import Sam\n\n\nclass Mine(Sam):\n    name = 'mine'\n"

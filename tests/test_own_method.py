@@ -12,6 +12,7 @@ from sam_runner.config.hydra.compose import compose_experiment
 from sam_runner.config.instantiate import locate
 from sam_runner.reports.report import make_report
 from sam_runner.reports.rerun import final_command
+from sam_runner.training.builders.method import build_method
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, invoke
 
@@ -99,6 +100,15 @@ def test_a_method_that_cannot_be_built_is_refused_before_the_run(own, monkeypatc
     assert done.returncode == 2
     assert message in done.stderr
     assert not (own / "run").exists()
+
+
+def test_a_common_perturbation_that_the_method_ignores_is_refused(own, monkeypatch):
+    monkeypatch.chdir(own)
+    config = compose_experiment(["optimizer=mine"], config_dir="mine")
+    assert build_method(config, 10).name == "shrinking"
+    common = replace(config, optimizer=replace(config.optimizer, sync_perturbation=True))
+    with pytest.raises(InputError, match=r"sync_perturbation=true has no effect: my_method\.Shrinking does not use it"):
+        build_method(common, 10)
 
 
 def test_a_module_that_is_not_trusted_is_refused(own, monkeypatch):

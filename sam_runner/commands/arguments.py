@@ -104,20 +104,33 @@ def add_measurement_options(
     *,
     checkpoints: Sequence[str] = ("last", "best", "all"),
     batchnorm: Sequence[str] = ("train", "eval"),
+    images: str = "training images",
 ) -> None:
-    """Add the options that the commands of the analysis share; the first of several words is the default."""
+    """Add the options that the commands of the analysis share; the first of several words is the default.
+
+    Args:
+        parser: The parser.
+        checkpoints: Accepted words of ``--checkpoint``.
+        batchnorm: Accepted words of ``--batchnorm``.
+        images: What ``--examples`` counts.
+    """
     meanings = {
         "train": "train: by the statistics of chunks of at most as many images as a pass of training",
         "eval": "eval: by the running statistics",
         "reestimate": "reestimate: by statistics of the training images at each point",
     }
     parser.add_argument("runs", type=run_folder, nargs="+", metavar="RUN", help="run folders, or folders of runs")
-    parser.add_argument("--checkpoint", choices=checkpoints, default="last", help="default: last")
+    parser.add_argument(
+        "--checkpoint",
+        choices=checkpoints,
+        default="last",
+        help="checkpoint of each run; best: that of the best epoch on held-out images (default: last)",
+    )
     parser.add_argument(
         "--examples",
         type=integer(2),
         default=Measurement.examples,
-        help=f"number of training images, without augmentation (default: {Measurement.examples})",
+        help=f"number of {images}, without augmentation (default: {Measurement.examples})",
     )
     words = "; ".join(meanings[word] for word in batchnorm)
     parser.add_argument(
@@ -127,7 +140,10 @@ def add_measurement_options(
         help=f"how batch norm normalises. {words} (default: {batchnorm[0]})",
     )
     parser.add_argument(
-        "--dtype", choices=("float32", "float64"), default=Measurement.dtype, help=f"default: {Measurement.dtype}"
+        "--dtype",
+        choices=("float32", "float64"),
+        default=Measurement.dtype,
+        help=f"number format of weights and images (default: {Measurement.dtype})",
     )
     parser.add_argument("--seed", type=integer(0), default=0, help="seed of the random vectors (default: 0)")
     parser.add_argument("--device", help="device in place of the run's: cpu, cuda, cuda:N, auto")

@@ -53,14 +53,16 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         "sam-curvature",
         "Largest Hessian eigenvalues, trace and spectral density of the training loss. Results are stored in the "
-        "folder analysis of each run; the same command again continues or repeats them.",
+        "folder analysis of each run. A stopped command continues when it is typed again; a finished "
+        "command prints the stored results.",
     )
     default = CurvatureOptions()
     add_measurement_options(parser)
     parser.add_argument("--k", type=integer(1), default=default.k, help="number of largest eigenvalues (default: "
                         f"{default.k})")  # fmt: skip
     parser.add_argument("--trace", type=integer(0), default=default.trace_products, metavar="PRODUCTS", help="Hessian-"
-                        "vector products for the trace, at least 6; 0: no trace (default: "
+                        "vector products for the trace, at least 6; rounded down to a multiple of 3; 0: no trace "
+                        "(default: "
                         f"{default.trace_products})")  # fmt: skip
     parser.add_argument("--density", type=integer(0), default=default.density_probes, metavar="PROBES", help="random "
                         "vectors for the spectral density; 0: no density (default: "

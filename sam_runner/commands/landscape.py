@@ -60,13 +60,19 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         "sam-landscape",
         "Slices of the loss. One run: a line and a surface along filter-normalised random directions. Two runs: the "
-        "path between them. Three runs: the plane through them. Finished points are stored beside the first run.",
+        "path between them. Three runs: the plane through them. Finished points are stored in the folder analysis of "
+        "the first run, so a stopped command continues when it is typed again.",
     )
     default = GridOptions()
-    add_measurement_options(parser, checkpoints=("last", "best"), batchnorm=("reestimate", "train", "eval"))
-    parser.add_argument("--points", type=integer(3), help="points of each side of a surface (default: "
-                        f"{default.points})")  # fmt: skip
-    parser.add_argument("--line-points", type=integer(3), help="points of a line or a path (default: "
+    add_measurement_options(
+        parser,
+        checkpoints=("last", "best"),
+        batchnorm=("reestimate", "train", "eval"),
+        images="training images, and of test images",
+    )
+    parser.add_argument("--points", type=integer(3), help="points of each side of a surface or a plane, odd for a "
+                        f"surface (default: {default.points})")  # fmt: skip
+    parser.add_argument("--line-points", type=integer(3), help="points of a line or a path, odd for a line (default: "
                         f"{default.line_points})")  # fmt: skip
     parser.add_argument("--extent", type=positive_numbers, help="largest step along a random direction, in norms of "
                         f"the filters (default: {default.extent:g})")  # fmt: skip
@@ -86,9 +92,9 @@ def _require_effect(given: Any, num_runs: int) -> None:
     Raises:
         InputError: For the first of them.
     """
-    unused = {1: (), 2: ("points", "extent"), 3: ("line_points", "extent")}[num_runs]
+    unused = {1: (), 2: ("points", "extent", "seed"), 3: ("line_points", "extent", "seed")}[num_runs]
     for name in unused:
-        if getattr(given, name) is not None:
+        if getattr(given, name):  # None if it was not given; 0 is the default of the seed
             option = f"--{name.replace('_', '-')}"
             raise InputError(f"{option} has no effect with {num_runs} runs\n  leave it out")
     if given.extent is not None and len(given.extent) > 1:

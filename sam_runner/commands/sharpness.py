@@ -72,7 +72,8 @@ def _parse(arguments: list[str]) -> argparse.Namespace:
     parser = Parser(
         "sam-sharpness",
         "Rise of the training loss in a ball around the weights: worst case, average, adaptive and m-sharpness, with "
-        "the gap between test and training. Results are stored in the folder analysis of each run.",
+        "the gap between test and training. Results are stored in the folder analysis of each run. A stopped "
+        "command continues when it is typed again; a finished command prints the stored results.",
     )
     default = SharpnessOptions()
     lists = {key: ",".join(map(str, getattr(default, key))) for key in ("radii", "adaptive_radii", "group_sizes")}

@@ -18,7 +18,7 @@ from sam_runner.distributed.sharding import is_sharded
 from sam_runner.sam.batch import Batch
 from sam_runner.sam.step import CHECKED, SamStep, StepStats
 from sam_runner.training.checkpoints import CheckpointSchedule
-from sam_runner.training.evaluation import Metrics, add_prefix, evaluate
+from sam_runner.training.evaluation import Metrics, add_prefix, evaluate, evaluation_weights
 from sam_runner.training.metrics import SUMS, TrainMeter, count_pairs, is_better, train_metrics
 from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix, draw_image_grid
 from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
@@ -202,7 +202,8 @@ def _end_epoch(
     _require_finite(values, f"after epoch {progress.epoch + 1}")  # before the weights are saved
     values.pop("weights", None)
     if run.telemetry.measures_epoch(progress.epoch + 1) and run.context.is_main:
-        values |= run.telemetry.lambda_max(run.model)
+        with evaluation_weights(run.step.optimizer):
+            values |= run.telemetry.lambda_max(run.model)
     progress.epoch, progress.batch = progress.epoch + 1, 0
     progress.epoch_sums = {}
     outputs.loggers.scalars(progress.step, progress.epoch, values)

@@ -4,10 +4,11 @@ Each factory returns a function from the step t = 0, 1, ..., total_steps - 1 to 
 warm-up steps the factor is (t + 1) / W for t < W, and the schedule runs over the remaining steps.
 """
 
+import inspect
 import math
 from collections.abc import Callable, Sequence
 
-from sam_runner.config.instantiate import instantiate
+from sam_runner.config.instantiate import instantiate, locate
 from sam_runner.config.optimizer import OptimizerConfig, RadiusConfig
 from sam_runner.config.schedule import ScheduleConfig
 from sam_runner.utils.errors import InputError
@@ -76,9 +77,15 @@ def build_lr(config: ScheduleConfig, total_steps: int, steps_per_epoch: int) -> 
     """Return a function from the step to the factor of the initial learning rate.
 
     Raises:
-        InputError: If the warm-up does not end before the training does, or a schedule of the user cannot be built.
+        InputError: If the warm-up does not end before the training does, the schedule cannot be built, or a user's
+            function has no argument for the warm-up that is set.
     """
     warmup_steps = _count_warmup_steps(config.warmup_epochs, "schedule.warmup_epochs", total_steps, steps_per_epoch)
+    if config.warmup_epochs and "warmup_steps" not in inspect.signature(locate(config.target)).parameters:
+        raise InputError(
+            f"schedule.warmup_epochs={config.warmup_epochs:g} has no effect: {config.target} has no argument "
+            "warmup_steps\n  add the argument, or leave schedule.warmup_epochs out"
+        )
     schedule: Schedule = instantiate(config, "schedule", total_steps=total_steps, warmup_steps=warmup_steps)
     return schedule
 

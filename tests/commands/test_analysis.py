@@ -299,6 +299,7 @@ def test_landscapes_contain_their_checkpoints(runs, call, names, tmp_path):
         (sharpness, ("SAM", "--m", "8,64", "--examples", "40"), "--m 64 is larger than --examples 40"),
         (sharpness, ("SAM", "--m", "500"), "--m 500 is larger than the number of images, 96"),
         (landscape, ("SAM", "SGD", "--points", "9"), "has no effect with 2 runs"),
+        (landscape, ("SAM", "SGD", "OTHER", "--seed", "1"), "--seed has no effect with 3 runs"),
         (landscape, ("SAM", "--points", "10"), "give --points 11"),
         (landscape, ("SAM", "--line-points", "50"), "give --line-points 51"),
         (landscape, ("SAM", "SGD", "OTHER", "SGD2"), "is not a folder"),

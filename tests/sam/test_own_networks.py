@@ -242,6 +242,23 @@ def test_a_parameter_that_is_state_is_refused_where_a_second_pass_would_change_i
     assert equal(model[0].parameters(), before)
 
 
+class Replacing(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(3).double())
+
+    def forward(self, inputs):
+        self.scale = nn.Parameter(self.scale.detach().clamp(max=1))
+        return inputs * self.scale
+
+
+def test_a_trained_parameter_that_a_pass_replaces_is_refused():
+    model = nn.Sequential(network(5, 3), Replacing())
+    step = SamStep(Objective(model, F.cross_entropy), sgd(model.parameters()))
+    with pytest.raises(TrainingError, match=r"replaces the parameter 1\.scale, so the optimizer does not train"):
+        step(batch(), 0.5)
+
+
 class Halving(nn.Module):
     def __init__(self):
         super().__init__()

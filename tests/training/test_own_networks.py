@@ -533,8 +533,9 @@ def test_an_optimizer_that_hands_its_arguments_on_gets_the_weight_decay(weight_d
 
 
 def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_at_the_others(tmp_path):
-    train(tmp_path / "run", "linear", base="ScheduleFree")
+    train(tmp_path / "run", "linear", "telemetry.curvature_epochs=1", base="ScheduleFree")
     run = restore_run(tmp_path / "run", "last")
+    logged = sam_runner.load_run(tmp_path / "run").final["telemetry/lambda_max"]
     param = next(param for param in run.model.parameters())
     mean, weights = run.step.optimizer.state[param]["mean"].clone(), param.detach().clone()
     seen = []
@@ -545,6 +546,7 @@ def test_a_schedule_free_optimizer_is_evaluated_at_its_own_weights_and_trained_a
     assert torch.equal(param, weights)
     network = sam_runner.load_run(tmp_path / "run").model()
     assert torch.equal(next(network.parameters()), mean)
+    assert run.telemetry.lambda_max(network)["telemetry/lambda_max"] == logged
 
 
 @pytest.mark.parametrize(

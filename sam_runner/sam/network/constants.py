@@ -32,11 +32,16 @@ def constants_stay(model: nn.Module, trained: Sequence[nn.Parameter]) -> Iterato
     }
     yield
     after = dict(model.named_parameters())
-    changed = [name for name, param in before.items() if after.get(name) is not param]
-    changed += [
+    replaced = [name for name, param in before.items() if after.get(name) is not param]
+    if trained_ones := [name for name in replaced if id(before[name]) in ids]:
+        raise TrainingError(
+            f"the forward pass replaces the parameter {trained_ones[0]}, so the optimizer does not train the new one\n"
+            "  use the new values in the forward pass without storing them"
+        )
+    changed = replaced + [
         name
         for name, value in values.items()
-        if name not in changed and not torch.equal(value.nan_to_num(), before[name].detach().nan_to_num())
+        if name not in replaced and not torch.equal(value.nan_to_num(), before[name].detach().nan_to_num())
     ]
     if changed:
         raise TrainingError(

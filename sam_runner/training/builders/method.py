@@ -113,7 +113,7 @@ def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
     """Return a user's own method; it gets the seed, the number of steps and sync_perturbation if it has such arguments.
 
     Raises:
-        InputError: If its target is not a subclass of `Method`, or refuses its settings.
+        InputError: If its target is not a subclass of `Method`, refuses its settings, or ignores sync_perturbation.
     """
     method = call_target(
         options.target,
@@ -132,5 +132,10 @@ def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
         raise InputError(
             f"optimizer.name={options.name}, but {options.target} is named {method.name}\n"
             f'  write name: {method.name} into its file, or name = "{options.name}" into the class'
+        )
+    if options.sync_perturbation and not method.sync_perturbation:
+        raise InputError(
+            f"optimizer.sync_perturbation=true has no effect: {options.target} does not use it\n"
+            "  leave it out, or give the constructor the argument sync_perturbation and store it in the method"
         )
     return method
