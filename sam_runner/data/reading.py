@@ -42,18 +42,27 @@ def read_sets(parts: tuple[UnreadImages, ...]) -> list[ImageSet]:
         The sets in memory.
 
     Raises:
-        InputError: If files cannot be decoded, a set has images of several sizes, or the images need too much memory.
-            The message has the first ten of these files, the log all of them.
+        InputError: If files cannot be decoded, the images have several sizes, or they need too much memory. The message
+            has the first ten of these files, the log all of them; of sets with different sizes it has one file each.
     """
     if not parts:
         return []
     requests = tuple((part.root, part.paths, part.image_size, part.eval_crop_ratio) for part in parts)
     images = _read_all(requests, parts[0].num_workers, parts[0].cache)
+    _require_one_size(parts, images)
     sets = [
         make_image_set(pixels, part.clean_labels, part.classes, part.names)
         for pixels, part in zip(images, parts, strict=True)
     ]
     return [found.with_labels(part.labels) for found, part in zip(sets, parts, strict=True)]
+
+
+def _require_one_size(parts: Sequence[UnreadImages], images: Sequence[Tensor]) -> None:
+    """Refuse sets whose images are of one size each, but not of the same: a network is trained and tested on one."""
+    first = images[0].shape[2:]
+    for part, pixels in zip(parts, images, strict=True):
+        if pixels.shape[2:] != first:
+            raise InputError(_describe_sizes(part.root / part.paths[0], pixels.shape[2:], parts[0].paths[0], first))
 
 
 def check_files(parts: Sequence[ImageFiles]) -> None:
@@ -214,14 +223,19 @@ def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tens
     def decode(path: Path) -> None:
         image = read(path)
         if image.shape[1:] != (height, width):
-            raise InputError(
-                f"{path} is {image.shape[2]}x{image.shape[1]} pixels, {first.name} is {width}x{height}\n"
-                "  set data.image_size to resize all images to one size"
-            )
+            raise InputError(_describe_sizes(path, image.shape[1:], first.name, (height, width)))
         images[positions[path]] = image.permute(1, 2, 0).numpy()
 
     for_each_file(files, decode, workers, "images", faults)
     return torch.from_numpy(images).permute(0, 3, 1, 2).contiguous()
+
+
+def _describe_sizes(path: Path, size: Sequence[int], other: str, other_size: Sequence[int]) -> str:
+    """Return the message for two images of different sizes (height, width)."""
+    return (
+        f"{path} is {size[1]}x{size[0]} pixels, {other} is {other_size[1]}x{other_size[0]}\n"
+        "  set data.image_size to resize all images to one size"
+    )
 
 
 def _readable(files: list[Path], read: Callable[[Path], Tensor], faults: dict[Path, str]) -> Iterator[Any]:

@@ -12,7 +12,7 @@ import numpy as np
 
 from sam_runner.config.data import HuggingFaceConfig
 from sam_runner.data.datasets.folder_layout import SPLIT_NAMES, SPLIT_WORD
-from sam_runner.data.datasets.image_folder import _split_test_set
+from sam_runner.data.datasets.image_folder import _split_test_set, warn_of_test_fraction
 from sam_runner.data.files.decode import to_8_bits
 from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits
@@ -64,6 +64,7 @@ def hugging_face(
         made = from_dataset(parts["train"], parts["train"], classes)
         return _split_test_set(made.train, test_fraction)
     test = "test" if "test" in parts else "validation"
+    warn_of_test_fraction(test_fraction, f"the split {test}")
     return from_dataset(
         parts["train"], parts[test], classes, validation=parts.get("validation") if test == "test" else None
     )

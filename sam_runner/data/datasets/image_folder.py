@@ -95,12 +95,18 @@ def _log_layout(base: str, layout: Layout, test_fraction: float) -> None:
         parts = {"train": layout.train, "validation": layout.validation, "test": layout.test}
         folders = [f"{name} set {part.folder}" for name, part in parts.items() if part is not None]
         log.info("%s", ", ".join(folders))
-    if layout.test is not None and test_fraction != ImageFolderConfig.test_fraction:
-        log.warning("data.test_fraction=%g has no effect: the test set is %s", test_fraction, layout.test.folder)
+    if layout.test is not None:
+        warn_of_test_fraction(test_fraction, layout.test.folder)
     if len(layout.suffixes) > 1:
         log.info("%s: images read: %s", base, describe_suffixes(layout.suffixes))
     if layout.left_out.counts:
         log.warning("%s: not read: %s", base, layout.left_out)
+
+
+def warn_of_test_fraction(test_fraction: float, test_set: str) -> None:
+    """Log that a fraction which differs from the default has no effect, since there is a test set."""
+    if test_fraction != ImageFolderConfig.test_fraction:
+        log.warning("data.test_fraction=%g has no effect: the test set is %s", test_fraction, test_set)
 
 
 def _split_test_set(images: Images, test_fraction: float) -> Splits:

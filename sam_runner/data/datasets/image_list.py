@@ -9,7 +9,7 @@ import torch
 
 from sam_runner.config.data import ImageListConfig
 from sam_runner.data.datasets.folder_layout import SPLIT_NAMES, natural_key
-from sam_runner.data.datasets.image_folder import _split_test_set
+from sam_runner.data.datasets.image_folder import _split_test_set, warn_of_test_fraction
 from sam_runner.data.image_sets import ImageFiles, Images, UnreadImages
 from sam_runner.data.splits import Splits
 from sam_runner.utils.errors import InputError
@@ -73,6 +73,7 @@ def image_list(
     if test is None and validation is None:
         splits = _split_test_set(train, test_fraction)
         return replace(splits, test=splits.test.with_labels(splits.test.clean_labels))
+    warn_of_test_fraction(test_fraction, f"the rows with split {'val' if test is None else 'test'} of {path}")
     return Splits(train, validation if test is None else test, None if test is None else validation)  # type: ignore[arg-type]
 
 

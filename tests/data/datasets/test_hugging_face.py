@@ -102,8 +102,9 @@ def test_other_splits_of_a_saved_folder(library, tmp_path, caplog):
     part = library.Dataset.from_dict({"x": [[float(number)] for number in range(6)], "label": [0, 1] * 3})
     parts = {"train": part, "val": part.select(range(2)), "unsupervised": part}
     library.DatasetDict(parts).save_to_disk(str(tmp_path / "saved"))
-    splits = hugging_face(root=str(tmp_path / "saved"))
+    splits = hugging_face(root=str(tmp_path / "saved"), test_fraction=0.5)
     assert (len(splits.train), len(splits.test)) == (6, 2)
+    assert "data.test_fraction=0.5 has no effect: the test set is the split validation" in caplog.text
     assert "the split unsupervised is not used" in caplog.text
     library.DatasetDict({**parts, "dev": part}).save_to_disk(str(tmp_path / "two"))
     with pytest.raises(InputError, match="several splits for validation: val, dev"):

@@ -189,6 +189,15 @@ def test_unequal_sizes_name_the_file_and_the_way_out(tmp_path):
     assert "data.image_size" in message
 
 
+def test_a_test_set_of_another_size_is_refused(tmp_path):
+    write_classes(tmp_path / "train", {"a": 3, "b": 3})
+    for name in "ab":
+        write_image(tmp_path / "test" / name / "1.png", random_pixels(0, 7, 9))
+    message = error_message(tmp_path)
+    assert f"{tmp_path / 'test/a/1.png'} is 9x7 pixels, train/a/000.png is 5x6" in message
+    assert "data.image_size" in message
+
+
 @pytest.mark.parametrize("kept", [0.0, 0.1, 0.5, 0.9])
 @pytest.mark.parametrize("suffix", ["png", "jpg", "bmp"])
 def test_truncated_image_is_named(tmp_path, kept, suffix):

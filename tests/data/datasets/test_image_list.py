@@ -1,5 +1,7 @@
 """data=image_list: a CSV file of paths and labels, compared with what was written."""
 
+import logging
+
 import pytest
 import torch
 from PIL import Image
@@ -29,10 +31,12 @@ def reds(part):
     return (part.images_NCHW[:, 0, 0, 0] // 20).tolist()
 
 
-def test_rows_become_sets_with_both_labels(tmp_path):
+def test_rows_become_sets_with_both_labels(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     names, parts = ["dog", "cat"] * 6, ["train"] * 4 + ["val"] + ["Train"] * 3 + ["test"] * 4
     rows = [f"photos/{number}.png,{names[number]},{parts[number]},cat" for number in range(12)]
-    splits = read(file=write(tmp_path, ["path,label,split,clean_label", *rows]))
+    splits = read(file=write(tmp_path, ["path,label,split,clean_label", *rows]), test_fraction=0.5)
+    assert "data.test_fraction=0.5 has no effect: the test set is the rows with split test of" in caplog.text
     assert splits.train.classes == ("cat", "dog")
     assert reds(splits.train) == [0, 1, 2, 3, 5, 6, 7]
     assert splits.train.labels.tolist() == [1, 0, 1, 0, 0, 1, 0]
