@@ -260,6 +260,14 @@ def test_differences_are_paired_and_only_the_chosen_value_counts(tmp_path):
     assert study.count_runs()["finished"] == 11
 
 
+def test_the_page_says_which_arms_of_a_block_ran_on_which_machine(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for arm, seed, machine in (("sgd", 0, "x"), ("sgd", 1, "y"), ("sgd-2x", 0, "x")):
+        finish(study, study.final_job("worst", arm, seed), tmp_path, 0.3, machine=machine)
+    (block,) = results_page.read_blocks(study)
+    assert block.machines() == {"x": ["sgd", "sgd-2x"], "y": ["sgd"]}
+
+
 def test_seconds_are_those_of_the_machine_that_made_most_runs(tmp_path):
     study = evidence.Study("human_noise", results=tmp_path)
     for seed, (machine, seconds) in enumerate([("x", 5.0), ("slow", 2000.0), ("x", 7.0)]):
