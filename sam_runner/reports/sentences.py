@@ -363,7 +363,7 @@ def write_remarks(report: "Report") -> list[str]:
         *_warn_of_times(report),
         *report.no_default_baseline,
     ]
-    return [*remarks, *_describe_missing_costs(report)]
+    return [*remarks, *_describe_missing_baselines(report), *_describe_missing_costs(report)]
 
 
 def _describe_repeats(report: "Report") -> list[str]:
@@ -424,6 +424,21 @@ def _warn_of_times(report: "Report") -> list[str]:
         f" as long for a gradient as the fastest ({report.labels[slowest]}). Other work on the machine can cause this."
         f" Compare {COST_COLUMNS[cost_column(report.runs, 'cost')]} instead."
     ]
+
+
+def _describe_missing_baselines(report: "Report") -> list[str]:
+    """Return a sentence on the groups that have no baseline at equal settings."""
+    baseline = report.baseline
+    if baseline is None or report.against:
+        return []
+    missing = [
+        group for group, row in report.rows.items() if group not in report.differences and not baseline.contains(row)
+    ]
+    if not missing:
+        return []
+    first, more = report.labels[missing[0]], len(missing) - 1
+    who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
+    return [f"{who} no difference: no run of {baseline} has the same other settings."]
 
 
 def _describe_missing_costs(report: "Report") -> list[str]:

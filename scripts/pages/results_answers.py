@@ -165,10 +165,10 @@ def summarise_crops(blocks: Sequence[Block]) -> list[str]:
     if not crops:
         return []
     text = (
-        "With wrong labels only arms whose names end in crops have crops and flips. In the study of human label noise "
-        f"SGD with them minus SAM without them is {crops} points."
+        "Of the runs with wrong labels only the arms whose names end in crops have crops and flips. In the study of "
+        f"human label noise SGD with crops and flips minus SAM without them is {crops} points."
     )
-    return [f"{text} If both have them, SAM minus SGD is {both}." if both else text]
+    return [f"{text} If both have them, SAM minus SGD is {both} points." if both else text]
 
 
 def count_clear(gains: Sequence[Estimate]) -> str:

@@ -73,6 +73,11 @@ class Block:
         found = [arm for arm in self.arms if arm.partition("-")[0] == "sam"]
         return [arm for arm in found if steps[arm] == steps.get(self.baseline(arm))]
 
+    def machines(self) -> dict[str, list[str]]:
+        """Return the arms with final runs on a machine, by its processor or GPU."""
+        found = {str(name): set(rows["arm"]) for name, rows in self.finals.groupby("machine")}
+        return {name: [arm for arm in self.arms if arm in arms] for name, arms in found.items()}
+
     def by_epoch(self, arm: str, tag: str) -> pd.DataFrame:
         """Return a metric of the arm's final runs at the evaluated epochs (rows) by seed (columns).
 

@@ -69,6 +69,13 @@ def test_a_baseline_has_the_same_settings_but_those_of_the_method():
     assert find_baselines(table, Baseline({"rho": "0.1"}), pd.Series(nan, table.index)) == {5: 2}
 
 
+def test_groups_without_a_baseline_of_their_settings_are_named(tmp_path):
+    for number, (optimizer, epochs) in enumerate([("sgd", 3), ("sam", 3), ("sam", 4), ("sam", 5)]):
+        leave(tmp_path / f"{number}", config_of(f"optimizer={optimizer}", f"epochs={epochs}"), accuracy=0.5)
+    remark = "sam, epochs 4, rho 0.05 and 1 other group have no difference: no run of sgd has the same other settings."
+    assert remark in make_report([tmp_path]).remarks
+
+
 def test_at_equal_cost_the_baseline_is_trained_for_longer():
     rows = [("sgd", None, 10), ("sgd", None, 20), ("sgd", None, 40), ("sam", 0.1, 10), ("sam", 0.1, 40)]
     table = pd.DataFrame(rows, columns=["optimizer", "rho", "epochs"])

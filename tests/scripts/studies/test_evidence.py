@@ -260,6 +260,14 @@ def test_differences_are_paired_and_only_the_chosen_value_counts(tmp_path):
     assert study.count_runs()["finished"] == 11
 
 
+def test_the_page_says_which_arms_of_a_block_ran_on_which_machine(tmp_path):
+    study = evidence.Study("human_noise", results=tmp_path)
+    for arm, seed, machine in (("sgd", 0, "x"), ("sgd", 1, "y"), ("sgd-2x", 0, "x")):
+        finish(study, study.final_job("worst", arm, seed), tmp_path, 0.3, machine=machine)
+    (block,) = results_page.read_blocks(study)
+    assert block.machines() == {"x": ["sgd", "sgd-2x"], "y": ["sgd"]}
+
+
 def test_seconds_are_those_of_the_machine_that_made_most_runs(tmp_path):
     study = evidence.Study("human_noise", results=tmp_path)
     for seed, (machine, seconds) in enumerate([("x", 5.0), ("slow", 2000.0), ("x", 7.0)]):
@@ -353,13 +361,15 @@ def test_the_summary_counts_clear_gains_and_compares_crops(tmp_path):
     clear = "is clear in 1 of 1 comparisons at equal epochs (+11.3 ± 3.8 points), and in 1 of 1 if both stop early."
     at_cost = "It is clear over SGD with twice the epochs (equal cost) in 0 of 1."
     assert first == f"With wrong labels, SAM's gain over its baseline {clear} {at_cost}"
-    assert crops.endswith("SGD with them minus SAM without them is +18.7 ± 3.8 (worst) points.")
+    assert crops.endswith("SGD with crops and flips minus SAM without them is +18.7 ± 3.8 (worst) points.")
     for job in study.search_jobs("worst", "sam-crops"):
         finish(study, job, tmp_path, 0.5)
     for seed, accuracy in enumerate((0.7, 0.71, 0.72)):
         finish(study, study.final_job("worst", "sam-crops", seed), tmp_path, accuracy)
     _, crops = results_answers.summarise(results_page.read_blocks(study)).splitlines()
-    assert crops.endswith("is +18.7 ± 3.8 (worst) points. If both have them, SAM minus SGD is +1.0 ± 2.5 (worst).")
+    assert crops.endswith(
+        "is +18.7 ± 3.8 (worst) points. If both have them, SAM minus SGD is +1.0 ± 2.5 (worst) points."
+    )
 
 
 def test_every_study_says_which_network_each_block_trains():
