@@ -140,7 +140,10 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         if isinstance(value, str) and get_origin(get_args(annotation)[0]) is Literal:
             value = [word.strip() for word in value.split(",")]
         if not isinstance(value, list | tuple):
-            raise InputError(f"{name}={value} has the wrong type\n  accepted: a list, like {name}=[1,2]")
+            raise InputError(
+                f"{name}={_format_value(value)} has the wrong type\n"
+                f"  accepted: a list, like {name}=[{_give_example(annotation)}]"
+            )
         return tuple(convert(entry, get_args(annotation)[0], name) for entry in value)
     if annotation is str and isinstance(value, str):
         return value
@@ -162,6 +165,12 @@ def _list_accepted(annotation: Any, words: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is tuple:
         return f"a list of: {_list_accepted(get_args(annotation)[0])}"
     return ", or ".join([WORDS[annotation], *map(_format_value, words)])
+
+
+def _give_example(annotation: Any) -> str:
+    """Return the entries of a list of the annotated type, for an example."""
+    entry = get_args(annotation)[0]
+    return {int: "1,2", float: "0.1,0.2"}.get(entry) or ",".join(map(_format_value, get_args(entry)[:2]))
 
 
 def _suggest(value: Any, annotation: type, name: str) -> str:
@@ -195,9 +204,6 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
     """Raise InputError, with the accepted range, for a number or an entry of a list outside it."""
     if facts.range is None or value is None or isinstance(value, str):
         return
-    for entry in value if isinstance(value, tuple) else (value,):
-        if LARGEST.get(type(entry), math.inf) < abs(entry) < math.inf:
-            raise InputError(f"{name}={entry} is too large\n  accepted: at most {LARGEST[type(entry)]:g}")
     if isinstance(value, tuple):
         for entry in value:
             if entry not in facts.range:
@@ -206,6 +212,9 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
         is_percent = 1 < value <= 100 and facts.range.high <= 1 and value / 100 in facts.range
         hint = f"; did you mean {value / 100:g}?" if is_percent else ""
         raise InputError(f"{name}={value} is out of range\n  accepted: {facts.range}{hint}")
+    for entry in value if isinstance(value, tuple) else (value,):
+        if LARGEST.get(type(entry), math.inf) < entry < math.inf:
+            raise InputError(f"{name}={entry} is too large\n  accepted: at most {LARGEST[type(entry)]:g}")
 
 
 def _format_value(value: Any) -> str:

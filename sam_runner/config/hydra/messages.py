@@ -63,7 +63,8 @@ def _describe_several_values(override: str, arguments: list[str], config_dir: st
     if key in ("run_dir", "sweep_name"):
         return f"{message}a name with a comma is quoted twice: '{key}=\"{value}\"'"
     flags = ["-m"] if config_dir is None else ["-m", "--config-dir", config_dir]
-    return f"{message}to run each of them: {shlex.join(['sam-train', *flags, *arguments])}"
+    words = [word for word in arguments if not word.startswith("run_dir=")]  # each job has its own folder
+    return f"{message}to run each of them: {shlex.join(['sam-train', *flags, *words])}"
 
 
 def _describe_missing_name(arguments: list[str], conf: Path) -> str:
