@@ -53,7 +53,9 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
         if path in groups:
             raise InputError(describe_missing_option(path, values))
         keys = ", ".join(f"{path}.{entry.name}" for entry in fields(kind) if entry.name != "own_arguments")
-        raise InputError(f"{path}={_format_value(values)} is not an option of a group\n  give its settings: {keys}")
+        raise InputError(
+            f"{path}={_format_value(values)} is not accepted: {path} is a group of settings\n  give them: {keys}"
+        )
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
@@ -286,7 +288,8 @@ def describe_missing_option(group: str, value: Any) -> str:
     slashed = group.replace(".", "/")
     is_name = isinstance(value, str) and re.fullmatch(r"[\w.-]+", value)
     option, options = (value, "") if is_name else ("NAME", f": {', '.join(list_options(CONF)[slashed])}")
-    lines = [f"{group}={_format_value(value)} is not an option of a group"]
+    fault = "does not choose an option" if is_name else "is not an option of a group"  # the name may be of an option
+    lines = [f"{group}={_format_value(value)} {fault}"]
     lines += [f"  choose one with {slashed}={option}{options}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
     lines += [f"  and indent the settings of {group} below it"] if value is None else []

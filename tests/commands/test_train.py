@@ -35,6 +35,7 @@ BAD_INPUT = [
     (["weight_decay=-1e40"], "weight_decay=-1e+40 is out of range", "[0, inf)"),
     (["optimizer=sam", "optimizer.ascent=projected"], "optimizer.ascent has no effect", "optimizer.ascent_steps=2"),
     (["optimizer=sam", "optimizer.rho_final=0"], "rho_final has no effect", "use optimizer.rho_schedule=linear"),
+    (["dry_run=true,false"], "dry_run=true,false gives several values", "\n  give one value"),
     (["run_dir=a,b"], "run_dir=a,b gives several values", "'run_dir=\"a,b\"'"),
     (
         ["optimizer/base=adamw", "optimizer.base.momentum=0.5"],
@@ -200,7 +201,7 @@ BAD_INPUT = [
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
     (["mine.yaml"], "cannot read the argument 'mine.yaml'", "config=mine.yaml"),
-    (["telemetry=full"], "telemetry=full is not an option", "telemetry.every, telemetry.curvature_epochs"),
+    (["telemetry=full"], "telemetry=full is not accepted", "telemetry.every, telemetry.curvature_epochs"),
     (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]
