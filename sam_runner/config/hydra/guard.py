@@ -177,7 +177,7 @@ def check_search(config: DictConfig) -> None:
         return
     if not OmegaConf.select(config, "data.val_fraction", default=0):
         raise InputError(
-            "hydra/sweeper=optuna needs held-out images: it compares trials by a metric of them\n"
+            "hydra/sweeper=optuna needs data.val_fraction: it compares trials by a metric of these held-out images\n"
             "  add data.val_fraction=0.1"
         )
     direction = OmegaConf.select(config, "hydra.sweeper.direction", default="maximize")
