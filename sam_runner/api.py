@@ -1,6 +1,7 @@
 """Train and read runs from Python: `train`, `load_run` and `load_results`, as the commands do it."""
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -67,7 +68,8 @@ class RunResult:
         path = self.folder / "metrics.jsonl"
         if not path.is_file():
             raise InputError(
-                f"{path} does not exist: the run has not begun to train\n  continue it: run_dir={self.folder}"
+                f"{path} does not exist: the run has not begun to train, or the file was removed\n"
+                f"  for a run that has not finished: sam-train {shlex.quote(f'resume={self.folder}')}"
             )
         return pandas.read_json(path, lines=True)
 

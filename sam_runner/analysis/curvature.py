@@ -148,7 +148,10 @@ def _warn(values: dict[str, Any]) -> None:
             "derivative, or float32 is too coarse; compare with --dtype float64", 100 * values["asymmetry"],
         )  # fmt: skip
     if not values["converged"]:
-        log.warning("the eigenvalues have not converged: their errors are at most %.2g", max(values["residuals"]))
+        log.warning(
+            "the eigenvalues have not converged: their errors are at most %.2g; try --dtype float64",
+            max(values["residuals"]),
+        )
 
 
 def _facts(loss: MeanLoss) -> dict[str, Any]:

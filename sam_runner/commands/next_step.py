@@ -26,7 +26,8 @@ def after_run(folder: Path, config: ExperimentConfig) -> list[str]:
         config: Its settings.
     """
     name, trust, train = _quote(folder), trust_prefix(config.to_dict()), train_command(config.world_size)
-    longer = f"epochs={2 * config.epochs}" if config.max_steps is None else f"max_steps={2 * config.max_steps}"
+    longer = f"epochs={2 * config.epochs}"  # with max_steps too: the smaller of the two numbers of steps ends a run
+    longer += "" if config.max_steps is None else f" max_steps={2 * config.max_steps}"
     return [
         f"{trust}sam-eval {name}",
         *_board(folder, "events.*"),

@@ -68,7 +68,7 @@ def report(arguments: list[str]) -> int:
         out.mkdir(parents=True, exist_ok=True)
         page = write_report(comparison, out, ", ".join(folder.resolve().name for folder in given.folders))
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror}\n  give another folder") from error
+        raise _no_report(out, error) from error
     print(f"{comparison.to_text()}\nreport: {page}")
     return DONE
 
@@ -83,6 +83,12 @@ def _compare_with_paper(folders: list[Path], table: str, out: Path) -> int:
         out.mkdir(parents=True, exist_ok=True)
         write_atomically(page, lambda handle: handle.write(comparison.to_markdown().encode()))
     except OSError as error:
-        raise InputError(f"--out {out} cannot be written to: {error.strerror}\n  give another folder") from error
+        raise _no_report(out, error) from error
     print(f"{comparison.to_text()}\nreport: {page}")
     return DONE
+
+
+def _no_report(out: Path, error: OSError) -> InputError:
+    return InputError(
+        f"the report cannot be written to {out}: {error.strerror}\n  mend this, or give another folder: --out FOLDER"
+    )

@@ -162,7 +162,9 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
     try:
         return call()
     except RecursionError as error:
-        raise InputError("a configuration file or an argument is nested too deeply") from error
+        raise InputError(
+            "a configuration file or an argument is nested too deeply\n  write fewer brackets inside each other"
+        ) from error
     except (
         HydraException,
         OmegaConfBaseException,
@@ -179,7 +181,9 @@ def _explain_errors(call: Callable[[], Any], line: CommandLine) -> Any:
         if error.errno != errno.ENAMETOOLONG:
             raise
         longest = max([*sys.argv[1:], *line.words], key=len)
-        raise InputError(f"{longest[:60]}... is too long for the name of an option or a file") from error
+        raise InputError(
+            f"{longest[:60]}... is too long for the name of an option or a file\n  give a shorter name"
+        ) from error
 
 
 def _job(cfg: Any, codes: list[int]) -> None:

@@ -189,7 +189,7 @@ def require_allowed_targets(node: Any, others: Sequence[str] | None = None) -> N
                     continue  # refused with the name of its group when the settings are built
                 require_trusted_name(str(value), others)
             elif str(key).startswith("_") and str(key).endswith("_"):
-                raise InputError(f"{key} is not supported in a configuration")
+                raise InputError(f"{key} is not supported in a configuration\n  leave it out")
             else:
                 require_allowed_targets(value, others)
     elif isinstance(node, list | tuple):

@@ -40,6 +40,8 @@ from sam_runner.utils.errors import InputError
 if TYPE_CHECKING:
     from sam_runner.config.experiment import ExperimentConfig
 
+NO_HELD_OUT_IMAGES = "data.val_labels=noisy has no effect without held-out images\n  add data.val_fraction=0.1"
+
 
 def check_rules(config: "ExperimentConfig", typed: set[str], *, multirun: bool) -> None:
     """Raise InputError for the first rule that is broken.
@@ -125,7 +127,8 @@ def _check_smallest_radius(config: "ExperimentConfig", typed: set[str]) -> None:
     if "optimizer.rho_min" in typed and (is_constant or schedule.smallest_factor >= 1):
         raise InputError(
             "optimizer.rho_min has no effect: the radius follows the learning rate, which does not fall\n"
-            "  use schedule=cosine, or leave optimizer.rho_min out"
+            "  use a schedule that falls, such as schedule=cosine with schedule.final_factor=0, or leave "
+            "optimizer.rho_min out"
         )
 
 
@@ -158,7 +161,9 @@ def _check_processes(config: "ExperimentConfig", typed: set[str]) -> None:
             "  leave optimizer.m out"
         )
     if isinstance(config.optimizer, SamConfig) and config.optimizer.second_order:
-        raise InputError("optimizer.second_order=true needs optimizer.sync_perturbation=false")
+        raise InputError(
+            "optimizer.second_order=true needs optimizer.sync_perturbation=false\n  or use optimizer.second_order=false"
+        )
 
 
 def _check_single_process(config: "ExperimentConfig", typed: set[str]) -> None:
@@ -177,6 +182,7 @@ def _check_sharded_weights(config: "ExperimentConfig") -> None:
     needed = {
         "torchrun with several processes": config.world_size > 1,
         "optimizer.direction=gradient": sam is None or sam.direction == "gradient",
+        "optimizer.second_order=false": sam is None or not sam.second_order,
         "optimizer.sync_perturbation=true": not isinstance(optimizer, AscentConfig) or optimizer.sync_perturbation,
         "optimizer.beta=1": not isinstance(optimizer, EsamConfig) or optimizer.beta == 1,
         "optimizer.p=2": sam is None or sam.p == 2,
@@ -207,9 +213,10 @@ def _check_batch_parts(config: "ExperimentConfig", typed: set[str]) -> None:
     if m is None or "accumulate" not in typed or config.accumulate == 1:
         return
     if -(-config.batch_size // config.accumulate) >= m:
+        larger = f", or use accumulate={-(-config.batch_size // (m - 1))} or more" if m > 1 else ""
         raise InputError(
             f"accumulate={config.accumulate} has no effect: groups of optimizer.m={m} images fit into one micro-batch\n"
-            "  leave accumulate out, or give a larger number for accumulate"
+            f"  leave accumulate out{larger}"
         )
 
 
@@ -239,15 +246,23 @@ def _check_ascent(config: "ExperimentConfig", typed: set[str]) -> None:
     if not isinstance(sam, SamConfig):
         return
     if sam.second_order and sam.ascent_steps > 1:
-        raise InputError("optimizer.second_order=true needs optimizer.ascent_steps=1")
+        raise InputError(
+            f"optimizer.second_order=true needs optimizer.ascent_steps=1, not {sam.ascent_steps}\n"
+            "  or use optimizer.second_order=false"
+        )
     if sam.second_order and config.uses_compiler:
         raise InputError(
             "optimizer.second_order=true differentiates twice, which torch.compile does not support\n  use compile=off"
         )
     if sam.ascent == "projected" and sam.p != 2:
-        raise InputError(f"optimizer.ascent=projected needs optimizer.p=2, not {sam.p:g}")
+        raise InputError(
+            f"optimizer.ascent=projected needs optimizer.p=2, not {sam.p:g}\n  or use optimizer.ascent=sphere"
+        )
     if "optimizer.ascent" in typed and sam.ascent_steps == 1:
-        raise InputError("optimizer.ascent has no effect with optimizer.ascent_steps=1")
+        raise InputError(
+            "optimizer.ascent has no effect with optimizer.ascent_steps=1\n"
+            "  add optimizer.ascent_steps=2, or leave optimizer.ascent out"
+        )
 
 
 def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
@@ -256,11 +271,15 @@ def _check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
         return
     if "optimizer.rho_final" in typed and optimizer.rho_schedule == "constant":
         raise InputError(
-            "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n  use linear or cosine"
+            "optimizer.rho_final has no effect with optimizer.rho_schedule=constant\n"
+            "  use optimizer.rho_schedule=linear or cosine, or leave optimizer.rho_final out"
         )
     _check_foreign_radius(optimizer, typed)
     if isinstance(optimizer, GsamConfig) and optimizer.rho_min > optimizer.rho > 0:
-        raise InputError(f"optimizer.rho_min={optimizer.rho_min:g} is larger than rho={optimizer.rho:g}")
+        raise InputError(
+            f"optimizer.rho_min={optimizer.rho_min:g} is larger than rho={optimizer.rho:g}\n"
+            "  use a smaller optimizer.rho_min or a larger rho"
+        )
 
 
 def _check_foreign_radius(optimizer: RadiusConfig, typed: set[str]) -> None:
@@ -332,7 +351,7 @@ def _check_telemetry(config: "ExperimentConfig", _: set[str]) -> None:
     if options.every is not None and config.records_step:
         raise InputError(
             f"telemetry.every does not work with compile={config.compile}\n"
-            "  use compile=default, or leave telemetry.every out"
+            "  use compile=off, or leave telemetry.every out"
         )
     if options.curvature_epochs is not None and config.sync_batchnorm:
         raise InputError(
@@ -387,11 +406,11 @@ def _check_download(config: "ExperimentConfig", typed: set[str]) -> None:
 def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
     if config.data.val_labels != "noisy":
         return
-    if not config.data.val_fraction:
-        raise InputError("data.val_labels=noisy has no effect without held-out images\n  add data.val_fraction=0.1")
-    has_own_noise = isinstance(config.data, ImageListConfig) or (
-        config.data.target not in DataConfig.targets and type(config.data) is DataConfig
-    )
+    own_data = config.data.target not in DataConfig.targets and type(config.data) is DataConfig
+    may_have_validation = own_data or isinstance(config.data, ImageFolderConfig | ImageListConfig | HuggingFaceConfig)
+    if not config.data.val_fraction and not may_have_validation:  # for the others see `require_held_out_images`
+        raise InputError(NO_HELD_OUT_IMAGES)
+    has_own_noise = own_data or isinstance(config.data, ImageListConfig)
     if config.noise.target == "sam_runner.data.noise.none" and not has_own_noise:
         raise InputError(
             "data.val_labels=noisy has no effect with noise=none\n  choose a noise, or use data.val_labels=clean"

@@ -53,7 +53,9 @@ def build(kind: type[Any], values: Any, path: str, groups: Groups, *, missing_pa
         if path in groups:
             raise InputError(describe_missing_option(path, values))
         keys = ", ".join(f"{path}.{entry.name}" for entry in fields(kind) if entry.name != "own_arguments")
-        raise InputError(f"{path}={_format_value(values)} is not an option of a group\n  give its settings: {keys}")
+        raise InputError(
+            f"{path}={_format_value(values)} is not accepted: {path} is a group of settings\n  give them: {keys}"
+        )
     if path in groups:
         kind = _settings_class(groups[path], values, path)
     prefix = f"{path}." if path else ""
@@ -140,7 +142,10 @@ def convert(value: Any, annotation: Any, name: str) -> Any:
         if isinstance(value, str) and get_origin(get_args(annotation)[0]) is Literal:
             value = [word.strip() for word in value.split(",")]
         if not isinstance(value, list | tuple):
-            raise InputError(f"{name}={value} has the wrong type\n  accepted: a list, like {name}=[1,2]")
+            raise InputError(
+                f"{name}={_format_value(value)} has the wrong type\n"
+                f"  accepted: a list, like {name}=[{_give_example(annotation)}]"
+            )
         return tuple(convert(entry, get_args(annotation)[0], name) for entry in value)
     if annotation is str and isinstance(value, str):
         return value
@@ -162,6 +167,12 @@ def _list_accepted(annotation: Any, words: Sequence[Any] = ()) -> str:
     if get_origin(annotation) is tuple:
         return f"a list of: {_list_accepted(get_args(annotation)[0])}"
     return ", or ".join([WORDS[annotation], *map(_format_value, words)])
+
+
+def _give_example(annotation: Any) -> str:
+    """Return the entries of a list of the annotated type, for an example."""
+    entry = get_args(annotation)[0]
+    return {int: "1,2", float: "0.1,0.2"}.get(entry) or ",".join(map(_format_value, get_args(entry)[:2]))
 
 
 def _suggest(value: Any, annotation: type, name: str) -> str:
@@ -195,9 +206,6 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
     """Raise InputError, with the accepted range, for a number or an entry of a list outside it."""
     if facts.range is None or value is None or isinstance(value, str):
         return
-    for entry in value if isinstance(value, tuple) else (value,):
-        if LARGEST.get(type(entry), math.inf) < abs(entry) < math.inf:
-            raise InputError(f"{name}={entry} is too large\n  accepted: at most {LARGEST[type(entry)]:g}")
     if isinstance(value, tuple):
         for entry in value:
             if entry not in facts.range:
@@ -206,6 +214,9 @@ def require_in_range(value: Any, facts: Key, name: str) -> None:
         is_percent = 1 < value <= 100 and facts.range.high <= 1 and value / 100 in facts.range
         hint = f"; did you mean {value / 100:g}?" if is_percent else ""
         raise InputError(f"{name}={value} is out of range\n  accepted: {facts.range}{hint}")
+    for entry in value if isinstance(value, tuple) else (value,):
+        if LARGEST.get(type(entry), math.inf) < entry < math.inf:
+            raise InputError(f"{name}={entry} is too large\n  accepted: at most {LARGEST[type(entry)]:g}")
 
 
 def _format_value(value: Any) -> str:
@@ -277,7 +288,8 @@ def describe_missing_option(group: str, value: Any) -> str:
     slashed = group.replace(".", "/")
     is_name = isinstance(value, str) and re.fullmatch(r"[\w.-]+", value)
     option, options = (value, "") if is_name else ("NAME", f": {', '.join(list_options(CONF)[slashed])}")
-    lines = [f"{group}={_format_value(value)} is not an option of a group"]
+    fault = "does not choose an option" if is_name else "is not an option of a group"  # the name may be of an option
+    lines = [f"{group}={_format_value(value)} {fault}"]
     lines += [f"  choose one with {slashed}={option}{options}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
     lines += [f"  and indent the settings of {group} below it"] if value is None else []

@@ -78,9 +78,11 @@ def require_labels(labels: object, count: int, num_classes: int) -> Tensor:
     if labels.dtype != torch.int64:
         raise InputError(f"{needed}, not {labels.dtype}\n  return labels.long()")
     if labels.shape != (count,):
-        raise InputError(f"{needed}, not the shape {tuple(labels.shape)}")
+        raise InputError(f"{needed}, not the shape {tuple(labels.shape)}\n  return one label for each image")
     if count and not 0 <= int(labels.min()) <= int(labels.max()) < num_classes:
-        raise InputError(f"{needed}; it returned {int(labels.min())} to {int(labels.max())}")
+        raise InputError(
+            f"{needed}; it returned {int(labels.min())} to {int(labels.max())}\n  return numbers of classes"
+        )
     return labels
 
 

@@ -177,7 +177,10 @@ def read_normalisation(folder: Path) -> Normalisation | None:
             raise ValueError
         return Normalisation(mean, std, stored["source"])
     except (KeyError, TypeError, ValueError) as error:
-        raise InputError(f"{path} holds no mean and std of channels\n  remove it: it is written anew") from error
+        raise InputError(
+            f"{path} holds no mean and std of channels\n"
+            "  restore it, or remove it: sam-eval and a continued run compute mean and std again"
+        ) from error
 
 
 def _count_levels(images_NCHW: Tensor) -> Tensor:

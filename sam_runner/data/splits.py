@@ -185,7 +185,10 @@ def hold_out(splits: Splits, fraction: float, *, val_labels: str = "clean") -> S
         )  # fmt: skip
     num_held_out = round(fraction * len(splits.train))
     if not 0 < num_held_out < len(splits.train):
-        raise InputError(f"data.val_fraction={fraction} of {len(splits.train)} images leaves one part empty")
+        raise InputError(
+            f"data.val_fraction={fraction} of {len(splits.train)} images leaves one part empty\n"
+            f"  use a {'larger' if num_held_out == 0 else 'smaller'} data.val_fraction"
+        )
     order = torch.randperm(len(splits.train), generator=make_generator(0, "held-out split"))
     validation = splits.train.subset(order[:num_held_out].sort().values)
     if val_labels == "clean":
@@ -205,6 +208,9 @@ def subsample(splits: Splits, fraction: float) -> Splits:
         return splits
     num_kept = round(fraction * len(splits.train))
     if num_kept == 0:
-        raise InputError(f"data.train_fraction={fraction} of {len(splits.train)} images leaves no training images")
+        raise InputError(
+            f"data.train_fraction={fraction} of {len(splits.train)} images leaves no training images\n"
+            "  use a larger data.train_fraction"
+        )
     order = torch.randperm(len(splits.train), generator=make_generator(0, "part of the training set"))
     return replace(splits, train=splits.train.subset(order[:num_kept].sort().values))

@@ -222,8 +222,8 @@ def floating_point_buffers(modules: Sequence[nn.Module]) -> list[Tensor]:
 
 def _describe_error(error: Exception) -> tuple[str, str]:
     """Return an exception's kind and message as strings, to send them to other ranks."""
-    if isinstance(error, InputError | TrainingError):
-        return type(error).__name__, str(error)
+    if isinstance(error, InputError | TrainingError):  # a subclass, too, is known on other ranks by this name
+        return ("InputError" if isinstance(error, InputError) else "TrainingError"), str(error)
     return "RankError", f"{type(error).__name__}: {str(error).splitlines()[0] if str(error) else ''}"
 
 

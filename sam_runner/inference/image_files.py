@@ -123,7 +123,7 @@ def make_reader(shape: tuple[int, ...], eval_crop_ratio: float) -> Callable[[Pat
             image = read_image(path)
             if image.shape[1:] != (height, width):
                 size = f"{image.shape[2]}x{image.shape[1]}"
-                raise InputError(f"{path} is {size} pixels, the network needs {width}x{height}")
+                raise InputError(f"{path} is {size} pixels, the network needs {width}x{height}\n  resize the image")
         if channels == 3:
             return image
         return ((image.int() * GREY[:, None, None]).sum(0, keepdim=True) + 0x8000 >> 16).to(torch.uint8)

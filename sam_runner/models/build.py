@@ -94,7 +94,9 @@ def build_model(
     if sync_batchnorm:
         model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
     if freeze_batchnorm_stats and not freeze_batchnorm(model):
-        raise InputError("freeze_batchnorm_stats has no effect: the model has no batch norm")
+        raise InputError(
+            "freeze_batchnorm_stats has no effect: the model has no batch norm\n  leave freeze_batchnorm_stats out"
+        )
     built: nn.Module = model
     return built
 
@@ -102,7 +104,9 @@ def build_model(
 def _require_module(model: Any, target: str) -> None:
     """Refuse what is no network, and a network whose buffers a step cannot restore."""
     if not isinstance(model, nn.Module):
-        raise InputError(f"model {target} gives a {type(model).__name__}, not a torch.nn.Module")
+        raise InputError(
+            f"model {target} gives a {type(model).__name__}, not a torch.nn.Module\n  return the network itself"
+        )
     if any(isinstance(module, torch.jit.ScriptModule) and [*module.buffers()] for module in model.modules()):
         raise InputError(
             f"model {target} has buffers in a module of TorchScript, which a step cannot restore\n"
@@ -279,7 +283,10 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
         return AveragedModel(model, multi_avg_fn=partial(_average, 1 - decay), use_buffers=True)
     except Exception as error:
         reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
-        raise InputError(f"ema_decay needs a copy of the model, which fails: {reason[0][:200]}") from error
+        raise InputError(
+            f"ema_decay needs a copy of the model, which fails: {reason[0][:200]}\n"
+            "  leave ema_decay out, or make copy.deepcopy(model) work"
+        ) from error
 
 
 @torch.no_grad()
@@ -306,7 +313,10 @@ def place_model(model: nn.Module, device: torch.device, *, channels_last: bool) 
         InputError: If it has SyncBatchNorm and the device is not CUDA.
     """
     if device.type != "cuda" and any(isinstance(module, nn.SyncBatchNorm) for module in model.modules()):
-        raise InputError(f"sync_batchnorm=true needs CUDA devices, this is {device} (torch's SyncBatchNorm)")
+        raise InputError(
+            f"torch's SyncBatchNorm needs a CUDA device, this is {device}\n"
+            "  leave sync_batchnorm out, and use torch.nn.BatchNorm2d in a network of your own"
+        )
     layout = torch.channels_last if channels_last else torch.contiguous_format
     placed: nn.Module = model.to(device)._apply(
         lambda tensor: tensor.to(memory_format=layout) if tensor.ndim == 4 else tensor
@@ -325,7 +335,10 @@ def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Ma
     name = arguments.get("name", target.rpartition(".")[2])
     if library == "torchvision":
         if not (target.startswith("torchvision.models.") or target.endswith(".torchvision_model")):
-            raise InputError(f"model.weights={source} is for networks of torchvision, not {target}")
+            raise InputError(
+                f"model.weights={source} is for networks of torchvision, not {target}\n"
+                "  use model.weights=FILE, or model=torchvision model.name=NAME"
+            )
         return download_torchvision_weights(name, which)
     if source == "timm":
         if not target.endswith(".timm_model"):

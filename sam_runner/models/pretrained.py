@@ -69,12 +69,12 @@ def read_weights(path: Path) -> dict[str, Tensor]:
         try:
             state: Any = load_file(path)
         except (SafetensorError, OSError, ValueError) as error:
-            raise InputError(f"model.weights={path} is not a safetensors file: {error}") from error
+            raise _no_safetensors(path, error) from error
     else:
         manifest = path.with_suffix(".json")
         fault = check_manifest(manifest) if path.name.startswith("step-") and manifest.is_file() else None
         if fault:
-            raise InputError(f"model.weights={path}: {fault}")
+            raise InputError(f"model.weights={path}: {fault}\n  give another checkpoint")
         state = load_tensors(path)
     for key in ("model", "state_dict"):
         if isinstance(state, Mapping) and isinstance(state.get(key), Mapping):
@@ -223,7 +223,14 @@ def file_normalisation(path: Path) -> Statistics | None:
             metadata = file.metadata() or {}
         return _statistics(*(json.loads(metadata.get(name, "null")) for name in ("mean", "std")))
     except (SafetensorError, OSError, ValueError) as error:
-        raise InputError(f"model.weights={path} is not a safetensors file: {error}") from error
+        raise _no_safetensors(path, error) from error
+
+
+def _no_safetensors(path: Path, error: Exception) -> InputError:
+    return InputError(
+        f"model.weights={path} is not a safetensors file: {error}\n"
+        "  write it again, or give a file of torch.save a name that ends with .pt"
+    )
 
 
 def _statistics(mean: Any, std: Any) -> Statistics | None:

@@ -132,7 +132,7 @@ def read_config(folder: Path) -> ExperimentConfig:
         raise InputError(f"{folder} holds no run: {explain_missing_run(folder)}")
     settings = read_yaml(path)
     if not isinstance(settings, dict):
-        raise InputError(f"{path} is not a configuration")
+        raise InputError(f"{path} is not a configuration\n  use the config.yaml that sam-train wrote")
     missing = [entry.name for entry in fields(ExperimentConfig) if entry.name in _needed_settings() - settings.keys()]
     if missing:
         names = ", ".join(missing[:8])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.data import AugmentConfig
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.data.normalisation import read_normalisation
@@ -95,8 +96,12 @@ def _no_checkpoint(folder: Path) -> InputError:
             f"{folder} has no checkpoint: the run failed: {reason[0]}\n"
             f"  with other settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE run_dir=NEW"
         )
-    command = f"{train_command(read_config(folder).world_size)} resume={shlex.quote(str(folder))}"
-    return InputError(f"{folder} has no checkpoint yet\n  continue the run until the end of its first epoch: {command}")
+    config = read_config(folder)
+    train = f"{trust_prefix(config.to_dict())}{train_command(config.world_size)}"
+    return InputError(
+        f"{folder} has no checkpoint yet: the run writes one at the end of its first epoch\n"
+        f"  if the run has stopped, continue it: {train} resume={shlex.quote(str(folder))}"
+    )
 
 
 def restore_run(folder: Path, which: str, device: str | None = None, *, plain_training_set: bool = False) -> Run:

@@ -40,7 +40,10 @@ def lock_folder(folder: Path) -> Iterator[None]:
     try:
         handle = (folder / ".lock").open("a+")
     except OSError as error:
-        raise InputError(f"run folder {folder} cannot be written to: {error.strerror}") from error
+        raise InputError(
+            f"run folder {folder} cannot be written to: {error.strerror}\n"
+            "  give the folder write permission, or give another run_dir"
+        ) from error
     with handle, _close_in_forks(handle):
         if not _lock(handle):
             handle.seek(0)

@@ -4,6 +4,7 @@ With config.yaml (how to build the network) and normalisation.json (mean and sta
 without the data that it was trained on.
 """
 
+import shlex
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,7 +15,7 @@ from sam_runner.data.normalisation import Normalisation, read_normalisation
 from sam_runner.runs.folder import read_config
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import read_json, write_json
+from sam_runner.utils.files import NORMALISATION_FILE, read_json, write_json
 
 MODEL_FILE = "model.json"
 INPUT_TYPES = ("image", "float32", "int64")
@@ -65,10 +66,12 @@ def read_model_facts(folder: Path) -> ModelFacts:
     """
     read_config(folder)  # refuses a folder without a run
     path, normalisation = folder / MODEL_FILE, read_normalisation(folder)
+    again = f"sam-train {shlex.quote(f'config={folder}')} run_dir=NEW"
     if not path.exists() or normalisation is None:
+        missing = NORMALISATION_FILE if path.exists() else MODEL_FILE
         raise InputError(
-            f"{folder} has no {MODEL_FILE}: the run has not begun to train, or an earlier version trained it\n"
-            f"  train it again: sam-train config={folder} run_dir=NEW"
+            f"{folder} has no {missing}: the run has not begun to train, or an earlier version trained it\n"
+            f"  train it again: {again}"
         )
     stored = read_json(path)
     try:
@@ -78,7 +81,6 @@ def read_model_facts(folder: Path) -> ModelFacts:
             raise ValueError
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(
-            f"{path} holds no classes, input_shape and input_type\n"
-            f"  train the run again: sam-train config={folder} run_dir=NEW"
+            f"{path} holds no classes, input_shape and input_type\n  train the run again: {again}"
         ) from error
     return ModelFacts(classes, shape, input_type, normalisation)

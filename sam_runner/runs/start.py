@@ -135,7 +135,9 @@ def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[s
     try:
         changes = require_usable(folder, config)
     except OSError as error:
-        raise InputError(f"run folder {str(folder)[:200]} cannot be used: {error.strerror}") from error
+        raise InputError(
+            f"run folder {str(folder)[:200]} cannot be used: {error.strerror}\n  give another folder: run_dir=FOLDER"
+        ) from error
     length_changed = any(facts.sets_length and name in changes for name, facts, _ in walk(config))
     result = None if length_changed else read_finished_result(folder)
     if result is not None:
@@ -163,7 +165,10 @@ def _require_same_data(run: Run) -> None:
     """Require that all processes have read the same data."""
     for rank, digest in enumerate(digests := run.context.all_gather(run.data_digest)):
         if digest != digests[0]:
-            raise InputError(f"rank {rank} has other data or labels than rank 0\n  give all machines the same files")
+            raise InputError(
+                f"rank {rank} has other data or labels than rank 0\n"
+                "  give all machines the same files; your own function has to return the same data in every process"
+            )
 
 
 def _require_long_enough(run: Run, folder: Path, config: ExperimentConfig) -> None:
@@ -190,7 +195,7 @@ def _prepare_folder(
         raise InputError(
             f"run folder {folder} cannot be created: {error.strerror}\n  give another folder: run_dir=FOLDER"
         ) from error
-    stack.enter_context(explain_write_errors(folder))
+    stack.enter_context(explain_write_errors(folder, lambda: _describe_continuation(folder, config, is_job=is_job)))
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # the first of all files, because it marks a run folder
         write_config(folder, config)
@@ -279,6 +284,13 @@ def _log_settings(run: Run, config: ExperimentConfig, overrides: Sequence[str], 
 def _continuation(folder: Path, config: ExperimentConfig) -> str:
     """Return the command that continues a single run."""
     return f"{trust_prefix(config.to_dict())}{train_command(config.world_size)} resume={shlex.quote(str(folder))}"
+
+
+def _describe_continuation(folder: Path, config: ExperimentConfig, *, is_job: bool) -> str:
+    """Return what continues a run when a fault of its folder is mended; without config.yaml the folder has no run."""
+    if is_job or not (folder / SETTINGS).is_file():
+        return "repeat the command"
+    return f"continue the run: {_continuation(folder, config)}"
 
 
 class _LogFile(logging.FileHandler):

@@ -142,7 +142,7 @@ class CapturedStep:
         return self._replay(self._recordings[key], batch, radius)
 
     def _disable(self, reason: str) -> None:
-        log.warning("the step cannot be recorded as a CUDA graph: %s; it runs one operation at a time", reason)
+        log.warning("the step cannot be recorded as a CUDA graph: %s; the steps run without a graph", reason)
         self._recorder, self._blocker = None, ""
 
     def _warm_up(self, recorder: Recorder, call: Callable[[], StepStats]) -> StepStats:

@@ -7,6 +7,7 @@ checksums and loads most single-bit errors as other numbers.
 """
 
 import logging
+import shlex
 import time
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -129,7 +130,7 @@ class CheckpointFolder:
             names = ", ".join(path.stem for path in manifests)
             raise InputError(
                 f"there is no best checkpoint in {self.folder}: one is written after an evaluation\n"
-                + (f"  use --checkpoint last; it is one of: {names}" if names else "  there are no other checkpoints")
+                + (f"  use --checkpoint last; there are: {names}" if names else "  train the run up to an evaluation")
             )
         return state
 
@@ -157,8 +158,7 @@ class CheckpointFolder:
         """Return the manifests, newest first."""
         return sorted(self.folder.glob("step-*.json"), reverse=True)
 
-    @staticmethod
-    def _load_first_intact(manifests: list[Path]) -> dict[str, Any] | None:
+    def _load_first_intact(self, manifests: list[Path]) -> dict[str, Any] | None:
         faults = []
         for path in manifests:
             fault = check_manifest(path)
@@ -168,7 +168,10 @@ class CheckpointFolder:
             log.warning("checkpoint ignored: %s", faults[-1])
         if faults:
             lines = "\n".join(f"  {fault}" for fault in faults[:5])
-            raise InputError(f"none of {len(faults)} checkpoints can be used\n{lines}")
+            raise InputError(
+                f"none of {len(faults)} checkpoints can be used\n{lines}\n"
+                f"  to train from the beginning: sam-train config={shlex.quote(str(self.folder.parent))} run_dir=NEW"
+            )
         return None
 
     def _delete_old(self) -> None:

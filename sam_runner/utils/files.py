@@ -131,13 +131,14 @@ def hash_file(path: Path, algorithm: str = "sha256") -> str:
 
 
 @contextmanager
-def explain_write_errors(folder: Path) -> Iterator[None]:
+def explain_write_errors(folder: Path, continuation: Callable[[], str]) -> Iterator[None]:
     """Turn the errors of a full disk, and of files of `folder` that cannot be used, into one `TrainingError`.
 
     On a full disk `torch.save` raises a RuntimeError about an "unexpected pos", with the OSError as its context.
 
     Args:
         folder: The folder that the body writes to.
+        continuation: Returns what the user does when the fault is mended, such as "repeat the command".
 
     Raises:
         TrainingError: If the body fails because the disk or the quota is full, the file exceeds the size limit, or a
@@ -149,20 +150,26 @@ def explain_write_errors(folder: Path) -> Iterator[None]:
         causes = [entry for entry in (error, error.__context__, error.__cause__) if isinstance(entry, OSError)]
         number = next((entry.errno for entry in causes if entry.errno in FULL_DISK_ERRNOS), None)
         if number is not None:
-            raise TrainingError(describe_full_disk(folder, number)) from error
+            raise TrainingError(describe_full_disk(folder, number, continuation())) from error
         name = error.filename2 or error.filename if isinstance(error, OSError) else None
         if not isinstance(name, str) or folder not in Path(name).parents:
             raise
         raise TrainingError(
-            f"{name} cannot be used: {error.strerror}\n  move it away and repeat the command to continue"  # type: ignore[union-attr]
+            f"{name} cannot be used: {error.strerror}\n  move it away, then {continuation()}"  # type: ignore[union-attr]
         ) from error
 
 
-def describe_full_disk(folder: Path, number: int) -> str:
-    """Return the message for a write below `folder` that failed with an error number of a full disk."""
+def describe_full_disk(folder: Path, number: int, continuation: str) -> str:
+    """Return the message for a write below `folder` that failed with an error number of a full disk.
+
+    Args:
+        folder: The folder.
+        number: The error number.
+        continuation: What the user does when there is space again.
+    """
     existing = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     free = shutil.disk_usage(existing).free / 2**20
     return (
         f"{os.strerror(number)}: {folder} ({free:.0f} MiB free)\n"
-        "  earlier checkpoints are intact: free some space and repeat the command to continue"
+        f"  earlier checkpoints are intact: free some space, then {continuation}"
     )

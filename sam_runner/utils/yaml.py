@@ -21,9 +21,9 @@ def read_yaml(path: Path) -> Any:
     try:
         text = path.read_text(encoding="utf-8")
         if "*" in text and any(isinstance(event, AliasEvent) for event in yaml.parse(text, LOADER)):
-            raise InputError(f"{path} has YAML aliases, which are not accepted")
+            raise InputError(f"{path} has YAML aliases, which are not accepted\n  write the values themselves")
         # libyaml refuses the escaped surrogates that stand for bytes of a path that are not UTF-8.
         return yaml.load(text, yaml.SafeLoader if re.search(r"\\u[dD][89a-fA-F]", text) else LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read: {reason}") from error
+        raise InputError(f"{path} cannot be read: {reason}\n  use the config.yaml that sam-train wrote") from error

@@ -30,6 +30,7 @@ def test_the_commands_after_a_run_name_its_folder(name, tmp_path, monkeypatch):
     (Path(name) / "config.yaml").touch()
     line = parse_command_line(longer[1:])
     assert (line.config_file, line.overrides[0]) == (name, "epochs=6")
+    assert next_step.after_run(Path(name), config_of("epochs=3", "max_steps=5"))[-1].endswith(" epochs=6 max_steps=10")
 
 
 def test_the_commands_after_a_run_of_several_processes_start_as_many(tmp_path):

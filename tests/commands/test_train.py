@@ -30,6 +30,12 @@ BAD_INPUT = [
     (["lr = 0.1"], "cannot read the argument 'lr = 0.1'", "leave out the spaces: lr=0.1"),
     (["seed=range(3)"], "seed=range(3) gives several values", "sam-train -m 'seed=range(3)'"),
     (["optimizer=sam", "rho=0.1,0.2"], "rho=0.1,0.2 gives several values", "sam-train -m optimizer=sam rho=0.1,0.2"),
+    (["rho=0.1,0.2", "run_dir=x"], "rho=0.1,0.2 gives several values", "sam-train -m rho=0.1,0.2\n"),
+    (["schedule=step", "schedule.milestones=0.5"], "milestones=0.5 has the wrong type", "milestones=[0.1,0.2]"),
+    (["weight_decay=-1e40"], "weight_decay=-1e+40 is out of range", "[0, inf)"),
+    (["optimizer=sam", "optimizer.ascent=projected"], "optimizer.ascent has no effect", "optimizer.ascent_steps=2"),
+    (["optimizer=sam", "optimizer.rho_final=0"], "rho_final has no effect", "use optimizer.rho_schedule=linear"),
+    (["dry_run=true,false"], "dry_run=true,false gives several values", "\n  give one value"),
     (["run_dir=a,b"], "run_dir=a,b gives several values", "'run_dir=\"a,b\"'"),
     (
         ["optimizer/base=adamw", "optimizer.base.momentum=0.5"],
@@ -195,7 +201,7 @@ BAD_INPUT = [
     (["-m", "precision=BF16", "seed=0,1"], "precision=BF16 is not known", "did you mean bf16?"),
     (["hydra.mode=MULTIRUN", "seed=0,1"], "hydra.mode", "sam-train -m"),
     (["mine.yaml"], "cannot read the argument 'mine.yaml'", "config=mine.yaml"),
-    (["telemetry=full"], "telemetry=full is not an option", "telemetry.every, telemetry.curvature_epochs"),
+    (["telemetry=full"], "telemetry=full is not accepted", "telemetry.every, telemetry.curvature_epochs"),
     (["model=resnet10t"], "model=resnet10t: there is no such option", "model=timm model.name=resnet10t"),
     (["-m", "search=[rho,mixup]"], "search=[rho,mixup]", "one after the other"),
 ]

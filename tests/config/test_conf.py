@@ -229,7 +229,7 @@ def test_every_optimizer_of_torch_is_a_base_or_is_refused_in_words(name):
             build_run(settings)
         return
     if name == "Rprop":
-        with pytest.raises(InputError, match="Rprop has no weight decay\n  set weight_decay=0"):
+        with pytest.raises(InputError, match="Rprop has no argument weight_decay\n  set weight_decay=0"):
             build_run(settings)
         settings = config_of(*TINY, *words, "weight_decay=0")
     run = build_run(settings)

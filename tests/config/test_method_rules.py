@@ -81,6 +81,23 @@ def test_what_has_no_meaning_is_refused(overrides, message):
         config_of(*overrides)
 
 
+def test_sharded_weights_refuse_the_second_order_term_at_once(monkeypatch):
+    """Otherwise a user would be told to set sync_perturbation=true, and then to set it to false."""
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(InputError, match=r"parallel=fsdp needs optimizer\.second_order=false"):
+        config_of("optimizer=sam", "parallel=fsdp", "optimizer.second_order=true")
+
+
+@pytest.mark.parametrize(("batch_size", "m"), [(128, 32), (100, 7)])
+def test_the_suggested_accumulate_is_the_smallest_with_an_effect(batch_size, m):
+    words = [f"batch_size={batch_size}", f"optimizer.m={m}", "optimizer=sam"]
+    suggested = -(-batch_size // (m - 1))
+    with pytest.raises(InputError, match=f"use accumulate={suggested} or more"):
+        config_of(*words, f"accumulate={suggested - 1}")
+    config_of(*words, f"accumulate={suggested}")
+
+
 def test_a_method_that_does_not_fit_the_network_is_refused_with_a_way_out(monkeypatch):
     monkeypatch.setattr("sam_runner.sam.methods.sam_on._normalising_parameters", lambda layer: [])
     with pytest.raises(

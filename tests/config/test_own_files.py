@@ -88,6 +88,8 @@ def test_the_lines_of_a_hint_work_when_they_are_typed(text, key, value, tmp_path
         (HEAD + "defaults:\n  override /model: resnet20\n", "with a dash: - override /model: NAME"),
         (HEAD + "- override /model: resnet20\n", "below the line defaults:"),
         (HEAD + "lr: ${model}\n", "lr={...} has the wrong type"),
+        (HEAD + "model: resnet20\n", "model=resnet20 does not choose an option\n  choose one with model=resnet20"),
+        (HEAD + "logger: 5\n", "logger=5 has the wrong type\n  accepted: a list, like logger=[tensorboard,csv]"),
         (HEAD + "run_dir: ${lr\n", "${"),
         (HEAD + "hydra:\n  mode: MULTIRUN\n", "sam-train -m experiment=own dry_run=true"),
         (
@@ -273,8 +275,8 @@ def test_only_what_hydra_would_misread_is_quoted(word, result):
         ("optimizer.base=[1]", "choose one with optimizer/base=NAME"), ("lr=${data}", "lr={...} has the wrong type"),
         ("lr=${data.nothere}", "lr cannot be resolved"), ("epochs=${rho}", "epochs=0.05 has the wrong type"),
         ("seed=${oc.env:HOME}", "accepted: a whole number"), ("augment.mixup=${model.width}x", "wrong type"),
-        ("compile=null", "accepted: off, default, "), ("checkpoint=true", "checkpoint=true is not an option"),
-        ("checkpoint=3", "checkpoint=3 is not an option"), ("data.val_fraction=${batch_size}", "out of range"),
+        ("compile=null", "accepted: off, default, "), ("checkpoint=true", "checkpoint is a group of settings"),
+        ("checkpoint=3", "checkpoint=3 is not accepted"), ("data.val_fraction=${batch_size}", "out of range"),
     ],
 )  # fmt: skip
 def test_values_and_interpolations_of_the_wrong_type_are_named(word, words, tmp_path, monkeypatch, capsys):

@@ -23,7 +23,7 @@ from sam_runner.data.noise import (
 )
 from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits, _log_similar_classes, hold_out, prepare_splits, subsample
-from sam_runner.training.builders.data import build_data
+from sam_runner.training.builders.data import build_data, require_held_out_images
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.seeding import derive_seed
 from tests.data.datasets.test_image_folder import write_classes
@@ -236,3 +236,16 @@ def test_a_validation_set_of_the_data_set_is_kept_unless_images_are_held_out(cap
     held_out = prepare_splits(splits, none, needs="labels", seed=0, val_fraction=0.25)
     assert (len(held_out.train), len(held_out.validation)) == (9, 3)
     assert "own 3 validation images are not used" in caplog.messages[0]
+
+
+def test_noisy_labels_of_a_validation_folder_need_no_other_held_out_images(tmp_path):
+    for part in ("train", "test"):
+        write_classes(tmp_path / part, {"a": 8, "b": 8})
+    words = ["data=image_folder", f"data.root={tmp_path}", "data.val_labels=noisy", "noise=symmetric", "noise.rate=1"]
+    config = config_of(*words)
+    with pytest.raises(InputError, match="val_labels=noisy has no effect without held-out images"):
+        require_held_out_images(config, build_data(config.data, config.noise, 0))
+    write_classes(tmp_path / "val", {"a": 4, "b": 4})
+    splits = build_data(config_of(*words, "data.test_fraction=0.3").data, config.noise, 0)
+    require_held_out_images(config, splits)
+    assert (splits.validation.labels != splits.validation.clean_labels).all()

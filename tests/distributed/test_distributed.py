@@ -22,7 +22,7 @@ from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics import SUMS, TrainMeter
 from sam_runner.training.state import restore_state
 from sam_runner.utils.console import exit_immediately
-from sam_runner.utils.errors import InputError, RankError, TrainingError
+from sam_runner.utils.errors import InputError, MissingDataError, RankError, TrainingError
 from tests.helpers import TINY, config_of, train_tiny
 
 TORCHRUN = {
@@ -211,6 +211,19 @@ def test_a_rank_that_does_not_respond_is_named(monkeypatch):
 @pytest.mark.parametrize("error", [InputError("two\nlines"), TrainingError("x")])
 def test_messages_for_users_are_complete(error):
     assert str(DistributedContext(1, 2, store=MemoryStore()).attribute_error(error)) == f"rank 1: {error}"
+
+
+def test_a_subclass_of_input_error_is_an_input_error_on_every_rank(monkeypatch):
+    def gather(values, value, group):
+        values[:] = [value, None]
+
+    monkeypatch.setattr("torch.distributed.all_gather_object", gather)
+
+    def call():
+        raise MissingDataError("no data\n  give data")
+
+    with pytest.raises(InputError, match="no data\n  give data"):
+        DistributedContext(0, 2).on_all(call)
 
 
 def test_a_full_state_is_not_changed():

@@ -59,6 +59,13 @@ def test_a_run_without_facts_is_refused_with_a_way_out(tmp_path, content, messag
     assert f"sam-train config={run} run_dir=NEW" in str(error.value)
 
 
+def test_the_missing_file_is_named(tmp_path):
+    run = train_tiny(tmp_path / "run", "max_steps=1")
+    (run / "normalisation.json").unlink()
+    with pytest.raises(InputError, match=r"has no normalisation\.json"):
+        read_model_facts(run)
+
+
 def test_a_continued_run_writes_the_file_again(tmp_path):
     run = train_tiny(tmp_path / "run", "epochs=1")
     facts = read_model_facts(run)

@@ -253,7 +253,7 @@ def test_a_search_says_what_it_looks_for(metric, tmp_path, monkeypatch, capsys):
     objective = max(-value if metric.endswith("nll") else value for value in found)
     assert f"best_value: {objective}" in (sweep_folder(tmp_path) / "optimization_results.yaml").read_text()
     refused = invoke(monkeypatch, capsys, tmp_path, *words[:-1], "data.val_fraction=0", "sweep_name=y")
-    assert refused.returncode == 2 and "needs held-out images" in refused.stderr
+    assert refused.returncode == 2 and "needs data.val_fraction" in refused.stderr
     assert not sweep_folder(tmp_path, "y").exists()
 
 

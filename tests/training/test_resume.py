@@ -495,14 +495,14 @@ def test_the_best_checkpoint_before_the_first_evaluation_is_refused_with_the_exi
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: there is no best checkpoint in run/checkpoints: one is written after an evaluation\n"
-        "  use --checkpoint last; it is one of: step-00000008-within, step-00000006\n"
+        "  use --checkpoint last; there are: step-00000008-within, step-00000006\n"
     )
     done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "last", entry=evaluate_command.main)
     assert done.returncode == 0
     for path in (tmp_path / "run" / "checkpoints").iterdir():
         path.unlink()
     done = invoke(monkeypatch, capsys, tmp_path, "run", "--checkpoint", "best", entry=evaluate_command.main)
-    assert (done.returncode, "there are no other checkpoints" in done.stderr) == (2, True)
+    assert (done.returncode, "train the run up to an evaluation" in done.stderr) == (2, True)
 
 
 def test_nonfinite_weights_are_not_saved_in_an_epoch_without_evaluation(tmp_path, monkeypatch, capsys):

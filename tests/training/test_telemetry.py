@@ -157,8 +157,9 @@ def test_what_cannot_be_measured_is_refused(monkeypatch):
     monkeypatch.setenv("RANK", "0")
     with pytest.raises(InputError, match=r"telemetry.curvature_epochs measures in one process.*sync_batchnorm"):
         config_of("optimizer=sam", "telemetry.curvature_epochs=1", "sync_batchnorm=true")
-    with pytest.raises(InputError, match="does not work with compile=graph"):
-        config_of("optimizer=sam", "telemetry.every=5", "compile=graph")
+    with pytest.raises(InputError, match=r"does not work with compile=capture\n  use compile=off"):
+        config_of("optimizer=sam", "telemetry.every=5", "compile=capture", "optimizer.second_order=true")
+    config_of("optimizer=sam", "telemetry.every=5", "compile=off", "optimizer.second_order=true")
 
 
 def test_a_run_from_before_the_setting_is_read(tmp_path):

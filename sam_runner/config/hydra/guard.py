@@ -141,7 +141,7 @@ def check(config: DictConfig) -> None:
         node = _get_value(hydra, plugin)
         for target in _list_targets(node):
             if not target.startswith(PLUGINS):
-                raise InputError(f"hydra.{plugin} names {target}, which is not a plugin of Hydra")
+                raise InputError(f"hydra.{plugin} names {target}, which is not a plugin of Hydra\n  leave it out")
             if target.startswith(COMMANDS):
                 raise InputError("hydra/launcher=ray_aws is refused: it can run commands\n  use hydra/launcher=ray")
         for key in node if isinstance(node, dict) else ():
@@ -177,7 +177,7 @@ def check_search(config: DictConfig) -> None:
         return
     if not OmegaConf.select(config, "data.val_fraction", default=0):
         raise InputError(
-            "hydra/sweeper=optuna needs held-out images: it compares trials by a metric of them\n"
+            "hydra/sweeper=optuna needs data.val_fraction: it compares trials by a metric of these held-out images\n"
             "  add data.val_fraction=0.1"
         )
     direction = OmegaConf.select(config, "hydra.sweeper.direction", default="maximize")
@@ -220,7 +220,7 @@ def refuse_sweep_files(config: DictConfig, words: Sequence[str]) -> None:
 
 
 def _sweep_command(words: Sequence[str]) -> str:
-    return f"sam-train -m {shlex.join(words)}"[:300]
+    return f"sam-train -m {shlex.join(word for word in words if not word.startswith('run_dir='))}"[:300]
 
 
 def _get_value(node: Any, key: str) -> Any:

@@ -13,6 +13,7 @@ from yaml import YAMLError
 from sam_runner.config.allowed_targets import is_in_working_folder, target_of_file
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.help import list_default_options, list_keys, list_options, read_choices
+from sam_runner.config.hydra.guard import OF_WHOLE_SWEEP
 from sam_runner.config.hydra.launchers import EXTRAS, JOBLIB
 from sam_runner.config.hydra.own_options import OPTIONS
 from sam_runner.config.validation import describe_unknown_key, find_close
@@ -62,8 +63,11 @@ def _describe_several_values(override: str, arguments: list[str], config_dir: st
     message = f"{override} gives several values\n  "
     if key in ("run_dir", "sweep_name"):
         return f"{message}a name with a comma is quoted twice: '{key}=\"{value}\"'"
+    if key in OF_WHOLE_SWEEP:
+        return f"{message}give one value"
     flags = ["-m"] if config_dir is None else ["-m", "--config-dir", config_dir]
-    return f"{message}to run each of them: {shlex.join(['sam-train', *flags, *arguments])}"
+    words = [word for word in arguments if not word.startswith("run_dir=")]  # each job has its own folder
+    return f"{message}to run each of them: {shlex.join(['sam-train', *flags, *words])}"
 
 
 def _describe_missing_name(arguments: list[str], conf: Path) -> str:
@@ -224,7 +228,9 @@ def _describe_missing_option(error: MissingConfigException, conf: Path) -> str:
     lines += [f"in a file, below defaults: - override /{other}: {name}" for other in elsewhere[:1]]
     lines += [f"options: {', '.join(known)}"]
     lines += [f"another network of timm or torchvision: model=timm model.name={name}"] if group == "model" else []
-    lines += [f"for code of your own: {group}._target_={name}.NAME"] if is_in_working_folder(name) else []
+    key = group.replace("/", ".")
+    is_code = key in OPTIONS and is_in_working_folder(name)
+    lines += [f"for code of your own: {key}._target_={name}.NAME"] if is_code else []
     lines += [f"for a file of your own: --config-dir DIR, with DIR/{group}/NAME.yaml"] if not close else []
     return "\n  ".join(lines)
 

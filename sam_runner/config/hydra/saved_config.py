@@ -44,7 +44,7 @@ def store_saved_config(file: str, overrides: Sequence[str]) -> str:
         if group in list_options(CONF):
             raise InputError(
                 f"{word} chooses an option, and {file} holds the settings of all groups\n"
-                "  change single settings by their keys, such as optimizer.rho=0.1, or leave config= out"
+                "  change single settings by their keys, such as lr=0.1, or leave config= out"
             )
     settings = read_yaml(path)
     if not isinstance(settings, dict):

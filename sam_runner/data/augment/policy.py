@@ -36,7 +36,9 @@ def build_policy(augmentation: AugmentConfig, fill: Sequence[float]) -> Policy |
     if name == "none":
         return None
     if len(fill) not in (1, 3):
-        raise InputError(f"augment.policy={name} needs images of 1 or 3 channels, not {len(fill)}")
+        raise InputError(
+            f"augment.policy={name} needs images of 1 or 3 channels, not {len(fill)}\n  leave augment.policy out"
+        )
     from torchvision.transforms import v2  # imported here because it is slow and few runs need it
 
     policy: Any

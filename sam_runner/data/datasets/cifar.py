@@ -112,7 +112,9 @@ def _load_splits(
     try:
         return _find_and_read(name, versions, base, root, url, classes)
     except OSError as error:
-        raise InputError(f"data.root={root[:200]} cannot be read: {error.strerror or error}") from error
+        raise InputError(
+            f"data.root={root[:200]} cannot be read: {error.strerror or error}\n  give a folder that you can read"
+        ) from error
 
 
 def _find_and_read(

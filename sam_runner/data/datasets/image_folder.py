@@ -112,7 +112,10 @@ def warn_of_test_fraction(test_fraction: float, test_set: str) -> None:
 def _split_test_set(images: Images, test_fraction: float) -> Splits:
     test, train = _split_each_class(images.labels, test_fraction)
     if not len(test) or not len(train):
-        raise InputError(f"data.test_fraction={test_fraction} of {len(images)} images leaves one part empty")
+        raise InputError(
+            f"data.test_fraction={test_fraction} of {len(images)} images leaves one part empty\n"
+            f"  use a {'smaller' if len(test) else 'larger'} data.test_fraction, or more images"
+        )
     return Splits(train=images.subset(train), test=images.subset(test))
 
 

@@ -70,7 +70,7 @@ def _read_mat(path: Path) -> ImageSet:
             raise ValueError(f"its y is {label_kind} {label_shape}, not one number for each of {shape[3]} images")
         content = loadmat(path, variable_names=["X", "y"])
     except KeyError as error:
-        raise InputError(f"{path} holds no {error.args[0]}: it is not a file of SVHN") from error
+        raise InputError(f"{path} holds no {error.args[0]}: it is not a file of SVHN\n  download it again") from error
     except Exception as error:  # a damaged file can raise any exception
         raise InputError(
             f"{path} cannot be read: {str(error)[:200]}\n  it may be damaged; download it again"
@@ -78,7 +78,10 @@ def _read_mat(path: Path) -> ImageSet:
     labels = content["y"][:, 0]
     invalid = np.flatnonzero(~np.isin(labels, np.arange(1, 11)))
     if len(invalid):
-        raise InputError(f"{path}: example {invalid[0]} has label {labels[invalid[0]]}; the digits are 1 to 10")
+        raise InputError(
+            f"{path}: example {invalid[0]} has label {labels[invalid[0]]}; the digits are 1 to 10\n"
+            "  it may be damaged; download it again"
+        )
     images = torch.from_numpy(np.ascontiguousarray(content["X"].transpose(3, 2, 0, 1)))
     digits = torch.from_numpy(labels.astype(np.int64) % 10)
     return make_image_set(images, digits, tuple(str(digit) for digit in range(10)))

@@ -1,5 +1,6 @@
 """Write a report: the page, the tables as Markdown, LaTeX and CSV, and the plots beside them."""
 
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -55,4 +56,7 @@ def write_sweep_report(folder: Path) -> None:
     try:
         print(f"report: {write_report(report, folder, folder.name)}")
     except OSError as error:
-        raise InputError(f"the report cannot be written to {folder}: {error.strerror}") from error
+        raise InputError(
+            f"the report cannot be written to {folder}: {error.strerror}\n"
+            f"  mend this, then: sam-report {shlex.quote(str(folder))}"
+        ) from error

@@ -7,6 +7,7 @@ from functools import lru_cache, partial
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import EarlyStoppingConfig, ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
+from sam_runner.config.rules import NO_HELD_OUT_IMAGES
 from sam_runner.data.image_sets import ArraySet, ImageFiles, Images
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.splits import Splits, prepare_splits
@@ -87,8 +88,11 @@ def require_held_out_images(config: ExperimentConfig, splits: Splits) -> None:
 
     Raises:
         InputError: If early_stopping.patience or another early_stopping.metric than the default is set and no images
-            are held out, or if a top-5 metric is chosen for at most five classes.
+            are held out, if ``data.val_labels=noisy`` and no images are held out, or if a top-5 metric is chosen for at
+            most five classes.
     """
+    if splits.validation is None and config.data.val_labels == "noisy":
+        raise InputError(NO_HELD_OUT_IMAGES)
     patience, metric = config.early_stopping.patience, config.early_stopping.metric
     is_chosen = metric != EarlyStoppingConfig.metric
     if splits.validation is None and (patience is not None or is_chosen):

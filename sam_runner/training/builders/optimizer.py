@@ -53,7 +53,7 @@ def build_optimizer(
         )
     if not _accepts(target, "weight_decay"):
         if options.base.weight_decay != 0:
-            raise InputError(f"{target} has no weight decay\n  set weight_decay=0")
+            raise InputError(f"optimizer.base._target_={target} has no argument weight_decay\n  set weight_decay=0")
         del arguments["weight_decay"]
     if _supports_fused(target, arguments) and all(
         param.is_floating_point() and not is_sharded(param) for param in params
