@@ -1,7 +1,6 @@
 """Train and read runs from Python: `train`, `load_run` and `load_results`, as the commands do it."""
 
 import os
-import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.rules import require_files
+from sam_runner.runs.environment import resume_command
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import new_call_name
@@ -69,7 +69,7 @@ class RunResult:
         if not path.is_file():
             raise InputError(
                 f"{path} does not exist: the run has not begun to train, or the file was removed\n"
-                f"  for a run that has not finished: sam-train {shlex.quote(f'resume={self.folder}')}"
+                f"  for a run that has not finished: {resume_command(self.folder, self.config)}"
             )
         return pandas.read_json(path, lines=True)
 

@@ -91,7 +91,7 @@ def _measure_curvature(subject: Subject, how: Measurement, options: CurvatureOpt
     wanted = {"eigenvalues", *(["trace"] * (options.trace_products > 0)), *(["nodes"] * (options.density_probes > 0))}
     if wanted <= answer.values.keys():
         log.info("%s %s: from %s", subject.label, subject.checkpoint, answer.path)
-        _warn(answer.values)
+        _warn(answer.values, is_float32=how.dtype == "float32")
         return Curvature(subject, answer.values)
     loss = subject.loss(how)
     if options.k > len(loss):
@@ -131,7 +131,7 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
         )
         answer.save(eigenvalues=found.values, residuals=found.residuals, converged=found.converged)
         log.info("lambda_max %.6g after %d products", found.values[0], found.num_products)
-        _warn(answer.values)
+        _warn(answer.values, is_float32=loss.weights.dtype == torch.float32)
     if options.density_probes and "nodes" not in answer.values:  # starts from the vector of the eigenvalues
         density = density_of_probes(store.one, list(probes[: options.density_probes]), options.density_steps)
         answer.save(nodes=density.nodes.tolist(), weights=density.weights.tolist())
@@ -141,16 +141,19 @@ def _measure(store: StoredProducts, loss: MeanLoss, options: CurvatureOptions, a
     answer.save(seconds=answer.values.get("seconds", 0.0) + time.perf_counter() - started)
 
 
-def _warn(values: dict[str, Any]) -> None:
+def _warn(values: dict[str, Any], *, is_float32: bool) -> None:
     if values["asymmetry"] > ASYMMETRY:
         log.warning(
             "the Hessian-vector products are not symmetric, by %.2g%%: an operation of the network has a wrong second "
-            "derivative, or float32 is too coarse; compare with --dtype float64", 100 * values["asymmetry"],
-        )  # fmt: skip
+            "derivative%s",
+            100 * values["asymmetry"],
+            ", or float32 is too coarse; compare with --dtype float64" if is_float32 else "",
+        )
     if not values["converged"]:
         log.warning(
-            "the eigenvalues have not converged: their errors are at most %.2g; try --dtype float64",
+            "the eigenvalues have not converged: their errors are at most %.2g%s",
             max(values["residuals"]),
+            "; try --dtype float64" if is_float32 else "",
         )
 
 

@@ -32,7 +32,7 @@ def status(arguments: list[str]) -> int:
         help="sweeps, runs, or folders that contain them at any depth (default: outputs)",
     )  # fmt: skip
     for folder in parser.parse(arguments).folders:
-        for found in _list_inside(folder) or [folder]:
+        for found in _list_inside(folder, set()) or [folder]:
             for line in describe_sweep(found) if _is_sweep(found) else describe_run(found):
                 print(line)
     return DONE
@@ -42,21 +42,24 @@ def _is_sweep(folder: Path) -> bool:
     return (folder / PLAN).is_file() or (folder / NOT_STARTED).is_dir()
 
 
-def _list_inside(folder: Path, above: frozenset[Path] = frozenset()) -> list[Path]:
-    """Return the sweep or run that a folder is, or else those below it, by name.
+def _list_inside(folder: Path, seen: set[Path]) -> list[Path]:
+    """Return the sweep or run that a folder is, or else those below it, by name; what links name again is left out.
 
     Args:
         folder: The folder.
-        above: The folders that contain it, without links: a link to one of them is not followed.
+        seen: The folders that were visited before, without links; this one and those below it are added.
     """
-    if _is_sweep(folder) or (folder / SETTINGS).is_file():
-        return [folder]
     try:
-        inner = sorted(path for path in folder.iterdir() if path.is_dir())
         place = folder.resolve()
+        if place in seen:
+            return []
+        seen.add(place)
+        if _is_sweep(folder) or (folder / SETTINGS).is_file():
+            return [folder]
+        inner = sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path))
+        return [found for below in inner if below.is_dir() for found in _list_inside(below, seen)]
     except OSError:  # no folder, or one that may not be read
         return []
-    return [found for below in inner if place not in above for found in _list_inside(below, above | {place})]
 
 
 def describe_sweep(folder: Path) -> Iterator[str]:

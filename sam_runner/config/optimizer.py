@@ -71,7 +71,8 @@ class OptimizerConfig:
     name: str = key(NAME, "sgd", short="optimizer")
     m: int | None = key(
         "images in a group (m-sharpness). Each group of the batch has its own batch-norm statistics and perturbation;"
-        " null: the batch is one group, with torchrun the part of each process",
+        " null: the batch is one group; with torchrun the part of each process is one, unless"
+        " optimizer.sync_perturbation=true",
         None,
         range=AT_LEAST_ONE,
     )

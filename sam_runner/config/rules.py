@@ -410,7 +410,7 @@ def _check_held_out_labels(config: "ExperimentConfig", _: set[str]) -> None:
     may_have_validation = own_data or isinstance(config.data, ImageFolderConfig | ImageListConfig | HuggingFaceConfig)
     if not config.data.val_fraction and not may_have_validation:  # for the others see `require_held_out_images`
         raise InputError(NO_HELD_OUT_IMAGES)
-    has_own_noise = own_data or isinstance(config.data, ImageListConfig)
+    has_own_noise = config.data.val_fraction and (own_data or isinstance(config.data, ImageListConfig))
     if config.noise.target == "sam_runner.data.noise.none" and not has_own_noise:
         raise InputError(
             "data.val_labels=noisy has no effect with noise=none\n  choose a noise, or use data.val_labels=clean"

@@ -288,9 +288,10 @@ def describe_missing_option(group: str, value: Any) -> str:
     slashed = group.replace(".", "/")
     is_name = isinstance(value, str) and re.fullmatch(r"[\w.-]+", value)
     option, options = (value, "") if is_name else ("NAME", f": {', '.join(list_options(CONF)[slashed])}")
-    fault = "does not choose an option" if is_name else "is not an option of a group"  # the name may be of an option
-    lines = [f"{group}={_format_value(value)} {fault}"]
-    lines += [f"  choose one with {slashed}={option}{options}"]
+    lines = [f"{group}={_format_value(value)} is not an option of a group"]
+    if is_name:  # it may be the name of an option
+        lines = [f"the line {group}: {value} does not choose an option of the group {group}"]
+    lines += [f"  {'on the command line:' if is_name else 'choose one with'} {slashed}={option}{options}"]
     lines += ["  in a file:", "  defaults:", f"    - override /{slashed}: {option}"]
     lines += [f"  and indent the settings of {group} below it"] if value is None else []
     return "\n".join(lines)

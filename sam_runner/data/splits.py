@@ -102,6 +102,11 @@ def prepare_splits(
         return require_labels(labels, len(part), num_classes)
 
     if needs == "whole_set":
+        if val_labels == "noisy" and splits.validation is not None and not val_fraction:
+            raise InputError(
+                "data.val_labels=noisy has no effect: the noise has labels for the training images only\n"
+                "  use data.val_labels=clean"
+            )
         splits = splits.with_train_labels(corrupt(splits.train, seed))
     splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
     splits = splits.read()

@@ -431,9 +431,9 @@ def _describe_missing_baselines(report: "Report") -> list[str]:
     baseline = report.baseline
     if baseline is None or report.against:
         return []
-    missing = [
-        group for group, row in report.rows.items() if group not in report.differences and not baseline.contains(row)
-    ]
+    found = report.choice_differences if report.choices else report.differences
+    groups = [choice.group for choice in report.choices] or list(report.rows)
+    missing = [group for group in groups if group not in found and not baseline.contains(report.rows[group])]
     if not missing:
         return []
     first, more = report.labels[missing[0]], len(missing) - 1

@@ -12,6 +12,8 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from sam_runner.config.allowed_targets import trust_prefix
+from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.utils.files import read_json_object, write_json
 
 log = logging.getLogger("sam_runner")
@@ -45,6 +47,11 @@ def format_command(command: Sequence[str]) -> str:
 def train_command(world_size: int) -> str:
     """Return the program that trains a run with a number of processes, as it is typed."""
     return "sam-train" if world_size == 1 else f"torchrun --nproc-per-node {world_size} -m sam_runner"
+
+
+def resume_command(folder: Path, config: ExperimentConfig) -> str:
+    """Return the command that continues a run with as many processes as before."""
+    return f"{trust_prefix(config.to_dict())}{train_command(config.world_size)} resume={shlex.quote(str(folder))}"
 
 
 def read_environment(folder: Path) -> dict[str, Any]:

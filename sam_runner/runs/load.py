@@ -11,13 +11,12 @@ import numpy as np
 import torch
 from torch import nn
 
-from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.data import AugmentConfig
 from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.data.normalisation import read_normalisation
 from sam_runner.distributed.sharding import load_full_model_state, load_full_optimizer_state
 from sam_runner.models.build import weights_dtype
-from sam_runner.runs.environment import train_command
+from sam_runner.runs.environment import resume_command
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.model_facts import ModelFacts, read_model_facts
 from sam_runner.runs.result import read_finished_result
@@ -96,11 +95,9 @@ def _no_checkpoint(folder: Path) -> InputError:
             f"{folder} has no checkpoint: the run failed: {reason[0]}\n"
             f"  with other settings: sam-train config={shlex.quote(str(folder))} KEY=VALUE run_dir=NEW"
         )
-    config = read_config(folder)
-    train = f"{trust_prefix(config.to_dict())}{train_command(config.world_size)}"
     return InputError(
         f"{folder} has no checkpoint yet: the run writes one at the end of its first epoch\n"
-        f"  if the run has stopped, continue it: {train} resume={shlex.quote(str(folder))}"
+        f"  if the run has stopped, continue it: {resume_command(folder, read_config(folder))}"
     )
 
 

@@ -42,7 +42,7 @@ def lock_folder(folder: Path) -> Iterator[None]:
     except OSError as error:
         raise InputError(
             f"run folder {folder} cannot be written to: {error.strerror}\n"
-            "  give the folder write permission, or give another run_dir"
+            "  give the folder write permission, or give another folder: run_dir=FOLDER; for a sweep sweep_name=NAME"
         ) from error
     with handle, _close_in_forks(handle):
         if not _lock(handle):

@@ -11,7 +11,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.data.normalisation import Normalisation, read_normalisation
+from sam_runner.runs.environment import train_command
 from sam_runner.runs.folder import read_config
 from sam_runner.training.state import Run
 from sam_runner.utils.errors import InputError
@@ -64,9 +66,10 @@ def read_model_facts(folder: Path) -> ModelFacts:
     Raises:
         InputError: If the folder holds no run, or a file is missing or holds anything else.
     """
-    read_config(folder)  # refuses a folder without a run
+    config = read_config(folder)  # refuses a folder without a run
     path, normalisation = folder / MODEL_FILE, read_normalisation(folder)
-    again = f"sam-train {shlex.quote(f'config={folder}')} run_dir=NEW"
+    train = f"{trust_prefix(config.to_dict())}{train_command(config.world_size)}"
+    again = f"{train} {shlex.quote(f'config={folder}')} run_dir=NEW"
     if not path.exists() or normalisation is None:
         missing = NORMALISATION_FILE if path.exists() else MODEL_FILE
         raise InputError(

@@ -4,7 +4,6 @@ import contextlib
 import logging
 import math
 import os
-import shlex
 import threading
 import time
 import traceback
@@ -15,7 +14,6 @@ from pathlib import Path
 
 import torch
 
-from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.config.data import ImageFolderConfig, ImageListConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
@@ -27,7 +25,7 @@ from sam_runner.models.build import require_new_weights
 from sam_runner.models.pretrained import find_head
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
-from sam_runner.runs.environment import compare_environment, read_command, train_command, write_environment
+from sam_runner.runs.environment import compare_environment, read_command, resume_command, write_environment
 from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
 from sam_runner.runs.load import explain_misfit
 from sam_runner.runs.lock import lock_folder
@@ -136,7 +134,8 @@ def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[s
         changes = require_usable(folder, config)
     except OSError as error:
         raise InputError(
-            f"run folder {str(folder)[:200]} cannot be used: {error.strerror}\n  give another folder: run_dir=FOLDER"
+            f"run folder {str(folder)[:200]} cannot be used: {error.strerror}\n"
+            "  give another folder: run_dir=FOLDER; for a sweep sweep_name=NAME"
         ) from error
     length_changed = any(facts.sets_length and name in changes for name, facts, _ in walk(config))
     result = None if length_changed else read_finished_result(folder)
@@ -193,9 +192,12 @@ def _prepare_folder(
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InputError(
-            f"run folder {folder} cannot be created: {error.strerror}\n  give another folder: run_dir=FOLDER"
+            f"run folder {folder} cannot be created: {error.strerror}\n"
+            "  give another folder: run_dir=FOLDER; for a sweep sweep_name=NAME"
         ) from error
-    stack.enter_context(explain_write_errors(folder, lambda: _describe_continuation(folder, config, is_job=is_job)))
+    stack.enter_context(
+        explain_write_errors(folder, lambda: _describe_continuation(folder, config, repeat=is_job or bool(changes)))
+    )
     stack.enter_context(lock_folder(folder))
     if not (folder / SETTINGS).is_file():  # the first of all files, because it marks a run folder
         write_config(folder, config)
@@ -226,7 +228,7 @@ def _train(
     if progress.before_end and run.max_steps > progress.step:  # the run was made longer
         logger_states = progress.return_to_before_end() or logger_states
     if state is None:
-        hint = "" if is_job else f"  (to continue it: {_continuation(folder, config)})"
+        hint = "" if is_job else f"  (to continue it: {resume_command(folder, config)})"
         log.info("run folder %s%s", folder, hint, extra=DETAIL)
     else:
         log.info("continuing %s after step %d, in epoch %d", folder, progress.step, progress.epoch + 1)
@@ -281,16 +283,17 @@ def _log_settings(run: Run, config: ExperimentConfig, overrides: Sequence[str], 
         log.info("sharpness: loss at w + eps minus loss at w, on the training batches", extra=DETAIL)
 
 
-def _continuation(folder: Path, config: ExperimentConfig) -> str:
-    """Return the command that continues a single run."""
-    return f"{trust_prefix(config.to_dict())}{train_command(config.world_size)} resume={shlex.quote(str(folder))}"
+def _describe_continuation(folder: Path, config: ExperimentConfig, *, repeat: bool) -> str:
+    """Return what continues a run when a fault of its folder is mended; without config.yaml the folder has no run.
 
-
-def _describe_continuation(folder: Path, config: ExperimentConfig, *, is_job: bool) -> str:
-    """Return what continues a run when a fault of its folder is mended; without config.yaml the folder has no run."""
-    if is_job or not (folder / SETTINGS).is_file():
+    Args:
+        folder: The run folder.
+        config: The settings of the run.
+        repeat: Whether the same command continues: that of a sweep does, and one that names the folder to change a run.
+    """
+    if repeat or not (folder / SETTINGS).is_file():
         return "repeat the command"
-    return f"continue the run: {_continuation(folder, config)}"
+    return f"continue the run: {resume_command(folder, config)}"
 
 
 class _LogFile(logging.FileHandler):
@@ -324,7 +327,7 @@ def _record_end(folder: Path, config: ExperimentConfig, *, is_job: bool) -> Iter
         if is_job:
             log.info("the same command with sweep_name=%s continues the run", folder.parent.name)
         else:
-            log.info("to continue the run: %s", _continuation(folder, config))
+            log.info("to continue the run: %s", resume_command(folder, config))
         state = "interrupted" if stopped.code == INTERRUPTED else "preempted"
         write_status(folder, state, exit_code=stopped.code, signal=stopped.reason)
         raise

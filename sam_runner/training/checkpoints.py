@@ -7,7 +7,6 @@ checksums and loads most single-bit errors as other numbers.
 """
 
 import logging
-import shlex
 import time
 from collections.abc import Collection, Mapping
 from itertools import islice
@@ -168,10 +167,8 @@ class CheckpointFolder:
             log.warning("checkpoint ignored: %s", faults[-1])
         if faults:
             lines = "\n".join(f"  {fault}" for fault in faults[:5])
-            raise InputError(
-                f"none of {len(faults)} checkpoints can be used\n{lines}\n"
-                f"  to train from the beginning: sam-train config={shlex.quote(str(self.folder.parent))} run_dir=NEW"
-            )
+            hint = "use --checkpoint last" if self.list_names("last") else "train the run again, in a new folder"
+            raise InputError(f"none of {len(faults)} checkpoints can be used\n{lines}\n  {hint}")
         return None
 
     def _delete_old(self) -> None:

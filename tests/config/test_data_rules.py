@@ -29,6 +29,10 @@ from tests.helpers import config_of
         (["data.val_labels=noisy", "noise=pair"], r"data\.val_labels=noisy has no effect without held-out images"),
         (["data.val_labels=noisy", "data.val_fraction=0.1"], r"data\.val_labels=noisy has no effect with noise=none"),
         (
+            ["data=image_list", "data.file=x", "data.val_labels=noisy"],
+            r"data\.val_labels=noisy has no effect with noise=none",
+        ),
+        (
             ["data.val_labels=noisy", "data.val_fraction=0.1", "noise=relabelled", "noise.file=x"],
             r"the file of noise=relabelled has no labels for held-out images",
         ),

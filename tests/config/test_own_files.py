@@ -88,7 +88,11 @@ def test_the_lines_of_a_hint_work_when_they_are_typed(text, key, value, tmp_path
         (HEAD + "defaults:\n  override /model: resnet20\n", "with a dash: - override /model: NAME"),
         (HEAD + "- override /model: resnet20\n", "below the line defaults:"),
         (HEAD + "lr: ${model}\n", "lr={...} has the wrong type"),
-        (HEAD + "model: resnet20\n", "model=resnet20 does not choose an option\n  choose one with model=resnet20"),
+        (
+            HEAD + "model: resnet20\n",
+            "the line model: resnet20 does not choose an option of the group model\n"
+            "  on the command line: model=resnet20",
+        ),
         (HEAD + "logger: 5\n", "logger=5 has the wrong type\n  accepted: a list, like logger=[tensorboard,csv]"),
         (HEAD + "run_dir: ${lr\n", "${"),
         (HEAD + "hydra:\n  mode: MULTIRUN\n", "sam-train -m experiment=own dry_run=true"),

@@ -128,6 +128,11 @@ def test_a_noise_model_gets_the_input_that_it_declares(needs, small_splits):
     for part in (result.train, result.validation):
         assert torch.equal(part.labels, (part.clean_labels + 1) % 4)
     assert result.test is small_splits.test
+    own = replace(small_splits, validation=small_splits.test)
+    if needs == "whole_set":  # its labels are those of the training images
+        with pytest.raises(InputError, match="val_labels=noisy has no effect"):
+            prepare_splits(own, noise, needs=needs, seed=5, val_labels="noisy")
+    assert len(prepare_splits(own, noise, needs=needs, **options).validation) == 24
 
 
 def test_instance_noise_maps_held_out_images_to_the_same_wrong_classes():

@@ -406,3 +406,14 @@ def test_runs_of_the_base_optimizer_alone_are_the_default_baseline(name, base, t
             leave(tmp_path / f"{words}-{seed}", config, accuracy=accuracy)
     ((_, difference),) = make_report([tmp_path]).differences.values()
     assert difference.mean == pytest.approx(0.25)
+
+
+def test_a_chosen_setting_that_is_not_the_one_of_the_baseline_is_no_missing_baseline(tmp_path):
+    arms = [("sgd", 0.05), ("sgd", 0.1), ("sam", 0.1), ("sam", 0.2)]
+    for (optimizer, lr), seed in itertools.product(arms, range(2)):
+        config = replace(composed(f"optimizer={optimizer}", f"lr={lr}", "data.val_fraction=0.1"), seed=seed)
+        numbers = {"accuracy": 0.5 + lr + seed / 100, "validation/accuracy": 0.5 + lr}
+        leave(tmp_path / f"{optimizer}-{lr}-{seed}", config, **numbers)
+    report = make_report([tmp_path], select=["lr"])
+    assert len(report.choices) == 2 and report.choice_differences
+    assert not [line for line in report.remarks if "has no difference" in line]

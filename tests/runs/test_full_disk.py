@@ -42,6 +42,15 @@ def reference(tmp_path_factory):
     return train_tiny(tmp_path_factory.mktemp("reference") / "run", *OPTIONS)
 
 
+def test_a_full_disk_before_a_longer_run_has_its_settings_names_the_command_that_was_typed(
+    tmp_path, monkeypatch, capsys
+):
+    train_tiny(tmp_path / "run", "epochs=1")
+    with limit_file_size(50):  # the new config.yaml does not fit
+        done = invoke(monkeypatch, capsys, tmp_path, "resume=run", "epochs=2")
+    assert done.returncode in (1, 2) and "then repeat the command" in done.stderr, done.stderr
+
+
 @pytest.mark.parametrize("part", ["checkpoint", "first file", "numbers"])
 def test_a_full_disk_is_reported_and_the_run_continues_later(part, reference, tmp_path, monkeypatch, capsys):
     """With space again, the same command continues to the bit."""

@@ -1,5 +1,6 @@
 """How far a sweep is: the line that it shows, sam-status, and the estimate of the remaining time."""
 
+import itertools
 import json
 import os
 import re
@@ -234,6 +235,10 @@ def test_sam_status_finds_runs_and_sweeps_in_outputs(tmp_path, monkeypatch, caps
     lay(tmp_path / "outputs/mine", accuracy=0.5)
     lay(tmp_path / "outputs/very/very/deep/b", accuracy=0.5)
     (tmp_path / "outputs/very/back").symlink_to("..")
+    (tmp_path / "outputs/latest").symlink_to("runs/a")
+    for one, other in itertools.permutations(range(7), 2):  # 13,700 paths without a link twice
+        (tmp_path / f"outputs/linked/{one}").mkdir(parents=True, exist_ok=True)
+        (tmp_path / f"outputs/linked/{one}/{other}").symlink_to(f"../{other}")
     lay_job(tmp_path / "outputs/sweeps/first", "a")
     for words in ((), ("outputs",)):
         done = invoke(monkeypatch, capsys, tmp_path, *words, entry=status_command.main)

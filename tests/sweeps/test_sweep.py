@@ -445,7 +445,7 @@ def test_every_job_has_the_precision_that_the_sweep_began_with(tmp_path, monkeyp
     assert json.loads((tmp_path / "run" / "environment.json").read_text())["resolved_precision"] == own
     assert single.stdout.splitlines()[-4:] == [
         "next: sam-eval run", "next: tensorboard --logdir run", "next: sam-train config=run seed=1",
-        "next: sam-train resume=run max_steps=2",
+        "next: sam-train resume=run epochs=4 max_steps=2",
     ]  # fmt: skip
 
 

@@ -215,9 +215,10 @@ def test_damaged_best_is_an_input_error(tmp_path):
     checkpoints = CheckpointFolder(tmp_path)
     path = save(checkpoints, 1, is_best=True)
     path.write_bytes(flip_bit(path.read_bytes(), 999))
-    with pytest.raises(
-        InputError, match=r"(?s)none of 1 checkpoints can be used.*sha256.*sam-train config=\S+ run_dir=NEW"
-    ):
+    with pytest.raises(InputError, match=r"(?s)none of 1 checkpoints can be used.*sha256.*train the run again"):
+        checkpoints.load_best()
+    save(checkpoints, 2)
+    with pytest.raises(InputError, match=r"(?s)none of 1 checkpoints can be used.*use --checkpoint last"):
         checkpoints.load_best()
 
 

@@ -42,7 +42,7 @@ def build_method(config: ExperimentConfig, total_steps: int) -> Method:
     """
     options = config.optimizer
     if isinstance(options, OwnMethodConfig):
-        return _build_own(options, config.seed, total_steps)
+        return _build_own(options, config, total_steps)
     if isinstance(options, MomentumSamConfig):
         return methods.MomentumSam()
     if not isinstance(options, AscentConfig):
@@ -109,7 +109,7 @@ def _build_around(config: ExperimentConfig, options: AroundConfig, around: Metho
     return methods.Late(options.fraction, options.part, total_steps=total_steps, around=around)
 
 
-def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
+def _build_own(options: OwnMethodConfig, config: ExperimentConfig, total_steps: int) -> Method:
     """Return a user's own method; it gets the seed, the number of steps and sync_perturbation if it has such arguments.
 
     Raises:
@@ -119,7 +119,7 @@ def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
         options.target,
         options.arguments(),
         "optimizer",
-        seed=seed,
+        seed=config.seed,
         total_steps=total_steps,
         sync_perturbation=options.sync_perturbation,
     )
@@ -133,7 +133,7 @@ def _build_own(options: OwnMethodConfig, seed: int, total_steps: int) -> Method:
             f"optimizer.name={options.name}, but {options.target} is named {method.name}\n"
             f'  write name: {method.name} into its file, or name = "{options.name}" into the class'
         )
-    if options.sync_perturbation and not method.sync_perturbation:
+    if options.sync_perturbation and not method.sync_perturbation and config.parallel != "fsdp":  # fsdp demands it
         raise InputError(
             f"optimizer.sync_perturbation=true has no effect: {options.target} does not use it\n"
             "  leave it out, or give the constructor the argument sync_perturbation and store it in the method"
