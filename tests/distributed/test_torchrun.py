@@ -218,8 +218,6 @@ def test_a_stopped_run_goes_on_to_the_bit_and_only_with_as_many_ranks(tmp_path):
     assert process.wait(60) == 1  # torchrun turns every exit code into 1
     stopped = read_status(tmp_path / "cut")
     assert (stopped["status"], stopped["exit_code"], stopped["signal"]) == ("preempted", 75, "SIGTERM")
-    done = read_last_row(tmp_path / "cut")["step"]
-    assert done < 360
     refused = command(*arguments, "run_dir=cut", cwd=tmp_path)
     assert refused.returncode == 2
     assert "world_size: 2 -> 1" in refused.stderr
