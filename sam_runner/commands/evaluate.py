@@ -1,5 +1,9 @@
 """`sam-eval`: metrics of checkpoints."""
 
+import argparse
+from collections.abc import Sequence
+from pathlib import Path
+
 from sam_runner.commands.arguments import Parser, add_run_options, path, require_runs
 from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MODELS, run_command
 from sam_runner.utils.errors import InputError
@@ -46,17 +50,7 @@ def evaluate(arguments: list[str]) -> int:
                 raise InputError(f"--split {given.split} has no effect with --{name}\n  leave one of them out")
     folders = require_runs(given)
     if given.relabel is not None:
-        if len(folders) > 1 or given.data is not None:
-            reason = f"{len(folders)} runs" if len(folders) > 1 else "--data"
-            raise InputError(
-                f"--relabel labels the training images of one run, with {reason} it has no effect\n"
-                "  give one run, without --data"
-            )
-        from sam_runner.runs.load import restore_run, write_predictions
-
-        run = restore_run(folders[0], given.checkpoint, given.device, plain_training_set=True)
-        changed = write_predictions(run, given.relabel)
-        print(f"{given.relabel}: {changed:,} of {run.train.num_examples:,} training labels changed")
+        _relabel(folders, given)
         return DONE
     from sam_runner.inference.evaluation import evaluate_on_folder, evaluate_runs, evaluate_split, metrics_table
 
@@ -73,3 +67,18 @@ def evaluate(arguments: list[str]) -> int:
     for tag, value in rows[str(folders[0])].items():
         print(f"{tag} {value:.6f}")
     return DONE
+
+
+def _relabel(folders: Sequence[Path], given: argparse.Namespace) -> None:
+    """Write the predictions of one run for its training images."""
+    if len(folders) > 1 or given.data is not None:
+        reason = f"{len(folders)} runs" if len(folders) > 1 else "--data"
+        raise InputError(
+            f"--relabel labels the training images of one run, with {reason} it has no effect\n"
+            "  give one run, without --data"
+        )
+    from sam_runner.runs.load import restore_run, write_predictions
+
+    run = restore_run(folders[0], given.checkpoint, given.device, plain_training_set=True)
+    changed = write_predictions(run, given.relabel)
+    print(f"{given.relabel}: {changed:,} of {run.train.num_examples:,} training labels changed")

@@ -8,6 +8,7 @@ from typing import Any
 
 from sam_runner.commands.arguments import Parser, path
 from sam_runner.commands.exit_codes import DONE, run_command
+from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.runs.environment import train_command
 from sam_runner.runs.folder import NOT_STARTED, SETTINGS
 from sam_runner.runs.plan import PLAN
@@ -106,7 +107,8 @@ def describe_run(folder: Path) -> Iterator[str]:
     result = read_finished_result(folder)
     yield _describe(job) if result is None else f"{_describe(job)}: {summarise_result(result)}"
     if job.state in ("died", "interrupted", "preempted"):
-        yield f"  to continue it: {train_command(world_size)} resume={shlex.quote(str(folder))}"
+        train = f"{trust_prefix(settings)}{train_command(world_size)}"
+        yield f"  to continue it: {train} resume={shlex.quote(str(folder))}"
 
 
 def _describe(job: JobState) -> str:

@@ -155,7 +155,8 @@ def trusting_command(names: Sequence[str], command: Sequence[str]) -> str:
 
 def trust_prefix(settings: Any) -> str:
     """Return ``SAM_RUNNER_TRUSTED=MODULES `` for a command about a run with the user's own code, "" for another run."""
-    return f"{VARIABLE}={','.join(_list_own_modules())} " if find_own_modules(settings) else ""
+    own = find_own_modules(settings)
+    return f"{VARIABLE}={','.join(dict.fromkeys([*_list_own_modules(), *own]))} " if own else ""
 
 
 def find_own_modules(settings: Any) -> list[str]:

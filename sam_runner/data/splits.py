@@ -87,7 +87,6 @@ def prepare_splits(
         InputError: If a set would be empty, image files cannot be read, the noise model needs images that are not in
             memory, or it returns no labels of the set.
     """
-    num_classes = len(splits.train.classes)
 
     def corrupt(part: Images, noise_seed: int) -> Tensor:
         images = {}
@@ -98,8 +97,8 @@ def prepare_splits(
                     "  set data.storage=memory, or use another noise for inputs that are not images"
                 )
             images["images_NCHW"] = part.images_NCHW
-        labels = noise(labels=part.labels.clone(), num_classes=num_classes, seed=noise_seed, **images)
-        return require_labels(labels, len(part), num_classes)
+        labels = noise(labels=part.labels.clone(), num_classes=len(part.classes), seed=noise_seed, **images)
+        return require_labels(labels, len(part), len(part.classes))
 
     if needs == "whole_set":
         if val_labels == "noisy" and splits.validation is not None and not val_fraction:
@@ -108,8 +107,7 @@ def prepare_splits(
                 "  use data.val_labels=clean"
             )
         splits = splits.with_train_labels(corrupt(splits.train, seed))
-    splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction)
-    splits = splits.read()
+    splits = subsample(hold_out(splits, val_fraction, val_labels=val_labels), train_fraction).read()
     _log_missing_classes(splits)
     _log_similar_classes(splits.train.classes)
     _log_common_examples(splits)

@@ -306,12 +306,10 @@ class Objective:
         Args:
             batch: B; its micro-batches together give one gradient.
             update_statistics: Whether the buffers keep what this pass writes, such as running statistics.
-            create_graph: Keep the graph, so that the gradient can be differentiated. It is then this rank's gradient,
-                whatever `reduce` is.
+            create_graph: Keep the graph, so that the gradient can be differentiated; `reduce` has no effect then.
             shaken: Whether random branches (Shake-Shake, ShakeDrop) use new random scales in the backward pass, as in
                 `backward`. Otherwise they use the scales of the forward pass, which gives the true gradient.
-            reduce: Return the mean gradient over the examples of all ranks. Otherwise return this rank's gradient, from
-                which each rank computes its own eps, as in the paper.
+            reduce: Return the mean over the examples of all ranks; otherwise this rank's gradient, as in the paper.
 
         Raises:
             TrainingError: If the forward pass changes a parameter that is not trained; only the first call checks it.

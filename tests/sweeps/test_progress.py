@@ -222,6 +222,9 @@ def test_sam_status_of_a_run_and_of_another_folder(tmp_path, monkeypatch, capsys
     (tmp_path / "dead" / "config.yaml").write_text("epochs: 4\nworld_size: 2\n")
     died = invoke(monkeypatch, capsys, tmp_path, "dead", entry=status_command.main)
     assert died.stdout.splitlines()[1:] == ["  to continue it: torchrun --nproc-per-node 2 -m sam_runner resume=dead"]
+    (tmp_path / "dead" / "config.yaml").write_text("epochs: 4\nmodel:\n  _target_: mine.Net\n")
+    died = invoke(monkeypatch, capsys, tmp_path, "dead", entry=status_command.main)
+    assert died.stdout.splitlines()[1:] == ["  to continue it: SAM_RUNNER_TRUSTED=mine sam-train resume=dead"]
     (tmp_path / "empty").mkdir()
     all_runs = invoke(monkeypatch, capsys, tmp_path, ".", entry=status_command.main)
     assert all_runs.stdout == died.stdout + done.stdout
