@@ -137,11 +137,7 @@ def summarise_group(name: str, pairs: Sequence[tuple[Block, str]]) -> str:
     equal, early = (
         [block.difference(arm, block.baseline(arm), metric) for block, arm in pairs] for metric in (LAST, EARLY)
     )
-    cost = [
-        block.difference(arm, "sgd-2x", LAST)
-        for block, arm in pairs
-        if "sgd-2x" in block.arms and block.baseline(arm) == "sgd"
-    ]
+    cost = list(filter(None, (block.gain_at_cost(arm) for block, arm in pairs)))
     ends = sorted(equal, key=lambda gain: gain.mean)
     span = " to ".join(format_estimate(gain, signed=True) for gain in (*ends[:1], *ends[1:][-1:]))
     at_cost = f" It is clear over SGD with twice the epochs (equal cost) in {count_clear(cost)}." if cost else ""

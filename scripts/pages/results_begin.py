@@ -14,12 +14,13 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
 from sam_runner.reports.aggregate import Estimate, estimate
-from scripts.pages.results_figures import colour, save
+from scripts.pages.results_figures import save
 from scripts.pages.results_tables import Block, is_above
 
 STEP = 0.01  # of the memorised fraction from one mark of a curve to the next, at least
 COLUMNS = 2  # of frames
 LEGEND_LINE = 0.08  # of a frame's height that a line of its legend needs
+GAIN_COLOURS = {"o": "#D55E00", "D": "#0072B2"}  # by mark: at equal epochs, at equal cost
 LINE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
 
 
@@ -89,6 +90,11 @@ class Comparison:
     def last(self) -> Point:
         """The last epoch."""
         return self.points[-1]
+
+    @property
+    def gain_at_cost(self) -> Estimate | None:
+        """Test accuracy of SAM minus that of SGD with twice the epochs, in the last epoch; None without such runs."""
+        return self.block.gain_at_cost(self.arm)
 
     @property
     def has_wrong_labels(self) -> bool:
@@ -260,41 +266,57 @@ def choose_marks(points: Sequence[Point]) -> list[Point]:
 
 
 def draw_benefit(comparisons: Sequence[Comparison], folder: Path) -> str | None:
-    """Draw the last epoch of every comparison: what the baseline fits and memorises, and the gain with its interval.
+    """Draw the last epoch of every comparison: what the baseline fits and memorises, and SAM's gains with intervals.
 
-    Comparisons whose baseline has memorised least come first, those with true labels last.
+    Comparisons whose baseline has memorised least come first, those with true labels last, below a line.
     """
     if not comparisons:
         return None
-    entries = sorted(comparisons, key=lambda entry: (not entry.has_wrong_labels, round(entry.last.progress, 2)))
+    ordered = sorted(comparisons, key=lambda entry: (not entry.has_wrong_labels, round(entry.last.progress, 2)))
+    entries = ordered[::-1]  # from below
     figure, frames = plt.subplots(
-        1, 2, figsize=(10, 0.62 * len(entries) + 1.1), layout="constrained", dpi=120, sharey=True, width_ratios=(1, 2)
+        1, 2, figsize=(10, 0.5 * len(entries) + 1.3), layout="constrained", dpi=120, sharey=True, width_ratios=(1, 2.4)
     )
-    for row, entry in enumerate(reversed(entries)):
+    for row, entry in enumerate(entries):
         plot_end(frames, row, entry)
-    frames[0].set_yticks(range(len(entries)), [describe_run(entry) for entry in reversed(entries)], fontsize=8)
+    frames[0].set_yticks(range(len(entries)), [describe_run(entry) for entry in entries], fontsize=7.5)
     frames[0].set_ylim(-0.6, len(entries) - 0.4)
     frames[0].set_xlim(-4, 104)
-    frames[0].set_xlabel("baseline: wrong labels memorised (filled),\ntraining labels fitted (open), %", fontsize=8.5)
-    frames[1].set_xlabel("test accuracy at the last epoch, SAM minus its baseline, points", fontsize=8.5)
+    frames[0].set_xlabel("wrong labels memorised (filled),\ntraining labels fitted (open), %", fontsize=8.5)
+    frames[0].set_title("baseline", loc="left", fontsize=9.5)
+    frames[1].set_xlabel("test accuracy in the last epoch, difference in points", fontsize=8.5)
+    frames[1].set_title("SAM's gain", loc="left", fontsize=9.5)
     frames[1].axvline(0, color="black", linewidth=0.8)
+    clean = sum(not entry.has_wrong_labels for entry in entries)
     for axes in frames:
         axes.grid(axis="x", alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
+        if 0 < clean < len(entries):
+            axes.axhline(clean - 0.5, color="black", linewidth=0.8, linestyle=":")
     frames[1].tick_params(axis="y", left=False)
+    explain_gains(figure)
     return save(figure, folder, "results_benefit")
+
+
+def explain_gains(figure: Figure) -> None:
+    """Add a legend of the marks of `plot_end`."""
+    handles = [
+        Line2D([], [], marker=marker, color=GAIN_COLOURS[marker], markersize=6, label=label)
+        for marker, label in (("o", "SAM minus its baseline, equal epochs"), ("D", "SAM minus SGD 2x, equal cost"))
+    ]
+    figure.legend(handles=handles, fontsize=8.5, loc="outside lower right", ncols=2, frameon=False)
 
 
 def plot_end(frames: Sequence[Axes], row: int, entry: Comparison) -> None:
     """Draw one row of `draw_benefit`."""
-    block, last, mark = entry.block, entry.last, colour(entry.block.study, entry.arm)
+    last = entry.last
     frames[0].plot(100 * last.fitted, row + 0.12, "o", color="#666666", mfc="white", markersize=6)
     frames[0].plot(100 * last.memorised, row - 0.12, "o", color="#666666", markersize=6)
-    accuracy = (block.column(name, "final/test/accuracy").reindex(entry.seeds) for name in (entry.arm, entry.baseline))
-    gains = 100 * (next(accuracy) - next(accuracy))
-    frames[1].plot(gains, [row - 0.18] * len(gains), ".", color=mark, alpha=0.5, markersize=5)
-    width = 100 * last.gain.half_width if last.gain.n > 1 else None
-    frames[1].errorbar(100 * last.gain.mean, row, xerr=width, fmt="o", color=mark, markersize=7, capsize=3)
+    gains = {"o": (last.gain, 0.15)} | ({"D": (entry.gain_at_cost, -0.2)} if entry.gain_at_cost else {})
+    for marker, (gain, offset) in gains.items():
+        style = {"color": GAIN_COLOURS[marker], "markersize": 6, "capsize": 3}
+        width = 100 * gain.half_width if gain.n > 1 else None
+        frames[1].errorbar(100 * gain.mean, row + offset, xerr=width, fmt=marker, **style)
 
 
 def describe_run(entry: Comparison) -> str:

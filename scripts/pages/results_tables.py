@@ -73,6 +73,15 @@ class Block:
         found = [arm for arm in self.arms if arm.partition("-")[0] == "sam"]
         return [arm for arm in found if steps[arm] == steps.get(self.baseline(arm))]
 
+    def gain_at_cost(self, arm: str) -> Estimate | None:
+        """Return `difference` of the test accuracy to SGD with twice the epochs, in the last epoch.
+
+        None without such runs, and for an arm with another baseline than SGD.
+        """
+        if "sgd-2x" not in self.arms or self.baseline(arm) != "sgd":
+            return None
+        return self.difference(arm, "sgd-2x", "final/test/accuracy")
+
     def machines(self) -> dict[str, list[str]]:
         """Return the arms with final runs on a machine, by its processor or GPU."""
         found = {str(name): set(rows["arm"]) for name, rows in self.finals.groupby("machine")}

@@ -37,7 +37,7 @@ class Made:
 
     def __init__(self, kept, title="Made"):
         self.name, self.kept, self.rows = "made", kept, []
-        arms = {"sgd": {}, "sam": {}, "sam-long": {}, "sam_on": {}}
+        arms = {"sgd": {}, "sgd-2x": {}, "sam": {}, "sam-adamw": {"baseline": "adamw"}, "sam-long": {}, "sam_on": {}}
         self.content = {
             "title": title, "arms": arms, "block_titles": {"only": "Only", "other": "Other"},
             "network": "ResNet-20 of width 16", "networks": {"other": "ResNet-20 of width 8"},
@@ -137,6 +137,16 @@ def test_a_run_without_evaluations_is_no_comparison(study):
     for path in study.kept.glob("only-sam-*.jsonl"):
         path.write_text("")
     assert compare([study.block()]) == []
+
+
+def test_the_gain_at_equal_cost_is_over_sgd_with_twice_the_epochs(study):
+    """By hand: SAM ends 6 points (and 1 less, 0, 1 more by seed) above SGD, and SGD 2x ends 2 above SGD."""
+    assert Comparison(study.block(), "sam").gain_at_cost is None  # no run of SGD 2x yet
+    for seed, level in enumerate(LEVELS):
+        study.add("only", "sgd-2x", seed, by_epoch({10: level + 0.05 + 0.02}, None, {10: 1.0}), steps=100)
+    gain = Comparison(study.block(), "sam").gain_at_cost
+    assert (gain.n, gain.mean, gain.half_width) == pytest.approx((3, 0.04, HALF_WIDTH), abs=1e-5)
+    assert study.block().gain_at_cost("sam-adamw") is None  # SGD is not its baseline
 
 
 def test_without_wrong_labels_the_fit_says_how_far_the_baseline_is(tmp_path):
