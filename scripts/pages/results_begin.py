@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 
 from sam_runner.reports.aggregate import Estimate, estimate
 from scripts.pages.results_figures import save
-from scripts.pages.results_tables import Block, is_above
+from scripts.pages.results_tables import Block, is_above, is_below
 
 STEP = 0.01  # of the memorised fraction from one mark of a curve to the next, at least
 COLUMNS = 2  # of frames
@@ -47,7 +47,7 @@ class Point(NamedTuple):
     @property
     def is_behind(self) -> bool:
         """Whether the 95% interval of the gain lies below 0."""
-        return self.gain.contains_zero is False and self.gain.mean < 0
+        return is_below(self.gain)
 
     @property
     def progress(self) -> float:
