@@ -97,10 +97,10 @@ class Answers:
             numbers: Whether to give the gains, the first of them with its unit.
         """
         gains = self._gains(arm, other, EARLY if early else LAST)
-        verdicts: dict[str, list[str]] = {"clear": [], "not clear": [], "clearly below 0": []}
-        for block, gain in gains.items():
-            verdicts["clear" if is_above(gain) else "clearly below 0" if is_below(gain) else "not clear"].append(block)
-        found = {verdict: own for verdict, own in verdicts.items() if own}
+        found: dict[str, list[str]] = {}
+        for verdict in ("clear", "not clear", "clearly below 0", "without an interval"):
+            if own := [block for block, gain in gains.items() if judge(gain) == verdict]:
+                found[verdict] = own
         if not numbers and len(found) == 1 < len(gains):
             (verdict,) = found
             is_pair, number = len(gains) == 2, f"{len(gains)} blocks"
@@ -143,7 +143,8 @@ class Answers:
         return [arm for arm in self._blocks[name].arms if arm not in ("sgd", LONGER)]
 
     def _gains(self, arm: str, other: str, metric: str) -> dict[str, Estimate]:
-        return {name: self._blocks[name].difference(arm, other, metric) for name in self.compared(arm, other)}
+        found = {name: self._blocks[name].difference(arm, other, metric) for name in self.compared(arm, other)}
+        return {name: gain for name, gain in found.items() if gain.n}
 
     def _percent(self, block: str, arm: str, metric: str, digits: int) -> str:
         return f"{100 * self._blocks[block].estimate(arm, metric).mean:.{digits}f}%"
@@ -236,6 +237,13 @@ def summarise_crops(blocks: Sequence[Block]) -> list[str]:
     subject = "the gain of SGD with crops and flips over SAM without them"
     texts = {title: Answers(own).say(subject, "sgd-crops", "sam") for title, own in studies.items()}
     return [f"In the study *{title}* {text}" for title, text in texts.items() if text]
+
+
+def judge(gain: Estimate) -> str:
+    """Return where the 95% interval of a gain lies, as a part of the sentence "the gain is ..."."""
+    if gain.n < 2:
+        return "without an interval"
+    return "clear" if is_above(gain) else "clearly below 0" if is_below(gain) else "not clear"
 
 
 def enumerate_words(words: Sequence[str], comma: str = ", ", last: str = " and ") -> str:

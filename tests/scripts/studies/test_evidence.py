@@ -306,7 +306,7 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
     assert text.startswith(
         "This is not shown. SAM's gain over SGD at equal epochs is not clear with 20 epochs (+2.0 ± 2.5"
     )
-    assert text.endswith("These blocks are open: epochs5, epochs10, narrow.")
+    assert text.endswith("SGD memorises 40% with 20 epochs. These blocks are open: epochs5, epochs10, narrow.")
     finish_short_runs(study, "epochs10", tmp_path, (0.03, 0.04, 0.05))
     text = answer()
     clear = "clear with 10 epochs (+4.0 ± 2.5 points), and not clear with 20 epochs (+2.0 ± 2.5)."
@@ -413,6 +413,10 @@ def test_an_answer_names_clear_gains_then_unclear_ones_then_losses(tmp_path):
     )
     assert answers.say("It", "sam", "sgd", numbers=False).endswith("clearly below 0 at 0% noise.")
     assert answers.say("It", "mixup", "sgd") == ""
+    one = estimate([0.01])
+    assert (results_answers.judge(one), results_answers.judge(estimate([0.01, 0.01]))) == (
+        "without an interval", "not clear"
+    )  # fmt: skip
     same = results_answers.Answers([block for block in results_page.read_blocks(study) if block.name == "rate0"])
     assert same.helps(("sam", "sgd")) == "No."
 
