@@ -15,10 +15,11 @@ from matplotlib.lines import Line2D
 
 from sam_runner.reports.aggregate import Estimate, estimate
 from scripts.pages.results_figures import save
-from scripts.pages.results_tables import Block, is_above
+from scripts.pages.results_tables import Block, is_above, is_below
 
 STEP = 0.01  # of the memorised fraction from one mark of a curve to the next, at least
 COLUMNS = 2  # of frames
+MARGIN = 10  # points that a frame shows beyond the means, at most; wider bands are cut
 LEGEND_LINE = 0.08  # of a frame's height that a line of its legend needs
 GAIN_COLOURS = {"o": "#D55E00", "D": "#0072B2"}  # by mark: at equal epochs, at equal cost
 LINE_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000")
@@ -47,7 +48,7 @@ class Point(NamedTuple):
     @property
     def is_behind(self) -> bool:
         """Whether the 95% interval of the gain lies below 0."""
-        return self.gain.contains_zero is False and self.gain.mean < 0
+        return is_below(self.gain)
 
     @property
     def progress(self) -> float:
@@ -251,7 +252,9 @@ def plot_frame(axes: Axes, title: str, entries: Sequence[Comparison]) -> None:
     axes.tick_params(labelsize=8)
     axes.grid(alpha=0.3)
     axes.spines[["top", "right"]].set_visible(False)
+    means = [100 * point.gain.mean for entry in entries for point in choose_marks(entry.points)]
     low, high = axes.get_ylim()
+    low, high = max(low, min(means) - MARGIN), min(high, max(means) + MARGIN)
     axes.set_ylim(low - LEGEND_LINE * len(entries) * (high - low), high)
     axes.legend(fontsize=7, loc="lower right", frameon=False)
 

@@ -17,7 +17,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scripts.pages.results_answers import summarise, write_answer
+from scripts.pages.results_answers import group_comparisons, summarise, write_answer
 from scripts.pages.results_begin import compare, conclude, draw_begin, draw_benefit
 from scripts.pages.results_figures import draw_curves, draw_radius, draw_study
 from scripts.pages.results_tables import Repeats, at_edge, format_estimate, read_blocks
@@ -72,14 +72,14 @@ def make_pages(docs: Path) -> None:
     figures["radius"] = draw_radius(all_blocks, docs / "img")
     comparisons = compare(all_blocks)
     figures |= {"begin": draw_begin(comparisons, docs / "img"), "benefit": draw_benefit(comparisons, docs / "img")}
-    is_open = any(study.count_runs()["open"] for study in planned)
+    groups = group_comparisons(all_blocks)
     page = environment.get_template("results.md.j2").render(
-        planned=planned, studies=studies, blocks=blocks, figures=figures, is_open=is_open, at_edge=at_edge,
-        curves=curves,
+        planned=planned, studies=studies, blocks=blocks, figures=figures, at_edge=at_edge, curves=curves, groups=groups,
         answers={study.name: write_answer(study, blocks[study.name], environment, all_blocks)
-                 for study in studies if "answer" in study.content},
+                 for study in studies},
         repeats={study.name: Repeats(study) for study in studies},
-        summary=summarise(all_blocks), comparisons=comparisons, begin=conclude(comparisons) if comparisons else "",
+        summary=summarise(all_blocks, groups), comparisons=comparisons,
+        begin=conclude(comparisons) if comparisons else "",
         failed={study.name: [run for run in list_runs(study) if run["is_planned"] and run["status"] in FAILED]
                 for study in studies},
     )  # fmt: skip

@@ -104,6 +104,11 @@ class Block:
         settings: dict[str, Any] = yaml.safe_load(re.sub(r"\{([\w.]+)\}", r"\1", text))
         return settings
 
+    def has_crops(self, arm: str) -> bool:
+        """Whether the arm's final runs crop or flip their training images."""
+        augment = self.read_settings(arm, int(self.column(arm, "status").index[0])).get("augment", {})
+        return bool(augment.get("pad") or augment.get("flip"))
+
     def _file(self, arm: str, seed: int, suffix: str) -> Path:
         """Return a file that the study keeps of a final run."""
         return self.study.kept / f"{name_run(self.name, arm, self.value(arm), 'final', seed)}.{suffix}"
@@ -121,6 +126,11 @@ def format_estimate(found: Estimate, scale: float = 100.0, digits: int = 1, *, s
 def is_above(gain: Estimate) -> bool:
     """Whether the 95% interval lies above 0; False for one seed, and for seeds that all have the same gain."""
     return gain.contains_zero is False and gain.mean > 0
+
+
+def is_below(gain: Estimate) -> bool:
+    """Whether the 95% interval lies below 0; False for one seed."""
+    return gain.contains_zero is False and gain.mean < 0
 
 
 def read_blocks(study: Study) -> list[Block]:

@@ -194,6 +194,13 @@ def test_marks_close_to_the_one_before_are_left_out_but_not_the_last(tmp_path):
     assert [point.epoch for point in choose_marks(Comparison(made.block(), "sam").points)] == [1, 2, 4, 5]
 
 
+def test_a_frame_is_no_wider_than_its_means_need(study, monkeypatch):
+    monkeypatch.setattr(results_begin, "MARGIN", 1)  # the band reaches 2.5 points beyond the mean
+    _, axes = results_begin.plt.subplots()
+    results_begin.plot_frame(axes, "Made", compare([study.block()]))
+    assert axes.get_ylim()[1] == pytest.approx(7)  # the largest mean is 6
+
+
 def test_rho_m_length_and_network_are_those_of_the_runs(study):
     study.add_pair("other")
     texts = [describe_run(Comparison(study.block(name), "sam")).splitlines()[1] for name in ("only", "other")]

@@ -12,6 +12,7 @@ import scipy.stats
 
 import sam_runner
 from sam_runner.inference.evaluation import evaluate_split
+from sam_runner.reports.aggregate import estimate
 from scripts.pages import results_answers, results_page
 from scripts.studies import evidence
 
@@ -33,7 +34,8 @@ def finish(study, job, tmp_path, accuracy, status="finished", code=None, machine
         (folder / "result.json").write_text(json.dumps(result))
     (folder / "status.json").write_text(json.dumps({"status": status, "time": "2026-01-01"}))
     (folder / "environment.json").write_text(json.dumps({"git_commit": "abc", "processor": machine}))
-    (folder / "config.yaml").write_text("data:\n  root: /somewhere/images\n")
+    augment = "augment:\n  pad: 4\n" if "augment=basic" in job.words else ""
+    (folder / "config.yaml").write_text(f"data:\n  root: /somewhere/images\n{augment}")
     (folder / "metrics.jsonl").write_text("{}\n")
     code = code if code is not None else int(status != "finished")
     study.add(job, folder, {"cifar10": "/somewhere/images"}, code)
@@ -297,21 +299,25 @@ def test_the_answer_of_the_short_runs_holds_for_the_blocks_that_are_finished(tmp
         return " ".join(wrapped.split())
 
     finish(study, study.final_job("epochs20", "sgd", 0), tmp_path, 0.4)
-    assert answer() == "These runs are open."
+    everything = "These blocks are open: epochs5, epochs10, epochs20, narrow."
+    assert answer() == f"There is no comparison yet. {everything}"
     finish_short_runs(study, "epochs20", tmp_path, (0.01, 0.02, 0.03))  # 2.0 ± 2.5
     text = answer()
-    assert "at equal epochs lies above 0 in none of 1 measured block. Open: 5 epochs, 10 epochs, 60 epochs of" in text
-    assert "SAM minus SGD is +2.0 ± 2.5 points with 20 epochs (SGD memorises" in text
-    assert "of the wrong labels, SAM with rho = 0.1" in text
+    assert text.startswith(
+        "This is not shown. SAM's gain over SGD at equal epochs is not clear with 20 epochs (+2.0 ± 2.5"
+    )
+    assert text.endswith("SGD memorises 40% with 20 epochs. These blocks are open: epochs5, epochs10, narrow.")
     finish_short_runs(study, "epochs10", tmp_path, (0.03, 0.04, 0.05))
-    assert "lies above 0 in 1 of 2 measured blocks. Open: 5 epochs, 60 epochs of the narrow network. SAM" in answer()
+    text = answer()
+    clear = "clear with 10 epochs (+4.0 ± 2.5 points), and not clear with 20 epochs (+2.0 ± 2.5)."
+    assert text.startswith(f"In part. SAM's gain over SGD at equal epochs is {clear}")
     finish_short_runs(study, "epochs5", tmp_path, (0.06, 0.06, 0.09))
     text = answer()
     assert (
         "SAM with 5 epochs minus SGD with 10 is +7.0 ± 4.3 points, and SAM with 10 minus SGD with 20 is +4.0 ± 2.5."
         in text
     )
-    assert text.endswith("SAM with 20 epochs minus SGD with 5, a quarter of the epochs, is +2.0 ± 2.5.")
+    assert text.endswith("SAM with 20 epochs minus SGD with 5, at 2 times its cost, is +2.0 ± 2.5.")
 
 
 def test_the_answer_on_human_noise_compares_with_a_short_run_of_sgd_in_another_study(tmp_path):
@@ -357,19 +363,86 @@ def test_the_summary_counts_clear_gains_and_compares_crops(tmp_path):
             ("sam", 0.4 + gain),
         ):
             finish(study, study.final_job("worst", arm, seed), tmp_path, accuracy)
-    first, crops = results_answers.summarise(results_page.read_blocks(study)).splitlines()
-    clear = "is clear in 1 of 1 comparisons at equal epochs (+11.3 ± 3.8 points), and in 1 of 1 if both stop early."
-    at_cost = "It is clear over SGD with twice the epochs (equal cost) in 0 of 1."
-    assert first == f"With wrong labels, SAM's gain over its baseline {clear} {at_cost}"
-    assert crops.endswith("SGD with crops and flips minus SAM without them is +18.7 ± 3.8 (worst) points.")
+    blocks = results_page.read_blocks(study)
+    (group,) = results_answers.group_comparisons(blocks)
+    assert (group.counts(), group.span) == (["1 of 1", "1 of 1", "0 of 1"], "+11.3 ± 3.8")
+    first, crops = results_answers.summarise(blocks, [group]).splitlines()
+    name = "Human label noise, CIFAR-10N"
+    assert first.startswith(
+        "SAM is clearly better than its baseline in one comparison with wrong labels and no augmentation (1 of 1), "
+        "and clearly worse in none."
+    )
+    gain = "the gain of SGD with crops and flips over SAM without them is clear at 40% noise (+18.7 ± 3.8 points)"
+    assert crops == f"In the study *{name}* {gain}."
     for job in study.search_jobs("worst", "sam-crops"):
         finish(study, job, tmp_path, 0.5)
     for seed, accuracy in enumerate((0.7, 0.71, 0.72)):
         finish(study, study.final_job("worst", "sam-crops", seed), tmp_path, accuracy)
-    _, crops = results_answers.summarise(results_page.read_blocks(study)).splitlines()
-    assert crops.endswith(
-        "is +18.7 ± 3.8 (worst) points. If both have them, SAM minus SGD is +1.0 ± 2.5 (worst) points."
+    blocks = results_page.read_blocks(study)
+    groups = results_answers.group_comparisons(blocks)
+    assert [group.counts() for group in groups] == [["1 of 1", "1 of 1", "0 of 1"], ["0 of 1", "0 of 1", "-"]]
+    first, _ = results_answers.summarise(blocks, groups).splitlines()
+    assert "no augmentation (1 of 1), and in no comparison with wrong labels, crops and flips (0 of 1), and" in first
+
+
+def test_the_few_comparisons_with_a_clear_gain_are_named():
+    clear, unclear = (estimate(values) for values in ([0.01, 0.011, 0.012], [-0.01, 0.0, 0.02]))
+    group = results_answers.Group("true labels", {"x": clear, "y": unclear, "z": unclear}, [unclear] * 3, [])
+    assert group.say() == "one comparison with true labels (1 of 3: x, +1.1 ± 0.2 points)"
+    assert group.counts() == ["1 of 3", "0 of 3", "-"]
+    group = results_answers.Group("true labels", {"x": clear, "y": clear, "z": unclear}, [], [])
+    assert group.say() == "most comparisons with true labels (2 of 3)"
+
+
+def test_an_answer_names_clear_gains_then_unclear_ones_then_losses(tmp_path):
+    study = evidence.Study("symmetric_noise", results=tmp_path)
+    ends = {"rate0": (0.48, 0.49, 0.5), "rate40": (0.7, 0.71, 0.72), "rate80": (0.2, 0.5, 0.9)}
+    for block, accuracies in ends.items():
+        for job in study.search_jobs(block, "sam"):
+            finish(study, job, tmp_path, 0.5)
+        for seed, accuracy in enumerate(accuracies):
+            finish(study, study.final_job(block, "sgd", seed), tmp_path, 0.6)
+            finish(study, study.final_job(block, "sam", seed), tmp_path, accuracy)
+    answers = results_answers.Answers(results_page.read_blocks(study))
+    assert (
+        answers.helps(("sam", "sgd")) == "In part." and answers.helps(("mixup", "sgd")) == "There is no comparison yet."
     )
+    assert answers.say("It", "sam", "sgd") == (
+        "It is clear at 40% noise (+11.0 ± 2.5 points), not clear at 80% noise (-6.7 ± 87.2), and clearly below 0 "
+        "at 0% noise (-11.0 ± 2.5)."
+    )
+    assert answers.say("It", "sam", "sgd", numbers=False).endswith("clearly below 0 at 0% noise.")
+    assert answers.say("It", "mixup", "sgd") == ""
+    one = estimate([0.01])
+    assert (results_answers.judge(one), results_answers.judge(estimate([0.01, 0.01]))) == (
+        "without an interval", "not clear"
+    )  # fmt: skip
+    same = results_answers.Answers([block for block in results_page.read_blocks(study) if block.name == "rate0"])
+    assert same.helps(("sam", "sgd")) == "No."
+
+
+def test_a_verdict_on_all_blocks_is_short(tmp_path):
+    study = evidence.Study("clean", results=tmp_path)
+    for block in ("cifar10", "fashion"):
+        for job in study.search_jobs(block, "sam"):
+            finish(study, job, tmp_path, 0.5)
+        for seed, accuracy in enumerate((0.2, 0.5, 0.9)):
+            finish(study, study.final_job(block, "sgd", seed), tmp_path, 0.5)
+            finish(study, study.final_job(block, "sam", seed), tmp_path, accuracy)
+            finish(study, study.final_job(block, "sgd-2x", seed), tmp_path, 0.1 + 0.01 * seed)
+    answers = results_answers.Answers(results_page.read_blocks(study))
+    assert answers.helps(("sam", "sgd")) == "This is not shown."
+    assert answers.say("It", "sam", "sgd", numbers=False) == "It is clear in neither block."
+    assert answers.say("It", "sgd-2x", "sgd", numbers=False) == "It is clearly below 0 in both blocks."
+    assert answers.helps(("sgd", "sgd-2x")) == "Yes."
+
+
+@pytest.mark.parametrize("name", [name for name in STUDIES if not name.startswith("family")])
+def test_every_study_has_an_answer_that_holds_before_its_runs(name):
+    study = evidence.Study(name)
+    assert set(study.content["names"]) == set(study.content["blocks"])
+    answer = results_page.write_answer(study, [], results_page.open_templates())
+    assert answer.strip().startswith("There is no comparison yet.")
 
 
 def test_every_study_says_which_network_each_block_trains():
@@ -380,7 +453,7 @@ def test_every_study_says_which_network_each_block_trains():
 
 def test_every_study_is_in_the_first_table_of_the_page_also_without_runs():
     page = (results_page.DOCS / "results.md").read_text(encoding="utf-8")
-    table = page[: page.index("\n\nThe *blocks*")].splitlines()
+    table = page[page.index("| study |") : page.index("\n\nHow to read")].splitlines()
     counts = [line.split(" | ")[1:] for line in table if line.endswith("|")][2:]
     assert sorted(int(row[0]) for row in counts) == sorted(len(evidence.Study(name).list_planned()) for name in STUDIES)
 
