@@ -2,15 +2,15 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
 
 log = logging.getLogger("sam_runner")
 
 
-class MetricsLogger(Protocol):
-    """Stores the metrics of a run.
+class MetricsLogger:
+    """Stores the metrics of a run. A method that a subclass does not define ignores the call.
 
     Attributes:
         name: Key of the logger's state in checkpoints.
@@ -18,7 +18,7 @@ class MetricsLogger(Protocol):
     """
 
     name: str
-    required: bool
+    required = False
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Log reproducible metrics by tag, such as ``train/loss``."""
