@@ -10,7 +10,7 @@ from sam_runner.analysis.options import GridOptions, Measurement
 from sam_runner.commands.arguments import Parser, add_measurement_options, integer, positive_numbers, require_runs
 from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MEASURES, run_command
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 
 def main() -> int:
@@ -143,8 +143,7 @@ def _draw(part: Any, table: Any, name: Path) -> list[Path]:
         "plane": "a and b are distances in weight space.",
     }
     page = name.with_suffix(".html")
-    content = render_surface(table, part.marks, titles[part.kind], notes[part.kind]).encode()
-    write_atomically(page, lambda handle: handle.write(content))
+    write_bytes(page, render_surface(table, part.marks, titles[part.kind], notes[part.kind]).encode())
     return [*files, page]
 
 

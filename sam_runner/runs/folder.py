@@ -15,7 +15,7 @@ from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.keys import walk
 from sam_runner.runs.status import call_name
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import SETTINGS_FILE, explain_missing_run, write_atomically
+from sam_runner.utils.files import SETTINGS_FILE, explain_missing_run, write_bytes
 from sam_runner.utils.yaml import read_yaml
 
 SETTINGS = SETTINGS_FILE
@@ -177,4 +177,4 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 def write_config(folder: Path, config: ExperimentConfig) -> None:
     """Write config.yaml."""
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / SETTINGS, lambda handle: handle.write(text.encode()))
+    write_bytes(folder / SETTINGS, text.encode())

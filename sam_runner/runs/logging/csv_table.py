@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 
 from sam_runner.training.metrics_logger import MetricsLogger
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 
 class CsvLogger(MetricsLogger):
@@ -31,4 +31,4 @@ class CsvLogger(MetricsLogger):
         table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        write_atomically(self._folder / "metrics.csv", lambda handle: handle.write(text.getvalue().encode()))
+        write_bytes(self._folder / "metrics.csv", text.getvalue().encode())
