@@ -23,7 +23,7 @@ from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
-from sam_runner.utils.errors import find_memory_error
+from sam_runner.utils.errors import find_memory_error, first_line
 from sam_runner.utils.seeding import RngState, find_generators
 
 SECOND_ORDER = (
@@ -288,8 +288,7 @@ class Objective:
         except (RuntimeError, ValueError) as error:
             if find_memory_error(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"the loss of single examples cannot be computed: {reason}") from error
+            raise ValueError(f"the loss of single examples cannot be computed: {first_line(error)}") from error
         return losses
 
     def gradient(

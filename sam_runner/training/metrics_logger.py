@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor
 
+from sam_runner.utils.errors import first_line
+
 log = logging.getLogger("sam_runner")
 
 
@@ -92,5 +94,4 @@ class MetricsLoggers:
                 if logger.required:
                     raise
                 self._loggers.remove(logger)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                log.warning("logger=%s failed, the run goes on without it: %s", logger.name, reason)
+                log.warning("logger=%s failed, the run goes on without it: %s", logger.name, first_line(error))

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from sam_runner.utils.errors import first_line
 from sam_runner.utils.seeding import RngState
 from sam_runner.utils.turns import Turns
 
@@ -228,7 +229,7 @@ def explain_impossible_passes(model: nn.Module, inputs: Tensor, read: Callable[[
 
     errors = joint.run([lambda: differentiate(0), lambda: differentiate(1)])
     if error := next(filter(None, errors), None):
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     same = all(
         bool((one - other).abs().max() <= TOLERANCE * one.abs().max())
         for one, other in zip(alone, together, strict=True)
