@@ -258,7 +258,7 @@ MUTANTS = {
         ("statistics: the second pass uses the running ones", "RunningStatistics.discard_updates", "yield",
          "[layer.eval() for layer in self._layers]\nyield", "sam/test_batch_statistics.py::both_passes_normalise"),
         ("network: a later pass starts from the buffers of the first one's end", "RunningStatistics.discard_updates",
-         "A.copy_group_start()", "A._copy()", "sam/test_awkward_networks.py::every_part_alone"),
+         "A.copy_group_start()", "A.copy_start()", "sam/test_awkward_networks.py::every_part_alone"),
         ("statistics: every group counts", "RunningStatistics.single_statistics_update", "A <= 1 and B", "True",
          "sam/test_batch_statistics.py::groups_and_micro"),
         ("statistics: groups are weighted equally", "_Mean.add", "alpha=A", "alpha=1",
