@@ -74,11 +74,11 @@ def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
     return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
 
-def command(*arguments, cwd, module="sam_runner", timeout=120, env=None):
+def command(*arguments, cwd, timeout=120, env=None):
     """`python -m sam_runner ...` as a process of its own; what it left and printed."""
     environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
+        [sys.executable, "-m", "sam_runner", *map(str, arguments)],
         cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
         capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL, check=False,

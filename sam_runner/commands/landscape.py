@@ -1,7 +1,6 @@
 """`sam-landscape`: slices of the loss around a checkpoint, between two, and through three."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -152,7 +151,3 @@ def _draw_both(figure: Any, axes: Sequence[Any], part: Any, table: Any) -> None:
 
     plots.draw_surface(figure, axes[0], table, part.marks, "train_loss", "training loss")
     plots.draw_surface(figure, axes[1], table, part.marks, "test_loss", "test loss")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
