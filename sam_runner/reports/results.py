@@ -21,12 +21,12 @@ from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
 from sam_runner.config.optimizer import RadiusConfig, SgdConfig
 from sam_runner.runs.environment import read_environment
-from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
+from sam_runner.runs.folder import NOT_STARTED, read_config
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import COSTS, read_finished_result
 from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import keep_numbers
+from sam_runner.utils.files import SETTINGS_FILE, keep_numbers
 
 RUN_COLUMNS = [
     "seed", "status", "error", "job", "folder", "time", "resolved_precision", "commit", *COSTS, "fingerprint",
@@ -126,7 +126,7 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
         for name, subfolders, files in os.walk(base):
             subfolders.sort()
             folder = Path(name)
-            if SETTINGS in files and "run.log" in files:
+            if SETTINGS_FILE in files and "run.log" in files:
                 subfolders.clear()
                 try:
                     run = _read_run(folder, read_config(folder))
