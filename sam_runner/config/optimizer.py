@@ -294,16 +294,10 @@ class EsamConfig(AscentConfig):
 
 @dataclass(frozen=True)
 class PerturbationConfig:
-    """Settings of every option of optimizer/around."""
-
-    name: str = key(NAME, "sam")
-
-
-@dataclass(frozen=True)
-class AroundSamConfig(PerturbationConfig):
-    """Settings of optimizer/around=sam."""
+    """Settings of every option of optimizer/around. optimizer/around=sam has no others."""
 
     schema: ClassVar[str] = "around/sam"
+    name: str = key(NAME, "sam")
 
 
 @dataclass(frozen=True)
@@ -350,7 +344,7 @@ class AroundLayerwiseSamConfig(LayerwiseSamKeys, PerturbationConfig):
 class AroundConfig(AscentConfig):
     """Settings of every method that uses the perturbation of another method, which optimizer/around= chooses."""
 
-    around: PerturbationConfig = field(default_factory=AroundSamConfig)
+    around: PerturbationConfig = field(default_factory=PerturbationConfig)
 
 
 @dataclass(frozen=True)
@@ -487,7 +481,7 @@ class OwnMethodConfig(AscentConfig, Component):
 
 BASES: tuple[type[BaseOptimizerConfig], ...] = (SgdConfig, AdamWConfig, RMSpropConfig)
 AROUND: tuple[type[PerturbationConfig], ...] = (
-    AroundSamConfig,
+    PerturbationConfig,
     AroundAsamConfig,
     AroundFisherSamConfig,
     AroundFriendlySamConfig,
