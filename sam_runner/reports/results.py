@@ -19,7 +19,8 @@ from sam_runner.config.allowed_targets import VARIABLE
 from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import RadiusConfig, SgdConfig
+from sam_runner.config.optimizer.base import SgdConfig
+from sam_runner.config.optimizer.method import RadiusConfig
 from sam_runner.runs.environment import read_environment
 from sam_runner.runs.folder import NOT_STARTED, read_config
 from sam_runner.runs.lock import is_locked

@@ -16,7 +16,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sam_runner.config.experiment import ExperimentConfig, TelemetryConfig
 from sam_runner.config.instantiate import locate
 from sam_runner.config.keys import REQUIRED
-from sam_runner.config.optimizer import AroundConfig, RadiusConfig, SamConfig
+from sam_runner.config.optimizer.around import AroundConfig
+from sam_runner.config.optimizer.method import RadiusConfig
+from sam_runner.config.optimizer.perturbation import SamConfig
 from sam_runner.data.datasets.published_sizes import find_published_size, make_published_splits
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.normalisation import Normalisation

@@ -11,7 +11,7 @@ from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.hydra.handover import ComposedJob, HandOver
-from sam_runner.config.rules import require_files
+from sam_runner.config.rules.files import require_files
 from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import hold_call

@@ -12,7 +12,7 @@ import pandas
 import pytest
 import yaml
 
-from sam_runner.config.rules import require_files
+from sam_runner.config.rules.files import require_files
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
 from sam_runner.utils.errors import InputError
 from tests.helpers import TINY, config_of, invoke, train_tiny

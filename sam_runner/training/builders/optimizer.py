@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from sam_runner.config.instantiate import call_target, locate
-from sam_runner.config.optimizer import MomentumSamConfig, OptimizerConfig
+from sam_runner.config.optimizer.method import OptimizerConfig
+from sam_runner.config.optimizer.perturbation import MomentumSamConfig
 from sam_runner.distributed.sharding import is_sharded
 from sam_runner.models.build import parameter_groups
 from sam_runner.sam.methods.momentum_sam import find_momentum
