@@ -17,6 +17,7 @@ from sam_runner.training import telemetry
 from sam_runner.training.telemetry import Telemetry, measure_step
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of, train_tiny
+from tests.oracles.awkward_networks import Once
 
 TELEMETRY = ("telemetry.every=2", "telemetry.curvature_epochs=1")
 
@@ -174,22 +175,7 @@ def test_a_run_from_before_the_setting_is_read(tmp_path):
 
 def test_a_network_without_second_derivatives_trains_on(caplog, monkeypatch):
     """lambda_max is left out with a warning."""
-
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 1
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, grad):
-            return grad
-
-    class Layer(nn.Module):
-        def forward(self, x):
-            return Once.apply(x)
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), Layer())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), Once())
     batch = Batch(torch.ones(6, 1, 2, 2), torch.arange(6) % 3)
     monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     assert Telemetry(curvature_epochs=1, config=config_of(), subset=batch).lambda_max(model) == {}
