@@ -47,7 +47,7 @@ class Subject:
         files: Folder of the results, ``analysis`` in the run folder.
     """
 
-    def __init__(self, folder: Path, checkpoint: str, label: str, device: str | None = None) -> None:
+    def __init__(self, folder: Path, checkpoint: str, label: str, device: str | None) -> None:
         self.folder, self.checkpoint, self.label, self._device = folder, checkpoint, label, device
         self.config: ExperimentConfig = read_config(folder)
         self.step = int(checkpoint.split("-")[1])

@@ -39,7 +39,7 @@ class Suspects:
         return is_wrong if bool(is_wrong.any()) else None
 
 
-def find_suspects(folders: Sequence[Path], which: str, device: str | None = None, split: Split = "train") -> Suspects:
+def find_suspects(folders: Sequence[Path], which: str, device: str | None, split: Split) -> Suspects:
     """Rank the images of some runs by self-confidence: the probability that the runs give to the label.
 
     Northcutt, Jiang and Chuang (JAIR 2021) call it self-confidence. They compute it out of sample, since a network

@@ -22,7 +22,7 @@ from sam_runner.config.optimizer.perturbation import SamConfig
 from sam_runner.data.datasets.published_sizes import find_published_size, make_published_splits
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.normalisation import Normalisation
-from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.distributed.context import DistributedContext
 from sam_runner.models.outputs import get_logits
 from sam_runner.paper.rows import describe_target
 from sam_runner.runs.result import count_examples
@@ -120,9 +120,7 @@ def describe_data(run: Run) -> str:
     return f"{sets} images, {classes} classes{noise}"
 
 
-def plan_run(
-    config: ExperimentConfig, folder: Path, overrides: Sequence[str], context: DistributedContext = SINGLE_PROCESS
-) -> Plan:
+def plan_run(config: ExperimentConfig, folder: Path, overrides: Sequence[str], context: DistributedContext) -> Plan:
     """Return the plan of a run. Data that are not there get their published size.
 
     Args:

@@ -23,7 +23,7 @@ class JsonlLogger(MetricsLogger):
 
     name, required = "jsonl", True
 
-    def __init__(self, folder: Path, num_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, num_bytes: int) -> None:
         path = folder / "metrics.jsonl"
         kept = _whole_rows(path, num_bytes) if num_bytes else b""
         self._metrics = path.open("ab")

@@ -28,7 +28,7 @@ class MlflowLogger(MetricsLogger):
 
     name = "mlflow"
 
-    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+    def __init__(self, folder: Path, run_id: str | None) -> None:
         self._client = MlflowClient()
         if run_id is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "sam_runner")

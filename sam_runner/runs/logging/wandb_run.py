@@ -25,7 +25,7 @@ class WandbLogger(MetricsLogger):
 
     name = "wandb"
 
-    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+    def __init__(self, folder: Path, run_id: str | None) -> None:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sam_runner"),
             group=folder.resolve().parent.name,

@@ -24,7 +24,7 @@ def build_optimizer(
     model: nn.Module,
     num_classes: int,
     *,
-    head_lr: float | None = None,
+    head_lr: float | None,
     compiled: bool = False,
 ) -> torch.optim.Optimizer:
     """Return the base optimizer over all parameters that require gradients.

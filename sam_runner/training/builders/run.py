@@ -207,8 +207,8 @@ def build_loaders(
     splits: Splits,
     device: torch.device,
     channels_last: bool,
-    context: DistributedContext = SINGLE_PROCESS,
-    normalisation: Normalisation | None = None,
+    context: DistributedContext,
+    normalisation: Normalisation | None,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the loader of the training set, and the loaders of the test and validation sets by name.
 
@@ -242,7 +242,7 @@ def build_loaders(
 
 
 def build_telemetry(
-    config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext = SINGLE_PROCESS
+    config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext
 ) -> Telemetry:
     """Return the telemetry of a run. The examples for the curvature are read only if the curvature is measured."""
     options = config.telemetry
