@@ -32,7 +32,7 @@ from sam_runner.sweeps.progress import SweepProgress, show_progress
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import format_count, is_distributed, is_main_process, report_exception
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import choose_num_parallel_jobs, count_gpus, count_usable_cores
+from sam_runner.utils.hardware import count_gpus, count_usable_cores
 
 log = logging.getLogger("sam_runner")
 
@@ -290,5 +290,5 @@ def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:
         jobs = 1
     else:
         num_gpus = count_gpus() if config.device == "auto" else 0
-        jobs = choose_num_parallel_jobs(num_gpus, count_usable_cores())
+        jobs = num_gpus or count_usable_cores()
     return min(jobs, int(config.hydra.sweeper.n_jobs)) if launchers.is_search(config.hydra) else jobs
