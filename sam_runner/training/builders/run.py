@@ -38,7 +38,7 @@ from sam_runner.training.builders.method import build_method
 from sam_runner.training.builders.optimizer import build_optimizer
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
-from sam_runner.training.subset import NUM_EXAMPLES, fixed_subset
+from sam_runner.training.subset import NUM_EXAMPLES, decay_in_loss, fixed_subset
 from sam_runner.training.telemetry import OFF, Telemetry
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import InputError
@@ -131,7 +131,7 @@ def build_step(
             scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
             num_chunks=config.accumulate,
             batch_size=-(-config.batch_size // context.world_size),
-            weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
+            weight_decay=decay_in_loss(config),
             context=context,
         )
     except ValueError as error:
