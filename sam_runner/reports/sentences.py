@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -436,9 +437,7 @@ def _describe_missing_baselines(report: "Report") -> list[str]:
     missing = [group for group in groups if group not in found and not baseline.contains(report.rows[group])]
     if not missing:
         return []
-    first, more = report.labels[missing[0]], len(missing) - 1
-    who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
-    return [f"{who} no difference: no run of {baseline} has the same other settings."]
+    return [f"{_name_groups(report, missing)} no difference: no run of {baseline} has the same other settings."]
 
 
 def _describe_missing_costs(report: "Report") -> list[str]:
@@ -451,13 +450,17 @@ def _describe_missing_costs(report: "Report") -> list[str]:
         return [f"{unknown} of {len(report.runs)} runs have no {name} in result.json: an earlier version made them."]
     lines = []
     for missing in report.missing_baselines:
-        first, more = report.labels[missing.groups[0]], len(missing.groups) - 1
-        who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
         lines.append(
-            f"{who} no baseline of equal cost ({missing.cost:,.0f} {COST_NAMES[name]}): train {report.baseline} with"
-            f" {_describe_missing_length(report, missing)}."
+            f"{_name_groups(report, missing.groups)} no baseline of equal cost ({missing.cost:,.0f}"
+            f" {COST_NAMES[name]}): train {report.baseline} with {_describe_missing_length(report, missing)}."
         )
     return lines
+
+
+def _name_groups(report: "Report", groups: Sequence[int]) -> str:
+    """Return the label of the first group and the number of the others, with the verb."""
+    first, more = report.labels[groups[0]], len(groups) - 1
+    return f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
 
 
 def _describe_missing_length(report: "Report", missing: MissingBaseline) -> str:
