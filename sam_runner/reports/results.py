@@ -250,12 +250,12 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _metric_cells(run: RunRecord) -> dict[str, float]:
-    best = {f"best/{tag}": value for tag, value in run.best_metrics.items() if _is_of_a_set(tag)}
+    best = {
+        f"best/{tag}": value
+        for tag, value in run.best_metrics.items()
+        if tag.split("/")[0].removesuffix("_ema") in METRIC_SETS
+    }
     return {**run.metrics, **best}
-
-
-def _is_of_a_set(tag: str) -> bool:
-    return tag.split("/")[0].removesuffix("_ema") in METRIC_SETS
 
 
 def setting_columns(results: pd.DataFrame) -> list[str]:

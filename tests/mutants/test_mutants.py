@@ -296,7 +296,7 @@ MUTANTS = {
     "sam.network.joint_passes": [
         ("joint: every network has the gradient of the first", "_backward", "grad[A]", "grad[0]",
          "sam/test_joint_passes.py::as_alone"),
-        ("joint: every network has the buffers of the first", "_rows", "tensor[A]", "tensor[0]",
+        ("joint: every network has the buffers of the first", "_write_buffers", "tensor[A]", "tensor[0]",
          "sam/test_joint_passes.py::as_alone"),
         ("joint: runs share their random numbers", "JointPasses.meet", "A.restore(B)", "None",
          "sam/test_joint_passes.py::random_numbers_of_its_own"),

@@ -96,10 +96,6 @@ class Root(nn.Module):
         return self.network(images) + self.scale.abs().sqrt()
 
 
-def root(num_classes):
-    return Root(num_classes)
-
-
 class Turned(nn.Module):
     """Turns features by fixed angles, as rotary embeddings do; then the network is one linear map."""
 
@@ -290,10 +286,6 @@ class Keeping(nn.Module):
         return self.network(images) * (self.gain * self.table[: len(images)])
 
 
-def keeping(num_classes):
-    return Keeping(num_classes)
-
-
 class ScheduleFree(torch.optim.Optimizer):
     """SGD that evaluates the running mean of its weights, as schedule-free optimizers do."""
 
@@ -401,7 +393,7 @@ def train(folder, *arguments, **options):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        *[(name, []) for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping", "Volumes", "Viewing")],
+        *[(name, []) for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "Keeping", "Volumes", "Viewing")],
         ("Remembering", []),
         ("Turned", ["precision=fp32", "ema_decay=0.9"]),
         ("Neighbours", ["precision=fp32", "on_nonfinite=skip", "ema_decay=0.9"]),
@@ -600,7 +592,7 @@ def test_parts_of_one_image_are_refused_in_the_plan_if_batch_norm_cannot_normali
 @pytest.mark.parametrize(("optimizer", "name"), [("sam", "the gradient at w"), ("sgd", "the final gradient")])
 def test_the_message_names_the_first_number_that_is_not_finite(optimizer, name):
     """With SAM a gradient at w that is not finite makes w + eps and its loss NaN, which is not the cause."""
-    run, progress = build_run(config_of_own("root", f"optimizer={optimizer}", "precision=fp32")), Progress()
+    run, progress = build_run(config_of_own("Root", f"optimizer={optimizer}", "precision=fp32")), Progress()
     meter = TrainMeter(run.step.objective.device, progress.window_sums, run.context)
     with pytest.raises(TrainingError, match=f"^{name} is not finite at step 1"):
         _train_step(run, meter, next(run.train.epoch(0)), progress)

@@ -195,11 +195,8 @@ def _write_buffers(models: Sequence[nn.Module], stacked: Tensors) -> None:
     """Write the buffers after a joint pass into those of each network."""
     targets = [buffer for model in models for buffer in model.buffers()]
     if targets:
-        torch._foreach_copy_(targets, [row for number in range(len(models)) for row in _rows(stacked, number)])
-
-
-def _rows(stacked: Tensors, number: int) -> list[Tensor]:
-    return [tensor[number] for tensor in stacked.values()]
+        rows = [tensor[number] for number in range(len(models)) for tensor in stacked.values()]
+        torch._foreach_copy_(targets, rows)
 
 
 def explain_impossible_passes(model: nn.Module, inputs: Tensor, read: Callable[[Any], Tensor]) -> str:
