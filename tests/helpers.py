@@ -74,12 +74,17 @@ def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
     return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
 
+def environment_of_a_call():
+    """This process's environment, without the mark of a command that runs in it, and with one thread."""
+    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
+    return environment | {"OMP_NUM_THREADS": "1"}
+
+
 def command(*arguments, cwd, timeout=120, env=None):
     """`python -m sam_runner ...` as a process of its own; what it left and printed."""
-    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     return subprocess.run(
         [sys.executable, "-m", "sam_runner", *map(str, arguments)],
-        cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        cwd=cwd, env=environment_of_a_call() | (env or {}),
         capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import TINY, command
+from tests.helpers import TINY, command, environment_of_a_call
 from tests.training.test_early_stopping import HARD, find_end
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
@@ -21,12 +21,11 @@ SAM = (*TINY, "optimizer=sam", "rho=0.1", "precision=fp64")
 
 def start(count, *arguments, cwd, options=()):
     """Start `torchrun -m sam_runner ...` with its output in output.txt."""
-    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     with (cwd / "output.txt").open("w") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", *options,
              "-m", "sam_runner", *map(str, arguments)],
-            cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment | {"OMP_NUM_THREADS": "1"},
+            cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment_of_a_call(),
         )  # fmt: skip
 
 

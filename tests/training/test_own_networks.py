@@ -1,7 +1,6 @@
 """Networks and optimizers of one's own through whole runs: they work, or one line says why not."""
 
 import copy
-import logging
 import math
 import re
 import sys
@@ -430,8 +429,7 @@ def test_a_second_run_does_not_train_the_weights_of_the_first():
 
 
 @pytest.mark.parametrize(("model", "is_warned"), [("Forgetting", True), ("Remembering", False)])
-def test_metrics_that_differ_from_the_logged_ones_are_warned_of(model, is_warned, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_metrics_that_differ_from_the_logged_ones_are_warned_of(model, is_warned, tmp_path, caplog):
     train(tmp_path / "run", model)
     evaluate_runs([tmp_path / "run"], "last")
     assert ("state of the network that checkpoints do not save" in caplog.text) == is_warned
@@ -462,8 +460,7 @@ def test_the_moving_average_of_whole_numbers_is_their_last_value():
     ("model", "is_warned"),
     [("partly_asleep", True), ("wholly_asleep", False), ("KeptAsleep", False), ("normalised", False)],
 )
-def test_parts_in_evaluation_mode_that_training_wakes_are_warned_of(model, is_warned, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_parts_in_evaluation_mode_that_training_wakes_are_warned_of(model, is_warned, caplog):
     run = build_run(config_of_own(model))
     assert ("2 of model case_networks.partly_asleep was in evaluation mode" in caplog.text) == is_warned
     assert run.model.training
