@@ -57,6 +57,14 @@ def write_image_folder(folder):
     return folder
 
 
+def write_experiment(folder, text, name="own"):
+    """The file of an experiment in the folder `mine`, for `--config-dir mine experiment=own`."""
+    path = folder / "mine" / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
+
+
 def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
     """`sam-train ...` in this process, from `folder`: quick, where a start-up of its own proves nothing.
 
