@@ -1,6 +1,7 @@
 """How tests reach the product: settings as the command line composes them, and the command line itself."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import subprocess
@@ -45,6 +46,11 @@ def train_tiny(folder, *overrides):
     overrides = (*TINY, *overrides, f"run_dir={folder}")
     start_run(config_of(*overrides), overrides)
     return folder
+
+
+def read_rows(folder, name="metrics.jsonl"):
+    """The rows that a run logged."""
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def write_image_folder(folder):

@@ -15,8 +15,7 @@ import yaml
 from sam_runner.config.rules.files import require_files
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, config_of, invoke, train_tiny, write_experiment
-from tests.training.test_loop import read_rows
+from tests.helpers import TINY, config_of, invoke, read_rows, train_tiny, write_experiment
 from tests.training.test_resume import stop_after
 
 

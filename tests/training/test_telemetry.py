@@ -15,15 +15,14 @@ from sam_runner.sam.step import SamStep
 from sam_runner.training import telemetry
 from sam_runner.training.telemetry import Telemetry, measure_step
 from sam_runner.utils.errors import InputError
-from tests.helpers import config_of, train_tiny
+from tests.helpers import config_of, read_rows, train_tiny
 from tests.oracles.awkward_networks import Once
 
 TELEMETRY = ("telemetry.every=2", "telemetry.curvature_epochs=1")
 
 
 def rows(folder, tag):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if tag in line]
+    return [row for row in read_rows(folder) if tag in row]
 
 
 @pytest.mark.parametrize(
