@@ -19,6 +19,7 @@ from sam_runner.reports.comparison import (
     time_spread,
 )
 from sam_runner.reports.group_tables import COST_COLUMNS
+from sam_runner.reports.results import RunRecord
 from sam_runner.reports.selection import Choice, is_of_test_set
 from sam_runner.reports.setup import MAX_NAMED, name_runs
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
@@ -371,12 +372,7 @@ def _describe_repeats(report: "Report") -> list[str]:
     """Return a sentence on the finished runs that do not count because their settings and seed were run again."""
     if not report.repeats:
         return []
-    do = "does" if len(report.repeats) == 1 else "do"
-    folders = printable(name_runs(report.repeats))
-    return [
-        f"{format_count(len(report.repeats), 'finished run')} {do} not count ({folders}): a later run has the same"
-        " settings and seed, and other results."
-    ]
+    return [f"{_say_uncounted(report.repeats)}: a later run has the same settings and seed, and other results."]
 
 
 def _describe_replaced_runs(report: "Report") -> list[str]:
@@ -385,12 +381,15 @@ def _describe_replaced_runs(report: "Report") -> list[str]:
     if not replaced:
         return []
     names = sorted({name for _, differing in replaced for name in differing})
-    do = "does" if len(replaced) == 1 else "do"
-    folders = printable(name_runs([run for run, _ in replaced]))
     return [
-        f"{format_count(len(replaced), 'finished run')} {do} not count ({folders}): a later run has the same seed and"
-        f" differs only in {' and '.join(names)}, which reports do not compare. Report such runs separately."
+        f"{_say_uncounted([run for run, _ in replaced])}: a later run has the same seed and differs only in"
+        f" {' and '.join(names)}, which reports do not compare. Report such runs separately."
     ]
+
+
+def _say_uncounted(runs: Sequence[RunRecord]) -> str:
+    do = "does" if len(runs) == 1 else "do"
+    return f"{format_count(len(runs), 'finished run')} {do} not count ({printable(name_runs(runs))})"
 
 
 def _explain_seeds(report: "Report", choice: Choice) -> str:
