@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from sam_runner.config.experiment import ExperimentConfig
-from sam_runner.config.rules import require_files
+from sam_runner.config.rules.files import require_files
 from sam_runner.runs.environment import resume_command
 from sam_runner.runs.folder import read_config
 from sam_runner.runs.result import read_finished_result

@@ -1,6 +1,7 @@
 """One thread per process: tests run two processes at a time, and bits depend on the number of threads."""
 
 import gc
+import logging
 import os
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,6 +27,13 @@ def drawn_plots():
     """Let matplotlib draw, in a test that looks at a picture or at its size."""
     with draw_plots():
         yield
+
+
+@pytest.fixture
+def caplog(caplog, monkeypatch):
+    """Pytest's fixture; a command that ran before in this process ends what `sam_runner` logs at its own handler."""
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    return caplog
 
 
 @pytest.fixture

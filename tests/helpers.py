@@ -1,6 +1,7 @@
 """How tests reach the product: settings as the command line composes them, and the command line itself."""
 
 import itertools
+import json
 import multiprocessing
 import os
 import subprocess
@@ -47,6 +48,11 @@ def train_tiny(folder, *overrides):
     return folder
 
 
+def read_rows(folder, name="metrics.jsonl"):
+    """The rows that a run logged."""
+    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
+
+
 def write_image_folder(folder):
     """128 images of 8x8 pixels: two classes with 32 training and 32 test images each."""
     for part in ("train", "test"):
@@ -55,6 +61,14 @@ def write_image_folder(folder):
             for index in range(32):
                 Image.new("RGB", (8, 8), (index, 0, 64 * (part == "test"))).save(folder / part / name / f"{index}.png")
     return folder
+
+
+def write_experiment(folder, text, name="own"):
+    """The file of an experiment in the folder `mine`, for `--config-dir mine experiment=own`."""
+    path = folder / "mine" / "experiment" / f"{name}.yaml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(text)
+    return path
 
 
 def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
@@ -74,12 +88,17 @@ def invoke(monkeypatch, capsys, folder, *arguments, entry=train.main):
     return subprocess.CompletedProcess(arguments, code, printed.out, printed.err)
 
 
-def command(*arguments, cwd, module="sam_runner", timeout=120, env=None):
-    """`python -m sam_runner ...` as a process of its own; what it left and printed."""
+def environment_of_a_call():
+    """This process's environment, without the mark of a command that runs in it, and with one thread."""
     environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
+    return environment | {"OMP_NUM_THREADS": "1"}
+
+
+def command(*arguments, cwd, timeout=120, env=None):
+    """`python -m sam_runner ...` as a process of its own; what it left and printed."""
     return subprocess.run(
-        [sys.executable, "-m", module, *map(str, arguments)],
-        cwd=cwd, env=environment | {"OMP_NUM_THREADS": "1"} | (env or {}),
+        [sys.executable, "-m", "sam_runner", *map(str, arguments)],
+        cwd=cwd, env=environment_of_a_call() | (env or {}),
         capture_output=True, text=True, timeout=timeout,
         stdin=subprocess.DEVNULL, check=False,
     )  # fmt: skip

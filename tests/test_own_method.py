@@ -14,7 +14,7 @@ from sam_runner.reports.report import make_report
 from sam_runner.reports.rerun import final_command
 from sam_runner.training.builders.method import build_method
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, invoke
+from tests.helpers import TINY, invoke, read_rows
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "own_method.md"
 COMMAND = ("--config-dir", "mine", "optimizer=mine", "optimizer.last=0.2", "precision=fp32", *TINY, "run_dir=run")
@@ -43,7 +43,7 @@ def test_the_page_has_at_most_forty_lines():
 def test_the_files_of_the_page_train_a_run_that_continues(own, monkeypatch, capsys):
     done = invoke(monkeypatch, capsys, own, *COMMAND)
     assert done.returncode == 0, done.stderr
-    rows = [json.loads(line) for line in (own / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(own / "run")
     lengths = {row["step"]: row["train/eps_norm"] for row in rows if "test/accuracy" not in row}
     for step, length in lengths.items():  # rows of two steps each, of twelve
         radii = [0.05 * (1 - 0.8 * number / 12) for number in (step - 2, step - 1)]

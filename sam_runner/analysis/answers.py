@@ -132,7 +132,6 @@ class StoredProducts:
         self._size = like.numel() * like.element_size()
         self._record = KEY_BYTES + 4 + self._size
         self._places = dict(self._scan())
-        self.num_computed = 0
 
     def __call__(self, vectors: Sequence[Tensor]) -> list[Tensor]:
         """Return the products of vectors, (n,) each."""
@@ -140,7 +139,6 @@ class StoredProducts:
         missing = [number for number, key in enumerate(keys) if key not in self._places]
         if missing:
             found = self._products([vectors[number] for number in missing])
-            self.num_computed += len(missing)
             for number, product in zip(missing, found, strict=True):
                 self._append(keys[number], _bytes(product))
         results = [self._read(key) for key in keys]

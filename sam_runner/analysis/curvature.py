@@ -20,7 +20,7 @@ from sam_runner.geometry.lanczos import MAX_BASIS, asymmetry, largest_eigenvalue
 from sam_runner.geometry.mean_loss import MeanLoss
 from sam_runner.geometry.trace import estimate_trace, random_signs
 from sam_runner.utils.errors import InputError, TrainingError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 from sam_runner.utils.seeding import make_generator
 
 log = logging.getLogger("sam_runner")
@@ -238,5 +238,4 @@ def write_density(entry: Curvature) -> Path | None:
 
 def write_csv(path: Path, table: pd.DataFrame) -> None:
     """Write a table as CSV, atomically."""
-    text = table.to_csv(index=False, float_format="%.9g")
-    write_atomically(path, lambda handle: handle.write(text.encode()))
+    write_bytes(path, table.to_csv(index=False, float_format="%.9g").encode())

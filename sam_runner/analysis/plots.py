@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 plt.switch_backend("Agg")
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
@@ -43,14 +43,10 @@ def save_figure(path: Path, size: tuple[float, float], columns: int, draw: Calla
             stream = io.BytesIO()
             figure.savefig(stream, format=suffix[1:], metadata={"Date": None} if suffix == ".svg" else None)
             file = path.with_name(path.name + suffix)
-            _write(file, stream.getvalue())
+            write_bytes(file, stream.getvalue())
             files.append(file)
         plt.close(figure)
     return files
-
-
-def _write(file: Path, content: bytes) -> None:
-    write_atomically(file, lambda handle: handle.write(content))
 
 
 def colour(number: int) -> str:

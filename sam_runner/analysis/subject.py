@@ -24,7 +24,7 @@ from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.training.metrics import evaluation_metrics
 from sam_runner.training.state import Run
 from sam_runner.training.subset import fixed_subset, subset_loss
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, first_line
 from sam_runner.utils.files import read_json
 
 log = logging.getLogger("sam_runner")
@@ -47,7 +47,7 @@ class Subject:
         files: Folder of the results, ``analysis`` in the run folder.
     """
 
-    def __init__(self, folder: Path, checkpoint: str, label: str, device: str | None = None) -> None:
+    def __init__(self, folder: Path, checkpoint: str, label: str, device: str | None) -> None:
         self.folder, self.checkpoint, self.label, self._device = folder, checkpoint, label, device
         self.config: ExperimentConfig = read_config(folder)
         self.step = int(checkpoint.split("-")[1])
@@ -102,9 +102,8 @@ class Subject:
         except (RuntimeError, TypeError) as error:
             if dtype == torch.float32:
                 raise
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise InputError(
-                f"{self.folder}: the network does not compute in {how.dtype}: {reason}\n  leave --dtype out"
+                f"{self.folder}: the network does not compute in {how.dtype}: {first_line(error)}\n  leave --dtype out"
             ) from error
         return loss
 

@@ -1,7 +1,6 @@
 """`sam-curvature`: Hessian eigenvalues, trace and spectral density of checkpoints."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -123,7 +122,3 @@ def _draw(found: list[Any], file: Path) -> list[Path]:
         plots.add_legend(figure, axes[0])
 
     return plots.save_figure(file, (8.4 if densities else 4.2, 3.4), 2 if densities else 1, draw)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

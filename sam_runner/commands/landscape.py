@@ -1,7 +1,6 @@
 """`sam-landscape`: slices of the loss around a checkpoint, between two, and through three."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from sam_runner.analysis.options import GridOptions, Measurement
 from sam_runner.commands.arguments import Parser, add_measurement_options, integer, positive_numbers, require_runs
 from sam_runner.commands.exit_codes import DONE, LESS_MEMORY_FOR_MEASURES, run_command
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 
 def main() -> int:
@@ -143,8 +142,7 @@ def _draw(part: Any, table: Any, name: Path) -> list[Path]:
         "plane": "a and b are distances in weight space.",
     }
     page = name.with_suffix(".html")
-    content = render_surface(table, part.marks, titles[part.kind], notes[part.kind]).encode()
-    write_atomically(page, lambda handle: handle.write(content))
+    write_bytes(page, render_surface(table, part.marks, titles[part.kind], notes[part.kind]).encode())
     return [*files, page]
 
 
@@ -153,7 +151,3 @@ def _draw_both(figure: Any, axes: Sequence[Any], part: Any, table: Any) -> None:
 
     plots.draw_surface(figure, axes[0], table, part.marks, "train_loss", "training loss")
     plots.draw_surface(figure, axes[1], table, part.marks, "test_loss", "test loss")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

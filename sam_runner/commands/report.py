@@ -5,7 +5,7 @@ from pathlib import Path
 from sam_runner.commands.arguments import Parser, names, path
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 
 def main() -> int:
@@ -81,7 +81,7 @@ def _compare_with_paper(folders: list[Path], table: str, out: Path) -> int:
     page = out / f"paper-{table}.md"
     try:
         out.mkdir(parents=True, exist_ok=True)
-        write_atomically(page, lambda handle: handle.write(comparison.to_markdown().encode()))
+        write_bytes(page, comparison.to_markdown().encode())
     except OSError as error:
         raise _no_report(out, error) from error
     print(f"{comparison.to_text()}\nreport: {page}")

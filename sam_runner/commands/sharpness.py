@@ -1,7 +1,6 @@
 """`sam-sharpness`: how much the loss rises around checkpoints, and whether that predicts generalisation."""
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -162,7 +161,3 @@ def _draw(table: Any, names: Sequence[str], options: Any, file: Path) -> list[Pa
         plots.add_legend(figure, axes[0])
 
     return plots.save_figure(file, (3.6 * (1 + len(panels)), 3.2), 1 + len(panels), draw)
-
-
-if __name__ == "__main__":
-    sys.exit(main())

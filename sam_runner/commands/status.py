@@ -10,13 +10,14 @@ from sam_runner.commands.arguments import Parser, path
 from sam_runner.commands.exit_codes import DONE, run_command
 from sam_runner.config.allowed_targets import trust_prefix
 from sam_runner.runs.environment import train_command
-from sam_runner.runs.folder import NOT_STARTED, SETTINGS
+from sam_runner.runs.folder import NOT_STARTED
 from sam_runner.runs.plan import PLAN
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import is_call_alive
 from sam_runner.sweeps.progress import JobState, SweepProgress, read_state
 from sam_runner.utils.console import format_duration
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import SETTINGS_FILE
 from sam_runner.utils.yaml import read_yaml
 
 
@@ -55,7 +56,7 @@ def _list_inside(folder: Path, seen: set[Path]) -> list[Path]:
         if place in seen:
             return []
         seen.add(place)
-        if _is_sweep(folder) or (folder / SETTINGS).is_file():
+        if _is_sweep(folder) or (folder / SETTINGS_FILE).is_file():
             return [folder]
         inner = sorted(folder.iterdir(), key=lambda path: (path.is_symlink(), path))
         return [found for below in inner if below.is_dir() for found in _list_inside(below, seen)]
@@ -95,12 +96,12 @@ def describe_run(folder: Path) -> Iterator[str]:
     Raises:
         InputError: If the folder holds neither a sweep nor a run.
     """
-    if not (folder / SETTINGS).is_file():
+    if not (folder / SETTINGS_FILE).is_file():
         raise InputError(
             f"{folder} holds neither a sweep nor a run\n  give the folder of a sweep, outputs/sweeps/<sweep_name>, or"
             " of a run"
         )
-    settings = read_yaml(folder / SETTINGS)
+    settings = read_yaml(folder / SETTINGS_FILE)
     settings = settings if isinstance(settings, dict) else {}
     epochs, world_size = settings.get("epochs", 1), settings.get("world_size", 1)
     job = replace(read_state(folder, epochs), name=str(folder))

@@ -207,7 +207,7 @@ def _run_job(cfg: Any, overrides: list[str]) -> int:
     """Validate and train one run. Returns the exit code; no exception keeps the network and the data alive."""
     from sam_runner.config.experiment import load_experiment
     from sam_runner.config.hydra.compose import plain_settings
-    from sam_runner.config.rules import require_files
+    from sam_runner.config.rules.files import require_files
 
     try:
         try:

@@ -27,7 +27,10 @@ from sam_runner.config.keys import (
     walk,
 )
 from sam_runner.config.model import MODELS, PUBLISHED_WEIGHTS, ModelConfig
-from sam_runner.config.optimizer import AROUND, BASES, METHODS, BaseOptimizerConfig, OptimizerConfig
+from sam_runner.config.optimizer import METHODS
+from sam_runner.config.optimizer.around import AROUND
+from sam_runner.config.optimizer.base import BASES, BaseOptimizerConfig
+from sam_runner.config.optimizer.method import OptimizerConfig
 from sam_runner.config.rules import check_rules
 from sam_runner.config.schedule import SCHEDULES, ScheduleConfig
 from sam_runner.config.validation import (

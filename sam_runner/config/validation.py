@@ -104,16 +104,12 @@ def _settings_class(classes: Sequence[type[Any]], values: Mapping[str, Any], pat
         own = [found for found in classes if "_target_" in {entry.name for entry in fields(found)}]
         if own and "_target_" in values:
             return own[0]
-        names = {_get_default(found, "name"): found for found in classes if found not in own}
+        names = {found.name: found for found in classes if found not in own}
         given = values.get("name", next(iter(names)))
         if not isinstance(given, str) or given not in names:
             raise InputError(f"{path}.name={_format_value(given)} is not known\n  accepted: {', '.join(names)}")
         return names[given]
     return next((found for found in classes if str(values.get("_target_")) in found.targets), classes[0])
-
-
-def _get_default(kind: type[Any], name: str) -> Any:
-    return next(entry.default for entry in fields(kind) if entry.name == name)
 
 
 def convert(value: Any, annotation: Any, name: str) -> Any:

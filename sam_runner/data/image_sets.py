@@ -238,12 +238,19 @@ def make_image_set(
         raise InputError(f"labels must be integers, not {labels.dtype}\n  give labels.long()")
     if len(classes) < 2:
         raise InputError(f"need at least 2 classes, found {len(classes)}: {', '.join(classes)}")
-    invalid = ((labels < 0) | (labels >= len(classes))).nonzero().flatten()
-    if len(invalid):
-        index = int(invalid[0])
-        raise InputError(f"example {index} has label {int(labels[index])}; classes are 0 to {len(classes) - 1}")
+    if fault := find_wrong_label(labels, len(classes)):
+        raise InputError(fault)
     labels = labels.long()
     return ImageSet(images_NCHW, labels, classes, labels, names or tuple(map(str, range(len(labels)))))
+
+
+def find_wrong_label(labels: Tensor, num_classes: int) -> str:
+    """Return a message about the first label that is not in [0, num_classes); "" if there is none."""
+    wrong = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
+    if not len(wrong):
+        return ""
+    index = int(wrong[0])
+    return f"example {index} has label {int(labels[index])}; classes are 0 to {num_classes - 1}"
 
 
 def group_by_class(labels: Tensor, num_classes: int) -> list[Tensor]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.datasets.restricted_pickle import load_pickle_file
-from sam_runner.data.image_sets import group_by_class
+from sam_runner.data.image_sets import find_wrong_label, group_by_class
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.safe_load import holds_only_tensors
 from sam_runner.utils.seeding import make_generator
@@ -227,12 +227,8 @@ def relabelled(labels: Tensor, num_classes: int, seed: int, *, file: str) -> Ten
             f"{path} has labels of shape {tuple(new_labels.shape)}, the training set has {len(labels)} images\n"
             "  use the data, data.val_fraction and data.train_fraction that the file was written with"
         )
-    invalid = ((new_labels < 0) | (new_labels >= num_classes)).nonzero().flatten()
-    if len(invalid):
-        index = int(invalid[0])
-        raise InputError(
-            f"{path}: example {index} has label {int(new_labels[index])}; classes are 0 to {num_classes - 1}"
-        )
+    if fault := find_wrong_label(new_labels, num_classes):
+        raise InputError(f"{path}: {fault}")
     return new_labels
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from sam_runner.data.image_sets import find_wrong_label
 from sam_runner.utils.errors import InputError
 
 MAX_LISTED = 6  # labels in a message
@@ -98,13 +99,8 @@ def check_labels(labels: Tensor, num_inputs: int, num_classes: int, name: str) -
     if not torch.equal(labels.long().to(labels.dtype), labels):
         raise InputError(f"{name}: labels are {labels.dtype}, not whole numbers\n  accepted: classes 0, 1, ...")
     labels = labels.long()
-    invalid = ((labels < 0) | (labels >= num_classes)).nonzero().flatten()
-    if len(invalid):
-        index = int(invalid[0])
-        raise InputError(
-            f"{name}: example {index} has label {int(labels[index])}; classes are 0 to {num_classes - 1}\n"
-            f"  {_describe_numbering(labels.unique().tolist(), num_classes)}"
-        )
+    if fault := find_wrong_label(labels, num_classes):
+        raise InputError(f"{name}: {fault}\n  {_describe_numbering(labels.unique().tolist(), num_classes)}")
     return labels
 
 

@@ -122,9 +122,7 @@ def average_case(
         u = _random_direction(weights, generator)
         e = c * u * (rho / u.norm())
         rises.append((value(weights + e) + value(weights - e)) / 2 - base)
-    values = torch.tensor(rises, dtype=torch.float64)
-    error = float(values.std()) / len(rises) ** 0.5 if len(rises) > 1 else 0.0
-    return Average(float(values.mean()), error)
+    return _average(rises)
 
 
 def m_sharpness(loss: MeanLoss, m: int, rho: float, *, num_steps: int = 1, max_groups: int = 16) -> Average:
@@ -152,8 +150,12 @@ def m_sharpness(loss: MeanLoss, m: int, rho: float, *, num_steps: int = 1, max_g
         start = number * num_groups // count * m
         group = loss.part(start, start + m)
         values.append(worst_case(group.gradient, loss.weights, rho, num_steps=num_steps, num_restarts=0))
+    return _average(values)
+
+
+def _average(values: list[float]) -> Average:
     found = torch.tensor(values, dtype=torch.float64)
-    return Average(float(found.mean()), float(found.std()) / count**0.5 if count > 1 else 0.0)
+    return Average(float(found.mean()), float(found.std()) / len(found) ** 0.5 if len(found) > 1 else 0.0)
 
 
 def _norm(vector: Tensor) -> float:

@@ -19,12 +19,10 @@ class Trace:
     Attributes:
         value: The estimate.
         standard_error: Standard error of the estimate, from the spread of its random terms.
-        num_products: Number of products A v.
     """
 
     value: float
     standard_error: float
-    num_products: int
 
 
 def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed: int = 0) -> Trace:
@@ -58,13 +56,13 @@ def estimate_trace(products: Products, like: Tensor, num_products: int, *, seed:
     in_range = (basis.double() * multiply(basis).double()).sum()
     count = third if len(basis) < n else 0  # nothing is left where Q spans the whole space
     if not count:
-        return Trace(float(in_range), 0.0, third + len(basis))
+        return Trace(float(in_range), 0.0)
     probes = random_signs(count, like, generator)
     for _ in range(2):
         probes = probes - (probes @ basis.T) @ basis
     terms = (probes.double() * multiply(probes).double()).sum(1)
     error = terms.std() / count**0.5
-    return Trace(float(in_range + terms.mean()), float(error), third + len(basis) + count)
+    return Trace(float(in_range + terms.mean()), float(error))
 
 
 def random_signs(count: int, like: Tensor, generator: torch.Generator) -> Tensor:

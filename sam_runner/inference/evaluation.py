@@ -105,9 +105,7 @@ def evaluate_split(
     return {**rows, ENSEMBLE: add_prefix(split, _set_metrics(mean, examples[folders[0]]))}, ""
 
 
-def evaluate_on_folder(
-    folders: Sequence[Path], data: Path, which: str, device: str | None = None
-) -> dict[str, Metrics]:
+def evaluate_on_folder(folders: Sequence[Path], data: Path, which: str, device: str | None) -> dict[str, Metrics]:
     """Evaluate runs on the images of a folder that has one folder for each class.
 
     Args:

@@ -15,7 +15,7 @@ from sam_runner.distributed.sharding import load_full_model_state
 from sam_runner.models.outputs import get_logits
 from sam_runner.runs.load import TrainedNetwork, load_network
 from sam_runner.training.builders.run import build_network
-from sam_runner.utils.errors import InputError, TrainingError
+from sam_runner.utils.errors import InputError, TrainingError, first_line
 from sam_runner.utils.seeding import make_generator
 
 Format = Literal["safetensors", "torch-export", "onnx"]
@@ -111,9 +111,8 @@ def export_network(folder: Path, kind: Format, which: str, *, normalised_inside:
     except InputError:
         raise
     except Exception as error:  # the exporters raise many types
-        reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
-        other = "torch-export or safetensors" if kind == "onnx" else "safetensors"
-        raise InputError(f"{kind} cannot express the network: {reason[:300]}\n  use --format {other}") from error
+        reason, other = first_line(error)[:300], "torch-export or safetensors" if kind == "onnx" else "safetensors"
+        raise InputError(f"{kind} cannot express the network: {reason}\n  use --format {other}") from error
     tolerance = TOLERANCE * max(1.0, largest)
     if not difference <= tolerance:  # also if it is NaN
         raise TrainingError(

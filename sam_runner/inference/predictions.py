@@ -20,7 +20,7 @@ from sam_runner.runs.model_facts import read_model_facts
 from sam_runner.training.builders.data import build_data
 from sam_runner.training.evaluation import evaluation_weights, predict
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 if TYPE_CHECKING:
     import pandas
@@ -301,7 +301,7 @@ def write_file(path: Path, content: bytes) -> None:
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write_atomically(path, lambda handle: handle.write(content))
+        write_bytes(path, content)
     except OSError as error:
         raise InputError(f"--out {path} cannot be written: {error.strerror}\n  give another file") from error
 

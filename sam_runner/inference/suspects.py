@@ -1,6 +1,5 @@
 """Rank images by how much some runs doubt their labels; measure the ranking where clean labels are known."""
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -8,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from sam_runner.inference.predictions import Predictions, Split, predict_split
+from sam_runner.inference.predictions import Predictions
 
 if TYPE_CHECKING:
     import pandas
@@ -39,27 +38,13 @@ class Suspects:
         return is_wrong if bool(is_wrong.any()) else None
 
 
-def find_suspects(folders: Sequence[Path], which: str, device: str | None = None, split: Split = "train") -> Suspects:
-    """Rank the images of some runs by self-confidence: the probability that the runs give to the label.
+def rank_examples(predictions: Predictions) -> Suspects:
+    """Rank examples by self-confidence: the probability that the mean of the runs gives to their label.
 
     Northcutt, Jiang and Chuang (JAIR 2021) call it self-confidence. They compute it out of sample, since a network
-    that has memorised a wrong label is confident in it. With "train" the runs predict their own training images, so
-    the runs must not have memorised them: see `find_memorising_runs`.
-
-    Args:
-        folders: Run folders with the same images and labels.
-        which: Checkpoint, "last" or "best".
-        device: Device to use instead of the device in the runs' settings, or None.
-        split: Name of the set.
-
-    Raises:
-        InputError: If a run cannot be used, or their sets differ.
+    that has memorised a wrong label is confident in it. Runs that predict their own training images must not have
+    memorised them: see `find_memorising_runs`.
     """
-    return rank_examples(predict_split(folders, split, which, device))
-
-
-def rank_examples(predictions: Predictions) -> Suspects:
-    """Rank examples by the probability that the mean of the runs gives to their label, the smallest first."""
     labels = predictions.examples.labels
     self_confidence = predictions.log_probabilities.gather(1, labels[:, None])[:, 0].exp()
     return Suspects(predictions, self_confidence, self_confidence.argsort(stable=True))

@@ -29,7 +29,7 @@ from sam_runner.models.pretrained import (
     timm_normalisation,
     torchvision_normalisation,
 )
-from sam_runner.utils.errors import InputError, find_memory_error
+from sam_runner.utils.errors import InputError, find_memory_error, first_line
 from sam_runner.utils.number_format import convert_numbers
 from sam_runner.utils.safe_load import find_unloadable
 from sam_runner.utils.seeding import seed_everything
@@ -260,7 +260,7 @@ def find_refusal(model: nn.Module, examples: Tensor) -> str | None:
     except Exception as error:  # of the user's own code
         if find_memory_error(error):
             raise
-        return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+        return first_line(error)[:200]
     return None
 
 
@@ -282,9 +282,8 @@ def build_average(model: nn.Module, decay: float) -> AveragedModel:
     try:
         return AveragedModel(model, multi_avg_fn=partial(_average, 1 - decay), use_buffers=True)
     except Exception as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
-            f"ema_decay needs a copy of the model, which fails: {reason[0][:200]}\n"
+            f"ema_decay needs a copy of the model, which fails: {first_line(error)[:200]}\n"
             "  leave ema_decay out, or make copy.deepcopy(model) work"
         ) from error
 
@@ -348,8 +347,9 @@ def _weights(source: str, target: str, arguments: Mapping[str, Any], context: Ma
             model = call_target(target, {**arguments, "pretrained": True}, "model", **published)
             state: dict[str, Tensor] = model.state_dict()
         except (OSError, RuntimeError) as error:
-            reason = str(error).splitlines()[0]
-            raise InputError(f"timm has no weights for {name} here: {reason}\n  use model.weights=FILE") from error
+            raise InputError(
+                f"timm has no weights for {name} here: {first_line(error)}\n  use model.weights=FILE"
+            ) from error
         return state
     return read_weights(Path(source).expanduser())
 

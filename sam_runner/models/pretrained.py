@@ -162,7 +162,7 @@ def _refuse(head: str, faults: list[str], advice: str) -> NoReturn:
     raise InputError("\n".join([head, *(f"  {fault}" for fault in faults[:MAX_LISTED_KEYS]), *more, advice]))
 
 
-def download_torchvision_weights(name: str, version: str = "") -> dict[str, Tensor]:
+def download_torchvision_weights(name: str, version: str) -> dict[str, Tensor]:
     """Return published weights of a torchvision network, downloaded unless they are in torch's cache.
 
     Args:

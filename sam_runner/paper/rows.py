@@ -9,7 +9,7 @@ import yaml
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import SamConfig
+from sam_runner.config.optimizer.perturbation import SamConfig
 
 NUMBERS = Path(__file__).with_name("numbers.yaml")
 AUGMENT_VALUES: dict[str, dict[str, tuple[Any, ...]]] = {  # by option of the group augment: accepted values by key

@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import pandas as pd
 
-from sam_runner.config.optimizer import METHODS, OptimizerConfig
+from sam_runner.config.optimizer import METHODS
+from sam_runner.config.optimizer.method import OptimizerConfig
 from sam_runner.reports.results import METRIC_SETS, setting_columns
 
 if TYPE_CHECKING:

@@ -19,14 +19,15 @@ from sam_runner.config.allowed_targets import VARIABLE
 from sam_runner.config.data import LabelFileConfig
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.keys import walk
-from sam_runner.config.optimizer import RadiusConfig, SgdConfig
+from sam_runner.config.optimizer.base import SgdConfig
+from sam_runner.config.optimizer.method import RadiusConfig
 from sam_runner.runs.environment import read_environment
-from sam_runner.runs.folder import NOT_STARTED, SETTINGS, read_config
+from sam_runner.runs.folder import NOT_STARTED, read_config
 from sam_runner.runs.lock import is_locked
 from sam_runner.runs.result import COSTS, read_finished_result
 from sam_runner.runs.status import read_status
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import keep_numbers
+from sam_runner.utils.files import SETTINGS_FILE, keep_numbers
 
 RUN_COLUMNS = [
     "seed", "status", "error", "job", "folder", "time", "resolved_precision", "commit", *COSTS, "fingerprint",
@@ -126,7 +127,7 @@ def read_runs(folders: Iterable[Path]) -> list[RunRecord]:
         for name, subfolders, files in os.walk(base):
             subfolders.sort()
             folder = Path(name)
-            if SETTINGS in files and "run.log" in files:
+            if SETTINGS_FILE in files and "run.log" in files:
                 subfolders.clear()
                 try:
                     run = _read_run(folder, read_config(folder))
@@ -249,12 +250,12 @@ def results_frame(runs: Sequence[RunRecord]) -> pd.DataFrame:
 
 
 def _metric_cells(run: RunRecord) -> dict[str, float]:
-    best = {f"best/{tag}": value for tag, value in run.best_metrics.items() if _is_of_a_set(tag)}
+    best = {
+        f"best/{tag}": value
+        for tag, value in run.best_metrics.items()
+        if tag.split("/")[0].removesuffix("_ema") in METRIC_SETS
+    }
     return {**run.metrics, **best}
-
-
-def _is_of_a_set(tag: str) -> bool:
-    return tag.split("/")[0].removesuffix("_ema") in METRIC_SETS
 
 
 def setting_columns(results: pd.DataFrame) -> list[str]:

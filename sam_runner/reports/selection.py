@@ -38,12 +38,12 @@ class Choice:
     num_values: int
     metric: str
     is_held_out: bool
-    at_edge: tuple[str, ...] = ()
-    num_best: int = 1
-    searched: tuple[int, ...] = ()
-    has_equal_seeds: bool = True
-    seeds: tuple[int, ...] = ()
-    left_out: tuple[int, ...] = ()
+    at_edge: tuple[str, ...]
+    num_best: int
+    searched: tuple[int, ...]
+    has_equal_seeds: bool
+    seeds: tuple[int, ...]
+    left_out: tuple[int, ...]
 
     @property
     def is_optimistic(self) -> bool:

@@ -2,6 +2,7 @@
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,6 +19,7 @@ from sam_runner.reports.comparison import (
     time_spread,
 )
 from sam_runner.reports.group_tables import COST_COLUMNS
+from sam_runner.reports.results import RunRecord
 from sam_runner.reports.selection import Choice, is_of_test_set
 from sam_runner.reports.setup import MAX_NAMED, name_runs
 from sam_runner.reports.tables import column_title, format_p_value, printable, settings_label
@@ -370,12 +372,7 @@ def _describe_repeats(report: "Report") -> list[str]:
     """Return a sentence on the finished runs that do not count because their settings and seed were run again."""
     if not report.repeats:
         return []
-    do = "does" if len(report.repeats) == 1 else "do"
-    folders = printable(name_runs(report.repeats))
-    return [
-        f"{format_count(len(report.repeats), 'finished run')} {do} not count ({folders}): a later run has the same"
-        " settings and seed, and other results."
-    ]
+    return [f"{_say_uncounted(report.repeats)}: a later run has the same settings and seed, and other results."]
 
 
 def _describe_replaced_runs(report: "Report") -> list[str]:
@@ -384,12 +381,15 @@ def _describe_replaced_runs(report: "Report") -> list[str]:
     if not replaced:
         return []
     names = sorted({name for _, differing in replaced for name in differing})
-    do = "does" if len(replaced) == 1 else "do"
-    folders = printable(name_runs([run for run, _ in replaced]))
     return [
-        f"{format_count(len(replaced), 'finished run')} {do} not count ({folders}): a later run has the same seed and"
-        f" differs only in {' and '.join(names)}, which reports do not compare. Report such runs separately."
+        f"{_say_uncounted([run for run, _ in replaced])}: a later run has the same seed and differs only in"
+        f" {' and '.join(names)}, which reports do not compare. Report such runs separately."
     ]
+
+
+def _say_uncounted(runs: Sequence[RunRecord]) -> str:
+    do = "does" if len(runs) == 1 else "do"
+    return f"{format_count(len(runs), 'finished run')} {do} not count ({printable(name_runs(runs))})"
 
 
 def _explain_seeds(report: "Report", choice: Choice) -> str:
@@ -436,9 +436,7 @@ def _describe_missing_baselines(report: "Report") -> list[str]:
     missing = [group for group in groups if group not in found and not baseline.contains(report.rows[group])]
     if not missing:
         return []
-    first, more = report.labels[missing[0]], len(missing) - 1
-    who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
-    return [f"{who} no difference: no run of {baseline} has the same other settings."]
+    return [f"{_name_groups(report, missing)} no difference: no run of {baseline} has the same other settings."]
 
 
 def _describe_missing_costs(report: "Report") -> list[str]:
@@ -451,13 +449,17 @@ def _describe_missing_costs(report: "Report") -> list[str]:
         return [f"{unknown} of {len(report.runs)} runs have no {name} in result.json: an earlier version made them."]
     lines = []
     for missing in report.missing_baselines:
-        first, more = report.labels[missing.groups[0]], len(missing.groups) - 1
-        who = f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
         lines.append(
-            f"{who} no baseline of equal cost ({missing.cost:,.0f} {COST_NAMES[name]}): train {report.baseline} with"
-            f" {_describe_missing_length(report, missing)}."
+            f"{_name_groups(report, missing.groups)} no baseline of equal cost ({missing.cost:,.0f}"
+            f" {COST_NAMES[name]}): train {report.baseline} with {_describe_missing_length(report, missing)}."
         )
     return lines
+
+
+def _name_groups(report: "Report", groups: Sequence[int]) -> str:
+    """Return the label of the first group and the number of the others, with the verb."""
+    first, more = report.labels[groups[0]], len(groups) - 1
+    return f"{first} and {format_count(more, 'other group')} have" if more else f"{first} has"
 
 
 def _describe_missing_length(report: "Report", missing: MissingBaseline) -> str:

@@ -61,9 +61,7 @@ def text_table(table: pd.DataFrame) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return a text that Markdown shows as it is, also in a table."""
-    for character, escaped in {"\\": "\\\\", "|": "\\|", "*": "\\*", "<": "&lt;", "`": "\\`", "[": "\\["}.items():
-        text = text.replace(character, escaped)
-    return text
+    return text.translate(str.maketrans({"<": "&lt;"} | {character: f"\\{character}" for character in "\\|*`["}))
 
 
 def markdown_table(table: pd.DataFrame) -> str:

@@ -16,11 +16,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from sam_runner.config.experiment import ExperimentConfig, TelemetryConfig
 from sam_runner.config.instantiate import locate
 from sam_runner.config.keys import REQUIRED
-from sam_runner.config.optimizer import AroundConfig, RadiusConfig, SamConfig
+from sam_runner.config.optimizer.around import AroundConfig
+from sam_runner.config.optimizer.method import RadiusConfig
+from sam_runner.config.optimizer.perturbation import SamConfig
 from sam_runner.data.datasets.published_sizes import find_published_size, make_published_splits
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.normalisation import Normalisation
-from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.distributed.context import DistributedContext
 from sam_runner.models.outputs import get_logits
 from sam_runner.paper.rows import describe_target
 from sam_runner.runs.result import count_examples
@@ -118,9 +120,7 @@ def describe_data(run: Run) -> str:
     return f"{sets} images, {classes} classes{noise}"
 
 
-def plan_run(
-    config: ExperimentConfig, folder: Path, overrides: Sequence[str], context: DistributedContext = SINGLE_PROCESS
-) -> Plan:
+def plan_run(config: ExperimentConfig, folder: Path, overrides: Sequence[str], context: DistributedContext) -> Plan:
     """Return the plan of a run. Data that are not there get their published size.
 
     Args:

@@ -15,10 +15,9 @@ from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.keys import walk
 from sam_runner.runs.status import call_name
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import SETTINGS_FILE, explain_missing_run, write_atomically
+from sam_runner.utils.files import SETTINGS_FILE, explain_missing_run, write_bytes
 from sam_runner.utils.yaml import read_yaml
 
-SETTINGS = SETTINGS_FILE
 RUNS_FOLDER = Path("outputs") / "runs"
 NOT_STARTED = "not_started"  # folder in a sweep's folder with the jobs that have no run
 NAME_LENGTH, MAX_NAME_LENGTH = 60, 160  # characters of a job's name: with shared settings, with those that vary
@@ -102,7 +101,7 @@ def require_usable(folder: Path, config: ExperimentConfig) -> dict[str, str]:
         return {}
     if not folder.is_dir():
         raise InputError(f"run_dir={folder} is a file\n  give a folder")
-    if not (folder / SETTINGS).is_file():
+    if not (folder / SETTINGS_FILE).is_file():
         if any(path.name != ".lock" and ".tmp." not in path.name for path in folder.iterdir()):
             raise InputError(f"run_dir={folder} holds files that no run wrote\n  give an empty or new folder")
         return {}
@@ -127,7 +126,7 @@ def read_config(folder: Path) -> ExperimentConfig:
     Raises:
         InputError: If there is no run, or its config.yaml cannot be read or is not valid.
     """
-    path = folder / SETTINGS
+    path = folder / SETTINGS_FILE
     if not path.is_file():
         raise InputError(f"{folder} holds no run: {explain_missing_run(folder)}")
     settings = read_yaml(path)
@@ -165,7 +164,9 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
     for path in paths:
         if not path.is_dir():
             raise InputError(f"{path} is not a folder\n  give the folder that sam-train printed, or a sweep's folder")
-        folders = [path] if (path / SETTINGS).is_file() else sorted(file.parent for file in path.rglob(SETTINGS))
+        folders = (
+            [path] if (path / SETTINGS_FILE).is_file() else sorted(file.parent for file in path.rglob(SETTINGS_FILE))
+        )
         if not folders:
             raise InputError(f"{path} holds no run: {explain_missing_run(path)}")
         for folder in folders:
@@ -177,4 +178,4 @@ def find_runs(paths: Sequence[Path]) -> list[Path]:
 def write_config(folder: Path, config: ExperimentConfig) -> None:
     """Write config.yaml."""
     text = yaml.safe_dump(config.to_dict(), sort_keys=False, allow_unicode=True)
-    write_atomically(folder / SETTINGS, lambda handle: handle.write(text.encode()))
+    write_bytes(folder / SETTINGS_FILE, text.encode())

@@ -26,7 +26,7 @@ from sam_runner.models.pretrained import find_head
 from sam_runner.runs.description import chosen_settings, describe_facts, swept_settings
 from sam_runner.runs.dry_run import Plan, describe_data, describe_method, plan_run
 from sam_runner.runs.environment import compare_environment, read_command, resume_command, write_environment
-from sam_runner.runs.folder import SETTINGS, new_run_folder, require_usable, write_config
+from sam_runner.runs.folder import new_run_folder, require_usable, write_config
 from sam_runner.runs.load import explain_misfit
 from sam_runner.runs.lock import lock_folder
 from sam_runner.runs.logging.choice import open_loggers
@@ -43,7 +43,7 @@ from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.state import Outputs, Progress, Run, restore_state
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import INTERRUPTED, InputError, RunInterrupt, TrainingError
-from sam_runner.utils.files import explain_write_errors
+from sam_runner.utils.files import SETTINGS_FILE, explain_write_errors
 from sam_runner.utils.signals import StopRequest, catch_stop_signals, raise_for_signal
 
 log = logging.getLogger("sam_runner")
@@ -199,7 +199,7 @@ def _prepare_folder(
         explain_write_errors(folder, lambda: _describe_continuation(folder, config, repeat=is_job or bool(changes)))
     )
     stack.enter_context(lock_folder(folder))
-    if not (folder / SETTINGS).is_file():  # the first of all files, because it marks a run folder
+    if not (folder / SETTINGS_FILE).is_file():  # the first of all files, because it marks a run folder
         write_config(folder, config)
     stack.enter_context(_record_end(folder, config, is_job=is_job))
     facts = {name: entry for name, entry, _ in walk(config)}
@@ -291,7 +291,7 @@ def _describe_continuation(folder: Path, config: ExperimentConfig, *, repeat: bo
         config: The settings of the run.
         repeat: Whether the same command continues: that of a sweep does, and one that names the folder to change a run.
     """
-    if repeat or not (folder / SETTINGS).is_file():
+    if repeat or not (folder / SETTINGS_FILE).is_file():
         return "repeat the command"
     return f"continue the run: {resume_command(folder, config)}"
 

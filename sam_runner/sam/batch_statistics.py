@@ -92,7 +92,7 @@ class RunningStatistics:
     def begin_group(self) -> None:
         """Store copies of the buffers before the first pass of a group."""
         if self._is_in_step:
-            self._start = self._copy()
+            self._start = self.copy_start()
 
     @contextmanager
     def single_statistics_update(self, num_passes: int, weight: float = 1.0) -> Iterator[None]:
@@ -149,11 +149,14 @@ class RunningStatistics:
 
     def copy_group_start(self) -> Values:
         """Return copies of the buffers from which the passes of the group started, for `recompute_from`."""
-        return self._copy() if self._start is None else self._resume(self._start)
+        return self.copy_start() if self._start is None else copy_values(self._kept_caches(self._start))
 
     def copy_start(self) -> Values:
-        """Return copies of the buffers before a forward pass, for `recompute_from`."""
-        return self._copy()
+        """Return copies of all buffers that a forward pass can read, for `recompute_from`.
+
+        Writing layers in training read none.
+        """
+        return copy_buffers(self._stateful, self._power.slots)
 
     @contextmanager
     def recompute_from(self, start: Values) -> Iterator[None]:
@@ -170,13 +173,6 @@ class RunningStatistics:
         """Let the modules hold `start` and scratch tensors inside the context."""
         with swapped_buffers(start), swapped_buffers(self._scratch_values(purpose)):
             yield
-
-    def _copy(self) -> Values:
-        """Return copies of all buffers that a forward pass can read; writing layers in training read none."""
-        return copy_buffers(self._stateful, self._power.slots)
-
-    def _resume(self, start: Values) -> Values:
-        return copy_values(self._kept_caches(start))
 
     @staticmethod
     def _kept_caches(start: Values) -> Values:

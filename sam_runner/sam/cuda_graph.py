@@ -19,6 +19,7 @@ from sam_runner.sam.batch import Batch, batch_signature, map_tensors
 from sam_runner.sam.method import Method
 from sam_runner.sam.perturbation import is_zero
 from sam_runner.sam.step import SamStep, StepStats
+from sam_runner.utils.errors import first_line
 from sam_runner.utils.seeding import RngState
 
 log = logging.getLogger(__name__)
@@ -137,7 +138,7 @@ class CapturedStep:
             try:
                 self._recordings[key] = self._record(recorder, batch, method, radius)
             except RuntimeError as error:
-                self._disable(str(error).splitlines()[0])
+                self._disable(first_line(error))
                 return self._step.take(batch, method, radius, number)
         return self._replay(self._recordings[key], batch, radius)
 

@@ -4,7 +4,7 @@
 loss, and updates of the running statistics. `sam_runner.sam.method` decides at which weights it is evaluated.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -23,7 +23,7 @@ from sam_runner.sam.network.gradient_memory import own_gradients
 from sam_runner.sam.network.second_derivatives import explain_missing_derivative, require_second_derivatives
 from sam_runner.sam.network.trained_parameters import require_supported
 from sam_runner.sam.random_branches import find_random_branches, true_gradient
-from sam_runner.utils.errors import find_memory_error
+from sam_runner.utils.errors import find_memory_error, first_line
 from sam_runner.utils.seeding import RngState, find_generators
 
 SECOND_ORDER = (
@@ -205,17 +205,9 @@ class Objective:
         self._outside = [param for param in self._model_params if id(param) not in given]
         self._has_checked_constants = False
 
-    @contextmanager
-    def keep_other_gradients(self) -> Iterator[None]:
+    def keep_other_gradients(self) -> AbstractContextManager[None]:
         """Restore ``.grad`` of the model's parameters that are not in w."""
-        before = [(param, param.grad) for param in self._outside if param.requires_grad or param.grad is not None]
-        for param, _ in before:
-            param.grad = None
-        try:
-            yield
-        finally:
-            for param, grad in before:
-                param.grad = grad
+        return _keep_gradients([param for param in self._outside if param.requires_grad or param.grad is not None])
 
     def chunks(self, batch: Batch) -> list[Batch]:
         """Split `batch` into micro-batches."""
@@ -288,8 +280,7 @@ class Objective:
         except (RuntimeError, ValueError) as error:
             if find_memory_error(error):
                 raise
-            reason = str(error).strip().splitlines()[0]
-            raise ValueError(f"the loss of single examples cannot be computed: {reason}") from error
+            raise ValueError(f"the loss of single examples cannot be computed: {first_line(error)}") from error
         return losses
 
     def gradient(
@@ -339,18 +330,12 @@ class Objective:
                     batch, add_gradient, update_statistics=update_statistics, reduce=False, keep_graph=True
                 )
             return evaluation, total, [grad.requires_grad for grad in total]
-        before = [param.grad for param in self.params]
-        try:
-            for param in self.params:
-                param.grad = None
+        with _keep_gradients(self.params):
             share = batch.weight if reduce else 1.0
             with true_gradient(branches), self._check_constants():
                 evaluation = self.backward(batch, share, update_statistics=update_statistics, reduce=reduce)
             used = [param.grad is not None for param in self.params]
             found = [to_local(torch.zeros_like(param) if param.grad is None else param.grad) for param in self.params]
-        finally:
-            for param, grad in zip(self.params, before, strict=True):
-                param.grad = grad
         return evaluation, found, used
 
     def backward(self, batch: Batch, share: float, *, update_statistics: bool, reduce: bool) -> Evaluation:
@@ -385,21 +370,15 @@ class Objective:
         Raises:
             TrainingError: If an operation of the model has no second derivative.
         """
-        before = [param.grad for param in self.params]
         self.work.backward += 3 * self._num_examples
-        try:
-            for param in self.params:
-                param.grad = None
-            # Not autograd.grad: it would silently leave out the terms of functions marked once_differentiable.
-            with (
-                explain_missing_derivative(*SECOND_ORDER),
-                self.statistics.recompute_from(self.statistics.copy_group_start()),
-            ):
-                torch.autograd.backward(outputs, factors)
+        # Not autograd.grad: it would silently leave out the terms of functions marked once_differentiable.
+        with (
+            _keep_gradients(self.params),
+            explain_missing_derivative(*SECOND_ORDER),
+            self.statistics.recompute_from(self.statistics.copy_group_start()),
+        ):
+            torch.autograd.backward(outputs, factors)
             return [param.grad for param in self.params]
-        finally:
-            for param, grad in zip(self.params, before, strict=True):
-                param.grad = grad
 
     def _check_constants(self) -> AbstractContextManager[None]:
         """Check that a pass changes no constant parameter; only in the first call of `gradient`."""
@@ -480,6 +459,19 @@ class Objective:
         sizes = [len(chunk) for chunk in chunks]
         losses = [part.loss * (size / len(batch)) for part, size in zip(parts, sizes, strict=True)]
         return Evaluation(torch.stack(losses).sum(), join_outputs([part.outputs for part in parts], sizes))
+
+
+@contextmanager
+def _keep_gradients(params: Sequence[nn.Parameter]) -> Iterator[None]:
+    """Start without ``.grad``, and restore it at the end."""
+    before = [param.grad for param in params]
+    for param in params:
+        param.grad = None
+    try:
+        yield
+    finally:
+        for param, grad in zip(params, before, strict=True):
+            param.grad = grad
 
 
 def _require_precision(dtype: object) -> None:

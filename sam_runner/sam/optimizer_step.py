@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import clip_grads_with_norm_, get_total_norm
 
-from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext
+from sam_runner.distributed.context import DistributedContext
 from sam_runner.distributed.sharding import to_local
 from sam_runner.sam.perturbation import norm_of
 
@@ -41,7 +41,7 @@ class OptimizerStep:
         optimizer: torch.optim.Optimizer,
         scaler: torch.amp.GradScaler,
         grad_clip: float | None,
-        shards: DistributedContext = SINGLE_PROCESS,
+        shards: DistributedContext,
     ) -> None:
         self._optimizer, self._scaler, self._grad_clip, self._shards = optimizer, scaler, grad_clip, shards
         self.prepare()

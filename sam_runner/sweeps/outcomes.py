@@ -20,7 +20,7 @@ from sam_runner.sweeps.claims import begun_file, begun_in_this_call, claim
 from sam_runner.sweeps.jobs import Job, Typed, hash_words
 from sam_runner.sweeps.stop_flag import stop_file
 from sam_runner.utils.errors import INTERRUPTED, PREEMPTED
-from sam_runner.utils.files import write_atomically, write_json
+from sam_runner.utils.files import write_bytes, write_json
 
 FAILED_STATES = ("failed", "refused", "not run", "died")
 STOP_CODES = {"preempted": PREEMPTED, "interrupted": INTERRUPTED}
@@ -68,7 +68,7 @@ def _record(sweep_folder: Path, name: str, overrides: Typed, state: str, error: 
     parent = sweep_folder / NOT_STARTED
     folder = find_job_folder(parent, name.rpartition("-")[2]) or parent / name
     folder.mkdir(parents=True, exist_ok=True)
-    write_atomically(folder / "run.log", lambda handle: handle.write(f"{log}\n".encode()))
+    write_bytes(folder / "run.log", f"{log}\n".encode())
     write_status(folder, state, exit_code=1, error=error, job=" ".join(overrides))
 
 

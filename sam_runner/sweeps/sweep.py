@@ -11,7 +11,7 @@ from sam_runner.config.experiment import ExperimentConfig, load_experiment
 from sam_runner.config.hydra import launchers
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.hydra.handover import ComposedJob, HandOver
-from sam_runner.config.rules import require_files
+from sam_runner.config.rules.files import require_files
 from sam_runner.runs.plan import PlanEntry
 from sam_runner.runs.result import read_finished_result, summarise_result
 from sam_runner.sweeps.claims import hold_call
@@ -32,7 +32,7 @@ from sam_runner.sweeps.progress import SweepProgress, show_progress
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.console import format_count, is_distributed, is_main_process, report_exception
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.hardware import choose_num_parallel_jobs, count_gpus, count_usable_cores
+from sam_runner.utils.hardware import count_gpus, count_usable_cores
 
 log = logging.getLogger("sam_runner")
 
@@ -290,5 +290,5 @@ def _choose_jobs_at_once(config: Any, *, has_launcher: bool) -> int:
         jobs = 1
     else:
         num_gpus = count_gpus() if config.device == "auto" else 0
-        jobs = choose_num_parallel_jobs(num_gpus, count_usable_cores())
+        jobs = num_gpus or count_usable_cores()
     return min(jobs, int(config.hydra.sweeper.n_jobs)) if launchers.is_search(config.hydra) else jobs

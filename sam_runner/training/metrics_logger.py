@@ -2,15 +2,17 @@
 
 import logging
 from collections.abc import Callable, Collection, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 from torch import Tensor
+
+from sam_runner.utils.errors import first_line
 
 log = logging.getLogger("sam_runner")
 
 
-class MetricsLogger(Protocol):
-    """Stores the metrics of a run.
+class MetricsLogger:
+    """Stores the metrics of a run. A method that a subclass does not define ignores the call.
 
     Attributes:
         name: Key of the logger's state in checkpoints.
@@ -18,7 +20,7 @@ class MetricsLogger(Protocol):
     """
 
     name: str
-    required: bool
+    required = False
 
     def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
         """Log reproducible metrics by tag, such as ``train/loss``."""
@@ -92,5 +94,4 @@ class MetricsLoggers:
                 if logger.required:
                     raise
                 self._loggers.remove(logger)
-                reason = (str(error).strip() or type(error).__name__).splitlines()[0]
-                log.warning("logger=%s failed, the run goes on without it: %s", logger.name, reason)
+                log.warning("logger=%s failed, the run goes on without it: %s", logger.name, first_line(error))

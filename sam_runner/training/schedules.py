@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 
 from sam_runner.config.instantiate import instantiate, locate
-from sam_runner.config.optimizer import OptimizerConfig, RadiusConfig
+from sam_runner.config.optimizer.method import OptimizerConfig, RadiusConfig
 from sam_runner.config.schedule import ScheduleConfig
 from sam_runner.utils.errors import InputError
 

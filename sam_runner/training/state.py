@@ -10,14 +10,14 @@ from torch import nn
 from torch.optim.swa_utils import AveragedModel
 
 from sam_runner.data.loader import ImageLoader
-from sam_runner.distributed.context import SINGLE_PROCESS, DistributedContext, floating_point_buffers
+from sam_runner.distributed.context import DistributedContext, floating_point_buffers
 from sam_runner.distributed.sharding import full_state, load_full_model_state, load_full_optimizer_state
 from sam_runner.sam.cuda_graph import CapturedStep
 from sam_runner.sam.step import SamStep
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics_logger import MetricsLoggers
 from sam_runner.training.schedules import Schedule
-from sam_runner.training.telemetry import OFF, Telemetry
+from sam_runner.training.telemetry import Telemetry
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.memory import measure_peak_memory
 from sam_runner.utils.seeding import RngState
@@ -60,14 +60,14 @@ class Run:
     epochs: int
     max_steps: int
     log_every: int
-    eval_every: int = 1
-    patience: int | None = None
-    metric: str = "validation/accuracy"
-    ema: AveragedModel | None = None
-    skip_nonfinite: bool = False
-    data_digest: str = ""
-    context: DistributedContext = SINGLE_PROCESS
-    telemetry: Telemetry = OFF
+    eval_every: int
+    patience: int | None
+    metric: str
+    ema: AveragedModel | None
+    skip_nonfinite: bool
+    data_digest: str
+    context: DistributedContext
+    telemetry: Telemetry
 
     @property
     def selected_by(self) -> str | None:

@@ -16,7 +16,7 @@ from sam_runner.sam.objective import Objective
 from sam_runner.sam.perturbation import Perturbation, is_zero
 from sam_runner.sam.step import SamStep, StepStats
 from sam_runner.training.subset import subset_loss
-from sam_runner.utils.errors import TrainingError
+from sam_runner.utils.errors import TrainingError, first_line
 from sam_runner.utils.seeding import RngState, make_generator
 
 log = logging.getLogger("sam_runner")
@@ -69,7 +69,7 @@ class Telemetry:
             start = random_signs(1, loss.weights, make_generator(0, "lanczos start"))[0]
             found = largest_eigenvalues(lambda v: loss.hessian_products([v])[0], start, 1, tolerance=TOLERANCE)
         except (TrainingError, RuntimeError) as error:  # also torch.OutOfMemoryError
-            log.warning("telemetry.curvature_epochs: no lambda_max: %s", str(error).splitlines()[0])
+            log.warning("telemetry.curvature_epochs: no lambda_max: %s", first_line(error))
             return {}
         finally:
             state.restore(self.subset.inputs.device)

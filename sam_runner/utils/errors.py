@@ -68,6 +68,11 @@ def find_memory_error(error: BaseException | None) -> BaseException | None:
     return None
 
 
+def first_line(error: BaseException) -> str:
+    """Return the first line of an error's message, or the name of its type if there is no message."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
+
+
 def is_bad_input(error: BaseException) -> bool:
     """Return whether an error refuses what the user gave. An `InputError` for lack of memory does not."""
     return isinstance(error, InputError) and find_memory_error(error) is None

@@ -48,6 +48,11 @@ def write_atomically(path: Path, write: Callable[[IO[bytes]], object]) -> None:
         os.close(folder)
 
 
+def write_bytes(path: Path, content: bytes) -> None:
+    """Write a file by `write_atomically`."""
+    write_atomically(path, lambda handle: handle.write(content))
+
+
 def require_writable(folder: Path) -> None:
     """Refuse a folder that cannot be created or written to; nothing is created.
 
@@ -80,7 +85,7 @@ def write_json(path: Path, value: Any) -> None:
     """Write `value` atomically as indented JSON."""
     text = json.dumps(value, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     # A path whose bytes are not UTF-8 is a text with surrogates; their escape sequence is also JSON's.
-    write_atomically(path, lambda handle: handle.write(text.encode("utf-8", "backslashreplace")))
+    write_bytes(path, text.encode("utf-8", "backslashreplace"))
 
 
 def read_json(path: Path) -> Any:

@@ -88,11 +88,6 @@ def choose_device(job_number: str | None, num_gpus: int) -> str:
     return "cuda" if job_number is None or num_gpus == 1 else f"cuda:{int(job_number) % num_gpus}"
 
 
-def choose_num_parallel_jobs(num_gpus: int, num_cores: int) -> int:
-    """Return how many jobs of a sweep run at once on one machine: one per GPU, or one per core without a GPU."""
-    return num_gpus or num_cores
-
-
 def count_gpus() -> int:
     """Return the number of GPUs that the process sees; torch is imported only where the system has a GPU driver."""
     if not any(Path(name).exists() for name in GPU_DRIVERS):

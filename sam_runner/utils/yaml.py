@@ -7,7 +7,7 @@ from typing import Any
 import yaml
 from yaml.events import AliasEvent
 
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, first_line
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
@@ -25,5 +25,6 @@ def read_yaml(path: Path) -> Any:
         # libyaml refuses the escaped surrogates that stand for bytes of a path that are not UTF-8.
         return yaml.load(text, yaml.SafeLoader if re.search(r"\\u[dD][89a-fA-F]", text) else LOADER)
     except (OSError, ValueError, RecursionError, yaml.YAMLError) as error:
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise InputError(f"{path} cannot be read: {reason}\n  use the config.yaml that sam-train wrote") from error
+        raise InputError(
+            f"{path} cannot be read: {first_line(error)}\n  use the config.yaml that sam-train wrote"
+        ) from error

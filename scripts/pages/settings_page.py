@@ -8,7 +8,7 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from sam_runner.config.experiment import GROUPS, ExperimentConfig, find_annotation
 from sam_runner.config.keys import REQUIRED, Key, walk
-from sam_runner.config.optimizer import NAME
+from sam_runner.config.optimizer.method import NAME
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "settings.md"
 HEAD = """# Settings

@@ -26,7 +26,7 @@ from sam_runner.analysis.sharpness import measure_sharpness
 from sam_runner.analysis.subject import find_subjects
 from sam_runner.api import load_run, train
 from sam_runner.utils.errors import RunInterrupt
-from sam_runner.utils.files import read_json, write_atomically
+from sam_runner.utils.files import read_json, write_bytes
 from scripts.studies.small_data import write_small_images
 
 PLAN = Path(__file__).with_suffix(".yaml")
@@ -180,7 +180,7 @@ class Study:
         order = [name for name in table if name not in ("status", "command")] + ["status", "command"]
         self.table.parent.mkdir(parents=True, exist_ok=True)
         text = table[order].to_csv(index=False, float_format="%.9g", lineterminator="\n")
-        write_atomically(self.table, lambda handle: handle.write(text.encode()))
+        write_bytes(self.table, text.encode())
 
 
 def read_plan(*, smoke: bool = False) -> dict[str, Any]:

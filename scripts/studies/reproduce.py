@@ -116,10 +116,10 @@ def run_all(jobs: list[Job], options: argparse.Namespace) -> dict[str, int]:
     deadline = time.monotonic() + 60 * options.minutes
     import torch  # imported here: it takes seconds, and invalid options are answered first
 
-    from sam_runner.utils.hardware import choose_num_parallel_jobs, count_usable_cores
+    from sam_runner.utils.hardware import count_usable_cores
 
     num_gpus = torch.cuda.device_count() if options.scale in ("full", "gpu") else 0
-    num_workers = options.jobs or choose_num_parallel_jobs(num_gpus, count_usable_cores())
+    num_workers = options.jobs or num_gpus or count_usable_cores()
     os.environ.setdefault("OMP_NUM_THREADS", str(max(1, count_usable_cores() // num_workers)))
     codes = {}
     with open_pool(num_workers, deadline, share_gpu=0 < num_gpus < num_workers) as pool:

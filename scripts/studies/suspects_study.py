@@ -22,7 +22,7 @@ import pandas as pd
 import torch
 from torch import Tensor
 
-from sam_runner.config.optimizer import RadiusConfig
+from sam_runner.config.optimizer.method import RadiusConfig
 from sam_runner.inference.predictions import Predictions, predict_split
 from sam_runner.inference.suspects import DEPTHS, average_precision, precision_at, rank_examples
 from sam_runner.reports.aggregate import Estimate, estimate

@@ -95,7 +95,7 @@ def test_a_stopped_computation_continues_to_the_bit(tmp_path, damage):
     counts = []
     second = StoredProducts(path, products, start, after=counts.append)
     assert largest_eigenvalues(second.one, start, 3) == whole
-    assert len(calls) == second.num_computed == whole.num_products - (5 if damage == "none" else 4)
+    assert len(calls) == whole.num_products - (5 if damage == "none" else 4)
     assert sum(counts) == whole.num_products and path.stat().st_size > size
     second.delete()
     assert not path.exists()

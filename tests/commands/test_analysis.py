@@ -26,7 +26,7 @@ from sam_runner.sam.network import second_derivatives
 from sam_runner.training import subset
 from sam_runner.training.builders import data as data_builder
 from sam_runner.utils.manifest import write_manifest
-from tests.helpers import at_once, config_of, invoke, train_tiny, write_image_folder
+from tests.helpers import at_once, config_of, invoke, read_rows, train_tiny, write_image_folder
 
 LINE = r"lambda_max (\S+), trace \S+ \+- \S+, lambda_max/lambda_5 \S+"
 SMALL = ("--examples", "40")
@@ -93,7 +93,7 @@ def test_curvature_agrees_with_a_power_iteration_and_is_stored(runs, call):
 
 
 def test_telemetry_logs_the_lambda_max_of_the_command(runs, call):
-    rows = [json.loads(line) for line in (runs["sam"] / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(runs["sam"])
     logged = [row["telemetry/lambda_max"] for row in rows if "telemetry/lambda_max" in row]
     done = call(curvature, runs["sam"], "--k", "1", "--trace", "0", "--density", "0")
     found = re.fullmatch(r"lambda_max (\S+)", done.stdout.splitlines()[-1])

@@ -2,7 +2,6 @@
 
 import json
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -15,6 +14,7 @@ from sam_runner.data.datasets.digits import digits
 from sam_runner.runs.folder import read_config
 from sam_runner.training.builders.data import build_data
 from tests.helpers import invoke
+from tests.oracles.probabilities import probabilities_of
 
 
 @pytest.fixture(scope="module")
@@ -54,18 +54,6 @@ def read_table(text):
     return {row[0]: dict(zip(head[1:], row[1:], strict=True)) for row in rows}
 
 
-def mean_of_probabilities(folders, images_NCHW):
-    """Mean of the runs' softmax, in float64."""
-    parts = []
-    for place in folders:
-        run = sam_runner.load_run(place)
-        facts = run.model_facts.normalisation
-        with torch.no_grad():
-            logits = run.model()((images_NCHW.float() / 255 - facts.mean[0]) / facts.std[0]).double()
-        parts.append(logits.softmax(1).numpy())
-    return np.mean(parts, 0)
-
-
 def test_one_run_has_a_line_for_each_metric_as_it_was_logged(runs, call):
     done = call(f"run_dir={runs['one']}")
     assert done.returncode == 0, done.stderr
@@ -85,7 +73,7 @@ def test_several_runs_have_a_table_and_an_ensemble(runs, call):
         assert all(row[tag] == f"{value:.6f}" for tag, value in final.items() if tag in row)
     assert rows[str(runs["one"])]["test_ema/accuracy"] == "-" != rows[str(runs["two"])]["test_ema/accuracy"]
     test = digits().test
-    mean = mean_of_probabilities([runs["one"], runs["two"]], test.images_NCHW)
+    mean = probabilities_of(runs["one"], runs["two"], images=test.images_NCHW)
     assert float(rows["ensemble"]["test/accuracy"]) == pytest.approx(
         accuracy_score(test.labels, mean.argmax(1)), abs=1e-6
     )
@@ -99,7 +87,7 @@ def test_the_training_set_is_evaluated_on_its_labels_without_augmentation(runs, 
     values = {tag: float(value) for tag, value in map(str.split, done.stdout.splitlines())}
     config = load_experiment(read_config(runs["noisy"]).to_dict())
     train = build_data(config.data, config.noise, config.seed).train
-    mean = mean_of_probabilities([runs["noisy"]], train.images_NCHW)
+    mean = probabilities_of(runs["noisy"], images=train.images_NCHW)
     wrong = (train.labels != train.clean_labels).numpy()
     predicted, labels = mean.argmax(1), train.labels.numpy()
     expected = {
@@ -148,11 +136,11 @@ def test_other_data_are_a_folder_of_classes(runs, call, folder):
     assert done.returncode == 0, done.stderr
     values = dict(line.split() for line in done.stdout.splitlines())
     test = digits().test.subset(torch.arange(40))
-    mean = mean_of_probabilities([runs["one"]], test.images_NCHW)
+    mean = probabilities_of(runs["one"], images=test.images_NCHW)
     assert float(values["data/accuracy"]) == pytest.approx(accuracy_score(test.labels, mean.argmax(1)), abs=1e-6)
     assert float(values["data/nll"]) == pytest.approx(log_loss(test.labels, mean, labels=range(10)), abs=2e-6)
     both = read_table(call(runs["one"], runs["two"], "--data", folder).stdout)
-    mean = mean_of_probabilities([runs["one"], runs["two"]], test.images_NCHW)
+    mean = probabilities_of(runs["one"], runs["two"], images=test.images_NCHW)
     assert float(both["ensemble"]["data/nll"]) == pytest.approx(log_loss(test.labels, mean, labels=range(10)), abs=2e-6)
 
 

@@ -10,6 +10,7 @@ import sam_runner
 from sam_runner.commands.inference import predict
 from sam_runner.data.datasets.digits import digits
 from tests.helpers import invoke, train_tiny
+from tests.oracles.probabilities import probabilities_of
 
 CPU = ("device=cpu", "precision=fp32")
 PHOTOS = ("data=image_folder", "data.image_size=8", "data.eval_crop_ratio=0.75", "model.width=4", "batch_size=8")
@@ -51,17 +52,6 @@ def call(monkeypatch, capsys, tmp_path):
     return lambda *words: invoke(monkeypatch, capsys, tmp_path, *words, entry=predict.main)
 
 
-def probabilities_of(folder, images_NCHW):
-    """Softmax in float64 of the network that `load_run` gives, with the normalisation written out."""
-    run = sam_runner.load_run(folder)
-    mean, std = (torch.tensor(values)[:, None, None] for values in (run.model_facts.normalisation.mean,
-                                                                    run.model_facts.normalisation.std))  # fmt: skip
-    with torch.no_grad():
-        logits = run.model()((images_NCHW.float() / 255 - mean) / std).double().numpy()
-    exponentials = np.exp(logits - logits.max(1, keepdims=True))
-    return exponentials / exponentials.sum(1, keepdims=True)
-
-
 def columns_of(table, first="p_"):
     return table[[name for name in table if name.startswith(first)]].to_numpy()
 
@@ -71,7 +61,7 @@ def test_the_test_set_is_predicted_as_the_network_does_it_by_hand(runs, call, tm
     assert done.returncode == 0, done.stderr
     table = pd.read_csv(tmp_path / "predictions.csv")
     test = digits().test
-    expected = probabilities_of(runs["one"], test.images_NCHW)
+    expected = probabilities_of(runs["one"], images=test.images_NCHW)
     assert list(table)[:4] == ["index", "label", "predicted", "confidence"]
     assert table["index"].tolist() == list(range(355)) and table["label"].tolist() == test.labels.tolist()
     assert columns_of(table) == pytest.approx(expected, abs=2e-6)
@@ -84,8 +74,8 @@ def test_the_test_set_is_predicted_as_the_network_does_it_by_hand(runs, call, tm
 def test_several_runs_have_the_mean_of_their_probabilities(runs, call, tmp_path):
     done = call(runs["one"], runs["two"], "--out", "mean.csv")
     assert done.returncode == 0 and "mean of the probabilities of 2 runs" in done.stdout
-    parts = [probabilities_of(runs[name], digits().test.images_NCHW) for name in ("one", "two")]
-    assert columns_of(pd.read_csv(tmp_path / "mean.csv")) == pytest.approx(np.mean(parts, 0), abs=2e-6)
+    expected = probabilities_of(runs["one"], runs["two"], images=digits().test.images_NCHW)
+    assert columns_of(pd.read_csv(tmp_path / "mean.csv")) == pytest.approx(expected, abs=2e-6)
 
 
 def test_the_training_set_has_both_labels_and_positions_in_the_data_set(runs, call, tmp_path):
@@ -144,7 +134,7 @@ def test_grey_levels_of_colour_files_are_those_of_pillow(runs, call, tmp_path):
     assert call(runs["one"], *(tmp_path / f"{index}.png" for index in range(8))).returncode == 0
     grey = torch.stack([torch.from_numpy(np.array(image.convert("L")))[None] for image in images])
     assert columns_of(pd.read_csv(tmp_path / "predictions.csv")) == pytest.approx(
-        probabilities_of(runs["one"], grey), abs=2e-6
+        probabilities_of(runs["one"], images=grey), abs=2e-6
     )
 
 

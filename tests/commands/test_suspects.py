@@ -7,7 +7,6 @@ import re
 import numpy as np
 import pandas as pd
 import pytest
-import torch
 from PIL import Image
 from sklearn.metrics import average_precision_score
 
@@ -15,6 +14,7 @@ import sam_runner
 from sam_runner.commands.inference import suspects
 from sam_runner.data.datasets.digits import digits
 from tests.helpers import invoke, write_image_folder
+from tests.oracles.probabilities import probabilities_of
 
 
 @pytest.fixture(scope="module")
@@ -33,21 +33,13 @@ def call(monkeypatch, capsys, tmp_path):
     return lambda *words: invoke(monkeypatch, capsys, tmp_path, *words, entry=suspects.main)
 
 
-def probabilities_of(folder, images_NCHW):
-    run = sam_runner.load_run(folder)
-    facts = run.model_facts.normalisation
-    with torch.no_grad():
-        logits = run.model()((images_NCHW.float() / 255 - facts.mean[0]) / facts.std[0])
-    return logits.double().softmax(1).numpy()
-
-
 def test_images_are_ranked_by_the_probability_of_their_label(runs, call, tmp_path):
     done = call(runs["one"], runs["wide"])
     assert done.returncode == 0, done.stderr
     table, train = pd.read_csv(tmp_path / "suspects.csv"), digits().train
     assert len(table) == 1442 and table["self_confidence"].is_monotonic_increasing
     assert (table["clean_label"] == train.labels[table["index"].tolist()].numpy()).all()
-    mean = np.mean([probabilities_of(runs[name], train.images_NCHW) for name in ("one", "wide")], 0)
+    mean = probabilities_of(runs["one"], runs["wide"], images=train.images_NCHW)
     expected = mean[table["index"], table["label"]]
     assert table["self_confidence"].to_numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert table["predicted"].tolist() == mean[table["index"]].argmax(1).tolist()
@@ -103,7 +95,7 @@ def test_the_test_images_are_ranked_too(runs, call, tmp_path):
     assert done.returncode == 0, done.stderr
     assert done.stdout == "test.csv: 355 test images; the first 50: test.html\n"
     table, test = pd.read_csv(tmp_path / "test.csv"), digits().test
-    probabilities = probabilities_of(runs["one"], test.images_NCHW)
+    probabilities = probabilities_of(runs["one"], images=test.images_NCHW)
     expected = probabilities[table["index"], test.labels[table["index"].tolist()].numpy()]
     assert table["self_confidence"].to_numpy() == pytest.approx(expected, rel=1e-4, abs=1e-6)
     assert "First 50 of 355 test images" in (tmp_path / "test.html").read_text()

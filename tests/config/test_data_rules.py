@@ -2,7 +2,7 @@
 
 import pytest
 
-from sam_runner.config.rules import require_files
+from sam_runner.config.rules.files import require_files
 from sam_runner.utils.errors import InputError
 from tests.helpers import config_of
 

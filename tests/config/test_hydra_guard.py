@@ -15,7 +15,7 @@ from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import plain_settings
 from sam_runner.config.instantiate import locate
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, compose_config, invoke, train_tiny
+from tests.helpers import TINY, compose_config, invoke, train_tiny, write_experiment
 
 
 class Marker:
@@ -51,9 +51,8 @@ def test_a_hostile_file_runs_nothing_and_makes_no_folder(name, mode, tmp_path, m
     marker, evil, work = tmp_path / "ran", tmp_path / "evil.pt", tmp_path / "work"
     work.mkdir()
     evil.write_bytes(pickle.dumps({"model": Marker(marker)}))
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
     text = HOSTILE[name].replace("MARKER", str(marker)).replace("EVIL", str(evil))
-    (tmp_path / "mine" / "experiment" / "evil.yaml").write_text(f"# @package _global_\n{text}\n")
+    write_experiment(tmp_path, f"# @package _global_\n{text}\n", "evil")
     arguments = [*mode, "--config-dir", tmp_path / "mine", "experiment=evil", *TINY]
     done = invoke(monkeypatch, capsys, work, *arguments)
     assert done.returncode in ([1, 2] if mode else [2]), done.stderr
@@ -125,8 +124,7 @@ BOMB = "a: &a [1,1,1,1,1,1,1,1,1]\n" + "".join(
 
 @pytest.mark.parametrize("text", [BOMB, "a: &a 1\nb: *a\n", "a: &a {b: *a}\n", "<<: &x {a: 1}\nb: *x\n"])
 def test_aliases_are_refused_at_once(text, tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "bomb.yaml").write_text(text)
+    write_experiment(tmp_path, text, "bomb")
     started = time.perf_counter()
     done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "+experiment=bomb")
     assert done.returncode == 2
@@ -144,8 +142,7 @@ def test_aliases_in_the_settings_of_a_run_are_refused(tmp_path, monkeypatch, cap
 
 
 def test_a_file_nested_too_deeply_is_refused(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "deep.yaml").write_text("a: " + "[" * 20_000)
+    write_experiment(tmp_path, "a: " + "[" * 20_000, "deep")
     done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "+experiment=deep")
     assert done.returncode == 2
     assert "Traceback" not in done.stderr

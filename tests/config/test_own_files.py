@@ -13,15 +13,9 @@ from sam_runner.config.experiment import load_experiment
 from sam_runner.config.hydra.compose import compose_settings, plain_settings
 from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, config_of, invoke, train_tiny
+from tests.helpers import TINY, config_of, invoke, train_tiny, write_experiment
 
 HEAD = "# @package _global_\n"
-
-
-def write_experiment(folder, text, name="own"):
-    path = folder / "mine" / "experiment" / f"{name}.yaml"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(text)
 
 
 def settings_of_experiment(folder, *words, name="own"):
@@ -291,9 +285,8 @@ def test_values_and_interpolations_of_the_wrong_type_are_named(word, words, tmp_
 
 
 def test_an_option_in_the_defaults_of_a_file_is_a_name(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
     text = "# @package _global_\ndefaults:\n  - override /data: .nan\n"
-    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(text)
+    write_experiment(tmp_path, text)
     done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "experiment=own")
     assert done.returncode == 2
     assert "the option of a group in a configuration file is no name but a float" in done.stderr

@@ -1,7 +1,6 @@
 """Image files that are read into memory: which ones, what is said of those that cannot be read, and the cache."""
 
 import itertools
-import logging
 import os
 from functools import partial
 from pathlib import Path
@@ -96,8 +95,7 @@ def test_all_images_that_cannot_be_used_are_in_one_message(tmp_path, monkeypatch
     }  # fmt: skip
 
 
-def test_more_faults_than_a_message_holds_are_in_the_log(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_more_faults_than_a_message_holds_are_in_the_log(tmp_path, caplog):
     write_classes(tmp_path, {"a": 20, "b": 20})
     bad = [tmp_path / "a" / f"{number:03d}.png" for number in range(15)]
     for path in bad:
@@ -152,8 +150,7 @@ def test_a_change_of_files_or_options_is_not_answered_from_the_cache(tmp_path, c
 
 
 @pytest.mark.parametrize("damage", ["flip", "truncate", "no manifest", "foreign", "other shape"])
-def test_a_damaged_entry_is_read_anew_and_repaired(tmp_path, damage, caplog, monkeypatch, read_paths):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_a_damaged_entry_is_read_anew_and_repaired(tmp_path, damage, caplog, read_paths):
     write_classes(tmp_path / "set", {"a": 5, "b": 5})
     options = {"root": str(tmp_path / "set"), "cache": str(tmp_path / "cache"), "test_fraction": 0.2}
     expected = image_folder(**options).read()
@@ -177,8 +174,7 @@ def test_a_damaged_entry_is_read_anew_and_repaired(tmp_path, damage, caplog, mon
     assert read_paths == []  # the second time
 
 
-def test_a_cache_that_cannot_be_written_changes_nothing_else(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_a_cache_that_cannot_be_written_changes_nothing_else(tmp_path, caplog):
     pixels = write_classes(tmp_path / "set", {"a": 5, "b": 5})
     (tmp_path / "file").write_text("")
     splits = image_folder(root=str(tmp_path / "set"), cache=str(tmp_path / "file"), test_fraction=0.5).read()
@@ -269,7 +265,6 @@ def test_only_the_files_of_a_run_are_checked(tmp_path):
 
 
 def test_of_very_many_files_the_same_part_is_checked_in_every_run(tmp_path, monkeypatch, caplog):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     monkeypatch.setattr(reading, "MAX_CHECKED", 10)
     splits = image_folder(root=str(write_photos(tmp_path)), image_size=8, storage="disk")
     seen, check = [], reading.check_image

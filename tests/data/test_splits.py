@@ -1,6 +1,5 @@
 """Holding out, subsampling, and label noise in the order that a noise model needs."""
 
-import logging
 from dataclasses import replace
 from functools import partial
 
@@ -180,15 +179,13 @@ def splits_of_classes(train, test):
         ([0, 1, 2], [2, 1, 0], None),
     ],
 )
-def test_classes_without_images_are_named(train, test, message, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_classes_without_images_are_named(train, test, message, caplog):
     prepare_splits(splits_of_classes(train, test), none, needs="labels", seed=0)
     assert set(caplog.messages) == ({message} - {None})
 
 
 @pytest.mark.parametrize("kind", ["images", "arrays", "files"])
-def test_test_examples_that_are_trained_on_are_counted(kind, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_test_examples_that_are_trained_on_are_counted(kind, tmp_path, caplog):
     splits = splits_of_classes([0, 1, 2] * 4, [0, 1, 2])
     if kind == "arrays":
         splits = from_dataset(
@@ -219,21 +216,18 @@ def test_test_examples_that_are_trained_on_are_counted(kind, tmp_path, caplog, m
         (("1", "10", "01"), None),
     ],
 )
-def test_classes_whose_names_look_alike_are_named(classes, message, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_classes_whose_names_look_alike_are_named(classes, message, caplog):
     _log_similar_classes(classes)
     assert (message is None) == (caplog.text == "") and (message or "") in caplog.text
 
 
-def test_a_class_that_is_left_out_of_a_part_of_the_set_is_named(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_a_class_that_is_left_out_of_a_part_of_the_set_is_named(caplog):
     splits = splits_of_classes([0] * 50 + [1] * 50 + [2], [0, 1, 2])
     prepare_splits(splits, none, needs="labels", seed=0, train_fraction=0.1)
     assert set(caplog.messages) == {"no training image of c"}
 
 
-def test_a_validation_set_of_the_data_set_is_kept_unless_images_are_held_out(caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_a_validation_set_of_the_data_set_is_kept_unless_images_are_held_out(caplog):
     splits = splits_of_classes([0, 1, 2] * 4, [0, 1, 2])
     splits = replace(splits, validation=splits.test)
     assert prepare_splits(splits, none, needs="labels", seed=0).validation is splits.test

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.helpers import TINY, command
+from tests.helpers import TINY, command, environment_of_a_call, read_rows
 from tests.training.test_early_stopping import HARD, find_end
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(240)]
@@ -21,12 +21,11 @@ SAM = (*TINY, "optimizer=sam", "rho=0.1", "precision=fp64")
 
 def start(count, *arguments, cwd, options=()):
     """Start `torchrun -m sam_runner ...` with its output in output.txt."""
-    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     with (cwd / "output.txt").open("w") as output:
         return subprocess.Popen(
             [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", str(count), "--standalone", *options,
              "-m", "sam_runner", *map(str, arguments)],
-            cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment | {"OMP_NUM_THREADS": "1"},
+            cwd=cwd, stdout=output, stderr=subprocess.STDOUT, env=environment_of_a_call(),
         )  # fmt: skip
 
 
@@ -59,7 +58,7 @@ def load_weights(folder):
 
 
 def read_last_row(folder):
-    return json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
+    return read_rows(folder)[-1]
 
 
 def read_status(folder):
@@ -125,7 +124,7 @@ def test_two_ranks_stop_early_at_the_same_epoch(tmp_path):
     arguments = (*TINY, *HARD, "early_stopping.patience=3", "run_dir=run")
     code, output = run_torchrun(2, *arguments, cwd=tmp_path)
     assert code == 0, output
-    rows = [json.loads(line) for line in (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()]
+    rows = read_rows(tmp_path / "run")
     accuracies = [row["validation/accuracy"] for row in rows if "validation/accuracy" in row]
     result = json.loads((tmp_path / "run" / "result.json").read_text())
     assert (result["epoch"], result["best_epoch"]) == find_end(accuracies, 3)

@@ -249,27 +249,6 @@ def test_scores_of_other_examples_and_of_clones_and_parts():
     assert loss.value(loss.weights) == value
 
 
-def test_an_operation_without_second_derivative_is_named():
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 1
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, grad):
-            return grad
-
-    class Layer(nn.Module):
-        def forward(self, x):
-            return Once.apply(x)
-
-    network = nn.Sequential(nn.Flatten(), nn.Linear(32, 3), Layer()).double()
-    loss = problems.mean_loss(network)
-    with pytest.raises(TrainingError, match="second derivatives"):
-        loss.hessian_products([loss.weights])
-
-
 @pytest.mark.parametrize("wrap", [torch.nn.utils.parametrizations.weight_norm, torch.nn.utils.weight_norm])
 @pytest.mark.filterwarnings("ignore:.*weight_norm.*deprecated")
 def test_weight_norm_is_refused_since_its_second_derivative_in_torch_is_wrong(wrap):

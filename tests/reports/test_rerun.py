@@ -11,7 +11,7 @@ from sam_runner.config.hydra.command_line import parse_command_line
 from sam_runner.config.hydra.compose import compose_experiment, compose_settings, plain_settings
 from sam_runner.reports.report import make_report
 from sam_runner.reports.rerun import same_sweep, train_command
-from tests.helpers import TINY, invoke
+from tests.helpers import TINY, invoke, write_experiment
 from tests.run_folders import leave
 
 NOISE = ("noise=symmetric", "noise.rate=0.4")
@@ -37,9 +37,8 @@ OWN = "lr: 0.125\nnoise: {rate: 0.4}\ndata: {val_fraction: 0.1, val_labels: nois
 def folder(tmp_path, monkeypatch):
     """The working folder, with an option and a file of the user."""
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
     option = "# @package _global_\ndefaults:\n  - override /noise: symmetric\n" + OWN
-    (tmp_path / "mine" / "experiment" / "own.yaml").write_text(option)
+    write_experiment(tmp_path, option)
     (tmp_path / "own.yaml").write_text("lr: 0.125\ndata.val_fraction: 0.1\n")
     return tmp_path
 

@@ -21,7 +21,7 @@ from sam_runner.reports.rerun import final_command
 from sam_runner.reports.results import RunRecord, read_runs, results_frame
 from sam_runner.reports.selection import choose, split_settings
 from sam_runner.utils.errors import InputError
-from tests.helpers import config_of, invoke
+from tests.helpers import config_of, invoke, write_experiment
 from tests.run_folders import lay, leave
 
 RADII = (0.02, 0.1)
@@ -352,8 +352,7 @@ def test_a_command_that_would_not_give_the_settings_again_reads_them_from_the_ru
 
 def test_a_command_names_the_folder_of_own_options_that_the_runs_had(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nlr: 0.125\n")
+    own = write_experiment(tmp_path, "# @package _global_\nlr: 0.125\n")
     config = compose_experiment(["experiment=own", "data.val_fraction=0.1"], config_dir="mine")
     words = ["sam-train", "-m", "-cd=mine", "experiment=own", "seed=0,1", "data.val_fraction=0.1"]
     folder = leave(
@@ -368,7 +367,7 @@ def test_a_command_names_the_folder_of_own_options_that_the_runs_had(tmp_path, m
     assert elsewhere == f"sam-train -m --config-dir {tmp_path.resolve()}/mine {end}"
     line = parse_command_line(shlex.split(elsewhere)[1:])
     assert compose_experiment(line.overrides[:1], config_dir=line.config_dir).lr == 0.125
-    (tmp_path / "mine" / "experiment" / "own.yaml").unlink()
+    own.unlink()
     assert f"config={folder}" in final_command(record, [4, 5], "last")
 
 

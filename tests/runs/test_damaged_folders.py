@@ -12,7 +12,7 @@ from sam_runner.runs.result import read_finished_result
 from sam_runner.runs.status import read_status
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.utils.files import read_json
-from tests.helpers import TINY, invoke, train_tiny
+from tests.helpers import TINY, invoke, read_rows, train_tiny
 
 OPTIONS = (*TINY, "optimizer=sam", "checkpoint.every_steps=1", "log_every=1")
 
@@ -50,7 +50,7 @@ def continue_run(stopped, tmp_path, monkeypatch, capsys, damage):
 
 
 def read_steps(folder):
-    return [json.loads(line)["step"] for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    return [row["step"] for row in read_rows(folder)]
 
 
 def test_a_continued_run_says_that_rows_are_lost_and_its_rows_stay_whole(stopped, tmp_path, monkeypatch, capsys):

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from sam_runner.runs.description import chosen_settings, swept_settings
-from tests.helpers import TINY, config_of, invoke, train_tiny
+from tests.helpers import TINY, config_of, invoke, train_tiny, write_experiment
 from tests.runs.test_logging import read_events, read_hparams
 
 
@@ -36,8 +36,7 @@ def test_settings_with_several_values_are_swept():
 
 
 def test_the_command_is_recorded_as_it_was_typed(tmp_path, monkeypatch, capsys):
-    (tmp_path / "mine" / "experiment").mkdir(parents=True)
-    (tmp_path / "mine" / "experiment" / "own.yaml").write_text("# @package _global_\nlr: 0.125\n")
+    write_experiment(tmp_path, "# @package _global_\nlr: 0.125\n")
     typed = ["experiment=own", "-m", *TINY, "max_steps=1", "seed=0,1", "--config-dir", "mine", "sweep_name=007"]
     done = invoke(monkeypatch, capsys, tmp_path, *typed, "sweep.jobs=1")
     assert done.returncode == 0, done.stderr

@@ -12,11 +12,10 @@ import pandas
 import pytest
 import yaml
 
-from sam_runner.config.rules import require_files
+from sam_runner.config.rules.files import require_files
 from sam_runner.runs.logging.tensorboard import TensorboardLogger
 from sam_runner.utils.errors import InputError
-from tests.helpers import TINY, config_of, invoke, train_tiny
-from tests.training.test_loop import read_rows
+from tests.helpers import TINY, config_of, invoke, read_rows, train_tiny, write_experiment
 from tests.training.test_resume import stop_after
 
 
@@ -88,8 +87,7 @@ def test_both_forms_of_a_list_choose_the_loggers(word, tmp_path, monkeypatch, ca
 
 def test_a_file_may_have_either_form(tmp_path, monkeypatch, capsys):
     for text in ("logger: csv,tensorboard", "logger: [csv, tensorboard]"):
-        (tmp_path / "mine" / "experiment").mkdir(parents=True, exist_ok=True)
-        (tmp_path / "mine" / "experiment" / "own.yaml").write_text(f"# @package _global_\n{text}\n")
+        write_experiment(tmp_path, f"# @package _global_\n{text}\n")
         done = invoke(monkeypatch, capsys, tmp_path, "--config-dir", "mine", "experiment=own", *TINY, "run_dir=run")
         assert done.returncode == 0, done.stderr
     assert yaml.safe_load((tmp_path / "run" / "config.yaml").read_text())["logger"] == ["csv", "tensorboard"]

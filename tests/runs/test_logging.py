@@ -1,7 +1,6 @@
 """The loggers of a run, read back as TensorBoard reads them."""
 
 import io
-import json
 import time
 from types import SimpleNamespace
 
@@ -16,6 +15,7 @@ from tensorboard.summary.writer import event_file_writer
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.runs.logging.tensorboard import TensorboardLogger, tensorboard_tag
 from sam_runner.training.metrics_logger import MetricsLoggers
+from tests.helpers import read_rows
 
 
 def open_loggers(folder, start_step=0, num_bytes=0):
@@ -30,10 +30,6 @@ def read_events(folder):
 
 def read_scalars(folder, tag):
     return [(event.step, event.value) for event in read_events(folder).Scalars(tensorboard_tag(tag))]
-
-
-def read_rows(folder, name="metrics.jsonl"):
-    return [json.loads(line) for line in (folder / name).read_text().splitlines()]
 
 
 def list_event_files(folder):

@@ -462,26 +462,6 @@ def test_second_order_with_attention_and_with_batch_norm_in_micro_batches(kind, 
         assert torch.allclose(step, expected, rtol=0, atol=1e-7)
 
 
-class OnceDifferentiable(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, inputs):
-        ctx.save_for_backward(inputs)
-        return inputs.exp()
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, gradient):
-        return gradient * ctx.saved_tensors[0].exp()
-
-
-def test_operations_without_a_second_derivative_are_refused_in_words():
-    model = network(5, 3)
-    model.forward = lambda inputs: OnceDifferentiable.apply(model[0](inputs))
-    step = SamStep(Objective(model, F.cross_entropy), sgd(model.parameters()), SecondOrder())
-    with pytest.raises(TrainingError, match=r"second derivatives.*once_differentiable"):
-        step(batch(), 0.5)
-
-
 # parts of one example
 
 

@@ -11,7 +11,6 @@ from sam_runner.sam.batch import Batch
 from sam_runner.sam.methods import Asam, KStep, Sam, SecondOrder
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.step import SamStep
-from sam_runner.utils.seeding import RngState
 
 
 def network(dropout=0.5):
@@ -233,14 +232,6 @@ def test_any_base_optimizer_takes_its_step_from_w(name):
         assert all(torch.equal(param, before[key]) for key, param in twin.named_parameters())
         optimizer.step()
         assert all(torch.equal(a, b) for a, b in zip(twin.parameters(), model.parameters(), strict=True))
-
-
-def test_rng_state_replays_dropout():
-    device = torch.device("cpu")
-    state = RngState.capture(device)
-    first = torch.rand(5)
-    state.restore(device)
-    assert torch.equal(torch.rand(5), first)
 
 
 def test_a_call_without_a_batch_is_answered_with_the_right_one():

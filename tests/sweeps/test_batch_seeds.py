@@ -13,7 +13,7 @@ from sam_runner.runs import start
 from sam_runner.sweeps.jobs import group_seeds, plan_jobs
 from sam_runner.training import loop
 from sam_runner.utils.seeding import RngState
-from tests.helpers import TINY, command, invoke, job_config, write_image_folder
+from tests.helpers import TINY, command, invoke, job_config, read_rows, write_image_folder
 
 WORDS = [
     *TINY, "optimizer=sam", "precision=fp64", "noise=symmetric", "noise.rate=0.25", "ema_decay=0.9",
@@ -30,10 +30,6 @@ def sweep_folders(tmp_path, name):
 
 def read_state(folder):
     return torch.load(max((folder / "checkpoints").glob("*.pt")), weights_only=True)
-
-
-def read_rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def assert_equal_runs(folder, other):

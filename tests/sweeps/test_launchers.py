@@ -12,7 +12,7 @@ import time
 
 import pytest
 
-from tests.helpers import TINY, command, invoke, wait_for
+from tests.helpers import TINY, command, environment_of_a_call, invoke, wait_for
 
 # Ray is too large for the extra `dev`, so CI does not run what needs it.
 PLUGINS = {"submitit_local": "submitit", "ray": "ray", "optuna": "optuna"}
@@ -42,10 +42,9 @@ def read_states(folder):
 
 def start_sweep(folder, *arguments):
     """Start a sweep in a new session and return its process."""
-    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     return subprocess.Popen(
         [sys.executable, "-m", "sam_runner", "-m", *arguments, "sweep_name=x"], cwd=folder, start_new_session=True,
-        env=environment | {"OMP_NUM_THREADS": "1"}, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
+        env=environment_of_a_call(), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
     )  # fmt: skip
 
 

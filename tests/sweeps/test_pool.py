@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from sam_runner.sweeps.claims import claim
-from tests.helpers import TINY, command, invoke, wait_for
+from tests.helpers import TINY, command, environment_of_a_call, invoke, wait_for
 
 LONG = (*TINY, "epochs=100000", "log_every=1000")
 pytestmark = pytest.mark.timeout(300)
@@ -26,10 +26,10 @@ def read_states(folder):
 
 
 def start_sweep(folder, *arguments, **options):
-    environment = {key: value for key, value in os.environ.items() if key != "SAM_RUNNER_STARTED"}
     return subprocess.Popen(
         [sys.executable, "-m", "sam_runner", "-m", *arguments, "sweep_name=x", "sweep.jobs=2"], cwd=folder,
-        env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True, **options,
+        env=environment_of_a_call(), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True, **options,
     )  # fmt: skip
 
 

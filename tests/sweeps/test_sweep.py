@@ -34,7 +34,7 @@ from sam_runner.sweeps.jobs import plan_jobs
 from sam_runner.sweeps.outcomes import read_objective
 from sam_runner.sweeps.stop_flag import read_stop_flag, set_stop_flag
 from sam_runner.utils.errors import FolderInUseError, InputError, RunInterrupt
-from sam_runner.utils.hardware import choose_device, choose_num_parallel_jobs, choose_precision
+from sam_runner.utils.hardware import choose_device, choose_precision
 from sam_runner.utils.signals import catch_stop_signals, raise_for_signal
 from tests.helpers import TINY, config_of, invoke, job_config, wait_for
 from tests.run_folders import leave
@@ -183,11 +183,6 @@ def test_a_lock_that_is_held_for_a_moment_does_not_refuse_a_folder(tmp_path, mon
 )  # fmt: skip
 def test_jobs_that_run_at_once_take_the_gpus_in_turn(number, gpus, device):
     assert choose_device(number, gpus) == device
-
-
-@pytest.mark.parametrize(("gpus", "cores", "jobs"), [(0, 2, 2), (1, 64, 1), (8, 128, 8)])
-def test_one_job_per_gpu_or_core(gpus, cores, jobs):
-    assert choose_num_parallel_jobs(gpus, cores) == jobs
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 75), (signal.SIGINT, 130)])

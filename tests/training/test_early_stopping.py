@@ -1,6 +1,5 @@
 """Early stopping by a metric of the validation set: where a run ends, with which weights, and how it continues."""
 
-import json
 import os
 import signal
 from typing import get_args
@@ -16,8 +15,8 @@ from sam_runner.training import loop
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics import is_better
 from sam_runner.training.state import Progress
-from tests.helpers import TINY, config_of, invoke, train_tiny
-from tests.training.test_loop import equal_values, load_state, read_rows
+from tests.helpers import TINY, config_of, invoke, read_rows, train_tiny
+from tests.training.test_loop import equal_values, load_state, read_result
 
 HARD = (
     "optimizer=sam", "rho=0.1", "noise=symmetric", "noise.rate=0.6", "data.val_fraction=0.5", "epochs=30", "lr=0.3",
@@ -38,10 +37,6 @@ def find_end(accuracies, patience):
 
 def epoch_rows(folder):
     return [row for row in read_rows(folder) if "validation/accuracy" in row]
-
-
-def read_result(folder):
-    return json.loads((folder / "result.json").read_text())
 
 
 def test_evaluations_are_counted_since_the_first_of_the_best():

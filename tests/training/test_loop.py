@@ -16,14 +16,10 @@ from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.metrics import SUMS
 from sam_runner.training.state import Progress
 from sam_runner.utils.errors import InputError, TrainingError
-from tests.helpers import invoke, train_tiny
+from tests.helpers import invoke, read_rows, train_tiny
 
 MEASURED = ("training_seconds", "peak_memory_bytes")
 DROPOUT = ("model.dropout=0.3", "augment.pad=1")
-
-
-def read_rows(folder):
-    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
 
 
 def read_result(folder):

@@ -1,7 +1,6 @@
 """Networks and optimizers of one's own through whole runs: they work, or one line says why not."""
 
 import copy
-import logging
 import math
 import re
 import sys
@@ -94,10 +93,6 @@ class Root(nn.Module):
 
     def forward(self, images):
         return self.network(images) + self.scale.abs().sqrt()
-
-
-def root(num_classes):
-    return Root(num_classes)
 
 
 class Turned(nn.Module):
@@ -290,10 +285,6 @@ class Keeping(nn.Module):
         return self.network(images) * (self.gain * self.table[: len(images)])
 
 
-def keeping(num_classes):
-    return Keeping(num_classes)
-
-
 class ScheduleFree(torch.optim.Optimizer):
     """SGD that evaluates the running mean of its weights, as schedule-free optimizers do."""
 
@@ -401,7 +392,7 @@ def train(folder, *arguments, **options):
 @pytest.mark.parametrize(
     ("model", "words"),
     [
-        *[(name, []) for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "keeping", "Volumes", "Viewing")],
+        *[(name, []) for name in ("grey", "lazy", "in_a_dictionary", "in_a_tuple", "Keeping", "Volumes", "Viewing")],
         ("Remembering", []),
         ("Turned", ["precision=fp32", "ema_decay=0.9"]),
         ("Neighbours", ["precision=fp32", "on_nonfinite=skip", "ema_decay=0.9"]),
@@ -438,8 +429,7 @@ def test_a_second_run_does_not_train_the_weights_of_the_first():
 
 
 @pytest.mark.parametrize(("model", "is_warned"), [("Forgetting", True), ("Remembering", False)])
-def test_metrics_that_differ_from_the_logged_ones_are_warned_of(model, is_warned, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_metrics_that_differ_from_the_logged_ones_are_warned_of(model, is_warned, tmp_path, caplog):
     train(tmp_path / "run", model)
     evaluate_runs([tmp_path / "run"], "last")
     assert ("state of the network that checkpoints do not save" in caplog.text) == is_warned
@@ -470,8 +460,7 @@ def test_the_moving_average_of_whole_numbers_is_their_last_value():
     ("model", "is_warned"),
     [("partly_asleep", True), ("wholly_asleep", False), ("KeptAsleep", False), ("normalised", False)],
 )
-def test_parts_in_evaluation_mode_that_training_wakes_are_warned_of(model, is_warned, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_parts_in_evaluation_mode_that_training_wakes_are_warned_of(model, is_warned, caplog):
     run = build_run(config_of_own(model))
     assert ("2 of model case_networks.partly_asleep was in evaluation mode" in caplog.text) == is_warned
     assert run.model.training
@@ -600,7 +589,7 @@ def test_parts_of_one_image_are_refused_in_the_plan_if_batch_norm_cannot_normali
 @pytest.mark.parametrize(("optimizer", "name"), [("sam", "the gradient at w"), ("sgd", "the final gradient")])
 def test_the_message_names_the_first_number_that_is_not_finite(optimizer, name):
     """With SAM a gradient at w that is not finite makes w + eps and its loss NaN, which is not the cause."""
-    run, progress = build_run(config_of_own("root", f"optimizer={optimizer}", "precision=fp32")), Progress()
+    run, progress = build_run(config_of_own("Root", f"optimizer={optimizer}", "precision=fp32")), Progress()
     meter = TrainMeter(run.step.objective.device, progress.window_sums, run.context)
     with pytest.raises(TrainingError, match=f"^{name} is not finite at step 1"):
         _train_step(run, meter, next(run.train.epoch(0)), progress)

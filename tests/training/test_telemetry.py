@@ -1,7 +1,6 @@
 """Telemetry: what it logs equals an independent computation, and it changes no bit of the run."""
 
 import json
-import logging
 
 import pytest
 import torch
@@ -16,14 +15,14 @@ from sam_runner.sam.step import SamStep
 from sam_runner.training import telemetry
 from sam_runner.training.telemetry import Telemetry, measure_step
 from sam_runner.utils.errors import InputError
-from tests.helpers import config_of, train_tiny
+from tests.helpers import config_of, read_rows, train_tiny
+from tests.oracles.awkward_networks import Once
 
 TELEMETRY = ("telemetry.every=2", "telemetry.curvature_epochs=1")
 
 
 def rows(folder, tag):
-    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    return [line for line in lines if tag in line]
+    return [row for row in read_rows(folder) if tag in row]
 
 
 @pytest.mark.parametrize(
@@ -172,26 +171,10 @@ def test_a_run_from_before_the_setting_is_read(tmp_path):
     assert read_config(tmp_path) == config
 
 
-def test_a_network_without_second_derivatives_trains_on(caplog, monkeypatch):
+def test_a_network_without_second_derivatives_trains_on(caplog):
     """lambda_max is left out with a warning."""
-
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx, x):
-            return x * 1
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx, grad):
-            return grad
-
-    class Layer(nn.Module):
-        def forward(self, x):
-            return Once.apply(x)
-
-    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), Layer())
+    model = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), Once())
     batch = Batch(torch.ones(6, 1, 2, 2), torch.arange(6) % 3)
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     assert Telemetry(curvature_epochs=1, config=config_of(), subset=batch).lambda_max(model) == {}
     assert "no lambda_max: a Hessian-vector product needs second derivatives" in caplog.text
 
@@ -199,7 +182,6 @@ def test_a_network_without_second_derivatives_trains_on(caplog, monkeypatch):
 def test_a_lambda_max_that_has_not_converged_is_told(caplog, monkeypatch):
     found = Eigenvalues([1.0], [0.25], 300, converged=False)
     monkeypatch.setattr(telemetry, "largest_eigenvalues", lambda *args, **options: found)
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
     batch = Batch(torch.ones(6, 1, 2, 2), torch.arange(6) % 3)
     measured = Telemetry(curvature_epochs=1, config=config_of(), subset=batch)
     assert measured.lambda_max(nn.Sequential(nn.Flatten(), nn.Linear(4, 3))) == {"telemetry/lambda_max": 1.0}

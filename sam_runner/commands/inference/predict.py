@@ -12,6 +12,7 @@ from sam_runner.commands.arguments import (
 from sam_runner.commands.exit_codes import BAD_INPUT, DONE, LESS_MEMORY_FOR_MODELS, run_command
 from sam_runner.utils.console import print_error
 from sam_runner.utils.errors import InputError
+from sam_runner.utils.files import SETTINGS_FILE
 
 USAGE = "sam-predict RUN... [FOLDER | FILES]"
 
@@ -67,12 +68,12 @@ def split_runs_and_images(paths: list[Path]) -> tuple[list[Path], list[Path]]:
     Raises:
         InputError: If there is no run, or a path does not exist.
     """
-    from sam_runner.runs.folder import SETTINGS, find_runs
+    from sam_runner.runs.folder import find_runs
 
     for path in paths:
         if not path.exists():
             raise InputError(f"{path} does not exist\n  {USAGE}")
-    runs = [path for path in paths if (path / SETTINGS).is_file() or next(path.glob(f"*/{SETTINGS}"), None)]
+    runs = [path for path in paths if (path / SETTINGS_FILE).is_file() or next(path.glob(f"*/{SETTINGS_FILE}"), None)]
     if not runs:
-        raise InputError(f"{paths[0]} holds no run: there is no {SETTINGS} in it\n  {USAGE}")
+        raise InputError(f"{paths[0]} holds no run: there is no {SETTINGS_FILE} in it\n  {USAGE}")
     return find_runs(runs), [path for path in paths if path not in runs]

@@ -40,10 +40,10 @@ def suspects(arguments: list[str]) -> int:
     out = require_output(given.out or Path("suspects.csv"), [".csv"], overwrite=given.overwrite)
     page = require_output(out.with_suffix(".html"), [".html"], overwrite=given.overwrite)
     from sam_runner.inference.contact_sheet import NUM_IMAGES, render_contact_sheet
-    from sam_runner.inference.predictions import read_split, write_file, write_table
-    from sam_runner.inference.suspects import describe_ranking, find_memorising_runs, find_suspects, suspects_table
+    from sam_runner.inference.predictions import predict_split, read_split, write_file, write_table
+    from sam_runner.inference.suspects import describe_ranking, find_memorising_runs, rank_examples, suspects_table
 
-    found = find_suspects(folders, given.checkpoint, given.device, given.split)
+    found = rank_examples(predict_split(folders, given.split, given.checkpoint, given.device))
     quality = describe_ranking(found)
     memorised = [
         f"warning: {folder} predicts {accuracy:.1%} of its training labels; it does not doubt wrong labels that it has"

@@ -27,7 +27,7 @@ from sam_runner.config.hydra.text_values import quote_text_values
 from sam_runner.config.keys import REQUIRED
 from sam_runner.config.optimizer import METHODS
 from sam_runner.config.validation import describe_missing_option, describe_unknown_key, format_nested, list_names
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, first_line
 from sam_runner.utils.files import CONF
 
 SCHEMA_GROUP = "hydra/settings"  # below Hydra's own group, so that shell completion does not offer it
@@ -165,7 +165,7 @@ def compose_experiment(overrides: Sequence[str], *, config_dir: str | None = Non
     try:
         settings = plain_settings(compose_settings(overrides, config_dir=config_dir))
     except (HydraException, OmegaConfBaseException, YAMLError) as error:
-        raise InputError(str(error).splitlines()[0]) from error
+        raise InputError(first_line(error)) from error
     return load_experiment(settings, overrides)
 
 

@@ -17,7 +17,7 @@ from sam_runner.config.hydra.guard import OF_WHOLE_SWEEP
 from sam_runner.config.hydra.launchers import EXTRAS, JOBLIB
 from sam_runner.config.hydra.own_options import OPTIONS
 from sam_runner.config.validation import describe_unknown_key, find_close
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, first_line
 
 
 def explain(error: Exception, conf: Path, arguments: list[str], config_dir: str | None = None) -> str:
@@ -155,9 +155,8 @@ def describe_interpolation(error: OmegaConfBaseException, key: str) -> str:
         error: The error of OmegaConf.
         key: Dotted name of the setting, "" if it is not known.
     """
-    reason = next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
     return (
-        f"{key or 'a setting'} cannot be resolved: {reason}\n"
+        f"{key or 'a setting'} cannot be resolved: {first_line(error)}\n"
         "  ${key} stands for the value of another key, ${group.key} for one of a group"
     )
 

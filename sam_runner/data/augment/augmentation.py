@@ -79,9 +79,7 @@ def crop_and_flip(crops: Tensor, indices: Tensor, draws: Tensor, augmentation: A
     return images
 
 
-def cutout_and_erase(
-    images_NCHW: Tensor, draws: Tensor, augmentation: AugmentConfig, centre: Tensor | None = None
-) -> Tensor:
+def cutout_and_erase(images_NCHW: Tensor, draws: Tensor, augmentation: AugmentConfig, centre: Tensor | None) -> Tensor:
     """Apply cutout and random erasing to normalised images.
 
     Args:

@@ -16,7 +16,7 @@ from sam_runner.data.datasets.image_folder import _split_test_set, warn_of_test_
 from sam_runner.data.files.decode import to_8_bits
 from sam_runner.data.own_data import from_dataset
 from sam_runner.data.splits import Splits
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, first_line
 
 log = logging.getLogger("sam_runner")
 LABELS = ("label", "labels")  # names of a column of labels that is not of type ClassLabel
@@ -90,7 +90,7 @@ def _load(root: Path) -> dict[str, Any]:
     except InputError:
         raise
     except Exception as error:  # a damaged file can raise any exception
-        reason = str(error.__cause__ or error).splitlines()[0][:200]
+        reason = first_line(error.__cause__ or error)[:200]
         raise InputError(
             f"data.root={root} cannot be read: {reason}"
             "\n  each split needs at least one example, and each file must be whole"

@@ -1,7 +1,6 @@
 """Write a report: the page, the tables as Markdown, LaTeX and CSV, and the plots beside them."""
 
 import shlex
-from collections.abc import Callable
 from pathlib import Path
 
 from sam_runner.reports.output.latex import write_full_tables, write_narrow_table
@@ -11,7 +10,7 @@ from sam_runner.reports.report import Report
 from sam_runner.reports.results import read_distinct_runs
 from sam_runner.reports.sentences import at_equal_cost
 from sam_runner.utils.errors import InputError
-from sam_runner.utils.files import write_atomically
+from sam_runner.utils.files import write_bytes
 
 
 def write_report(report: Report, folder: Path, title: str) -> Path:
@@ -38,12 +37,8 @@ def write_report(report: Report, folder: Path, title: str) -> Path:
     contents = {name: text.encode("utf-8", "backslashreplace") for name, text in files.items()}
     contents |= {f"{stem}-{plot.name}.{kind}": content for plot in plots for kind, content in plot.files.items()}
     for name, content in contents.items():
-        write_atomically(folder / name, _writer(content))
+        write_bytes(folder / name, content)
     return folder / f"{stem}.html"
-
-
-def _writer(content: bytes) -> Callable[..., object]:
-    return lambda handle: handle.write(content)
 
 
 def write_sweep_report(folder: Path) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 from sam_runner.runs.logging.csv_table import CsvLogger
 from sam_runner.runs.logging.jsonl import JsonlLogger
 from sam_runner.training.metrics_logger import MetricsLogger, MetricsLoggers
+from sam_runner.utils.errors import first_line
 
 log = logging.getLogger("sam_runner")
 
@@ -26,7 +27,7 @@ def open_loggers(names: Sequence[str], folder: Path, start_step: int, states: Ma
         try:
             loggers.append(_open(name, folder, start_step, states.get(name)))
         except Exception as error:  # of another package
-            log.warning("logger=%s cannot be opened, the run goes on without it: %s", name, _first_line(error))
+            log.warning("logger=%s cannot be opened, the run goes on without it: %s", name, first_line(error))
     return MetricsLoggers(loggers)
 
 
@@ -45,7 +46,3 @@ def _open(name: str, folder: Path, start_step: int, state: Any) -> MetricsLogger
     from sam_runner.runs.logging.tensorboard import TensorboardLogger
 
     return TensorboardLogger(folder, start_step)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

@@ -3,16 +3,13 @@
 import csv
 import io
 import json
-from collections.abc import Collection, Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
-
-from sam_runner.utils.files import write_atomically
+from sam_runner.training.metrics_logger import MetricsLogger
+from sam_runner.utils.files import write_bytes
 
 
-class CsvLogger:
+class CsvLogger(MetricsLogger):
     """Writes metrics.csv from metrics.jsonl when the run ends or is stopped.
 
     Rows have different metrics, so the columns are known at the end only. A cell without a metric is empty.
@@ -21,28 +18,10 @@ class CsvLogger:
         folder: The run folder. Its `JsonlLogger` is closed first.
     """
 
-    name, required = "csv", False
+    name = "csv"
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
-
-    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:
-        """Ignore the call: metrics.jsonl has the row."""
-
-    def timing(self, step: int, values: Mapping[str, float]) -> None:
-        """Ignore the call: timing.jsonl has the row."""
-
-    def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """Ignore the picture."""
-
-    def text(self, tag: str, facts: Mapping[str, str]) -> None:
-        """Ignore the text."""
-
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
-        """Ignore the call: config.yaml and result.json hold settings and final metrics."""
-
-    def flush(self) -> None:
-        """Do nothing: the table is written at the end."""
 
     def close(self) -> None:
         """Write metrics.csv; numbers keep all their digits."""
@@ -52,4 +31,4 @@ class CsvLogger:
         table = csv.DictWriter(text, columns, lineterminator="\n")
         table.writeheader()
         table.writerows(rows)
-        write_atomically(self._folder / "metrics.csv", lambda handle: handle.write(text.getvalue().encode()))
+        write_bytes(self._folder / "metrics.csv", text.getvalue().encode())

@@ -3,17 +3,18 @@
 import json
 import logging
 import os
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
-from torch import Tensor
+from sam_runner.training.metrics_logger import MetricsLogger
 
 log = logging.getLogger("sam_runner")
 
 
-class JsonlLogger:
-    """Appends JSON objects to metrics.jsonl and timing.jsonl, one per line.
+class JsonlLogger(MetricsLogger):
+    """Appends JSON objects to metrics.jsonl and timing.jsonl, one per line. JSON has no pictures.
+
+    environment.json, config.yaml and result.json hold the facts, the settings and the final metrics.
 
     Args:
         folder: The run folder.
@@ -22,7 +23,7 @@ class JsonlLogger:
 
     name, required = "jsonl", True
 
-    def __init__(self, folder: Path, num_bytes: int = 0) -> None:
+    def __init__(self, folder: Path, num_bytes: int) -> None:
         path = folder / "metrics.jsonl"
         kept = _whole_rows(path, num_bytes) if num_bytes else b""
         self._metrics = path.open("ab")
@@ -38,15 +39,6 @@ class JsonlLogger:
     def timing(self, step: int, values: Mapping[str, float]) -> None:
         """Append a row to timing.jsonl."""
         self._timing.write(json.dumps({"step": step, **values}) + "\n")
-
-    def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """Ignore the picture: JSON has no pictures."""
-
-    def text(self, tag: str, facts: Mapping[str, str]) -> None:
-        """Ignore the call: environment.json and config.yaml hold these facts."""
-
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:
-        """Ignore the call: config.yaml and result.json hold settings and final metrics."""
 
     def flush(self) -> int:
         """Write buffered rows to disk; return the length of metrics.jsonl in bytes."""

@@ -12,12 +12,13 @@ from typing import Any
 
 from mlflow.entities import Metric, Param
 from mlflow.tracking import MlflowClient
-from torch import Tensor
+
+from sam_runner.training.metrics_logger import MetricsLogger
 
 MAX_TEXT = 5000  # characters of a tag and of a parameter
 
 
-class MlflowLogger:
+class MlflowLogger(MetricsLogger):
     """Logs metrics, settings and facts to a run of MLflow. It has no pictures.
 
     Args:
@@ -25,9 +26,9 @@ class MlflowLogger:
         run_id: Id of the run that is continued, None for a new one.
     """
 
-    name, required = "mlflow", False
+    name = "mlflow"
 
-    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+    def __init__(self, folder: Path, run_id: str | None) -> None:
         self._client = MlflowClient()
         if run_id is None:
             name = os.environ.get("MLFLOW_EXPERIMENT_NAME", "sam_runner")
@@ -47,15 +48,12 @@ class MlflowLogger:
         now = int(time.time() * 1000)
         self._client.log_batch(self._run_id, metrics=[Metric(tag, value, now, step) for tag, value in values.items()])
 
-    def image(self, tag: str, picture: Tensor, step: int) -> None:
-        """Ignore the picture."""
-
     def text(self, tag: str, facts: Mapping[str, str]) -> None:
         """Store facts as tags."""
         for name, text in facts.items():
             self._client.set_tag(self._run_id, f"{tag}.{name}", str(text)[:MAX_TEXT])
 
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:  # noqa: ARG002 - of the protocol
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:  # noqa: ARG002 - of the interface
         """Store the settings as parameters, the final metrics as metrics ``final/...``."""
         params = [Param(name, str(value)[:MAX_TEXT]) for name, value in settings.items()]
         now = int(time.time() * 1000)

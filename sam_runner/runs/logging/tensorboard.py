@@ -14,6 +14,8 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from sam_runner.training.metrics_logger import MetricsLogger
+
 EVALUATED_SETS = ("test/", "validation/")
 TAGS = {  # TensorBoard shows tags by their first part, in alphabetical order: accuracy and loss come first
     "accuracy": "accuracy/{set}", "accuracy_clean": "accuracy/{set}_clean_labels",
@@ -36,7 +38,7 @@ def tensorboard_tag(tag: str) -> str:
     return template.format(set=name) if template and (name or not is_of_set) else tag
 
 
-class TensorboardLogger:
+class TensorboardLogger(MetricsLogger):
     """Writes an event file into the run folder. Metrics have the tags of `tensorboard_tag`.
 
     Args:
@@ -44,13 +46,13 @@ class TensorboardLogger:
         start_step: Number of completed steps; TensorBoard ignores what an interrupted run logged after them.
     """
 
-    name, required = "tensorboard", False
+    name = "tensorboard"
 
     def __init__(self, folder: Path, start_step: int = 0) -> None:
         with _name_after(folder), _quiet_thread():
             self._writer = SummaryWriter(str(folder), purge_step=start_step + 1 if start_step else 0)
 
-    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - of the protocol
+    def scalars(self, step: int, epoch: int, values: Mapping[str, float]) -> None:  # noqa: ARG002 - of the interface
         """Log scalars by tag."""
         for tag, value in values.items():
             self._writer.add_scalar(tensorboard_tag(tag), value, step)

@@ -12,8 +12,10 @@ from typing import Any
 import wandb
 from torch import Tensor
 
+from sam_runner.training.metrics_logger import MetricsLogger
 
-class WandbLogger:
+
+class WandbLogger(MetricsLogger):
     """Logs metrics, pictures, settings and final metrics to a run of Weights & Biases.
 
     Args:
@@ -21,9 +23,9 @@ class WandbLogger:
         run_id: Id of the run that is continued, None for a new one. Rows that it has already are ignored by wandb.
     """
 
-    name, required = "wandb", False
+    name = "wandb"
 
-    def __init__(self, folder: Path, run_id: str | None = None) -> None:
+    def __init__(self, folder: Path, run_id: str | None) -> None:
         self._run = wandb.init(
             project=os.environ.get("WANDB_PROJECT", "sam_runner"),
             group=folder.resolve().parent.name,
@@ -53,7 +55,7 @@ class WandbLogger:
         """Store facts in the configuration of the run."""
         self._run.config.update({tag: dict(facts)}, allow_val_change=True)
 
-    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:  # noqa: ARG002 - of the protocol
+    def hparams(self, settings: Mapping[str, Any], final: Mapping[str, float], swept: Collection[str] = ()) -> None:  # noqa: ARG002 - of the interface
         """Store the settings in the configuration of the run, the final metrics in its summary."""
         self._run.config.update(dict(settings), allow_val_change=True)
         self._run.summary.update(dict(final))

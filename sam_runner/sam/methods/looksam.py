@@ -4,12 +4,12 @@ import torch
 from torch import Tensor
 
 from sam_runner.sam.method import Method, StepContext
-from sam_runner.sam.methods.around import Around
+from sam_runner.sam.methods.interval import Interval
 from sam_runner.sam.objective import Objective
 from sam_runner.sam.perturbation import divide_radius, is_zero
 
 
-class LookSam(Around):
+class LookSam(Interval):
     """Every k-th step is SAM's and keeps u, the unit vector along the part of g_eps that is orthogonal to g.
 
     The other steps make one pass; their final gradient is g + alpha ||g||_2 u.
@@ -31,30 +31,16 @@ class LookSam(Around):
     name = "looksam"
     combines = True
     descends_along_g = True
-    needs_number = True
     inner_blocker = "its steps with one pass combine gradients, too"
 
     def __init__(self, interval: int = 5, alpha: float = 0.7, around: Method | None = None) -> None:
-        super().__init__(around)
-        self.interval, self.alpha = interval, alpha
+        super().__init__(interval, around)
+        self.alpha = alpha
 
     def prepare(self, objective: Objective) -> None:
         """Start with u = 0."""
         super().prepare(objective)
         self.state["direction"] = [torch.zeros_like(param) for param in objective.params]
-
-    def radius(self, rho: float | Tensor, number: int | None, lr: float) -> float | Tensor:
-        """Return the radius in every k-th step, 0 in the others."""
-        assert number is not None
-        return self.around.radius(rho, number, lr) if number % self.interval == 0 else 0.0
-
-    def passes(self, number: int) -> int:
-        """Return the number of gradients of SAM in every k-th step, 1 in the others."""
-        return self.around.passes(number) if number % self.interval == 0 else 1
-
-    def cost(self, number: int) -> tuple[float, float]:
-        """Return the cost of SAM in every k-th step, that of one gradient in the others."""
-        return self.around.cost(number) if number % self.interval == 0 else (1, 1)
 
     def combine(self, final: list[Tensor], first: list[Tensor] | None, context: StepContext) -> None:
         """Keep u, or add it."""

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.func import functional_call
 
+from sam_runner.utils.errors import first_line
 from sam_runner.utils.seeding import RngState
 from sam_runner.utils.turns import Turns
 
@@ -194,11 +195,8 @@ def _write_buffers(models: Sequence[nn.Module], stacked: Tensors) -> None:
     """Write the buffers after a joint pass into those of each network."""
     targets = [buffer for model in models for buffer in model.buffers()]
     if targets:
-        torch._foreach_copy_(targets, [row for number in range(len(models)) for row in _rows(stacked, number)])
-
-
-def _rows(stacked: Tensors, number: int) -> list[Tensor]:
-    return [tensor[number] for tensor in stacked.values()]
+        rows = [tensor[number] for number in range(len(models)) for tensor in stacked.values()]
+        torch._foreach_copy_(targets, rows)
 
 
 def explain_impossible_passes(model: nn.Module, inputs: Tensor, read: Callable[[Any], Tensor]) -> str:
@@ -228,7 +226,7 @@ def explain_impossible_passes(model: nn.Module, inputs: Tensor, read: Callable[[
 
     errors = joint.run([lambda: differentiate(0), lambda: differentiate(1)])
     if error := next(filter(None, errors), None):
-        return (str(error).strip().splitlines() or [type(error).__name__])[0]
+        return first_line(error)
     same = all(
         bool((one - other).abs().max() <= TOLERANCE * one.abs().max())
         for one, other in zip(alone, together, strict=True)

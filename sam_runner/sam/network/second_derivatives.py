@@ -7,7 +7,7 @@ from typing import Any
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from sam_runner.utils.errors import TrainingError, find_memory_error
+from sam_runner.utils.errors import TrainingError, find_memory_error, first_line
 
 ONCE = once_differentiable(print).__code__  # of the backward method of every function that is marked
 WRONG = {"WeightNormInterfaceBackward0": "weight_norm"}  # nodes whose backward pass torch differentiates wrongly
@@ -50,7 +50,7 @@ def explain_missing_derivative(purpose: str, hint: str = "") -> Iterator[None]:
     except RuntimeError as error:
         if find_memory_error(error):
             raise
-        raise _error(purpose, str(error).strip().splitlines()[0], hint) from error
+        raise _error(purpose, first_line(error), hint) from error
 
 
 def _error(purpose: str, reason: str, hint: str) -> TrainingError:

@@ -7,7 +7,7 @@ from functools import lru_cache, partial
 from sam_runner.config.data import AugmentConfig, DataConfig, NoiseConfig
 from sam_runner.config.experiment import EarlyStoppingConfig, ExperimentConfig
 from sam_runner.config.instantiate import call_target, instantiate, locate
-from sam_runner.config.rules import NO_HELD_OUT_IMAGES
+from sam_runner.config.rules.data import NO_HELD_OUT_IMAGES
 from sam_runner.data.image_sets import ArraySet, ImageFiles, Images
 from sam_runner.data.noise import noise_needs
 from sam_runner.data.splits import Splits, prepare_splits

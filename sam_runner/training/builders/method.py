@@ -2,28 +2,28 @@
 
 from sam_runner.config.experiment import ExperimentConfig
 from sam_runner.config.instantiate import call_target
-from sam_runner.config.optimizer import (
+from sam_runner.config.optimizer.around import (
     AeSamConfig,
     AroundConfig,
-    AsamKeys,
-    AscentConfig,
-    EsamConfig,
-    FisherSamKeys,
-    FriendlySamKeys,
     GradientNormConfig,
     GsamConfig,
     IntervalConfig,
     LateConfig,
-    LayerwiseSamKeys,
     LookSamConfig,
-    MomentumSamConfig,
-    OptimizerConfig,
-    OwnMethodConfig,
     PerturbationConfig,
     RandomSamConfig,
+    WsamConfig,
+)
+from sam_runner.config.optimizer.method import AscentConfig, OptimizerConfig, OwnMethodConfig
+from sam_runner.config.optimizer.perturbation import (
+    AsamKeys,
+    EsamConfig,
+    FisherSamKeys,
+    FriendlySamKeys,
+    LayerwiseSamKeys,
+    MomentumSamConfig,
     SamConfig,
     SamOnKeys,
-    WsamConfig,
 )
 from sam_runner.sam import methods
 from sam_runner.sam.method import Method

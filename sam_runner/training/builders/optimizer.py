@@ -8,13 +8,14 @@ import torch
 from torch import nn
 
 from sam_runner.config.instantiate import call_target, locate
-from sam_runner.config.optimizer import MomentumSamConfig, OptimizerConfig
+from sam_runner.config.optimizer.method import OptimizerConfig
+from sam_runner.config.optimizer.perturbation import MomentumSamConfig
 from sam_runner.distributed.sharding import is_sharded
 from sam_runner.models.build import parameter_groups
 from sam_runner.sam.methods.momentum_sam import find_momentum
 from sam_runner.sam.optimizer_step import needs_closure
 from sam_runner.training.compiler_free_optimizers import avoid_compiler_import
-from sam_runner.utils.errors import InputError
+from sam_runner.utils.errors import InputError, first_line
 from sam_runner.utils.safe_load import find_unloadable
 
 
@@ -23,7 +24,7 @@ def build_optimizer(
     model: nn.Module,
     num_classes: int,
     *,
-    head_lr: float | None = None,
+    head_lr: float | None,
     compiled: bool = False,
 ) -> torch.optim.Optimizer:
     """Return the base optimizer over all parameters that require gradients.
@@ -127,9 +128,8 @@ def _try_optimizer(target: str, arguments: Mapping[str, Any], *, needs_momentum:
             optimizer.train()
         optimizer.step()
     except Exception as error:
-        reason = str(error).strip().splitlines()[:1] or [type(error).__name__]
         raise InputError(
-            f"optimizer.base._target_={target} cannot take a step with gradients alone: {reason[0]}\n"
+            f"optimizer.base._target_={target} cannot take a step with gradients alone: {first_line(error)}\n"
             "  SAM's base optimizer must need no closure, no Hessian and no sparse gradients"
         ) from error
     if not all("lr" in group for group in optimizer.param_groups):

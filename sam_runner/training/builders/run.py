@@ -38,7 +38,7 @@ from sam_runner.training.builders.method import build_method
 from sam_runner.training.builders.optimizer import build_optimizer
 from sam_runner.training.schedules import build_lr, build_rho
 from sam_runner.training.state import Run
-from sam_runner.training.subset import NUM_EXAMPLES, fixed_subset
+from sam_runner.training.subset import NUM_EXAMPLES, decay_in_loss, fixed_subset
 from sam_runner.training.telemetry import OFF, Telemetry
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import InputError
@@ -131,7 +131,7 @@ def build_step(
             scaler=torch.amp.GradScaler(device.type, enabled=dtype == torch.float16),
             num_chunks=config.accumulate,
             batch_size=-(-config.batch_size // context.world_size),
-            weight_decay=options.base.weight_decay if options.weight_decay_in_loss else 0.0,
+            weight_decay=decay_in_loss(config),
             context=context,
         )
     except ValueError as error:
@@ -207,8 +207,8 @@ def build_loaders(
     splits: Splits,
     device: torch.device,
     channels_last: bool,
-    context: DistributedContext = SINGLE_PROCESS,
-    normalisation: Normalisation | None = None,
+    context: DistributedContext,
+    normalisation: Normalisation | None,
 ) -> tuple[ImageLoader, dict[str, ImageLoader]]:
     """Return the loader of the training set, and the loaders of the test and validation sets by name.
 
@@ -242,7 +242,7 @@ def build_loaders(
 
 
 def build_telemetry(
-    config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext = SINGLE_PROCESS
+    config: ExperimentConfig, train: Images, loader: ImageLoader, context: DistributedContext
 ) -> Telemetry:
     """Return the telemetry of a run. The examples for the curvature are read only if the curvature is measured."""
     options = config.telemetry

@@ -1,7 +1,5 @@
 """Image folders that the tests write with PIL."""
 
-import logging
-
 import numpy as np
 import pytest
 import torch
@@ -92,8 +90,7 @@ def test_split_takes_the_fraction_of_each_class(tmp_path, below):
     assert both == sorted(image.tobytes() for images in pixels.values() for image in images)
 
 
-def test_a_test_set_taken_from_the_training_images_is_logged(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_a_test_set_taken_from_the_training_images_is_logged(tmp_path, caplog):
     write_classes(tmp_path / "train", {"a": 10, "b": 10})
     with caplog.at_level("INFO", logger="sam_runner"):
         image_folder(root=str(tmp_path), test_fraction=0.2).read()

@@ -1,7 +1,5 @@
 """data=image_list: a CSV file of paths and labels, compared with what was written."""
 
-import logging
-
 import pytest
 import torch
 from PIL import Image
@@ -31,8 +29,7 @@ def reds(part):
     return (part.images_NCHW[:, 0, 0, 0] // 20).tolist()
 
 
-def test_rows_become_sets_with_both_labels(tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def test_rows_become_sets_with_both_labels(tmp_path, caplog):
     names, parts = ["dog", "cat"] * 6, ["train"] * 4 + ["val"] + ["Train"] * 3 + ["test"] * 4
     rows = [f"photos/{number}.png,{names[number]},{parts[number]},cat" for number in range(12)]
     splits = read(file=write(tmp_path, ["path,label,split,clean_label", *rows]), test_fraction=0.5)

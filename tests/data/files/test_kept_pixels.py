@@ -56,8 +56,7 @@ def decoded(monkeypatch):
 
 
 @pytest.fixture(autouse=True)
-def _log(monkeypatch):
-    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+def _log():
     logging.getLogger("sam_runner").setLevel(logging.INFO)
 
 
