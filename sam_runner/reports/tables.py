@@ -61,7 +61,8 @@ def text_table(table: pd.DataFrame) -> str:
 
 def escape_markdown(text: str) -> str:
     """Return a text that Markdown shows as it is, also in a table."""
-    return text.translate(str.maketrans({"<": "&lt;"} | {character: f"\\{character}" for character in "\\|*`["}))
+    escaped = {ord("<"): "&lt;"} | {ord(character): f"\\{character}" for character in "\\|*`["}
+    return text.translate(escaped)
 
 
 def markdown_table(table: pd.DataFrame) -> str:
