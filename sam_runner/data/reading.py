@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from sam_runner.data.files.boxes import centre_crop_box
-from sam_runner.data.files.decode import check_image, read_crop, read_image, read_size
+from sam_runner.data.files.decode import brightest_16_bit_grey, check_image, read_crop, read_image, read_size
 from sam_runner.data.files.file_cache import choose_cache, files_key
 from sam_runner.data.files.in_threads import describe_faults, for_each_file, is_small_file
 from sam_runner.data.files.kept_pixels import keep_pixels
@@ -28,6 +28,8 @@ from sam_runner.utils.seeding import make_generator
 log = logging.getLogger("sam_runner")
 MAX_BYTES = 8 << 30  # pixels kept in memory
 MAX_CHECKED = 100_000  # files on disk that are checked before training
+NUM_SAMPLED = 100  # files whose size or brightness stands for those of the whole set
+MIN_LEVELS = 64  # of 256 grey levels; fewer lose much of what a 16-bit image shows
 CACHE_FORMAT = 2  # to be raised when the same files are decoded to other pixels
 Request = tuple[Path, tuple[str, ...], int, float]  # root, paths, image_size, eval_crop_ratio
 
@@ -102,6 +104,7 @@ def _check_all(sets: tuple[tuple[Path, tuple[str, ...]], ...], cache: bool | str
             log.info("the image files were checked by an earlier run")
             return
     files = [os.path.join(root, path) for root, paths in chosen for path in paths]
+    _warn_of_few_levels(_sample(files))
     faults: dict[str, str] = {}
     for_each_file(files, check_image, count_usable_cores(), "files", faults)
     if faults:
@@ -189,6 +192,10 @@ def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
     if not num_images:
         return []
     log.info("reading %s images into memory", f"{num_images:,}")
+    samples = [_sample([os.path.join(root, name) for name in paths]) for root, paths, *_ in requests]
+    for sample in samples if not requests[0][2] else []:
+        _require_alike_sizes(sample)
+    _warn_of_few_levels([*chain.from_iterable(samples)])
     is_small = is_small_file(requests[0][0] / requests[0][1][0])
     workers = 1 if is_small else max(num_workers, 1)
     faults: dict[Path, str] = {}
@@ -204,6 +211,37 @@ def _decode_sets(requests: list[Request], num_workers: int) -> list[Tensor]:
     if faults:
         raise describe_faults(list(faults.values()), num_images)
     return images
+
+
+def _sample(files: Sequence[str]) -> list[str]:
+    """Return up to `NUM_SAMPLED` files, evenly spaced."""
+    return [*files[:: max(1, math.ceil(len(files) / NUM_SAMPLED))]]
+
+
+def _require_alike_sizes(files: Sequence[str]) -> None:
+    """Refuse files if more than a tenth differ in size from the first: not a mistake in some, but a set of many sizes.
+
+    A few files of another size are found when they are decoded, and named one by one.
+    """
+    sizes: dict[str, tuple[int, int]] = {}
+    for path in files:
+        with contextlib.suppress(InputError):  # found again when the file is decoded
+            sizes[path] = read_size(path)
+    first = next(iter(sizes), "")
+    others = [path for path, size in sizes.items() if size != sizes[first]]
+    if len(others) > len(sizes) / 10:
+        raise InputError(_describe_sizes(Path(others[0]), sizes[others[0]], Path(first).name, sizes[first]))
+
+
+def _warn_of_few_levels(files: Sequence[str]) -> None:
+    """Warn if 16-bit grey images are so dark that their upper eight bits, which are kept, have few levels."""
+    brightest = max((value for path in files if (value := brightest_16_bit_grey(path)) is not None), default=None)
+    if brightest is not None and (levels := (brightest >> 8) + 1) < MIN_LEVELS:
+        log.warning(
+            "the brightest pixel of the 16-bit grey images is %d of 65535 (in a sample): the upper eight bits, which"
+            " are kept, have %s\n  multiply all images by the same factor, so that they span 0 to 65535",
+            *(brightest, "one level only" if levels == 1 else f"{levels} levels only"),
+        )
 
 
 def _decode_set(request: Request, workers: int, faults: dict[Path, str]) -> Tensor:

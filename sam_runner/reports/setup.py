@@ -147,7 +147,7 @@ def _describe_task(runs: Sequence[RunRecord]) -> str:
 
 
 def _describe_noise(runs: Sequence[RunRecord]) -> list[str]:
-    """Return which fraction of the training labels is wrong, and how they were made wrong; nothing if unknown."""
+    """Return which fraction of the training labels is wrong, and how they were made wrong; nothing if none is known."""
     by_noise: dict[str, list[RunRecord]] = {}
     for run in runs:
         if run.config is not None and _data_facts([run]):
@@ -158,8 +158,7 @@ def _describe_noise(runs: Sequence[RunRecord]) -> list[str]:
         rates[noise] = 100 * sum(entry["wrong_labels"] for entry in facts) / sum(entry["train"] for entry in facts)
     names = _distinct(noise.partition(" ")[0] for noise, rate in rates.items() if rate)
     texts = _distinct(f"{rate:.3g}" for rate in sorted(rates.values()))
-    wrong = f" wrong ({' or '.join(names)})" if names else " wrong"
-    return [f"{', '.join(texts)}% of the training labels{wrong}"] if rates else []
+    return [f"{', '.join(texts)}% of the training labels wrong ({' or '.join(names)})"] if names else []
 
 
 def _count_images(runs: Sequence[RunRecord]) -> str:

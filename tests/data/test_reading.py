@@ -107,6 +107,34 @@ def test_more_faults_than_a_message_holds_are_in_the_log(tmp_path, caplog):
     assert all(any(str(path) in message for message in caplog.messages) for path in bad)
 
 
+def test_a_set_of_many_sizes_is_refused_in_two_lines_before_it_is_decoded(tmp_path, read_paths):
+    write_classes(tmp_path, {"a": 20, "b": 20})
+    for number in range(15):
+        write_image(tmp_path / "a" / f"{number:03d}.png", random_pixels(0, 10 + number, 9))
+    with pytest.raises(InputError) as caught:
+        image_folder(root=str(tmp_path)).read()
+    assert read_paths == []
+    message, hint = str(caught.value).splitlines()
+    assert " is 9x" in message
+    assert hint == "  set data.image_size to resize all images to one size"
+
+
+@pytest.mark.parametrize("storage", ["memory", "disk"])
+@pytest.mark.parametrize(("brightest", "levels"), [(255, "one level only"), (4095, "16 levels only"), (65535, None)])
+def test_16_bit_grey_that_loses_its_levels_is_warned_of(tmp_path, caplog, monkeypatch, storage, brightest, levels):
+    """Scans of 12 bits in files of 16: the upper eight bits have 16 levels, and of 8 bits all pixels are black."""
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for number in range(5):
+            ramp = np.linspace(0, brightest, 64).astype(np.uint16).reshape(8, 8)
+            Image.fromarray(ramp).save(tmp_path / name / f"{number}.png")
+    image_folder(root=str(tmp_path), image_size=8, storage=storage).read()
+    warned = [message for message in caplog.messages if message.startswith("the brightest pixel of the 16-bit grey")]
+    assert len(warned) == (levels is not None)
+    assert all(f"is {brightest} of 65535" in message and f"have {levels}\n" in message for message in warned)
+
+
 def test_the_cache_gives_the_same_images_without_reading_the_files(tmp_path, read_paths):
     write_classes(tmp_path / "set" / "train", {"a": 10, "b": 10})
     write_classes(tmp_path / "set" / "test", {"a": 2, "b": 2})

@@ -510,7 +510,7 @@ def test_the_table_for_a_paper_is_narrow_in_percent_and_marks_what_is_significan
     [
         ("noise_40", (0.4,), "SmallCNN on digits, 40% of the training labels wrong (symmetric), 3 epochs"),
         ("both", (0, 0.2, 0.4), "SmallCNN on digits, 0, 20, 40% of the training labels wrong (symmetric), 3 epochs"),
-        ("none", (0,), "SmallCNN on digits, 0% of the training labels wrong, 3 epochs"),
+        ("none", (0,), "SmallCNN on digits, 3 epochs"),
     ],
 )
 def test_page_and_captions_name_the_task_and_labels_name_the_sweep(folder, rates, task, tmp_path):

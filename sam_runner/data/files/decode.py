@@ -3,7 +3,7 @@
 import io
 import os
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -24,6 +24,7 @@ SUFFIXES = frozenset(
         ".pbm", ".pnm",
     }
 )  # fmt: skip
+UNREADABLE = (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError)  # what Pillow raises
 FILE_ENDS = {"JPEG": b"\xff\xd9", "PNG": b"IEND\xaeB`\x82"}  # last bytes of whole files, by Pillow's names
 
 
@@ -60,6 +61,14 @@ def read_format(path: str | Path) -> tuple[str, int, int]:
     """
     with _report_unreadable(path), Image.open(path, formats=FORMATS) as opened:
         return opened.format or "", opened.height, opened.width
+
+
+def brightest_16_bit_grey(path: str | Path) -> int | None:
+    """Return the largest value of an image file of 16-bit grey, None for any other file."""
+    with suppress(*UNREADABLE), Image.open(path, formats=FORMATS) as opened:
+        if opened.mode.startswith("I"):
+            return int(np.asarray(opened).max())
+    return None
 
 
 def check_image(path: str | Path) -> None:
@@ -136,7 +145,7 @@ def is_image_file(path: str | Path) -> bool:
     try:
         with Image.open(path, formats=FORMATS):
             return True
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError):
+    except UNREADABLE:
         return False
 
 
@@ -145,7 +154,7 @@ def _report_unreadable(path: str | Path) -> Iterator[None]:
     """Turn every error of a broken image file into an `InputError` with its path."""
     try:
         yield
-    except (OSError, ValueError, SyntaxError, RuntimeError, Image.DecompressionBombError) as error:
+    except UNREADABLE as error:
         reason = str(error).rpartition("decode_jpeg.cpp")[2].partition(", ")[2] or str(error)
         if isinstance(error, UnidentifiedImageError):  # its own message has the address of a buffer
             reason = "its content is no image" if Path(path).stat().st_size else "it is empty"
