@@ -29,7 +29,7 @@ def report(arguments: list[str]) -> int:
         " all others that vary)",
     )  # fmt: skip
     parser.add_argument(
-        "--baseline", metavar="KEY=VALUE",
+        "--baseline", metavar="KEY=VALUE,...",
         help="runs that all others are compared with, paired by seed (default: optimizer=sgd, or optimizer=none if no"
         " run has optimizer=sgd)",
     )  # fmt: skip

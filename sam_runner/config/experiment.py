@@ -32,6 +32,7 @@ from sam_runner.config.optimizer.around import AROUND
 from sam_runner.config.optimizer.base import BASES, BaseOptimizerConfig
 from sam_runner.config.optimizer.method import OptimizerConfig
 from sam_runner.config.rules import check_rules
+from sam_runner.config.rules.method import check_base_optimizer
 from sam_runner.config.schedule import SCHEDULES, ScheduleConfig
 from sam_runner.config.validation import (
     UnknownKeyError,
@@ -418,6 +419,7 @@ def load_experiment(
         raise InputError(describe_unknown_key(error.key, [*error.accepted, *others], error.value)) from error
     typed = {override.lstrip("+~").split("=")[0].split("@")[0] for override in overrides}
     check_rules(config, typed, multirun=multirun)
+    check_base_optimizer(config, overrides)
     return config
 
 

@@ -140,7 +140,10 @@ def find_equal_bases(settings: pd.DataFrame, baseline: Baseline) -> dict[int, li
         settings: The settings of the groups, indexed by group.
         baseline: The baseline.
     """
-    compared = [str(name) for name in settings if name not in baseline.ignored_settings]
+    ignored, base = baseline.ignored_settings, "optimizer.base."
+    if f"{base}_target_" in ignored:  # another base optimizer has other settings, such as betas
+        ignored |= {str(name) for name in settings if str(name).startswith(base)}
+    compared = [str(name) for name in settings if name not in ignored]
     rows = rows_by_group(settings)
     values = {
         group: tuple(_compared_value(name, row[name], baseline) for name in compared) for group, row in rows.items()

@@ -207,7 +207,8 @@ def report_settings(config: ExperimentConfig, *, selects: bool = False) -> dict[
     if isinstance(config.noise, LabelFileConfig):  # runs that differ in the seed may each have a file of labels
         own_seed = rf"(seed[=_-]?){config.seed}\b"
         values["noise.file"] = re.sub(own_seed, r"\1*", config.noise.file)
-    if isinstance(config.optimizer, RadiusConfig) and config.optimizer.rho == 0:
+    has_no_radius = isinstance(config.optimizer, RadiusConfig) and config.optimizer.rho == 0
+    if has_no_radius or values["optimizer"] == "sgd":  # optimizer=sgd optimizer/base=adamw trains with AdamW
         values["optimizer"] = "sgd" if isinstance(config.optimizer.base, SgdConfig) else "none"
     return values
 

@@ -21,7 +21,7 @@ from sam_runner.training.checkpoints import CheckpointSchedule
 from sam_runner.training.evaluation import Metrics, add_prefix, evaluate, evaluation_weights
 from sam_runner.training.metrics import SUMS, TrainMeter, count_pairs, is_better, train_metrics
 from sam_runner.training.pictures import count_classes_per_square, draw_confusion_matrix, draw_image_grid
-from sam_runner.training.state import Outputs, Progress, Run, save_checkpoint
+from sam_runner.training.state import Outputs, Progress, Run, UnsavedAttributes, save_checkpoint
 from sam_runner.training.telemetry import measure_step
 from sam_runner.utils.console import DETAIL
 from sam_runner.utils.errors import RunInterrupt, TrainingError
@@ -59,7 +59,7 @@ def fit(
     """
     save_schedule = save_schedule or CheckpointSchedule()
     reset_peak_memory(run.step.objective.device)
-    saved_step = progress.step
+    saved_step, unsaved = progress.step, UnsavedAttributes(run.step)
     if progress.step == 0:
         first = next(run.train.epoch(0))
         if run.train.is_image:
@@ -69,6 +69,7 @@ def fit(
     try:
         while progress.epoch < run.epochs and (progress.batch or not _is_over(run, progress)):
             _train_epoch(run, outputs, progress, stop, save_schedule)
+            unsaved.warn()
             if _end_epoch(run, outputs, progress, stop, save_schedule):
                 saved_step = progress.step
                 save_schedule.restart()

@@ -1,6 +1,7 @@
 """The state of a run: its parts, its progress, and how a checkpoint saves and restores both."""
 
 import copy
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -21,6 +22,8 @@ from sam_runner.training.telemetry import Telemetry
 from sam_runner.utils.errors import InputError
 from sam_runner.utils.memory import measure_peak_memory
 from sam_runner.utils.seeding import RngState
+
+log = logging.getLogger("sam_runner")
 
 
 @dataclass(frozen=True)
@@ -194,6 +197,50 @@ class Progress:
         loggers: dict[str, Any] = self.before_end["loggers"]
         vars(self).update(copy.deepcopy(self.before_end["progress"]))
         return loggers
+
+
+class UnsavedAttributes:
+    """Finds public attributes of the method and the base optimizer that training changes and no checkpoint holds.
+
+    They can be texts, numbers, or lists and dictionaries of these; `Method.state` and `Optimizer.state_dict` are saved.
+
+    Args:
+        step: The optimizer step, before the first batch.
+    """
+
+    def __init__(self, step: SamStep | CapturedStep) -> None:
+        places = {step.method: "as tensors in self.state", step.optimizer: "in param_groups or state"}
+        self._watched = [(part, place, _plain_attributes(part)) for part, place in places.items()]
+
+    def warn(self) -> None:
+        """Name the attributes of a part that have changed, once."""
+        for watched in [*self._watched]:
+            part, place, before = watched
+            names = [name for name, value in _plain_attributes(part).items() if before.get(name) != value]
+            if names:
+                self._watched.remove(watched)
+                log.warning(
+                    "%s changes its attributes %s, which checkpoints do not hold: a continued run begins with other"
+                    " values\n  keep them %s; begin a name with _ if no later step reads its value",
+                    *(type(part).__name__, ", ".join(names), place),
+                )
+
+
+def _plain_attributes(part: object) -> dict[str, str]:
+    """Return attributes that are plain values, as text."""
+    return {
+        name: repr(value)
+        for name, value in vars(part).items()
+        if not name.startswith("_") and name not in ("state", "staged", "param_groups") and _is_plain(value)
+    }
+
+
+def _is_plain(value: object) -> bool:
+    if isinstance(value, list | tuple):
+        return all(map(_is_plain, value))
+    if isinstance(value, dict):
+        return all(map(_is_plain, value.values()))
+    return value is None or isinstance(value, str | int | float)
 
 
 def save_checkpoint(

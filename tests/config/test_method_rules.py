@@ -62,6 +62,7 @@ def test_settings_reach_the_method():
     [
         (["optimizer=momentum_sam", "optimizer.base.momentum=0"], "needs a base optimizer with momentum"),
         (["optimizer=momentum_sam", "optimizer/base=adamw", "optimizer.base.betas=[0,0.999]"], "needs momentum"),
+        (["optimizer=adamw", "optimizer/base=rmsprop"], "optimizer=adamw does not train with optimizer/base=rmsprop"),
         (["optimizer=ae_sam", "compile=graph"], "decides on the CPU"),
         (["optimizer=esam", "compile=graph"], "draws weights anew"),
         (["optimizer=gsam", "optimizer.rho_min=0.5"], "rho_min=0.5 is larger than rho=0.05"),

@@ -69,6 +69,16 @@ def test_a_baseline_has_the_same_settings_but_those_of_the_method():
     assert find_baselines(table, Baseline({"rho": "0.1"}), pd.Series(nan, table.index)) == {5: 2}
 
 
+def test_a_baseline_with_another_base_optimizer_has_other_settings_of_it():
+    nan, adamw = float("nan"), "torch.optim.AdamW"
+    rows = [("none", nan, 0.1, adamw, "[0.9, 0.99]"), ("sam", 0.1, 0.1, "torch.optim.SGD", nan),
+            ("sam", 0.1, 0.2, "torch.optim.SGD", nan)]  # fmt: skip
+    names = ["optimizer", "rho", "lr", "optimizer.base._target_", "optimizer.base.betas"]
+    table = pd.DataFrame(rows, columns=names)
+    baseline = Baseline(parse_baseline("optimizer=none,optimizer.base._target_=AdamW", table))
+    assert find_baselines(table, baseline, pd.Series(nan, table.index)) == {1: 0}
+
+
 def test_groups_without_a_baseline_of_their_settings_are_named(tmp_path):
     for number, (optimizer, epochs) in enumerate([("sgd", 3), ("sam", 3), ("sam", 4), ("sam", 5)]):
         leave(tmp_path / f"{number}", config_of(f"optimizer={optimizer}", f"epochs={epochs}"), accuracy=0.5)

@@ -100,6 +100,7 @@ def test_what_can_be_read_is_read_and_what_is_left_out_is_said(tmp_path):
 @pytest.mark.parametrize(("base", "name"), [("sgd", "sgd"), ("adamw", "none")])
 def test_sam_with_rho_0_is_reported_as_the_option_without_sam(base, name):
     assert report_settings(config_of("optimizer=sam", f"optimizer/base={base}", "rho=0"))["optimizer"] == name
+    assert report_settings(config_of("optimizer=sgd", f"optimizer/base={base}"))["optimizer"] == name
 
 
 def test_a_curve_ends_before_a_line_that_is_being_written(tmp_path):

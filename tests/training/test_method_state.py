@@ -1,16 +1,19 @@
 """Checkpoints hold the state of a method, and a resumed run has its bits."""
 
+import logging
 from dataclasses import replace
 from unittest import mock
 
 import pytest
 import torch
 
+from sam_runner.sam.methods import Sam
 from sam_runner.sam.step import SamStep
 from sam_runner.training import loop
 from sam_runner.training.builders.run import build_run
 from sam_runner.training.checkpoints import CheckpointFolder
 from sam_runner.training.state import Outputs, Progress, restore_state, save_checkpoint
+from sam_runner.utils.signals import StopRequest
 from tests.helpers import TINY, config_of
 from tests.oracles.methods import Drift
 
@@ -29,6 +32,34 @@ def train(run, progress, count):
 
 def bits(run):
     return [*run.model.state_dict().values(), *(part for parts in run.step.method.state.values() for part in parts)]
+
+
+class Growing(Sam):
+    """Forgets in a continued run how large its radius was."""
+
+    name, needs_number = "growing", True
+    factor, _last = 1.0, 0.0
+
+    def radius(self, rho, number, lr):
+        self.factor, self._last = 1.1 * self.factor, rho
+        return rho * self.factor
+
+
+def test_attributes_that_a_continued_run_would_lose_are_warned_of_once(tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("sam_runner"), "propagate", True)
+    run = run_with(Growing())
+    run.step.optimizer.count, step = 0, run.step.optimizer.step
+    monkeypatch.setattr(run.step.optimizer, "step", lambda: (step(), vars(run.step.optimizer).update(count=1)))
+    run = replace(run, epochs=2, max_steps=100)
+    loop.fit(run, Outputs(mock.Mock(flush=lambda: 0), CheckpointFolder(tmp_path)), Progress(), StopRequest())
+    method, optimizer = [message for message in caplog.messages if "changes its attributes" in message]
+    assert method.startswith("Growing changes its attributes factor, which checkpoints do not hold")
+    assert optimizer.startswith("SGD changes its attributes count, which")
+    caplog.clear()
+    loop.fit(
+        run_with(Drift()), Outputs(mock.Mock(flush=lambda: 0), CheckpointFolder(tmp_path)), Progress(), StopRequest()
+    )
+    assert not [message for message in caplog.messages if "changes its attributes" in message]
 
 
 def test_a_resumed_run_has_the_bits_of_the_methods_state(tmp_path):

@@ -1,5 +1,6 @@
 """Rules of the method and its base optimizer."""
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from sam_runner.config.optimizer import METHODS
@@ -11,6 +12,20 @@ from sam_runner.utils.errors import InputError
 
 if TYPE_CHECKING:
     from sam_runner.config.experiment import ExperimentConfig
+
+BASE_OF_OPTION = {"adamw": AdamWConfig, "rmsprop": RMSpropConfig}  # options of optimizer= with one base optimizer
+
+
+def check_base_optimizer(config: "ExperimentConfig", overrides: Sequence[str]) -> None:
+    """Refuse optimizer=adamw and optimizer=rmsprop with another base optimizer, which would train instead."""
+    words = dict(word.lstrip("+~").split("=", 1) for word in overrides if "=" in word)
+    option = words.get("optimizer", "")
+    if option in BASE_OF_OPTION and not isinstance(config.optimizer.base, BASE_OF_OPTION[option]):
+        chosen = next(key for key in ("optimizer.base._target_", "optimizer/base") if key in words)
+        raise InputError(
+            f"optimizer={option} does not train with {chosen}={words[chosen]}\n"
+            "  use optimizer=none for this base optimizer alone, or optimizer=sam for SAM with it"
+        )
 
 
 def check_radius(config: "ExperimentConfig", typed: set[str]) -> None:
