@@ -641,7 +641,7 @@ MUTANTS = {
          "reports/test_comparison.py::paired_t_test"),
     ],
     "reports.comparison": [
-        ("reports: a baseline with other settings", "find_equal_bases", "A not in baseline.ignored_settings", "False",
+        ("reports: a baseline with other settings", "find_equal_bases", "A not in ignored", "False",
          "reports/test_comparison.py::same_settings"),
         ("reports: a baseline of another cost", "find_baselines", "A <= COST_TOLERANCE", "True",
          "reports/test_comparison.py::trained_for_longer"),
