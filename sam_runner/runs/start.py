@@ -141,7 +141,19 @@ def _find_finished(folder: Path, config: ExperimentConfig) -> tuple[bool, dict[s
     result = None if length_changed else read_finished_result(folder)
     if result is not None:
         log.info("already finished: %s  %s", folder, summarise_result(result))
+        _store_moved_paths(folder, config, changes)
     return result is not None, changes
+
+
+def _store_moved_paths(folder: Path, config: ExperimentConfig, changes: Mapping[str, str]) -> None:
+    """Store where a finished run finds its data and labels now, for the commands that read the run."""
+    moved = [name for name, facts, _ in walk(config) if facts.path and name in changes]
+    if not moved:
+        return
+    with explain_write_errors(folder, lambda: "repeat the command"), lock_folder(folder):
+        write_config(folder, config)
+    for name in moved:
+        log.info("%s changed, %s", name, changes[name])
 
 
 def _choose_precision(config: ExperimentConfig, context: DistributedContext) -> tuple[str, str, str]:

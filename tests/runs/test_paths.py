@@ -77,6 +77,22 @@ def test_a_run_is_continued_from_another_folder(start_folder, tmp_path, monkeypa
     assert read_metrics(run) == read_metrics(other / "whole")
 
 
+def test_a_finished_run_is_told_where_its_data_are_now(start_folder, tmp_path, monkeypatch, capsys):
+    run, other = start_folder / "run", tmp_path / "other"
+    assert invoke(monkeypatch, capsys, start_folder, *OPTIONS, "run_dir=run").returncode == 0
+    expected = evaluate(monkeypatch, capsys, other, run)
+    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != "config.yaml"}
+    for name in ("images", "labels.npy"):
+        shutil.move(start_folder / name, other / name)
+    assert evaluate(monkeypatch, capsys, other, run).returncode == 2
+    told = invoke(monkeypatch, capsys, other, f"resume={run}", "data.root=images", "noise.file=labels.npy")
+    assert told.returncode == 0 and "already finished" in told.stdout
+    assert f"data.root changed, {start_folder / 'images'} -> {other / 'images'}" in told.stdout
+    assert evaluate(monkeypatch, capsys, other, run).stdout.endswith(expected.stdout)
+    assert expected.stdout.startswith("test/accuracy")
+    assert {path: path.read_bytes() for path in before} == before
+
+
 @pytest.mark.parametrize("weights", ["torchvision", "torchvision:IMAGENET1K_V1", "timm", None])
 def test_names_of_published_weights_are_no_paths(weights):
     config = config_of(*TINY, *([] if weights is None else [f"model.weights={weights}"]))
