@@ -1,6 +1,7 @@
 """Image files that are read into memory: which ones, what is said of those that cannot be read, and the cache."""
 
 import itertools
+import logging
 import os
 from functools import partial
 from pathlib import Path
