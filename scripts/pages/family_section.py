@@ -21,7 +21,7 @@ from scripts.pages.results_figures import save
 from scripts.pages.results_page import DOCS
 from scripts.pages.results_tables import format_estimate, read_blocks
 from scripts.pages.templates import open_templates
-from scripts.studies.evidence import Study
+from scripts.studies.evidence import RESULTS, Study
 
 PAGE = DOCS / "family.md"
 SECTION = re.compile(r"^## Comparison\n.*?(?=^## )", re.M | re.S)
@@ -35,10 +35,11 @@ class Side:
 
     Args:
         name: Name of the study; it has one block.
+        results: Folder of its CSV file.
     """
 
-    def __init__(self, name: str) -> None:
-        self.study = Study(name)
+    def __init__(self, name: str, results: Path = RESULTS) -> None:
+        self.study = Study(name, results=results)
         (self.block,) = read_blocks(self.study)
         self.methods = [arm for arm in self.study.content["arms"] if arm not in BASELINES and arm in self.block.arms]
         self.methods.sort(key=self.block.cost)  # stable: equal costs stay in the plan's order
@@ -103,6 +104,10 @@ class Side:
         """Return the methods whose search found the highest accuracy more than once."""
         return [arm for arm in self.methods if self.block.tied(arm)]
 
+    def list_other_values(self, again: "Side") -> list[str]:
+        """Return the methods whose search chose another radius than in another set of runs of the study."""
+        return [arm for arm in self.methods if self.block.value(arm) != again.block.value(arm)]
+
     def open_runs(self) -> list[str]:
         """Return the arms that have fewer final runs than the plan."""
         arms = self.study.content["arms"]
@@ -144,7 +149,9 @@ def plot(axes: Axes, side: Side, methods: list[str]) -> None:
 def make_section(sides: dict[str, Side]) -> str:
     """Return the section, with its heading."""
     environment = open_templates(estimate=format_estimate, names=name_all)
-    text = environment.get_template("family.md.j2").render(**sides, large=read_blocks(Study("human_noise"))[0])
+    text = environment.get_template("family.md.j2").render(
+        **sides, again=Side("family_digits", RESULTS / "elsewhere"), large=read_blocks(Study("human_noise"))[0]
+    )
     return wrap(text).rstrip("\n") + "\n\n"
 
 
