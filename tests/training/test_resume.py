@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from sam_runner.commands import evaluate as evaluate_command
-from sam_runner.config import rules
+from sam_runner.config.rules import files
 from sam_runner.runs import start
 from sam_runner.training import evaluation, loop
 from sam_runner.training.builders import run as builder
@@ -236,7 +236,7 @@ def test_two_interrupts_end_a_run_immediately_and_keep_the_last_checkpoint(tmp_p
     assert read_status(tmp_path / "run")["status"] == "interrupted"
 
 
-@pytest.mark.parametrize(("module", "name"), [(start, "build_run"), (rules, "require_files")])
+@pytest.mark.parametrize(("module", "name"), [(start, "build_run"), (files, "require_files")])
 def test_an_interrupt_before_the_run_has_a_folder_says_that_nothing_was_written(
     module, name, tmp_path, monkeypatch, capsys
 ):
