@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from pandas.core.groupby import SeriesGroupBy
 
 SHARED_OPTIMIZER_KEYS = {f"optimizer.{entry.name}" for entry in dataclasses.fields(OptimizerConfig)}
+BASE_OPTIMIZER = "optimizer.base._target_"
 METHOD_SETTINGS = {  # names in reports of the settings that not every method has
     entry.metadata["key"].short or f"optimizer.{entry.name}"
     for method in METHODS
@@ -45,17 +46,24 @@ def varying_settings(results: pd.DataFrame) -> list[str]:
 
 
 def informative_settings(runs: pd.DataFrame) -> list[str]:
-    """Return the varying settings without those of a part of the runs that are equal in this part.
+    """Return the varying settings without those that another column says: the method, or the base optimizer.
 
-    SAM's `optimizer.p` differs between SAM and SGD runs only because SGD has no such setting; `optimizer` says as much.
+    SAM's `optimizer.p` differs between SAM and SGD runs only because SGD has no such setting, and `optimizer.eta`
+    between ASAM and Fisher SAM because each has its own; `optimizer` says as much. The momentum of SGD and the betas of
+    AdamW are left out beside `optimizer.base._target_`. `eval_every` is left out if the runs that have it agree.
     """
-    return [name for name in varying_settings(runs) if not _is_of_a_part(name) or runs[name].nunique() > 1]
+    return [name for name in varying_settings(runs) if _is_informative(runs, name)]
 
 
-def _is_of_a_part(name: str) -> bool:
-    """Return whether only some runs have a setting: those of some methods, or those with held-out images."""
-    is_shared = name.startswith("optimizer.base") or name in SHARED_OPTIMIZER_KEYS
-    return name == "eval_every" or (name.startswith("optimizer.") and not is_shared)
+def _is_informative(runs: pd.DataFrame, name: str) -> bool:
+    if name == "eval_every":
+        return runs[name].nunique() > 1
+    if not name.startswith("optimizer.") or name in (BASE_OPTIMIZER, *SHARED_OPTIMIZER_KEYS):
+        return True
+    is_of_the_base = name.startswith("optimizer.base.")
+    owner = BASE_OPTIMIZER if is_of_the_base else "optimizer"
+    differs_within = runs.groupby(owner, dropna=False)[name].nunique(dropna=False).max() > 1
+    return bool(differs_within and (is_of_the_base or runs[name].nunique() > 1))
 
 
 def group_over_seeds(results: pd.DataFrame) -> pd.DataFrame:

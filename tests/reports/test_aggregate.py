@@ -46,6 +46,31 @@ def test_the_interval_is_that_of_a_t_test():
     assert list(np.isnan(summary["half_width"])) == [False, True, True]
 
 
+def settings_of(tmp_path, *commands):
+    """The settings that a report of runs with these words has as columns."""
+    for number, words in enumerate(commands):
+        leave(tmp_path / str(number), config_of(*words.split()), accuracy=0.5)
+    return informative_settings(group_over_seeds(load_results([tmp_path])))
+
+
+@pytest.mark.parametrize(
+    ("commands", "settings"),
+    [
+        (["optimizer=asam", "optimizer=fisher_sam"], ["optimizer", "rho"]),  # eta 0.01 and 1: each has its own
+        (["optimizer=sgd", "optimizer=adamw"], ["optimizer", "optimizer.base._target_"]),  # momentum and betas
+        (["optimizer=asam", "optimizer=asam optimizer.eta=0.1"], ["optimizer.eta"]),
+        (["optimizer=asam", "optimizer=fisher_sam", "optimizer=asam optimizer.eta=0.1"],
+         ["optimizer", "optimizer.eta", "rho"]),
+        (["optimizer=sgd", "optimizer=sgd optimizer.base.momentum=0.8", "optimizer=adamw"],
+         ["optimizer", "optimizer.base._target_", "optimizer.base.momentum"]),
+        (["optimizer=sam", "optimizer=sgd optimizer.base.nesterov=false"],
+         ["optimizer", "optimizer.base.nesterov", "rho"]),
+    ],
+)  # fmt: skip
+def test_settings_that_the_method_or_the_base_optimizer_says_are_no_columns(commands, settings, tmp_path):
+    assert settings_of(tmp_path, *commands) == settings
+
+
 def test_an_estimate_leaves_out_missing_values():
     values = [0.2, -0.1, 0.4]
     n, mean, half_width = estimate(pd.Series([*values, np.nan]))
