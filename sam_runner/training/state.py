@@ -209,8 +209,8 @@ class UnsavedAttributes:
     """
 
     def __init__(self, step: SamStep | CapturedStep) -> None:
-        places = {step.method: "as tensors in self.state", step.optimizer: "in param_groups or state"}
-        self._watched = [(part, place, _plain_attributes(part)) for part, place in places.items()]
+        places = ((step.method, "as tensors in self.state"), (step.optimizer, "in param_groups or state"))
+        self._watched = [(part, place, _plain_attributes(part)) for part, place in places]
 
     def warn(self) -> None:
         """Name the attributes of a part that have changed, once."""

@@ -226,17 +226,24 @@ def summarise(blocks: Sequence[Block], groups: Sequence[Group]) -> str:
         f"{enumerate_words([group.say() for group in groups], ', in ', ', and in ')}, and clearly worse in "
         f"{below or 'none'}. These are comparisons at equal epochs, where SAM costs twice as much."
     )
-    return "\n".join([text, *summarise_crops(blocks)])
+    return "\n".join([text, *summarise_other_means(blocks)])
 
 
-def summarise_crops(blocks: Sequence[Block]) -> list[str]:
-    """Say for each study how SGD with crops and flips compares with SAM without them; nothing if no block has both."""
+def summarise_other_means(blocks: Sequence[Block]) -> list[str]:
+    """Say for each study how SAM compares with other means for SGD: crops and flips, and a searched weight decay."""
     studies: dict[str, list[Block]] = {}
     for block in blocks:
         studies.setdefault(block.study.content["title"], []).append(block)
-    subject = "the gain of SGD with crops and flips over SAM without them"
-    texts = {title: Answers(own).say(subject, "sgd-crops", "sam") for title, own in studies.items()}
-    return [f"In the study *{title}* {text}" for title, text in texts.items() if text]
+    texts = []
+    for title, own in studies.items():
+        answers = Answers(own)
+        for subject, arm, other in (
+            ("the gain of SGD with crops and flips over SAM without them", "sgd-crops", "sam"),
+            ("SAM's gain over SGD with a searched weight decay", "sam", "sgd-decay"),
+        ):
+            if text := answers.say(subject, arm, other):
+                texts.append(f"In the study *{title}* {text}")
+    return texts
 
 
 def judge(gain: Estimate) -> str:

@@ -2,6 +2,7 @@
 
 import pytest
 
+from sam_runner.config.experiment import load_experiment
 from sam_runner.config.help import list_options
 from sam_runner.training.builders.method import build_method
 from sam_runner.training.builders.run import build_run
@@ -62,7 +63,7 @@ def test_settings_reach_the_method():
     [
         (["optimizer=momentum_sam", "optimizer.base.momentum=0"], "needs a base optimizer with momentum"),
         (["optimizer=momentum_sam", "optimizer/base=adamw", "optimizer.base.betas=[0,0.999]"], "needs momentum"),
-        (["optimizer=adamw", "optimizer/base=rmsprop"], "optimizer=adamw does not train with optimizer/base=rmsprop"),
+        (["optimizer=adamw", "optimizer/base=rmsprop"], "does not train with the base optimizer torch.optim.RMSprop"),
         (["optimizer=ae_sam", "compile=graph"], "decides on the CPU"),
         (["optimizer=esam", "compile=graph"], "draws weights anew"),
         (["optimizer=gsam", "optimizer.rho_min=0.5"], "rho_min=0.5 is larger than rho=0.05"),
@@ -80,6 +81,12 @@ def test_settings_reach_the_method():
 def test_what_has_no_meaning_is_refused(overrides, message):
     with pytest.raises(Exception, match=message.replace(".", r"\.")):
         config_of(*overrides)
+
+
+def test_a_file_with_another_base_optimizer_than_the_option_is_refused():
+    settings = {"optimizer": {"base": {"_target_": "torch.optim.SGD"}}}
+    with pytest.raises(InputError, match=r"optimizer=adamw does not train with the base optimizer torch\.optim\.SGD"):
+        load_experiment(settings, ["optimizer=adamw"])
 
 
 def test_sharded_weights_refuse_the_second_order_term_at_once(monkeypatch):

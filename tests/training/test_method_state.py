@@ -35,10 +35,11 @@ def bits(run):
 
 
 class Growing(Sam):
-    """Forgets in a continued run how large its radius was."""
+    """Forgets in a continued run how large its radius was; unhashable, as dataclasses are."""
 
     name, needs_number = "growing", True
     factor, _last = 1.0, 0.0
+    __hash__ = None
 
     def radius(self, rho, number, lr):
         self.factor, self._last = 1.1 * self.factor, rho

@@ -21,9 +21,8 @@ def check_base_optimizer(config: "ExperimentConfig", overrides: Sequence[str]) -
     words = dict(word.lstrip("+~").split("=", 1) for word in overrides if "=" in word)
     option = words.get("optimizer", "")
     if option in BASE_OF_OPTION and not isinstance(config.optimizer.base, BASE_OF_OPTION[option]):
-        chosen = next(key for key in ("optimizer.base._target_", "optimizer/base") if key in words)
         raise InputError(
-            f"optimizer={option} does not train with {chosen}={words[chosen]}\n"
+            f"optimizer={option} does not train with the base optimizer {config.optimizer.base.target}\n"
             "  use optimizer=none for this base optimizer alone, or optimizer=sam for SAM with it"
         )
 
